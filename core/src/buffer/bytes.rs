@@ -1,0 +1,98 @@
+//! Read-only bytes of one task.
+
+use crate::buffer::Region;
+use std::any::Any;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// Bytes that do not change and do not move while they are borrowed: the input of an op, or its result.
+pub struct Bytes(Repr);
+
+enum Repr {
+    Vec(Vec<u8>),
+    Static(&'static [u8]),
+    Region(Arc<Region>, usize),
+    Foreign { ptr: *const u8, len: usize, _guard: Box<dyn Any + Send> },
+}
+
+// SAFETY: `Foreign` points at memory that its guard keeps alive and that nobody writes (contract of `from_foreign`);
+// the guard itself is `Send`. Everything else is `Send` by its own right.
+unsafe impl Send for Bytes {}
+// SAFETY: shared access only reads, and the guard is not reachable through `&Bytes`.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    /// Bytes of a host (immutable Python `bytes`, a C buffer with a free function) that are borrowed until drop.
+    ///
+    /// # Safety
+    /// `ptr..ptr+len` stays readable and unwritten until `guard` is dropped; `guard` may be dropped on any thread.
+    pub unsafe fn from_foreign(ptr: *const u8, len: usize, guard: Box<dyn Any + Send>) -> Bytes {
+        if len == 0 { Bytes(Repr::Static(&[])) } else { Bytes(Repr::Foreign { ptr, len, _guard: guard }) }
+    }
+
+    /// Static bytes.
+    #[must_use]
+    pub const fn from_static(bytes: &'static [u8]) -> Bytes {
+        Bytes(Repr::Static(bytes))
+    }
+
+    pub(crate) fn from_region(region: Arc<Region>, len: usize) -> Bytes {
+        Bytes(Repr::Region(region, len))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Vec(v) => v,
+            Repr::Static(s) => s,
+            // SAFETY: a region inside `Bytes` has no other owner that writes (it was moved in, or copied when a peer
+            // could write it), and `len` is at most the region's length.
+            Repr::Region(r, len) => unsafe { std::slice::from_raw_parts(r.as_ptr(), *len) },
+            // SAFETY: contract of `from_foreign`.
+            Repr::Foreign { ptr, len, .. } => unsafe { std::slice::from_raw_parts(*ptr, *len) },
+        }
+    }
+
+    /// The bytes as a vector; free when they are one already.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<u8> {
+        match self.0 {
+            Repr::Vec(v) => v,
+            _ => self.as_slice().to_vec(),
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+impl From<Vec<u8>> for Bytes {
+    fn from(v: Vec<u8>) -> Bytes {
+        Bytes(Repr::Vec(v))
+    }
+}
+impl From<&[u8]> for Bytes {
+    fn from(v: &[u8]) -> Bytes {
+        Bytes(Repr::Vec(v.to_vec()))
+    }
+}
+impl Default for Bytes {
+    fn default() -> Bytes {
+        Bytes::from_static(&[])
+    }
+}
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({} B)", self.len())
+    }
+}

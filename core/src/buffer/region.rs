@@ -1,0 +1,249 @@
+//! Memory of buffers, and the cache that reuses it.
+//!
+//! A fresh mapping costs a page fault per 4 KiB, which makes it no faster than a pipe. So freed regions of 64 KiB and
+//! more are kept by size class (a power of two) and handed out again, up to [`CACHE_BYTES`] in all.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::lock;
+use crate::sys::{self, fork::ForkCell};
+use memmap2::MmapRaw;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+/// Smallest size class that is cached.
+const CACHE_MIN: usize = 64 << 10;
+/// What the cache keeps at most, both kinds together.
+const CACHE_BYTES: usize = 64 << 20;
+
+enum Memory {
+    Heap { ptr: *mut u8, layout: Layout },
+    Shared { map: MmapRaw, fd: OwnedFd },
+}
+
+// SAFETY: plain memory; `Region` decides who may touch it.
+unsafe impl Send for Memory {}
+// SAFETY: as above; no method of `&Memory` reads or writes the bytes.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Memory::Heap { ptr, layout } = *self {
+            // SAFETY: allocated with this layout in `Region::heap`, freed once, here.
+            unsafe { dealloc(ptr, layout) }
+        }
+    }
+}
+
+/// Bytes with a stable address: heap, or a sealed memfd that another process can map.
+pub struct Region {
+    memory: Option<Memory>,
+    len: usize,
+    epoch: u64,
+    /// A peer may hold the fd: never reused, and copied before anybody here borrows it as a slice.
+    exported: AtomicBool,
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Region({} B, {})", self.len, if self.is_shared() { "shared" } else { "heap" })
+    }
+}
+
+#[derive(Default)]
+struct Cache {
+    free: Vec<(bool, usize, Memory)>,
+    bytes: usize,
+}
+
+static CACHE: ForkCell<Mutex<Cache>> = ForkCell::new();
+
+fn cached(shared: bool, size: usize) -> Option<Memory> {
+    let mut c = lock(CACHE.get(Mutex::default));
+    let at = c.free.iter().rposition(|(s, n, _)| *s == shared && *n == size)?;
+    c.bytes -= size;
+    Some(c.free.swap_remove(at).2)
+}
+
+fn size_class(len: usize) -> usize {
+    if len < CACHE_MIN { len.max(1) } else { len.checked_next_power_of_two().unwrap_or(len) }
+}
+
+impl Region {
+    /// Zeroed heap bytes.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM`.
+    pub fn heap(len: usize) -> Result<Arc<Region>> {
+        Region::heap_inner(len, true)
+    }
+
+    /// Heap bytes that the caller overwrites at once; a reused region still holds old bytes of this process.
+    pub(crate) fn heap_for_overwrite(len: usize) -> Result<Arc<Region>> {
+        Region::heap_inner(len, false)
+    }
+
+    fn heap_inner(len: usize, zero: bool) -> Result<Arc<Region>> {
+        let size = size_class(len);
+        let memory = match (size >= CACHE_MIN).then(|| cached(false, size)).flatten() {
+            Some(memory) => {
+                if let (true, Memory::Heap { ptr, .. }) = (zero, &memory) {
+                    // SAFETY: `ptr` owns at least `size >= len` bytes and nobody else has it.
+                    unsafe { ptr.write_bytes(0, len) };
+                }
+                memory
+            }
+            None => {
+                let layout = Layout::from_size_align(size, 64)
+                    .map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+                // SAFETY: the layout's size is at least 1.
+                let ptr = unsafe { alloc_zeroed(layout) };
+                if ptr.is_null() {
+                    return Err(Error::os("malloc", libc::ENOMEM).with("len", len));
+                }
+                Memory::Heap { ptr, layout }
+            }
+        };
+        Ok(Region::new(memory, len, false))
+    }
+
+    /// Zeroed bytes in a sealed memfd.
+    ///
+    /// # Errors
+    /// `Os` when the memory or an fd is not there.
+    pub fn shared(len: usize) -> Result<Arc<Region>> {
+        // The file's size is what a peer sees, so a shared region is reused only for its exact length.
+        let memory = match (len >= CACHE_MIN).then(|| cached(true, len)).flatten() {
+            Some(m) => {
+                if let Memory::Shared { map, .. } = &m {
+                    // SAFETY: the mapping is ours alone (never exported) and has `len` bytes.
+                    unsafe { map.as_mut_ptr().write_bytes(0, len) };
+                }
+                m
+            }
+            None => {
+                let (fd, map) = sys::mem::create_sealed(c"offloop-buffer", len)?;
+                Memory::Shared { map, fd }
+            }
+        };
+        Ok(Region::new(memory, len, false))
+    }
+
+    /// Maps a sealed memfd of another process.
+    ///
+    /// # Errors
+    /// `Invalid` for an fd that is no sealed memfd, `Os`.
+    pub fn attach(fd: BorrowedFd<'_>) -> Result<Arc<Region>> {
+        let (fd, map, len) = sys::mem::attach_sealed(fd)?;
+        Ok(Region::new(Memory::Shared { map, fd }, len, true))
+    }
+
+    fn new(memory: Memory, len: usize, exported: bool) -> Arc<Region> {
+        Arc::new(Region { memory: Some(memory), len, epoch: sys::fork::epoch(), exported: AtomicBool::new(exported) })
+    }
+
+    /// First byte. Whoever dereferences it owns the buffer or holds an export of it.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        match self.memory.as_ref() {
+            Some(Memory::Heap { ptr, .. }) => *ptr,
+            Some(Memory::Shared { map, .. }) => map.as_mut_ptr(),
+            None => std::ptr::null_mut(),
+        }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Lies in a memfd.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.memory, Some(Memory::Shared { .. }))
+    }
+
+    /// Made in a parent of this process by fork.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.epoch != sys::fork::epoch()
+    }
+
+    /// A peer may write it.
+    #[must_use]
+    pub fn is_exported(&self) -> bool {
+        self.exported.load(Ordering::Relaxed)
+    }
+
+    /// The memfd; from now on a peer may hold it.
+    #[must_use]
+    pub fn export_fd(&self) -> Option<RawFd> {
+        let Some(Memory::Shared { fd, .. }) = &self.memory else { return None };
+        self.exported.store(true, Ordering::Relaxed);
+        Some(fd.as_raw_fd())
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
+        let size = match &memory {
+            Memory::Heap { layout, .. } => layout.size(),
+            Memory::Shared { .. } => self.len,
+        };
+        if size < CACHE_MIN || size > CACHE_BYTES / 2 || self.is_exported() || self.is_forked() {
+            return;
+        }
+        let shared = matches!(memory, Memory::Shared { .. });
+        let mut evicted = Vec::new();
+        {
+            let mut c = lock(CACHE.get(Mutex::default));
+            c.bytes += size;
+            c.free.push((shared, size, memory));
+            while c.bytes > CACHE_BYTES {
+                let oldest = c.free.remove(0);
+                c.bytes -= oldest.1;
+                evicted.push(oldest);
+            }
+        }
+        drop(evicted); // unmapped outside the lock
+    }
+}
+
+/// Bytes that the cache holds now; for leak tests.
+#[cfg(test)]
+pub(crate) fn cache_bytes() -> usize {
+    lock(CACHE.get(Mutex::default)).bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reuses_freed_memory_and_zeroes_it() {
+        let r = Region::heap(1 << 20).expect("heap");
+        // SAFETY: the test owns the region.
+        unsafe { r.as_ptr().write_bytes(0xAA, 1 << 20) };
+        drop(r);
+        assert!(cache_bytes() > 0);
+        let again = Region::heap(1 << 20).expect("heap");
+        // SAFETY: the test owns the region.
+        assert!(unsafe { std::slice::from_raw_parts(again.as_ptr(), 1 << 20) }.iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn attach_refuses_what_is_not_a_sealed_memfd() {
+        let null = std::fs::File::open("/dev/null").expect("open");
+        let e = Region::attach(std::os::fd::AsFd::as_fd(&null)).expect_err("refused");
+        assert_eq!(e.kind(), ErrorKind::Invalid);
+    }
+}

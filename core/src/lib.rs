@@ -1,0 +1,26 @@
+//! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
+//!
+//! ```text
+//!  error value sync sys wire   ←   metrics   ←   buffer   ←   ops   ←   pool   ←   capi, bindings
+//! ```
+//!
+//! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod buffer;
+#[cfg(feature = "capi")]
+pub mod capi;
+pub mod error;
+pub mod metrics;
+pub mod ops;
+pub mod pool;
+pub mod sync;
+pub mod sys;
+pub mod value;
+pub mod wire;
+
+pub use buffer::{Bytes, TransferBuffer, TransferToken};
+pub use error::{Error, ErrorKind, Result, Retry};
+pub use pool::{CompletionQueue, Task, ThreadPool};
+pub use value::Value;

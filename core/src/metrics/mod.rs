@@ -1,0 +1,1 @@
+//! Counters in a mapped region, histograms, Prometheus text.

@@ -1,0 +1,6 @@
+//! The `csv` family.
+
+use crate::ops::OpDef;
+
+/// The ops of this family.
+pub(super) const OPS: &[OpDef] = &[];

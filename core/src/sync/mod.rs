@@ -1,0 +1,14 @@
+//! The only door to atomics and locks: `std` in a normal build, `loom` under `--cfg loom`.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic;
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `m`. A lock is never left poisoned: every critical section of this crate leaves its data whole before it can
+/// panic, and tasks never run under a lock.
+pub(crate) fn lock<T: ?Sized>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}

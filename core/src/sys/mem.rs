@@ -1,0 +1,78 @@
+//! Memory that can be shared: memfds, allocated in full up front and sealed.
+
+use crate::error::{Error, ErrorKind, Result};
+use memmap2::{MmapOptions, MmapRaw};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
+
+fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
+    let base = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // MFD_NOEXEC_SEAL is Linux 6.3; an older kernel answers EINVAL.
+    for flags in [base | MFD_NOEXEC_SEAL, base] {
+        // SAFETY: `name` is NUL-terminated and outlives the call.
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+        if fd >= 0 {
+            // SAFETY: the kernel just gave us this fd, nobody else owns it.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+            break;
+        }
+    }
+    Err(Error::last_os("memfd_create"))
+}
+
+/// Makes a memfd of `len` bytes (at least 1), reserves every page, seals its size and maps it read-write.
+///
+/// # Errors
+/// `Os` with `ENOSPC`/`ENOMEM` when the memory is not there now (so that a later touch cannot be a SIGBUS), `EMFILE`.
+pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, MmapRaw)> {
+    let size =
+        libc::off_t::try_from(len.max(1)).map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+    let fd = memfd(name)?;
+    // `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
+    // SAFETY: a plain call on an fd that we own.
+    match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
+        0 => {}
+        errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
+    }
+    // SAFETY: a plain call on an fd that we own.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL) } != 0 {
+        return Err(Error::last_os("fcntl(F_ADD_SEALS)"));
+    }
+    let map = map(&fd, len.max(1))?;
+    Ok((fd, map))
+}
+
+fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
+    MmapOptions::new().len(len).map_raw(fd).map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len))
+}
+
+/// Maps a memfd that another process made. The fd is duplicated; the caller keeps its own.
+///
+/// # Errors
+/// `Invalid` when `fd` is not a memfd or not sealed against shrinking and growing, `Os` when it cannot be mapped.
+pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
+    // SAFETY: a plain query.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+    if seals < 0 || seals & need != need {
+        return Err(Error::invalid("fd is not a memfd that is sealed against shrinking and growing")
+            .with("fd", fd.as_raw_fd())
+            .with("seals", seals));
+    }
+    let owned = fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))?;
+    // SAFETY: `libc::stat` is plain data, all-zero is a valid value.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `st` is a valid out pointer.
+    if unsafe { libc::fstat(owned.as_raw_fd(), &raw mut st) } != 0 {
+        return Err(Error::last_os("fstat"));
+    }
+    let len = usize::try_from(st.st_size).unwrap_or(0);
+    if len == 0 {
+        return Err(Error::invalid("memfd is empty").with("fd", fd.as_raw_fd()));
+    }
+    let map = map(&owned, len)?;
+    Ok((owned, map, len))
+}

@@ -1,0 +1,4 @@
+//! The only door to the operating system. Linux 5.10 is the floor; newer calls are probed once and have fallbacks.
+
+pub mod fork;
+pub mod mem;

@@ -1,0 +1,1 @@
+//! Byte layouts that another process or language reads.
