@@ -23,6 +23,27 @@ fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
     Err(Error::last_os("memfd_create"))
 }
 
+/// Requests below this are not checked against free memory: reading `/proc` costs more than they do.
+const BUDGET_FROM: usize = 1 << 20;
+
+/// Bytes that the kernel could hand out now without killing somebody: `MemAvailable`. `None` when `/proc` is not there.
+fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// A memfd is not bound by the size of `/dev/shm`: reserving more than there is ends in the OOM killer, not in an error.
+fn check_budget(len: usize) -> Result<()> {
+    if len < BUDGET_FROM {
+        return Ok(());
+    }
+    match available_memory() {
+        Some(free) if len > free => Err(Error::os("posix_fallocate", libc::ENOMEM).with("len", len).with("available", free)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a memfd of `len` bytes (at least 1), reserves every page, seals its size and maps it read-write.
 ///
 /// # Errors
@@ -30,6 +51,7 @@ fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
 pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, MmapRaw)> {
     let size =
         libc::off_t::try_from(len.max(1)).map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+    check_budget(len)?;
     let fd = memfd(name)?;
     // `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
     // SAFETY: a plain call on an fd that we own.
