@@ -199,7 +199,7 @@ impl Drop for Region {
             Memory::Heap { layout, .. } => layout.size(),
             Memory::Shared { .. } => self.len,
         };
-        if size < CACHE_MIN || size > CACHE_BYTES / 2 || self.is_exported() || self.is_forked() {
+        if !(CACHE_MIN..=CACHE_BYTES / 2).contains(&size) || self.is_exported() || self.is_forked() {
             return;
         }
         let shared = matches!(memory, Memory::Shared { .. });

@@ -5,6 +5,11 @@ pub(crate) use loom::sync::atomic;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic;
 
+/// Atomics that lie in mapped memory: always `std`, because a model's atomics have another size.
+pub(crate) mod mapped {
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+}
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `m`. A lock is never left poisoned: every critical section of this crate leaves its data whole before it can

@@ -47,10 +47,10 @@ impl<T: Send + Sync> ForkCell<T> {
         let seen = self.current.load(Ordering::Acquire);
         // SAFETY: a non-null pointer was made by `Box::into_raw` below, is fully initialised (Release below, Acquire
         // above) and is never freed while the cell may be read: only a loser of the race frees, and it never published.
-        if let Some((made_in, value)) = unsafe { seen.as_ref() } {
-            if *made_in == epoch {
-                return value;
-            }
+        if let Some((made_in, value)) = unsafe { seen.as_ref() }
+            && *made_in == epoch
+        {
+            return value;
         }
         let fresh = Box::into_raw(Box::new((epoch, make())));
         match self.current.compare_exchange(seen, fresh, Ordering::AcqRel, Ordering::Acquire) {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
 
-fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
+pub(super) fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
     let base = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // MFD_NOEXEC_SEAL is Linux 6.3; an older kernel answers EINVAL.
     for flags in [base | MFD_NOEXEC_SEAL, base] {
@@ -44,6 +44,50 @@ fn check_budget(len: usize) -> Result<()> {
     }
 }
 
+/// Growing a file over `RLIMIT_FSIZE` sends SIGXFSZ, whose default action ends the process; an error is what a caller can handle.
+pub(super) fn check_file_size(len: usize) -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid out pointer.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } == 0;
+    if known && limit.rlim_cur != libc::RLIM_INFINITY && len as u64 > limit.rlim_cur {
+        return Err(Error::os("ftruncate", libc::EFBIG).with("len", len).with("limit", limit.rlim_cur));
+    }
+    Ok(())
+}
+
+/// The seals of a memfd; `None` for a file that can have none.
+pub(super) fn seals(fd: BorrowedFd<'_>) -> Option<libc::c_int> {
+    // SAFETY: a plain query.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    (seals >= 0).then_some(seals)
+}
+
+/// What `fstat` says about the size of `fd`.
+///
+/// # Errors
+/// `Os`.
+pub(super) fn file_len(fd: BorrowedFd<'_>) -> Result<usize> {
+    // SAFETY: `libc::stat` is plain data, all-zero is a valid value.
+    let mut st: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `st` is a valid out pointer.
+    if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut st) } != 0 {
+        return Err(Error::last_os("fstat"));
+    }
+    Ok(usize::try_from(st.st_size).unwrap_or(0))
+}
+
+/// Fixes the size of a memfd for good.
+///
+/// # Errors
+/// `Os`.
+pub(super) fn seal_size(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: a plain call on an fd that the caller owns.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL) } != 0 {
+        return Err(Error::last_os("fcntl(F_ADD_SEALS)"));
+    }
+    Ok(())
+}
+
 /// Makes a memfd of `len` bytes (at least 1), reserves every page, seals its size and maps it read-write.
 ///
 /// # Errors
@@ -52,6 +96,7 @@ pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, Mmap
     let size =
         libc::off_t::try_from(len.max(1)).map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
     check_budget(len)?;
+    check_file_size(len)?;
     let fd = memfd(name)?;
     // `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
     // SAFETY: a plain call on an fd that we own.
@@ -59,15 +104,12 @@ pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, Mmap
         0 => {}
         errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
     }
-    // SAFETY: a plain call on an fd that we own.
-    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL) } != 0 {
-        return Err(Error::last_os("fcntl(F_ADD_SEALS)"));
-    }
+    seal_size(&fd)?;
     let map = map(&fd, len.max(1))?;
     Ok((fd, map))
 }
 
-fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
+pub(super) fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
     MmapOptions::new().len(len).map_raw(fd).map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len))
 }
 
@@ -76,8 +118,7 @@ fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
 /// # Errors
 /// `Invalid` when `fd` is not a memfd or not sealed against shrinking and growing, `Os` when it cannot be mapped.
 pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
-    // SAFETY: a plain query.
-    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    let seals = seals(fd).unwrap_or(-1);
     let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
     if seals < 0 || seals & need != need {
         return Err(Error::invalid("fd is not a memfd that is sealed against shrinking and growing")
@@ -85,13 +126,7 @@ pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
             .with("seals", seals));
     }
     let owned = fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))?;
-    // SAFETY: `libc::stat` is plain data, all-zero is a valid value.
-    let mut st: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: `st` is a valid out pointer.
-    if unsafe { libc::fstat(owned.as_raw_fd(), &raw mut st) } != 0 {
-        return Err(Error::last_os("fstat"));
-    }
-    let len = usize::try_from(st.st_size).unwrap_or(0);
+    let len = file_len(fd)?;
     if len == 0 {
         return Err(Error::invalid("memfd is empty").with("fd", fd.as_raw_fd()));
     }

@@ -1,1 +1,3 @@
 //! Byte layouts that another process or language reads.
+
+pub mod metrics;
