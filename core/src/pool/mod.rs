@@ -1,11 +1,48 @@
-//! Pools: one scheduler, several kinds of workers.
+//! Pools: one scheduler, several kinds of workers. Today: native threads ([`ThreadPool`]).
+//!
+//! ```text
+//!  submit ─► injector (lock-free) ─► scheduler (priority, ageing, keys) ─► batch of a worker ─► run
+//!                                        ▲ idle workers take, or steal from a stuck batch      │
+//!  deadlines, cancel ── service thread ──┘                                                     ▼
+//!                              completion queue (one wake per batch) ─► Promise / Future / callback / fd
+//! ```
+//!
+//! * `sched`: pure; which task next, on which slot.
+//! * `task`: the states of one task, and its one outcome.
+//! * `thread`: submit, workers, sleeping and waking, resize, the end.
+//! * `split`: lends idle workers to one op.
+//! * `service`: one thread for deadlines, ticks and callbacks.
+//! * `completion`: how outcomes reach an event loop.
 
-/// Delivers finished tasks.
-#[derive(Debug)]
-pub struct CompletionQueue;
-/// One submitted call.
-#[derive(Debug)]
-pub struct Task;
-/// Native threads that run ops.
-#[derive(Debug)]
-pub struct ThreadPool;
+mod completion;
+mod hosted;
+mod options;
+mod sched;
+mod service;
+mod split;
+mod stats;
+mod task;
+mod thread;
+mod worker;
+
+pub use completion::{CompletionQueue, Event};
+pub use hosted::{HostedTask, HostedWorker, Next};
+pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, priority};
+pub use stats::PoolStats;
+pub use task::{Task, Work};
+pub use thread::{Builder, SubmitError, ThreadPool};
+
+use crate::error::Result;
+use crate::ops::OpCtx;
+use crate::value::Value;
+
+/// An op that is not in the table: a plugin's. Its options reach it as the caller's tree, see `Params::as_raw`.
+pub trait DynOp: Send + Sync {
+    /// Its name, unique in the pool.
+    fn name(&self) -> &str;
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Its own.
+    fn run(&self, ctx: &mut OpCtx<'_>) -> Result<Value>;
+}

@@ -10,6 +10,8 @@ pub(crate) mod mapped {
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 }
 
+pub(crate) mod stack;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `m`. A lock is never left poisoned: every critical section of this crate leaves its data whole before it can

@@ -6,3 +6,5 @@ pub mod fork;
 pub mod futex;
 pub mod mem;
 pub mod words;
+pub mod cpu;
+pub mod thread;

@@ -1,0 +1,154 @@
+//! Options of pools and of single tasks, with their defaults and limits.
+
+use crate::error::{Error, Result};
+use crate::pool::completion::CompletionQueue;
+use crate::value::Value;
+use std::time::Duration;
+
+/// Most workers of one pool, and most overdue ones.
+pub const MAX_WORKERS: usize = 1024;
+/// Largest bound of a queue.
+pub const MAX_QUEUE: usize = 1 << 24;
+/// Longest duration of an option: 30 days, so that a unit mix-up is refused.
+pub const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How a pool is made. `ThreadPool::builder()` fills it.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    /// Most workers at once, 1 to [`MAX_WORKERS`]. Default: usable cores (affinity and cgroup quota).
+    pub max_workers: Option<usize>,
+    /// Workers that stay when idle. Default 0.
+    pub min_workers: usize,
+    /// How long a worker above `min_workers` stays idle. Default 30 s.
+    pub idle_timeout: Duration,
+    /// Most queued tasks, 1 to [`MAX_QUEUE`]. Default 65,536.
+    pub max_queue: usize,
+    /// Most replacement threads for tasks that ignore their deadline. Default: `max_workers`.
+    pub max_overdue: Option<usize>,
+    /// Niceness of the workers, −20 to 19; below 0 needs privileges. Default 0.
+    pub nice: i32,
+    /// Name in metrics and of threads. Default `pool`.
+    pub name: String,
+}
+
+impl Default for PoolOptions {
+    fn default() -> PoolOptions {
+        PoolOptions {
+            max_workers: None,
+            min_workers: 0,
+            idle_timeout: Duration::from_secs(30),
+            max_queue: 65_536,
+            max_overdue: None,
+            nice: 0,
+            name: "pool".to_owned(),
+        }
+    }
+}
+
+pub(crate) fn check_range(option: &'static str, value: usize, min: usize, max: usize) -> Result<()> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::invalid("option is out of range").with("option", option).with("value", value).with("min", min).with("max", max))
+}
+
+fn check_duration(option: &'static str, value: Duration) -> Result<()> {
+    if value <= MAX_DURATION {
+        return Ok(());
+    }
+    Err(Error::invalid("option is out of range").with("option", option).with("value_ms", value.as_millis()).with("max_ms", MAX_DURATION.as_millis()))
+}
+
+impl PoolOptions {
+    /// Checks every option.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the option, its value and the limits.
+    pub fn check(&self) -> Result<()> {
+        if let Some(n) = self.max_workers {
+            check_range("max_workers", n, 1, MAX_WORKERS)?;
+        }
+        check_range("min_workers", self.min_workers, 0, self.max_workers.unwrap_or(MAX_WORKERS))?;
+        check_range("max_queue", self.max_queue, 1, MAX_QUEUE)?;
+        check_range("max_overdue", self.max_overdue.unwrap_or(0), 0, MAX_WORKERS)?;
+        check_duration("idle_timeout", self.idle_timeout)?;
+        if !(-20..=19).contains(&self.nice) {
+            return Err(Error::invalid("option is out of range").with("option", "nice").with("value", self.nice).with("min", -20).with("max", 19));
+        }
+        if self.name.len() > 64 || self.name.contains('\0') {
+            return Err(Error::invalid("name is longer than its limit or contains NUL").with("option", "name").with("len", self.name.len()).with("max", 64));
+        }
+        Ok(())
+    }
+}
+
+/// What happens to a submit when the queue is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// `Full` at once.
+    #[default]
+    Reject,
+    /// Blocks this thread until there is room, at most so long (`None`: for ever), then `Full`.
+    Wait(Option<Duration>),
+    /// Takes the task beyond the bound: for an async host, whose caller awaits and holds the input anyway.
+    Admit,
+}
+
+/// Where the outcome of a task goes.
+#[derive(Default)]
+pub enum Deliver {
+    /// It stays with the [`Task`](crate::pool::Task) until it is waited for.
+    #[default]
+    Wait,
+    /// To a queue, with a tag.
+    Queue(CompletionQueue, u64),
+    /// To a function, on an offloop thread that holds no lock.
+    Callback(Box<dyn FnOnce(Result<Value>) + Send>),
+}
+
+impl std::fmt::Debug for Deliver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Deliver::Wait => f.write_str("Wait"),
+            Deliver::Queue(_, tag) => write!(f, "Queue({tag})"),
+            Deliver::Callback(_) => f.write_str("Callback"),
+        }
+    }
+}
+
+/// How one task is run.
+#[derive(Debug, Default)]
+pub struct SubmitOptions {
+    /// −128 to 127, higher first. A waiting task gains one class per 100 ms. Default 0.
+    pub priority: i8,
+    /// Longest time from start to outcome.
+    pub timeout: Option<Duration>,
+    /// Longest wait from submit to start.
+    pub queue_timeout: Option<Duration>,
+    /// Tasks with one key go to one worker, in order.
+    pub key: Option<String>,
+    /// What to do when the queue is full.
+    pub on_full: OnFull,
+    /// Where the outcome goes.
+    pub deliver: Deliver,
+}
+
+impl SubmitOptions {
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(t) = self.timeout {
+            check_duration("timeout", t)?;
+        }
+        if let Some(t) = self.queue_timeout {
+            check_duration("queue_timeout", t)?;
+        }
+        Ok(())
+    }
+}
+
+/// The priority of a host's number.
+///
+/// # Errors
+/// `Invalid` outside −128 to 127.
+pub fn priority(value: i64) -> Result<i8> {
+    i8::try_from(value).map_err(|_| Error::invalid("option is out of range").with("option", "priority").with("value", value).with("min", -128).with("max", 127))
+}

@@ -1,0 +1,449 @@
+//! One submitted call: its states, its one outcome, and who gets it.
+//!
+//! ```text
+//!            worker starts it             returns
+//!  QUEUED ────────────────────► RUNNING ───────────► FINISHING ─► DONE
+//!    │                             │                    ▲
+//!    │ cancel, queue timeout,      │ cancel, timeout:   │
+//!    │ pool ends                   │ the caller has its │
+//!    └─────────────────────────────┴─ outcome at once ──┘
+//! ```
+//!
+//! Whoever moves a task to FINISHING owns its outcome; everybody else lost the race. A running task whose outcome was
+//! decided by somebody else is *overdue* until its function returns.
+//!
+//! | Field      | Written by                               | Ordering                                              |
+//! |------------|------------------------------------------|-------------------------------------------------------|
+//! | `state`    | CAS by whoever moves it                  | AcqRel; DONE is a SeqCst swap                          |
+//! | `work`     | submitter; taken by QUEUED → RUNNING or QUEUED → FINISHING | by `state`                           |
+//! | `result`   | owner of FINISHING; taken under `taken`  | Release of DONE pairs with Acquire of `state` in readers |
+//! | `waiters`  | waiters, before they look at `state`     | SeqCst; Dekker with the SeqCst swap to DONE            |
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::{Control, OpCtx, OpDef, Params};
+use crate::pool::completion::Queue;
+use crate::pool::options::Deliver;
+use crate::pool::thread::Inner;
+use crate::pool::service::{self, Due};
+use crate::pool::{DynOp, sched};
+use crate::buffer::Bytes;
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::lock;
+use crate::sync::stack::{Link, Linked};
+use crate::sys::{fork, futex};
+use crate::value::Value;
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub(super) const QUEUED: u32 = 0;
+pub(super) const RUNNING: u32 = 1;
+const FINISHING: u32 = 2;
+pub(super) const DONE: u32 = 3;
+
+/// Set in `waiters` when `callbacks` is not empty.
+const HAS_CALLBACKS: u32 = 1 << 31;
+
+/// What a task does.
+pub struct Work(pub(super) WorkKind);
+
+pub(super) type Closure = Box<dyn FnOnce(&mut OpCtx<'_>) -> Result<Value> + Send>;
+
+pub(super) enum WorkKind {
+    Op(&'static OpDef, Vec<Bytes>, Params),
+    Plugin(Arc<dyn DynOp>, Vec<Bytes>, Params),
+    Call(Closure),
+    Hosted(Box<dyn Any + Send>),
+}
+
+impl Work {
+    /// A closure. Its context has no inputs and no options.
+    pub fn call(f: impl FnOnce(&mut OpCtx<'_>) -> Result<Value> + Send + 'static) -> Work {
+        Work(WorkKind::Call(Box::new(f)))
+    }
+
+    /// A call that a thread of the host makes; see `Builder::hosted`.
+    #[must_use]
+    pub fn hosted(payload: Box<dyn Any + Send>) -> Work {
+        Work(WorkKind::Hosted(payload))
+    }
+
+    /// Gives the inputs of an op back, for a host that keeps what was not submitted.
+    #[must_use]
+    pub fn into_inputs(self) -> Vec<Bytes> {
+        match self.0 {
+            WorkKind::Op(_, inputs, _) | WorkKind::Plugin(_, inputs, _) => inputs,
+            WorkKind::Call(_) | WorkKind::Hosted(_) => Vec::new(),
+        }
+    }
+
+    /// Gives the payload of [`Work::hosted`] back.
+    #[must_use]
+    pub fn into_payload(self) -> Option<Box<dyn Any + Send>> {
+        if let WorkKind::Hosted(p) = self.0 { Some(p) } else { None }
+    }
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.0 {
+            WorkKind::Op(op, ..) => op.name,
+            WorkKind::Plugin(op, ..) => op.name(),
+            WorkKind::Call(_) => "call",
+            WorkKind::Hosted(_) => "hosted",
+        })
+    }
+}
+
+type OnDone = Box<dyn FnOnce(&Task) + Send>;
+
+/// The shared part of a task.
+pub(crate) struct Core {
+    inject: Link,
+    done: Link,
+    pub(super) state: AtomicU32,
+    waiters: AtomicU32,
+    /// 0, or the status of the outcome that was decided while the function runs: what `OpCtx::check` returns.
+    token: AtomicU8,
+    /// The function has returned; only kept for tasks whose outcome was decided before.
+    pub(super) returned: AtomicBool,
+    /// Slot and turn of the worker that runs it: `slot << 32 | turn`.
+    pub(super) ran_by: AtomicU64,
+    /// The result was given away.
+    taken: AtomicBool,
+    pub(super) priority: i8,
+    /// The completion queue, if that is where the outcome goes; apart from `deliver` because progress needs it too.
+    queue: Option<(Arc<Queue>, u64)>,
+    pub(super) key: Option<u64>,
+    pub(super) submitted_ns: u64,
+    pub(super) timeout: Option<Duration>,
+    pub(super) pool: Arc<Inner>,
+    work: UnsafeCell<Option<WorkKind>>,
+    deliver: UnsafeCell<Deliver>,
+    result: UnsafeCell<Option<Result<Value>>>,
+    callbacks: Mutex<Vec<OnDone>>,
+    progress: Mutex<Option<Value>>,
+}
+
+// SAFETY: the three cells are touched only by the owner that `state` (and `taken`) names, see the module's table; what
+// they hold is `Send`.
+unsafe impl Send for Core {}
+// SAFETY: as above.
+unsafe impl Sync for Core {}
+
+pub(crate) struct ByInject;
+impl Linked<Core> for ByInject {
+    fn link(node: &Core) -> &Link {
+        &node.inject
+    }
+}
+
+pub(crate) struct ByDone;
+impl Linked<Core> for ByDone {
+    fn link(node: &Core) -> &Link {
+        &node.done
+    }
+}
+
+impl sched::Item for Arc<Core> {
+    fn priority(&self) -> i8 {
+        self.priority
+    }
+    fn submitted_ns(&self) -> u64 {
+        self.submitted_ns
+    }
+    fn key(&self) -> Option<u64> {
+        self.key
+    }
+    fn is_live(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == QUEUED
+    }
+}
+
+pub(super) struct NewCore {
+    pub(super) work: WorkKind,
+    pub(super) deliver: Deliver,
+    pub(super) priority: i8,
+    pub(super) key: Option<u64>,
+    pub(super) submitted_ns: u64,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// How a task left the queue or the worker, for the counters.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was still queued; its inputs and `arg_free` go with the work, best after the caller has its outcome.
+    Queued(Work),
+    /// It was running and still is.
+    Running,
+}
+
+impl Core {
+    pub(super) fn new(pool: Arc<Inner>, new: NewCore) -> Arc<Core> {
+        let (queue, deliver) = match new.deliver {
+            Deliver::Queue(q, tag) => (Some((q.shared(), tag)), Deliver::Wait),
+            other => (None, other),
+        };
+        Arc::new(Core {
+            inject: Link::new(),
+            done: Link::new(),
+            state: AtomicU32::new(QUEUED),
+            waiters: AtomicU32::new(0),
+            token: AtomicU8::new(0),
+            returned: AtomicBool::new(false),
+            ran_by: AtomicU64::new(0),
+            taken: AtomicBool::new(false),
+            priority: new.priority,
+            queue,
+            key: new.key,
+            submitted_ns: new.submitted_ns,
+            timeout: new.timeout,
+            pool,
+            work: UnsafeCell::new(Some(new.work)),
+            deliver: UnsafeCell::new(deliver),
+            result: UnsafeCell::new(None),
+            callbacks: Mutex::default(),
+            progress: Mutex::default(),
+        })
+    }
+
+    /// Moves QUEUED → RUNNING and takes the work; `None` if the task already has its outcome.
+    pub(super) fn start(&self) -> Option<WorkKind> {
+        self.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
+        unsafe { (*self.work.get()).take() }
+    }
+
+    /// The worker's right to decide the outcome; [`publish`](Self::publish) must follow. False if somebody else has it.
+    pub(super) fn claim_finish(&self) -> bool {
+        self.state.compare_exchange(RUNNING, FINISHING, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// The right to decide the outcome from outside; [`publish`](Self::publish) must follow. `None` if it was decided.
+    pub(super) fn claim_end(&self, kind: ErrorKind) -> Option<Ended> {
+        loop {
+            if let Some(ended) = self.claim_end_queued() {
+                return Some(ended);
+            }
+            if self.claim_finish() {
+                self.token.store((-kind.status()) as u8, Ordering::Release);
+                return Some(Ended::Running);
+            }
+            // QUEUED may have become RUNNING between the two attempts.
+            if self.state.load(Ordering::Relaxed) >= FINISHING {
+                return None;
+            }
+        }
+    }
+
+    /// As [`claim_end`](Self::claim_end), but only while queued.
+    pub(super) fn claim_end_queued(&self) -> Option<Ended> {
+        self.state.compare_exchange(QUEUED, FINISHING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
+        let work = unsafe { (*self.work.get()).take() };
+        Some(Ended::Queued(Work(work.expect("a queued task has its work"))))
+    }
+
+    /// Makes the outcome known. The caller has claimed it.
+    pub(super) fn publish(self: &Arc<Core>, result: Result<Value>, on_worker: bool) {
+        // SAFETY: only the owner of FINISHING touches these cells until DONE is visible.
+        let deliver = unsafe {
+            *self.result.get() = Some(result);
+            std::mem::take(&mut *self.deliver.get())
+        };
+        self.state.swap(DONE, Ordering::SeqCst);
+        if self.waiters.load(Ordering::SeqCst) != 0 {
+            futex::wake(&self.state, u32::MAX);
+            if self.waiters.load(Ordering::SeqCst) & HAS_CALLBACKS != 0 {
+                for callback in std::mem::take(&mut *lock(&self.callbacks)) {
+                    let task = Task(self.clone());
+                    run_on_offloop_thread(on_worker, Box::new(move || callback(&task)));
+                }
+            }
+        }
+        if let Some((queue, _)) = &self.queue {
+            queue.push(self.clone());
+        } else if let Deliver::Callback(callback) = deliver {
+            let result = self.take_result().unwrap_or_else(|| Err(already_taken()));
+            run_on_offloop_thread(on_worker, Box::new(move || callback(result)));
+        }
+    }
+
+    fn take_result(&self) -> Option<Result<Value>> {
+        if self.state.load(Ordering::Acquire) != DONE || self.taken.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        // SAFETY: DONE was seen with Acquire, and `taken` lets one thread in.
+        unsafe { (*self.result.get()).take() }
+    }
+
+    pub(super) fn take_for_queue(self: Arc<Core>) -> (u64, Result<Value>) {
+        let tag = self.queue.as_ref().map_or(0, |(_, tag)| *tag);
+        (tag, self.take_result().unwrap_or_else(|| Err(already_taken())))
+    }
+
+    /// A deadline of this kind no longer matters.
+    pub(super) fn is_settled(&self, due: Due) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        match due {
+            Due::QueueTimeout => state != QUEUED,
+            Due::Timeout => state != RUNNING,
+            Due::Replace => self.returned.load(Ordering::Relaxed),
+        }
+    }
+
+    fn is_forked(&self) -> bool {
+        self.pool.epoch() != fork::epoch()
+    }
+}
+
+fn already_taken() -> Error {
+    Error::invalid("result was already taken")
+}
+
+fn run_on_offloop_thread(on_worker: bool, f: Box<dyn FnOnce() + Send>) {
+    if on_worker {
+        // A callback that panics must not take the worker along; there is nobody to tell.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    } else {
+        service::run(f);
+    }
+}
+
+impl Control for Core {
+    fn check(&self) -> Result<()> {
+        match self.token.load(Ordering::Acquire) {
+            0 => Ok(()),
+            status => {
+                let kind = ErrorKind::from_status(-i32::from(status)).unwrap_or(ErrorKind::Cancelled);
+                Err(Error::new(kind, "the task's outcome was decided while it ran"))
+            }
+        }
+    }
+
+    fn progress(&self, value: Value) {
+        match &self.queue {
+            Some((queue, tag)) => queue.progress(*tag, value),
+            None => *lock(&self.progress) = Some(value),
+        }
+    }
+}
+
+/// One submitted call. Clones are handles on the same task; dropping them all lets it run on.
+#[derive(Clone)]
+pub struct Task(pub(super) Arc<Core>);
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = ["queued", "running", "finishing", "done"].get(self.0.state.load(Ordering::Relaxed) as usize);
+        write!(f, "Task({})", state.unwrap_or(&"?"))
+    }
+}
+
+fn forked() -> Error {
+    Error::new(ErrorKind::Forked, "task belongs to the parent of this forked process")
+}
+
+impl Task {
+    /// Has its outcome.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.0.state.load(Ordering::Acquire) == DONE
+    }
+
+    /// Was started and has no outcome yet.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.0.state.load(Ordering::Relaxed) == RUNNING
+    }
+
+    /// Waits for the outcome and takes it. The task goes on when the wait times out.
+    ///
+    /// # Errors
+    /// The task's own; `Timeout` of this wait; `Invalid` when the outcome was taken before; `Forked`.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Value> {
+        let end = timeout.and_then(|t| Instant::now().checked_add(t));
+        loop {
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if self.wait_slice(left.unwrap_or(Duration::MAX))? {
+                return self.0.take_result().unwrap_or_else(|| Err(already_taken()));
+            }
+            if left.is_some_and(|l| l.is_zero()) {
+                let ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
+                return Err(Error::new(ErrorKind::Timeout, "the task is not done yet").with("waited_ms", ms));
+            }
+        }
+    }
+
+    /// Waits at most so long; true if the task is done. Ends early when a signal handler ran.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn wait_slice(&self, slice: Duration) -> Result<bool> {
+        if self.is_done() {
+            return Ok(true);
+        }
+        if self.0.is_forked() {
+            return Err(forked());
+        }
+        if slice.is_zero() {
+            return Ok(false);
+        }
+        let end = Instant::now().checked_add(slice);
+        let core = &*self.0;
+        core.waiters.fetch_add(1, Ordering::SeqCst);
+        let done = loop {
+            let seen = core.state.load(Ordering::SeqCst);
+            if seen == DONE {
+                break true;
+            }
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|l| l.is_zero()) {
+                break false;
+            }
+            if futex::wait(&core.state, seen, left) == futex::Wake::Interrupted {
+                break core.state.load(Ordering::Acquire) == DONE;
+            }
+        };
+        core.waiters.fetch_sub(1, Ordering::SeqCst);
+        Ok(done)
+    }
+
+    /// The outcome if it is there and was not taken.
+    #[must_use]
+    pub fn try_take(&self) -> Option<Result<Value>> {
+        self.0.take_result()
+    }
+
+    /// Cancels. Queued: it never starts. Running: its token is set and the caller gets `Cancelled` at once, while the
+    /// thread stays with the function until that returns. True if this call decided the outcome.
+    pub fn cancel(&self) -> bool {
+        !self.0.is_forked() && self.0.pool.end(&self.0, Error::new(ErrorKind::Cancelled, "the task was cancelled"))
+    }
+
+    /// Cancels only while queued (`Future.cancel` of Python's stdlib). True if it will never start.
+    pub fn cancel_queued(&self) -> bool {
+        !self.0.is_forked() && self.0.pool.end_queued(&self.0, Error::new(ErrorKind::Cancelled, "the task was cancelled"))
+    }
+
+    /// Calls `f` on an offloop thread once the task is done; soon, if it is.
+    pub fn on_done(&self, f: impl FnOnce(&Task) + Send + 'static) {
+        let core = &*self.0;
+        lock(&core.callbacks).push(Box::new(f));
+        core.waiters.fetch_or(HAS_CALLBACKS, Ordering::SeqCst);
+        if core.state.load(Ordering::SeqCst) == DONE {
+            // The finisher may have looked before the flag was set; whoever takes the list calls it.
+            for callback in std::mem::take(&mut *lock(&core.callbacks)) {
+                let task = self.clone();
+                service::run(Box::new(move || callback(&task)));
+            }
+        }
+    }
+
+    /// The latest progress value of a task that does not deliver to a queue, once.
+    #[must_use]
+    pub fn take_progress(&self) -> Option<Value> {
+        lock(&self.0.progress).take()
+    }
+}

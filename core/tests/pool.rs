@@ -1,0 +1,608 @@
+//! What a pool promises, seen from outside.
+
+use offloop::pool::{Deliver, Event, OnFull, SubmitOptions, Work};
+use offloop::{CompletionQueue, Error, ErrorKind, ThreadPool, Value};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+fn pool(workers: usize) -> ThreadPool {
+    ThreadPool::builder().max_workers(workers).name("test").build().expect("pool")
+}
+
+/// A task that runs until its sender sends or is dropped; says when it runs.
+fn gate(pool: &ThreadPool, options: SubmitOptions) -> (mpsc::Sender<()>, offloop::Task) {
+    let (open, wait) = mpsc::channel::<()>();
+    let (started, starts) = mpsc::channel();
+    let task = pool
+        .submit(
+            Work::call(move |_| {
+                started.send(()).expect("test waits");
+                let _ = wait.recv();
+                Ok(Value::Int(7))
+            }),
+            options,
+        )
+        .expect("submit");
+    starts.recv().expect("started");
+    (open, task)
+}
+
+fn int(n: i64) -> Work {
+    Work::call(move |_| Ok(Value::Int(n)))
+}
+
+fn kind(r: Result<Value, Error>) -> ErrorKind {
+    r.expect_err("an error").kind()
+}
+
+#[test]
+fn runs_a_task_and_gives_its_value_once() {
+    let p = pool(2);
+    let t = p.submit(int(5), SubmitOptions::default()).expect("submit");
+    assert_eq!(t.wait(None).expect("value").as_int(), Some(5));
+    assert!(t.is_done());
+    assert_eq!(kind(t.wait(None)), ErrorKind::Invalid);
+}
+
+#[test]
+fn many_tasks_from_many_threads_all_have_one_outcome() {
+    let p = pool(3);
+    let ran = Arc::new(AtomicUsize::new(0));
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| {
+                for _ in 0..5_000 {
+                    let ran = ran.clone();
+                    let options = SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() };
+                    p.submit(
+                        Work::call(move |_| {
+                            ran.fetch_add(1, Ordering::Relaxed);
+                            Ok(Value::Nil)
+                        }),
+                        options,
+                    )
+                    .expect("submit");
+                }
+            });
+        }
+    });
+    p.shutdown(None).expect("shutdown");
+    assert_eq!(ran.load(Ordering::Relaxed), 20_000);
+    let s = p.stats();
+    assert_eq!((s.submitted, s.completed, s.queued, s.running), (20_000, 20_000, 0, 0));
+    assert_eq!(s.wait.count, 20_000);
+    assert_eq!(s.run.count, 20_000);
+}
+
+#[test]
+fn full_queue_rejects_gives_the_work_back_and_goes_on() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(2).build().expect("pool");
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let a = p.submit(int(1), SubmitOptions::default()).expect("room");
+    let b = p.submit(int(2), SubmitOptions::default()).expect("room");
+    let refused = p.submit(int(3), SubmitOptions::default()).expect_err("full");
+    assert_eq!(refused.error.kind(), ErrorKind::Full);
+    assert!(refused.error.to_string().contains("max_queue=2"), "{}", refused.error);
+    assert_eq!(refused.work.len(), 1);
+    // `Admit` goes beyond, a timed wait gives up, a batch is all or nothing.
+    let c = p.submit(int(3), SubmitOptions { on_full: OnFull::Admit, ..Default::default() }).expect("admitted");
+    let waited = p.submit(int(4), SubmitOptions { on_full: OnFull::Wait(Some(Duration::from_millis(5))), ..Default::default() });
+    assert_eq!(waited.expect_err("full").error.kind(), ErrorKind::Full);
+    assert_eq!(p.submit_many(vec![int(1), int(2)], &SubmitOptions::default()).expect_err("full").work.len(), 2);
+    assert_eq!(p.stats().queued, 3);
+    drop(open);
+    for (t, n) in [(first, 7), (a, 1), (b, 2), (c, 3)] {
+        assert_eq!(t.wait(None).expect("value").as_int(), Some(n));
+    }
+    p.submit(int(9), SubmitOptions::default()).expect("room again").wait(None).expect("value");
+}
+
+#[test]
+fn a_blocked_submit_goes_on_when_there_is_room() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(1).build().expect("pool");
+    let (open, _first) = gate(&p, SubmitOptions::default());
+    p.submit(int(1), SubmitOptions::default()).expect("room");
+    std::thread::scope(|s| {
+        let blocked = s.spawn(|| p.submit(int(2), SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() }).expect("room").wait(None));
+        drop(open);
+        assert_eq!(blocked.join().expect("join").expect("value").as_int(), Some(2));
+    });
+}
+
+#[test]
+fn a_queued_task_is_cancelled_at_once_and_never_starts() {
+    let p = pool(1);
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let ran = Arc::new(AtomicBool::new(false));
+    let seen = ran.clone();
+    let work = Work::call(move |_| {
+        seen.store(true, Ordering::SeqCst);
+        Ok(Value::Nil)
+    });
+    let t = p.submit(work, SubmitOptions::default()).expect("submit");
+    assert!(t.cancel());
+    assert!(!t.cancel(), "the outcome is decided");
+    assert_eq!(kind(t.wait(None)), ErrorKind::Cancelled);
+    assert_eq!(p.stats().queued, 0);
+    drop(open);
+    first.wait(None).expect("value");
+    p.shutdown(None).expect("shutdown");
+    assert!(!ran.load(Ordering::SeqCst));
+    let s = p.stats();
+    assert_eq!((s.cancelled, s.completed), (1, 1));
+}
+
+#[test]
+fn cancelled_queued_tasks_make_room() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(4).build().expect("pool");
+    let (open, _first) = gate(&p, SubmitOptions::default());
+    for _ in 0..5_000 {
+        let t = p.submit(int(1), SubmitOptions::default()).expect("room");
+        assert!(t.cancel_queued());
+    }
+    drop(open);
+    p.shutdown(None).expect("shutdown");
+    assert_eq!(p.stats().cancelled, 5_000);
+}
+
+#[test]
+fn a_running_task_that_looks_at_its_token_stops() {
+    let p = pool(1);
+    let (tx, rx) = mpsc::channel();
+    let (started, starts) = mpsc::channel();
+    let t = p
+        .submit(
+            Work::call(move |ctx| {
+                started.send(()).expect("test waits");
+                let e = loop {
+                    if let Err(e) = ctx.check() {
+                        break e;
+                    }
+                    std::thread::yield_now();
+                };
+                tx.send(e.kind()).expect("test waits");
+                Err(e)
+            }),
+            SubmitOptions::default(),
+        )
+        .expect("submit");
+    starts.recv().expect("started");
+    assert!(t.is_running());
+    assert!(!t.cancel_queued());
+    assert!(t.cancel());
+    assert_eq!(kind(t.wait(None)), ErrorKind::Cancelled);
+    assert_eq!(rx.recv().expect("stopped"), ErrorKind::Cancelled);
+    p.shutdown(None).expect("shutdown");
+    assert_eq!(p.stats().overdue, 0);
+}
+
+#[test]
+fn a_task_that_ignores_its_timeout_is_overdue_and_its_thread_replaced() {
+    let p = pool(1);
+    let (open, t) = gate(&p, SubmitOptions { timeout: Some(Duration::from_millis(20)), ..Default::default() });
+    let e = t.wait(None).expect_err("timeout");
+    assert_eq!(e.kind(), ErrorKind::Timeout);
+    assert!(e.to_string().contains("limit_ms=20"), "{e}");
+    assert_eq!(p.stats().overdue, 1);
+    // The only worker is stuck; a new one runs this.
+    assert_eq!(p.submit(int(1), SubmitOptions::default()).expect("submit").wait(None).expect("value").as_int(), Some(1));
+    assert_eq!(p.stats().overdue, 1);
+    drop(open);
+    p.shutdown(None).expect("shutdown");
+    while p.stats().overdue > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(p.stats().timed_out, 1);
+}
+
+#[test]
+fn replacements_are_bounded_by_max_overdue() {
+    let p = ThreadPool::builder().max_workers(1).max_overdue(0).build().expect("pool");
+    let (open, t) = gate(&p, SubmitOptions { timeout: Some(Duration::from_millis(5)), ..Default::default() });
+    assert_eq!(kind(t.wait(None)), ErrorKind::Timeout);
+    let next = p.submit(int(1), SubmitOptions::default()).expect("submit");
+    assert_eq!(kind(next.wait(Some(Duration::from_millis(50)))), ErrorKind::Timeout, "nobody is there to run it");
+    drop(open);
+    assert_eq!(next.wait(None).expect("value").as_int(), Some(1));
+}
+
+#[test]
+fn queue_timeout_ends_a_waiting_task_and_is_inert_after_start() {
+    let p = pool(1);
+    let limit = SubmitOptions { queue_timeout: Some(Duration::from_millis(10)), ..Default::default() };
+    let (open, first) = gate(&p, limit);
+    let waiting = p.submit(int(1), SubmitOptions { queue_timeout: Some(Duration::from_millis(10)), ..Default::default() }).expect("submit");
+    assert_eq!(kind(waiting.wait(None)), ErrorKind::Timeout);
+    drop(open);
+    assert_eq!(first.wait(None).expect("it had started").as_int(), Some(7));
+}
+
+#[test]
+fn higher_priority_goes_first_and_order_holds_within_a_class() {
+    let p = pool(1);
+    let (open, _first) = gate(&p, SubmitOptions::default());
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let tasks: Vec<_> = [(0, 1), (5, 2), (-5, 3), (5, 4), (0, 5), (127, 6), (-128, 7)]
+        .into_iter()
+        .map(|(priority, n)| {
+            let order = order.clone();
+            let work = Work::call(move |_| {
+                order.lock().expect("lock").push(n);
+                Ok(Value::Nil)
+            });
+            p.submit(work, SubmitOptions { priority, ..Default::default() }).expect("submit")
+        })
+        .collect();
+    drop(open);
+    for t in tasks {
+        t.wait(None).expect("value");
+    }
+    assert_eq!(*order.lock().expect("lock"), [6, 2, 4, 1, 5, 3, 7]);
+}
+
+#[test]
+fn tasks_of_one_key_run_in_order_and_one_at_a_time() {
+    let p = pool(4);
+    let logs: Vec<_> = (0..10).map(|_| Arc::new(Mutex::new(Vec::new()))).collect();
+    let inside: Vec<_> = (0..10).map(|_| Arc::new(AtomicBool::new(false))).collect();
+    let mut tasks = Vec::new();
+    for n in 0..2_000usize {
+        let k = n % 10;
+        let (log, inside) = (logs[k].clone(), inside[k].clone());
+        let work = Work::call(move |_| {
+            assert!(!inside.swap(true, Ordering::SeqCst), "two tasks of one key at once");
+            log.lock().expect("lock").push(n);
+            inside.store(false, Ordering::SeqCst);
+            Ok(Value::Nil)
+        });
+        tasks.push(p.submit(work, SubmitOptions { key: Some(format!("key-{k}")), ..Default::default() }).expect("submit"));
+    }
+    for t in &tasks {
+        t.wait(None).expect("value");
+    }
+    for log in logs {
+        assert!(log.lock().expect("lock").is_sorted());
+    }
+}
+
+#[test]
+fn a_panic_is_an_error_of_its_task_and_the_worker_lives() {
+    let p = pool(1);
+    let e = p.submit(Work::call(|_| panic!("boom {}", 1)), SubmitOptions::default()).expect("submit").wait(None).expect_err("panic");
+    assert_eq!((e.kind(), e.message()), (ErrorKind::Panic, "boom 1"));
+    assert_eq!(p.submit(int(1), SubmitOptions::default()).expect("submit").wait(None).expect("value").as_int(), Some(1));
+    assert_eq!(p.stats().workers, 1);
+}
+
+#[test]
+fn a_closed_pool_refuses_and_finishes_what_it_has() {
+    let p = pool(1);
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let queued = p.submit(int(1), SubmitOptions::default()).expect("submit");
+    p.close();
+    assert!(p.is_closed());
+    assert_eq!(p.submit(int(2), SubmitOptions::default()).expect_err("closed").error.kind(), ErrorKind::Closed);
+    drop(open);
+    p.shutdown(None).expect("shutdown");
+    assert_eq!(first.wait(None).expect("value").as_int(), Some(7));
+    assert_eq!(queued.wait(None).expect("value").as_int(), Some(1));
+    assert_eq!(p.stats().workers, 0);
+}
+
+#[test]
+fn shutdown_cancels_what_its_grace_does_not_cover() {
+    let p = pool(1);
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let queued: Vec<_> = (0..100).map(|n| p.submit(int(n), SubmitOptions::default()).expect("submit")).collect();
+    p.shutdown(Some(Duration::from_millis(10))).expect("shutdown");
+    assert_eq!(kind(first.wait(None)), ErrorKind::Cancelled);
+    for t in queued {
+        assert_eq!(kind(t.wait(None)), ErrorKind::Cancelled);
+    }
+    assert_eq!(p.stats().queued, 0);
+    drop(open);
+}
+
+#[test]
+fn a_dropped_pool_still_runs_what_is_queued() {
+    let p = pool(2);
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let t = p.submit(int(1), SubmitOptions::default()).expect("submit");
+    drop(p);
+    drop(open);
+    assert_eq!(first.wait(None).expect("value").as_int(), Some(7));
+    assert_eq!(t.wait(None).expect("value").as_int(), Some(1));
+}
+
+#[test]
+fn resize_grows_and_shrinks() {
+    let p = pool(1);
+    let (open_a, a) = gate(&p, SubmitOptions::default());
+    let b = p.submit(int(1), SubmitOptions::default()).expect("submit");
+    p.resize(None, Some(3)).expect("resize");
+    assert_eq!(b.wait(None).expect("a second worker runs it").as_int(), Some(1));
+    p.resize(None, Some(1)).expect("resize");
+    drop(open_a);
+    a.wait(None).expect("value");
+    while p.stats().workers > 1 {
+        std::thread::yield_now();
+    }
+    for (min, max) in [(None, Some(0)), (None, Some(5000)), (Some(2), Some(1))] {
+        assert_eq!(p.resize(min, max).expect_err("range").kind(), ErrorKind::Invalid);
+    }
+}
+
+#[test]
+fn idle_workers_leave_and_come_back() {
+    let p = ThreadPool::builder().max_workers(2).idle_timeout(Duration::from_millis(5)).build().expect("pool");
+    for round in 0..50 {
+        assert_eq!(p.submit(int(round), SubmitOptions::default()).expect("submit").wait(None).expect("value").as_int(), Some(round));
+        if round % 10 == 0 {
+            while p.stats().workers > 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_options_name_the_value_and_the_limit() {
+    for (builder, text) in [
+        (ThreadPool::builder().max_workers(0), "option=max_workers, value=0, min=1, max=1024"),
+        (ThreadPool::builder().max_workers(1 << 40), "max_workers"),
+        (ThreadPool::builder().max_queue(0), "max_queue"),
+        (ThreadPool::builder().nice(99), "nice"),
+        (ThreadPool::builder().name("a\0b"), "name"),
+    ] {
+        let e = builder.build().expect_err(text);
+        assert_eq!(e.kind(), ErrorKind::Invalid);
+        assert!(e.to_string().contains(text), "{e}");
+    }
+    let p = pool(1);
+    let year = Some(Duration::from_secs(365 * 24 * 3600));
+    let e = p.submit(int(1), SubmitOptions { timeout: year, ..Default::default() }).expect_err("too long").error;
+    assert_eq!(e.kind(), ErrorKind::Invalid);
+    let e = p.submit_op("no_such_op", vec![], &Value::Nil, SubmitOptions::default()).expect_err("unknown op");
+    assert_eq!(e.kind(), ErrorKind::NotFound);
+    let e = p.submit_op("noop", vec![], &Value::map([("slep", Value::Int(1))]), SubmitOptions::default()).expect_err("unknown option");
+    assert!(e.to_string().contains("option=slep"), "{e}");
+    assert_eq!(p.stats().submitted, 0);
+}
+
+#[test]
+fn a_queue_delivers_every_task_once_with_its_tag_and_its_fd_is_level_triggered() {
+    let p = pool(2);
+    let q = CompletionQueue::new().expect("queue");
+    let fd = q.fd().expect("fd");
+    let readable = |timeout_ms: i32| {
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&raw mut poll, 1, timeout_ms) == 1 }
+    };
+    assert!(readable(0), "a loop begins with a drain");
+    assert_eq!(q.drain(16, &mut |_| unreachable!()), 0);
+    assert!(!readable(0));
+    let options = SubmitOptions { deliver: Deliver::Queue(q.clone(), 100), ..Default::default() };
+    let tasks = p.submit_many((0..50).map(int).collect(), &options).expect("submit");
+    let mut seen = vec![false; 50];
+    let mut n = 0;
+    while n < 50 {
+        assert!(readable(10_000), "unread work keeps the fd readable (got {n} of 50)");
+        let got = q.drain(3, &mut |e| {
+            let Event::Done { tag, result } = e else { panic!("no progress here") };
+            let i = usize::try_from(tag - 100).expect("tag");
+            assert_eq!(result.expect("value").as_int(), Some(i as i64));
+            assert!(!std::mem::replace(&mut seen[i], true), "delivered twice");
+        });
+        n += got;
+    }
+    assert_eq!(q.drain(3, &mut |_| unreachable!()), 0);
+    assert!(!readable(0), "an armed empty queue is quiet");
+    assert!(tasks.iter().all(offloop::Task::is_done));
+}
+
+#[test]
+fn progress_reaches_the_queue_before_the_outcome() {
+    let p = pool(1);
+    let q = CompletionQueue::new().expect("queue");
+    let (go, wait) = mpsc::channel::<()>();
+    let work = Work::call(move |ctx| {
+        ctx.progress(Value::Int(50));
+        let _ = wait.recv();
+        Ok(Value::Nil)
+    });
+    p.submit(work, SubmitOptions { deliver: Deliver::Queue(q.clone(), 1), ..Default::default() }).expect("submit");
+    let mut progress = None;
+    while progress.is_none() {
+        assert!(q.wait(None));
+        q.drain(8, &mut |e| match e {
+            Event::Progress { tag: 1, value } => progress = value.as_int(),
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(progress, Some(50));
+    drop(go);
+    let mut done = false;
+    while !done {
+        let _ = q.wait(None);
+        q.drain(8, &mut |e| done |= matches!(e, Event::Done { .. }));
+    }
+}
+
+#[test]
+fn an_undrained_queue_frees_its_tasks() {
+    let p = pool(1);
+    let alive = Arc::new(());
+    let q = CompletionQueue::new().expect("queue");
+    for _ in 0..10 {
+        let keep = alive.clone();
+        let options = SubmitOptions { deliver: Deliver::Queue(q.clone(), 1), ..Default::default() };
+        p.submit(
+            Work::call(move |_| {
+                let _keep = keep;
+                Ok(Value::Nil)
+            }),
+            options,
+        )
+        .expect("submit");
+    }
+    drop(q);
+    p.shutdown(None).expect("shutdown");
+    drop(p);
+    while Arc::strong_count(&alive) > 1 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn callbacks_run_once_on_an_offloop_thread() {
+    let p = pool(1);
+    let here = std::thread::current().id();
+    let (tx, rx) = mpsc::channel();
+    let deliver = |tx: mpsc::Sender<_>| Deliver::Callback(Box::new(move |r| tx.send((std::thread::current().id(), r)).expect("test waits")));
+    p.submit(int(1), SubmitOptions { deliver: deliver(tx.clone()), ..Default::default() }).expect("submit");
+    let (thread, r) = rx.recv().expect("called");
+    assert_ne!(thread, here);
+    assert_eq!(r.expect("value").as_int(), Some(1));
+    let (open, _first) = gate(&p, SubmitOptions::default());
+    let t = p.submit(int(2), SubmitOptions { deliver: deliver(tx), ..Default::default() }).expect("submit");
+    assert!(t.cancel());
+    let (thread, r) = rx.recv().expect("called");
+    assert_ne!(thread, here);
+    assert_eq!(kind(r), ErrorKind::Cancelled);
+    drop(open);
+    assert!(rx.recv().is_err(), "exactly once");
+}
+
+#[test]
+fn on_done_is_called_before_and_after_the_fact() {
+    let p = pool(1);
+    let (tx, rx) = mpsc::channel();
+    let (open, t) = gate(&p, SubmitOptions::default());
+    let early = tx.clone();
+    t.on_done(move |t| early.send(t.is_done()).expect("test waits"));
+    drop(open);
+    assert!(rx.recv().expect("called"));
+    t.on_done(move |t| tx.send(t.is_done()).expect("test waits"));
+    assert!(rx.recv().expect("called"));
+    assert!(rx.recv().is_err());
+}
+
+#[test]
+fn long_tasks_behind_short_ones_are_not_stuck_in_a_batch() {
+    let p = pool(2);
+    // Teach the workers that tasks are short, so that they take batches.
+    for _ in 0..50 {
+        for t in p.submit_many((0..64).map(int).collect(), &SubmitOptions::default()).expect("submit") {
+            t.wait(None).expect("value");
+        }
+    }
+    // The first of a batch blocks for ever; everything else must still finish, by the other worker.
+    let (open, wait) = mpsc::channel::<()>();
+    let mut batch = vec![Work::call(move |_| {
+        let _ = wait.recv();
+        Ok(Value::Nil)
+    })];
+    batch.extend((0..63).map(int));
+    let mut tasks = p.submit_many(batch, &SubmitOptions::default()).expect("submit");
+    let first = tasks.remove(0);
+    for t in tasks {
+        t.wait(None).expect("value");
+    }
+    assert!(!first.is_done());
+    drop(open);
+    first.wait(None).expect("value");
+}
+
+#[test]
+fn a_splitting_op_uses_idle_workers_and_never_more_than_max() {
+    let p = pool(3);
+    let now = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let done = Arc::new(AtomicU64::new(0));
+    let body = |now: Arc<AtomicUsize>, most: Arc<AtomicUsize>, done: Arc<AtomicU64>| {
+        Work::call(move |ctx| {
+            ctx.parallel(200, &|i| {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(200));
+                now.fetch_sub(1, Ordering::SeqCst);
+                done.fetch_add(i as u64, Ordering::SeqCst);
+                Ok(())
+            })?;
+            Ok(Value::Nil)
+        })
+    };
+    let tasks: Vec<_> = (0..4)
+        .map(|_| p.submit(body(now.clone(), most.clone(), done.clone()), SubmitOptions::default()).expect("submit"))
+        .collect();
+    for t in tasks {
+        t.wait(None).expect("value");
+    }
+    assert_eq!(done.load(Ordering::SeqCst), 4 * (0..200).sum::<u64>());
+    let most = most.load(Ordering::SeqCst);
+    assert!((2..=3).contains(&most), "at once: {most}");
+}
+
+#[test]
+fn a_panic_in_a_split_is_an_error_of_its_task() {
+    let p = pool(3);
+    for _ in 0..20 {
+        let work = Work::call(|ctx| {
+            ctx.parallel(100, &|i| if i == 50 { panic!("piece 50") } else { Ok(()) })?;
+            Ok(Value::Nil)
+        });
+        assert_eq!(kind(p.submit(work, SubmitOptions::default()).expect("submit").wait(None)), ErrorKind::Panic);
+    }
+    assert_eq!(p.submit(int(1), SubmitOptions::default()).expect("submit").wait(None).expect("value").as_int(), Some(1));
+}
+
+#[test]
+fn no_wake_up_is_lost_around_sleeping_workers_and_loops() {
+    // In full: OFFLOOP_ROUNDS=10000000.
+    let rounds: u64 = std::env::var("OFFLOOP_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(100_000);
+    let p = pool(2);
+    let q = CompletionQueue::new().expect("queue");
+    let fd = q.fd().expect("fd");
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let spin = |us: u64| {
+        let end = std::time::Instant::now() + Duration::from_micros(us);
+        while std::time::Instant::now() < end {
+            std::hint::spin_loop();
+        }
+    };
+    let mut in_flight = 0u64;
+    let mut done = 0u64;
+    for round in 0..rounds {
+        let r = random();
+        p.submit(int(1), SubmitOptions { deliver: Deliver::Queue(q.clone(), round), ..Default::default() }).expect("submit");
+        in_flight += 1;
+        if r % 4 == 0 {
+            spin((r >> 8) % 51);
+        }
+        if r % 8 == 1 {
+            // Sleep as a loop does: drain until armed, then poll.
+            while in_flight > 0 {
+                let n = q.drain(7, &mut |_| ()) as u64;
+                in_flight -= n;
+                done += n;
+                if n < 7 && in_flight > 0 {
+                    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                    // SAFETY: one valid pollfd.
+                    let ready = unsafe { libc::poll(&raw mut poll, 1, 20_000) };
+                    assert_eq!(ready, 1, "round {round}: {in_flight} in flight, nobody rang");
+                }
+            }
+        }
+    }
+    while done < rounds {
+        assert!(q.wait(Some(Duration::from_secs(20))), "{} of {rounds}", done);
+        done += q.drain(64, &mut |_| ()) as u64;
+    }
+}
