@@ -291,8 +291,9 @@ fn close_on_exec_by_list(plan: &Plan) -> bool {
             break;
         }
         while let (Some(&[low, high]), Some(name)) = (entries.get(RECLEN..RECLEN + 2), entries.get(NAME..)) {
-            let digits = name.iter().take_while(|b| **b != 0);
-            let fd = digits.fold(Some(0i32), |n, b| n?.checked_mul(10)?.checked_add(i32::from(b.checked_sub(b'0').filter(|d| *d < 10)?)));
+            let digit = |b: &u8| b.checked_sub(b'0').filter(|d| *d < 10).map(i32::from);
+            let mut digits = name.iter().take_while(|b| **b != 0);
+            let fd = digits.try_fold(0i32, |n, b| n.checked_mul(10)?.checked_add(digit(b)?));
             if let Some(fd) = fd {
                 close_on_exec(plan, fd);
             }
