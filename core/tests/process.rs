@@ -343,3 +343,20 @@ fn with_no_free_fd() {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const all) }, 0);
     assert_eq!(m.snapshot().run.max_ns, 7);
 }
+
+#[test]
+fn a_small_file_size_limit_is_an_error_and_not_a_signal() {
+    isolated("with_a_small_file_size_limit");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn with_a_small_file_size_limit() {
+    use offloop::metrics::PoolMetrics;
+    let small = libc::rlimit { rlim_cur: 8192, rlim_max: 8192 };
+    // SAFETY: a valid rlimit. Going over it would end this process by SIGXFSZ.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const small) }, 0);
+    assert_eq!(offloop::TransferBuffer::alloc_shared(8193).unwrap_err().errno().unwrap().0, libc::EFBIG);
+    assert_eq!(offloop::TransferBuffer::alloc_shared(8192).unwrap().len(), 8192);
+    assert_eq!(PoolMetrics::create("thread", "small", 1).fd(), None);
+}

@@ -85,24 +85,13 @@ impl Cgroup {
             .min_by(f64::total_cmp)
     }
 
-    /// `(limit, in use without what the kernel can drop)` of each level that has a limit, in bytes.
-    fn memory_levels(&self) -> impl Iterator<Item = (u64, u64)> {
-        fn level(dir: &Path, limit: &str, usage: &str, prefix: &str) -> Option<(u64, u64)> {
+    /// Each level that has a memory limit.
+    fn memory_levels(&self) -> impl Iterator<Item = MemoryLevel<'_>> {
+        fn level<'a>(dir: &'a Path, limit: &str, usage: &str, prefix: &'static str) -> Option<MemoryLevel<'a>> {
             let limit = number(&dir.join(limit))?;
             // Version 1 writes "no limit" as the largest multiple of the page size.
-            if limit >= 1 << 62 {
-                return None;
-            }
-            let usage = number(&dir.join(usage))?;
-            // Page cache counts as used and is dropped before anything is killed.
-            let cache: u64 = fs::read_to_string(dir.join("memory.stat"))
-                .unwrap_or_default()
-                .lines()
-                .filter_map(|l| l.strip_prefix(prefix)?.split_once(' '))
-                .filter(|(key, _)| ["inactive_file", "active_file", "slab_reclaimable"].contains(key))
-                .filter_map(|(_, n)| n.trim().parse::<u64>().ok())
-                .fold(0, u64::saturating_add);
-            Some((limit, usage.saturating_sub(cache)))
+            let usage = (limit < 1 << 62).then(|| number(&dir.join(usage)))??;
+            Some(MemoryLevel { dir, limit, usage, prefix })
         }
         let v2 = self.unified.iter().filter_map(|d| level(d, "memory.max", "memory.current", ""));
         let v1 = self.memory.iter().filter_map(|d| level(d, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"));
@@ -112,7 +101,7 @@ impl Cgroup {
     /// The tightest memory limit in bytes; `None` without one.
     #[must_use]
     pub fn memory_limit(&self) -> Option<u64> {
-        self.memory_levels().map(|(limit, _)| limit).min()
+        self.memory_levels().map(|l| l.limit).min()
     }
 
     /// Bytes that this process's own group uses, page cache included; `None` when no controller counts them.
@@ -126,7 +115,36 @@ impl Cgroup {
     /// Bytes that the group may take more before the kernel kills somebody; `None` without a limit.
     #[must_use]
     pub fn memory_available(&self) -> Option<u64> {
-        self.memory_levels().map(|(limit, used)| limit.saturating_sub(used)).min()
+        self.memory_levels().map(|l| l.available()).min()
+    }
+
+    /// `bytes` more fit every limit. Reads less than [`Cgroup::memory_available`] where there is plenty.
+    #[must_use]
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        self.memory_levels().all(|l| bytes <= l.limit.saturating_sub(l.usage) || bytes <= l.available())
+    }
+}
+
+/// One group with a memory limit.
+struct MemoryLevel<'a> {
+    dir: &'a Path,
+    limit: u64,
+    usage: u64,
+    /// Before the keys of `memory.stat` that count the groups below too.
+    prefix: &'static str,
+}
+
+impl MemoryLevel<'_> {
+    fn available(&self) -> u64 {
+        // Page cache counts as used and is dropped before anything is killed.
+        let cache = fs::read_to_string(self.dir.join("memory.stat"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|l| l.strip_prefix(self.prefix)?.split_once(' '))
+            .filter(|(key, _)| ["inactive_file", "active_file", "slab_reclaimable"].contains(key))
+            .filter_map(|(_, n)| n.trim().parse::<u64>().ok())
+            .fold(0, u64::saturating_add);
+        self.limit.saturating_sub(self.usage.saturating_sub(cache))
     }
 }
 
@@ -188,6 +206,7 @@ mod tests {
         assert_eq!(c.memory_limit(), Some(700_000));
         assert_eq!(c.memory_current(), Some(10_000));
         assert_eq!(c.memory_available(), Some(1_000_000 - (900_000 - 300_007)));
+        assert_eq!([100_000, 400_007, 400_008].map(|n| c.has_room_for(n)), [true, true, false]);
     }
 
     #[test]

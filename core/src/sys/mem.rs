@@ -1,6 +1,7 @@
 //! Memory that can be shared: memfds, allocated in full up front and sealed.
 
 use super::cgroup::Cgroup;
+use super::fork::ForkCell;
 use super::probe::{self, Call};
 use crate::error::{Error, ErrorKind, Result};
 use memmap2::{MmapOptions, MmapRaw};
@@ -33,23 +34,34 @@ pub fn available_memory() -> Option<usize> {
 }
 
 fn available_memory_in(cgroup: &Cgroup) -> Option<usize> {
-    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-        line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
-    });
     let group = cgroup.memory_available().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-    machine.into_iter().chain(group).min()
+    machine_memory().into_iter().chain(group).min()
 }
+
+/// `MemAvailable` of the whole machine.
+fn machine_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// Where the limits lie does not change while a process lives in its groups; only the numbers are read again.
+static GROUPS: ForkCell<Cgroup> = ForkCell::new();
 
 /// A memfd is not bound by the size of `/dev/shm`: reserving more than there is ends in the OOM killer, not in an error.
 fn check_budget(len: usize) -> Result<()> {
     if len < BUDGET_FROM {
         return Ok(());
     }
-    match available_memory() {
-        Some(free) if len > free => Err(Error::os("posix_fallocate", libc::ENOMEM).with("len", len).with("available", free)),
-        _ => Ok(()),
+    let groups = GROUPS.get(Cgroup::current);
+    if machine_memory().is_none_or(|free| len <= free) && groups.has_room_for(len as u64) {
+        return Ok(());
     }
+    let error = Error::os("posix_fallocate", libc::ENOMEM).with("len", len);
+    Err(match available_memory_in(groups) {
+        Some(free) => error.with("available", free),
+        None => error,
+    })
 }
 
 /// Growing a file over `RLIMIT_FSIZE` sends SIGXFSZ, whose default action ends the process; an error is what a caller can handle.
