@@ -104,7 +104,8 @@ fn a_blocked_submit_goes_on_when_there_is_room() {
     let (open, _first) = gate(&p, SubmitOptions::default());
     p.submit(int(1), SubmitOptions::default()).expect("room");
     std::thread::scope(|s| {
-        let blocked = s.spawn(|| p.submit(int(2), SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() }).expect("room").wait(None));
+        let blocked =
+            s.spawn(|| p.submit(int(2), SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() }).expect("room").wait(None));
         drop(open);
         assert_eq!(blocked.join().expect("join").expect("value").as_int(), Some(2));
     });
@@ -460,7 +461,8 @@ fn callbacks_run_once_on_an_offloop_thread() {
     let p = pool(1);
     let here = std::thread::current().id();
     let (tx, rx) = mpsc::channel();
-    let deliver = |tx: mpsc::Sender<_>| Deliver::Callback(Box::new(move |r| tx.send((std::thread::current().id(), r)).expect("test waits")));
+    let deliver =
+        |tx: mpsc::Sender<_>| Deliver::Callback(Box::new(move |r| tx.send((std::thread::current().id(), r)).expect("test waits")));
     p.submit(int(1), SubmitOptions { deliver: deliver(tx.clone()), ..Default::default() }).expect("submit");
     let (thread, r) = rx.recv().expect("called");
     assert_ne!(thread, here);
@@ -533,9 +535,8 @@ fn a_splitting_op_uses_idle_workers_and_never_more_than_max() {
             Ok(Value::Nil)
         })
     };
-    let tasks: Vec<_> = (0..4)
-        .map(|_| p.submit(body(now.clone(), most.clone(), done.clone()), SubmitOptions::default()).expect("submit"))
-        .collect();
+    let tasks: Vec<_> =
+        (0..4).map(|_| p.submit(body(now.clone(), most.clone(), done.clone()), SubmitOptions::default()).expect("submit")).collect();
     for t in tasks {
         t.wait(None).expect("value");
     }

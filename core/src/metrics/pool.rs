@@ -257,7 +257,7 @@ impl PoolMetrics {
     /// The region belongs to a parent of this process, which still counts in it.
     #[inline]
     fn is_forked(&self) -> bool {
-        self.epoch != fork::epoch()
+        !fork::is_current(self.epoch)
     }
 
     #[inline]

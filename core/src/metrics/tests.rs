@@ -66,6 +66,19 @@ fn writers_beyond_the_shards_or_of_one_slot_lose_nothing() {
 }
 
 #[test]
+fn a_second_writer_of_a_slot_counts_in_the_common_shard() {
+    let m = PoolMetrics::create("thread", "twice", 1);
+    let (first, second) = (m.writer(0), m.writer(0));
+    first.count(Counter::Submitted, 1);
+    second.count(Counter::Submitted, 20);
+    drop(first);
+    m.writer(0).count(Counter::Submitted, 300);
+    let bytes = std::fs::read(proc_path(&m)).expect("read");
+    assert_eq!([bytes[HEADER_LEN], bytes[HEADER_LEN + SHARD_LEN]], [20, (301 % 256) as u8]);
+    assert_eq!(m.snapshot().get(Counter::Submitted), 321);
+}
+
+#[test]
 fn huge_durations_saturate() {
     let m = PoolMetrics::create("thread", "huge", 1);
     for w in [m.writer(0), m.writer(7)] {

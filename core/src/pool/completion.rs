@@ -5,7 +5,7 @@
 //! "is there work" are one word (`sync::stack`), so there is no moment in which a completion is neither seen nor rung.
 
 use crate::error::Result;
-use crate::pool::task::{Core, ByDone};
+use crate::pool::task::{ByDone, Core};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::lock;
 use crate::sync::stack::{Stack, Taken};

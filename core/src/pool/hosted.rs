@@ -89,7 +89,11 @@ impl HostedWorker {
         match work {
             WorkKind::Hosted(payload) => Some(HostedTask { core, started, payload: Some(payload), finished: false }),
             _ => {
-                self.0.finish(&core, started, Err(Error::new(ErrorKind::Unsupported, "a pool of host threads runs the host's functions only")));
+                self.0.finish(
+                    &core,
+                    started,
+                    Err(Error::new(ErrorKind::Unsupported, "a pool of host threads runs the host's functions only")),
+                );
                 None
             }
         }

@@ -56,7 +56,10 @@ fn check_duration(option: &'static str, value: Duration) -> Result<()> {
     if value <= MAX_DURATION {
         return Ok(());
     }
-    Err(Error::invalid("option is out of range").with("option", option).with("value_ms", value.as_millis()).with("max_ms", MAX_DURATION.as_millis()))
+    Err(Error::invalid("option is out of range")
+        .with("option", option)
+        .with("value_ms", value.as_millis())
+        .with("max_ms", MAX_DURATION.as_millis()))
 }
 
 impl PoolOptions {
@@ -73,10 +76,17 @@ impl PoolOptions {
         check_range("max_overdue", self.max_overdue.unwrap_or(0), 0, MAX_WORKERS)?;
         check_duration("idle_timeout", self.idle_timeout)?;
         if !(-20..=19).contains(&self.nice) {
-            return Err(Error::invalid("option is out of range").with("option", "nice").with("value", self.nice).with("min", -20).with("max", 19));
+            return Err(Error::invalid("option is out of range")
+                .with("option", "nice")
+                .with("value", self.nice)
+                .with("min", -20)
+                .with("max", 19));
         }
         if self.name.len() > 64 || self.name.contains('\0') {
-            return Err(Error::invalid("name is longer than its limit or contains NUL").with("option", "name").with("len", self.name.len()).with("max", 64));
+            return Err(Error::invalid("name is longer than its limit or contains NUL")
+                .with("option", "name")
+                .with("len", self.name.len())
+                .with("max", 64));
         }
         Ok(())
     }
@@ -150,5 +160,7 @@ impl SubmitOptions {
 /// # Errors
 /// `Invalid` outside −128 to 127.
 pub fn priority(value: i64) -> Result<i8> {
-    i8::try_from(value).map_err(|_| Error::invalid("option is out of range").with("option", "priority").with("value", value).with("min", -128).with("max", 127))
+    i8::try_from(value).map_err(|_| {
+        Error::invalid("option is out of range").with("option", "priority").with("value", value).with("min", -128).with("max", 127)
+    })
 }

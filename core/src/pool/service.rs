@@ -8,7 +8,7 @@ use crate::pool::thread::Inner;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
-use crate::sys::{clock, futex};
+use crate::sys::{clock, futex, thread};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -66,7 +66,8 @@ fn add(change: impl FnOnce(&mut State) -> u64) {
     if !state.started {
         state.started = true;
         // Without a thread there are no deadlines; a machine that cannot start one thread will say so at every other place.
-        if crate::sys::thread::spawn("offloop-service", 0, move || run_loop(service)).is_err() {
+        let options = thread::Options { name: "offloop-service".to_owned(), ..Default::default() };
+        if thread::spawn(&options, move || run_loop(service)).is_err() {
             state.started = false;
         }
     }

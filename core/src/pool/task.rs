@@ -19,14 +19,14 @@
 //! | `result`   | owner of FINISHING; taken under `taken`  | Release of DONE pairs with Acquire of `state` in readers |
 //! | `waiters`  | waiters, before they look at `state`     | SeqCst; Dekker with the SeqCst swap to DONE            |
 
+use crate::buffer::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Control, OpCtx, OpDef, Params};
 use crate::pool::completion::Queue;
 use crate::pool::options::Deliver;
-use crate::pool::thread::Inner;
 use crate::pool::service::{self, Due};
+use crate::pool::thread::Inner;
 use crate::pool::{DynOp, sched};
-use crate::buffer::Bytes;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock;
 use crate::sync::stack::{Link, Linked};

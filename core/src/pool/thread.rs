@@ -460,14 +460,18 @@ impl Inner {
         Turn { slot, turn }
     }
 
+    fn thread_options(&self, name: String) -> sys::thread::Options {
+        sys::thread::Options { name, stack_size: None, nice: self.config.options.nice }
+    }
+
     /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now.
     fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
         let started = match &self.config.hosted {
             Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).is_ok(),
             None => {
                 let pool = self.clone();
-                let name = format!("{}-{}", self.config.options.name, turn.slot);
-                sys::thread::spawn(&name, self.config.options.nice, move || worker::run(pool, turn, searching)).is_ok()
+                let options = self.thread_options(format!("{}-{}", self.config.options.name, turn.slot));
+                sys::thread::spawn(&options, move || worker::run(pool, turn, searching)).is_ok()
             }
         };
         if !started {
@@ -655,8 +659,8 @@ impl Inner {
                 .num_threads(self.max_workers().max(1))
                 .thread_name(move |i| format!("{name}-split-{i}"))
                 .spawn_handler(|thread| {
-                    let name = thread.name().unwrap_or("offloop-split").to_owned();
-                    sys::thread::spawn(&name, self.config.options.nice, move || thread.run()).map_err(std::io::Error::other)
+                    let options = self.thread_options(thread.name().unwrap_or("offloop-split").to_owned());
+                    sys::thread::spawn(&options, move || thread.run()).map(drop).map_err(std::io::Error::other)
                 })
                 .build()
                 .ok()
@@ -888,7 +892,12 @@ impl ThreadPool {
         }
         let mut builder = ThreadPool::builder().name("default");
         if let Some(text) = std::env::var_os("OFFLOOP_THREADS").filter(|t| !t.is_empty()) {
-            let bad = || Error::invalid("OFFLOOP_THREADS is not a number of threads").with("value", text.to_string_lossy()).with("min", 1).with("max", MAX_WORKERS);
+            let bad = || {
+                Error::invalid("OFFLOOP_THREADS is not a number of threads")
+                    .with("value", text.to_string_lossy())
+                    .with("min", 1)
+                    .with("max", MAX_WORKERS)
+            };
             let n = text.to_str().and_then(|t| t.trim().parse::<usize>().ok()).filter(|n| (1..=MAX_WORKERS).contains(n)).ok_or_else(bad)?;
             builder = builder.max_workers(n);
         }
@@ -1160,4 +1169,3 @@ impl ThreadPool {
         self.check_open().is_err()
     }
 }
-

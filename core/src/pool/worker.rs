@@ -94,18 +94,7 @@ pub(super) fn run(pool: Arc<Inner>, me: Turn, searching: bool) {
 impl Worker {
     pub(super) fn new(pool: Arc<Inner>, me: Turn, searching: bool) -> Worker {
         let writer = pool.metrics.writer(me.slot);
-        Worker {
-            pool,
-            me,
-            writer,
-            busy: false,
-            searching,
-            cost_ns: UNKNOWN_NS,
-            key_done: None,
-            misses: 0,
-            now_ns: 0,
-            replaced: false,
-        }
+        Worker { pool, me, writer, busy: false, searching, cost_ns: UNKNOWN_NS, key_done: None, misses: 0, now_ns: 0, replaced: false }
     }
 
     /// The next task, already taken off the queue but not started.
@@ -398,7 +387,12 @@ impl Worker {
         let pool = self.pool.clone();
         let mut state = lock(&pool.state);
         let min = pool.config.min_workers.load(Ordering::Relaxed);
-        if !self.owns_slot() || state.workers <= min || state.sched.keyed_len(self.me.slot) > 0 || !pool.injector.is_empty() || state.sched.free_len() > 0 {
+        if !self.owns_slot()
+            || state.workers <= min
+            || state.sched.keyed_len(self.me.slot) > 0
+            || !pool.injector.is_empty()
+            || state.sched.free_len() > 0
+        {
             return;
         }
         // The counts of this slot are given up here; the next `refill` sees that the slot has another owner.
@@ -524,4 +518,3 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     Error::new(ErrorKind::Panic, text.unwrap_or_else(|| "a task panicked".to_owned()))
 }
-

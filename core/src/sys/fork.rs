@@ -27,6 +27,13 @@ pub fn epoch() -> u64 {
     EPOCH.load(Ordering::Relaxed)
 }
 
+/// `epoch` is that of this process. For hot paths: whoever holds an epoch has registered the handler.
+#[inline]
+#[must_use]
+pub fn is_current(epoch: u64) -> bool {
+    EPOCH.load(Ordering::Relaxed) == epoch
+}
+
 /// A lazily made global that a forked child makes anew. The parent's copy is leaked in the child on purpose: its locks
 /// may be held by threads that do not exist there.
 #[derive(Debug)]

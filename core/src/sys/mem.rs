@@ -1,47 +1,67 @@
 //! Memory that can be shared: memfds, allocated in full up front and sealed.
 
+use super::cgroup::Cgroup;
+use super::fork::ForkCell;
+use super::probe::{self, Call};
 use crate::error::{Error, ErrorKind, Result};
 use memmap2::{MmapOptions, MmapRaw};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
+pub(super) const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
 
+pub(super) const MFD_BASE: libc::c_uint = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+
+/// A new memfd that can be sealed and, where the kernel knows how to, never made executable.
 pub(super) fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
-    let base = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // MFD_NOEXEC_SEAL is Linux 6.3; an older kernel answers EINVAL.
-    for flags in [base | MFD_NOEXEC_SEAL, base] {
-        // SAFETY: `name` is NUL-terminated and outlives the call.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        if fd >= 0 {
-            // SAFETY: the kernel just gave us this fd, nobody else owns it.
-            return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
-        if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
-            break;
-        }
+    let flags = if probe::has(Call::MemfdNoexecSeal) { MFD_BASE | MFD_NOEXEC_SEAL } else { MFD_BASE };
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(Error::last_os("memfd_create"));
     }
-    Err(Error::last_os("memfd_create"))
+    // SAFETY: the kernel just gave us this fd, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Requests below this are not checked against free memory: reading `/proc` costs more than they do.
 const BUDGET_FROM: usize = 1 << 20;
 
-/// Bytes that the kernel could hand out now without killing somebody: `MemAvailable`. `None` when `/proc` is not there.
-fn available_memory() -> Option<usize> {
+/// Bytes that the kernel could hand out now without killing somebody: `MemAvailable`, bounded by the limits of this
+/// process's control groups. `None` when `/proc` is not there and no limit is set.
+#[must_use]
+pub fn available_memory() -> Option<usize> {
+    available_memory_in(&Cgroup::current())
+}
+
+fn available_memory_in(cgroup: &Cgroup) -> Option<usize> {
+    let group = cgroup.memory_available().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    machine_memory().into_iter().chain(group).min()
+}
+
+/// `MemAvailable` of the whole machine.
+fn machine_memory() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
 }
+
+/// Where the limits lie does not change while a process lives in its groups; only the numbers are read again.
+static GROUPS: ForkCell<Cgroup> = ForkCell::new();
 
 /// A memfd is not bound by the size of `/dev/shm`: reserving more than there is ends in the OOM killer, not in an error.
 fn check_budget(len: usize) -> Result<()> {
     if len < BUDGET_FROM {
         return Ok(());
     }
-    match available_memory() {
-        Some(free) if len > free => Err(Error::os("posix_fallocate", libc::ENOMEM).with("len", len).with("available", free)),
-        _ => Ok(()),
+    let groups = GROUPS.get(Cgroup::current);
+    if machine_memory().is_none_or(|free| len <= free) && groups.has_room_for(len as u64) {
+        return Ok(());
     }
+    let error = Error::os("posix_fallocate", libc::ENOMEM).with("len", len);
+    Err(match available_memory_in(groups) {
+        Some(free) => error.with("available", free),
+        None => error,
+    })
 }
 
 /// Growing a file over `RLIMIT_FSIZE` sends SIGXFSZ, whose default action ends the process; an error is what a caller can handle.
@@ -132,4 +152,21 @@ pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
     }
     let map = map(&owned, len)?;
     Ok((owned, map, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_groups_limit_bounds_the_free_memory() {
+        let root = std::env::temp_dir().join(format!("offloop-mem-{}", std::process::id()));
+        std::fs::create_dir_all(&root).expect("mkdir");
+        for (file, text) in [("proc", "0::/"), ("memory.max", "1000000"), ("memory.current", "400000")] {
+            std::fs::write(root.join(file), text).expect("write");
+        }
+        assert_eq!(available_memory_in(&Cgroup::at(&root, &root.join("proc"))), Some(600_000));
+        assert!(available_memory_in(&Cgroup::default()).is_none_or(|n| n > 600_000));
+        std::fs::remove_dir_all(&root).expect("rm");
+    }
 }

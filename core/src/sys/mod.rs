@@ -1,10 +1,18 @@
 //! The only door to the operating system. Linux 5.10 is the floor; newer calls are probed once and have fallbacks.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("offloop needs Linux 5.10 or newer with glibc 2.31 or newer; other systems are not supported yet");
+#[cfg(all(target_os = "linux", not(all(target_pointer_width = "64", target_endian = "little"))))]
+compile_error!("offloop needs a 64-bit little-endian target");
+
+pub mod cgroup;
 pub mod clock;
+pub mod cpu;
 pub mod eventfd;
 pub mod fork;
 pub mod futex;
 pub mod mem;
-pub mod words;
-pub mod cpu;
+pub mod probe;
+pub mod process;
 pub mod thread;
+pub mod words;

@@ -1,16 +1,174 @@
-//! Threads.
+//! Threads of the library's own: named, quiet and of their own niceness.
 
 use crate::error::{Error, Result};
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle};
 
-/// Starts a thread.
+/// Signals that stay open in our threads: the kernel raises them for what the thread itself does, and a host's crash
+/// reporter wants to see them.
+const SYNCHRONOUS: [libc::c_int; 7] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS, libc::SIGABRT];
+
+/// Blocks signals of the calling thread until dropped.
+pub(super) struct BlockedSignals {
+    before: libc::sigset_t,
+    /// The mask belongs to the thread that made the guard.
+    _one_thread: PhantomData<*const ()>,
+}
+
+impl BlockedSignals {
+    /// Blocks every signal except `open`.
+    pub(super) fn all_but(open: &[libc::c_int]) -> BlockedSignals {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `sigfillset` initialises `set`; `sigdelset` gets an initialised set; `pthread_sigmask` cannot fail with
+        // SIG_SETMASK and initialises `before`.
+        unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            for signal in open {
+                libc::sigdelset(set.as_mut_ptr(), *signal);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), before.as_mut_ptr());
+            BlockedSignals { before: before.assume_init(), _one_thread: PhantomData }
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: `before` was filled by `pthread_sigmask` on this thread; the guard is not `Send`.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// Sets the calling thread's niceness (Linux keeps it per thread) to that of the first thread plus `nice`, clamped to -20…19.
 ///
 /// # Errors
-/// `Os`.
-pub fn spawn(name: &str, nice: i32, f: impl FnOnce() + Send + 'static) -> Result<()> {
-    let _ = nice;
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(f)
-        .map(drop)
-        .map_err(|e| Error::os("pthread_create", e.raw_os_error().unwrap_or(0)))
+/// `Os` with `EACCES` when a negative value is not allowed (`RLIMIT_NICE`, `CAP_SYS_NICE`).
+pub fn add_nice(nice: i32) -> Result<()> {
+    if nice == 0 {
+        return Ok(());
+    }
+    // SAFETY: plain calls. The errno location is valid; `getpriority` may return -1 without an error.
+    unsafe {
+        *libc::__errno_location() = 0;
+        let now = libc::getpriority(libc::PRIO_PROCESS, libc::getpid() as libc::id_t);
+        if now == -1 && *libc::__errno_location() != 0 {
+            return Err(Error::last_os("getpriority"));
+        }
+        if libc::setpriority(libc::PRIO_PROCESS, 0, now.saturating_add(nice).clamp(-20, 19)) != 0 {
+            return Err(Error::last_os("setpriority").with("nice", nice));
+        }
+    }
+    Ok(())
+}
+
+/// How a thread starts.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Shown by `top -H` and debuggers; Linux keeps the first 15 bytes.
+    pub name: String,
+    /// Bytes of stack; `None` for 2 MiB. Only touched pages take memory.
+    pub stack_size: Option<usize>,
+    /// Added to the niceness of the process's first thread; 0 leaves that of the starting thread.
+    pub nice: i32,
+}
+
+/// Starts a thread that receives none of the host's signals.
+///
+/// # Errors
+/// `Os`: `EAGAIN` when there are too many threads, `EACCES` when the niceness is not allowed.
+pub fn spawn(options: &Options, f: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let mut builder = Builder::new().name(options.name.replace('\0', ""));
+    if let Some(bytes) = options.stack_size {
+        builder = builder.stack_size(bytes);
+    }
+    let nice = options.nice;
+    let (ready, outcome) = mpsc::sync_channel(1);
+    // A new thread inherits the mask: blocked from its first instruction on.
+    let blocked = BlockedSignals::all_but(&SYNCHRONOUS);
+    let spawned = builder.spawn(move || {
+        if nice != 0 {
+            let set = add_nice(nice);
+            let refused = set.is_err();
+            // The starter waits for exactly one message.
+            let _ = ready.send(set);
+            if refused {
+                return;
+            }
+        }
+        f();
+    });
+    drop(blocked);
+    let thread = spawned.map_err(|e| Error::os("pthread_create", e.raw_os_error().unwrap_or(libc::EAGAIN)).with("name", &options.name))?;
+    if nice != 0
+        && let Ok(Err(e)) = outcome.recv()
+    {
+        return Err(e);
+    }
+    Ok(thread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn run<T: Send + 'static>(options: &Options, f: impl FnOnce() -> T + Send + 'static) -> T {
+        let (tx, rx) = mpsc::channel();
+        let thread = spawn(options, move || tx.send(f()).expect("the test waits")).expect("spawn");
+        let value = rx.recv().expect("the thread sends");
+        thread.join().expect("join");
+        value
+    }
+
+    fn is_blocked(signal: libc::c_int) -> bool {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: reads this thread's mask into `set`.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), set.as_mut_ptr());
+            libc::sigismember(set.as_ptr(), signal) == 1
+        }
+    }
+
+    fn nice() -> i32 {
+        // SAFETY: a plain query of the calling thread.
+        unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+    }
+
+    #[test]
+    fn a_thread_has_its_name_and_none_of_the_hosts_signals() {
+        let before = is_blocked(libc::SIGTERM);
+        let (name, blocked) = run(&Options { name: "off\0loop-w3".into(), ..Options::default() }, || {
+            let name = std::fs::read_to_string("/proc/thread-self/comm").expect("comm");
+            (name, [libc::SIGTERM, libc::SIGINT, libc::SIGCHLD, libc::SIGUSR1, libc::SIGSEGV, libc::SIGBUS].map(is_blocked))
+        });
+        assert_eq!(name.trim(), "offloop-w3");
+        assert_eq!(blocked, [true, true, true, true, false, false]);
+        assert_eq!(is_blocked(libc::SIGTERM), before, "the starter's mask is as it was");
+    }
+
+    #[test]
+    fn niceness_is_per_thread() {
+        let before = nice();
+        assert_eq!(run(&Options { nice: 3, ..Options::default() }, nice), (before + 3).min(19));
+        assert_eq!(nice(), before);
+    }
+
+    #[test]
+    fn a_refused_niceness_is_an_error_and_runs_nothing() {
+        // Without RLIMIT_NICE or the capability; a privileged test run may raise its priority.
+        let r = spawn(&Options { nice: -1, ..Options::default() }, || {});
+        match r {
+            Ok(t) => t.join().expect("join"),
+            Err(e) => assert_eq!((e.kind(), e.errno()), (ErrorKind::Os, Some((libc::EACCES, "setpriority")))),
+        }
+    }
+
+    #[test]
+    fn a_stack_that_does_not_fit_is_an_error() {
+        let e = spawn(&Options { stack_size: Some(1 << 60), ..Options::default() }, || {}).expect_err("refused");
+        assert_eq!(e.kind(), ErrorKind::Os);
+    }
 }
