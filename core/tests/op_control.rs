@@ -1,6 +1,6 @@
 //! What a running op owes its caller: it looks at its token often enough, stops when told to, and gives the same result
 //! however many workers help.
-#![cfg(all(feature = "hash", feature = "compress"))]
+#![cfg(all(feature = "hash", feature = "compress", feature = "password"))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use offloop::ops::{self, Control, OpCtx, Params, Splitter};
@@ -65,7 +65,9 @@ fn records(len: usize) -> Vec<u8> {
             break;
         }
         x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        out.extend_from_slice(format!("{{\"id\":{i},\"value\":{},\"name\":\"user {}\",\"ok\":{}}}\n", x >> 12, x >> 24, x & 0x8000 == 0).as_bytes());
+        out.extend_from_slice(
+            format!("{{\"id\":{i},\"value\":{},\"name\":\"user {}\",\"ok\":{}}}\n", x >> 12, x >> 24, x & 0x8000 == 0).as_bytes(),
+        );
     }
     out.truncate(len);
     out
@@ -77,26 +79,26 @@ const PAIRS: [(&str, &str); 6] =
 
 #[test]
 fn ops_look_at_their_token_for_each_mebibyte() {
-    let input = records(12 * MIB);
+    let input = records(6 * MIB);
     let hashes = HASHES.iter().copied();
     for name in hashes.chain(PAIRS.iter().map(|p| p.0)) {
         let (out, looks) = run(name, &input, &Value::Nil, usize::MAX, 1);
         out.unwrap();
-        assert!(looks >= 12, "{name} looked {looks} times at 12 MiB");
+        assert!(looks >= 6, "{name} looked {looks} times at 6 MiB");
     }
     for (name, inverse) in PAIRS {
         let packed = bytes(name, &input, &Value::Nil, 1);
         let (out, looks) = run(inverse, &packed, &Value::Nil, usize::MAX, 1);
         assert_eq!(out.unwrap().into_bytes().unwrap().as_slice(), input, "{inverse}");
-        assert!(looks >= 12, "{inverse} looked {looks} times at 12 MiB of output");
+        assert!(looks >= 6, "{inverse} looked {looks} times at 6 MiB of output");
     }
 }
 
 #[test]
 fn cancelled_op_stops_at_its_next_look() {
-    let input = records(12 * MIB);
+    let input = records(6 * MIB);
     let stops = |name: &str, input: &[u8], width: usize| {
-        for stop_at in [1, 7] {
+        for stop_at in [1, 5] {
             let (out, looks) = run(name, input, &Value::Nil, stop_at, width);
             assert_eq!(out.expect_err(name).kind(), ErrorKind::Cancelled, "{name}");
             // Each thread of a split op may look once more before it sees the first one's answer.
@@ -170,7 +172,7 @@ fn split_output_does_not_depend_on_the_number_of_helpers() {
 
 #[test]
 fn bombs_stop_at_the_limit() {
-    let zeros = vec![0; 64 * MIB];
+    let zeros = vec![0; 16 * MIB];
     let limit = Value::map([("max_output", Value::Int(3 * MIB as i64))]);
     for (name, inverse) in PAIRS {
         let bomb = bytes(name, &zeros, &Value::Nil, 1);
@@ -181,4 +183,68 @@ fn bombs_stop_at_the_limit() {
         // 3 MiB in steps of 256 KiB, after smaller ones at the start: it did not decompress the rest.
         assert!(looks <= 24, "{inverse} went on for {looks} steps");
     }
+}
+
+#[test]
+fn password_costs_can_be_cancelled_where_the_docs_say_so() {
+    let cost = |algorithm: &'static str, name: &'static str, value: i64| {
+        Value::map([("algorithm", Value::str(algorithm)), ("salt", Value::from(vec![1; 16])), (name, Value::Int(value))])
+    };
+    // One look per 4096 iterations, per 64 rounds, per 2^14 blocks of 64 bytes (and scrypt's PBKDF2: one per 32 bytes).
+    for (params, expected) in [
+        (cost("pbkdf2-sha256", "iterations", 40_960), 9),
+        (cost("pbkdf2-sha512", "iterations", 40_960), 9),
+        (cost("bcrypt", "cost", 9), 8),
+        (cost("scrypt", "cost", 14), 64),
+    ] {
+        let (out, looks) = run("password.hash", b"password", &params, usize::MAX, 1);
+        out.unwrap();
+        assert!((expected..expected + 6).contains(&looks), "{params:?}: {looks} looks");
+        for stop_at in [1, 5] {
+            let (out, looks) = run("password.hash", b"password", &params, stop_at, 1);
+            assert_eq!(out.expect_err("cancelled").kind(), ErrorKind::Cancelled);
+            assert_eq!(looks, stop_at, "{params:?}");
+        }
+    }
+    // Argon2 has no place to stop, which is why the family does not call itself cancellable.
+    let (out, looks) = run("password.hash", b"password", &Value::Nil, 1, 1);
+    assert_eq!((out.expect_err("cancelled").kind(), looks), (ErrorKind::Cancelled, 1));
+    assert!(ops::all().filter(|o| o.name.starts_with("password.")).all(|o| !o.cancellable));
+}
+
+#[test]
+fn each_hash_has_its_own_salt_and_verifies() {
+    let text = |v: Value| v.as_str().unwrap().to_owned();
+    for algorithm in ["argon2id", "scrypt", "bcrypt", "pbkdf2-sha256", "pbkdf2-sha512"] {
+        let mut params = vec![("algorithm", Value::str(algorithm))];
+        // Defaults for argon2id; costs that a test can afford for the others.
+        match algorithm {
+            "scrypt" => params.push(("cost", Value::Int(10))),
+            "bcrypt" => params.push(("cost", Value::Int(4))),
+            "argon2id" => {}
+            _ => params.push(("iterations", Value::Int(1000))),
+        }
+        let params = Value::map(params);
+        let make = || text(run("password.hash", b"correct horse", &params, usize::MAX, 1).0.unwrap());
+        let (one, two) = (make(), make());
+        assert_ne!(one, two, "{algorithm}");
+        let verify = |password: &[u8], hash: &str| {
+            let params = Value::map([("hash", Value::from(hash.to_owned()))]);
+            run("password.verify", password, &params, usize::MAX, 1).0.unwrap().as_bool().unwrap()
+        };
+        assert!(verify(b"correct horse", &one) && verify(b"correct horse", &two), "{algorithm}");
+        assert!(!verify(b"correct horsf", &one), "{algorithm}");
+    }
+}
+
+#[test]
+fn secret_is_part_of_an_argon2_hash() {
+    let params = Value::map([("memory_kib", Value::Int(64)), ("secret", Value::str("pepper"))]);
+    let hash = run("password.hash", b"correct horse", &params, usize::MAX, 1).0.unwrap().as_str().unwrap().to_owned();
+    let verify = |secret: Option<&'static str>| {
+        let params = Value::map([("hash", Value::from(hash.clone())), ("secret", secret.map_or(Value::Nil, Value::str))]);
+        run("password.verify", b"correct horse", &params, usize::MAX, 1).0.unwrap().as_bool().unwrap()
+    };
+    assert!(verify(Some("pepper")));
+    assert!(!verify(Some("salt")) && !verify(None));
 }

@@ -60,9 +60,7 @@ fn bytes_of(entry: &Json, prefix: &str) -> Option<Vec<u8>> {
             "base64" => base64(v.as_str().unwrap()),
             "file" => std::fs::read(root().join(v.as_str().unwrap())).unwrap_or_else(|e| panic!("{v}: {e}")),
             "repeat" => repeat(v),
-            "numbered" => {
-                (0..n("times")).flat_map(|i| v["text"].as_str().unwrap().replace("%i", &i.to_string()).into_bytes()).collect()
-            }
+            "numbered" => (0..n("times")).flat_map(|i| v["text"].as_str().unwrap().replace("%i", &i.to_string()).into_bytes()).collect(),
             "cycle" => (0..n("length")).map(|k| (k % n("modulo")) as u8).collect(),
             "lcg" => {
                 let mut x = n("seed") as u32;
@@ -239,8 +237,7 @@ fn files() -> Vec<(String, Json)> {
     for file in std::fs::read_dir(root().join("ops")).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|e| e == "json") {
-            let json: Json =
-                serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let json: Json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let op = path.file_stem().unwrap().to_str().unwrap().to_owned();
             assert_eq!(json["op"].as_str(), Some(op.as_str()), "{}", path.display());
             assert!(json["source"].as_str().is_some_and(|s| !s.is_empty()), "{}: source is missing", path.display());
@@ -256,9 +253,7 @@ fn every_vector_holds() {
     let mut failures = Vec::new();
     let mut run_count = 0;
     for (op, json) in files() {
-        for (list, check) in
-            [("cases", check_case as fn(&str, &Json) -> _), ("errors", check_error), ("roundtrip", check_roundtrip)]
-        {
+        for (list, check) in [("cases", check_case as fn(&str, &Json) -> _), ("errors", check_error), ("roundtrip", check_roundtrip)] {
             for (i, entry) in json[list].as_array().into_iter().flatten().enumerate() {
                 run_count += 1;
                 if let Err(why) = check(&op, entry) {

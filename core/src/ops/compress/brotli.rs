@@ -56,16 +56,8 @@ pub(super) fn unbrotli(ctx: &mut OpCtx<'_>) -> Result<Value> {
         let start = at;
         let space = out.space()?;
         let (mut available_out, mut made) = (space.len(), 0);
-        let result = BrotliDecompressStream(
-            &mut available_in,
-            &mut at,
-            &input[..end],
-            &mut available_out,
-            &mut made,
-            space,
-            &mut total,
-            &mut state,
-        );
+        let result =
+            BrotliDecompressStream(&mut available_in, &mut at, &input[..end], &mut available_out, &mut made, space, &mut total, &mut state);
         out.advance(made)?;
         match result {
             BrotliResult::ResultSuccess if at < input.len() => return Err(trailing(OP, at, input.len())),

@@ -47,9 +47,8 @@ fn push(ctx: &OpCtx<'_>, c: &mut Compress, input: &[u8], end: FlushCompress, out
             out.reserve((input.len() - done) / 4 + 4096);
         }
         let before = c.total_in();
-        let status = c
-            .compress_vec(piece, out, flush)
-            .map_err(|e| Error::new(ErrorKind::Panic, "deflate lost its state").with("cause", e))?;
+        let status =
+            c.compress_vec(piece, out, flush).map_err(|e| Error::new(ErrorKind::Panic, "deflate lost its state").with("cause", e))?;
         done += (c.total_in() - before) as usize;
         // A full output buffer may hide more; deflate must be asked again with the same flush.
         let drained = out.capacity() > out.len();

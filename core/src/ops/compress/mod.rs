@@ -186,12 +186,7 @@ pub(super) const OPS: &[OpDef] = &[
         ],
         lz4::lz4,
     ),
-    op(
-        "unlz4",
-        "Decompresses LZ4 frames: all of them, checksums verified, skippable frames skipped.",
-        &[MAX_OUTPUT_PARAM],
-        lz4::unlz4,
-    ),
+    op("unlz4", "Decompresses LZ4 frames: all of them, checksums verified, skippable frames skipped.", &[MAX_OUTPUT_PARAM], lz4::unlz4),
 ];
 
 /// Where a decoder writes: grows with the output, refuses what goes beyond `max_output`.
