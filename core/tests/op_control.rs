@@ -165,6 +165,20 @@ fn split_gzip_is_one_member_of_the_same_size() {
 }
 
 #[test]
+fn pieces_of_a_split_gzip_see_the_window_before_them() {
+    // 20 KiB of noise, over and over: each piece that cannot look back pays for the noise again.
+    let mut x = 1u32;
+    let mut noise = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 24) as u8
+    };
+    let input = (0..20 << 10).map(|_| noise()).collect::<Vec<u8>>().repeat(100);
+    let (split, serial) = (bytes("gzip", &input, &Value::Nil, 2), bytes("gzip", &input, &Value::Nil, 1));
+    assert_eq!(bytes("gunzip", &split, &Value::Nil, 1), input);
+    assert!(split.len() < serial.len() + 4096, "{} bytes split, {} serial", split.len(), serial.len());
+}
+
+#[test]
 fn split_output_does_not_depend_on_the_number_of_helpers() {
     let input = records(2 * MIB);
     assert_eq!(bytes("gzip", &input, &Value::Nil, 2), bytes("gzip", &input, &Value::Nil, 4));
