@@ -43,6 +43,8 @@ pub enum Returns {
     Bytes,
     /// Text.
     Str,
+    /// Bytes, or text when option `encoding` asks for another word than `bytes`: an overload in typed faces.
+    Encoded,
     /// A boolean.
     Bool,
     /// An integer.
