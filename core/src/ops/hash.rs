@@ -108,7 +108,8 @@ pub(super) const OPS: &[OpDef] = &[
     },
     OpDef {
         name: "crc32",
-        about: "Computes the CRC-32 (ISO 3309, as in gzip and PNG) of its input, from 0 to 4294967295; large inputs are split over idle workers.",
+        about: "Computes the CRC-32 (ISO 3309, as in gzip and PNG) of its input, from 0 to 4294967295; \
+                large inputs are split over idle workers.",
         inputs: Inputs::One,
         params: &[ParamDef {
             name: "value",

@@ -73,7 +73,8 @@ const MAX_WORK_MS: ParamDef = ParamDef {
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
         name: "password.hash",
-        about: "Hashes a password with a random salt into a string that holds everything needed to verify it: PHC form, bcrypt in modular crypt form.",
+        about: "Hashes a password with a random salt into a string that holds everything needed to verify it: \
+                PHC form, bcrypt in modular crypt form.",
         inputs: Inputs::One,
         params: &[
             ParamDef {
