@@ -267,3 +267,212 @@ impl<T: Item> Sched<T> {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    #[derive(Clone, Debug)]
+    struct Job {
+        id: u32,
+        priority: i8,
+        at_ns: u64,
+        key: Option<u64>,
+        live: Rc<Cell<bool>>,
+    }
+
+    impl Item for Job {
+        fn priority(&self) -> i8 {
+            self.priority
+        }
+        fn submitted_ns(&self) -> u64 {
+            self.at_ns
+        }
+        fn key(&self) -> Option<u64> {
+            self.key
+        }
+        fn is_live(&self) -> bool {
+            self.live.get()
+        }
+    }
+
+    fn job(id: u32, priority: i8, at_ms: u64, key: Option<u64>) -> Job {
+        Job { id, priority, at_ns: at_ms * 1_000_000, key, live: Rc::new(Cell::new(true)) }
+    }
+
+    fn order(sched: &mut Sched<Job>, slot: usize) -> Vec<u32> {
+        let mut out = Vec::new();
+        loop {
+            match sched.take(slot) {
+                Take::Nothing => return out,
+                Take::Free(j) => out.push(j.id),
+                Take::Keyed(j) => {
+                    out.push(j.id);
+                    sched.key_done(j.key.expect("keyed"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn order_by_table() {
+        // (priority, submitted at ms) in order of submission → order of ids.
+        let table: &[(&[(i8, u64)], &[u32])] = &[
+            (&[(0, 0), (0, 0), (0, 1)], &[0, 1, 2]),
+            (&[(0, 0), (1, 0), (-1, 0)], &[1, 0, 2]),
+            (&[(-128, 0), (127, 0)], &[1, 0]),
+            // One class is worth 100 ms of waiting: at 99 ms the newcomer of a higher class still goes first.
+            (&[(0, 0), (1, 99)], &[1, 0]),
+            (&[(0, 0), (1, 100)], &[1, 0]), // a tie goes to the higher class
+            (&[(0, 0), (1, 101)], &[0, 1]),
+            (&[(-5, 0), (0, 499), (0, 501)], &[1, 0, 2]),
+        ];
+        for (jobs, want) in table {
+            let mut s = Sched::new(1);
+            for (id, (priority, at)) in (0u32..).zip(*jobs) {
+                assert_eq!(s.push(job(id, *priority, *at, None)), Place::Anywhere);
+            }
+            assert_eq!(order(&mut s, 0), *want, "{jobs:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_starves_under_a_stream_of_higher_priority() {
+        let mut s = Sched::new(1);
+        s.push(job(0, -10, 0, None));
+        for ms in 0..5_000 {
+            s.push(job(1, 10, ms, None));
+            if let Take::Free(j) = s.take(0) {
+                if j.id == 0 {
+                    assert!((2_000..2_010).contains(&ms), "20 classes are 2 s, it ran at {ms} ms");
+                    return;
+                }
+            }
+        }
+        panic!("starved");
+    }
+
+    #[test]
+    fn a_key_stays_on_its_slot_while_it_has_tasks_even_when_slots_change() {
+        let mut s = Sched::new(8);
+        let Place::Slot(home) = s.push(job(0, 0, 0, Some(42))) else { panic!("keyed") };
+        s.set_slots(1);
+        assert_eq!(s.push(job(1, 0, 1, Some(42))), Place::Slot(home));
+        assert_eq!(order(&mut s, home), [0, 1]);
+        // Both are done: the key is free to move.
+        assert_eq!(s.push(job(2, 0, 2, Some(42))), Place::Slot(0));
+    }
+
+    #[test]
+    fn resizing_moves_only_the_keys_of_the_lost_slot() {
+        let homes = |slots| {
+            let s = Sched::<Job>::new(slots);
+            (0..10_000).map(|k| s.home(k)).collect::<Vec<_>>()
+        };
+        let (eight, seven) = (homes(8), homes(7));
+        for (a, b) in eight.iter().zip(&seven) {
+            assert!(*a == 7 || a == b);
+        }
+        for slot in 0..8 {
+            let share = eight.iter().filter(|h| **h == slot).count();
+            assert!((1_100..1_400).contains(&share), "slot {slot} has {share} of 10,000 keys");
+        }
+    }
+
+    #[test]
+    fn tombstones_are_dropped_counted_and_release_their_keys() {
+        let mut s = Sched::new(2);
+        let jobs: Vec<_> = (0..10).map(|i| job(i, 0, 0, (i % 2 == 0).then_some(7))).collect();
+        for j in &jobs {
+            s.push(j.clone());
+            j.live.set(i64::from(j.id) % 3 != 0);
+        }
+        s.sweep();
+        assert_eq!(s.take_dropped(), 4);
+        assert_eq!(s.len(), 6);
+        for j in &jobs {
+            j.live.set(false);
+        }
+        for slot in 0..2 {
+            assert!(order(&mut s, slot).is_empty());
+        }
+        assert_eq!((s.take_dropped(), s.len(), s.pins.len()), (6, 0, 0));
+    }
+
+    /// Random storms against a model that sorts: same order, nothing lost, nothing twice, keys in order on one slot.
+    #[test]
+    fn seeded_simulation_agrees_with_a_sorted_list() {
+        for seed in 1..=300u64 {
+            let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut random = |n: u64| {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                x % n
+            };
+            let slots = 1 + random(4) as usize;
+            let mut s = Sched::new(slots);
+            let mut model: Vec<(Job, Option<usize>)> = Vec::new();
+            let mut key_order: HashMap<u64, Vec<u32>> = HashMap::new();
+            let mut now = 0;
+            let mut taken = 0;
+            let mut pushed = 0;
+            let mut killed = 0;
+            for id in 0..400 {
+                now += random(30);
+                match random(5) {
+                    0..=2 => {
+                        let key = (random(3) == 0).then(|| random(5));
+                        // Keys keep the order of submission within a class only, so keyed jobs share one class.
+                        let priority = if key.is_some() { 0 } else { (random(7) as i8) - 3 };
+                        let j = job(id, priority, now, key);
+                        let place = match s.push(j.clone()) {
+                            Place::Anywhere => None,
+                            Place::Slot(slot) => Some(slot),
+                        };
+                        model.push((j, place));
+                        pushed += 1;
+                    }
+                    3 => {
+                        let slot = random(slots as u64) as usize;
+                        let score = |j: &Job| j.at_ns as i64 - i64::from(j.priority) * CLASS_NS;
+                        let best = model
+                            .iter()
+                            .enumerate()
+                            .filter(|(_, (_, place))| place.is_none_or(|p| p == slot))
+                            // On a tie: free before keyed, then the higher class, then the older.
+                            .min_by_key(|(i, (j, place))| (score(j), place.is_some(), -i32::from(j.priority), *i))
+                            .map(|(i, _)| i);
+                        let got = match s.take(slot) {
+                            Take::Nothing => None,
+                            Take::Free(j) => Some(j),
+                            Take::Keyed(j) => {
+                                s.key_done(j.key.expect("keyed"));
+                                key_order.entry(j.key.expect("keyed")).or_default().push(j.id);
+                                Some(j)
+                            }
+                        };
+                        let want = best.map(|i| model.remove(i).0.id);
+                        assert_eq!(got.map(|j| j.id), want, "seed {seed}, id {id}");
+                        taken += u32::from(want.is_some());
+                    }
+                    _ if !model.is_empty() => {
+                        let at = random(model.len() as u64) as usize;
+                        model.remove(at).0.live.set(false);
+                        killed += 1;
+                        if random(4) == 0 {
+                            s.sweep();
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            let left: usize = (0..slots).map(|slot| order(&mut s, slot).len()).sum();
+            assert_eq!((left, taken + killed + left as u32), (model.len(), pushed), "seed {seed}");
+            assert!(s.pins.is_empty(), "seed {seed}");
+            assert!(key_order.values().all(|ids| ids.is_sorted()), "seed {seed}");
+        }
+    }
+}
