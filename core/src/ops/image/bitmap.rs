@@ -24,10 +24,9 @@ impl Bitmap {
     pub(super) fn new(width: usize, height: usize, channels: usize) -> Result<Bitmap> {
         let no_memory = || Error::new(ErrorKind::TooLarge, "no memory for the image").with("width", width).with("height", height);
         let len = width.checked_mul(height).and_then(|n| n.checked_mul(channels)).ok_or_else(no_memory)?;
-        let mut data = Vec::new();
-        data.try_reserve_exact(len).map_err(|_| no_memory())?;
-        data.resize(len, 0);
-        Ok(Bitmap { width, height, channels, data })
+        // Asked for first, because the zeroed allocation aborts when it fails; it is the one that touches no page.
+        Vec::<u8>::new().try_reserve_exact(len).map_err(|_| no_memory())?;
+        Ok(Bitmap { width, height, channels, data: vec![0; len] })
     }
 
     pub(super) fn stride(&self) -> usize {

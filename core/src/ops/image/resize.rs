@@ -144,13 +144,7 @@ fn broken(e: impl std::fmt::Display) -> Error {
 ///
 /// The two passes of a separable filter are cut into bands of source rows, then of result columns: no band needs another's result, so the
 /// seams do not show, idle workers can take bands, and the token is looked at between them.
-pub(super) fn resample(
-    ctx: &OpCtx<'_>,
-    mut src: Bitmap,
-    part: Part,
-    (width, height): (usize, usize),
-    filter: &str,
-) -> Result<Bitmap> {
+pub(super) fn resample(ctx: &OpCtx<'_>, mut src: Bitmap, part: Part, (width, height): (usize, usize), filter: &str) -> Result<Bitmap> {
     let whole = Part { left: 0.0, top: 0.0, width: src.width as f64, height: src.height as f64 };
     if part == whole && (width, height) == (src.width, src.height) {
         return Ok(src);
