@@ -64,7 +64,7 @@ pub(super) fn arrow(
     Ok(if file { write!(FileWriter) } else { write!(StreamWriter) })
 }
 
-/// A cell as text; `None` for null.
+/// Appends the text of a cell that is not null.
 fn text(array: &ArrayRef, row: usize, out: &mut String) {
     fn stamp(array: &ArrayRef, value: i64, per_second: i64, digits: usize, out: &mut String) {
         let DataType::Timestamp(_, zone) = array.data_type() else { return };
