@@ -171,7 +171,7 @@ impl Parser<'_> {
         }
         let len = rest.find(|c: char| !first(c) && !c.is_ascii_digit()).unwrap_or(rest.len());
         self.pos += len;
-        Ok(rest[..len].as_bytes().into())
+        Ok(rest.as_bytes()[..len].into())
     }
 
     fn bracket(&mut self) -> Result<Vec<Selector>> {
