@@ -5,6 +5,11 @@
 
 mod ctx;
 mod params;
+#[cfg(any(feature = "json", feature = "csv"))]
+mod place;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[cfg(feature = "compress")]
 mod compress;

@@ -1,6 +1,0 @@
-//! The `csv` family.
-
-use crate::ops::OpDef;
-
-/// The ops of this family.
-pub(super) const OPS: &[OpDef] = &[];
