@@ -80,6 +80,20 @@ impl<T: Send + Sync> ForkCell<T> {
     }
 }
 
+impl<T> Drop for ForkCell<T> {
+    fn drop(&mut self) {
+        let last = *self.current.get_mut();
+        // SAFETY: a non-null pointer was made by `Box::into_raw` in `get`, is freed nowhere else once it is published, and
+        // `&mut self` says that nobody reads it.
+        if let Some((made_in, _)) = unsafe { last.as_ref() } {
+            if *made_in == epoch() {
+                // SAFETY: as above.
+                drop(unsafe { Box::from_raw(last) });
+            }
+        }
+    }
+}
+
 impl<T: Send + Sync> Default for ForkCell<T> {
     fn default() -> Self {
         ForkCell::new()
