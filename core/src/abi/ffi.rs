@@ -68,8 +68,10 @@ pub fn call(f: impl FnOnce() -> Result<()>) -> offloop_status {
         }
         Err(payload) => {
             set_last(&panic_error(&*payload));
-            // The payload's own drop may panic; a leak of one message is the lesser evil.
-            std::mem::forget(payload);
+            // The payload's own drop may panic as well; then a leak is the lesser evil.
+            if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(second);
+            }
             ErrorKind::Panic.status()
         }
     }

@@ -199,8 +199,9 @@ pub unsafe extern "C" fn offloop_cq_drain(
                     }
                     continue;
                 }
-                // Progress of a task with a callback has nobody to go to.
-                Event::Progress { tag, .. } if tag & CALLBACK_TAG != 0 => continue,
+                // Progress of a task with a callback has nobody to go to. All progress since the last drain comes at once, also
+                // beyond `max`; what does not fit is older than the next.
+                Event::Progress { tag, .. } if tag & CALLBACK_TAG != 0 || written == max => continue,
                 Event::Done { tag, result } => {
                     let (status, value) = for_c(result);
                     offloop_event { tag, kind: OFFLOOP_EVENT_DONE, status, value }
@@ -210,7 +211,9 @@ pub unsafe extern "C" fn offloop_cq_drain(
                     offloop_event { tag, kind: OFFLOOP_EVENT_PROGRESS, status, value }
                 }
             };
-            // SAFETY: the queue delivers at most `max` events, so `written` is below `max`.
+            // The queue delivers at most `max` outcomes, progress included.
+            assert!(written < max, "the completion queue went over its budget");
+            // SAFETY: `written` is below `max`, for which there is room by this function's contract.
             unsafe { events.add(written).write(event) };
             written += 1;
         }
