@@ -305,11 +305,10 @@ impl UserArg {
 
 impl Drop for UserArg {
     fn drop(&mut self) {
-        if let Some(free) = self.free {
-            if !KEEP_ARGS.try_with(Cell::get).unwrap_or(false) {
-                // SAFETY: the user's function for the user's pointer, once; it may not unwind (`extern "C"`).
-                unsafe { free(self.arg) }
-            }
+        let kept = KEEP_ARGS.try_with(Cell::get).unwrap_or(false);
+        if let Some(free) = self.free.filter(|_| !kept) {
+            // SAFETY: the user's function for the user's pointer, once; it may not unwind (`extern "C"`).
+            unsafe { free(self.arg) }
         }
     }
 }

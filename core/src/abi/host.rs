@@ -195,7 +195,7 @@ pub(crate) static HOST: offloop_host = offloop_host {
     struct_size: size_of::<offloop_host>(),
     abi_version: OFFLOOP_ABI_VERSION,
     reserved: 0,
-    register_op: register_op,
+    register_op,
     last_error: status::offloop_last_error,
     status_name: status::offloop_status_name,
     wire_version: status::offloop_wire_version,

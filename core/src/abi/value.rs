@@ -24,7 +24,7 @@ pub struct Root {
 }
 
 impl Root {
-    pub(crate) fn new(value: Value) -> Object {
+    pub(crate) fn object(value: Value) -> Object {
         Object::Value(Box::new(Root { value, views: Views::default() }))
     }
 }
@@ -38,7 +38,7 @@ pub(crate) fn end_views(views: Views) {
 
 /// Gives a value out as an owned handle.
 pub(crate) fn give(value: Value) -> Result<*mut offloop_value> {
-    Ok(handle::insert(Kind::Value, Root::new(value))?.as_ptr())
+    Ok(handle::insert(Kind::Value, Root::object(value))?.as_ptr())
 }
 
 /// Calls `f` with the value that `p` names, its root's views and the root, under the root's lock.
@@ -233,7 +233,7 @@ pub unsafe extern "C" fn offloop_value_new_buffer(buffer_io: *mut *mut offloop_b
         let buffer = unsafe { ffi::moved(buffer_io, "buffer_io") }?;
         let place = Place::new()?;
         if let Object::Buffer(buffer) = buffer.done() {
-            out.set(place.fill(Kind::Value, Root::new(Value::Buffer(buffer))).as_ptr());
+            out.set(place.fill(Kind::Value, Root::object(Value::Buffer(buffer))).as_ptr());
         }
         Ok(())
     })

@@ -199,8 +199,8 @@ pub unsafe extern "C" fn offloop_cq_drain(
                     }
                     continue;
                 }
-                // Progress of a task with a callback has nobody to go to. All progress since the last drain comes at once, also
-                // beyond `max`; what does not fit is older than the next.
+                // Progress of a task with a callback has nobody to go to. All progress since the last drain comes at once, even
+                // beyond `max`; what does not fit is dropped, because progress is only ever the latest.
                 Event::Progress { tag, .. } if tag & CALLBACK_TAG != 0 || written == max => continue,
                 Event::Done { tag, result } => {
                     let (status, value) = for_c(result);

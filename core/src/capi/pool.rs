@@ -306,7 +306,7 @@ pub unsafe extern "C" fn offloop_pool_resize(pool: *mut offloop_pool, min_worker
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_pool_stats(pool: *mut offloop_pool, stats_io: *mut offloop_stats) -> offloop_status {
     ffi::call(|| {
-        drop(ffi::out(stats_io, "stats_io")?);
+        let _ = ffi::out(stats_io, "stats_io")?; // for NULL and misalignment
         // SAFETY: this function's contract.
         let asked = unsafe { ffi::options(stats_io.cast_const()) }?;
         let mut stats = stats_for_c(&lookup(pool)?.stats());
@@ -335,7 +335,7 @@ pub unsafe extern "C" fn offloop_pool_load(pool: *mut offloop_pool, path: *const
         let loaded = lookup(pool)?.load(Path::new(path))?;
         if let Some(names) = names {
             let list = Value::Array(loaded.into_iter().map(Value::from).collect());
-            names.set(place.fill(handle::Kind::Value, value::Root::new(list)).as_ptr());
+            names.set(place.fill(handle::Kind::Value, value::Root::object(list)).as_ptr());
         }
         Ok(())
     })

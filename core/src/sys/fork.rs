@@ -85,11 +85,10 @@ impl<T> Drop for ForkCell<T> {
         let last = *self.current.get_mut();
         // SAFETY: a non-null pointer was made by `Box::into_raw` in `get`, is freed nowhere else once it is published, and
         // `&mut self` says that nobody reads it.
-        if let Some((made_in, _)) = unsafe { last.as_ref() } {
-            if *made_in == epoch() {
-                // SAFETY: as above.
-                drop(unsafe { Box::from_raw(last) });
-            }
+        let ours = unsafe { last.as_ref() }.is_some_and(|(made_in, _)| *made_in == epoch());
+        if ours {
+            // SAFETY: as above.
+            drop(unsafe { Box::from_raw(last) });
         }
     }
 }
