@@ -1,13 +1,14 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error value sync sys wire   ←   metrics   ←   buffer   ←   ops   ←   pool   ←   capi, bindings
+//!  error value sync sys wire   ←   metrics   ←   buffer   ←   ops   ←   abi   ←   pool   ←   capi, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod abi;
 pub mod buffer;
 #[cfg(feature = "capi")]
 pub mod capi;

@@ -1,1 +1,38 @@
-//! The C ABI.
+//! The C ABI of pools, tasks and completion queues (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
+//! because plugins need them in every build.
+//!
+//! `include/offloop.h` is written from these two modules and from the tables of errors, types and options:
+//! `OFFLOOP_BLESS=1 cargo test --release -p offloop-tests header`.
+#![allow(non_camel_case_types, reason = "these are the names of the C header")]
+
+pub mod completion;
+pub mod metrics;
+pub mod pool;
+pub mod task;
+
+/// A pool of native threads.
+#[derive(Debug)]
+pub struct offloop_pool {
+    _opaque: (),
+}
+
+/// One submitted call.
+#[derive(Debug)]
+pub struct offloop_task {
+    _opaque: (),
+}
+
+/// Delivers outcomes to an event loop.
+#[derive(Debug)]
+pub struct offloop_cq {
+    _opaque: (),
+}
+
+crate::abi::kinds!(offloop_pool = Pool, offloop_task = Task, offloop_cq = Queue);
+
+/// Makes the next call of this thread panic inside its boundary. Only in test builds (feature `failpoints`).
+#[cfg(feature = "failpoints")]
+#[unsafe(no_mangle)]
+pub extern "C" fn offloop_failpoint_panic() {
+    crate::abi::ffi::panic_next();
+}

@@ -13,10 +13,12 @@
 //! * `split`: lends idle workers to one op.
 //! * `service`: one thread for deadlines, ticks and callbacks.
 //! * `completion`: how outcomes reach an event loop.
+//! * `plugin`: loads ops from shared libraries.
 
 mod completion;
 mod hosted;
 mod options;
+mod plugin;
 mod sched;
 mod service;
 mod split;

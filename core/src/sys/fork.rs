@@ -80,6 +80,19 @@ impl<T: Send + Sync> ForkCell<T> {
     }
 }
 
+impl<T> Drop for ForkCell<T> {
+    fn drop(&mut self) {
+        let last = *self.current.get_mut();
+        // SAFETY: a non-null pointer was made by `Box::into_raw` in `get`, is freed nowhere else once it is published, and
+        // `&mut self` says that nobody reads it.
+        let ours = unsafe { last.as_ref() }.is_some_and(|(made_in, _)| *made_in == epoch());
+        if ours {
+            // SAFETY: as above.
+            drop(unsafe { Box::from_raw(last) });
+        }
+    }
+}
+
 impl<T: Send + Sync> Default for ForkCell<T> {
     fn default() -> Self {
         ForkCell::new()

@@ -1,0 +1,463 @@
+//! The table of handles.
+//!
+//! A handle is `kind (8 bits) · generation (32) · index (24)`, given out as a pointer value that no valid object can have.
+//! The table is chunks of slots that are never freed; a slot has a lock, the generation of its present object and the
+//! object. A freed slot counts its generation up, so an old handle finds another generation and is `Invalid`.
+//!
+//! Locks: a function holds one slot's lock at a time. The one exception is a root value's or context's slot, under which a new
+//! view takes a slot from the free list; nobody who holds the lock of a *valid* slot waits for another, and whoever locks
+//! a free slot through a stale handle lets it go at once, so no cycle can form. Objects are dropped outside the locks,
+//! because dropping may call a user's free function.
+
+use crate::abi::ctx::CtxState;
+use crate::abi::host::Registration;
+use crate::abi::value::Root;
+use crate::buffer::TransferBuffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
+use crate::value::Value;
+use std::any::Any;
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// What a handle stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "the names are the documentation")]
+pub enum Kind {
+    // Numbers far from zero and from 0xff, so that small integers, user-space pointers and -1 are no handles.
+    Value = 0x91,
+    Buffer,
+    Ctx,
+    Registry,
+    Pool,
+    Task,
+    Queue,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [Kind::Value, Kind::Buffer, Kind::Ctx, Kind::Registry, Kind::Pool, Kind::Task, Kind::Queue];
+
+    fn from_u8(n: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|k| *k as u8 == n)
+    }
+
+    /// The word for messages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Value => "value",
+            Kind::Buffer => "buffer",
+            Kind::Ctx => "task context",
+            Kind::Registry => "registry",
+            Kind::Pool => "pool",
+            Kind::Task => "task",
+            Kind::Queue => "completion queue",
+        }
+    }
+}
+
+/// The C type of a kind of handle.
+pub trait Kinded {
+    /// The kind.
+    const KIND: Kind;
+}
+
+/// A handle as a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Handle(u64);
+
+const INDEX_BITS: u32 = 24;
+const CHUNK_BITS: u32 = 12;
+const CHUNK: usize = 1 << CHUNK_BITS;
+/// Handles that may live at the same time.
+pub const MAX_HANDLES: usize = 1 << INDEX_BITS;
+
+impl Handle {
+    fn new(kind: Kind, generation: u32, index: u32) -> Handle {
+        Handle((kind as u64) << 56 | u64::from(generation) << INDEX_BITS | u64::from(index))
+    }
+
+    /// The handle behind a C pointer.
+    #[must_use]
+    pub fn of<T: Kinded>(p: *const T) -> Handle {
+        Handle(p as usize as u64)
+    }
+
+    /// The C pointer, to be given out and never dereferenced.
+    #[must_use]
+    pub fn as_ptr<T: Kinded>(self) -> *mut T {
+        std::ptr::without_provenance_mut(self.0 as usize)
+    }
+
+    fn kind(self) -> Option<Kind> {
+        Kind::from_u8((self.0 >> 56) as u8)
+    }
+
+    fn generation(self) -> u32 {
+        (self.0 >> INDEX_BITS) as u32
+    }
+
+    fn index(self) -> u32 {
+        (self.0 & (MAX_HANDLES as u64 - 1)) as u32
+    }
+}
+
+/// What a slot holds.
+pub enum Object {
+    /// Nothing.
+    Vacant,
+    /// Moved out for the length of a call.
+    Busy,
+    /// An owned value.
+    Value(Box<Root>),
+    /// A place in the tree of `root`, which knows its views and ends them.
+    View {
+        /// A value or a task context.
+        root: Handle,
+        /// Read under the lock of the root's slot, and only while the root lists this view.
+        at: *const Value,
+    },
+    /// A buffer.
+    Buffer(TransferBuffer),
+    /// A running task.
+    Ctx(Box<CtxState>),
+    /// A loading plugin.
+    Registry(Vec<Registration>),
+    /// An object of a layer above: pool, task, completion queue.
+    Shared(Arc<dyn Any + Send + Sync>),
+}
+
+// SAFETY: `View::at` is dereferenced only under the lock of its root's slot, by the rule written there; every other
+// variant is `Send`.
+unsafe impl Send for Object {}
+
+struct Slot {
+    generation: u32,
+    kind: Option<Kind>,
+    object: Object,
+}
+
+type Chunk = Box<[Mutex<Slot>]>;
+
+static CHUNKS: [OnceLock<Chunk>; MAX_HANDLES / CHUNK] = [const { OnceLock::new() }; MAX_HANDLES / CHUNK];
+
+#[derive(Default)]
+struct Free {
+    indices: Vec<u32>,
+    /// Slots that have ever been handed out.
+    fresh: u32,
+}
+
+static FREE: Mutex<Free> = Mutex::new(Free { indices: Vec::new(), fresh: 0 });
+
+/// Free slots that one thread keeps to itself, so that most handles are made without the common lock.
+struct Local(Vec<u32>);
+
+const LOCAL_REFILL: usize = 32;
+const LOCAL_MAX: usize = 128;
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        lock(&FREE).indices.append(&mut self.0);
+    }
+}
+
+thread_local! {
+    static LOCAL: RefCell<Local> = const { RefCell::new(Local(Vec::new())) };
+}
+
+/// Where a slot's generations start: spread over all 32 bits, so that a guessed or stale number rarely fits.
+fn first_generation(index: u32) -> u32 {
+    (index ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b1).rotate_left(15).wrapping_mul(0x85eb_ca6b)
+}
+
+fn fill(local: &mut Vec<u32>, want: usize) {
+    let mut free = lock(&FREE);
+    while local.len() < want {
+        if let Some(index) = free.indices.pop() {
+            local.push(index);
+        } else if (free.fresh as usize) < MAX_HANDLES {
+            local.push(free.fresh);
+            free.fresh += 1;
+        } else {
+            return;
+        }
+    }
+}
+
+fn alloc_index() -> Result<u32> {
+    let mut found = LOCAL.try_with(|local| {
+        let local = &mut local.borrow_mut().0;
+        if local.is_empty() {
+            fill(local, LOCAL_REFILL);
+        }
+        local.pop()
+    });
+    if found.is_err() {
+        // The thread is ending and its cache is gone.
+        let mut one = Vec::new();
+        fill(&mut one, 1);
+        found = Ok(one.pop());
+    }
+    found.ok().flatten().ok_or_else(|| Error::new(ErrorKind::Full, "too many handles are alive").with("max_handles", MAX_HANDLES))
+}
+
+fn free_index(index: u32) {
+    let spilled = LOCAL.try_with(|local| {
+        let local = &mut local.borrow_mut().0;
+        local.push(index);
+        (local.len() > LOCAL_MAX).then(|| local.split_off(LOCAL_MAX / 2))
+    });
+    match spilled {
+        Ok(None) => {}
+        Ok(Some(mut many)) => lock(&FREE).indices.append(&mut many),
+        Err(_) => lock(&FREE).indices.push(index),
+    }
+}
+
+fn chunk(index: u32) -> &'static [Mutex<Slot>] {
+    let at = (index as usize) >> CHUNK_BITS;
+    CHUNKS[at].get_or_init(|| {
+        let first = (at << CHUNK_BITS) as u32;
+        (0..CHUNK as u32)
+            .map(|i| Mutex::new(Slot { generation: first_generation(first + i), kind: None, object: Object::Vacant }))
+            .collect()
+    })
+}
+
+fn invalid(handle: Handle, want: Option<Kind>) -> Error {
+    let want = want.map_or("value", Kind::as_str);
+    if handle.0 == 0 {
+        return Error::invalid("handle is NULL").with("want", want);
+    }
+    match handle.kind() {
+        Some(kind) if kind.as_str() != want => Error::invalid("handle is of another type").with("want", want).with("got", kind.as_str()),
+        Some(_) => Error::invalid("handle was freed or moved").with("want", want).with("handle", format_args!("{:#x}", handle.0)),
+        None => Error::invalid("pointer is no handle").with("want", want).with("pointer", format_args!("{:#x}", handle.0)),
+    }
+}
+
+/// The slot of a handle, if a chunk for it was ever made.
+fn slot(handle: Handle) -> Option<&'static Mutex<Slot>> {
+    let index = handle.index() as usize;
+    CHUNKS[index >> CHUNK_BITS].get().map(|c| &c[index & (CHUNK - 1)])
+}
+
+fn with_slot<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Slot) -> Result<R>) -> Result<R> {
+    let bad = || invalid(handle, kind);
+    let own = handle.kind().filter(|k| kind.is_none_or(|want| want == *k)).ok_or_else(bad)?;
+    let mut slot = lock(slot(handle).ok_or_else(bad)?);
+    if slot.kind != Some(own) || slot.generation != handle.generation() {
+        return Err(bad());
+    }
+    if matches!(slot.object, Object::Busy) {
+        return Err(Error::new(ErrorKind::InUse, "handle is being moved by another call").with("type", own.as_str()));
+    }
+    f(&mut slot)
+}
+
+/// A free slot, held so that making the handle cannot fail any more once a call has had its effect.
+pub struct Place(u32);
+
+impl Place {
+    /// Takes a free slot.
+    ///
+    /// # Errors
+    /// `Full` when [`MAX_HANDLES`] are alive.
+    pub fn new() -> Result<Place> {
+        alloc_index().map(Place)
+    }
+
+    /// Makes the handle.
+    #[must_use]
+    pub fn fill(self, kind: Kind, object: Object) -> Handle {
+        let index = self.0;
+        std::mem::forget(self); // the slot is in use from here on
+        let mut slot = lock(&chunk(index)[index as usize & (CHUNK - 1)]);
+        slot.kind = Some(kind);
+        slot.object = object;
+        Handle::new(kind, slot.generation, index)
+    }
+
+    /// Makes the handle of an object of a layer above.
+    #[must_use]
+    pub fn fill_shared<T: Kinded>(self, object: Arc<dyn Any + Send + Sync>) -> *mut T {
+        self.fill(T::KIND, Object::Shared(object)).as_ptr()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        free_index(self.0);
+    }
+}
+
+/// Makes a handle.
+///
+/// # Errors
+/// `Full` when [`MAX_HANDLES`] are alive; `object` is then dropped.
+pub fn insert(kind: Kind, object: Object) -> Result<Handle> {
+    Ok(Place::new()?.fill(kind, object))
+}
+
+/// Looks at the object of a handle, under its slot's lock. `None` as kind: any.
+///
+/// # Errors
+/// `Invalid` for what is no living handle of that kind, `InUse` while another call moves it, and those of `f`.
+pub fn with<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Object) -> Result<R>) -> Result<R> {
+    with_slot(handle, kind, |slot| f(&mut slot.object))
+}
+
+fn vacate(slot: &mut Slot, handle: Handle) -> Object {
+    slot.kind = None;
+    slot.generation = slot.generation.wrapping_add(1);
+    let object = std::mem::replace(&mut slot.object, Object::Vacant);
+    // A slot whose generations are used up is never handed out again.
+    if slot.generation != first_generation(handle.index()) {
+        free_index(handle.index());
+    }
+    object
+}
+
+/// Ends a handle and gives its object.
+///
+/// # Errors
+/// `Invalid`, `InUse` as [`with`].
+pub fn take(handle: Handle, kind: Kind) -> Result<Object> {
+    with_slot(handle, Some(kind), |slot| Ok(vacate(slot, handle)))
+}
+
+/// An object that a call has moved out. Put back when dropped, unless it was [`commit`](Reserved::commit)ted.
+pub struct Reserved {
+    handle: Handle,
+    object: Object,
+}
+
+impl Reserved {
+    /// The object.
+    pub fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    /// Ends the handle for good.
+    #[must_use]
+    pub fn commit(mut self) -> Object {
+        let object = std::mem::replace(&mut self.object, Object::Vacant);
+        if let Some(slot) = slot(self.handle) {
+            vacate(&mut lock(slot), self.handle);
+        }
+        std::mem::forget(self); // nothing to put back; holds no other resource
+        object
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(slot) = slot(self.handle) {
+            lock(slot).object = std::mem::replace(&mut self.object, Object::Vacant);
+        }
+    }
+}
+
+/// Moves an object out for the length of a call; other calls see `InUse` meanwhile.
+///
+/// # Errors
+/// `Invalid`, `InUse` as [`with`].
+pub fn reserve(handle: Handle, kind: Kind) -> Result<Reserved> {
+    with_slot(handle, Some(kind), |slot| Ok(Reserved { handle, object: std::mem::replace(&mut slot.object, Object::Busy) }))
+}
+
+/// The object of a layer above, with a reference of its own, so that freeing the handle meanwhile is safe.
+///
+/// # Errors
+/// `Invalid`, `InUse`.
+pub fn shared<T: Kinded, O: Any + Send + Sync>(p: *const T) -> Result<Arc<O>> {
+    let object = with(Handle::of(p), Some(T::KIND), |object| match object {
+        Object::Shared(arc) => Ok(arc.clone()),
+        _ => Err(Error::invalid("handle is of another type").with("want", T::KIND.as_str())),
+    })?;
+    object.downcast().map_err(|_| Error::invalid("handle is of another type").with("want", T::KIND.as_str()))
+}
+
+/// Handles that are alive now; for leak tests. Counts slots, so it is slow.
+#[must_use]
+pub fn alive() -> usize {
+    CHUNKS.iter().filter_map(OnceLock::get).flat_map(|c| c.iter()).filter(|s| lock(s).kind.is_some()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::{offloop_buffer, offloop_value};
+
+    fn buffer() -> Handle {
+        insert(Kind::Buffer, Object::Buffer(TransferBuffer::alloc(4).expect("alloc"))).expect("insert")
+    }
+
+    fn kind_of(r: Result<()>) -> ErrorKind {
+        r.expect_err("refused").kind()
+    }
+
+    #[test]
+    fn a_freed_a_forged_and_a_mistyped_handle_are_invalid() {
+        let h = buffer();
+        with(h, Some(Kind::Buffer), |_| Ok(())).expect("alive");
+        assert_eq!(kind_of(with(h, Some(Kind::Value), |_| Ok(()))), ErrorKind::Invalid);
+        let forged = [0, 1, 8, 0xffff_ffff_ffff_ffff, 0x7fff_1234_5678, h.0 ^ 1, h.0 ^ (1 << 30), h.0 ^ (1 << 60)];
+        for bad in forged {
+            assert_eq!(kind_of(with(Handle(bad), Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid, "{bad:#x}");
+        }
+        take(h, Kind::Buffer).expect("first free");
+        assert_eq!(kind_of(take(h, Kind::Buffer).map(drop)), ErrorKind::Invalid);
+        let reused = buffer();
+        assert_eq!(reused.index(), h.index(), "the thread's cache hands the slot out again");
+        assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid);
+        take(reused, Kind::Buffer).expect("free");
+    }
+
+    #[test]
+    fn a_reserved_object_is_in_use_and_comes_back_unless_committed() {
+        let h = buffer();
+        let r = reserve(h, Kind::Buffer).expect("reserve");
+        assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::InUse);
+        assert_eq!(kind_of(take(h, Kind::Buffer).map(drop)), ErrorKind::InUse);
+        drop(r);
+        with(h, Some(Kind::Buffer), |_| Ok(())).expect("back");
+        drop(reserve(h, Kind::Buffer).expect("reserve").commit());
+        assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn pointers_carry_the_handle() {
+        let h = buffer();
+        let p: *mut offloop_buffer = h.as_ptr();
+        assert_eq!(Handle::of(p), h);
+        assert_eq!(kind_of(with(Handle::of(p.cast::<offloop_value>()), Some(Kind::Value), |_| Ok(()))), ErrorKind::Invalid);
+        take(h, Kind::Buffer).expect("free");
+    }
+
+    #[test]
+    fn threads_that_make_and_free_handles_never_share_one() {
+        std::thread::scope(|scope| {
+            for t in 0..4u64 {
+                scope.spawn(move || {
+                    let mut mine = Vec::new();
+                    for i in 0..5000u64 {
+                        let tag = t << 32 | i;
+                        let h = insert(Kind::Task, Object::Shared(Arc::new(tag))).expect("insert");
+                        mine.push((h, tag));
+                        if i % 3 == 0 {
+                            let (h, tag) = mine.swap_remove((i as usize * 7) % mine.len());
+                            let Object::Shared(o) = take(h, Kind::Task).expect("mine") else { panic!("kind") };
+                            assert_eq!(*o.downcast::<u64>().expect("u64"), tag);
+                        }
+                    }
+                    for (h, _) in mine {
+                        take(h, Kind::Task).expect("mine");
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,1108 @@
+/* offloop: native pools, transferable buffers and native ops. https://github.com/offloop/offloop
+ *
+ * Written from the sources in core/src/abi and core/src/capi by `make bless`; edit those.
+ *
+ * Conventions
+ *  - A function that can fail returns offloop_status: 0 (OFFLOOP_OK) or a negative OFFLOOP_ERR_…. Results come last, through
+ *    pointers that are written on OK only. offloop_last_error() is this thread's last message, with the values in it.
+ *  - offloop_x_new and offloop_x_free come in pairs. offloop_x_free(NULL) does nothing.
+ *  - An offloop_x * is a handle, never an address. A freed, moved, forged or mistyped one gives OFFLOOP_ERR_INVALID. A call holds
+ *    what it uses, so freeing a handle during a call on another thread is safe. Handles may be used on any thread.
+ *  - A parameter `T **x_io` is moved: on OK the library has the object and *x_io is NULL; on error it is untouched, still yours.
+ *    While one call moves a handle, another sees OFFLOOP_ERR_IN_USE.
+ *  - A `const offloop_value *` that you get is borrowed: it ends when the value it came from is changed, moved or freed, and needs
+ *    no free. Pointers to bytes and texts live as long as what they point into.
+ *  - A callback runs exactly once or, if the call that took it failed, never. user_free(user) comes after it, once. arg_free(arg) is
+ *    called exactly once for an accepted task, whatever its outcome; if the call failed, arg is still yours.
+ *  - A function pointer must not unwind: no C++ exception and no longjmp out of it.
+ *  - Options structs begin with struct_size; start from OFFLOOP_X_OPTIONS_INIT. 0 and NULL are the defaults. Options that a library
+ *    does not know yet must be 0, else OFFLOOP_ERR_VERSION.
+ *  - Texts are UTF-8. Durations are nanoseconds; below 0 a wait is for ever.
+ *  - After fork, a child that goes on without exec must not use handles of its parent.
+ *
+ * A plugin includes this header and links to nothing; see offloop_plugin at the end.
+ */
+#ifndef OFFLOOP_H
+#define OFFLOOP_H
+
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/** 0 or a negative error. The numbers never change; a newer library may return new ones. */
+typedef int32_t offloop_status;
+
+/** Statuses. offloop_status_name gives their names. */
+enum {
+  OFFLOOP_OK = 0,
+  OFFLOOP_ERR_INVALID = -1,
+  OFFLOOP_ERR_UNSUPPORTED = -2,
+  OFFLOOP_ERR_FULL = -3,
+  OFFLOOP_ERR_EMPTY = -4,
+  OFFLOOP_ERR_CLOSED = -5,
+  OFFLOOP_ERR_TIMEOUT = -6,
+  OFFLOOP_ERR_CANCELLED = -7,
+  OFFLOOP_ERR_DETACHED = -8,
+  OFFLOOP_ERR_TOO_LARGE = -9,
+  OFFLOOP_ERR_CORRUPT = -10,
+  OFFLOOP_ERR_VERSION = -11,
+  OFFLOOP_ERR_PEER_DIED = -12,
+  OFFLOOP_ERR_WORKER_LOST = -13,
+  OFFLOOP_ERR_TASK_FAILED = -14,
+  OFFLOOP_ERR_DEGRADED = -15,
+  OFFLOOP_ERR_OS = -16,
+  OFFLOOP_ERR_PANIC = -17,
+  OFFLOOP_ERR_IN_USE = -18,
+  OFFLOOP_ERR_FORKED = -19,
+  OFFLOOP_ERR_NOT_FOUND = -20,
+  OFFLOOP_ERR_UNSERIALIZABLE = -21,
+  OFFLOOP_ERR_START_FAILED = -22,
+  OFFLOOP_ERR_EXISTS = -23
+};
+
+/** Types of values. */
+enum {
+  OFFLOOP_TYPE_NIL = 0,
+  OFFLOOP_TYPE_BOOL = 1,
+  OFFLOOP_TYPE_INT = 2,
+  OFFLOOP_TYPE_BIG = 3,
+  OFFLOOP_TYPE_FLOAT = 4,
+  OFFLOOP_TYPE_STR = 5,
+  OFFLOOP_TYPE_BYTES = 6,
+  OFFLOOP_TYPE_ARRAY = 7,
+  OFFLOOP_TYPE_MAP = 8,
+  OFFLOOP_TYPE_DATE = 9,
+  OFFLOOP_TYPE_TYPED = 10,
+  OFFLOOP_TYPE_BUFFER = 11,
+  OFFLOOP_TYPE_ERROR = 12
+};
+
+/** Element types of typed arrays. */
+enum {
+  OFFLOOP_DTYPE_U8 = 1,
+  OFFLOOP_DTYPE_I8 = 2,
+  OFFLOOP_DTYPE_U16 = 3,
+  OFFLOOP_DTYPE_I16 = 4,
+  OFFLOOP_DTYPE_U32 = 5,
+  OFFLOOP_DTYPE_I32 = 6,
+  OFFLOOP_DTYPE_U64 = 7,
+  OFFLOOP_DTYPE_I64 = 8,
+  OFFLOOP_DTYPE_F32 = 9,
+  OFFLOOP_DTYPE_F64 = 10
+};
+
+/** As a length: the text ends at its NUL byte. */
+#define OFFLOOP_NUL_TERMINATED ((size_t)-1)
+
+
+/**
+ * The version of this header's functions and structs. Functions are only ever added, at the end of a table.
+ */
+#define OFFLOOP_ABI_VERSION 1
+
+/**
+ * The version of what two processes say to each other.
+ */
+#define OFFLOOP_WIRE_VERSION 1
+
+/**
+ * Room for the text of a token, its NUL byte included.
+ */
+#define OFFLOOP_TOKEN_SIZE 80
+
+/**
+ * A task has its outcome.
+ */
+#define OFFLOOP_EVENT_DONE 0
+
+/**
+ * A running task said how far it is. Only the latest value between two drains is kept.
+ */
+#define OFFLOOP_EVENT_PROGRESS 1
+
+/**
+ * A full queue refuses the call with OFFLOOP_ERR_FULL.
+ */
+#define OFFLOOP_ON_FULL_REJECT 0
+
+/**
+ * A full queue blocks the calling thread until there is room, at most full_timeout_ns.
+ */
+#define OFFLOOP_ON_FULL_WAIT 1
+
+/**
+ * The text format that Prometheus reads.
+ */
+#define OFFLOOP_METRICS_PROMETHEUS 0
+
+/**
+ * JSON.
+ */
+#define OFFLOOP_METRICS_JSON 1
+
+/**
+ * Bytes with one owner.
+ */
+typedef struct offloop_buffer offloop_buffer;
+
+/**
+ * Delivers outcomes to an event loop.
+ */
+typedef struct offloop_cq offloop_cq;
+
+/**
+ * A pool of native threads.
+ */
+typedef struct offloop_pool offloop_pool;
+
+/**
+ * Where a plugin registers its ops, while it loads.
+ */
+typedef struct offloop_registry offloop_registry;
+
+/**
+ * One submitted call.
+ */
+typedef struct offloop_task offloop_task;
+
+/**
+ * The context of a running task.
+ */
+typedef struct offloop_task_ctx offloop_task_ctx;
+
+/**
+ * A value tree, or a borrowed place in one.
+ */
+typedef struct offloop_value offloop_value;
+
+/**
+ * A user's free function for a user's pointer.
+ */
+typedef void (*offloop_free_fn)(void *arg);
+
+/**
+ * The one-shot right to take a transferred buffer: NUL-terminated text, which may travel in JSON or a message inside this
+ * process. Node.js and Python show the same text.
+ */
+typedef struct {
+  /**
+   * The text.
+   */
+  char text[80];
+} offloop_token;
+
+/**
+ * What offloop_cq_drain gives.
+ */
+typedef struct {
+  /**
+   * The tag given at submit.
+   */
+  uint64_t tag;
+  /**
+   * OFFLOOP_EVENT_DONE or OFFLOOP_EVENT_PROGRESS.
+   */
+  uint32_t kind;
+  /**
+   * The task's status.
+   */
+  offloop_status status;
+  /**
+   * Result, progress, or an error value (offloop_value_get_error); NULL when there is none. The caller frees it.
+   */
+  offloop_value *value;
+} offloop_event;
+
+/**
+ * How a pool is made. 0 or NULL means the default everywhere; start from OFFLOOP_POOL_OPTIONS_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_pool_options).
+   */
+  size_t struct_size;
+  /**
+   * Most worker threads, 1 to 1024. Default: usable cores (affinity and cgroup quota).
+   */
+  int64_t max_workers;
+  /**
+   * Workers that stay when idle. Default 0.
+   */
+  int64_t min_workers;
+  /**
+   * Most queued tasks, 1 to 2^24. Default 65,536.
+   */
+  int64_t max_queue;
+  /**
+   * Most replacement threads for tasks that ignore their deadline; below 0: none. Default: max_workers.
+   */
+  int64_t max_overdue;
+  /**
+   * How long an idle worker above min_workers stays, in nanoseconds. Default 30 s.
+   */
+  int64_t idle_timeout_ns;
+  /**
+   * Niceness of the workers, -20 to 19. Default 0.
+   */
+  int32_t nice;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Name in metrics and of threads. Default "pool".
+   */
+  const char *name;
+} offloop_pool_options;
+
+/**
+ * Times in nanoseconds.
+ */
+typedef struct {
+  /**
+   * Number of samples.
+   */
+  uint64_t count;
+  /**
+   * Mean.
+   */
+  double mean_ns;
+  /**
+   * Half of the samples are not above this.
+   */
+  uint64_t p50_ns;
+  /**
+   * 90 % of the samples are not above this.
+   */
+  uint64_t p90_ns;
+  /**
+   * 99 % of the samples are not above this.
+   */
+  uint64_t p99_ns;
+  /**
+   * The largest sample.
+   */
+  uint64_t max_ns;
+} offloop_histogram;
+
+/**
+ * What a pool has done since it was made.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_stats), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Tasks that wait.
+   */
+  uint64_t queued;
+  /**
+   * Tasks that run and have no outcome yet.
+   */
+  uint64_t running;
+  /**
+   * Live worker threads.
+   */
+  uint64_t workers;
+  /**
+   * Functions that run although their task has its outcome (timeout, cancel).
+   */
+  uint64_t overdue;
+  /**
+   * Tasks taken in.
+   */
+  uint64_t submitted;
+  /**
+   * Outcomes that are results.
+   */
+  uint64_t completed;
+  /**
+   * Outcomes that are errors of the function.
+   */
+  uint64_t failed;
+  /**
+   * Outcomes OFFLOOP_ERR_TIMEOUT.
+   */
+  uint64_t timed_out;
+  /**
+   * Outcomes OFFLOOP_ERR_CANCELLED.
+   */
+  uint64_t cancelled;
+  /**
+   * Outcomes OFFLOOP_ERR_WORKER_LOST.
+   */
+  uint64_t lost;
+  /**
+   * Calls that were refused as OFFLOOP_ERR_FULL.
+   */
+  uint64_t rejected;
+  /**
+   * Share of max_workers that was busy, 0 to 1.
+   */
+  double utilization;
+  /**
+   * From submit to start.
+   */
+  offloop_histogram wait;
+  /**
+   * From start to return.
+   */
+  offloop_histogram run;
+} offloop_stats;
+
+/**
+ * A function that runs on a pool's thread. It returns OFFLOOP_OK with its result set (nil if it set none), an
+ * OFFLOOP_ERR_… status, or any other number, which becomes OFFLOOP_ERR_TASK_FAILED. Result, error text, input, options,
+ * progress and cancellation go through `ctx`, which is valid until the function returns, on any thread. The function must
+ * not unwind (no C++ exception, no longjmp out of it).
+ */
+typedef int32_t (*offloop_fn)(offloop_task_ctx *ctx, void *arg);
+
+/**
+ * Gets the outcome of a task: its status, and its result (NULL when it has none), or an error value (offloop_value_get_error) with
+ * the text. The callee owns the value and frees it.
+ */
+typedef void (*offloop_done_fn)(void *user, offloop_status status, offloop_value *value);
+
+/**
+ * How a task is run and where its outcome goes. 0 or NULL means the default everywhere; start from
+ * OFFLOOP_SUBMIT_OPTIONS_INIT. With neither cq nor on_done the outcome waits for offloop_task_wait.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_submit_options).
+   */
+  size_t struct_size;
+  /**
+   * -128 to 127, higher first. A waiting task gains one class per 100 ms.
+   */
+  int32_t priority;
+  /**
+   * OFFLOOP_ON_FULL_REJECT or OFFLOOP_ON_FULL_WAIT.
+   */
+  uint32_t on_full;
+  /**
+   * With OFFLOOP_ON_FULL_WAIT: the longest wait in nanoseconds. 0: for ever.
+   */
+  int64_t full_timeout_ns;
+  /**
+   * Longest time from start to outcome, in nanoseconds. 0: none.
+   */
+  int64_t timeout_ns;
+  /**
+   * Longest wait from submit to start, in nanoseconds. 0: none.
+   */
+  int64_t queue_timeout_ns;
+  /**
+   * Tasks with one key run on one worker, in order. NULL: none.
+   */
+  const char *key;
+  /**
+   * The outcome becomes an event of this queue, or is passed to on_done inside offloop_cq_drain.
+   */
+  offloop_cq *cq;
+  /**
+   * Comes back in the event, below 2^63. offloop_pool_submit_many counts up from it.
+   */
+  uint64_t tag;
+  /**
+   * Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock.
+   */
+  offloop_done_fn on_done;
+  /**
+   * Passed to on_done.
+   */
+  void *user;
+  /**
+   * Called with user after on_done. May be NULL.
+   */
+  offloop_free_fn user_free;
+} offloop_submit_options;
+
+/**
+ * One call of a batch: a C function (`function`), or an op by name (`op`).
+ */
+typedef struct {
+  /**
+   * The function, or NULL for an op.
+   */
+  offloop_fn function;
+  /**
+   * Passed to the function.
+   */
+  void *arg;
+  /**
+   * Called once with arg when the function will not be called (again). May be NULL.
+   */
+  offloop_free_fn arg_free;
+  /**
+   * Name of the op, or NULL for a function.
+   */
+  const char *op;
+  /**
+   * The op's inputs, moved: each becomes NULL on OK.
+   */
+  offloop_buffer **inputs_io;
+  /**
+   * Number of inputs.
+   */
+  size_t input_count;
+  /**
+   * The op's options: a map, nil or NULL. Copied.
+   */
+  const offloop_value *params;
+} offloop_call;
+
+/**
+ * One op of a plugin. Fill `abi_version` with OFFLOOP_ABI_VERSION (OFFLOOP_OP_DEF_INIT does).
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_op_def).
+   */
+  size_t struct_size;
+  /**
+   * OFFLOOP_ABI_VERSION of the header that the plugin was compiled with.
+   */
+  uint32_t abi_version;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Name of the op, NUL-terminated, copied: 1 to 64 of a-z 0-9 _ and at most one dot, "image.blur". It may not be taken.
+   */
+  const char *name;
+  /**
+   * The function. It may be called on several threads at once.
+   */
+  offloop_fn function;
+  /**
+   * Passed to every call. May be NULL.
+   */
+  void *arg;
+  /**
+   * Called once with `arg` when no call can come any more. May be NULL.
+   */
+  offloop_free_fn arg_free;
+} offloop_op_def;
+
+/**
+ * What a plugin may call: the functions of this header, in a table, because a plugin links to nothing. A field has the
+ * meaning of the function of the same name with `offloop_` before it; register_op is described at offloop_op_def.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_host) of the host.
+   */
+  size_t struct_size;
+  /**
+   * ABI version of the host: refuse to load below the one that the plugin needs (OFFLOOP_PLUGIN_CHECK does).
+   */
+  uint32_t abi_version;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  offloop_status (*register_op)(offloop_registry *registry, const offloop_op_def *def);
+  const char *(*last_error)(void);
+  const char *(*status_name)(offloop_status status);
+  uint32_t (*wire_version)(void);
+  offloop_status (*ctx_cancelled)(offloop_task_ctx *ctx);
+  offloop_status (*ctx_progress)(offloop_task_ctx *ctx, offloop_value **value_io);
+  offloop_status (*ctx_params)(offloop_task_ctx *ctx, const offloop_value **out);
+  offloop_status (*ctx_input_count)(offloop_task_ctx *ctx, size_t *out);
+  offloop_status (*ctx_input)(offloop_task_ctx *ctx, size_t index, const uint8_t **data, size_t *len);
+  offloop_status (*ctx_take_input)(offloop_task_ctx *ctx, size_t index, offloop_buffer **out);
+  offloop_status (*ctx_set_result)(offloop_task_ctx *ctx, offloop_value **value_io);
+  offloop_status (*ctx_set_error)(offloop_task_ctx *ctx, const char *text);
+  offloop_status (*value_new_nil)(offloop_value **out);
+  offloop_status (*value_new_bool)(bool value, offloop_value **out);
+  offloop_status (*value_new_int)(int64_t value, offloop_value **out);
+  offloop_status (*value_new_big)(bool negative, const uint8_t *magnitude, size_t len, offloop_value **out);
+  offloop_status (*value_new_float)(double value, offloop_value **out);
+  offloop_status (*value_new_str)(const char *text, size_t len, offloop_value **out);
+  offloop_status (*value_new_bytes)(const void *data, size_t len, offloop_value **out);
+  offloop_status (*value_new_buffer)(offloop_buffer **buffer_io, offloop_value **out);
+  offloop_status (*value_new_array)(offloop_value **out);
+  offloop_status (*value_new_map)(offloop_value **out);
+  offloop_status (*value_new_date)(double unix_ms, offloop_value **out);
+  offloop_status (*value_new_typed)(uint32_t dtype,
+                                    const uint64_t *shape,
+                                    size_t dimensions,
+                                    const void *data,
+                                    size_t len,
+                                    offloop_value **out);
+  offloop_status (*value_new_error)(const char *name, const char *message, offloop_value **out);
+  offloop_status (*value_copy)(const offloop_value *value, offloop_value **out);
+  void (*value_free)(offloop_value *value);
+  offloop_status (*value_get_type)(const offloop_value *value, uint32_t *out);
+  offloop_status (*value_get_bool)(const offloop_value *value, bool *out);
+  offloop_status (*value_get_int)(const offloop_value *value, int64_t *out);
+  offloop_status (*value_get_float)(const offloop_value *value, double *out);
+  offloop_status (*value_get_date)(const offloop_value *value, double *out);
+  offloop_status (*value_get_big)(const offloop_value *value, bool *negative, const uint8_t **magnitude, size_t *len);
+  offloop_status (*value_get_str)(const offloop_value *value, const char **text, size_t *len);
+  offloop_status (*value_get_bytes)(const offloop_value *value, const uint8_t **data, size_t *len);
+  offloop_status (*value_get_typed)(const offloop_value *value,
+                                    uint32_t *dtype,
+                                    const uint64_t **shape,
+                                    size_t *dimensions);
+  offloop_status (*value_get_error)(const offloop_value *value,
+                                    const char **name,
+                                    size_t *name_len,
+                                    const char **message,
+                                    size_t *message_len);
+  offloop_status (*value_take_buffer)(offloop_value **value_io, offloop_buffer **out);
+  offloop_status (*value_array_push)(offloop_value *array, offloop_value **item_io);
+  offloop_status (*value_array_len)(const offloop_value *array, size_t *out);
+  offloop_status (*value_array_get)(const offloop_value *array, size_t index, const offloop_value **out);
+  offloop_status (*value_map_set)(offloop_value *map, const char *key, offloop_value **item_io);
+  offloop_status (*value_map_len)(const offloop_value *map, size_t *out);
+  offloop_status (*value_map_get)(const offloop_value *map, const char *key, const offloop_value **out);
+  offloop_status (*value_map_at)(const offloop_value *map,
+                                 size_t index,
+                                 const offloop_value **key,
+                                 const offloop_value **item);
+  offloop_status (*buffer_new)(size_t len, offloop_buffer **out);
+  offloop_status (*buffer_new_shared)(size_t len, offloop_buffer **out);
+  offloop_status (*buffer_from_bytes)(const void *data, size_t len, offloop_buffer **out);
+  offloop_status (*buffer_from_foreign)(void *data,
+                                        size_t len,
+                                        void *user,
+                                        offloop_free_fn user_free,
+                                        offloop_buffer **out);
+  offloop_status (*buffer_data)(offloop_buffer *buffer, uint8_t **data, size_t *len);
+  offloop_status (*buffer_fd)(offloop_buffer *buffer, int32_t *out);
+  offloop_status (*buffer_attach)(int32_t fd, offloop_buffer **out);
+  offloop_status (*buffer_transfer)(offloop_buffer **buffer_io, offloop_token *out);
+  offloop_status (*buffer_receive)(const offloop_token *from, offloop_buffer **out);
+  offloop_status (*token_revoke)(const offloop_token *which);
+  void (*buffer_free)(offloop_buffer *buffer);
+} offloop_host;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * This thread's last error message, with the values that explain it; "" before the first error. Borrowed until the next
+ * call of an offloop function on this thread.
+ */
+const char *offloop_last_error(void);
+
+/**
+ * The name of a status: "OFFLOOP_OK", "ERR_OFFLOOP_FULL" …; "ERR_OFFLOOP_UNKNOWN" for one of a newer library. Static.
+ */
+const char *offloop_status_name(offloop_status status);
+
+/**
+ * The ABI version of the library; compare it with OFFLOOP_ABI_VERSION of the header.
+ */
+uint32_t offloop_abi_version(void);
+
+/**
+ * The wire version of the library.
+ */
+uint32_t offloop_wire_version(void);
+
+/**
+ * Makes a nil.
+ */
+offloop_status offloop_value_new_nil(offloop_value **out);
+
+/**
+ * Makes a boolean.
+ */
+offloop_status offloop_value_new_bool(bool value, offloop_value **out);
+
+/**
+ * Makes an integer.
+ */
+offloop_status offloop_value_new_int(int64_t value, offloop_value **out);
+
+/**
+ * Makes an integer beyond 64 bits from its magnitude, least significant byte first.
+ */
+offloop_status offloop_value_new_big(bool negative, const uint8_t *magnitude, size_t len, offloop_value **out);
+
+/**
+ * Makes a float.
+ */
+offloop_status offloop_value_new_float(double value, offloop_value **out);
+
+/**
+ * Makes a text of `len` bytes of UTF-8, or up to its NUL byte when `len` is OFFLOOP_NUL_TERMINATED. Copied.
+ */
+offloop_status offloop_value_new_str(const char *text, size_t len, offloop_value **out);
+
+/**
+ * Makes bytes. Copied; offloop_value_new_buffer does not copy.
+ */
+offloop_status offloop_value_new_bytes(const void *data, size_t len, offloop_value **out);
+
+/**
+ * Makes a value of a buffer, which is moved, not copied.
+ */
+offloop_status offloop_value_new_buffer(offloop_buffer **buffer_io, offloop_value **out);
+
+/**
+ * Makes an empty array.
+ */
+offloop_status offloop_value_new_array(offloop_value **out);
+
+/**
+ * Makes an empty map.
+ */
+offloop_status offloop_value_new_map(offloop_value **out);
+
+/**
+ * Makes a date: milliseconds since 1970-01-01 UTC.
+ */
+offloop_status offloop_value_new_date(double unix_ms, offloop_value **out);
+
+/**
+ * Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths. Copied.
+ */
+offloop_status offloop_value_new_typed(uint32_t dtype,
+                                       const uint64_t *shape,
+                                       size_t dimensions,
+                                       const void *data,
+                                       size_t len,
+                                       offloop_value **out);
+
+/**
+ * Makes an error: a class name and a message, both NUL-terminated.
+ */
+offloop_status offloop_value_new_error(const char *name, const char *message, offloop_value **out);
+
+/**
+ * Copies a value with all it holds; buffers become plain bytes. The way to own what is borrowed.
+ */
+offloop_status offloop_value_copy(const offloop_value *value, offloop_value **out);
+
+/**
+ * Frees an owned value and ends its views. NULL is allowed. A borrowed value needs no free and is left alone.
+ */
+void offloop_value_free(offloop_value *value);
+
+/**
+ * Gives the type of a value: one of OFFLOOP_TYPE_….
+ */
+offloop_status offloop_value_get_type(const offloop_value *value, uint32_t *out);
+
+/**
+ * Reads a boolean; OFFLOOP_ERR_INVALID for another type.
+ */
+offloop_status offloop_value_get_bool(const offloop_value *value, bool *out);
+
+/**
+ * Reads an integer, or a float without a fraction; OFFLOOP_ERR_INVALID for another type.
+ */
+offloop_status offloop_value_get_int(const offloop_value *value, int64_t *out);
+
+/**
+ * Reads a number as a float; OFFLOOP_ERR_INVALID for another type.
+ */
+offloop_status offloop_value_get_float(const offloop_value *value, double *out);
+
+/**
+ * Reads a date: milliseconds since 1970-01-01 UTC.
+ */
+offloop_status offloop_value_get_date(const offloop_value *value, double *out);
+
+/**
+ * Reads an integer beyond 64 bits: sign, and magnitude least significant byte first. The pointer lives as long as the value.
+ */
+offloop_status offloop_value_get_big(const offloop_value *value,
+                                     bool *negative,
+                                     const uint8_t **magnitude,
+                                     size_t *len);
+
+/**
+ * Reads a text: UTF-8, `len` bytes, *not* NUL-terminated. The pointer lives until the value is changed, moved or freed.
+ */
+offloop_status offloop_value_get_str(const offloop_value *value, const char **text, size_t *len);
+
+/**
+ * Reads the bytes of bytes, a typed array or a buffer. The pointer lives until the value is changed, moved or freed.
+ */
+offloop_status offloop_value_get_bytes(const offloop_value *value, const uint8_t **data, size_t *len);
+
+/**
+ * Reads element type and shape of a typed array; its bytes come from offloop_value_get_bytes.
+ */
+offloop_status offloop_value_get_typed(const offloop_value *value,
+                                       uint32_t *dtype,
+                                       const uint64_t **shape,
+                                       size_t *dimensions);
+
+/**
+ * Reads an error: class name and message as borrowed texts.
+ */
+offloop_status offloop_value_get_error(const offloop_value *value,
+                                       const char **name,
+                                       size_t *name_len,
+                                       const char **message,
+                                       size_t *message_len);
+
+/**
+ * Takes the bytes out of a value as a buffer, without a copy where the memory allows it. The value is moved.
+ */
+offloop_status offloop_value_take_buffer(offloop_value **value_io, offloop_buffer **out);
+
+/**
+ * Appends to an array. The item is moved; the array's views end.
+ */
+offloop_status offloop_value_array_push(offloop_value *array, offloop_value **item_io);
+
+/**
+ * Gives the number of items of an array.
+ */
+offloop_status offloop_value_array_len(const offloop_value *array, size_t *out);
+
+/**
+ * Borrows an item of an array; OFFLOOP_ERR_NOT_FOUND beyond its end.
+ */
+offloop_status offloop_value_array_get(const offloop_value *array, size_t index, const offloop_value **out);
+
+/**
+ * Sets a key (NUL-terminated UTF-8) of a map, replacing its old value. The item is moved; the map's views end.
+ */
+offloop_status offloop_value_map_set(offloop_value *map, const char *key, offloop_value **item_io);
+
+/**
+ * Gives the number of pairs of a map.
+ */
+offloop_status offloop_value_map_len(const offloop_value *map, size_t *out);
+
+/**
+ * Borrows the value of a key of a map; OFFLOOP_ERR_NOT_FOUND when it has no such key.
+ */
+offloop_status offloop_value_map_get(const offloop_value *map, const char *key, const offloop_value **out);
+
+/**
+ * Borrows the pair at a place of a map, in the order of insertion; OFFLOOP_ERR_NOT_FOUND beyond its end.
+ */
+offloop_status offloop_value_map_at(const offloop_value *map,
+                                    size_t index,
+                                    const offloop_value **key,
+                                    const offloop_value **item);
+
+/**
+ * Makes a buffer of `len` zeroed bytes on the heap. OFFLOOP_ERR_TOO_LARGE above 2^50, OFFLOOP_ERR_OS without memory.
+ */
+offloop_status offloop_buffer_new(size_t len, offloop_buffer **out);
+
+/**
+ * Makes a buffer of `len` zeroed bytes in a sealed memfd, which another process can map (offloop_buffer_fd).
+ */
+offloop_status offloop_buffer_new_shared(size_t len, offloop_buffer **out);
+
+/**
+ * Makes a buffer on the heap with a copy of `data`.
+ */
+offloop_status offloop_buffer_from_bytes(const void *data, size_t len, offloop_buffer **out);
+
+/**
+ * Makes a buffer of the caller's memory, without a copy. On OK the memory belongs to the buffer: nobody else touches it, and
+ * `user_free(user)` is called once when the bytes are needed no more, on any thread. On error `user_free` is not called.
+ */
+offloop_status offloop_buffer_from_foreign(void *data,
+                                           size_t len,
+                                           void *user,
+                                           offloop_free_fn user_free,
+                                           offloop_buffer **out);
+
+/**
+ * Gives first byte and length. The pointer lives until the buffer is moved or freed.
+ */
+offloop_status offloop_buffer_data(offloop_buffer *buffer, uint8_t **data, size_t *len);
+
+/**
+ * Gives the memfd of a shared buffer, to be passed to another process. It is the buffer's: duplicate it to keep it longer.
+ * From now on ops copy the bytes first, because the other process may write them. OFFLOOP_ERR_INVALID for a heap buffer.
+ */
+offloop_status offloop_buffer_fd(offloop_buffer *buffer,
+                                 int32_t *out);
+
+/**
+ * Maps the memfd of another process's shared buffer. The fd is duplicated and stays the caller's. OFFLOOP_ERR_INVALID for
+ * an fd that is no memfd sealed against shrinking and growing.
+ */
+offloop_status offloop_buffer_attach(int32_t fd,
+                                     offloop_buffer **out);
+
+/**
+ * Moves the bytes out of a buffer: the handle ends and `*out` holds the one-shot right to take them, in this process. What
+ * nobody takes is freed by offloop_token_revoke.
+ */
+offloop_status offloop_buffer_transfer(offloop_buffer **buffer_io,
+                                       offloop_token *out);
+
+/**
+ * Takes the bytes behind a token. OFFLOOP_ERR_DETACHED for a used one, OFFLOOP_ERR_INVALID for one of another process.
+ */
+offloop_status offloop_buffer_receive(const offloop_token *from, offloop_buffer **out);
+
+/**
+ * Frees the bytes behind a token that nobody will take. OFFLOOP_ERR_DETACHED for a used one.
+ */
+offloop_status offloop_token_revoke(const offloop_token *which);
+
+/**
+ * Frees a buffer. NULL is allowed.
+ */
+void offloop_buffer_free(offloop_buffer *buffer);
+
+/**
+ * Asks whether the result is still wanted: OFFLOOP_OK, or OFFLOOP_ERR_CANCELLED or OFFLOOP_ERR_TIMEOUT, which the function may
+ * return as its own status. Ask at least every 5 ms of work.
+ */
+offloop_status offloop_ctx_cancelled(offloop_task_ctx *ctx);
+
+/**
+ * Tells the caller how far the task is. The value is moved. Only the latest is kept until it is read.
+ */
+offloop_status offloop_ctx_progress(offloop_task_ctx *ctx, offloop_value **value_io);
+
+/**
+ * Borrows the options of an op's call: a map, or nil. It lives until the function returns. A C function that was submitted
+ * by itself has nil; its `arg` holds what it needs.
+ */
+offloop_status offloop_ctx_params(offloop_task_ctx *ctx,
+                                  const offloop_value **out);
+
+/**
+ * Gives the number of inputs.
+ */
+offloop_status offloop_ctx_input_count(offloop_task_ctx *ctx, size_t *out);
+
+/**
+ * Gives the bytes of an input, without a copy. Read only; they live until the function returns or takes the input.
+ * OFFLOOP_ERR_NOT_FOUND beyond the last one.
+ */
+offloop_status offloop_ctx_input(offloop_task_ctx *ctx, size_t index, const uint8_t **data, size_t *len);
+
+/**
+ * Takes an input as a buffer of the function's own, to change it in place: without a copy if it came as a buffer, copied if
+ * the host only lent it. The input is empty from then on.
+ */
+offloop_status offloop_ctx_take_input(offloop_task_ctx *ctx,
+                                      size_t index,
+                                      offloop_buffer **out);
+
+/**
+ * Sets the result; the last one counts. The value is moved. A buffer (offloop_value_new_buffer) reaches the caller as bytes,
+ * without a copy.
+ */
+offloop_status offloop_ctx_set_result(offloop_task_ctx *ctx,
+                                      offloop_value **value_io);
+
+/**
+ * Sets the text of the error that the function is about to return: NUL-terminated, lower case, no full stop, without the
+ * kind (the status says it). The last one counts.
+ */
+offloop_status offloop_ctx_set_error(offloop_task_ctx *ctx,
+                                     const char *text);
+
+/**
+ * Makes a completion queue. A process may have several, one per event loop.
+ */
+offloop_status offloop_cq_new(offloop_cq **out);
+
+/**
+ * Gives an fd to poll for reading, level-triggered: readable while anything may be left to drain. It is the queue's: never read
+ * it, never close it.
+ */
+offloop_status offloop_cq_fd(offloop_cq *cq,
+                             int32_t *out);
+
+/**
+ * Waits until something can be drained, at most `timeout_ns` (below 0: for ever). OFFLOOP_ERR_TIMEOUT otherwise. For a thread
+ * without an event loop.
+ */
+offloop_status offloop_cq_wait(offloop_cq *cq,
+                               int64_t timeout_ns);
+
+/**
+ * Takes at most `max` outcomes without waiting: writes `*count` events and calls the callbacks of tasks that were submitted with
+ * one (those are no events). While anything is left the fd stays readable. One thread at a time.
+ */
+offloop_status offloop_cq_drain(offloop_cq *cq,
+                                offloop_event *events,
+                                size_t max,
+                                size_t *count);
+
+/**
+ * Frees a queue. Events that nobody drained are dropped; callbacks that it still owes are called with OFFLOOP_ERR_CLOSED before this
+ * returns, or when the last call that uses the queue does. NULL is allowed.
+ */
+void offloop_cq_free(offloop_cq *cq);
+
+/**
+ * Makes a pool. No thread starts before the first task. `options` may be NULL: all defaults. OFFLOOP_ERR_INVALID names the
+ * option, its value and its limits.
+ */
+offloop_status offloop_pool_new(const offloop_pool_options *options,
+                                offloop_pool **out);
+
+/**
+ * Gives the pool that the ops of every face of this process share: OFFLOOP_THREADS workers, made at first use. Free the handle
+ * with offloop_pool_free; the pool stays.
+ */
+offloop_status offloop_pool_default(offloop_pool **out);
+
+/**
+ * Frees the handle and closes the pool without waiting: accepted tasks still run to their end. NULL is allowed.
+ */
+void offloop_pool_free(offloop_pool *pool);
+
+/**
+ * Closes the pool, waits until every accepted task has its outcome, at most `grace_ns` (below 0: for ever), then cancels
+ * the rest. Later calls get OFFLOOP_ERR_CLOSED. Not to be called on a thread of this pool.
+ */
+offloop_status offloop_pool_shutdown(offloop_pool *pool,
+                                     int64_t grace_ns);
+
+/**
+ * Changes the bounds of the number of workers; below 0 leaves one as it is.
+ */
+offloop_status offloop_pool_resize(offloop_pool *pool, int64_t min_workers, int64_t max_workers);
+
+/**
+ * Reads counters and times. The caller sets `stats_io->struct_size`; an older, shorter struct gets what it has room for.
+ */
+offloop_status offloop_pool_stats(offloop_pool *pool,
+                                  offloop_stats *stats_io);
+
+/**
+ * Loads a C plugin: a shared library that exports offloop_plugin. `*names`, unless NULL, is an array of the names of its ops.
+ * OFFLOOP_ERR_NOT_FOUND without the file or its symbol, OFFLOOP_ERR_VERSION for another ABI, OFFLOOP_ERR_EXISTS for a
+ * name that is taken, OFFLOOP_ERR_INVALID for what cannot be loaded. A plugin is native code of this process: one that crashes
+ * takes the process with it.
+ */
+offloop_status offloop_pool_load(offloop_pool *pool,
+                                 const char *path,
+                                 offloop_value **names);
+
+/**
+ * Gives the names of all ops that the pool can run, built-in ones and plugins', as an array of texts.
+ */
+offloop_status offloop_pool_ops(offloop_pool *pool, offloop_value **out);
+
+/**
+ * Submits a C function. `out` may be NULL when nobody waits for the task.
+ *
+ * `arg_free(arg)`, unless NULL, is called exactly once for an accepted task, whatever its outcome: after the function returned, or
+ * when it will never run (cancelled, timed out in the queue, pool ended). If this call fails nothing was taken: `arg` is still
+ * the caller's, and neither arg_free nor on_done nor user_free is called.
+ */
+offloop_status offloop_pool_submit(offloop_pool *pool,
+                                   offloop_fn function,
+                                   void *arg,
+                                   offloop_free_fn arg_free,
+                                   const offloop_submit_options *options,
+                                   offloop_task **out);
+
+/**
+ * Submits an op by name. On OK the buffers `inputs_io[0]` to `inputs_io[input_count - 1]` are moved and become NULL; on error they
+ * are untouched. `params` is a map, nil or NULL, and is copied. `out` may be NULL when nobody waits for the task.
+ */
+offloop_status offloop_pool_submit_op(offloop_pool *pool,
+                                      const char *op,
+                                      offloop_buffer **inputs_io,
+                                      size_t input_count,
+                                      const offloop_value *params,
+                                      const offloop_submit_options *options,
+                                      offloop_task **out);
+
+/**
+ * Submits a batch in one crossing: all of it or, on error, nothing. `tasks_out` is NULL or has room for `call_count` handles. The
+ * options hold for every call, with tags that count up; on_done is not for batches.
+ */
+offloop_status offloop_pool_submit_many(offloop_pool *pool,
+                                        const offloop_call *calls,
+                                        size_t call_count,
+                                        const offloop_submit_options *options,
+                                        offloop_task **tasks_out);
+
+/**
+ * Waits for the outcome and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). Returns the task's own status: OFFLOOP_OK
+ * with its result in `*out` (NULL when it has none), or its error, with the text in offloop_last_error. OFFLOOP_ERR_TIMEOUT
+ * when it is not done in time; the task goes on. An outcome can be taken once. `out` may be NULL.
+ */
+offloop_status offloop_task_wait(offloop_task *task,
+                                 int64_t timeout_ns,
+                                 offloop_value **out);
+
+/**
+ * Calls `on_done` once with the outcome, on an offloop thread that holds no lock; soon, if the task is done. It takes the outcome,
+ * so that a later wait gets OFFLOOP_ERR_INVALID. `user_free(user)` is called after it. If this call fails, neither is called.
+ */
+offloop_status offloop_task_on_done(offloop_task *task,
+                                    offloop_done_fn on_done,
+                                    void *user,
+                                    offloop_free_fn user_free);
+
+/**
+ * Cancels. A queued task never starts; a running one has its token set, and its outcome is OFFLOOP_ERR_CANCELLED at once, while its
+ * thread stays with the function until that returns. Nothing happens to a task that is done. OFFLOOP_OK in all cases.
+ */
+offloop_status offloop_task_cancel(offloop_task *task);
+
+/**
+ * Frees the handle; the task goes on. NULL is allowed.
+ */
+void offloop_task_free(offloop_task *task);
+
+/**
+ * Gives the metrics of all pools of this process as a text value; per pool see offloop_pool_stats.
+ */
+offloop_status offloop_metrics(uint32_t format, offloop_value **out);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/** All defaults. */
+#define OFFLOOP_POOL_OPTIONS_INIT \
+  { sizeof(offloop_pool_options), 0, 0, 0, 0, 0, 0, 0, NULL }
+/** All defaults. */
+#define OFFLOOP_SUBMIT_OPTIONS_INIT \
+  { sizeof(offloop_submit_options), 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL }
+/** All defaults. */
+#define OFFLOOP_OP_DEF_INIT \
+  { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }
+
+#if defined(__GNUC__)
+#define OFFLOOP_PLUGIN_EXPORT __attribute__((visibility("default")))
+#else
+#define OFFLOOP_PLUGIN_EXPORT
+#endif
+
+/** The first line of offloop_plugin: refuses a host that is older than this header. */
+#define OFFLOOP_PLUGIN_CHECK(host) \
+  do { \
+    if ((host)->abi_version < OFFLOOP_ABI_VERSION) \
+      return OFFLOOP_ERR_VERSION; \
+  } while (0)
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * What a plugin exports: called once per offloop_pool_load, with the table of functions that it may use. It registers its ops
+ * (host->register_op) and returns OFFLOOP_OK, or an error, and then none of its ops is added. The table lives as long as the
+ * process. A plugin is compiled with `cc -shared -fPIC` and links to nothing.
+ */
+OFFLOOP_PLUGIN_EXPORT int32_t offloop_plugin(const offloop_host *host, offloop_registry *registry);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
