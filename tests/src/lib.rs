@@ -2,7 +2,11 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "these are command-line programs")]
 
+pub mod driver;
 pub mod generated;
+pub mod load;
+pub mod scenario;
+pub mod spread;
 pub mod text;
 
 use std::path::{Path, PathBuf};
