@@ -61,12 +61,12 @@ fn ours(pool: &ThreadPool, many: bool) -> offloop::Result<f64> {
         sent += n;
         done += queue.drain(BATCH, &mut count);
         while sent - done > WINDOW {
-            queue.wait(None);
+            let _ready = queue.wait(None);
             done += queue.drain(BATCH, &mut count);
         }
     }
     while done < TASKS {
-        queue.wait(None);
+        let _ready = queue.wait(None);
         done += queue.drain(BATCH, &mut count);
     }
     Ok(start.elapsed().as_nanos() as f64 / TASKS as f64)

@@ -69,6 +69,7 @@ fn op_md(out: &mut String, op: &OpDef) {
     let returns = match op.returns {
         Returns::Bytes => "bytes".to_owned(),
         Returns::Str => "text".to_owned(),
+        Returns::Encoded => "bytes, or text in the `encoding` asked for".to_owned(),
         Returns::Bool => "a boolean".to_owned(),
         Returns::Int => "an integer".to_owned(),
         Returns::Value(ts, python) if ts == python => format!("`{ts}`"),
