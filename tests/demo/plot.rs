@@ -58,11 +58,13 @@ fn label(out: &mut String, x: f64, y: f64, anchor: &str, colour: &str, size: u32
 
 fn strong(out: &mut String, x: f64, y: f64, anchor: &str, colour: &str, size: u32, text: &str) {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    // The white edge keeps a label readable on top of dots and curves.
-    let _ = writeln!(
-        out,
-        r##"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" fill="{colour}" font-size="{size}" font-weight="700" stroke="#fff" stroke-width="4" stroke-linejoin="round" paint-order="stroke">{text}</text>"##
-    );
+    // Drawn twice: the white edge keeps a label readable on top of dots and curves, and `paint-order` is not known to every viewer.
+    for (paint, edge) in [("#fff", r##" stroke="#fff" stroke-width="5" stroke-linejoin="round""##), (colour, "")] {
+        let _ = writeln!(
+            out,
+            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" fill="{paint}" font-size="{size}" font-weight="700"{edge}>{text}</text>"#
+        );
+    }
 }
 
 /// Draws the whole page.
@@ -150,7 +152,7 @@ fn decade(ms: f64) -> f64 {
 
 fn scatter(out: &mut String, panel: &Panel, run: &Run, colour: &str, seconds: f64) {
     // One path of zero-length strokes with round ends: a tenth of the size of as many circles.
-    let _ = write!(out, r#"<path fill="none" stroke="{colour}" stroke-opacity="0.5" stroke-width="3.4" stroke-linecap="round" d=""#);
+    let _ = write!(out, r#"<path fill="none" stroke="{colour}" stroke-opacity="0.55" stroke-width="3.2" stroke-linecap="round" d=""#);
     for (at, ms) in &run.health {
         let _ = write!(out, "M{:.1} {:.1}h0", panel.x + panel.width * at / seconds, panel.at(*ms));
     }

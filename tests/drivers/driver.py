@@ -129,7 +129,11 @@ def submit(number, args):
 
     def go():
         try:
-            track(name, outcome, view(pool, args).submit(args["op"], *inputs(args), **params(args)))
+            future = view(pool, args).submit(args["op"], *inputs(args), **params(args))
+            if "unwatched" in args:
+                outcome.future = future
+            else:
+                track(name, outcome, future)
         except BaseException as error:  # noqa: BLE001  a refusal is the task's outcome
             outcome.set(show_error(error))
         say(number, "ok")

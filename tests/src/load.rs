@@ -249,11 +249,9 @@ impl Connection {
             return;
         }
         self.input.extend_from_slice(bytes);
-        let Some(end) = self.input.windows(4).position(|w| w == b"\r\n\r\n") else { return };
-        let head = String::from_utf8_lossy(&self.input[..end]).to_ascii_lowercase();
-        let good = head.split(' ').nth(1) == Some("200");
-        let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).unwrap_or(0);
-        self.body_left = Some((length.saturating_sub(self.input.len() - end - 4), good));
+        if let Some((status, body, length)) = parse(&self.input) {
+            self.body_left = Some(((body + length).saturating_sub(self.input.len()), status == "200"));
+        }
     }
 }
 
@@ -282,12 +280,28 @@ pub fn get(addr: SocketAddr, path: &str, timeout: Duration) -> io::Result<Vec<u8
     stream.set_read_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
     let mut all = Vec::new();
-    stream.read_to_end(&mut all)?;
-    let end = all.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(|| io::Error::other(format!("{path}: no HTTP answer")))?;
-    if !all.starts_with(b"HTTP/1.1 200") {
-        return Err(io::Error::other(format!("{path}: {}", String::from_utf8_lossy(&all).replace("\r\n", " "))));
+    let mut chunk = [0u8; 65536];
+    loop {
+        // A server may keep the connection open whatever it was asked: the length says where the body ends.
+        if let Some((status, body, length)) = parse(&all) {
+            if all.len() >= body + length {
+                let answer = all[body..body + length].to_vec();
+                return if status == "200" { Ok(answer) } else { Err(io::Error::other(format!("{path}: {status} {}", String::from_utf8_lossy(&answer)))) };
+            }
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Err(io::Error::other(format!("{path}: the answer ends early"))),
+            n => all.extend_from_slice(&chunk[..n]),
+        }
     }
-    Ok(all.split_off(end + 4))
+}
+
+/// Status, where the body begins, and its length; `None` while the head is not whole.
+fn parse(bytes: &[u8]) -> Option<(String, usize, usize)> {
+    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+    let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok()).unwrap_or(0);
+    Some((head.split(' ').nth(1).unwrap_or_default().to_owned(), end + 4, length))
 }
 
 #[cfg(test)]
