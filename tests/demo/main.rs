@@ -265,7 +265,8 @@ pub(crate) fn time(ms: f64) -> String {
         _ if ms.is_nan() => "–".into(),
         _ if ms < 0.1 => format!("{:.0} µs", ms * 1e3),
         _ if ms < 10.0 => format!("{ms:.1} ms"),
-        _ if ms < 10_000.0 => format!("{ms:.0} ms"),
+        _ if ms < 1_000.0 => format!("{ms:.0} ms"),
+        _ if ms < 10_000.0 => format!("{:.1} s", ms / 1e3),
         _ => format!("{:.0} s", ms / 1e3),
     }
 }

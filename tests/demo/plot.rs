@@ -88,7 +88,7 @@ pub(crate) fn draw(pairs: &[Pair], about: &str, seconds: f64) -> String {
         "beside 200 GET /health per second. Each server ran twice under the same load, on the machine that drew this.",
     );
     for (x, colour, word) in
-        [(LEFT + 6.0, INLINE, "inline: the loop does the work itself"), (LEFT + 296.0, OFFLOADED, "offloaded: an offloop pool does it")]
+        [(LEFT + 6.0, INLINE, "inline: the loop does the work itself"), (LEFT + 336.0, OFFLOADED, "offloaded: an offloop pool does it")]
     {
         let _ = writeln!(out, r#"<circle cx="{x}" cy="118" r="6" fill="{colour}"/>"#);
         strong(&mut out, x + 14.0, 123.0, "start", colour, 14, word);
@@ -128,7 +128,7 @@ pub(crate) fn draw(pairs: &[Pair], about: &str, seconds: f64) -> String {
                 &if s == 0 { "0 s".into() } else { s.to_string() },
             );
         }
-        label(&mut out, x + width, curves.y - 12.0, "end", FAINT, 13, "event-loop delay by percentile");
+        label(&mut out, x, curves.y - 16.0, "start", FAINT, 13, "event-loop delay by percentile");
         curves.grid(&mut out, i == 0);
         percentiles(&mut out, &curves, pair);
     }

@@ -132,12 +132,11 @@ static void respond(connection *c, int status, const void *body, size_t len) {
 /* Frees the value. */
 static void respond_value(connection *c, offloop_status status, offloop_value *value) {
   const uint8_t *bytes;
-  const char *s, *name, *stack;
-  size_t len;
+  const char *s = "no text", *name;
+  size_t len = 7, name_len;
   if (status != OFFLOOP_OK) {
-    s = "no text";
-    if (value != NULL) offloop_value_get_error(value, &name, &s, &stack);
-    respond(c, 500, s, strlen(s));
+    if (value != NULL) offloop_value_get_error(value, &name, &name_len, &s, &len);
+    respond(c, 500, s, len);
   } else if (offloop_value_get_bytes(value, &bytes, &len) == OFFLOOP_OK) {
     respond(c, 200, bytes, len);
   } else if (offloop_value_get_str(value, &s, &len) == OFFLOOP_OK) {

@@ -113,9 +113,9 @@ static void kind_of(offloop_status status, char out[64]) {
   *out = 0;
 }
 
-static char *show_error(offloop_status status, const char *message) {
+static char *show_error(offloop_status status, const char *message, size_t len) {
   char kind[64];
-  char *text = hex(message, strlen(message));
+  char *text = hex(message, len);
   kind_of(status, kind);
   char *out = format("err kind=%s status=%d message=%s", kind, status, text);
   free(text);
@@ -124,7 +124,7 @@ static char *show_error(offloop_status status, const char *message) {
 
 static char *last_error(offloop_status status) {
   char *message = grab(strdup(offloop_last_error()));
-  char *out = show_error(status, message);
+  char *out = show_error(status, message, strlen(message));
   free(message);
   return out;
 }
@@ -137,19 +137,19 @@ static char *driver_error(const char *what) {
 }
 
 /* A moved handle is NULL in C: there is nothing to ask the library about. */
-static char *detached(void) { return show_error(OFFLOOP_ERR_DETACHED, "the handle is NULL"); }
+static char *detached(void) { return show_error(OFFLOOP_ERR_DETACHED, "the handle is NULL", 18); }
 
 /* Frees the value. */
 static char *show(offloop_status status, offloop_value *value) {
   const uint8_t *bytes;
-  const char *text, *name, *stack;
-  size_t len;
+  const char *text, *name;
+  size_t len, name_len;
   int64_t number;
   bool flag;
   char *out = NULL, *h;
   if (status != OFFLOOP_OK) {
-    if (value != NULL && offloop_value_get_error(value, &name, &text, &stack) == OFFLOOP_OK) {
-      out = show_error(status, text);
+    if (value != NULL && offloop_value_get_error(value, &name, &name_len, &text, &len) == OFFLOOP_OK) {
+      out = show_error(status, text, len);
     } else {
       out = last_error(status);
     }
