@@ -1,22 +1,73 @@
-# Thin: every line is a command that can be run by hand.
-CARGO = cargo
-.PHONY: test
-test:
-	$(CARGO) test --release --locked -p offloop
+# Thin: every line is a command that can be run by hand. `make` alone lists the targets.
+CARGO      ?= cargo
+PYTHON     ?= python3.11
+NPM        ?= npm
+PREFIX     ?= /usr/local
+LIBDIR     ?= $(PREFIX)/lib
+TARGET     := $(abspath $(or $(CARGO_TARGET_DIR),target))
+DIST       := $(TARGET)/dist
+VENV       := .venv
+BIN        := $(VENV)/bin
+PHASE      := tests/phase
+# One profile and one selection of packages, so that tests, benchmarks and shipped libraries share what they compile.
+WORKSPACE  := --release --locked --workspace
+ONE        := --release --locked -p offloop-tests
+HEADER     := $(CARGO) run --quiet --locked --manifest-path tests/header/Cargo.toml --
+HOST       := $(shell rustc -vV | sed -n 's/host: //p')
+NODE_READY   := bindings-node/node_modules/.package-lock.json
+DEMO_READY   := tests/demo/node_modules/.package-lock.json
+BENCH_READY  := tests/bench/node_modules/.package-lock.json
+export CARGO_TARGET_DIR := $(TARGET)
 
-# ---- the C face: cargo-c's layout, without cargo-c ----
+.DEFAULT_GOAL := list
+.DELETE_ON_ERROR:
+.PHONY: list build demo test check bench torture fmt lint bless dist install clean asan core node python capi c-programs c-bench
 
-PREFIX   ?= /usr/local
-LIBDIR   ?= $(PREFIX)/lib
-TARGET   ?= $(abspath $(or $(CARGO_TARGET_DIR),target))
-CAPI_LINK = -C link-arg=-Wl,-soname,liboffloop.so.0 -C link-arg=-Wl,-z,nodelete
-HEADER    = CARGO_TARGET_DIR=$(TARGET)/header $(CARGO) run --quiet --locked --manifest-path tests/header/Cargo.toml --
-.PHONY: capi install header check-header test-c asan
+list:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-capi:  ## liboffloop.so and liboffloop.a
+# ---- tools of the hosts, from the project's own lock files ----
+
+$(BIN)/.ready: bindings-python/requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+$(NODE_READY): bindings-node/package-lock.json
+	cd bindings-node && $(NPM) ci --silent --ignore-scripts
+	touch $@
+
+$(DEMO_READY): tests/demo/package-lock.json tests/demo/requirements.txt $(BIN)/.ready
+	cd tests/demo && $(NPM) ci --silent
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/demo/requirements.txt
+	touch $@
+
+$(BENCH_READY): tests/bench/package-lock.json
+	cd tests/bench && $(NPM) ci --silent
+	touch $@
+
+# ---- the library and its faces, in place ----
+
+build: core capi node python  ## the core and its three faces, in place
+
+core:
+	$(CARGO) build $(WORKSPACE) --all-targets
+
+# `-z nodelete`: threads of the pool may still run when a host unloads the library.
+CAPI_LINK := -C link-arg=-Wl,-soname,liboffloop.so.0 -C link-arg=-Wl,-z,nodelete
+
+capi:
 	$(CARGO) rustc --release --locked -p offloop --features capi --lib --crate-type cdylib,staticlib -- $(CAPI_LINK)
 
-install: capi  ## library, header and offloop.pc into PREFIX (and DESTDIR)
+node:
+	cd bindings-node && node build.mjs
+
+python: $(BIN)/.ready
+	$(CARGO) build --release --locked -p offloop-python
+	install -m 755 $(TARGET)/release/lib_native.so bindings-python/python/offloop/_native.abi3.so
+	echo $(CURDIR)/bindings-python/python > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offloop-dev.pth
+
+install: capi  ## the C library, its header and pkg-config file, below PREFIX (and DESTDIR)
 	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 644 include/offloop.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 $(TARGET)/release/liboffloop.a $(DESTDIR)$(LIBDIR)/
@@ -25,16 +76,80 @@ install: capi  ## library, header and offloop.pc into PREFIX (and DESTDIR)
 	ln -sf liboffloop.so.0 $(DESTDIR)$(LIBDIR)/liboffloop.so
 	sed 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|' include/offloop.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/offloop.pc
 
-header:  ## rewrite include/offloop.h (part of bless)
-	$(HEADER)
+# What people install, packed: npm packages, wheel and sdist, a prefix.
+dist: $(BIN)/.ready $(NODE_READY) capi node
+	mkdir -p $(DIST)/npm $(DIST)/wheels
+	cd bindings-node && $(NPM) pack --silent --pack-destination $(DIST)/npm
+	cd bindings-node && node scripts/pack-platform.mjs $(DIST)/npm
+	cd bindings-python && ../$(BIN)/maturin build --release --locked --sdist --quiet -o $(DIST)/wheels
+	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 
-check-header:
-	$(HEADER) --check
+# C programs of the suite, against the installed prefix, as a user compiles them.
+C_FLAGS := -O2 -Wall -Wextra -Werror
+C_OFFLOOP = $$(PKG_CONFIG_PATH=$(DIST)/c/lib/pkgconfig pkg-config --cflags --libs offloop) -Wl,-rpath,$(DIST)/c/lib
 
-test-c: capi check-header
-	tests/c/run.sh $(TARGET)/release
+c-programs:
+	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
+	mkdir -p $(TARGET)/conformance $(TARGET)/demo $(TARGET)/bench
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c tests/drivers/c/driver.c $(C_OFFLOOP) -lpthread
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
+
+# libuv is the peer of one benchmark; without its headers that peer is left out, with a line that says so.
+c-bench: c-programs
+	pkg-config --exists libuv || echo "bench: no libuv headers (apt-get install libuv1-dev): its column stays empty"
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/bench/pools tests/bench/pools.c $(C_OFFLOOP) $$(pkg-config --exists libuv && echo -DWITH_LIBUV $$(pkg-config --cflags --libs libuv))
+
+# ---- what people run ----
+
+demo: build c-programs $(DEMO_READY)  ## real servers under load, inline against offloaded: a table and a plot
+	$(CARGO) run $(ONE) --quiet --bin demo
+
+test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the time of each phase
+	@$(PHASE) format        $(CARGO) fmt --all --check
+	@$(PHASE) clippy        $(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
+	@$(PHASE) rust          env OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE)
+	@$(PHASE) docs          env RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --no-deps -p offloop
+	@$(PHASE) header        $(HEADER) --check
+	@$(PHASE) c             tests/c/run.sh $(TARGET)/release
+	@$(PHASE) ops-types     node bindings-node/scripts/ops-types.mjs
+	@$(PHASE) ops-stubs     $(BIN)/python bindings-python/generate.py --check
+	@$(PHASE) node          $(NPM) --prefix bindings-node test --silent
+	@$(PHASE) python        $(BIN)/python -m pytest -q bindings-python
+	@$(PHASE) packages      $(MAKE) --no-print-directory dist
+	@$(PHASE) quick-starts  $(BIN)/python tests/quickstarts.py --require
+	@$(PHASE) --summary
+
+check:  ## the repository's own rules: layers, generated files, parity, words
+	$(CARGO) test $(ONE) --test checks
+
+bench: build c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
+	$(CARGO) run $(ONE) --quiet --bin bench -- $(BENCH)
+
+torture: build  ## the long runs: seeded storms, 10^7 completion rounds
+	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
 
 asan:  ## the C ABI suite and its failpoints under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan $(CARGO) rustc --release --locked -p offloop \
-		--no-default-features --features hash,failpoints --lib --crate-type staticlib --target $(shell rustc -vV | sed -n 's/host: //p')
-	tests/c/run.sh --asan $(TARGET)/asan/$(shell rustc -vV | sed -n 's/host: //p')/release/liboffloop.a
+		--no-default-features --features hash,failpoints --lib --crate-type staticlib --target $(HOST)
+	tests/c/run.sh --asan $(TARGET)/asan/$(HOST)/release/liboffloop.a
+
+fmt:  ## rewrite sources in the house style
+	$(CARGO) fmt --all
+	$(BIN)/ruff format bindings-python tests
+
+lint: $(BIN)/.ready $(NODE_READY)  ## every linter, the slow ones too
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
+	$(NPM) --prefix bindings-node run lint --silent
+	cd bindings-python && ../$(BIN)/ruff check . && ../$(BIN)/ruff format --check . && ../$(BIN)/mypy
+	tests/lint-deps
+
+bless: node python  ## rewrite every generated file
+	OFFLOOP_BLESS=1 $(CARGO) test $(ONE) --test checks -- generated
+	$(HEADER)
+	node bindings-node/scripts/ops-types.mjs --write
+	$(BIN)/python bindings-python/generate.py
+
+clean:  ## remove what was built and installed here
+	rm -rf $(TARGET) $(VENV) bindings-node/node_modules tests/demo/node_modules tests/bench/node_modules
+	rm -f bindings-node/*.node bindings-python/python/offloop/_native.abi3.so

@@ -128,26 +128,31 @@ fn noop(ctx: &mut OpCtx<'_>) -> Result<Value> {
     Ok(ctx.take_input(0).map_or_else(|| Value::Bytes(crate::buffer::Bytes::default()), Value::Bytes))
 }
 
-/// Every family's table, in the order of the docs.
-const FAMILIES: &[&[OpDef]] = &[
-    &[NOOP],
+/// Every family's name and table, in the order of the docs.
+const FAMILIES: &[(&str, &[OpDef])] = &[
+    ("pool", &[NOOP]),
     #[cfg(feature = "hash")]
-    hash::OPS,
+    ("hash", hash::OPS),
     #[cfg(feature = "password")]
-    password::OPS,
+    ("password", password::OPS),
     #[cfg(feature = "compress")]
-    compress::OPS,
+    ("compress", compress::OPS),
     #[cfg(feature = "image")]
-    image::OPS,
+    ("image", image::OPS),
     #[cfg(feature = "json")]
-    json::OPS,
+    ("json", json::OPS),
     #[cfg(feature = "csv")]
-    csv::OPS,
+    ("csv", csv::OPS),
 ];
+
+/// The families of this build, in the order of the docs.
+pub fn families() -> impl Iterator<Item = (&'static str, &'static [OpDef])> {
+    FAMILIES.iter().copied()
+}
 
 /// Every built-in op of this build.
 pub fn all() -> impl Iterator<Item = &'static OpDef> {
-    FAMILIES.iter().copied().flatten()
+    FAMILIES.iter().flat_map(|(_, ops)| ops.iter())
 }
 
 /// The op of that name.

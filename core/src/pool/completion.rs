@@ -165,7 +165,7 @@ impl CompletionQueue {
             }
             if q.done.arm() {
                 // Progress has its own flag: look once more after arming (pairs with the fence in `progress`).
-                std::sync::atomic::fence(Ordering::SeqCst);
+                crate::sync::atomic::fence(Ordering::SeqCst);
                 if !q.has_progress.load(Ordering::Relaxed) {
                     q.left_over.store(false, Ordering::Relaxed);
                     return n;

@@ -1,0 +1,250 @@
+//! Benchmarks: ours and the peer in one run, in turns, as ratios of medians. `bench [rust] [c] [node] [python] [image]`; all by default.
+//!
+//! Figures stand here and nowhere else; no test asserts them. Harnesses print `R case who value`, one line per round.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+
+mod native;
+
+use offloop_tests::spread::Spread;
+use offloop_tests::{root, target_dir};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+/// Which way is better, and what is to be reached.
+#[derive(Clone, Copy, Debug)]
+enum Goal {
+    /// Higher is better; at least so many times the peer.
+    Times(f64),
+    /// Lower is better; at most this multiple of the peer.
+    Within(f64),
+    /// Lower is better; at most this value, whatever the peer has.
+    AtMost(f64),
+    /// Shown only; lower is better.
+    Low,
+}
+
+struct Case {
+    id: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    goal: Goal,
+}
+
+const fn case(id: &'static str, title: &'static str, unit: &'static str, goal: Goal) -> Case {
+    Case { id, title, unit, goal }
+}
+
+const CASES: &[Case] = &[
+    case("rust.submit", "Rust: submit + complete, no-op", "ns/task", Goal::Within(2.0)),
+    case("rust.submit_many", "Rust: the same, 256 at a time", "ns/task", Goal::Within(2.0)),
+    case("rust.idle_thread", "memory of an idle thread", "KiB", Goal::AtMost(200.0)),
+    case("c.submit", "C: submit + complete, no-op", "ns/task", Goal::Within(2.0)),
+    case("c.submit_many", "C: the same, 256 at a time", "ns/task", Goal::Within(2.0)),
+    case("node.noop", "Node: no-op, 1000 in flight", "/s", Goal::Times(4.0)),
+    case("node.noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
+    case("node.sha256_1k", "Node: sha256 of 1 KiB, 1000 in flight", "/s", Goal::Times(6.0)),
+    case("node.sha256_1k.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
+    case("node.sha256_1k_batch", "Node: 1000 × sha256 of 1 KiB, one call", "ms", Goal::Low),
+    case("node.sha256_1m", "Node: sha256 of 1 MiB", "ms", Goal::Within(1.1)),
+    case("node.gzip_1m", "Node: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
+    case("node.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
+    case("node.transfer_16m", "Node: 16 MiB to a worker and back", "ms", Goal::Low),
+    case("py.await_noop", "Python: await no-op, 1000 in flight", "/s", Goal::Times(8.0)),
+    case("py.await_sha256_1k", "Python: await sha256 of 1 KiB", "/s", Goal::Times(8.0)),
+    case("py.submit_noop", "Python: submit + result, no-op", "/s", Goal::Times(3.0)),
+    case("py.submit_many_sha256_1k", "Python: 1000 × sha256 of 1 KiB", "/s", Goal::Times(3.0)),
+    case("py.sha256_1m", "Python: sha256 of 1 MiB", "ms", Goal::Within(1.1)),
+    case("py.gzip_1m", "Python: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
+    case("py.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
+    case("py.zstd_1m", "Python: zstd -3 of 1 MiB", "ms", Goal::Within(1.1)),
+    case("py.zstd_1m.bytes", "  size", "B", Goal::Within(1.03)),
+    case("py.csv_8m", "Python: 8 MiB of CSV to Arrow", "ms", Goal::Low),
+    case("image.thumbnail", "4000×3000 JPEG to 200 px", "ms", Goal::Within(1.0)),
+    case("image.ssim", "  similarity to sharp's (SSIM)", "", Goal::Times(0.98)),
+];
+
+/// All rounds of all cases: `(case, who, value)`.
+#[derive(Default)]
+pub(crate) struct Results(Vec<(String, String, f64)>);
+
+impl Results {
+    pub(crate) fn add(&mut self, case: &str, who: &str, value: f64) {
+        self.0.push((case.to_owned(), who.to_owned(), value));
+    }
+
+    fn median(&self, case: &str, who: &str) -> f64 {
+        Spread::new(self.0.iter().filter(|(c, w, _)| c == case && w == who).map(|r| r.2).collect()).at(0.5)
+    }
+
+    fn peers(&self, case: &str) -> Vec<&str> {
+        let mut out: Vec<&str> = Vec::new();
+        for (c, who, _) in &self.0 {
+            if c == case && who != "offloop" && !out.contains(&who.as_str()) {
+                out.push(who);
+            }
+        }
+        out
+    }
+
+    /// Runs a harness and keeps what it prints.
+    pub(crate) fn harness(&mut self, command: &mut Command) -> Result<(), String> {
+        let shown = format!("{command:?}");
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| format!("{shown}: {e}"))?;
+        let stdout = child.stdout.take().expect("asked to be piped");
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["R", case, who, value] => self.add(case, who, value.parse().map_err(|e| format!("{line}: {e}"))?),
+                _ => println!("  {line}"),
+            }
+        }
+        let status = child.wait().map_err(|e| format!("{shown}: {e}"))?;
+        if status.success() { Ok(()) } else { Err(format!("{shown} ended with {status}")) }
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |group: &str| args.is_empty() || args.iter().any(|a| a == group);
+    machine();
+    let mut results = Results::default();
+    let mut failed = false;
+    let groups: [(&str, fn(&mut Results) -> Result<(), String>); 4] =
+        [("rust", native::run), ("node", node), ("python", python), ("image", image)];
+    for (group, run) in groups {
+        // C and Rust take turns against the same peer.
+        if !wanted(group) && !(group == "rust" && wanted("c")) {
+            continue;
+        }
+        println!("running: {group}");
+        if let Err(error) = run(&mut results) {
+            println!("  {group} is not complete: {error}");
+            failed = true;
+        }
+    }
+    print(&results);
+    machine_load("after");
+    std::process::exit(i32::from(failed));
+}
+
+fn node(results: &mut Results) -> Result<(), String> {
+    results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))
+}
+
+fn python_command(script: &str) -> Command {
+    let mut command = Command::new(root().join(".venv/bin/python"));
+    command.arg(root().join("tests/bench").join(script));
+    command
+}
+
+fn python(results: &mut Results) -> Result<(), String> {
+    results.harness(&mut python_command("bench.py"))
+}
+
+/// A photograph enlarged to what a camera delivers; ours, Pillow and sharp in turns, each by its own script.
+fn image(results: &mut Results) -> Result<(), String> {
+    let dir = target_dir().join("bench");
+    std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+    let photo = dir.join("photo.jpg");
+    let source = target_dir().join("demo/input/china.jpg");
+    if !source.exists() {
+        return Err(format!("{} is not there; run `make demo` first", source.display()));
+    }
+    let output = |command: &mut Command| -> Result<String, String> {
+        let out = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+        if !out.status.success() {
+            return Err(format!("{command:?}: {}", String::from_utf8_lossy(&out.stderr)));
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    output(python_command("photo.py").arg(&source).arg(&photo))?;
+    let (ours, theirs) = (dir.join("ours.png"), dir.join("sharp.png"));
+    let median = |line: &str| -> Result<f64, String> {
+        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("{line}: {e}"))?;
+        value["median_ms"].to_string().parse().map_err(|_| format!("{line}: no median_ms"))
+    };
+    for _ in 0..3 {
+        results.add("image.thumbnail", "offloop", native::thumbnail(&photo, &ours)?);
+        let line = output(python_command("image/thumb_pillow.py").arg(&photo).args(["200", "9"]))?;
+        results.add("image.thumbnail", "pillow", median(&line)?);
+        let mut sharp = Command::new("node");
+        sharp.current_dir(root().join("tests/bench")).arg("image/thumb_sharp.mjs").arg(&photo).args(["200", "9"]).arg(&theirs);
+        results.add("image.thumbnail", "sharp", median(&output(&mut sharp)?)?);
+    }
+    let ssim = output(python_command("image/ssim.py").arg(&ours).arg(&theirs))?;
+    results.add("image.ssim", "offloop", ssim.parse().map_err(|_| format!("ssim.py says {ssim}"))?);
+    results.add("image.ssim", "sharp", 1.0);
+    Ok(())
+}
+
+fn print(results: &Results) {
+    println!("\n{:<42}{:>16}   {:<22}{:>16}   {:>9}   {}", "medians", "offloop", "peer", "", "ratio", "goal");
+    println!("{}", "─".repeat(132));
+    for case in CASES {
+        let ours = results.median(case.id, "offloop");
+        if ours.is_nan() {
+            continue;
+        }
+        let peers = results.peers(case.id);
+        for (i, peer) in peers.iter().copied().chain(peers.is_empty().then_some("")).enumerate() {
+            let theirs = results.median(case.id, peer);
+            let (title, own) = if i == 0 { (case.title, number(ours, case.unit)) } else { ("", String::new()) };
+            let ratio = ours / theirs;
+            let shown = if theirs.is_nan() { String::new() } else { format!("{ratio:.2} ×") };
+            println!(
+                "{title:<42}{own:>16}   {peer:<22}{:>16}   {shown:>9}   {}",
+                number(theirs, case.unit),
+                verdict(case.goal, ours, ratio, theirs)
+            );
+        }
+    }
+    println!("\nRatio: ours / theirs. Medians of rounds that took turns.");
+}
+
+fn verdict(goal: Goal, ours: f64, ratio: f64, theirs: f64) -> String {
+    let met = |good: bool| if good { "reached" } else { "NOT reached" };
+    match goal {
+        Goal::Times(_) | Goal::Within(_) if theirs.is_nan() => "no peer ran".into(),
+        Goal::Times(want) => format!("≥ {want} ×: {}", met(ratio >= want)),
+        Goal::Within(want) => format!("≤ {want} ×: {}", met(ratio <= want)),
+        Goal::AtMost(want) => format!("≤ {want}: {}", met(ours <= want)),
+        Goal::Low => String::new(),
+    }
+}
+
+fn number(value: f64, unit: &str) -> String {
+    if value.is_nan() {
+        return String::new();
+    }
+    let digits = if value >= 1000.0 { 0 } else { 2 };
+    let text = format!("{value:.digits$}");
+    // Groups of three read better: 1 234 567.
+    let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
+    let mut grouped = String::new();
+    for (i, c) in whole.chars().enumerate() {
+        if i > 0 && (whole.len() - i) % 3 == 0 {
+            grouped.push(' ');
+        }
+        grouped.push(c);
+    }
+    format!("{grouped}{rest} {unit}").trim_end().to_owned()
+}
+
+/// What the figures were measured on.
+fn machine() {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo").lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|(_, v)| v.to_owned()));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    println!(
+        "machine: {cores} × {}, Linux {}",
+        cpu.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        read("/proc/sys/kernel/osrelease").trim()
+    );
+    machine_load("before");
+}
+
+fn machine_load(when: &str) {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load {when}: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
+}

@@ -1,0 +1,136 @@
+// Node.js: ours and the host's own in turns. Prints `R case who value`; the runner knows units and goals.
+import crypto from 'node:crypto'
+import fs from 'node:fs'
+import { promisify } from 'node:util'
+import { Worker, isMainThread, parentPort } from 'node:worker_threads'
+import zlib from 'node:zlib'
+import { ThreadPool, TransferBuffer } from '../../bindings-node/lib/index.mjs'
+
+const ROUNDS = Number(process.env.ROUNDS ?? 5)
+const MS = Number(process.env.MS ?? 500)
+const IN_FLIGHT = 1000
+const print = (name, who, value) => console.log(`R ${name} ${who} ${value}`)
+
+/** Lateness of a 1 ms timer, p99 in ms, while `body` runs. */
+async function loopDelay(body) {
+  const late = []
+  let due = performance.now() + 1
+  let timer
+  const tick = () => {
+    const now = performance.now()
+    late.push(Math.max(0, now - due))
+    due = now + 1
+    timer = setTimeout(tick, 1)
+  }
+  timer = setTimeout(tick, 1)
+  const value = await body()
+  clearTimeout(timer)
+  late.sort((a, b) => a - b)
+  return [value, late[Math.floor(late.length * 0.99)] ?? Number.NaN]
+}
+
+/** Calls per second with so many in flight. */
+function saturate(call, ms = MS, inFlight = IN_FLIGHT) {
+  return new Promise((resolve, reject) => {
+    const start = performance.now()
+    let done = 0
+    let live = 0
+    let ended = false
+    const next = () => {
+      live++
+      call().then(() => {
+        live--
+        done++
+        ended ||= performance.now() - start > ms
+        if (!ended) next()
+        else if (live === 0) resolve((done * 1000) / (performance.now() - start))
+      }, reject)
+    }
+    for (let i = 0; i < inFlight; i++) next()
+  })
+}
+
+async function duel(name, sides, delay = false) {
+  for (const [, call] of sides) await saturate(call, MS / 5)
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [who, call] of sides) {
+      const [rate, p99] = await loopDelay(() => saturate(call))
+      print(name, who, rate)
+      if (delay) print(`${name}.loop_p99`, who, p99)
+    }
+  }
+}
+
+async function single(name, sides, times = 9) {
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [who, call] of sides) {
+      await call()
+      const took = []
+      for (let i = 0; i < times; i++) {
+        const start = performance.now()
+        await call()
+        took.push(performance.now() - start)
+      }
+      print(name, who, took.sort((a, b) => a - b)[times >> 1])
+    }
+  }
+}
+
+/** A megabyte of text that compresses about as CSV does. */
+function text() {
+  const lines = []
+  let x = 12345
+  for (let i = 0; lines.length * 40 < 1 << 20; i++) {
+    x = (Math.imul(x, 1103515245) + 12345) >>> 0
+    lines.push(`${i},${x % 1000},station-${x % 97},${(x / 2 ** 32).toFixed(6)},ok\n`)
+  }
+  return Buffer.from(lines.join('')).subarray(0, 1 << 20)
+}
+
+if (isMainThread) {
+  const pool = new ThreadPool()
+  const one = Buffer.alloc(1)
+  const kilobyte = Buffer.alloc(1024, 7)
+  const megabyte = text()
+  const randomFill = promisify(crypto.randomFill)
+  const fstat = promisify(fs.fstat)
+  const gzip = promisify(zlib.gzip)
+
+  await duel('node.noop', [['offloop', () => pool.run('noop')], ['randomFill', () => randomFill(one)], ['fstat', () => fstat(1)]], true)
+  await duel('node.sha256_1k', [['offloop', () => pool.run('sha256', kilobyte)], ['subtle', () => crypto.subtle.digest('SHA-256', kilobyte)]], true)
+  const batch = Array.from({ length: 1000 }, () => kilobyte)
+  await single('node.sha256_1k_batch', [['offloop', () => pool.runMany('sha256', batch)], ['createHash', async () => batch.map((b) => crypto.createHash('sha256').update(b).digest())]])
+  await single('node.sha256_1m', [['offloop', () => pool.run('sha256', megabyte)], ['subtle', () => crypto.subtle.digest('SHA-256', megabyte)], ['createHash', async () => crypto.createHash('sha256').update(megabyte).digest()]])
+  await single('node.gzip_1m', [['offloop', () => pool.run('gzip', megabyte, { level: 6 })], ['zlib', () => gzip(megabyte, { level: 6 })]])
+  print('node.gzip_1m.bytes', 'offloop', (await pool.run('gzip', megabyte, { level: 6 })).length)
+  print('node.gzip_1m.bytes', 'zlib', (await gzip(megabyte, { level: 6 })).length)
+
+  // 16 MiB to a worker thread and back: a token against a transferred ArrayBuffer.
+  const worker = new Worker(new URL(import.meta.url))
+  const answer = () => new Promise((resolve) => worker.once('message', resolve))
+  let ours = TransferBuffer.alloc(16 << 20)
+  let theirs = new ArrayBuffer(16 << 20)
+  await single('node.transfer_16m', [
+    ['offloop', async () => {
+      worker.postMessage(ours.transfer())
+      ours = TransferBuffer.receive(await answer())
+    }],
+    ['postMessage', async () => {
+      worker.postMessage(theirs, [theirs])
+      theirs = await answer()
+    }],
+  ], 51)
+  await worker.terminate()
+  await pool.close()
+} else {
+  parentPort.on('message', (message) => {
+    if (typeof message === 'string') {
+      const buffer = TransferBuffer.receive(message)
+      buffer.bytes()[0] += 1
+      parentPort.postMessage(buffer.transfer())
+    } else {
+      new Uint8Array(message)[0] += 1
+      parentPort.postMessage(message, [message])
+    }
+  })
+}

@@ -1,0 +1,611 @@
+/* The C driver of the conformance runner: PROTOCOL.md through offloop.h and nothing else. */
+
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <offloop.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_ARGS 32
+#define MAX_NAMED 64
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t came = PTHREAD_COND_INITIALIZER;
+
+typedef struct {
+  char *number, *verb;
+  char *keys[MAX_ARGS], *values[MAX_ARGS];
+  int count;
+  char *line;
+} args_t;
+
+typedef struct {
+  char *name;
+  char *reply; /* NULL until it has its outcome */
+  offloop_task *task;
+} task_entry;
+
+typedef struct {
+  char *name;
+  offloop_pool *pool;
+  int waits;
+} pool_entry;
+
+typedef struct {
+  char *name;
+  offloop_buffer *buffer; /* NULL once it was moved */
+} buffer_entry;
+
+static task_entry tasks[MAX_NAMED];
+static pool_entry pools[MAX_NAMED];
+static buffer_entry buffers[MAX_NAMED];
+static int task_count, pool_count, buffer_count, freed_count;
+static char order[4096];
+
+/* ---- text ---- */
+
+static void *grab(void *memory) {
+  if (memory == NULL) abort();
+  return memory;
+}
+
+static char *hex(const void *data, size_t len) {
+  static const char digits[] = "0123456789abcdef";
+  char *out = grab(malloc(2 * len + 1));
+  for (size_t i = 0; i < len; i++) {
+    out[2 * i] = digits[((const unsigned char *)data)[i] >> 4];
+    out[2 * i + 1] = digits[((const unsigned char *)data)[i] & 15];
+  }
+  out[2 * len] = 0;
+  return out;
+}
+
+static unsigned char *unhex(const char *text, size_t *len) {
+  size_t n = strlen(text) / 2;
+  unsigned char *out = grab(malloc(n + 1));
+  for (size_t i = 0; i < n; i++) {
+    unsigned byte = 0;
+    sscanf(text + 2 * i, "%2x", &byte);
+    out[i] = (unsigned char)byte;
+  }
+  *len = n;
+  return out;
+}
+
+static char *format(const char *pattern, ...) {
+  char *out = NULL;
+  va_list list;
+  va_start(list, pattern);
+  if (vasprintf(&out, pattern, list) < 0) abort();
+  va_end(list);
+  return out;
+}
+
+/* Takes the reply. */
+static void say(const char *number, char *reply) {
+  size_t len = strlen(reply);
+  while (len > 0 && reply[len - 1] == ' ') reply[--len] = 0;
+  flockfile(stdout);
+  printf("%s %s\n", number, reply);
+  fflush(stdout);
+  funlockfile(stdout);
+  free(reply);
+}
+
+/* "ERR_OFFLOOP_WORKER_LOST" → "WorkerLost". */
+static void kind_of(offloop_status status, char out[64]) {
+  const char *code = offloop_status_name(status);
+  int up = 1;
+  if (strncmp(code, "ERR_OFFLOOP_", 12) == 0) code += 12;
+  while (*code != 0) {
+    if (*code == '_') {
+      up = 1;
+    } else {
+      *out++ = up ? *code : (char)(*code + ('a' - 'A'));
+      up = 0;
+    }
+    code++;
+  }
+  *out = 0;
+}
+
+static char *show_error(offloop_status status, const char *message, size_t len) {
+  char kind[64];
+  char *text = hex(message, len);
+  kind_of(status, kind);
+  char *out = format("err kind=%s status=%d message=%s", kind, status, text);
+  free(text);
+  return out;
+}
+
+static char *last_error(offloop_status status) {
+  char *message = grab(strdup(offloop_last_error()));
+  char *out = show_error(status, message, strlen(message));
+  free(message);
+  return out;
+}
+
+static char *driver_error(const char *what) {
+  char *text = hex(what, strlen(what));
+  char *out = format("err kind=Driver status=0 message=%s", text);
+  free(text);
+  return out;
+}
+
+/* A moved handle is NULL in C: there is nothing to ask the library about. */
+static char *detached(void) { return show_error(OFFLOOP_ERR_DETACHED, "the handle is NULL", 18); }
+
+/* Frees the value. */
+static char *show(offloop_status status, offloop_value *value) {
+  const uint8_t *bytes;
+  const char *text, *name;
+  size_t len, name_len;
+  int64_t number;
+  bool flag;
+  char *out = NULL, *h;
+  if (status != OFFLOOP_OK) {
+    if (value != NULL && offloop_value_get_error(value, &name, &name_len, &text, &len) == OFFLOOP_OK) {
+      out = show_error(status, text, len);
+    } else {
+      out = last_error(status);
+    }
+  } else if (value == NULL) {
+    out = format("ok other=1");
+  } else if (offloop_value_get_bytes(value, &bytes, &len) == OFFLOOP_OK) {
+    h = hex(bytes, len);
+    out = format("ok bytes=%s", h);
+    free(h);
+  } else if (offloop_value_get_bool(value, &flag) == OFFLOOP_OK) {
+    out = format("ok bool=%s", flag ? "true" : "false");
+  } else if (offloop_value_get_int(value, &number) == OFFLOOP_OK) {
+    out = format("ok int=%lld", (long long)number);
+  } else if (offloop_value_get_str(value, &text, &len) == OFFLOOP_OK) {
+    h = hex(text, len);
+    out = format("ok text=%s", h);
+    free(h);
+  } else {
+    out = format("ok other=1");
+  }
+  offloop_value_free(value);
+  return out;
+}
+
+/* ---- arguments and names ---- */
+
+static const char *get(const args_t *args, const char *key) {
+  for (int i = 0; i < args->count; i++) {
+    if (strcmp(args->keys[i], key) == 0) return args->values[i];
+  }
+  return NULL;
+}
+
+static int64_t number(const args_t *args, const char *key, int64_t otherwise) {
+  const char *value = get(args, key);
+  return value == NULL ? otherwise : strtoll(value, NULL, 10);
+}
+
+static int64_t ms(const args_t *args, const char *key) { return number(args, key, 0) * 1000000; }
+
+static pool_entry *pool_of(const args_t *args) {
+  const char *name = get(args, "pool");
+  for (int i = 0; name != NULL && i < pool_count; i++) {
+    if (strcmp(pools[i].name, name) == 0) return &pools[i];
+  }
+  return NULL;
+}
+
+static task_entry *task_of(const char *name) {
+  for (int i = 0; name != NULL && i < task_count; i++) {
+    if (strcmp(tasks[i].name, name) == 0) return &tasks[i];
+  }
+  return NULL;
+}
+
+static buffer_entry *buffer_named(const char *name, int make) {
+  for (int i = 0; name != NULL && i < buffer_count; i++) {
+    if (strcmp(buffers[i].name, name) == 0) return &buffers[i];
+  }
+  if (!make || name == NULL || buffer_count == MAX_NAMED) return NULL;
+  buffers[buffer_count].name = grab(strdup(name));
+  return &buffers[buffer_count++];
+}
+
+static task_entry *new_task(const char *name) {
+  if (name == NULL || task_count == MAX_NAMED) return NULL;
+  tasks[task_count].name = grab(strdup(name));
+  return &tasks[task_count++];
+}
+
+static offloop_value *param(const char *text) {
+  offloop_value *value = NULL;
+  char *end;
+  size_t len;
+  if (strcmp(text, "true") == 0 || strcmp(text, "false") == 0) {
+    offloop_value_new_bool(text[0] == 't', &value);
+  } else if (strncmp(text, "x:", 2) == 0) {
+    unsigned char *bytes = unhex(text + 2, &len);
+    offloop_value_new_bytes(bytes, len, &value);
+    free(bytes);
+  } else {
+    long long whole = strtoll(text, &end, 10);
+    if (*text != 0 && *end == 0) {
+      offloop_value_new_int(whole, &value);
+    } else {
+      double real = strtod(text, &end);
+      if (strchr(text, '.') != NULL && *end == 0) {
+        offloop_value_new_float(real, &value);
+      } else {
+        offloop_value_new_str(text, strlen(text), &value);
+      }
+    }
+  }
+  return value;
+}
+
+static offloop_value *params(const args_t *args) {
+  offloop_value *map = NULL;
+  for (int i = 0; i < args->count; i++) {
+    if (strncmp(args->keys[i], "p.", 2) != 0) continue;
+    if (map == NULL) offloop_value_new_map(&map);
+    offloop_value *item = param(args->values[i]);
+    offloop_value_map_set(map, args->keys[i] + 2, &item);
+  }
+  return map;
+}
+
+/* ---- tasks ---- */
+
+static void settle(task_entry *task, char *reply) {
+  pthread_mutex_lock(&lock);
+  task->reply = reply;
+  pthread_cond_broadcast(&came);
+  pthread_mutex_unlock(&lock);
+}
+
+static void on_done(void *user, offloop_status status, offloop_value *value) {
+  task_entry *task = user;
+  char *reply = show(status, value);
+  pthread_mutex_lock(&lock);
+  if (order[0] != 0) strncat(order, ",", sizeof order - strlen(order) - 1);
+  strncat(order, task->name, sizeof order - strlen(order) - 1);
+  task->reply = reply;
+  pthread_cond_broadcast(&came);
+  pthread_mutex_unlock(&lock);
+}
+
+static void submit(pool_entry *pool, const args_t *args) {
+  task_entry *task = task_of(get(args, "task"));
+  offloop_submit_options options = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  options.priority = (int32_t)number(args, "priority", 0);
+  options.timeout_ns = ms(args, "timeout");
+  options.queue_timeout_ns = ms(args, "queue_timeout");
+  options.key = get(args, "key");
+  options.on_full = pool->waits ? OFFLOOP_ON_FULL_WAIT : OFFLOOP_ON_FULL_REJECT;
+  options.on_done = on_done;
+  options.user = task;
+
+  offloop_buffer *own = NULL, **input = NULL;
+  const char *name = get(args, "buffer"), *text = get(args, "input");
+  if (name != NULL) {
+    buffer_entry *entry = buffer_named(name, 0);
+    if (entry == NULL || entry->buffer == NULL) {
+      settle(task, detached());
+      return;
+    }
+    input = &entry->buffer;
+  } else if (text != NULL) {
+    size_t len;
+    unsigned char *bytes = unhex(text, &len);
+    offloop_buffer_from_bytes(bytes, len, &own);
+    free(bytes);
+    input = &own;
+  }
+  offloop_value *map = params(args);
+  offloop_task *handle = NULL;
+  offloop_status status = offloop_pool_submit_op(pool->pool, get(args, "op"), input, input != NULL, map, &options, &handle);
+  if (status != OFFLOOP_OK) settle(task, last_error(status));
+  pthread_mutex_lock(&lock);
+  task->task = handle;
+  pthread_mutex_unlock(&lock);
+  offloop_value_free(map);
+  offloop_buffer_free(own);
+}
+
+static char *submit_many(pool_entry *pool, const args_t *args) {
+  char *names = grab(strdup(get(args, "tasks"))), *inputs = grab(strdup(get(args, "inputs")));
+  char *rest_names = names, *rest_inputs = inputs, *name, *input;
+  offloop_call calls[MAX_NAMED] = {{0}};
+  offloop_buffer *moved[MAX_NAMED] = {0};
+  offloop_task *handles[MAX_NAMED] = {0};
+  task_entry *first = &tasks[task_count];
+  offloop_value *map = params(args);
+  size_t n = 0, len;
+  while ((name = strsep(&rest_names, ",")) != NULL && (input = strsep(&rest_inputs, ",")) != NULL) {
+    unsigned char *bytes = unhex(input, &len);
+    offloop_buffer_from_bytes(bytes, len, &moved[n]);
+    free(bytes);
+    new_task(name);
+    calls[n].op = get(args, "op");
+    calls[n].inputs_io = &moved[n];
+    calls[n].input_count = 1;
+    calls[n].params = map;
+    n++;
+  }
+  offloop_status status = offloop_pool_submit_many(pool->pool, calls, n, NULL, handles);
+  for (size_t i = 0; i < n; i++) {
+    if (status != OFFLOOP_OK) {
+      settle(&first[i], last_error(status));
+      offloop_buffer_free(moved[i]);
+    } else {
+      first[i].task = handles[i];
+      offloop_task_on_done(handles[i], on_done, &first[i], NULL);
+    }
+  }
+  offloop_value_free(map);
+  free(names);
+  free(inputs);
+  return format("ok");
+}
+
+/* ---- verbs that wait, each on a thread of its own ---- */
+
+static void release(args_t *args) {
+  free(args->line);
+  free(args);
+}
+
+static void *wait_thread(void *arg) {
+  args_t *args = arg;
+  task_entry *task = task_of(get(args, "task"));
+  pthread_mutex_lock(&lock);
+  while (task->reply == NULL) pthread_cond_wait(&came, &lock);
+  char *reply = grab(strdup(task->reply));
+  pthread_mutex_unlock(&lock);
+  say(args->number, reply);
+  release(args);
+  return NULL;
+}
+
+static void *close_thread(void *arg) {
+  args_t *args = arg;
+  int64_t grace = get(args, "grace") == NULL ? -1 : ms(args, "grace");
+  offloop_status status = offloop_pool_shutdown(pool_of(args)->pool, grace);
+  say(args->number, status == OFFLOOP_OK ? format("ok") : last_error(status));
+  release(args);
+  return NULL;
+}
+
+static void *submit_thread(void *arg) {
+  args_t *args = arg;
+  submit(pool_of(args), args);
+  say(args->number, format("ok"));
+  release(args);
+  return NULL;
+}
+
+static void *op_thread(void *arg) {
+  args_t *args = arg;
+  offloop_pool *pool = NULL;
+  offloop_buffer *input = NULL;
+  offloop_task *task = NULL;
+  offloop_value *result = NULL, *map = params(args);
+  offloop_status status = offloop_pool_default(&pool);
+  size_t len;
+  unsigned char *bytes = unhex(get(args, "input") == NULL ? "" : get(args, "input"), &len);
+  if (status == OFFLOOP_OK) status = offloop_buffer_from_bytes(bytes, len, &input);
+  if (status == OFFLOOP_OK) status = offloop_pool_submit_op(pool, get(args, "op"), &input, get(args, "input") != NULL, map, NULL, &task);
+  if (status == OFFLOOP_OK) status = offloop_task_wait(task, -1, &result);
+  say(args->number, status == OFFLOOP_OK ? show(status, result) : last_error(status));
+  offloop_task_free(task);
+  offloop_buffer_free(input);
+  offloop_value_free(map);
+  offloop_pool_free(pool);
+  free(bytes);
+  release(args);
+  return NULL;
+}
+
+static char *later(void *(*body)(void *), args_t *args) {
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, body, args) != 0) abort();
+  pthread_detach(thread);
+  return NULL;
+}
+
+/* ---- pools ---- */
+
+static char *pool_new(const args_t *args) {
+  offloop_pool_options options = OFFLOOP_POOL_OPTIONS_INIT;
+  options.max_workers = number(args, "max_workers", 0);
+  options.max_queue = number(args, "max_queue", 0);
+  options.max_overdue = number(args, "max_overdue", 0);
+  pool_entry *entry = &pools[pool_count];
+  offloop_status status = offloop_pool_new(&options, &entry->pool);
+  if (status != OFFLOOP_OK) return last_error(status);
+  const char *full = get(args, "on_full");
+  entry->waits = full != NULL && strcmp(full, "wait") == 0;
+  entry->name = grab(strdup(get(args, "pool")));
+  pool_count++;
+  return format("ok");
+}
+
+static char *pool_stats(pool_entry *pool) {
+  offloop_stats s;
+  s.struct_size = sizeof s;
+  offloop_status status = offloop_pool_stats(pool->pool, &s);
+  if (status != OFFLOOP_OK) return last_error(status);
+#define N(field) (unsigned long long)s.field
+  return format("ok queued=%llu running=%llu workers=%llu overdue=%llu submitted=%llu completed=%llu failed=%llu timed_out=%llu cancelled=%llu "
+                "lost=%llu wait_count=%llu run_count=%llu",
+                N(queued), N(running), N(workers), N(overdue), N(submitted), N(completed), N(failed), N(timed_out), N(cancelled), N(lost), N(wait.count),
+                N(run.count));
+}
+
+/* ---- buffers ---- */
+
+static void foreign_free(void *user) {
+  pthread_mutex_lock(&lock);
+  freed_count++;
+  pthread_mutex_unlock(&lock);
+  free(user);
+}
+
+static char *buffer_verb(const char *verb, const args_t *args) {
+  offloop_buffer *made = NULL;
+  offloop_status status = OFFLOOP_OK;
+  buffer_entry *entry = buffer_named(get(args, "buf"), 0);
+  size_t len = 0;
+  uint8_t *data = NULL;
+  offloop_token token;
+  memset(&token, 0, sizeof token);
+
+  if (strcmp(verb, "buffer.new") == 0) {
+    size_t want = (size_t)number(args, "len", 0);
+    status = get(args, "shared") != NULL ? offloop_buffer_new_shared(want, &made) : offloop_buffer_new(want, &made);
+  } else if (strcmp(verb, "buffer.from") == 0) {
+    unsigned char *bytes = unhex(get(args, "data"), &len);
+    status = offloop_buffer_from_bytes(bytes, len, &made);
+    free(bytes);
+  } else if (strcmp(verb, "buffer.foreign") == 0) {
+    unsigned char *bytes = unhex(get(args, "data"), &len);
+    status = offloop_buffer_from_foreign(bytes, len, bytes, foreign_free, &made);
+  } else if (strcmp(verb, "buffer.receive") == 0) {
+    strncpy(token.text, get(args, "token"), sizeof token.text - 1);
+    status = offloop_buffer_receive(&token, &made);
+  } else if (strcmp(verb, "buffer.revoke") == 0) {
+    strncpy(token.text, get(args, "token"), sizeof token.text - 1);
+    status = offloop_token_revoke(&token);
+    return status == OFFLOOP_OK ? format("ok") : last_error(status);
+  } else if (strcmp(verb, "buffer.attach") == 0) {
+    char path[64];
+    const char *from = get(args, "from"), *colon = strchr(from, ':');
+    snprintf(path, sizeof path, "/proc/%.*s/fd/%s", (int)(colon - from), from, colon + 1);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) return driver_error(path);
+    status = offloop_buffer_attach(fd, &made);
+    close(fd);
+  } else if (entry == NULL) {
+    return driver_error("no such buffer, or no such verb");
+  } else if (strcmp(verb, "buffer.free") == 0) {
+    offloop_buffer_free(entry->buffer);
+    entry->buffer = NULL;
+    return format("ok");
+  } else if (strcmp(verb, "buffer.info") == 0) {
+    int fd = -1;
+    if (entry->buffer == NULL) return format("ok len=0 detached=1 fd=none");
+    status = offloop_buffer_data(entry->buffer, &data, &len);
+    if (status != OFFLOOP_OK) return last_error(status);
+    if (offloop_buffer_fd(entry->buffer, &fd) != OFFLOOP_OK || fd < 0) return format("ok len=%zu detached=0 fd=none", len);
+    return format("ok len=%zu detached=0 fd=%d:%d", len, (int)getpid(), fd);
+  } else if (entry->buffer == NULL) {
+    return detached();
+  } else if (strcmp(verb, "buffer.transfer") == 0) {
+    status = offloop_buffer_transfer(&entry->buffer, &token);
+    return status == OFFLOOP_OK ? format("ok token=%s", token.text) : last_error(status);
+  } else {
+    status = offloop_buffer_data(entry->buffer, &data, &len);
+    if (status != OFFLOOP_OK) return last_error(status);
+    size_t at = (size_t)number(args, "at", 0);
+    if (strcmp(verb, "buffer.write") == 0) {
+      size_t n;
+      unsigned char *bytes = unhex(get(args, "data"), &n);
+      memcpy(data + at, bytes, n);
+      free(bytes);
+      return format("ok");
+    }
+    char *h = hex(data + at, (size_t)number(args, "len", (int64_t)(len - at)));
+    char *reply = format("ok data=%s", h);
+    free(h);
+    return reply;
+  }
+  if (status != OFFLOOP_OK) return last_error(status);
+  entry = buffer_named(get(args, "buf"), 1);
+  entry->buffer = made;
+  return format("ok");
+}
+
+/* ---- the loop ---- */
+
+/* NULL when the reply comes later, from a thread that owns `args`. */
+static char *run(args_t *args) {
+  const char *verb = args->verb;
+  pool_entry *pool = pool_of(args);
+  task_entry *task;
+  if (strcmp(verb, "hello") == 0) {
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+  }
+  if (strcmp(verb, "pool.new") == 0) return pool_new(args);
+  if (strcmp(verb, "order.take") == 0) {
+    pthread_mutex_lock(&lock);
+    char *reply = format("ok tasks=%s", order);
+    order[0] = 0;
+    pthread_mutex_unlock(&lock);
+    return reply;
+  }
+  if (strcmp(verb, "foreign.freed") == 0) {
+    pthread_mutex_lock(&lock);
+    char *reply = format("ok count=%d", freed_count);
+    pthread_mutex_unlock(&lock);
+    return reply;
+  }
+  if (strcmp(verb, "op.run") == 0) return later(op_thread, args);
+  if (strncmp(verb, "buffer.", 7) == 0) return buffer_verb(verb, args);
+  if (strncmp(verb, "task.", 5) == 0) {
+    if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
+    if (strcmp(verb, "task.wait") == 0) return later(wait_thread, args);
+    pthread_mutex_lock(&lock);
+    offloop_task *handle = task->task;
+    pthread_mutex_unlock(&lock);
+    if (handle != NULL) offloop_task_cancel(handle);
+    return format("ok");
+  }
+  if (pool == NULL) return driver_error("no such pool, or no such verb");
+  if (strcmp(verb, "pool.submit") == 0) {
+    new_task(get(args, "task"));
+    if (pool->waits) return later(submit_thread, args);
+    submit(pool, args);
+    return format("ok");
+  }
+  if (strcmp(verb, "pool.submit_many") == 0) return submit_many(pool, args);
+  if (strcmp(verb, "pool.stats") == 0) return pool_stats(pool);
+  if (strcmp(verb, "pool.close") == 0) return later(close_thread, args);
+  if (strcmp(verb, "pool.resize") == 0) {
+    offloop_status status = offloop_pool_resize(pool->pool, number(args, "min_workers", -1), number(args, "max_workers", -1));
+    return status == OFFLOOP_OK ? format("ok") : last_error(status);
+  }
+  return driver_error("no such verb");
+}
+
+int main(void) {
+  char *line = NULL;
+  size_t room = 0;
+  ssize_t len;
+  while ((len = getline(&line, &room, stdin)) > 0) {
+    if (line[len - 1] == '\n') line[len - 1] = 0;
+    args_t *args = grab(calloc(1, sizeof *args));
+    args->line = grab(strdup(line));
+    char *rest = args->line, *token;
+    args->number = strsep(&rest, " ");
+    args->verb = strsep(&rest, " ");
+    while (rest != NULL && (token = strsep(&rest, " ")) != NULL && args->count < MAX_ARGS) {
+      char *value = strchr(token, '=');
+      if (value == NULL) continue;
+      *value = 0;
+      args->keys[args->count] = token;
+      args->values[args->count++] = value + 1;
+    }
+    char *number_text = grab(strdup(args->number));
+    char *reply = run(args);
+    if (reply != NULL) {
+      say(number_text, reply);
+      release(args);
+    }
+    free(number_text);
+  }
+  free(line);
+  return 0;
+}

@@ -1,0 +1,164 @@
+// The Node.js driver of the conformance runner: PROTOCOL.md through the public API of the package.
+import { closeSync, openSync, readFileSync } from 'node:fs'
+import { createInterface } from 'node:readline'
+import { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken } from '../../bindings-node/lib/index.mjs'
+
+const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
+const kindOf = new Map(table.map((row) => [row.code, row.kind]))
+
+const pools = new Map()
+const tasks = new Map()
+const buffers = new Map()
+let order = []
+
+class DriverError extends Error {}
+
+const hex = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')
+const text = (s) => Buffer.from(String(s)).toString('hex')
+const say = (id, reply) => process.stdout.write(`${id} ${reply}`.trimEnd() + '\n')
+
+function showError(error) {
+  if (error instanceof DriverError) return `err kind=Driver status=0 message=${text(error.message)}`
+  if (!(error instanceof OffloopError)) return `err kind=Foreign status=0 message=${text(error?.stack ?? error)}`
+  return `err kind=${kindOf.get(error.code)} status=${error.status} message=${text(error.message)}`
+}
+
+function show(value) {
+  if (value instanceof Uint8Array) return `ok bytes=${hex(value)}`
+  if (value instanceof TransferBuffer) return `ok bytes=${hex(value.bytes())}`
+  if (typeof value === 'boolean') return `ok bool=${value}`
+  if (Number.isInteger(value) || typeof value === 'bigint') return `ok int=${value}`
+  if (typeof value === 'string') return `ok text=${text(value)}`
+  return 'ok other=1'
+}
+
+function need(map, args, key) {
+  const found = map.get(args[key])
+  if (found === undefined) throw new DriverError(`no ${key} ${args[key]}`)
+  return found
+}
+
+function param(value) {
+  if (value === 'true' || value === 'false') return value === 'true'
+  if (value.startsWith('x:')) return Buffer.from(value.slice(2), 'hex')
+  return /^-?\d+(\.\d+)?$/.test(value) ? Number(value) : value
+}
+
+function params(args) {
+  const pairs = Object.entries(args).filter(([key]) => key.startsWith('p.'))
+  return pairs.length === 0 ? undefined : Object.fromEntries(pairs.map(([key, value]) => [key.slice(2), param(value)]))
+}
+
+function input(args) {
+  if (args.buffer !== undefined) return need(buffers, args, 'buffer')
+  return args.input === undefined ? undefined : Buffer.from(args.input, 'hex')
+}
+
+function runOptions(args, signal) {
+  const options = { signal }
+  if (args.timeout) options.timeout = Number(args.timeout)
+  if (args.queue_timeout) options.queueTimeout = Number(args.queue_timeout)
+  if (args.priority) options.priority = Number(args.priority)
+  if (args.key) options.key = args.key
+  return options
+}
+
+/** Keeps a task's one outcome as the text of a reply. */
+function track(name, promise, abort) {
+  const outcome = promise.then(show, showError).then((reply) => {
+    order.push(name)
+    return reply
+  })
+  tasks.set(name, { outcome, abort })
+}
+
+/** Calls what may throw at once, as a promise. */
+const attempt = async (call) => await call()
+
+const verbs = {
+  hello: () => 'lang=node abi=1 wire=1 caps=back,ordered,grace,zero',
+  'pool.new'(args) {
+    const options = {}
+    if (args.max_workers) options.maxWorkers = Number(args.max_workers)
+    if (args.max_queue) options.maxQueue = Number(args.max_queue)
+    if (args.max_overdue) options.maxOverdue = Number(args.max_overdue)
+    if (args.on_full) options.onFull = args.on_full
+    pools.set(args.pool, new ThreadPool(options))
+  },
+  'pool.submit'(args) {
+    const pool = need(pools, args, 'pool')
+    const abort = new AbortController()
+    track(args.task, attempt(() => pool.run(args.op, input(args), params(args), runOptions(args, abort.signal))), abort)
+  },
+  'pool.submit_many'(args) {
+    const pool = need(pools, args, 'pool')
+    const inputs = args.inputs.split(',').map((h) => Buffer.from(h, 'hex'))
+    const all = attempt(() => pool.runMany(args.op, inputs, params(args), runOptions(args)))
+    args.tasks.split(',').forEach((name, i) => track(name, all.then((results) => results[i])))
+  },
+  'pool.stats'(args) {
+    const s = need(pools, args, 'pool').stats
+    const names = { queued: 'queued', running: 'running', workers: 'workers', overdue: 'overdue', submitted: 'submitted', completed: 'completed', failed: 'failed', timed_out: 'timedOut', cancelled: 'cancelled', lost: 'lost' }
+    const fields = Object.entries(names).map(([shown, key]) => `${shown}=${s[key]}`)
+    return [...fields, `wait_count=${s.wait.count}`, `run_count=${s.run.count}`].join(' ')
+  },
+  'pool.resize'(args) {
+    const options = {}
+    if (args.min_workers) options.minWorkers = Number(args.min_workers)
+    if (args.max_workers) options.maxWorkers = Number(args.max_workers)
+    need(pools, args, 'pool').resize(options)
+  },
+  async 'pool.close'(args) {
+    await need(pools, args, 'pool').close(args.grace ? { grace: Number(args.grace) } : undefined)
+  },
+  'task.cancel': (args) => void need(tasks, args, 'task').abort?.abort(),
+  'order.take'() {
+    const taken = order.join(',')
+    order = []
+    return `tasks=${taken}`
+  },
+  'buffer.new': (args) => void buffers.set(args.buf, TransferBuffer.alloc(Number(args.len), { shared: args.shared === '1' })),
+  'buffer.from': (args) => void buffers.set(args.buf, TransferBuffer.from(Buffer.from(args.data, 'hex'))),
+  'buffer.info'(args) {
+    const b = need(buffers, args, 'buf')
+    const fd = b.detached || b.fd === null ? 'none' : `${process.pid}:${b.fd}`
+    return `len=${b.byteLength} detached=${Number(b.detached)} fd=${fd}`
+  },
+  'buffer.write': (args) => void need(buffers, args, 'buf').bytes().set(Buffer.from(args.data, 'hex'), Number(args.at)),
+  'buffer.read'(args) {
+    const bytes = need(buffers, args, 'buf').bytes()
+    const at = Number(args.at ?? 0)
+    return `data=${hex(bytes.subarray(at, args.len === undefined ? undefined : at + Number(args.len)))}`
+  },
+  'buffer.transfer': (args) => `token=${need(buffers, args, 'buf').transfer()}`,
+  'buffer.receive': (args) => void buffers.set(args.buf, TransferBuffer.receive(args.token)),
+  'buffer.revoke': (args) => void revokeToken(args.token),
+  'buffer.attach'(args) {
+    const [pid, fd] = args.from.split(':')
+    const opened = openSync(`/proc/${pid}/fd/${fd}`, 'r+')
+    try {
+      buffers.set(args.buf, TransferBuffer.attach(opened))
+    } finally {
+      closeSync(opened)
+    }
+  },
+  'buffer.free': (args) => void buffers.delete(args.buf)
+}
+
+async function handle(id, verb, args) {
+  try {
+    if (verb === 'task.wait') return say(id, await need(tasks, args, 'task').outcome)
+    if (verb === 'op.run') return say(id, show(await defaultPool().run(args.op, input(args), params(args))))
+    if (!Object.hasOwn(verbs, verb)) throw new DriverError(`unknown verb ${verb}`)
+    say(id, `ok ${(await verbs[verb](args)) ?? ''}`)
+  } catch (error) {
+    say(id, showError(error))
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const [id, verb, ...tokens] = line.split(' ')
+  handle(id, verb, Object.fromEntries(tokens.map((t) => [t.slice(0, t.indexOf('=')), t.slice(t.indexOf('=') + 1)])))
+}
+// What is still in flight does not keep the driver: an idle or busy pool is no reason to stay.
+process.exit(0)

@@ -1,0 +1,320 @@
+"""The Python driver of the conformance runner: PROTOCOL.md through the public API of the package."""
+
+import os
+import sys
+import threading
+
+import offloop
+from offloop import ThreadPool, TransferBuffer
+
+LOCK = threading.Lock()
+POOLS: dict[str, ThreadPool] = {}
+TASKS: dict[str, "Outcome"] = {}
+BUFFERS: dict[str, TransferBuffer] = {}
+ORDER: list[str] = []
+WAITING: list[ThreadPool] = []  # pools whose submit may block
+
+
+class Driver(Exception):
+    """A scenario asked for what it has not made."""
+
+
+class Outcome:
+    """A task's one outcome, as the text of a reply."""
+
+    def __init__(self):
+        self.future = None
+        self.came = threading.Event()
+        self.reply = ""
+
+    def set(self, reply):
+        self.reply = reply
+        self.came.set()
+
+
+def say(number, reply):
+    with LOCK:
+        sys.stdout.write(f"{number} {reply}".rstrip() + "\n")
+        sys.stdout.flush()
+
+
+def show_error(error):
+    if isinstance(error, Driver):
+        return f"err kind=Driver status=0 message={str(error).encode().hex()}"
+    if isinstance(error, offloop.OffloopError):
+        kind = type(error).__name__.removesuffix("Error")
+        return f"err kind={kind} status={error.status} message={str(error).encode().hex()}"
+    message = f"{type(error).__name__}: {error}".encode().hex()
+    return f"err kind=Foreign status=0 message={message}"
+
+
+def show(value):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"ok bytes={bytes(value).hex()}"
+    if isinstance(value, bool):
+        return f"ok bool={str(value).lower()}"
+    if isinstance(value, int):
+        return f"ok int={value}"
+    if isinstance(value, str):
+        return f"ok text={value.encode().hex()}"
+    return "ok other=1"
+
+
+def outcome_of(call):
+    try:
+        return show(call())
+    except BaseException as error:  # noqa: BLE001  every outcome is a reply
+        return show_error(error)
+
+
+def param(text):
+    if text in ("true", "false"):
+        return text == "true"
+    if text.startswith("x:"):
+        return bytes.fromhex(text[2:])
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text) if "." in text else text
+    except ValueError:
+        return text
+
+
+def params(args):
+    return {key[2:]: param(value) for key, value in args.items() if key.startswith("p.")}
+
+
+def need(table, args, key):
+    try:
+        return table[args[key]]
+    except KeyError:
+        raise Driver(f"no {key} {args.get(key)}") from None
+
+
+def view(pool, args):
+    options = {}
+    for key in ("timeout", "queue_timeout"):
+        if key in args:
+            options[key] = float(args[key]) / 1e3
+    if "priority" in args:
+        options["priority"] = int(args["priority"])
+    if "key" in args:
+        options["key"] = args["key"]
+    return pool.options(**options) if options else pool
+
+
+def inputs(args):
+    if "buffer" in args:
+        return [need(BUFFERS, args, "buffer")]
+    return [bytes.fromhex(args["input"])] if "input" in args else []
+
+
+def track(name, outcome, future):
+    outcome.future = future
+
+    def done(future):
+        with LOCK:
+            ORDER.append(name)
+        outcome.set(outcome_of(future.result))
+
+    future.add_done_callback(done)
+
+
+def submit(number, args):
+    name = args["task"]
+    outcome = TASKS[name] = Outcome()
+    pool = need(POOLS, args, "pool")
+
+    def go():
+        try:
+            future = view(pool, args).submit(args["op"], *inputs(args), **params(args))
+            if "unwatched" in args:
+                outcome.future = future
+            else:
+                track(name, outcome, future)
+        except BaseException as error:  # noqa: BLE001  a refusal is the task's outcome
+            outcome.set(show_error(error))
+        say(number, "ok")
+
+    # A full queue may block the call: another thread waits, so that the driver goes on reading.
+    if any(pool is one for one in WAITING):
+        threading.Thread(target=go, daemon=True).start()
+    else:
+        go()
+
+
+def submit_many(args):
+    names = args["tasks"].split(",")
+    items = [bytes.fromhex(text) for text in args["inputs"].split(",")]
+    for name in names:
+        TASKS[name] = Outcome()
+    try:
+        futures = view(need(POOLS, args, "pool"), args).submit_many(args["op"], items, **params(args))
+    except BaseException as error:  # noqa: BLE001  a refusal is every task's outcome
+        for name in names:
+            TASKS[name].set(show_error(error))
+        return ""
+    for name, future in zip(names, futures, strict=True):
+        track(name, TASKS[name], future)
+    return ""
+
+
+def pool_new(args):
+    options = {key: int(args[key]) for key in ("max_workers", "max_queue", "max_overdue") if key in args}
+    on_full = args.get("on_full", "wait")
+    pool = ThreadPool(on_full=on_full, **options)
+    POOLS[args["pool"]] = pool
+    if args.get("on_full") == "wait":
+        WAITING.append(pool)
+    return ""
+
+
+def pool_stats(args):
+    s = need(POOLS, args, "pool").stats
+    names = "queued running workers overdue submitted completed failed timed_out cancelled lost".split()
+    fields = [f"{name}={getattr(s, name)}" for name in names]
+    return " ".join([*fields, f"wait_count={s.wait.count}", f"run_count={s.run.count}"])
+
+
+def pool_resize(args):
+    options = {key: int(args[key]) for key in ("min_workers", "max_workers") if key in args}
+    need(POOLS, args, "pool").resize(**options)
+    return ""
+
+
+def task_cancel(args):
+    future = need(TASKS, args, "task").future
+    if future is not None:
+        future.kill()
+    return ""
+
+
+def order_take(_args):
+    with LOCK:
+        taken = ",".join(ORDER)
+        ORDER.clear()
+    return f"tasks={taken}"
+
+
+def buffer_new(args):
+    BUFFERS[args["buf"]] = TransferBuffer(int(args["len"]), shared=args.get("shared") == "1")
+    return ""
+
+
+def buffer_from(args):
+    BUFFERS[args["buf"]] = TransferBuffer.from_bytes(bytes.fromhex(args["data"]))
+    return ""
+
+
+def buffer_info(args):
+    b = need(BUFFERS, args, "buf")
+    fd = "none" if b.detached or b.fd is None else f"{os.getpid()}:{b.fd}"
+    return f"len={b.nbytes} detached={int(b.detached)} fd={fd}"
+
+
+def buffer_write(args):
+    data, at = bytes.fromhex(args["data"]), int(args["at"])
+    with memoryview(need(BUFFERS, args, "buf")) as whole:
+        whole[at : at + len(data)] = data
+    return ""
+
+
+def buffer_read(args):
+    with memoryview(need(BUFFERS, args, "buf")) as whole:
+        at = int(args.get("at", 0))
+        end = at + int(args["len"]) if "len" in args else len(whole)
+        return f"data={bytes(whole[at:end]).hex()}"
+
+
+def buffer_attach(args):
+    pid, fd = args["from"].split(":")
+    opened = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR)
+    try:
+        BUFFERS[args["buf"]] = TransferBuffer.attach(opened)
+    finally:
+        os.close(opened)
+    return ""
+
+
+def buffer_receive(args):
+    BUFFERS[args["buf"]] = TransferBuffer.receive(args["token"])
+    return ""
+
+
+def buffer_revoke(args):
+    offloop.revoke_token(args["token"])
+    return ""
+
+
+def buffer_free(args):
+    BUFFERS.pop(args["buf"], None)
+    return ""
+
+
+VERBS = {
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero",
+    "pool.new": pool_new,
+    "pool.submit_many": submit_many,
+    "pool.stats": pool_stats,
+    "pool.resize": pool_resize,
+    "task.cancel": task_cancel,
+    "order.take": order_take,
+    "buffer.new": buffer_new,
+    "buffer.from": buffer_from,
+    "buffer.info": buffer_info,
+    "buffer.write": buffer_write,
+    "buffer.read": buffer_read,
+    "buffer.transfer": lambda args: f"token={need(BUFFERS, args, 'buf').transfer()}",
+    "buffer.receive": buffer_receive,
+    "buffer.revoke": buffer_revoke,
+    "buffer.attach": buffer_attach,
+    "buffer.free": buffer_free,
+}
+
+
+def later(number, call):
+    """Answers from a thread of its own, so that the driver goes on reading."""
+    threading.Thread(target=lambda: say(number, call()), daemon=True).start()
+
+
+def task_wait(outcome):
+    outcome.came.wait()
+    return outcome.reply
+
+
+def closed(pool):
+    reply = outcome_of(lambda: pool.shutdown(wait=True))
+    return reply.replace("ok other=1", "ok")
+
+
+def handle(number, verb, args):
+    if verb == "pool.submit":
+        submit(number, args)
+    elif verb == "task.wait":
+        outcome = need(TASKS, args, "task")
+        later(number, lambda: task_wait(outcome))
+    elif verb == "pool.close":
+        pool = need(POOLS, args, "pool")
+        later(number, lambda: closed(pool))
+    elif verb == "op.run":
+        later(number, lambda: outcome_of(lambda: offloop.default_pool().submit(args["op"], *inputs(args), **params(args)).result()))
+    elif verb in VERBS:
+        say(number, f"ok {VERBS[verb](args)}")
+    else:
+        raise Driver(f"unknown verb {verb}")
+
+
+def main():
+    for line in sys.stdin:
+        number, verb, *tokens = line.rstrip("\n").split(" ")
+        args = dict(token.split("=", 1) for token in tokens)
+        try:
+            handle(number, verb, args)
+        except BaseException as error:  # noqa: BLE001  every outcome is a reply
+            say(number, show_error(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+//! The Rust driver of the conformance runner: `PROTOCOL.md` through the public API of the crate.
+
+#![allow(clippy::print_stdout, reason = "the protocol is spoken on standard output")]
+
+use offloop::buffer::revoke_token;
+use offloop::pool::{Deliver, OnFull, SubmitOptions, Work};
+use offloop::{Bytes, Error, Task, ThreadPool, TransferBuffer, Value};
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+type Reply = Result<String, Error>;
+
+/// A task's one outcome, as the text of a reply.
+#[derive(Default)]
+struct Outcome {
+    reply: Mutex<Option<String>>,
+    came: Condvar,
+}
+
+impl Outcome {
+    fn set(&self, reply: String) {
+        *self.reply.lock().expect("no panic under the lock") = Some(reply);
+        self.came.notify_all();
+    }
+
+    fn wait(&self) -> String {
+        let guard = self.reply.lock().expect("no panic under the lock");
+        let guard = self.came.wait_while(guard, |r| r.is_none()).expect("no panic under the lock");
+        guard.clone().expect("waited for it")
+    }
+}
+
+struct Pool {
+    pool: ThreadPool,
+    wait_when_full: bool,
+}
+
+struct Entry {
+    outcome: Arc<Outcome>,
+    task: Arc<Mutex<Option<Task>>>,
+}
+
+#[derive(Default)]
+struct Driver {
+    pools: HashMap<String, Pool>,
+    tasks: HashMap<String, Entry>,
+    buffers: HashMap<String, TransferBuffer>,
+    foreign: HashMap<String, Bytes>,
+    freed: Arc<AtomicUsize>,
+    order: Arc<Mutex<Vec<String>>>,
+}
+
+/// Memory that somebody else owns: counts when it is given back.
+struct Foreign {
+    data: Vec<u8>,
+    freed: Arc<AtomicUsize>,
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        self.data.fill(0xdd);
+        self.freed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The arguments of one line.
+struct Args(HashMap<String, String>);
+
+impl Args {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+    fn text(&self, key: &str) -> Result<&str, Error> {
+        self.get(key).ok_or_else(|| Error::invalid("the line lacks an argument").with("key", key))
+    }
+    fn number(&self, key: &str) -> Option<usize> {
+        self.get(key)?.parse().ok()
+    }
+    fn ms(&self, key: &str) -> Option<Duration> {
+        Some(Duration::from_secs_f64(self.get(key)?.parse::<f64>().ok()? / 1e3))
+    }
+    fn params(&self) -> Value {
+        let mut pairs: Vec<(Value, Value)> = Vec::new();
+        for (key, value) in &self.0 {
+            if let Some(name) = key.strip_prefix("p.") {
+                pairs.push((Value::str(name.to_owned()), param(value)));
+            }
+        }
+        if pairs.is_empty() { Value::Nil } else { Value::Map(pairs) }
+    }
+}
+
+fn param(text: &str) -> Value {
+    match text {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        _ => match (text.parse::<i64>(), text.parse::<f64>(), text.strip_prefix("x:")) {
+            (Ok(i), ..) => Value::Int(i),
+            (_, Ok(f), _) if text.contains('.') => Value::Float(f),
+            (.., Some(hex)) => Value::Bytes(unhex(hex).into()),
+            _ => Value::str(text.to_owned()),
+        },
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    text.as_bytes().chunks(2).filter_map(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok()).collect()
+}
+
+fn show(result: Result<Value, Error>) -> String {
+    match result {
+        Ok(Value::Bytes(b)) => format!("ok bytes={}", hex(&b)),
+        Ok(Value::Int(i)) => format!("ok int={i}"),
+        Ok(Value::Bool(b)) => format!("ok bool={b}"),
+        Ok(Value::Str(s)) => format!("ok text={}", hex(s.as_bytes())),
+        Ok(_) => "ok other=1".into(),
+        Err(e) => format!("err kind={} status={} message={}", e.kind().row().name, e.status(), hex(e.to_string().as_bytes())),
+    }
+}
+
+fn say(id: &str, reply: &str) {
+    let mut out = std::io::stdout().lock();
+    // A runner that is gone needs no answer.
+    let _ = writeln!(out, "{id} {}", reply.trim_end());
+    let _ = out.flush();
+}
+
+fn missing(what: &'static str, name: &str) -> Error {
+    Error::invalid("the scenario has not made it").with(what, name)
+}
+
+impl Driver {
+    fn pool(&self, args: &Args) -> Result<&Pool, Error> {
+        let name = args.text("pool")?;
+        self.pools.get(name).ok_or_else(|| missing("pool", name))
+    }
+
+    fn buffer(&mut self, args: &Args) -> Result<&mut TransferBuffer, Error> {
+        let name = args.text("buf")?;
+        self.buffers.get_mut(name).ok_or_else(|| missing("buf", name))
+    }
+
+    /// The input of a submission: bytes of the line, or a buffer that is moved.
+    fn inputs(&mut self, args: &Args) -> Result<Vec<Bytes>, Error> {
+        if let Some(name) = args.get("buffer") {
+            if let Some(bytes) = self.foreign.remove(name) {
+                return Ok(vec![bytes]);
+            }
+            return Ok(vec![self.buffers.get_mut(name).ok_or_else(|| missing("buf", name))?.take_bytes()?]);
+        }
+        Ok(args.get("input").map(|h| vec![unhex(h).into()]).unwrap_or_default())
+    }
+
+    fn entry(&mut self, name: &str) -> (Arc<Outcome>, Arc<Mutex<Option<Task>>>) {
+        let entry = Entry { outcome: Arc::default(), task: Arc::default() };
+        let both = (entry.outcome.clone(), entry.task.clone());
+        self.tasks.insert(name.to_owned(), entry);
+        both
+    }
+
+    fn options(args: &Args, wait: bool) -> SubmitOptions {
+        SubmitOptions {
+            priority: args.get("priority").and_then(|p| p.parse().ok()).unwrap_or(0),
+            timeout: args.ms("timeout"),
+            queue_timeout: args.ms("queue_timeout"),
+            key: args.get("key").map(Into::into),
+            on_full: if wait { OnFull::Wait(None) } else { OnFull::Reject },
+            ..SubmitOptions::default()
+        }
+    }
+
+    fn deliver(&self, name: &str, outcome: &Arc<Outcome>) -> Deliver {
+        let (name, outcome, order) = (name.to_owned(), outcome.clone(), self.order.clone());
+        Deliver::Callback(Box::new(move |result| {
+            order.lock().expect("no panic under the lock").push(name);
+            outcome.set(show(result));
+        }))
+    }
+
+    fn submit(&mut self, id: &str, args: &Args) -> Reply {
+        let name = args.text("task")?.to_owned();
+        let (outcome, slot) = self.entry(&name);
+        let inputs = match self.inputs(args) {
+            Ok(inputs) => inputs,
+            Err(e) => {
+                outcome.set(show(Err(e)));
+                return Ok(String::new());
+            }
+        };
+        let Pool { pool, wait_when_full } = self.pool(args)?;
+        let (pool, wait) = (pool.clone(), *wait_when_full);
+        let work = match pool.op(args.text("op")?, inputs, &args.params()) {
+            Ok(work) => work,
+            Err((e, inputs)) => {
+                self.give_back(args, inputs);
+                outcome.set(show(Err(e)));
+                return Ok(String::new());
+            }
+        };
+        let options = SubmitOptions { deliver: self.deliver(&name, &outcome), ..Driver::options(args, wait) };
+        if wait {
+            // A full queue blocks this call: another thread waits, so that the driver goes on reading.
+            let id = id.to_owned();
+            std::thread::spawn(move || {
+                match pool.submit(work, options) {
+                    Ok(task) => *slot.lock().expect("no panic under the lock") = Some(task),
+                    Err(refused) => outcome.set(show(Err(refused.error))),
+                }
+                say(&id, "ok");
+            });
+            return Ok("later".into());
+        }
+        match pool.submit(work, options) {
+            Ok(task) => *slot.lock().expect("no panic under the lock") = Some(task),
+            Err(refused) => {
+                let inputs = refused.work.into_iter().flat_map(Work::into_inputs).collect();
+                self.give_back(args, inputs);
+                outcome.set(show(Err(refused.error)));
+            }
+        }
+        Ok(String::new())
+    }
+
+    /// Puts the input of a refused submission back where it came from.
+    fn give_back(&mut self, args: &Args, inputs: Vec<Bytes>) {
+        if let (Some(name), Some(bytes)) = (args.get("buffer"), inputs.into_iter().next()) {
+            if let Ok(buffer) = TransferBuffer::from_slice(&bytes) {
+                self.buffers.insert(name.to_owned(), buffer);
+            }
+        }
+    }
+
+    fn submit_many(&mut self, args: &Args) -> Reply {
+        let names: Vec<String> = args.text("tasks")?.split(',').map(str::to_owned).collect();
+        let pool = self.pool(args)?.pool.clone();
+        let entries: Vec<_> = names.iter().map(|n| self.entry(n)).collect();
+        let mut works = Vec::new();
+        for input in args.text("inputs")?.split(',') {
+            works.push(pool.op(args.text("op")?, vec![unhex(input).into()], &args.params()).map_err(|(e, _)| e)?);
+        }
+        let tasks = pool.submit_many(works, &Driver::options(args, false)).map_err(|refused| refused.error)?;
+        for (task, (outcome, slot)) in tasks.into_iter().zip(entries) {
+            *slot.lock().expect("no panic under the lock") = Some(task.clone());
+            std::thread::spawn(move || outcome.set(show(task.wait(None))));
+        }
+        Ok(String::new())
+    }
+
+    fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
+        match verb {
+            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero".into()),
+            "pool.new" => {
+                let mut builder = ThreadPool::builder();
+                if let Some(n) = args.number("max_workers") {
+                    builder = builder.max_workers(n);
+                }
+                if let Some(n) = args.number("max_queue") {
+                    builder = builder.max_queue(n);
+                }
+                if let Some(n) = args.number("max_overdue") {
+                    builder = builder.max_overdue(n);
+                }
+                let pool = Pool { pool: builder.build()?, wait_when_full: args.get("on_full") == Some("wait") };
+                self.pools.insert(args.text("pool")?.to_owned(), pool);
+                Ok(String::new())
+            }
+            "pool.submit" => self.submit(id, args),
+            "pool.submit_many" => self.submit_many(args),
+            "pool.stats" => {
+                let s = self.pool(args)?.pool.stats();
+                Ok(format!(
+                    "queued={} running={} workers={} overdue={} submitted={} completed={} failed={} timed_out={} cancelled={} lost={} wait_count={} run_count={}",
+                    s.queued,
+                    s.running,
+                    s.workers,
+                    s.overdue,
+                    s.submitted,
+                    s.completed,
+                    s.failed,
+                    s.timed_out,
+                    s.cancelled,
+                    s.lost,
+                    s.wait.count,
+                    s.run.count
+                ))
+            }
+            "pool.resize" => {
+                self.pool(args)?.pool.resize(args.number("min_workers"), args.number("max_workers"))?;
+                Ok(String::new())
+            }
+            "pool.close" => {
+                let (pool, grace, id) = (self.pool(args)?.pool.clone(), args.ms("grace"), id.to_owned());
+                std::thread::spawn(move || say(&id, &show(pool.shutdown(grace).map(|()| Value::Nil)).replace("ok other=1", "ok")));
+                Ok("later".into())
+            }
+            "task.wait" => {
+                let name = args.text("task")?;
+                let outcome = self.tasks.get(name).ok_or_else(|| missing("task", name))?.outcome.clone();
+                let id = id.to_owned();
+                std::thread::spawn(move || say(&id, &outcome.wait()));
+                Ok("later".into())
+            }
+            "task.cancel" => {
+                let name = args.text("task")?;
+                let entry = self.tasks.get(name).ok_or_else(|| missing("task", name))?;
+                if let Some(task) = &*entry.task.lock().expect("no panic under the lock") {
+                    task.cancel();
+                }
+                Ok(String::new())
+            }
+            "order.take" => Ok(format!("tasks={}", std::mem::take(&mut *self.order.lock().expect("no panic under the lock")).join(","))),
+            "op.run" => {
+                let pool = ThreadPool::default_pool()?;
+                let inputs = self.inputs(args)?;
+                let work = pool.op(args.text("op")?, inputs, &args.params()).map_err(|(e, _)| e)?;
+                let task = pool.submit(work, SubmitOptions::default()).map_err(|refused| refused.error)?;
+                let id = id.to_owned();
+                std::thread::spawn(move || say(&id, &show(task.wait(None))));
+                Ok("later".into())
+            }
+            "foreign.freed" => Ok(format!("count={}", self.freed.load(Ordering::SeqCst))),
+            _ => self.run_buffer(verb, args),
+        }
+    }
+
+    fn run_buffer(&mut self, verb: &str, args: &Args) -> Reply {
+        let made = match verb {
+            "buffer.new" => {
+                let len = args.number("len").ok_or_else(|| Error::invalid("no length"))?;
+                if args.get("shared") == Some("1") { TransferBuffer::alloc_shared(len)? } else { TransferBuffer::alloc(len)? }
+            }
+            "buffer.from" => TransferBuffer::from_slice(&unhex(args.text("data")?))?,
+            "buffer.receive" => TransferBuffer::receive(args.text("token")?.parse()?)?,
+            "buffer.attach" => {
+                let (pid, fd) = args.text("from")?.split_once(':').ok_or_else(|| Error::invalid("not pid:fd"))?;
+                let file = std::fs::OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/fd/{fd}"));
+                let file = file.map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)))?;
+                TransferBuffer::attach(file.as_fd())?
+            }
+            "buffer.foreign" => {
+                let owner = Box::new(Foreign { data: unhex(args.text("data")?), freed: self.freed.clone() });
+                let (ptr, len) = (owner.data.as_ptr(), owner.data.len());
+                // SAFETY: the vector's memory stays where it is when its owner moves, and is written only when that is dropped.
+                let bytes = unsafe { Bytes::from_foreign(ptr, len, owner) };
+                self.foreign.insert(args.text("buf")?.to_owned(), bytes);
+                return Ok(String::new());
+            }
+            "buffer.info" => {
+                let b = self.buffer(args)?;
+                let fd = b.fd().map_or("none".into(), |fd| format!("{}:{fd}", std::process::id()));
+                return Ok(format!("len={} detached={} fd={fd}", b.len(), i32::from(b.is_detached())));
+            }
+            "buffer.write" => {
+                let data = unhex(args.text("data")?);
+                self.buffer(args)?.write_at(args.number("at").unwrap_or(0), &data)?;
+                return Ok(String::new());
+            }
+            "buffer.read" => {
+                let all = self.buffer(args)?.to_vec()?;
+                let at = args.number("at").unwrap_or(0);
+                let end = at + args.number("len").unwrap_or(all.len() - at);
+                return Ok(format!("data={}", hex(&all[at..end])));
+            }
+            "buffer.transfer" => return Ok(format!("token={}", self.buffer(args)?.transfer()?)),
+            "buffer.revoke" => {
+                revoke_token(args.text("token")?.parse()?)?;
+                return Ok(String::new());
+            }
+            "buffer.free" => {
+                let name = args.text("buf")?;
+                self.foreign.remove(name);
+                self.buffers.remove(name);
+                return Ok(String::new());
+            }
+            _ => return Err(Error::invalid("unknown verb").with("verb", verb)),
+        };
+        self.buffers.insert(args.text("buf")?.to_owned(), made);
+        Ok(String::new())
+    }
+}
+
+fn main() {
+    let mut driver = Driver::default();
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let mut tokens = line.split(' ');
+        let (id, verb) = (tokens.next().unwrap_or_default().to_owned(), tokens.next().unwrap_or_default().to_owned());
+        let args = Args(tokens.filter_map(|t| t.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect());
+        match driver.run(&id, &verb, &args) {
+            Ok(later) if later == "later" => {}
+            Ok(fields) => say(&id, &format!("ok {fields}")),
+            Err(e) => say(&id, &show(Err(e))),
+        }
+    }
+}

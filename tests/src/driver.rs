@@ -1,0 +1,164 @@
+//! Drivers: one process per actor, one line in, one line out.
+
+use crate::{root, target_dir};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+
+/// The languages, in the order of every table.
+pub const LANGS: &[&str] = &["rust", "c", "node", "python"];
+
+/// How to start a language's driver, or why it cannot be started here.
+///
+/// # Errors
+/// The reason, with what would make it start.
+pub fn command(lang: &str) -> Result<Command, String> {
+    let drivers = root().join("tests/drivers");
+    let need = |path: PathBuf, cure: &str| {
+        if path.exists() { Ok(path) } else { Err(format!("{} is not there; run `{cure}`", path.display())) }
+    };
+    match lang {
+        "rust" => Ok(Command::new(need(target_dir().join("release/driver"), "make core")?)),
+        "c" => Ok(Command::new(need(target_dir().join("conformance/driver-c"), "make capi")?)),
+        "node" => {
+            need(root().join("bindings-node/lib/index.mjs"), "make node")?;
+            let mut command = Command::new("node");
+            command.arg(drivers.join("driver.mjs"));
+            Ok(command)
+        }
+        "python" => {
+            need(root().join("bindings-python/python/offloop"), "make python")?;
+            let mut command = Command::new(need(root().join(".venv/bin/python"), "make python")?);
+            command.arg(drivers.join("driver.py"));
+            Ok(command)
+        }
+        other => Err(format!("no driver speaks {other}")),
+    }
+}
+
+/// A running driver.
+pub struct Driver {
+    lang: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    next: u64,
+    early: HashMap<u64, String>,
+    /// What `hello` said it can do.
+    pub caps: Vec<String>,
+}
+
+impl Driver {
+    /// Starts a driver and greets it.
+    ///
+    /// # Errors
+    /// The reason in words.
+    pub fn start(lang: &str, deadline: Instant) -> Result<Driver, String> {
+        let mut child = command(lang)?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .current_dir(root())
+            .spawn()
+            .map_err(|e| format!("{lang} driver does not start: {e}"))?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("stdout was asked to be piped");
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut driver = Driver { lang: lang.to_owned(), child, stdin, lines, next: 1, early: HashMap::new(), caps: Vec::new() };
+        let hello = driver.call("hello", deadline)?;
+        let field = |key: &str| hello.split(' ').find_map(|t| t.strip_prefix(key)).unwrap_or_default().to_owned();
+        if field("lang=") != lang {
+            return Err(format!("{lang} driver answers hello with {hello:?}"));
+        }
+        driver.caps = field("caps=").split(',').map(str::to_owned).collect();
+        Ok(driver)
+    }
+
+    /// Sends a line and returns its number.
+    ///
+    /// # Errors
+    /// When the driver is gone.
+    pub fn send(&mut self, line: &str) -> Result<u64, String> {
+        let id = self.next;
+        self.next += 1;
+        let stdin = self.stdin.as_mut().ok_or_else(|| format!("{} driver was killed", self.lang))?;
+        writeln!(stdin, "{id} {line}").map_err(|e| format!("{} driver is gone at {line:?}: {e}", self.lang))?;
+        Ok(id)
+    }
+
+    /// The reply of that number, without it.
+    ///
+    /// # Errors
+    /// When the driver ended, or the watchdog barks.
+    pub fn reply(&mut self, id: u64, deadline: Instant) -> Result<String, String> {
+        loop {
+            if let Some(reply) = self.early.remove(&id) {
+                return Ok(reply);
+            }
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let parsed = line.split_once(' ').and_then(|(id, rest)| Some((id.parse().ok()?, rest.to_owned())));
+                    let (id, rest) = parsed.ok_or_else(|| format!("{} driver says {line:?}, which is no reply", self.lang))?;
+                    self.early.insert(id, rest);
+                }
+                Err(RecvTimeoutError::Timeout) => return Err(format!("{} driver does not answer; the watchdog ended it", self.lang)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+                    return Err(format!("{} driver ended: {status}", self.lang));
+                }
+            }
+        }
+    }
+
+    /// Sends a line and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`Driver::send`] and [`Driver::reply`].
+    pub fn call(&mut self, line: &str, deadline: Instant) -> Result<String, String> {
+        let id = self.send(line)?;
+        self.reply(id, deadline)
+    }
+
+    /// Ends the driver by SIGKILL.
+    pub fn kill(&mut self) {
+        self.stdin = None;
+        // It may have ended by itself; either way it is gone after this.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Closes the driver's input; it must end by itself, without an error.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or not.
+    pub fn finish(mut self, deadline: Instant) -> Result<(), String> {
+        if self.stdin.take().is_none() {
+            return Ok(());
+        }
+        // Its output closes when it ends: wait for that, bounded by the watchdog, then reap.
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => return Err(format!("{} driver does not end when its input closes", self.lang)),
+            }
+        }
+        let status = self.child.wait().map_err(|e| format!("{} driver: {e}", self.lang))?;
+        if status.success() { Ok(()) } else { Err(format!("{} driver ended with {status}", self.lang)) }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,169 @@
+//! Scenarios: behaviour as data. Only this runner parses TOML; a driver sees lines (`tests/drivers/PROTOCOL.md`).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+use toml::Value;
+
+/// One behaviour, in steps.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// `pool/cancel_queued`: the file without its ending.
+    pub name: String,
+    /// One sentence: what holds.
+    pub about: String,
+    /// The processes that take part, by name.
+    pub actors: Vec<String>,
+    /// Whether every ordered pair of languages runs it, or every language by itself.
+    pub pairs: bool,
+    /// What a driver must say in `caps` of its `hello`.
+    pub requires: Vec<String>,
+    /// A watchdog, not an assertion.
+    pub timeout: Duration,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One step.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Sends a verb and checks the reply.
+    Call {
+        /// To whom.
+        actor: String,
+        /// Verb and arguments; `@name` is a saved value.
+        line: String,
+        /// What the reply must have.
+        expect: Expect,
+        /// `name → key` of the reply.
+        save: Vec<(String, String)>,
+        /// The call is repeated until the reply fits: for what can only be asked for.
+        until: bool,
+    },
+    /// Sends a verb whose reply comes later.
+    Start {
+        /// To whom.
+        actor: String,
+        /// Verb and arguments.
+        line: String,
+        /// What `Await` calls it.
+        label: String,
+    },
+    /// Waits for a started verb.
+    Await {
+        /// The label.
+        label: String,
+        /// What the reply must have.
+        expect: Expect,
+        /// `name → key` of the reply.
+        save: Vec<(String, String)>,
+    },
+    /// SIGKILL.
+    Kill(String),
+}
+
+/// What a reply must have: `ok` or `err`, and for each `key` a value. `key=*` is any value, `key>=n` a number.
+#[derive(Clone, Debug)]
+pub struct Expect(pub String);
+
+impl Expect {
+    /// Whether a reply (`ok k=v …`) fits.
+    #[must_use]
+    pub fn fits(&self, reply: &str) -> bool {
+        let have: HashMap<&str, &str> = reply.split(' ').skip(1).filter_map(|t| t.split_once('=')).collect();
+        self.0.split_whitespace().enumerate().all(|(i, want)| {
+            if i == 0 {
+                return reply.split(' ').next() == Some(want);
+            }
+            if let Some((key, min)) = want.split_once(">=") {
+                let number = |s: &str| s.parse::<f64>().ok();
+                return have.get(key).and_then(|v| number(v)).zip(number(min)).is_some_and(|(v, min)| v >= min);
+            }
+            let (key, value) = want.split_once('=').unwrap_or((want, "*"));
+            have.get(key).is_some_and(|have| value == "*" || *have == value)
+        })
+    }
+}
+
+impl Scenario {
+    /// Reads a scenario file.
+    ///
+    /// # Errors
+    /// What is wrong with it, with the step's number.
+    pub fn read(base: &Path, path: &Path) -> Result<Scenario, String> {
+        let name = path.strip_prefix(base).unwrap_or(path).with_extension("").to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: {e}"))?;
+        let table: toml::Table = text.parse().map_err(|e| format!("{name}: {e}"))?;
+        let strings = |v: Option<&Value>| -> Vec<String> {
+            v.and_then(Value::as_array).map(|a| a.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
+        };
+        let known = ["about", "actors", "matrix", "requires", "timeout_s", "step"];
+        if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
+            return Err(format!("{name}: unknown key {bad}"));
+        }
+        let mut actors = strings(table.get("actors"));
+        if actors.is_empty() {
+            actors.push("host".into());
+        }
+        let mut steps = Vec::new();
+        for (i, step) in table.get("step").and_then(Value::as_array).ok_or(format!("{name}: no steps"))?.iter().enumerate() {
+            steps.push(read_step(step, &actors).map_err(|e| format!("{name}: step {}: {e}", i + 1))?);
+        }
+        Ok(Scenario {
+            about: table.get("about").and_then(Value::as_str).ok_or(format!("{name}: no about"))?.to_owned(),
+            pairs: match table.get("matrix").and_then(Value::as_str) {
+                None | Some("each") => false,
+                Some("pairs") if actors.len() == 2 => true,
+                Some(other) => return Err(format!("{name}: matrix {other} does not fit {} actors", actors.len())),
+            },
+            requires: strings(table.get("requires")),
+            timeout: Duration::from_secs(u64::try_from(table.get("timeout_s").and_then(Value::as_integer).unwrap_or(60)).unwrap_or(60)),
+            name,
+            actors,
+            steps,
+        })
+    }
+}
+
+fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
+    let table = step.as_table().ok_or("not a table")?;
+    let known = ["actor", "send", "expect", "until", "save", "async", "await", "kill"];
+    if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(format!("unknown key {bad}"));
+    }
+    let text = |key: &str| table.get(key).and_then(Value::as_str).map(str::to_owned);
+    let actor = text("actor").unwrap_or_else(|| actors[0].clone());
+    if !actors.contains(&actor) {
+        return Err(format!("no actor {actor}"));
+    }
+    let save = table
+        .get("save")
+        .and_then(Value::as_table)
+        .map(|t| t.iter().map(|(name, key)| (name.clone(), key.as_str().unwrap_or(name).to_owned())).collect::<Vec<_>>());
+    let save = save.unwrap_or_default();
+    let until = text("until");
+    let expect = Expect(until.clone().or_else(|| text("expect")).unwrap_or_else(|| "ok".into()));
+    match (text("send"), text("async"), text("await"), text("kill")) {
+        (Some(line), None, None, None) => Ok(Step::Call { actor, line, expect, save, until: until.is_some() }),
+        (Some(line), Some(label), None, None) => Ok(Step::Start { actor, line, label }),
+        (None, None, Some(label), None) => Ok(Step::Await { label, expect, save }),
+        (None, None, None, Some(actor)) => Ok(Step::Kill(actor)),
+        _ => Err("needs one of send, await, kill".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_fit_or_do_not() {
+        let fits = |want: &str, reply: &str| Expect(want.into()).fits(reply);
+        assert!(fits("ok", "ok a=1"));
+        assert!(fits("ok a=1 b=* c>=2", "ok c=2.5 b=x a=1"));
+        assert!(!fits("ok", "err kind=Full"));
+        assert!(!fits("err kind=Full", "err kind=Closed"));
+        assert!(!fits("ok a>=3", "ok a=2"));
+        assert!(!fits("ok a=*", "ok"));
+    }
+}
