@@ -19,7 +19,7 @@ const pascal = (name) =>
 const comment = (lines, indent) =>
   lines.length === 1
     ? `${indent}/** ${lines[0]} */\n`
-    : `${indent}/**\n${lines.map((line) => `${indent} * ${line}`.trimEnd() + '\n').join('')}${indent} */\n`
+    : `${indent}/**\n${lines.map((line) => `${`${indent} * ${line}`.trimEnd()}\n`).join('')}${indent} */\n`
 const safe = (text) => text.replaceAll('*/', '*\\/')
 
 function paramsType(op) {

@@ -8,7 +8,7 @@
 //   node scripts/vendor.mjs --clean  after it
 
 import { execFileSync } from 'node:child_process'
-import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -35,4 +35,6 @@ if (!process.argv.includes('--clean')) {
   execFileSync('cargo', ['update', '--workspace', '--offline', '--quiet'], { cwd: vendor, stdio: 'inherit' })
   json.optionalDependencies = Object.fromEntries(PLATFORMS.map((platform) => [`offloop-${platform}`, json.version]))
 }
-writeFileSync(manifest, `${JSON.stringify(json, null, 2)}\n`)
+// By rename, so that a program that loads the package meanwhile reads a whole file.
+writeFileSync(`${manifest}.new`, `${JSON.stringify(json, null, 2)}\n`)
+renameSync(`${manifest}.new`, manifest)

@@ -4,7 +4,7 @@ import fs from 'node:fs'
 import { createRequire } from 'node:module'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
-import { OffloopError, revokeToken, ThreadPool, TransferBuffer } from '../lib/index.mjs'
+import { OffloopError, revokeToken, TransferBuffer } from '../lib/index.mjs'
 import { entryUrl, openPool, script } from './support.mjs'
 
 const native = createRequire(import.meta.url)('../lib/native.cjs')
@@ -116,7 +116,7 @@ test('a shared buffer is mapped through its descriptor', () => {
   assert.equal(Buffer.from(other.bytes().subarray(4000, 4004)).toString(), 'seen')
 })
 
-test('a shared buffer crosses processes by descriptor', async (t) => {
+test('a shared buffer crosses processes by descriptor', async () => {
   const buffer = TransferBuffer.alloc(4096, { shared: true })
   const { spawn } = await import('node:child_process')
   const code = `import { TransferBuffer } from ${JSON.stringify(entryUrl)}
@@ -127,7 +127,7 @@ test('a shared buffer crosses processes by descriptor', async (t) => {
   assert.equal(Buffer.from(buffer.bytes().subarray(100, 114)).toString(), 'from the child')
 })
 
-test('a worker_thread takes the bytes by token, and sends them back', async (t) => {
+test('a worker_thread takes the bytes by token, and sends them back', async () => {
   const code = `import { parentPort } from 'node:worker_threads'
     import { TransferBuffer } from ${JSON.stringify(entryUrl)}
     parentPort.on('message', (token) => {
@@ -146,7 +146,7 @@ test('a worker_thread takes the bytes by token, and sends them back', async (t) 
   await worker.terminate()
 })
 
-test('where the runtime refuses external memory, results and views are copies with the same meaning', async (t) => {
+test('where the runtime refuses external memory, results and views are copies with the same meaning', async () => {
   const { code, err } = await script(`
     import assert from 'node:assert/strict'
     import { createRequire } from 'node:module'
@@ -168,7 +168,7 @@ test('where the runtime refuses external memory, results and views are copies wi
   assert.equal(code, 0, err)
 })
 
-test('garbage buffers, views and results return their memory', async (t) => {
+test('garbage buffers, views and results return their memory', async () => {
   const { code, err } = await script(
     `
     import assert from 'node:assert/strict'

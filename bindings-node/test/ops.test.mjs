@@ -70,7 +70,10 @@ test('apache-arrow reads csv.toArrow', without('csv.to_arrow'), async () => {
   const { tableFromIPC } = require('apache-arrow')
   const table = tableFromIPC(await ops.csv.toArrow(Buffer.from('city,people\nOslo,709037\nBergen,291940\n')))
   assert.equal(table.numRows, 2)
-  assert.deepEqual(table.schema.fields.map((field) => field.name), ['city', 'people'])
+  assert.deepEqual(
+    table.schema.fields.map((field) => field.name),
+    ['city', 'people'],
+  )
   assert.deepEqual([...table.getChild('people')].map(Number), [709037, 291940])
 })
 

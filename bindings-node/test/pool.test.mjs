@@ -289,7 +289,7 @@ test('options() is a view with other defaults', async (t) => {
   assert.equal((await rejection(born.run('noop', bytes('x'), { sleepMs: 600_000 }))).code, 'ERR_OFFLOOP_TIMEOUT')
 })
 
-test('a closed pool rejects with Closed; close drains, and cancels after the grace', async (t) => {
+test('a closed pool rejects with Closed; close drains, and cancels after the grace', async () => {
   const pool = new ThreadPool({ maxWorkers: 1 })
   const held = await hold(pool)
   const queued = pool.run('noop', bytes('drained'))
@@ -354,7 +354,7 @@ test('resize lets more workers start', async (t) => {
   await Promise.all([first.release(), second.release()])
 })
 
-test('ops is one typed wrapper per op, on the default pool', async (t) => {
+test('ops is one typed wrapper per op, on the default pool', async () => {
   assert.equal(Buffer.from(await ops.noop(bytes('x'))).toString(), 'x')
   assert.equal(defaultPool(), defaultPool())
   const before = defaultPool().stats.submitted

@@ -57,7 +57,8 @@ function value(tree) {
   return Object.fromEntries(entries.map(([key, item]) => [key, value(item)]))
 }
 
-const asBytes = (result) => (typeof result === 'string' ? Buffer.from(result) : Buffer.from(result.buffer, result.byteOffset, result.length))
+const asBytes = (result) =>
+  typeof result === 'string' ? Buffer.from(result) : Buffer.from(result.buffer, result.byteOffset, result.length)
 
 function check(entry, given, result, label) {
   const wanted = []

@@ -1,4 +1,14 @@
-import { defaultPool, metrics, OffloopError, ops, type PoolStats, revokeToken, ThreadPool, type ThreadPoolOptions, TransferBuffer } from 'offloop'
+import {
+  defaultPool,
+  metrics,
+  OffloopError,
+  ops,
+  type PoolStats,
+  revokeToken,
+  ThreadPool,
+  type ThreadPoolOptions,
+  TransferBuffer,
+} from 'offloop'
 
 const options: ThreadPoolOptions = { maxWorkers: 4, onFull: 'wait', timeout: 1000 }
 const pool = new ThreadPool(options)
@@ -9,7 +19,7 @@ const digest: Uint8Array = await ops.sha256(bytes, undefined, { signal: AbortSig
 const many: Uint8Array[] = await pool.runMany('gzip', [bytes, new ArrayBuffer(8), new SharedArrayBuffer(8)], { level: 6 })
 const hashed: string = await ops.password.hash(Buffer.from('secret'))
 const verified: boolean = await ops.password.verify(Buffer.from('secret'), { hash: hashed })
-const plugin: any = await pool.run('my_plugin.op', [bytes, bytes], { anything: 1 })
+const plugin: unknown = await pool.run('my_plugin.op', [bytes, bytes], { anything: 1 })
 // @ts-expect-error an option that the op does not have
 await ops.sha256(bytes, { level: 3 })
 // @ts-expect-error text is no bytes
