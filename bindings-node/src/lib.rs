@@ -1,1 +1,68 @@
-//! Node.js face.
+//! Node.js face: converts types and holds handles. Everything that a second language would need lives in the core.
+//!
+//! * `js`: Node-API, wrapped once
+//! * `state`: what one environment holds: its completion queue, its wake, its hooks into JavaScript
+//! * `value`, `buffer`: values and bytes, both ways
+//! * `pool`: submit, drain, cancel, close, stats
+//! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
+
+mod buffer;
+mod js;
+mod pool;
+mod state;
+mod table;
+mod value;
+
+use js::{Body, Env};
+use napi::bindgen_prelude::{JsValue, Object};
+use state::State;
+use std::ffi::CStr;
+
+/// What `lib/native.cjs` exports.
+const FUNCTIONS: &[(&CStr, Body)] = &[
+    (c"hooks", state::hooks),
+    (c"keepAlive", state::keep_alive),
+    (c"forbidExternal", state::forbid_external),
+    (c"version", table::version),
+    (c"errorTable", table::errors),
+    (c"opTable", table::ops),
+    (c"metrics", table::metrics),
+    (c"roundTrip", value::round_trip),
+    (c"poolNew", pool::new),
+    (c"poolDefault", pool::default),
+    (c"poolIntern", pool::intern),
+    (c"poolSubmit", pool::submit),
+    (c"poolSubmitMany", pool::submit_many),
+    (c"poolCancel", pool::cancel),
+    (c"poolForget", pool::forget),
+    (c"poolDrain", pool::drain),
+    (c"poolResize", pool::resize),
+    (c"poolClose", pool::close),
+    (c"poolStats", pool::stats),
+    (c"stage", buffer::stage),
+    (c"stageCopy", buffer::stage_copy),
+    (c"bufferAlloc", buffer::alloc),
+    (c"bufferFrom", buffer::from),
+    (c"bufferLength", buffer::byte_length),
+    (c"bufferFd", buffer::fd),
+    (c"bufferView", buffer::open_view),
+    (c"bufferWrite", buffer::write_back),
+    (c"bufferSeparate", buffer::separate),
+    (c"bufferTransfer", buffer::transfer),
+    (c"bufferReceive", buffer::receive),
+    (c"bufferAttach", buffer::attach),
+    (c"detach", buffer::detach),
+    (c"revokeToken", buffer::revoke),
+];
+
+/// Runs once per environment.
+#[napi_derive::napi(module_exports)]
+fn init(exports: Object<'_>, env: napi::Env) -> napi::Result<()> {
+    let env = Env(env.raw());
+    State::install(env).map_err(|e| napi::Error::from_reason(e.to_string()))?;
+    for (name, body) in FUNCTIONS {
+        let made = env.function(name, *body).and_then(|f| env.set_named(exports.raw(), name, f));
+        made.map_err(|_| napi::Error::from_reason("the runtime refused to make a function"))?;
+    }
+    Ok(())
+}

@@ -75,6 +75,16 @@ impl Bytes {
         }
     }
 
+    /// Whoever owns this owns the memory and may write it: a vector, or a buffer that was moved in. Not static, and not a host's.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        match &self.0 {
+            Repr::Vec(_) => true,
+            Repr::Region(r, _) => !r.is_exported(),
+            Repr::Static(_) | Repr::Foreign { .. } => false,
+        }
+    }
+
     /// The bytes as a vector; free when they are one already.
     #[must_use]
     pub fn into_vec(self) -> Vec<u8> {

@@ -216,6 +216,27 @@ impl TransferBuffer {
         }
         Ok(Bytes::from_region(region.clone(), region.len()))
     }
+
+    /// The bytes for a task that may yet be refused: this handle keeps them until [`detach`](Self::detach). A copy where
+    /// a peer may write them.
+    ///
+    /// # Errors
+    /// `Detached`, `Forked`.
+    ///
+    /// # Safety
+    /// Nobody writes the memory, through this handle or a view of it, until the handle is detached or the bytes are dropped.
+    pub unsafe fn lend(&self) -> Result<Bytes> {
+        let region = self.region()?;
+        if region.is_exported() {
+            return Ok(self.to_vec()?.into());
+        }
+        Ok(Bytes::from_region(region.clone(), region.len()))
+    }
+
+    /// Gives the bytes up: what was lent goes on, this handle is detached.
+    pub fn detach(&mut self) {
+        self.region = None;
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +254,21 @@ mod tests {
         let c = TransferBuffer::receive(text.parse().expect("token")).expect("receive");
         assert_eq!(c.to_vec().expect("bytes"), b"abc");
         assert_eq!(TransferBuffer::receive(t).expect_err("used").kind(), ErrorKind::Detached);
+    }
+
+    #[test]
+    fn lent_bytes_stay_until_the_handle_is_detached() {
+        let mut b = TransferBuffer::from_slice(b"abc").expect("alloc");
+        // SAFETY: nobody writes the buffer in this test.
+        let refused = unsafe { b.lend() }.expect("lend");
+        drop(refused);
+        assert_eq!(b.to_vec().expect("kept"), b"abc");
+        // SAFETY: as above.
+        let taken = unsafe { b.lend() }.expect("lend");
+        b.detach();
+        assert!(b.is_detached());
+        assert_eq!(&taken[..], b"abc");
+        assert!(taken.is_private());
     }
 
     #[test]

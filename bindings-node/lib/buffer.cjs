@@ -1,0 +1,125 @@
+'use strict'
+// TransferBuffer: native memory with one owner. Its view is detached when the bytes move.
+
+const native = require('./native.cjs')
+const { fail, typeName } = require('./error.cjs')
+
+const MADE_HERE = Symbol('made here')
+
+/** A Uint8Array over any byte source, or null. Works across realms. */
+function viewOf(value) {
+  if (ArrayBuffer.isView(value)) {
+    return Object.prototype.toString.call(value) === '[object Uint8Array]'
+      ? value
+      : new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+  }
+  const tag = Object.prototype.toString.call(value)
+  return tag === '[object ArrayBuffer]' || tag === '[object SharedArrayBuffer]' ? new Uint8Array(value) : null
+}
+
+let beginMove
+let endMove
+
+class TransferBuffer {
+  #handle
+  #length
+  #view = null
+  #external = true
+  #detached = false
+
+  static {
+    // The native handle, ready to be moved; the move may still be refused.
+    beginMove = (buffer) => {
+      if (buffer.#view !== null && !buffer.#detached) {
+        if (buffer.#view.length !== buffer.#length) native.bufferSeparate(buffer.#handle)
+        else if (!buffer.#external) native.bufferWrite(buffer.#handle, buffer.#view)
+      }
+      return buffer.#handle
+    }
+    // The bytes are gone.
+    endMove = (buffer) => {
+      buffer.#detached = true
+      if (buffer.#view !== null && buffer.#view.length === buffer.#length && buffer.#length > 0) {
+        native.detach(buffer.#view.buffer)
+      }
+      buffer.#view = null
+    }
+  }
+
+  constructor(key, handle) {
+    if (key !== MADE_HERE) {
+      throw fail('Invalid', 'a TransferBuffer is made by alloc, from, receive or attach, not by new')
+    }
+    this.#handle = handle
+    this.#length = native.bufferLength(handle)
+  }
+
+  static alloc(byteLength, options = {}) {
+    const { shared = false } = options ?? {}
+    if (typeof shared !== 'boolean')
+      throw fail('Invalid', 'option has the wrong type', { option: 'shared', want: 'boolean', got: typeName(shared) })
+    return new TransferBuffer(MADE_HERE, native.bufferAlloc(byteLength, shared))
+  }
+
+  static from(bytes) {
+    const view = bytes instanceof TransferBuffer ? bytes.bytes() : viewOf(bytes)
+    if (view === null) throw notBytes(bytes)
+    return new TransferBuffer(MADE_HERE, native.bufferFrom(view))
+  }
+
+  static receive(token) {
+    return new TransferBuffer(MADE_HERE, native.bufferReceive(token))
+  }
+
+  static attach(fd) {
+    return new TransferBuffer(MADE_HERE, native.bufferAttach(fd))
+  }
+
+  get byteLength() {
+    return this.#detached ? 0 : this.#length
+  }
+
+  get detached() {
+    return this.#detached
+  }
+
+  get fd() {
+    return native.bufferFd(this.#handle)
+  }
+
+  bytes() {
+    if (this.#view === null) [this.#view, this.#external] = native.bufferView(this.#handle)
+    return this.#view
+  }
+
+  transfer() {
+    const token = native.bufferTransfer(beginMove(this))
+    endMove(this)
+    return token
+  }
+}
+
+function notBytes(value) {
+  return fail('Invalid', 'input is no bytes', { want: 'Uint8Array, ArrayBuffer or TransferBuffer', got: typeName(value) })
+}
+
+/** Called by native code for a buffer inside a result. */
+const wrapBuffer = (handle) => new TransferBuffer(MADE_HERE, handle)
+
+/** Called by native code for an object inside options whose class Node-API cannot tell. */
+function unwrap(value) {
+  if (value instanceof TransferBuffer) return value.bytes()
+  const view = viewOf(value)
+  if (view !== null) return view
+  const tag = Object.prototype.toString.call(value)
+  if (tag === '[object Map]') return [...value]
+  const prototype = Object.getPrototypeOf(value)
+  if (prototype === null || Object.getPrototypeOf(prototype) === null) return undefined
+  return typeName(value)
+}
+
+function revokeToken(token) {
+  native.revokeToken(token)
+}
+
+module.exports = { TransferBuffer, revokeToken, beginMove, endMove, viewOf, notBytes, wrapBuffer, unwrap }

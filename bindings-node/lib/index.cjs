@@ -1,0 +1,11 @@
+'use strict'
+
+const native = require('./native.cjs')
+const { OffloopError } = require('./error.cjs')
+const { TransferBuffer, revokeToken } = require('./buffer.cjs')
+const { ThreadPool, defaultPool } = require('./pool.cjs')
+const { ops } = require('./ops.cjs')
+
+const metrics = (format) => native.metrics(format)
+
+module.exports = { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, OffloopError, metrics }

@@ -1,0 +1,176 @@
+import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
+
+export type * from './ops.js'
+
+/** Bytes that an op takes. A TransferBuffer is moved (detached); everything else is copied. */
+export type Bytes = Uint8Array | ArrayBuffer | SharedArrayBuffer | DataView | TransferBuffer
+
+/** How one task is run. Durations are milliseconds. */
+export interface RunOptions {
+  /** Cancels: a queued task at once, a running one when its op looks. Rejects with `name: 'AbortError'`. */
+  signal?: AbortSignal | undefined
+  /** Longest time from start to outcome. Default: none. */
+  timeout?: number | undefined
+  /** Longest wait from submit to start. Default: none. */
+  queueTimeout?: number | undefined
+  /** −128 to 127, higher first. Default 0. */
+  priority?: number | undefined
+  /** Tasks with one key run on one worker, in order. */
+  key?: string | undefined
+  /** Re-runs after the loss of a worker. Native threads are never lost, so a ThreadPool has no use for it. */
+  retries?: number | undefined
+  /** What a running task says of how far it is. Only the latest value is kept until the loop reads it. */
+  onProgress?: ((progress: unknown) => void) | undefined
+}
+
+/** What op `K` returns when it is given options `P`. */
+export type OpResult<K extends keyof OpResults, P> = Encoded extends OpResults[K]
+  ? P extends { encoding: infer E }
+    ? E extends 'bytes' | undefined
+      ? Uint8Array
+      : string
+    : Uint8Array
+  : OpResults[K]
+
+/** Times in milliseconds. */
+export interface Histogram {
+  readonly count: number
+  readonly mean: number
+  readonly p50: number
+  readonly p90: number
+  readonly p99: number
+  readonly max: number
+}
+
+/** Counts and times of one pool since it was made. */
+export interface PoolStats {
+  /** Tasks that wait. */
+  readonly queued: number
+  /** Tasks that run and have no outcome yet. */
+  readonly running: number
+  /** Live workers. */
+  readonly workers: number
+  /** Functions that run on although their task has its outcome. */
+  readonly overdue: number
+  readonly submitted: number
+  readonly completed: number
+  readonly failed: number
+  readonly timedOut: number
+  readonly cancelled: number
+  readonly lost: number
+  /** Submits that were refused as full. */
+  readonly rejected: number
+  /** Share of `maxWorkers` that was busy, 0 to 1. */
+  readonly utilization: number
+  /** From submit to start. */
+  readonly wait: Histogram
+  /** From start to return. */
+  readonly run: Histogram
+}
+
+/** What every pool has. */
+export interface PoolBase extends AsyncDisposable {
+  readonly stats: PoolStats
+  /** A view of the same pool with other defaults. */
+  options(options: RunOptions): this
+  /** Changes the limits. More workers start when work waits; surplus ones leave after what they hold. */
+  resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
+  /** Refuses new tasks, lets what is queued run, and after `grace` ms (default: never) cancels the rest. */
+  close(options?: { grace?: number | undefined }): Promise<void>
+}
+
+/** How a ThreadPool is made; `RunOptions` among them become the defaults of its tasks. */
+export interface ThreadPoolOptions extends RunOptions {
+  /** Most threads, 1 to 1024. Default: usable cores (affinity and cgroup quota). */
+  maxWorkers?: number | undefined
+  /** Threads that stay when idle. Default 0. */
+  minWorkers?: number | undefined
+  /** How long a thread above `minWorkers` stays idle, in ms. Default 30 000. */
+  idleTimeout?: number | undefined
+  /** Most queued tasks. Default 65 536. */
+  maxQueue?: number | undefined
+  /** `reject` (default): `ERR_OFFLOOP_FULL`. `wait`: the promise waits. */
+  onFull?: 'reject' | 'wait' | undefined
+  /** Most replacement threads for tasks that ignore their deadline. Default: `maxWorkers`. */
+  maxOverdue?: number | undefined
+  /** Niceness of the threads, −20 to 19. Default 0. */
+  nice?: number | undefined
+  /** Name in metrics and of the threads. Default `pool`. */
+  name?: string | undefined
+}
+
+/**
+ * Native threads that run ops by name.
+ *
+ * Inputs that together have up to 1 MiB are copied before `run` returns. Larger ones are copied 1 MiB per turn of the event
+ * loop: leave them alone until the promise has settled. Bytes overwritten meanwhile may be read as either; an input that is
+ * detached or changes its length meanwhile fails the task (`ERR_OFFLOOP_DETACHED`, `ERR_OFFLOOP_INVALID`). A TransferBuffer
+ * is moved instead of copied, at any size.
+ */
+export class ThreadPool implements PoolBase {
+  constructor(options?: ThreadPoolOptions)
+  /** Runs an op. Rejects with an OffloopError; nothing is thrown. */
+  run<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, input?: Bytes | Bytes[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>>
+  run(op: string, input?: Bytes | Bytes[], params?: object | null, options?: RunOptions | null): Promise<any>
+  /**
+   * Runs an op on each input: one crossing, one promise. The first error rejects it (with `index`) and cancels the rest.
+   */
+  runMany<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, inputs: (Bytes | Bytes[])[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>[]>
+  runMany(op: string, inputs: (Bytes | Bytes[])[], params?: object | null, options?: RunOptions | null): Promise<any[]>
+  options(options: RunOptions): this
+  resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
+  readonly stats: PoolStats
+  close(options?: { grace?: number | undefined }): Promise<void>
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** One typed function per native op, on the default pool: `await ops.sha256(data)`. */
+export const ops: Ops
+
+/** The pool behind `ops`: one per process, shared by all its threads, `OFFLOOP_THREADS` wide. It cannot be closed. */
+export function defaultPool(): ThreadPool
+
+/** A one-shot right to take a buffer inside this process: text, so that postMessage and JSON carry it. */
+export type TransferToken = string
+
+/** Bytes with one owner, moved between threads and processes without a copy. */
+export class TransferBuffer {
+  private constructor()
+  /** Zeroed bytes; `shared`: in a sealed memfd that another process can map through `fd`. */
+  static alloc(byteLength: number, options?: { shared?: boolean | undefined }): TransferBuffer
+  /** A copy of `bytes`, made before it returns. */
+  static from(bytes: Bytes): TransferBuffer
+  /** Takes the bytes behind a token. A used token is `ERR_OFFLOOP_DETACHED`. */
+  static receive(token: TransferToken): TransferBuffer
+  /** Maps a sealed memfd of another process; the descriptor stays the caller's. */
+  static attach(fd: number): TransferBuffer
+  /** 0 when detached. */
+  readonly byteLength: number
+  readonly detached: boolean
+  /** The memfd of a shared buffer; it belongs to the buffer. */
+  readonly fd: number | null
+  /** The bytes, without a copy; the same view each time. Detached when the buffer moves. */
+  bytes(): Uint8Array<ArrayBuffer>
+  /** Moves the bytes out of this handle and detaches it and its view. */
+  transfer(): TransferToken
+}
+
+/** Frees the bytes behind a token that nobody will take. */
+export function revokeToken(token: TransferToken): void
+
+/** What every failed call rejects or throws with. An abort has `name: 'AbortError'` and `cause: signal.reason`. */
+export class OffloopError extends Error {
+  private constructor()
+  readonly code: `ERR_OFFLOOP_${string}`
+  readonly status: number
+  readonly retry: 'never' | 'now' | 'later' | 'maybe'
+  /** Of an `ERR_OFFLOOP_OS`. */
+  readonly errno?: number
+  /** Of an `ERR_OFFLOOP_OS`. */
+  readonly syscall?: string
+  /** Which input of a `runMany` it was. */
+  readonly index?: number
+}
+
+/** Counters and histograms of every pool of this process. Default: Prometheus text. */
+export function metrics(format?: 'prometheus' | 'json'): string

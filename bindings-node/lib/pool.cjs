@@ -1,0 +1,243 @@
+'use strict'
+// ThreadPool: turns a call into native submits, and follows the host's protocols (promises, AbortSignal, asyncDispose).
+
+const { AsyncResource } = require('node:async_hooks')
+const { isUint8Array } = require('node:util').types
+const native = require('./native.cjs')
+const { fail, aborted, typeName } = require('./error.cjs')
+const { TransferBuffer, beginMove, endMove, viewOf, notBytes } = require('./buffer.cjs')
+const { runPlain, open, close, whenClosed } = require('./completion.cjs')
+const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
+
+// Node 20 before 20.5 has no such symbol.
+if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value: Symbol('Symbol.asyncDispose') })
+
+const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
+const MADE_HERE = Symbol('made here')
+
+const opNumbers = new Map()
+function opNumber(name) {
+  let number = opNumbers.get(name)
+  if (number === undefined) {
+    if (typeof name !== 'string') throw fail('Invalid', 'op name is not text', { got: typeName(name) })
+    number = native.poolIntern(name)
+    opNumbers.set(name, number)
+  }
+  return number
+}
+
+function checkObject(value, what) {
+  if (value === null || typeof value !== 'object') throw fail('Invalid', `${what} are not an object`, { got: typeName(value) })
+  return value
+}
+
+/** Splits run options from the rest, and checks what native code does not see. */
+function runOptions(given, onlyThose) {
+  const run = {}
+  const rest = {}
+  for (const [name, value] of Object.entries(checkObject(given, 'options'))) {
+    if (value === undefined || value === null) continue
+    if (RUN_OPTIONS.includes(name)) run[name] = value
+    else if (onlyThose) throw fail('Invalid', 'unknown option', { option: name, known: RUN_OPTIONS.join(' ') })
+    else rest[name] = value
+  }
+  const wrong = (option, want) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(run[option]) })
+  const { signal, onProgress, retries } = run
+  if (
+    signal !== undefined &&
+    (typeof signal !== 'object' || typeof signal.aborted !== 'boolean' || typeof signal.addEventListener !== 'function')
+  ) {
+    throw wrong('signal', 'AbortSignal')
+  }
+  if (onProgress !== undefined && typeof onProgress !== 'function') throw wrong('onProgress', 'function')
+  if (retries !== undefined && !(Number.isInteger(retries) && retries >= 0)) {
+    throw fail('Invalid', 'option is out of range', { option: 'retries', value: retries, min: 0 })
+  }
+  return { run, rest }
+}
+
+/** What a pool and its views share. */
+class Shared {
+  closed = null
+  constructor(handle, wait, ours) {
+    this.handle = handle
+    this.wait = wait
+    this.ours = ours
+  }
+}
+
+class ThreadPool {
+  #shared
+  #defaults
+
+  constructor(options = {}, shared = undefined, defaults = undefined) {
+    if (options === MADE_HERE) {
+      this.#shared = shared
+      this.#defaults = defaults
+      return
+    }
+    const { run, rest } = runOptions(options, false)
+    const { onFull = 'reject', ...poolOptions } = rest
+    if (onFull !== 'reject' && onFull !== 'wait') {
+      throw fail('Invalid', 'option is not one of its words', { option: 'onFull', value: String(onFull), want: 'reject wait' })
+    }
+    this.#shared = new Shared(native.poolNew(poolOptions), onFull === 'wait', true)
+    this.#defaults = Object.keys(run).length > 0 ? run : null
+  }
+
+  run(op, input, params, options) {
+    if (
+      params === undefined &&
+      options === undefined &&
+      this.#defaults === null &&
+      !this.#shared.wait &&
+      isUint8Array(input) &&
+      input.byteLength <= SLICE
+    ) {
+      const number = opNumbers.get(op)
+      if (number !== undefined) return runPlain(this.#shared.handle, number, input)
+    }
+    return this.#submit(op, [input === undefined ? [] : Array.isArray(input) ? input : [input]], params, options, false)
+  }
+
+  runMany(op, inputs, params, options) {
+    if (!Array.isArray(inputs)) return Promise.reject(fail('Invalid', 'inputs are not an array', { got: typeName(inputs) }))
+    return this.#submit(
+      op,
+      inputs.map((input) => (Array.isArray(input) ? input : [input])),
+      params,
+      options,
+      true,
+    )
+  }
+
+  #submit(op, groups, params, options, many) {
+    return new Promise((resolve, reject) => {
+      const number = opNumber(op)
+      let run = this.#defaults ?? {}
+      if (options !== undefined && options !== null) run = { ...run, ...runOptions(options, true).run }
+      if (run.signal?.aborted) throw aborted(run.signal.reason)
+      if (params !== undefined && params !== null) checkObject(params, 'params')
+
+      const { moved, views, bytes } = prepare(groups)
+      if (many && groups.length === 0) return resolve([])
+      const entry = {
+        resolve,
+        reject,
+        count: groups.length,
+        many,
+        signal: run.signal,
+        onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
+      }
+      const { handle, wait } = this.#shared
+      const submit = (list) => {
+        let next = 0
+        const inputs = groups.map((group) => group.map(() => list[next++]))
+        const id = open(entry)
+        try {
+          for (const [at, buffer] of moved) inputs[at[0]][at[1]] = beginMove(buffer)
+          native.poolSubmitMany(handle, number, id, inputs, params, run.priority, run.timeout, run.queueTimeout, run.key, wait)
+        } catch (error) {
+          close(entry)
+          reject(error)
+          return
+        }
+        for (const [, buffer] of moved) endMove(buffer)
+      }
+      if (bytes > SLICE) copyLater(handle, run, views, submit, reject)
+      else if (run.key !== undefined && isCopying(handle, run.key)) {
+        copyLater(
+          handle,
+          run,
+          views.map((view) => view && copyNow(view)),
+          submit,
+          reject,
+        )
+      } else submit(views)
+    })
+  }
+
+  options(options) {
+    const { run } = runOptions(options, true)
+    return new ThreadPool(MADE_HERE, this.#shared, { ...this.#defaults, ...run })
+  }
+
+  resize(options) {
+    const { minWorkers, maxWorkers, ...unknown } = checkObject(options, 'options')
+    const [option] = Object.keys(unknown)
+    if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'minWorkers maxWorkers' })
+    native.poolResize(this.#shared.handle, minWorkers, maxWorkers)
+  }
+
+  get stats() {
+    return native.poolStats(this.#shared.handle)
+  }
+
+  close(options = {}) {
+    const shared = this.#shared
+    if (!shared.ours) return Promise.reject(fail('Invalid', 'the default pool belongs to the whole process and is not closed'))
+    if (shared.closed === null) {
+      shared.closed = new Promise((resolve) => {
+        const { grace, ...unknown } = checkObject(options, 'options')
+        const [option] = Object.keys(unknown)
+        if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'grace' })
+        resolve(whenClosed((note) => native.poolClose(shared.handle, grace, note)))
+      })
+      // A refused close (bad grace) has not closed anything.
+      shared.closed.catch(() => {
+        shared.closed = null
+      })
+    }
+    return shared.closed
+  }
+
+  [Symbol.asyncDispose]() {
+    return this.close()
+  }
+}
+
+/** Flattens the inputs of a call: views to copy, and which buffers are moved to which place. */
+function prepare(groups) {
+  const moved = []
+  const views = []
+  let bytes = 0
+  groups.forEach((group, i) => {
+    group.forEach((input, j) => {
+      if (input instanceof TransferBuffer) {
+        moved.push([[i, j], input])
+        views.push(null)
+        return
+      }
+      const view = viewOf(input)
+      if (view === null) throw notBytes(input)
+      bytes += view.byteLength
+      views.push(view)
+    })
+  })
+  return { moved, views, bytes }
+}
+
+function copyLater(pool, { signal, key }, views, done, failed) {
+  const job = { pool, key, views, dropped: false }
+  const onAbort = () => {
+    job.dropped = true
+    failed(aborted(signal.reason))
+  }
+  signal?.addEventListener('abort', onAbort, { once: true })
+  const settled = (next) => (value) => {
+    signal?.removeEventListener('abort', onAbort)
+    next(value)
+  }
+  job.done = settled(done)
+  job.failed = settled(failed)
+  copyInSlices(job)
+}
+
+let shared
+/** The pool behind `ops`: one per process, shared by all its threads. */
+function defaultPool() {
+  shared ??= new ThreadPool(MADE_HERE, new Shared(native.poolDefault(), false, false), null)
+  return shared
+}
+
+module.exports = { ThreadPool, defaultPool }

@@ -1,0 +1,46 @@
+// `npm run pack:platform [directory]`: a tarball with the native library that was built here, needing no install script.
+
+import { execFileSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const here = dirname(dirname(fileURLToPath(import.meta.url)))
+const { version, license, repository, engines } = JSON.parse(readFileSync(join(here, 'package.json'), 'utf8'))
+const triple = process.platform === 'linux' ? `linux-${process.arch}-gnu` : `${process.platform}-${process.arch}`
+const file = `offloop.${triple}.node`
+const out = resolve(process.argv[2] ?? here)
+
+if (!existsSync(join(here, file))) {
+  console.error(`${file} is not built; run: npm run build`)
+  process.exit(1)
+}
+const staged = mkdtempSync(join(tmpdir(), 'offloop-pack-'))
+try {
+  copyFileSync(join(here, file), join(staged, file))
+  // Line tables are for profilers of a checkout; a package ships without them.
+  execFileSync('strip', ['--strip-unneeded', join(staged, file)])
+  const manifest = {
+    name: `offloop-${triple}`,
+    version,
+    description: `Native library of offloop for ${triple}`,
+    license,
+    repository,
+    engines,
+    os: [process.platform],
+    cpu: [process.arch],
+    ...(process.platform === 'linux' && { libc: ['glibc'] }),
+    main: file,
+    files: [file],
+  }
+  writeFileSync(join(staged, 'package.json'), `${JSON.stringify(manifest, null, 2)}\n`)
+  writeFileSync(
+    join(staged, 'README.md'),
+    `The native library of [offloop](https://www.npmjs.com/package/offloop) for ${triple}. Install \`offloop\`.\n`,
+  )
+  mkdirSync(out, { recursive: true })
+  execFileSync('npm', ['pack', '--pack-destination', out], { cwd: staged, stdio: 'inherit' })
+} finally {
+  rmSync(staged, { recursive: true, force: true })
+}

@@ -1,0 +1,336 @@
+//! The thread pool: handles in, numbers out.
+//!
+//! A task's tag is two 32-bit numbers that JavaScript chose: `entry` (0 for the plain lane, where one promise waits) and
+//! `index` (the promise's slot, or the position in a `runMany`). Results come back through [`drain`], as many per call as
+//! fit a budget: small bytes side by side in one scratch array, everything else as values.
+
+use crate::buffer::{self, Handle, Moves};
+use crate::js::{Call, Env, Fail, JsResult, Raw};
+use crate::state::State;
+use crate::value;
+use offloop::metrics::Histogram;
+use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, priority};
+use offloop::{Bytes, Error, Result, ThreadPool, Value};
+use std::time::Duration;
+
+/// Bytes results up to this length go through the scratch array: no Node-API call for them.
+const INLINE_MAX: usize = 1024;
+
+/// What a drained record holds; `lib/completion.cjs` has the same numbers.
+#[repr(u32)]
+enum Kind {
+    Bytes,
+    Nil,
+    Value,
+    Error,
+    Progress,
+}
+/// 32-bit words per drained record: index, entry, kind, offset, length.
+const RECORD: usize = 5;
+
+fn pool<'a>(call: &'a Call<'_>) -> JsResult<&'a ThreadPool> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Pool(p) => Ok(p),
+        _ => Err(Error::invalid("handle is no pool").into()),
+    }
+}
+
+fn bad(name: &'static str, got: impl std::fmt::Display, want: &'static str) -> Fail {
+    Error::invalid("option has the wrong type or is out of range").with("option", name).with("value", got).with("want", want).into()
+}
+
+/// How a value looks in a message.
+fn shown(env: Env, value: Raw) -> String {
+    match (env.f64(value), env.text(value)) {
+        (Some(n), _) => n.to_string(),
+        (_, Some(text)) => format!("'{}'", text.chars().take(80).collect::<String>()),
+        _ => "neither a number nor text".to_owned(),
+    }
+}
+
+/// A whole number; the core checks its range.
+fn whole(env: Env, value: Raw, name: &'static str) -> JsResult<i64> {
+    match env.f64(value) {
+        Some(n) if n.fract() == 0.0 => Ok(n as i64),
+        _ => Err(bad(name, shown(env, value), "a whole number")),
+    }
+}
+
+fn count(env: Env, value: Raw, name: &'static str) -> JsResult<usize> {
+    usize::try_from(whole(env, value, name)?).map_err(|_| bad(name, shown(env, value), "a whole number from 0"))
+}
+
+/// Milliseconds; `Infinity` and absent mean none.
+fn duration(env: Env, value: Raw, name: &'static str) -> JsResult<Option<Duration>> {
+    if env.is_nullish(value) {
+        return Ok(None);
+    }
+    match env.f64(value) {
+        Some(f64::INFINITY) => Ok(None),
+        Some(ms) if ms >= 0.0 => Ok(Some(Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX))),
+        _ => Err(bad(name, shown(env, value), "milliseconds from 0")),
+    }
+}
+
+/// `poolNew(options)`.
+pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let mut builder = ThreadPool::builder();
+    let keys = env.keys(call.arg(0))?;
+    for i in 0..env.len(keys)? {
+        let key = env.at(keys, i)?;
+        let given = env.get(call.arg(0), key)?;
+        if env.is_nullish(given) {
+            continue;
+        }
+        builder = match env.text(key).unwrap_or_default().as_str() {
+            "maxWorkers" => builder.max_workers(count(env, given, "maxWorkers")?),
+            "minWorkers" => builder.min_workers(count(env, given, "minWorkers")?),
+            "idleTimeout" => match duration(env, given, "idleTimeout")? {
+                Some(idle) => builder.idle_timeout(idle),
+                None => builder.idle_timeout(MAX_DURATION),
+            },
+            "maxQueue" => builder.max_queue(count(env, given, "maxQueue")?),
+            "maxOverdue" => builder.max_overdue(count(env, given, "maxOverdue")?),
+            "nice" => builder.nice(whole(env, given, "nice")?.clamp(i32::MIN.into(), i32::MAX.into()) as i32),
+            "name" => builder.name(env.text(given).ok_or_else(|| bad("name", shown(env, given), "text"))?),
+            other => {
+                let known = "maxWorkers minWorkers idleTimeout maxQueue maxOverdue nice name onFull timeout queueTimeout priority key retries signal onProgress";
+                let other: String = other.chars().take(80).collect();
+                return Err(Error::invalid("unknown option").with("option", other).with("known", known).into());
+            }
+        };
+    }
+    buffer::external(env, Handle::Pool(builder.build()?))
+}
+
+/// `poolDefault()`.
+pub(crate) fn default(call: &Call<'_>) -> JsResult<Raw> {
+    buffer::external(call.env, Handle::Pool(ThreadPool::default_pool()?))
+}
+
+/// `poolIntern(name)`: the number of an op name in this environment.
+pub(crate) fn intern(call: &Call<'_>) -> JsResult<Raw> {
+    let name = call.env.text(call.arg(0)).ok_or_else(|| Error::invalid("op name is not text"))?;
+    let mut names = call.state.names.borrow_mut();
+    let at = names.iter().position(|n| **n == *name).unwrap_or_else(|| {
+        names.push(name.into());
+        names.len() - 1
+    });
+    call.env.number(at as f64)
+}
+
+fn op_name<'a>(names: &'a [Box<str>], at: u32) -> Result<&'a str> {
+    names.get(at as usize).map(|n| &**n).ok_or_else(|| Error::invalid("op number was never interned").with("number", at))
+}
+
+fn tag(entry: u32, index: u32) -> u64 {
+    u64::from(entry) << 32 | u64::from(index)
+}
+
+/// `poolSubmit(pool, op, slot, bytes)`: one task of the plain lane, without options.
+pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let pool = pool(call)?;
+    let (op, slot) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
+    let input: Bytes = buffer::copy(env, call.arg(3))?.into();
+    let names = call.state.names.borrow();
+    let work = pool.op(op_name(&names, op)?, vec![input], &Value::Nil).map_err(|(e, _)| e)?;
+    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), tag(0, slot)), ..SubmitOptions::default() };
+    pool.submit(work, options).map_err(|e| e.error)?;
+    Ok(env.undefined())
+}
+
+/// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
+/// `inputs`, each a list of inputs; all of them or none.
+pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let pool = pool(call)?;
+    let (op, entry) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
+    let options = SubmitOptions {
+        priority: match call.arg(5) {
+            v if env.is_nullish(v) => 0,
+            v => priority(whole(env, v, "priority")?)?,
+        },
+        timeout: duration(env, call.arg(6), "timeout")?,
+        queue_timeout: duration(env, call.arg(7), "queueTimeout")?,
+        key: match call.arg(8) {
+            v if env.is_nullish(v) => None,
+            v => Some(env.text(v).ok_or_else(|| bad("key", shown(env, v), "text"))?),
+        },
+        on_full: if env.bool(call.arg(9)) == Some(true) { OnFull::Admit } else { OnFull::Reject },
+        deliver: Deliver::Queue(call.state.queue.clone(), tag(entry, 0)),
+    };
+    let groups = call.arg(3);
+    let count = env.len(groups)?;
+    let mut works = Vec::with_capacity(count as usize);
+    let mut moves = Moves::default();
+    for i in 0..count {
+        let group = env.at(groups, i)?;
+        let params = value::from_js(call, call.arg(4))?;
+        let inputs = (0..env.len(group)?).map(|j| moves.input(call, env.at(group, j)?)).collect::<JsResult<Vec<Bytes>>>()?;
+        let names = call.state.names.borrow();
+        works.push(pool.op(op_name(&names, op)?, inputs, &params).map_err(|(e, _)| e)?);
+    }
+    let tasks = pool.submit_many(works, &options).map_err(|e| e.error)?;
+    moves.commit();
+    call.state.tasks.borrow_mut().insert(entry, tasks);
+    Ok(env.undefined())
+}
+
+/// `poolCancel(entry)`: true when a task of it had not finished.
+pub(crate) fn cancel(call: &Call<'_>) -> JsResult<Raw> {
+    let entry = call.env.u32(call.arg(0))?;
+    let tasks = call.state.tasks.borrow();
+    let some = tasks.get(&entry).is_some_and(|tasks| tasks.iter().fold(false, |some, task| task.cancel() | some));
+    call.env.boolean(some)
+}
+
+/// `poolForget(entry)`: all outcomes of it have arrived.
+pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
+    let entry = call.env.u32(call.arg(0))?;
+    call.state.tasks.borrow_mut().remove(&entry);
+    Ok(call.env.undefined())
+}
+
+/// Where [`drain`] writes.
+struct Sink<'a> {
+    env: Env,
+    state: &'a State,
+    records: &'a mut [u8],
+    scratch: &'a mut [u8],
+    values: Raw,
+    used: usize,
+    count: usize,
+    value_count: u32,
+    capacity: usize,
+}
+
+impl Sink<'_> {
+    fn record(&mut self, tag: u64, kind: Kind, a: u32, b: u32) {
+        let words = [tag as u32, (tag >> 32) as u32, kind as u32, a, b];
+        let at = self.count * RECORD * 4;
+        for (slot, word) in self.records[at..at + RECORD * 4].chunks_exact_mut(4).zip(words) {
+            slot.copy_from_slice(&word.to_ne_bytes());
+        }
+        self.count += 1;
+    }
+
+    fn value(&mut self, tag: u64, kind: Kind, made: JsResult<Raw>) {
+        let (kind, value) = match made {
+            Ok(value) => (kind, value),
+            Err(Fail::Error(e)) => (Kind::Error, self.state.error(self.env, &e).unwrap_or(self.env.undefined())),
+            Err(Fail::Pending) => (Kind::Error, self.env.take_exception().unwrap_or(self.env.undefined())),
+        };
+        let _ = self.env.set_at(self.values, self.value_count, value);
+        self.record(tag, kind, self.value_count, 0);
+        self.value_count += 1;
+    }
+
+    fn event(&mut self, event: Event) {
+        if self.count == self.capacity {
+            // A drain may give more progress values than asked; they wait for the next one.
+            return self.state.spill.borrow_mut().push_back(event);
+        }
+        match event {
+            Event::Done { tag, result: Ok(Value::Bytes(b)) } if b.len() <= INLINE_MAX && b.len() <= self.scratch.len() - self.used => {
+                let at = self.used;
+                self.scratch[at..at + b.len()].copy_from_slice(&b);
+                self.used += b.len();
+                self.record(tag, Kind::Bytes, at as u32, b.len() as u32);
+            }
+            Event::Done { tag, result: Ok(Value::Nil) } => self.record(tag, Kind::Nil, 0, 0),
+            Event::Done { tag, result: Ok(value) } => {
+                let made = value::to_js(self.env, self.state, value);
+                self.value(tag, Kind::Value, made);
+            }
+            Event::Done { tag, result: Err(e) } => {
+                let made = self.state.error(self.env, &e);
+                self.value(tag, Kind::Error, made);
+            }
+            Event::Progress { tag, value } => {
+                let made = value::to_js(self.env, self.state, value);
+                self.value(tag, Kind::Progress, made);
+            }
+        }
+    }
+}
+
+/// `poolDrain(records, scratch, values, budget)`: how many records it wrote; fewer than `budget` means that the next
+/// completion wakes the loop.
+pub(crate) fn drain(call: &Call<'_>) -> JsResult<Raw> {
+    let budget = call.env.u32(call.arg(3))? as usize;
+    let mut sink = Sink {
+        env: call.env,
+        state: call.state,
+        records: buffer::scratch(call, call.arg(0))?,
+        scratch: buffer::scratch(call, call.arg(1))?,
+        values: call.arg(2),
+        used: 0,
+        count: 0,
+        value_count: 0,
+        capacity: 0,
+    };
+    sink.capacity = budget.min(sink.records.len() / (RECORD * 4));
+    while sink.count < sink.capacity {
+        let Some(event) = call.state.spill.borrow_mut().pop_front() else { break };
+        sink.event(event);
+    }
+    let left = sink.capacity - sink.count;
+    if left > 0 {
+        call.state.queue.drain(left, &mut |event| sink.event(event));
+    }
+    call.env.number(sink.count as f64)
+}
+
+/// `poolResize(pool, min, max)`.
+pub(crate) fn resize(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let optional = |at, name| if env.is_nullish(call.arg(at)) { Ok(None) } else { count(env, call.arg(at), name).map(Some) };
+    pool(call)?.resize(optional(1, "minWorkers")?, optional(2, "maxWorkers")?)?;
+    Ok(env.undefined())
+}
+
+/// `poolStats(pool)`. Histograms are in milliseconds.
+pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
+    let s = pool(call)?.stats();
+    let histogram = |h: &Histogram| {
+        let ms = |ns: u64| Value::Float(ns as f64 / 1e6);
+        Value::map([
+            ("count", Value::Int(h.count as i64)),
+            ("mean", Value::Float(h.mean_ns / 1e6)),
+            ("p50", ms(h.p50_ns)),
+            ("p90", ms(h.p90_ns)),
+            ("p99", ms(h.p99_ns)),
+            ("max", ms(h.max_ns)),
+        ])
+    };
+    let n = |n: u64| Value::Int(n as i64);
+    let level = |n: usize| Value::Int(n as i64);
+    let tree = Value::map([
+        ("queued", level(s.queued)),
+        ("running", level(s.running)),
+        ("workers", level(s.workers)),
+        ("overdue", level(s.overdue)),
+        ("submitted", n(s.submitted)),
+        ("completed", n(s.completed)),
+        ("failed", n(s.failed)),
+        ("timedOut", n(s.timed_out)),
+        ("cancelled", n(s.cancelled)),
+        ("lost", n(s.lost)),
+        ("rejected", n(s.rejected)),
+        ("utilization", Value::Float(s.utilization)),
+        ("wait", histogram(&s.wait)),
+        ("run", histogram(&s.run)),
+    ]);
+    value::to_js(call.env, call.state, tree)
+}
+
+/// `poolClose(pool, graceMs, note)`: starts the end; the wake hook gets `note` once every task has its outcome.
+pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
+    let grace = duration(call.env, call.arg(1), "grace")?;
+    let note = call.env.u32(call.arg(2))? as usize;
+    let wake = call.state.wake.clone();
+    pool(call)?.close_within(grace, Box::new(move || wake.notify(note)));
+    Ok(call.env.undefined())
+}

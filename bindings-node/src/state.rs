@@ -1,0 +1,204 @@
+//! What one environment (the main thread or a `worker_thread`) holds. Statics would be shared by all of them.
+
+use crate::js::{Call, Env, JsResult, Raw};
+use napi::sys;
+use offloop::pool::Event;
+use offloop::{CompletionQueue, Error, Task};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// JavaScript functions that native code calls, in the order of `hooks(…)`.
+#[derive(Clone, Copy)]
+enum Hook {
+    Wake,
+    Error,
+    Unwrap,
+    WrapBuffer,
+    WrapError,
+    WrapMap,
+}
+const HOOKS: usize = 6;
+
+/// The way from any thread to the environment's loop, until the environment ends.
+pub(crate) struct Wake(Mutex<Option<sys::napi_threadsafe_function>>);
+
+// SAFETY: a threadsafe function may be called from any thread while it is not closed; the mutex holds it only that long.
+unsafe impl Send for Wake {}
+// SAFETY: as above.
+unsafe impl Sync for Wake {}
+
+impl Wake {
+    /// Runs the wake hook on the loop's thread with `note` (0: results are waiting).
+    pub(crate) fn notify(&self, note: usize) {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = *open {
+            // SAFETY: the cleanup hook empties the mutex before the runtime closes the function, and waits for it here.
+            unsafe { sys::napi_call_threadsafe_function(function, note as *mut c_void, sys::ThreadsafeFunctionCallMode::nonblocking) };
+        }
+    }
+
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) queue: CompletionQueue,
+    pub(crate) wake: Arc<Wake>,
+    function: sys::napi_threadsafe_function,
+    hooks: Cell<[sys::napi_ref; HOOKS]>,
+    /// Op names by number, so that the hot path passes no text.
+    pub(crate) names: RefCell<Vec<Box<str>>>,
+    /// Tasks that JavaScript may cancel, by their entry number.
+    pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
+    /// Events that a drain had no room for.
+    pub(crate) spill: RefCell<VecDeque<Event>>,
+    external: Cell<bool>,
+}
+
+impl State {
+    /// Makes the state of a new environment.
+    pub(crate) fn install(env: Env) -> Result<(), Error> {
+        let refused = |status: sys::napi_status| Error::invalid("the runtime refused to start offloop").with("status", status);
+        let check = |status| if status == sys::Status::napi_ok { Ok(()) } else { Err(refused(status)) };
+        let (mut name, mut function) = (null_mut(), null_mut());
+        let text = "offloop";
+        // SAFETY: module initialisation of a live environment; pointers are locals or static text.
+        check(unsafe { sys::napi_create_string_utf8(env.0, text.as_ptr().cast(), text.len() as isize, &mut name) })?;
+        // SAFETY: as above; no JavaScript function, `on_wake` does the call.
+        check(unsafe {
+            sys::napi_create_threadsafe_function(
+                env.0,
+                null_mut(),
+                null_mut(),
+                name,
+                0,
+                1,
+                null_mut(),
+                None,
+                null_mut(),
+                Some(on_wake),
+                &mut function,
+            )
+        })?;
+        // Weak: an idle pool does not keep the process alive. JavaScript refs it while something is pending.
+        // SAFETY: the function was just made.
+        check(unsafe { sys::napi_unref_threadsafe_function(env.0, function) })?;
+        let wake = Arc::new(Wake(Mutex::new(Some(function))));
+        let notifier = wake.clone();
+        let state = Box::new(State {
+            queue: CompletionQueue::with_notify(Box::new(move || notifier.notify(0))),
+            wake,
+            function,
+            hooks: Cell::new([null_mut(); HOOKS]),
+            names: RefCell::default(),
+            tasks: RefCell::default(),
+            spill: RefCell::default(),
+            external: Cell::new(true),
+        });
+        let state = Box::into_raw(state);
+        // SAFETY: the box lives until `drop_state`, which the runtime calls after the last callback.
+        check(unsafe { sys::napi_set_instance_data(env.0, state.cast(), Some(drop_state), null_mut()) })?;
+        // Hooks run last in, first out: this one runs before the runtime closes the threadsafe function made above.
+        // SAFETY: instance data outlives cleanup hooks.
+        check(unsafe { sys::napi_add_env_cleanup_hook(env.0, Some(on_exit), state.cast()) })
+    }
+
+    fn hook(&self, env: Env, hook: Hook) -> JsResult<Raw> {
+        env.dereference(self.hooks.get()[hook as usize])
+    }
+
+    /// Turns a core error into an `OffloopError`.
+    pub(crate) fn error(&self, env: Env, e: &Error) -> JsResult<Raw> {
+        let status = env.number(f64::from(e.kind().status()))?;
+        let message = env.string(&e.to_string())?;
+        let (errno, syscall) = match e.errno() {
+            Some((errno, syscall)) => (env.number(f64::from(errno))?, env.string(syscall)?),
+            None => (env.undefined(), env.undefined()),
+        };
+        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall])
+    }
+
+    pub(crate) fn unwrap(&self, env: Env) -> JsResult<Raw> {
+        self.hook(env, Hook::Unwrap)
+    }
+
+    pub(crate) fn wrap_buffer(&self, env: Env) -> JsResult<Raw> {
+        self.hook(env, Hook::WrapBuffer)
+    }
+
+    pub(crate) fn wrap_error(&self, env: Env) -> JsResult<Raw> {
+        self.hook(env, Hook::WrapError)
+    }
+
+    pub(crate) fn wrap_map(&self, env: Env) -> JsResult<Raw> {
+        self.hook(env, Hook::WrapMap)
+    }
+
+    /// Whether external memory was not refused so far.
+    pub(crate) fn external_allowed(&self) -> bool {
+        self.external.get()
+    }
+
+    pub(crate) fn forbid_external(&self) {
+        self.external.set(false);
+    }
+}
+
+/// `hooks(wake, error, unwrap, wrapBuffer, wrapError, wrapMap)`: called once, when the package loads.
+pub(crate) fn hooks(call: &Call<'_>) -> JsResult<Raw> {
+    let mut hooks = [null_mut(); HOOKS];
+    for (i, hook) in hooks.iter_mut().enumerate() {
+        *hook = call.env.reference(call.arg(i))?;
+    }
+    call.state.hooks.set(hooks);
+    Ok(call.env.undefined())
+}
+
+/// `forbidExternal()`: as a runtime with a memory cage does; for tests.
+pub(crate) fn forbid_external(call: &Call<'_>) -> JsResult<Raw> {
+    call.state.forbid_external();
+    Ok(call.env.undefined())
+}
+
+/// `keepAlive(on)`: whether the loop waits for results.
+pub(crate) fn keep_alive(call: &Call<'_>) -> JsResult<Raw> {
+    let on = call.env.bool(call.arg(0)) == Some(true);
+    let (env, function) = (call.env.0, call.state.function);
+    // SAFETY: the function lives as long as its environment runs callbacks.
+    let status =
+        unsafe { if on { sys::napi_ref_threadsafe_function(env, function) } else { sys::napi_unref_threadsafe_function(env, function) } };
+    call.env.status(status, "napi_ref_threadsafe_function")?;
+    Ok(call.env.undefined())
+}
+
+/// Runs on the loop's thread for each [`Wake::notify`].
+unsafe extern "C" fn on_wake(env: sys::napi_env, _: Raw, _: *mut c_void, note: *mut c_void) {
+    if env.is_null() {
+        return; // the environment is closing; nobody waits any more
+    }
+    let env = Env(env);
+    let Some(state) = env.state() else { return };
+    let _ = (|| {
+        let note = env.number(note as usize as f64)?;
+        env.call(state.hook(env, Hook::Wake)?, &[note])
+    })();
+}
+
+/// Before the environment closes its handles: no wake from now on, and nobody waits for what can be cancelled.
+unsafe extern "C" fn on_exit(data: *mut c_void) {
+    // SAFETY: the box of `install`, alive until `drop_state`.
+    let state = unsafe { &*data.cast::<State>() };
+    state.wake.close();
+    for task in state.tasks.take().into_values().flatten() {
+        task.cancel();
+    }
+}
+
+unsafe extern "C" fn drop_state(_: sys::napi_env, data: *mut c_void, _: *mut c_void) {
+    // SAFETY: the box of `install`, finalized once.
+    drop(unsafe { Box::from_raw(data.cast::<State>()) });
+}

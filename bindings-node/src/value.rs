@@ -1,0 +1,212 @@
+//! `Value` ↔ JavaScript.
+//!
+//! | Value            | JavaScript                                                        |
+//! |------------------|-------------------------------------------------------------------|
+//! | Nil              | `null`; `undefined` becomes Nil as well                           |
+//! | Bool, Str, Date  | boolean, string, Date                                             |
+//! | Int, Big         | number up to ±(2^53 − 1), BigInt beyond                           |
+//! | Float            | number; a number without a fraction becomes Int, but −0 stays     |
+//! | Bytes            | Uint8Array; every byte view and ArrayBuffer becomes Bytes (copied) |
+//! | Typed            | the typed array of its element type, flat                         |
+//! | Array            | Array                                                             |
+//! | Map              | plain object when every key is text, Map otherwise                |
+//! | Buffer           | TransferBuffer; a TransferBuffer inside options is copied         |
+//! | Error            | Error with name, message and stack                                |
+
+use crate::buffer::{self, Handle};
+use crate::js::{Call, Env, Fail, JsResult, Raw};
+use crate::state::State;
+use napi::sys;
+use offloop::value::{BigInt, DType, ErrorValue, TypedArray};
+use offloop::{Error, ErrorKind, Value};
+
+/// Deepest nesting; a cycle ends here too.
+const MAX_DEPTH: usize = 64;
+const MAX_SAFE: i64 = (1 << 53) - 1;
+
+fn unserializable(what: &str) -> Fail {
+    Error::new(ErrorKind::Unserializable, "value cannot travel").with("type", what).into()
+}
+
+/// A JavaScript value as a tree. Bytes are copied.
+pub(crate) fn from_js(call: &Call<'_>, value: Raw) -> JsResult<Value> {
+    from_js_at(call, value, 0)
+}
+
+fn from_js_at(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
+    let env = call.env;
+    if depth > MAX_DEPTH {
+        return Err(Error::new(ErrorKind::Unserializable, "value is nested too deeply or in a cycle").with("max_depth", MAX_DEPTH).into());
+    }
+    Ok(match env.type_of(value)? {
+        sys::ValueType::napi_undefined | sys::ValueType::napi_null => Value::Nil,
+        sys::ValueType::napi_boolean => Value::Bool(env.bool(value).unwrap_or_default()),
+        sys::ValueType::napi_number => number(env.f64(value).unwrap_or_default()),
+        sys::ValueType::napi_string => Value::from(env.text(value).unwrap_or_default()),
+        sys::ValueType::napi_bigint => {
+            let (negative, words) = env.bigint_words(value)?;
+            bigint(negative, &words)
+        }
+        sys::ValueType::napi_symbol => return Err(unserializable("symbol")),
+        sys::ValueType::napi_function => return Err(unserializable("function")),
+        sys::ValueType::napi_object => object(call, value, depth)?,
+        _ => return Err(unserializable("external")),
+    })
+}
+
+fn number(n: f64) -> Value {
+    let whole = n.fract() == 0.0 && n.abs() <= MAX_SAFE as f64 && !(n == 0.0 && n.is_sign_negative());
+    if whole { Value::Int(n as i64) } else { Value::Float(n) }
+}
+
+fn bigint(negative: bool, words: &[u64]) -> Value {
+    match (negative, words) {
+        (_, []) => return Value::Int(0),
+        (false, [w]) if *w <= i64::MAX as u64 => return Value::Int(*w as i64),
+        (true, [w]) if *w <= 1 << 63 => return Value::Int((*w as i64).wrapping_neg()),
+        _ => {}
+    }
+    let mut magnitude: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    while magnitude.last() == Some(&0) {
+        magnitude.pop();
+    }
+    Value::Big(BigInt { negative, magnitude })
+}
+
+fn object(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
+    let env = call.env;
+    if env.is_array(value)? {
+        let len = env.len(value)?;
+        return (0..len).map(|i| from_js_at(call, env.at(value, i)?, depth + 1)).collect::<JsResult<Vec<_>>>().map(Value::Array);
+    }
+    if env.is_typedarray(value)? {
+        return buffer::copy_typed(env, value);
+    }
+    if env.is_date(value)? {
+        return Ok(Value::Date(env.date_value(value)?));
+    }
+    if env.is_error(value)? {
+        let field = |name| Ok::<_, Fail>(env.text(env.get(value, env.string(name)?)?).unwrap_or_default());
+        return Ok(Value::Error(ErrorValue { name: field("name")?, message: field("message")?, stack: field("stack")? }));
+    }
+    // Classes that Node-API cannot tell apart are unwrapped in JavaScript: bytes, the entries of a Map, the name of a class
+    // that cannot travel, or nothing for a plain object.
+    let unwrapped = env.call(call.state.unwrap(env)?, &[value])?;
+    if env.is_typedarray(unwrapped)? {
+        return buffer::copy_typed(env, unwrapped);
+    }
+    if env.is_array(unwrapped)? {
+        let len = env.len(unwrapped)?;
+        let pair = |i| {
+            let entry = env.at(unwrapped, i)?;
+            Ok((from_js_at(call, env.at(entry, 0)?, depth + 1)?, from_js_at(call, env.at(entry, 1)?, depth + 1)?))
+        };
+        return (0..len).map(pair).collect::<JsResult<Vec<_>>>().map(Value::Map);
+    }
+    if let Some(class) = env.text(unwrapped) {
+        return Err(unserializable(&class));
+    }
+    let keys = env.keys(value)?;
+    let len = env.len(keys)?;
+    let mut pairs = Vec::with_capacity(len as usize);
+    for i in 0..len {
+        let key = env.at(keys, i)?;
+        let item = env.get(value, key)?;
+        // As JSON does: a property that is undefined is not there.
+        if env.type_of(item)? != sys::ValueType::napi_undefined {
+            pairs.push((Value::from(env.text(key).unwrap_or_default()), from_js_at(call, item, depth + 1)?));
+        }
+    }
+    Ok(Value::Map(pairs))
+}
+
+/// `roundTrip(value)`: there and back; for tests.
+pub(crate) fn round_trip(call: &Call<'_>) -> JsResult<Raw> {
+    let value = from_js(call, call.arg(0))?;
+    to_js(call.env, call.state, value)
+}
+
+/// A tree as a JavaScript value. Large bytes become external memory, the rest is copied.
+pub(crate) fn to_js(env: Env, state: &State, value: Value) -> JsResult<Raw> {
+    match value {
+        Value::Nil => Ok(env.null()),
+        Value::Bool(b) => env.boolean(b),
+        Value::Int(i) if i.unsigned_abs() <= MAX_SAFE.unsigned_abs() => env.number(i as f64),
+        Value::Int(i) => env.bigint(i < 0, &[i.unsigned_abs()]),
+        Value::Big(b) => {
+            let words: Vec<u64> =
+                b.magnitude.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
+            env.bigint(b.negative, &words)
+        }
+        Value::Float(f) => env.number(f),
+        Value::Str(s) => env.string(&s),
+        Value::Bytes(b) => buffer::uint8array(env, state, b),
+        Value::Array(items) => {
+            let out = env.array(items.len())?;
+            for (i, item) in items.into_iter().enumerate() {
+                env.set_at(out, i as u32, to_js(env, state, item)?)?;
+            }
+            Ok(out)
+        }
+        Value::Map(pairs) => map(env, state, pairs),
+        Value::Date(ms) => env.date(ms),
+        Value::Typed(TypedArray { dtype, bytes, .. }) => buffer::typedarray(env, state, bytes, typedarray_type(dtype), dtype.size()),
+        Value::Buffer(b) => {
+            let handle = buffer::external(env, Handle::Buffer(b.into()))?;
+            env.call(state.wrap_buffer(env)?, &[handle])
+        }
+        Value::Error(e) => env.call(state.wrap_error(env)?, &[env.string(&e.name)?, env.string(&e.message)?, env.string(&e.stack)?]),
+        other => Err(unserializable(other.type_name())),
+    }
+}
+
+fn map(env: Env, state: &State, pairs: Vec<(Value, Value)>) -> JsResult<Raw> {
+    if pairs.iter().all(|(k, _)| k.as_str().is_some()) {
+        let out = env.object()?;
+        for (key, value) in pairs {
+            let key = env.string(key.as_str().unwrap_or_default())?;
+            env.set(out, key, to_js(env, state, value)?)?;
+        }
+        return Ok(out);
+    }
+    let entries = env.array(pairs.len())?;
+    for (i, (key, value)) in pairs.into_iter().enumerate() {
+        let entry = env.array(2)?;
+        env.set_at(entry, 0, to_js(env, state, key)?)?;
+        env.set_at(entry, 1, to_js(env, state, value)?)?;
+        env.set_at(entries, i as u32, entry)?;
+    }
+    env.call(state.wrap_map(env)?, &[entries])
+}
+
+fn typedarray_type(dtype: DType) -> sys::napi_typedarray_type {
+    match dtype {
+        DType::U8 => sys::TypedarrayType::uint8_array,
+        DType::I8 => sys::TypedarrayType::int8_array,
+        DType::U16 => sys::TypedarrayType::uint16_array,
+        DType::I16 => sys::TypedarrayType::int16_array,
+        DType::U32 => sys::TypedarrayType::uint32_array,
+        DType::I32 => sys::TypedarrayType::int32_array,
+        DType::U64 => sys::TypedarrayType::biguint64_array,
+        DType::I64 => sys::TypedarrayType::bigint64_array,
+        DType::F32 => sys::TypedarrayType::float32_array,
+        DType::F64 => sys::TypedarrayType::float64_array,
+    }
+}
+
+/// The element type of a JavaScript typed array; plain bytes for the byte kinds, `None` for one of a newer language.
+pub(crate) fn dtype(kind: sys::napi_typedarray_type) -> Option<DType> {
+    Some(match kind {
+        sys::TypedarrayType::uint8_array | sys::TypedarrayType::uint8_clamped_array => DType::U8,
+        sys::TypedarrayType::int8_array => DType::I8,
+        sys::TypedarrayType::uint16_array => DType::U16,
+        sys::TypedarrayType::int16_array => DType::I16,
+        sys::TypedarrayType::uint32_array => DType::U32,
+        sys::TypedarrayType::int32_array => DType::I32,
+        sys::TypedarrayType::biguint64_array => DType::U64,
+        sys::TypedarrayType::bigint64_array => DType::I64,
+        sys::TypedarrayType::float32_array => DType::F32,
+        sys::TypedarrayType::float64_array => DType::F64,
+        _ => return None,
+    })
+}

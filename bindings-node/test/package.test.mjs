@@ -1,0 +1,69 @@
+// What npm packs works in an empty app. The build from the packed sources takes minutes: OFFLOOP_TEST_SOURCE_BUILD=1.
+
+import assert from 'node:assert/strict'
+import { execFileSync, spawnSync } from 'node:child_process'
+import fs from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+const here = fileURLToPath(new URL('..', import.meta.url))
+const run = (cwd, command, ...args) => execFileSync(command, args, { cwd, stdio: 'pipe', encoding: 'utf8' })
+const host = /^host: (.*)$/m.exec(run(here, 'rustc', '-vV'))[1]
+const triple = process.platform === 'linux' ? `linux-${process.arch}-gnu` : `${process.platform}-${process.arch}`
+
+function emptyApp(t) {
+  const app = fs.mkdtempSync(path.join(tmpdir(), 'offloop-app-'))
+  t.after(() => fs.rmSync(app, { recursive: true, force: true }))
+  fs.writeFileSync(path.join(app, 'package.json'), '{ "name": "app", "private": true }')
+  return app
+}
+
+function packed(directory, pattern) {
+  return path.join(
+    directory,
+    fs.readdirSync(directory).find((name) => pattern.test(name)),
+  )
+}
+
+test('the packed package works in an empty app', (t) => {
+  const packs = emptyApp(t)
+  run(here, 'npm', 'pack', '--silent', '--pack-destination', packs)
+  assert.ok(!('optionalDependencies' in JSON.parse(fs.readFileSync(path.join(here, 'package.json'), 'utf8'))), 'package.json is as before')
+  run(here, process.execPath, 'scripts/pack-platform.mjs', packs)
+  const main = packed(packs, /^offloop-\d/)
+  const platform = packed(packs, new RegExp(`^offloop-${triple}`))
+
+  const app = emptyApp(t)
+  run(app, 'npm', 'install', '--silent', '--ignore-scripts', main, platform)
+  const code = "ops.sha256(Buffer.from('x'), { encoding: 'hex' }).then(console.log)"
+  for (const [type, source] of [
+    ['commonjs', `const { ops } = require('offloop'); ${code}`],
+    ['module', `import { ops } from 'offloop'; ${code}`],
+  ]) {
+    const out = run(app, process.execPath, `--input-type=${type}`, '-e', source)
+    assert.equal(out.trim(), '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881')
+  }
+
+  const bare = emptyApp(t)
+  run(bare, 'npm', 'install', '--silent', '--ignore-scripts', main)
+  const { status, stderr } = spawnSync(process.execPath, ['-e', "require('offloop')"], { cwd: bare, encoding: 'utf8' })
+  assert.equal(status, 1)
+  assert.match(stderr, new RegExp(`npm install offloop-${triple}@`))
+  assert.match(stderr, /npm run build/)
+  const wrong = spawnSync(process.execPath, ['-e', "require('offloop')"], {
+    cwd: app,
+    encoding: 'utf8',
+    env: { ...process.env, OFFLOOP_NATIVE_PATH: '/nowhere.node' },
+  })
+  assert.match(wrong.stderr, /OFFLOOP_NATIVE_PATH does not load \(path=\/nowhere\.node\)/)
+
+  // The sources that it carries are complete as far as cargo can tell without compiling.
+  const vendored = path.join(bare, 'node_modules/offloop/vendor')
+  run(vendored, 'cargo', 'metadata', '--locked', '--offline', '--format-version=1', '--filter-platform', host)
+  if (process.env.OFFLOOP_TEST_SOURCE_BUILD) {
+    run(path.dirname(vendored), 'npm', 'run', '--silent', 'build')
+    run(bare, process.execPath, '-e', "require('offloop').ops.sha256(Buffer.from('x'))")
+  }
+})

@@ -1,0 +1,68 @@
+// What several tests need. Nothing here waits for a time: tests await events or counters.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { setImmediate as turn } from 'node:timers/promises'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import { ThreadPool } from '../lib/index.mjs'
+
+export const entry = fileURLToPath(new URL('../lib/index.mjs', import.meta.url))
+export const entryUrl = pathToFileURL(entry).href
+
+/** A pool that ends with its test. */
+export function openPool(t, options) {
+  const pool = new ThreadPool(options)
+  t.after(() => pool.close({ grace: 0 }))
+  return pool
+}
+
+/** Turns the loop until `check()` is true. */
+export async function until(check) {
+  while (!check()) await turn()
+}
+
+/** Occupies a worker of `pool` until it is let go. */
+export async function hold(pool) {
+  const running = pool.stats.running
+  const abort = new AbortController()
+  const task = pool.run('noop', undefined, { sleepMs: 600_000 }, { signal: abort.signal }).catch(() => {})
+  await until(() => pool.stats.running > running)
+  return {
+    async release() {
+      abort.abort()
+      await task
+    },
+  }
+}
+
+/** What a promise rejects with. */
+export async function rejection(promise) {
+  try {
+    await promise
+  } catch (error) {
+    return error
+  }
+  throw new Error('expected a rejection')
+}
+
+/** Runs `code` as a module in a fresh process. */
+export async function script(code, { args = [], env = {} } = {}) {
+  const child = spawn(
+    process.execPath,
+    [...args, '--input-type=module', '-e', `const offloopUrl = ${JSON.stringify(entryUrl)};\n${code}`],
+    {
+      env: { ...process.env, NODE_OPTIONS: '', ...env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  )
+  let out = ''
+  let err = ''
+  child.stdout.on('data', (data) => {
+    out += data
+  })
+  child.stderr.on('data', (data) => {
+    err += data
+  })
+  const [code_, signal] = await once(child, 'close')
+  return { code: code_, signal, out, err }
+}

@@ -1,0 +1,5 @@
+import offloop = require('offloop')
+
+const pool: offloop.ThreadPool = new offloop.ThreadPool()
+const result: Promise<Uint8Array> = pool.run('sha256', Buffer.from('x'))
+void result

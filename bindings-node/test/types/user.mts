@@ -1,0 +1,46 @@
+import {
+  defaultPool,
+  metrics,
+  OffloopError,
+  ops,
+  type PoolStats,
+  revokeToken,
+  ThreadPool,
+  type ThreadPoolOptions,
+  TransferBuffer,
+} from 'offloop'
+
+const options: ThreadPoolOptions = { maxWorkers: 4, onFull: 'wait', timeout: 1000 }
+const pool = new ThreadPool(options)
+const bytes: Uint8Array = await pool.run('sha256', new Uint8Array(8))
+const text: string = await pool.run('sha256', new Uint8Array(8), { encoding: 'hex' })
+const direct: string = await ops.sha256(bytes, { encoding: 'base64' })
+const digest: Uint8Array = await ops.sha256(bytes, undefined, { signal: AbortSignal.timeout(1000) })
+const many: Uint8Array[] = await pool.runMany('gzip', [bytes, new ArrayBuffer(8), new SharedArrayBuffer(8)], { level: 6 })
+const hashed: string = await ops.password.hash(Buffer.from('secret'))
+const verified: boolean = await ops.password.verify(Buffer.from('secret'), { hash: hashed })
+const plugin: unknown = await pool.run('my_plugin.op', [bytes, bytes], { anything: 1 })
+// @ts-expect-error an option that the op does not have
+await ops.sha256(bytes, { level: 3 })
+// @ts-expect-error text is no bytes
+await ops.sha256('text')
+// @ts-expect-error a required option is missing
+await ops.password.verify(bytes)
+// @ts-expect-error made by alloc, from, receive or attach
+new TransferBuffer()
+
+const buffer = TransferBuffer.alloc(1024, { shared: true })
+buffer.bytes().fill(1)
+const fd: number | null = buffer.fd
+revokeToken(buffer.transfer())
+const stats: PoolStats = defaultPool().stats
+const p99: number = stats.wait.p99
+try {
+  await pool.options({ priority: 5, key: 'a' }).run('gunzip', bytes, { maxOutput: 1000 }, { onProgress: (value: unknown) => void value })
+} catch (error) {
+  if (error instanceof OffloopError && error.code === 'ERR_OFFLOOP_TOO_LARGE') console.log(error.retry, error.status)
+}
+const page: string = metrics('prometheus')
+await pool.close({ grace: 100 })
+await using other: ThreadPool = new ThreadPool()
+void [text, direct, digest, many, verified, plugin, fd, p99, page, other]
