@@ -41,6 +41,14 @@ impl Bytes {
         Bytes(Repr::Region(region, len))
     }
 
+    /// The whole region behind these bytes, if that is what they are.
+    pub(crate) fn into_region(self) -> Result<Arc<Region>, Bytes> {
+        match self.0 {
+            Repr::Region(region, len) if region.len() == len => Ok(region),
+            other => Err(Bytes(other)),
+        }
+    }
+
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {

@@ -65,6 +65,17 @@ impl TransferBuffer {
         Ok(TransferBuffer { region: Some(region) })
     }
 
+    /// The bytes of a task's input as a buffer again: moved when they are a buffer's own, copied otherwise.
+    ///
+    /// # Errors
+    /// `Os` (`ENOMEM`) for a copy.
+    pub fn from_bytes(bytes: Bytes) -> Result<TransferBuffer> {
+        match bytes.into_region() {
+            Ok(region) => Ok(TransferBuffer { region: Some(region) }),
+            Err(bytes) => TransferBuffer::from_slice(&bytes),
+        }
+    }
+
     /// Maps a sealed memfd of another process, who may still write it.
     ///
     /// # Errors
