@@ -281,6 +281,19 @@ pub(crate) fn borrowed_input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     }
 }
 
+/// Bytes of an input, 0 for what has none.
+pub(crate) fn byte_len(data: &Bound<'_, PyAny>) -> usize {
+    match data.cast::<PyBytes>() {
+        Ok(bytes) => bytes.as_bytes().len(),
+        Err(_) => PyUntypedBuffer::get(data).map_or(0, |b| b.len_bytes()),
+    }
+}
+
+/// Bytes that [`input`] would copy with the GIL held.
+pub(crate) fn copy_len(data: &Bound<'_, PyAny>) -> usize {
+    if data.is_instance_of::<PyBytes>() || data.is_instance_of::<PyTransferBuffer>() { 0 } else { byte_len(data) }
+}
+
 fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
     let slice = bytes.as_bytes();
     // SAFETY: `bytes` objects are immutable and do not move; `Keep` owns a reference, and may be dropped on any thread.

@@ -14,8 +14,15 @@
 //! the interpreter is queued for a thread that has it.
 
 mod buffer;
+mod dispatch;
 mod error;
+mod future;
+mod hosted;
+mod pool;
+mod port;
+mod table;
 mod value;
+mod wait;
 
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
@@ -42,5 +49,12 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     guard_interpreter()?;
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::install(m)?;
-    buffer::install(m)
+    buffer::install(m)?;
+    dispatch::install(m)?;
+    future::install(m)?;
+    hosted::install(m)?;
+    pool::install(m)?;
+    port::install(m)?;
+    table::install(m)?;
+    wait::install(m)
 }
