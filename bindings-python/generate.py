@@ -70,7 +70,8 @@ def function(op: Op, is_async: bool) -> list[str]:
     if returns == "encoded":
         words = next(p for p in op["params"] if p["name"] == "encoding")["type"]
         text = words.replace('"bytes", ', "")
-        out += ["@overload", f'{define} {name}({signature(op, "Literal[\"bytes\"] | None = None")}) -> bytes: ...']
+        plain = 'Literal["bytes"] | None = None'
+        out += ["@overload", f"{define} {name}({signature(op, plain)}) -> bytes: ..."]
         out += ["@overload", f"{define} {name}({signature(op, text)}) -> str: ..."]
         returns = "bytes | str"
     out.append(f"{define} {name}({signature(op)}) -> {returns}:")
@@ -103,10 +104,12 @@ def module(about: str, ops: list[Op], is_async: bool, family: bool, children: li
         upper = sorted(n for n in typing if n.isupper())
         rest = sorted((n for n in typing if not n.isupper()), key=lambda n: (n[0].islower(), n))
         out += [f"from typing import {', '.join(upper + rest)}", ""]
+    if ops:
+        out += [f"from {dots}_ops import {'acall as call' if is_async else 'call'}"]
     if children:
         out += [f"from . import {', '.join(sorted(children))}"]
     if ops:
-        out += [f"from {dots}_ops import {'acall as call' if is_async else 'call'}", "", "if TYPE_CHECKING:"]
+        out += ["", "if TYPE_CHECKING:"]
         if "Sequence[" in text:
             out += ["    from collections.abc import Sequence", ""]
         out += ["    from typing_extensions import Buffer"]

@@ -9,7 +9,7 @@ use crate::{value, wait};
 use offloop::error::{Error, ErrorKind};
 use offloop::metrics::Histogram;
 use offloop::ops::{self, Control, OpCtx, Params, Splitter};
-use offloop::pool::{Deliver, OnFull, PoolStats, SubmitError, SubmitOptions, Work, priority};
+use offloop::pool::{Deliver, OnFull, PoolOptions, PoolStats, SubmitError, SubmitOptions, Work, priority};
 use offloop::{Bytes, Task, ThreadPool, Value};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -253,6 +253,21 @@ fn op_name(name: &Bound<'_, PyString>) -> PyResult<String> {
 }
 
 impl PyPool {
+    fn submit_with<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>, on_full: Option<OnFull>) -> PyResult<Bound<'py, PyFuture>> {
+        let py = args.py();
+        let (pools, defaults) = self.inner()?;
+        if head(args)?.is_exact_instance_of::<PyString>() {
+            let job = pools.job(args, kwargs, || unreachable!("an op has no target"))?;
+            let task = pools.submit_one(py, job, defaults, on_full, &|| Deliver::Wait)?;
+            return Bound::new(py, PyFuture::of(task));
+        }
+        let future = Bound::new(py, PyFuture::pending())?;
+        let job = pools.job(args, kwargs, || Target::Future(future.clone().unbind()))?;
+        let task = pools.submit_one(py, job, defaults, on_full, &|| Deliver::Wait)?;
+        future.get().set_task(task);
+        Ok(future)
+    }
+
     fn inner(&self) -> PyResult<(&Arc<Pools>, &Defaults)> {
         match self.inner.get() {
             Some((pools, defaults)) => Ok((pools, defaults)),
@@ -297,20 +312,18 @@ impl PyPool {
                 return Err(raise(py, &e));
             }
         };
-        let mut builder = ThreadPool::builder().nice(number(py, "nice", nice)?);
-        if let Some(n) = max_workers {
-            builder = builder.max_workers(number(py, "max_workers", n)?);
-        }
+        let mut options = PoolOptions { nice: number(py, "nice", nice)?, ..PoolOptions::default() };
+        options.max_workers = max_workers.map(|n| number(py, "max_workers", n)).transpose()?;
+        options.max_overdue = max_overdue.map(|n| number(py, "max_overdue", n)).transpose()?;
         if let Some(n) = max_queue {
-            builder = builder.max_queue(number(py, "max_queue", n)?);
-        }
-        if let Some(n) = max_overdue {
-            builder = builder.max_overdue(number(py, "max_overdue", n)?);
+            options.max_queue = number(py, "max_queue", n)?;
         }
         let shown = if name.is_empty() { "pool".to_owned() } else { name.clone() };
         let prefix = if name.is_empty() { "offloop".to_owned() } else { name };
-        let ops = builder.clone().name(shown.clone()).build().map_err(|e| raise(py, &e))?;
-        let pools = Pools::new(py, ops, builder.name(format!("{shown}-python")), prefix, initializer.map(|f| (f, initargs)), wait_when_full, context)?;
+        options.name = shown;
+        let ops = ThreadPool::builder().options(options.clone()).build().map_err(|e| raise(py, &e))?;
+        options.name.push_str("-python");
+        let pools = Pools::new(py, ops, ThreadPool::builder().options(options), prefix, initializer.map(|f| (f, initargs)), wait_when_full, context)?;
         let _ = self.inner.set((Arc::new(pools), Defaults::default()));
         Ok(())
     }
@@ -358,18 +371,7 @@ impl PyPool {
     /// Submits an op by its name, with its inputs and its options by keyword, or a callable with its arguments.
     #[pyo3(signature = (*args, **kwargs), text_signature = "($self, op_or_fn, /, *args, **kwargs)")]
     fn submit<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyFuture>> {
-        let py = args.py();
-        let (pools, defaults) = self.inner()?;
-        if head(args)?.is_exact_instance_of::<PyString>() {
-            let job = pools.job(args, kwargs, || unreachable!("an op has no target"))?;
-            let task = pools.submit_one(py, job, defaults, None, &|| Deliver::Wait)?;
-            return Bound::new(py, PyFuture::of(task));
-        }
-        let future = Bound::new(py, PyFuture::pending())?;
-        let job = pools.job(args, kwargs, || Target::Future(future.clone().unbind()))?;
-        let task = pools.submit_one(py, job, defaults, None, &|| Deliver::Wait)?;
-        future.get().set_task(task);
-        Ok(future)
+        self.submit_with(args, kwargs, None)
     }
 
     /// Submits one task per item, all or none, in one crossing. An item is the one input of an op, or the one argument of a
@@ -434,6 +436,12 @@ impl PyPool {
         PyList::new(py, futures)
     }
 
+    /// As `submit`, beyond `max_queue`: what `map` falls back to, so that it always has a task in flight.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn _admit<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyFuture>> {
+        self.submit_with(args, kwargs, Some(OnFull::Admit))
+    }
+
     /// Starts a task for the running event loop and returns what `run` awaits, or None when an input is so long that it
     /// must be copied in pieces first.
     #[pyo3(signature = (*args, **kwargs))]
@@ -447,7 +455,8 @@ impl PyPool {
         let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind()))?;
         let job = pools.job(args, kwargs, || Target::Awaitable(awaitable.clone().unbind()))?;
         let tag = port.get().expect(&awaitable);
-        let deliver = || Deliver::Queue(port.get().queue(), tag);
+        let queue = port.get().queue();
+        let deliver = || Deliver::Queue(queue.clone(), tag);
         match pools.submit_one(py, job, defaults, Some(OnFull::Admit), &deliver) {
             Ok(task) => {
                 awaitable.get().set_task(task);

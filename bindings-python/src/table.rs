@@ -1,7 +1,7 @@
 //! The op table and the metrics, as Python sees them.
 
 use crate::error::invalid;
-use offloop::metrics::{self, Format};
+use offloop::metrics::{Format, export};
 use offloop::ops::{self, Inputs, ParamDef, ParamDefault, ParamType, Returns};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
@@ -78,7 +78,7 @@ fn metrics(py: Python<'_>, format: &str) -> PyResult<String> {
         "json" => Format::Json,
         other => return Err(invalid(py, "format is neither prometheus nor json", "format", other)),
     };
-    Ok(py.detach(|| metrics::export(format)))
+    Ok(py.detach(|| export(format)))
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

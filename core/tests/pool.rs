@@ -306,6 +306,22 @@ fn shutdown_cancels_what_its_grace_does_not_cover() {
 }
 
 #[test]
+fn cancel_queued_ends_what_waits_and_spares_what_runs() {
+    let pool = pool(1);
+    let (go, running) = gate(&pool, SubmitOptions::default());
+    let waiting: Vec<_> = (0..100).map(|n| pool.submit(int(n), SubmitOptions::default()).expect("submit")).collect();
+    assert_eq!(pool.cancel_queued(), 100);
+    for task in waiting {
+        assert_eq!(kind(task.wait(None)), ErrorKind::Cancelled);
+    }
+    assert!(!running.is_done());
+    go.send(()).expect("running");
+    running.wait(None).expect("result");
+    assert_eq!(pool.submit(int(7), SubmitOptions::default()).expect("submit").wait(None).expect("result").as_int(), Some(7));
+    assert_eq!((pool.stats().queued, pool.stats().cancelled), (0, 100));
+}
+
+#[test]
 fn a_dropped_pool_still_runs_what_is_queued() {
     let p = pool(2);
     let (open, first) = gate(&p, SubmitOptions::default());

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -15,11 +17,9 @@ from ._native import Full, InvalidError, TimeoutError, _Pool
 from ._stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from ._native import Future
 
@@ -64,7 +64,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         context: Any = None,
     ) -> None:
         if max_workers is not None and max_workers <= 0:
-            raise InvalidError("invalid: max_workers must be greater than 0 (value=%r)" % (max_workers,))
+            raise InvalidError(f"invalid: max_workers must be greater than 0 (value={max_workers!r})")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._open(
@@ -107,7 +107,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         Keyword arguments go to every call. Closing the iterator cancels what was not started.
         """
         if chunksize is not None and chunksize < 1:
-            raise InvalidError("invalid: chunksize is out of range (value=%r, min=1)" % (chunksize,))
+            raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
         end = None if timeout is None else time.monotonic() + timeout
         source = _Source(self, fn, zip(*iterables), kwargs)
         source.fill()
@@ -183,7 +183,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         a lost worker; threads are not lost, so it changes nothing here.
         """
         if not isinstance(retries, int) or retries < 0:
-            raise InvalidError("invalid: option is out of range (option=retries, value=%r, min=0)" % (retries,))
+            raise InvalidError(f"invalid: option is out of range (option=retries, value={retries!r}, min=0)")
         view = self.__class__.__new__(self.__class__)
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)
         return view
@@ -233,7 +233,8 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         def wait() -> None:
             self._wait_closed()
-            loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
 
         threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
         await done
@@ -273,28 +274,29 @@ class _Source:
         self.futures: deque[Future[Any]] = deque()
         self.more = True
 
-    def fill(self) -> None:
-        """Submits until the window is full; a full queue is no error while something is in flight."""
-        while self.more and len(self.futures) < self.window:
-            rows = list(itertools.islice(self.rows, min(_BATCH, self.window - len(self.futures))))
-            if len(rows) < _BATCH and len(self.futures) + len(rows) < self.window:
-                self.more = False
+    def fill(self, elsewhere: int = 0) -> None:
+        """Submits until the window is full. A full queue ends it, except that one task is always in flight."""
+        while self.more and (room := self.window - len(self.futures) - elsewhere) > 0:
+            rows = list(itertools.islice(self.rows, min(_BATCH, room)))
             if not rows:
+                self.more = False
                 return
+            done = 0
             try:
                 if len(rows[0]) == 1:
                     self.futures.extend(self.pool.submit_many(self.fn, [row[0] for row in rows], **self.kwargs))
+                    done = len(rows)
                 else:
-                    while rows:
-                        self.futures.append(self.pool.submit(self.fn, *rows[0], **self.kwargs))
-                        rows.pop(0)
+                    for row in rows:
+                        self.futures.append(self.pool.submit(self.fn, *row, **self.kwargs))
+                        done += 1
             except Full:
-                if not self.futures and len(rows) == 1:
-                    raise
-                # Room comes with the next result: keep what was not taken for then, and in smaller steps.
-                self.rows = itertools.chain(rows, self.rows)
-                self.more = True
-                self.window = max(1, len(self.futures) or len(rows) // 2)
+                if not self.futures and not elsewhere:
+                    self.futures.append(self.pool._admit(self.fn, *rows[0], **self.kwargs))
+                    done = 1
+                # Room comes with the next result.
+                self.rows = itertools.chain(rows[done:], self.rows)
+                return
 
     def cancel(self) -> None:
         for future in self.futures:
@@ -309,7 +311,7 @@ class _Source:
                 finally:
                     future.cancel()
                     del future
-                if len(self.futures) <= self.window - _BATCH or not self.futures:
+                if len(self.futures) <= self.window - _BATCH:
                     self.fill()
         finally:
             self.cancel()
@@ -323,7 +325,6 @@ class _Source:
                 done.append(future)
                 bell.notify()
 
-        known = 0
         waiting: set[Future[Any]] = set()
         try:
             while True:
@@ -336,15 +337,12 @@ class _Source:
                 with bell:
                     left = None if end is None else end - time.monotonic()
                     if not bell.wait_for(lambda: done, left):
-                        raise TimeoutError("timeout: the results are not there yet (waiting=%d)" % len(waiting))
+                        raise TimeoutError(f"timeout: the results are not there yet (waiting={len(waiting)})")
                     future = done.popleft()
                 waiting.discard(future)
-                known += 1
                 yield future.result()
-                if self.more and len(waiting) <= self.window - _BATCH or not waiting:
-                    self.window -= len(waiting)
-                    self.fill()
-                    self.window += len(waiting)
+                if len(waiting) <= self.window - _BATCH:
+                    self.fill(len(waiting))
         finally:
             for future in waiting:
                 future.cancel()
@@ -357,8 +355,6 @@ _default_lock = threading.Lock()
 def default_pool() -> ThreadPool:
     """The pool behind `offloop.ops`: one per process, with `OFFLOOP_THREADS` threads (default: usable cores). It is not closed by hand."""
     global _default
-    import os
-
     with _default_lock:
         if _default is None or _default[0] != os.getpid():
             pool = _DefaultPool.__new__(_DefaultPool)
