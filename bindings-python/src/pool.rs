@@ -118,7 +118,7 @@ impl Pools {
 
     fn check_open(&self, py: Python<'_>) -> PyResult<()> {
         if EXITING.load(Ordering::Relaxed) {
-            return Err(raise(py, &Error::new(ErrorKind::Closed, "the interpreter is shutting down")));
+            return Err(raise(py, &Error::new(ErrorKind::Closed, "cannot schedule new futures after interpreter shutdown")));
         }
         Ok(())
     }
@@ -529,6 +529,11 @@ impl PyPool {
             wait::until(py, None, |slice| Ok(pool.wait_closed(Some(slice))))?;
         }
         Ok(())
+    }
+
+    /// The initializer raised.
+    fn _is_broken(&self) -> PyResult<bool> {
+        Ok(self.inner()?.0.hosting.broken().is_some())
     }
 
     #[getter]

@@ -239,6 +239,11 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
         await done
 
+    @property
+    def _broken(self) -> bool:
+        """ThreadPoolExecutor's name for: the initializer raised."""
+        return self._is_broken()
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"max_workers={self._max_workers}"
         return f"<ThreadPool {state}>"
@@ -260,6 +265,13 @@ async def _azip(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> As
             except (StopIteration, StopAsyncIteration):
                 return
         yield tuple(row)
+
+
+def _take(future: Future[Any], end: float | None) -> Any:
+    try:
+        return future.result(None if end is None else end - time.monotonic())
+    finally:
+        future.cancel()
 
 
 class _Source:
@@ -305,12 +317,8 @@ class _Source:
     def ordered(self, end: float | None) -> Iterator[Any]:
         try:
             while self.futures:
-                future = self.futures.popleft()
-                try:
-                    yield future.result(None if end is None else end - time.monotonic())
-                finally:
-                    future.cancel()
-                    del future
+                # No name here refers to the result while it is yielded, so the consumer alone keeps it.
+                yield _take(self.futures.popleft(), end)
                 if len(self.futures) <= self.window - _BATCH:
                     self.fill()
         finally:
@@ -340,7 +348,9 @@ class _Source:
                         raise TimeoutError(f"timeout: the results are not there yet (waiting={len(waiting)})")
                     future = done.popleft()
                 waiting.discard(future)
-                yield future.result()
+                result = [future.result()]
+                del future
+                yield result.pop()
                 if len(waiting) <= self.window - _BATCH:
                     self.fill(len(waiting))
         finally:
