@@ -248,7 +248,7 @@ impl Pools {
 fn op_name(name: &Bound<'_, PyString>) -> PyResult<String> {
     match name.to_str() {
         Ok(name) => Ok(name.to_owned()),
-        Err(_) => Err(invalid(name.py(), "op name is not valid Unicode", "op", format!("{:?}", name.to_string_lossy()))),
+        Err(_) => Err(invalid(name.py(), "op name is not valid Unicode", "op", name.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned()))),
     }
 }
 

@@ -42,7 +42,7 @@ fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
     }
     if let Ok(s) = object.cast::<PyString>() {
         // Lone surrogates have no UTF-8 form.
-        let text = s.to_str().map_err(|_| raise(py, &Error::invalid("text is not valid Unicode").with("text", format!("{:?}", s.to_string_lossy()))))?;
+        let text = s.to_str().map_err(|_| raise(py, &Error::invalid("text is not valid Unicode").with("text", s.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned()))))?;
         return Ok(Value::from(text.to_owned()));
     }
     if let Ok(i) = object.cast::<PyInt>() {
