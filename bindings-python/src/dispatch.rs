@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub(crate) enum Item {
     /// A future with callbacks or waiters is done.
-    Done(Py<PyFuture>, Pending),
+    Done(Py<PyFuture>),
     /// A pool of callables wants threads.
     Start(Arc<Hosting>),
     /// A loop without `add_reader` has events. Holds a weak reference to its port.
@@ -98,7 +98,7 @@ fn _dispatch(py: Python<'_>) {
         });
         for item in items {
             match item {
-                Item::Done(future, _pending) => tell_guarded(py, &future),
+                Item::Done(future) => tell_guarded(py, &future),
                 Item::Start(hosting) => hosting.start_wanted(py),
                 Item::Ring(weak) => Port::ring(py, &weak),
             }

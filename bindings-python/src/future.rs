@@ -7,7 +7,7 @@
 //! they look, and expect that nothing changes meanwhile. A native task does not ask, so once `_condition` was handed out,
 //! `_state` says what was *published* under it, while `done()` and `result()` say what is.
 
-use crate::dispatch::{self, Item};
+use crate::dispatch::{self, Item, Pending};
 use crate::error::{invalid, raise};
 use crate::value;
 use crate::wait;
@@ -80,6 +80,8 @@ struct State {
     /// What the callable returned or raised, until core says that it counts.
     host: Option<PyResult<Py<PyAny>>>,
     callbacks: Vec<Py<PyAny>>,
+    /// Held while callbacks wait: the exit of the interpreter waits for them.
+    pending: Option<Pending>,
     /// A native callback will bring this future to a Python thread when it is done.
     watched: bool,
     stdlib: Option<Box<Stdlib>>,
@@ -147,11 +149,10 @@ impl PyFuture {
     fn watch(slf: &Bound<'_, Self>) {
         dispatch::ensure_thread(slf.py());
         let this = slf.clone().unbind();
-        let pending = dispatch::Pending::new();
         slf.get().task().on_done(move |_| {
             // A worker that finishes a callable tells the future itself, on its own Python thread.
             if !dispatch::worker_tells() {
-                dispatch::push(Item::Done(this, pending));
+                dispatch::push(Item::Done(this));
             }
         });
     }
@@ -160,10 +161,10 @@ impl PyFuture {
     pub(crate) fn tell(slf: &Bound<'_, Self>) {
         let py = slf.py();
         let this = slf.get();
-        let (callbacks, stdlib) = {
+        let (callbacks, _pending, stdlib) = {
             let mut state = this.lock();
             let stdlib = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
-            (std::mem::take(&mut state.callbacks), stdlib)
+            (std::mem::take(&mut state.callbacks), state.pending.take(), stdlib)
         };
         if let Some(condition) = stdlib {
             if let Err(e) = Self::publish(slf, condition.bind(py)) {
@@ -296,6 +297,7 @@ impl PyFuture {
                 None
             } else {
                 state.callbacks.push(r#fn.clone().unbind());
+                state.pending.get_or_insert_with(Pending::new);
                 Some(!std::mem::replace(&mut state.watched, true))
             }
         };

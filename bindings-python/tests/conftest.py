@@ -9,9 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 import offloop
+import pytest
 
 PACKAGE = Path(offloop.__file__).parent.parent
 

@@ -7,10 +7,16 @@ What is left out, and why, is `LEFT_OUT`; a name there that does not exist any m
 import sys
 import unittest
 
-from test.test_concurrent_futures import executor, test_as_completed, test_init, test_shutdown, test_thread_pool, test_wait
-from test.test_concurrent_futures.util import BaseTestCase, ThreadPoolMixin
-
 import offloop
+from test.test_concurrent_futures import (
+    executor,
+    test_as_completed,
+    test_init,
+    test_shutdown,
+    test_thread_pool,
+    test_wait,
+)
+from test.test_concurrent_futures.util import BaseTestCase, ThreadPoolMixin
 
 # (class, method): reason
 LEFT_OUT = {

@@ -8,9 +8,8 @@ import gc
 import threading
 import weakref
 
-import pytest
-
 import offloop
+import pytest
 
 try:
     import uvloop

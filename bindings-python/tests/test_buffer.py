@@ -9,9 +9,8 @@ import os
 import pickle
 import threading
 
-import pytest
-
 import offloop
+import pytest
 from offloop import TransferBuffer
 
 np = pytest.importorskip("numpy")

@@ -12,9 +12,8 @@ import threading
 import traceback
 import weakref
 
-import pytest
-
 import offloop
+import pytest
 
 
 def test_result_is_the_same_object_every_time(pool):

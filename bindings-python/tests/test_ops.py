@@ -17,9 +17,8 @@ import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-
 import offloop
+import pytest
 from offloop import _native, ops
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +97,10 @@ def same(got, want):
 
 
 def entries(kind):
+    return list(every_entry(kind))
+
+
+def every_entry(kind):
     for path in sorted((VECTORS / "ops").glob("*.json")):
         vectors = json.loads(path.read_text())
         for n, entry in enumerate(vectors.get(kind, [])):

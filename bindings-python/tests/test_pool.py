@@ -13,9 +13,8 @@ import time
 import weakref
 from pathlib import Path
 
-import pytest
-
 import offloop
+import pytest
 
 
 def occupy(pool, gate):

@@ -13,4 +13,5 @@ async def acall(name: str, inputs: tuple[Any, ...], params: dict[str, Any]) -> A
     started = _native._start(name, inputs, params)
     if started is None:
         started = _native._start(name, tuple(await _aio.copied(inputs)), params)
+        assert started is not None, "nothing is left to copy"
     return await started

@@ -88,9 +88,10 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
             started = self._start(op_or_fn, *await _aio.copied(args), **kwargs)
+            assert started is not None, "nothing is left to copy"
         return await started
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Any,
         *iterables: Iterable[Any],
@@ -193,7 +194,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         A plugin is native code: a bad one can crash the process.
         """
-        return self._load(plugin)
+        return self._load(os.fspath(plugin))
 
     def resize(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
         """Changes how many threads of each kind stay when idle, and how many there may be. Surplus ones leave when free."""
@@ -229,12 +230,16 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         """Shuts down without holding the loop."""
         self._close()
         loop = asyncio.get_running_loop()
-        done = loop.create_future()
+        done: asyncio.Future[None] = loop.create_future()
 
         def wait() -> None:
             self._wait_closed()
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(resolve)
+
+        def resolve() -> None:
+            if not done.done():
+                done.set_result(None)
 
         threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
         await done

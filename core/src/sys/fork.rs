@@ -82,13 +82,14 @@ impl<T: Send + Sync> ForkCell<T> {
 
 impl<T> Drop for ForkCell<T> {
     fn drop(&mut self) {
-        let made = *self.current.get_mut();
-        // SAFETY: a non-null pointer came from `Box::into_raw` in `get`, and `&mut self` is the only way to it now.
-        let Some((made_in, _)) = (unsafe { made.as_ref() }) else { return };
-        // The parent's value is left alone in a forked child, as in `get`.
-        if *made_in == epoch() {
-            // SAFETY: as above; freed once, here.
-            drop(unsafe { Box::from_raw(made) });
+        let last = *self.current.get_mut();
+        // SAFETY: a non-null pointer was made by `Box::into_raw` in `get`, is freed nowhere else once it is published, and
+        // `&mut self` says that nobody reads it.
+        if let Some((made_in, _)) = unsafe { last.as_ref() } {
+            if *made_in == epoch() {
+                // SAFETY: as above.
+                drop(unsafe { Box::from_raw(last) });
+            }
         }
     }
 }
