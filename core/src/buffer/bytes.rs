@@ -1,6 +1,7 @@
 //! Read-only bytes of one task.
 
 use crate::buffer::Region;
+use crate::error::Result;
 use std::any::Any;
 use std::fmt;
 use std::ops::Deref;
@@ -41,14 +42,6 @@ impl Bytes {
         Bytes(Repr::Region(region, len))
     }
 
-    /// The whole region behind these bytes, if that is what they are.
-    pub(crate) fn into_region(self) -> Result<Arc<Region>, Bytes> {
-        match self.0 {
-            Repr::Region(region, len) if region.len() == len => Ok(region),
-            other => Err(Bytes(other)),
-        }
-    }
-
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
@@ -60,6 +53,25 @@ impl Bytes {
             Repr::Region(r, len) => unsafe { std::slice::from_raw_parts(r.as_ptr(), *len) },
             // SAFETY: contract of `from_foreign`.
             Repr::Foreign { ptr, len, .. } => unsafe { std::slice::from_raw_parts(*ptr, *len) },
+        }
+    }
+
+    /// The bytes as a region that nobody else has: moved where they own their memory whole, else copied.
+    pub(crate) fn into_region(self) -> Result<Arc<Region>> {
+        match self.0 {
+            Repr::Region(region, len) if len == region.len() && Arc::strong_count(&region) == 1 => Ok(region),
+            Repr::Vec(mut v) => {
+                let (ptr, len) = (v.as_mut_ptr(), v.len());
+                // SAFETY: the vector is the guard; moving it does not move its allocation.
+                Ok(unsafe { Region::foreign(ptr, len, Box::new(v)) })
+            }
+            other => {
+                let bytes = Bytes(other);
+                let region = Region::heap_for_overwrite(bytes.len())?;
+                // SAFETY: the region is new, ours alone and at least `bytes.len()` long.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), region.as_ptr(), bytes.len()) };
+                Ok(region)
+            }
         }
     }
 

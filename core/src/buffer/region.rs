@@ -9,6 +9,7 @@ use crate::sync::lock;
 use crate::sys::{self, fork::ForkCell};
 use memmap2::MmapRaw;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
@@ -18,13 +19,24 @@ const CACHE_MIN: usize = 64 << 10;
 const CACHE_BYTES: usize = 64 << 20;
 
 enum Memory {
-    Heap { ptr: *mut u8, layout: Layout },
-    Shared { map: MmapRaw, fd: OwnedFd },
+    Heap {
+        ptr: *mut u8,
+        layout: Layout,
+    },
+    Shared {
+        map: MmapRaw,
+        fd: OwnedFd,
+    },
+    /// Somebody else's allocation, given back by dropping the guard.
+    Foreign {
+        ptr: *mut u8,
+        _guard: Box<dyn Any + Send>,
+    },
 }
 
 // SAFETY: plain memory; `Region` decides who may touch it.
 unsafe impl Send for Memory {}
-// SAFETY: as above; no method of `&Memory` reads or writes the bytes.
+// SAFETY: as above; no method of `&Memory` reads or writes the bytes, and the guard is not reachable through it.
 unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
@@ -139,6 +151,16 @@ impl Region {
         Ok(Region::new(Memory::Shared { map, fd }, len, true))
     }
 
+    /// Memory of the host that belongs to the region until it is dropped, which drops `guard`.
+    ///
+    /// # Safety
+    /// `ptr..ptr+len` stays valid and is touched by nobody else until `guard` is dropped; `guard` may be dropped on any thread.
+    #[must_use]
+    pub unsafe fn foreign(ptr: *mut u8, len: usize, guard: Box<dyn Any + Send>) -> Arc<Region> {
+        let ptr = if ptr.is_null() { std::ptr::dangling_mut() } else { ptr };
+        Region::new(Memory::Foreign { ptr, _guard: guard }, len, false)
+    }
+
     fn new(memory: Memory, len: usize, exported: bool) -> Arc<Region> {
         Arc::new(Region { memory: Some(memory), len, epoch: sys::fork::epoch(), exported: AtomicBool::new(exported) })
     }
@@ -147,7 +169,7 @@ impl Region {
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         match self.memory.as_ref() {
-            Some(Memory::Heap { ptr, .. }) => *ptr,
+            Some(Memory::Heap { ptr, .. } | Memory::Foreign { ptr, .. }) => *ptr,
             Some(Memory::Shared { map, .. }) => map.as_mut_ptr(),
             None => std::ptr::null_mut(),
         }
@@ -198,6 +220,8 @@ impl Drop for Region {
         let size = match &memory {
             Memory::Heap { layout, .. } => layout.size(),
             Memory::Shared { .. } => self.len,
+            // Never kept: the owner wants it back now.
+            Memory::Foreign { .. } => return,
         };
         if !(CACHE_MIN..=CACHE_BYTES / 2).contains(&size) || self.is_exported() || self.is_forked() {
             return;

@@ -65,15 +65,22 @@ impl TransferBuffer {
         Ok(TransferBuffer { region: Some(region) })
     }
 
-    /// The bytes of a task's input as a buffer again: moved when they are a buffer's own, copied otherwise.
+    /// A buffer of bytes, moved where they own their memory, copied where they only borrow it.
     ///
     /// # Errors
-    /// `Os` (`ENOMEM`) for a copy.
+    /// `Os` (`ENOMEM`) when they had to be copied.
     pub fn from_bytes(bytes: Bytes) -> Result<TransferBuffer> {
-        match bytes.into_region() {
-            Ok(region) => Ok(TransferBuffer { region: Some(region) }),
-            Err(bytes) => TransferBuffer::from_slice(&bytes),
-        }
+        Ok(TransferBuffer { region: Some(bytes.into_region()?) })
+    }
+
+    /// A buffer of the host's memory, without a copy. Dropping `guard` gives the memory back.
+    ///
+    /// # Safety
+    /// `ptr..ptr+len` stays valid and is touched by nobody else until `guard` is dropped; `guard` may be dropped on any thread.
+    #[must_use]
+    pub unsafe fn from_foreign(ptr: *mut u8, len: usize, guard: Box<dyn std::any::Any + Send>) -> TransferBuffer {
+        // SAFETY: this function's contract.
+        TransferBuffer { region: Some(unsafe { Region::foreign(ptr, len, guard) }) }
     }
 
     /// Maps a sealed memfd of another process, who may still write it.
@@ -192,14 +199,22 @@ impl TransferBuffer {
     /// # Errors
     /// `Detached`, `Forked`.
     pub fn take_bytes(&mut self) -> Result<Bytes> {
-        if self.region()?.is_exported() {
-            let copy = self.to_vec()?;
-            self.region = None;
-            return Ok(copy.into());
+        let bytes = self.share_bytes()?;
+        self.region = None;
+        Ok(bytes)
+    }
+
+    /// The bytes for a task, while the caller keeps this buffer out of everybody's reach until the task is accepted and then
+    /// drops it: so that a refused call leaves the buffer as it was. Copied when a peer may write them.
+    ///
+    /// # Errors
+    /// `Detached`, `Forked`.
+    pub(crate) fn share_bytes(&self) -> Result<Bytes> {
+        let region = self.region()?;
+        if region.is_exported() {
+            return Ok(self.to_vec()?.into());
         }
-        let region = self.region.take().expect("checked above");
-        let len = region.len();
-        Ok(Bytes::from_region(region, len))
+        Ok(Bytes::from_region(region.clone(), region.len()))
     }
 }
 
