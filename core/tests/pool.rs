@@ -1,6 +1,6 @@
 //! What a pool promises, seen from outside.
 
-use offloop::pool::{Deliver, Event, OnFull, SubmitOptions, Work};
+use offloop::pool::{Deliver, Event, HostedWorker, Next, OnFull, SubmitOptions, Work};
 use offloop::{CompletionQueue, Error, ErrorKind, ThreadPool, Value};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -303,6 +303,60 @@ fn shutdown_cancels_what_its_grace_does_not_cover() {
     }
     assert_eq!(p.stats().queued, 0);
     drop(open);
+}
+
+#[test]
+fn cancel_queued_ends_what_waits_and_spares_what_runs() {
+    let pool = pool(1);
+    let (go, running) = gate(&pool, SubmitOptions::default());
+    let waiting: Vec<_> = (0..100).map(|n| pool.submit(int(n), SubmitOptions::default()).expect("submit")).collect();
+    assert_eq!(pool.cancel_queued(), 100);
+    for task in waiting {
+        assert_eq!(kind(task.wait(None)), ErrorKind::Cancelled);
+    }
+    assert!(!running.is_done());
+    go.send(()).expect("running");
+    running.wait(None).expect("result");
+    assert_eq!(pool.submit(int(7), SubmitOptions::default()).expect("submit").wait(None).expect("result").as_int(), Some(7));
+    assert_eq!((pool.stats().queued, pool.stats().cancelled), (0, 100));
+}
+
+#[test]
+fn a_hosted_pool_is_closed_when_its_last_task_has_returned() {
+    let spawner = |mut worker: HostedWorker| {
+        std::thread::spawn(move || {
+            loop {
+                let mut task = match worker.try_next() {
+                    Some(task) => task,
+                    None => match worker.next() {
+                        Next::Task(task) => task,
+                        Next::Interrupted => continue,
+                        Next::Exit => return,
+                    },
+                };
+                let work = task.take_payload().expect("payload").downcast::<mpsc::Receiver<()>>().expect("a gate");
+                let _ = work.recv();
+                worker.finish(task, Ok(Value::Nil));
+            }
+        });
+        Ok(())
+    };
+    let pool = ThreadPool::builder().max_workers(2).hosted(Arc::new(spawner)).build().expect("pool");
+    let submit = || {
+        let (go, gate) = mpsc::channel::<()>();
+        (go, pool.submit(Work::hosted(Box::new(gate)), SubmitOptions::default()).expect("submit"))
+    };
+    let (first, second) = (submit(), submit());
+    while !(first.1.is_running() && second.1.is_running()) {
+        std::thread::yield_now();
+    }
+    pool.close();
+    drop(first.0);
+    first.1.wait(None).expect("result");
+    assert!(!pool.wait_closed(Some(Duration::from_millis(50))), "one task is still running");
+    drop(second.0);
+    assert!(pool.wait_closed(None));
+    assert!(second.1.is_done());
 }
 
 #[test]

@@ -199,22 +199,10 @@ impl TransferBuffer {
     /// # Errors
     /// `Detached`, `Forked`.
     pub fn take_bytes(&mut self) -> Result<Bytes> {
-        let bytes = self.share_bytes()?;
-        self.region = None;
+        // SAFETY: `&mut self`, and the handle is detached right away.
+        let bytes = unsafe { self.lend() }?;
+        self.detach();
         Ok(bytes)
-    }
-
-    /// The bytes for a task, while the caller keeps this buffer out of everybody's reach until the task is accepted and then
-    /// drops it: so that a refused call leaves the buffer as it was. Copied when a peer may write them.
-    ///
-    /// # Errors
-    /// `Detached`, `Forked`.
-    pub(crate) fn share_bytes(&self) -> Result<Bytes> {
-        let region = self.region()?;
-        if region.is_exported() {
-            return Ok(self.to_vec()?.into());
-        }
-        Ok(Bytes::from_region(region.clone(), region.len()))
     }
 
     /// The bytes for a task that may yet be refused: this handle keeps them until [`detach`](Self::detach). A copy where

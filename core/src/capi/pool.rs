@@ -463,7 +463,8 @@ unsafe fn prepare(pool: &ThreadPool, call: &offloop_call) -> Result<Prepared> {
                 // SAFETY: an element of the caller's array, which is the caller's to write.
                 let mut input: Moved<offloop_buffer> = unsafe { ffi::moved(std::ptr::from_ref(place).cast_mut(), "inputs_io") }?;
                 if let Object::Buffer(buffer) = input.object() {
-                    bytes.push(buffer.share_bytes()?);
+                    // SAFETY: `Moved` keeps the buffer from everybody until it is given back or dropped.
+                    bytes.push(unsafe { buffer.lend() }?);
                 }
                 inputs.push(input);
             }

@@ -704,38 +704,48 @@ impl Inner {
         futex::wake(&self.closed, u32::MAX);
     }
 
-    /// Cancels everything that is left.
-    fn terminate(self: &Arc<Inner>) {
-        self.close();
-        let mut taken: Vec<Arc<Core>> = Vec::new();
-        let mut running: Vec<Arc<Core>> = Vec::new();
-        {
-            let mut state = lock(&self.state);
-            self.take_injected(&mut state);
-            taken.append(&mut state.sched.drain_all());
-            let dropped = state.sched.take_dropped();
-            self.ready.store(0, Ordering::SeqCst);
-            for slot in self.slots() {
-                slot.keyed.store(0, Ordering::SeqCst);
-            }
-            drop(state);
-            self.forget_tombstones(dropped);
-            self.release_space(taken.len());
+    /// Takes everything that no worker has started out of the scheduler and out of the workers' batches.
+    fn take_waiting(self: &Arc<Inner>) -> Vec<Arc<Core>> {
+        let mut state = lock(&self.state);
+        self.take_injected(&mut state);
+        let mut taken = state.sched.drain_all();
+        let dropped = state.sched.take_dropped();
+        self.ready.store(0, Ordering::SeqCst);
+        for slot in self.slots() {
+            slot.keyed.store(0, Ordering::SeqCst);
         }
+        drop(state);
+        self.forget_tombstones(dropped);
+        self.release_space(taken.len());
         for slot in self.slots() {
             let mut local = lock(&slot.local);
             taken.extend(local.batch.drain(..));
             slot.batch_len.store(0, Ordering::SeqCst);
-            running.extend(local.current.clone());
         }
-        let why = || Error::new(ErrorKind::Cancelled, "the pool was shut down").with("pool", &self.config.options.name);
-        for core in &taken {
+        taken
+    }
+
+    /// Cancels what is not started. Returns how many tasks that ended.
+    fn cancel_queued(self: &Arc<Inner>, why: &str) -> usize {
+        let mut ended = 0;
+        for core in self.take_waiting() {
+            let error = Error::new(ErrorKind::Cancelled, why.to_owned()).with("pool", &self.config.options.name);
+            ended += usize::from(self.end_queued(&core, error));
             // Buried before or here: either way it is a tombstone that nobody will find in the queue.
-            self.end(core, why());
             self.tombstones.fetch_sub(1, Ordering::SeqCst);
         }
+        self.wake_all(); // workers of a closing pool look whether there is anything left
+        ended
+    }
+
+    /// Cancels everything that is left.
+    fn terminate(self: &Arc<Inner>) {
+        const WHY: &str = "the pool was shut down";
+        self.close();
+        self.cancel_queued(WHY);
+        let running: Vec<Arc<Core>> = self.slots().filter_map(|slot| lock(&slot.local).current.clone()).collect();
         for core in &running {
-            self.end(core, why());
+            self.end(core, Error::new(ErrorKind::Cancelled, WHY).with("pool", &self.config.options.name));
         }
         self.wake_all();
         self.mark_closed(&mut lock(&self.state));
@@ -1155,6 +1165,11 @@ impl ThreadPool {
             futex::wait(&inner.closed, 0, left);
         }
         true
+    }
+
+    /// Cancels everything that was not started and goes on with the rest. Returns how many tasks that ended.
+    pub fn cancel_queued(&self) -> usize {
+        self.inner().cancel_queued("the pool's waiting tasks were cancelled")
     }
 
     /// Cancels everything that has no outcome yet and refuses new tasks.

@@ -75,8 +75,8 @@ pub(super) struct Worker {
     /// Consecutive searches that found nothing.
     misses: u32,
     now_ns: u64,
-    /// The slot has a new owner.
-    replaced: bool,
+    /// It left, or the slot has a new owner: it must neither take nor leave again.
+    gone: bool,
 }
 
 /// The body of a native worker's thread.
@@ -94,12 +94,12 @@ pub(super) fn run(pool: Arc<Inner>, me: Turn, searching: bool) {
 impl Worker {
     pub(super) fn new(pool: Arc<Inner>, me: Turn, searching: bool) -> Worker {
         let writer = pool.metrics.writer(me.slot);
-        Worker { pool, me, writer, busy: false, searching, cost_ns: UNKNOWN_NS, key_done: None, misses: 0, now_ns: 0, replaced: false }
+        Worker { pool, me, writer, busy: false, searching, cost_ns: UNKNOWN_NS, key_done: None, misses: 0, now_ns: 0, gone: false }
     }
 
     /// The next task, already taken off the queue but not started.
     pub(super) fn next(&mut self) -> Found {
-        if self.replaced {
+        if self.gone {
             return Found::Leave;
         }
         loop {
@@ -121,17 +121,23 @@ impl Worker {
 
     /// The next task if there is one now.
     pub(super) fn try_next(&mut self) -> Option<Arc<Core>> {
-        if self.replaced {
+        if self.gone {
             return None;
         }
         if let Some(core) = self.pop_local() {
             return Some(core);
         }
-        if matches!(self.refill(), Refill::Some) {
-            self.now_ns = clock::monotonic_ns();
-            return self.pop_local();
+        match self.refill() {
+            Refill::Some => {
+                self.now_ns = clock::monotonic_ns();
+                self.pop_local()
+            }
+            Refill::Leave => {
+                self.gone = true;
+                None
+            }
+            Refill::Empty | Refill::NoPermit => None,
         }
-        None
     }
 
     fn owns_slot(&self) -> bool {
@@ -440,7 +446,7 @@ impl Worker {
             let mut state = lock(&self.pool.state);
             if !self.owns_slot() {
                 state.replaced -= 1;
-                self.replaced = true;
+                self.gone = true;
                 return; // the slot's counters belong to its new owner
             }
         }

@@ -1,0 +1,93 @@
+"""Keeps event loops free: native pools, transferable buffers and native ops.
+
+>>> import offloop
+>>> offloop.ops.sha256(b"hello", encoding="hex")[:8]
+'2cf24dba'
+>>> with offloop.ThreadPool(max_workers=2) as pool:
+...     pool.submit("crc32", b"hello").result()
+907060870
+"""
+
+from __future__ import annotations
+
+from . import ops
+from ._native import (
+    CancelledError,
+    ClosedError,
+    CorruptError,
+    DegradedError,
+    DetachedError,
+    Empty,
+    ExistsError,
+    ForkedError,
+    Full,
+    Future,
+    InUseError,
+    InvalidError,
+    NotFoundError,
+    OffloopError,
+    OsError,
+    PanicError,
+    PeerDiedError,
+    StartFailedError,
+    Task,
+    TaskFailedError,
+    TimeoutError,
+    TooLargeError,
+    TransferBuffer,
+    UnserializableError,
+    UnsupportedError,
+    VersionError,
+    WorkerLostError,
+    __version__,
+    current_task,
+    metrics,
+    revoke_token,
+)
+from ._pool import ThreadPool, default_pool
+from ._stats import Histogram, PoolStats
+
+__all__ = [
+    "CancelledError",
+    "ClosedError",
+    "CorruptError",
+    "DegradedError",
+    "DetachedError",
+    "Empty",
+    "ExistsError",
+    "ForkedError",
+    "Full",
+    "Future",
+    "Histogram",
+    "InUseError",
+    "InvalidError",
+    "NotFoundError",
+    "OffloopError",
+    "OsError",
+    "PanicError",
+    "PeerDiedError",
+    "PoolStats",
+    "StartFailedError",
+    "Task",
+    "TaskFailedError",
+    "ThreadPool",
+    "TimeoutError",
+    "TooLargeError",
+    "TransferBuffer",
+    "UnserializableError",
+    "UnsupportedError",
+    "VersionError",
+    "WorkerLostError",
+    "__version__",
+    "current_task",
+    "default_pool",
+    "metrics",
+    "ops",
+    "revoke_token",
+]
+
+for _name in __all__:
+    # Names that users see are the package's, in tracebacks and in pickles.
+    if getattr(globals()[_name], "__module__", "").startswith("offloop."):
+        globals()[_name].__module__ = "offloop"
+del _name

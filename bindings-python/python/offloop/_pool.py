@@ -1,0 +1,383 @@
+"""ThreadPool: native ops by name, or any callable; a concurrent.futures.Executor."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import _aio, _threads
+from ._native import Full, InvalidError, TimeoutError, _Pool
+from ._stats import Histogram, PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from ._native import Future
+
+T = TypeVar("T")
+
+# Tasks that `map` keeps in flight, per worker and at least: enough that no worker waits for the consumer, few enough that
+# an endless iterable is read only as far as needed.
+_WINDOW_PER_WORKER = 64
+_WINDOW_MIN = 1024
+_BATCH = 64
+
+
+class ThreadPool(_Pool, concurrent.futures.Executor):
+    """Runs native ops by name and Python callables on threads of its own. Drop-in for ThreadPoolExecutor.
+
+    `pool.submit("sha256", data, encoding="hex")` runs an op on a native thread, without the GIL.
+    `pool.submit(fn, *args, **kwargs)` runs a callable on a Python thread, with a copy of the caller's context variables.
+
+    The two kinds of threads are started when there is work for them. `max_workers` (default: the usable cores) bounds
+    each kind: only one Python thread runs bytecode at a time, so the native ones are what uses the cores. `max_queue`
+    (default 65,536) bounds what waits, for each kind. When it is full, `submit` waits for room (`on_full="wait"`) or
+    raises Full (`"reject"`; and always on a thread with a running event loop, where `await pool.run(...)` waits instead).
+
+    `max_overdue` (default: `max_workers`): most threads that replace those stuck in a function whose task has timed out
+    or was killed. `nice` (default 0): niceness of native threads. `context`: what `current_task().context` is.
+
+    At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback
+    waits for them, and cancelled otherwise. A forked child begins with an empty pool; inherited futures raise ForkedError.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_queue: int | None = None,
+        on_full: str = "wait",
+        max_overdue: int | None = None,
+        nice: int = 0,
+        context: Any = None,
+    ) -> None:
+        if max_workers is not None and max_workers <= 0:
+            raise InvalidError(f"invalid: max_workers must be greater than 0 (value={max_workers!r})")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._open(
+            max_workers=max_workers,
+            max_queue=max_queue,
+            max_overdue=max_overdue,
+            nice=nice,
+            name=thread_name_prefix,
+            on_full=on_full,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            context=context,
+        )
+        _threads.pools.add(self)
+
+    async def run(self, op_or_fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs an op or a callable and returns its result. Cancelling the await stops the task.
+
+        Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
+        """
+        started = self._start(op_or_fn, *args, **kwargs)
+        if started is None:
+            started = self._start(op_or_fn, *await _aio.copied(args), **kwargs)
+            assert started is not None, "nothing is left to copy"
+        return await started
+
+    def map(
+        self,
+        fn: Any,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        ordered: bool = True,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Calls an op or a callable with items of the iterables, as `map` does, and yields the results.
+
+        A bounded window of tasks is in flight: it starts to fill now and goes on as results are taken, so an endless
+        iterable is fine and Full is never raised. `ordered=False` yields results as they come. `timeout` counts seconds
+        from this call to each result. `chunksize` is accepted for ProcessPoolExecutor's sake; batching is automatic.
+        Keyword arguments go to every call. Closing the iterator cancels what was not started.
+        """
+        if chunksize is not None and chunksize < 1:
+            raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
+        end = None if timeout is None else time.monotonic() + timeout
+        source = _Source(self, fn, zip(*iterables), kwargs)
+        source.fill()
+        return source.ordered(end) if ordered else source.as_completed(end)
+
+    async def amap(
+        self,
+        fn: Any,
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        timeout: float | None = None,
+        ordered: bool = True,
+        **kwargs: Any,
+    ) -> AsyncIterator[Any]:
+        """`map` for `async for`: over plain and async iterables. Leaving the loop cancels what is in flight."""
+        window = self._window()
+        running: deque[asyncio.Task[Any]] = deque()
+        finished: deque[asyncio.Task[Any]] = deque()
+        wake = asyncio.Event()
+
+        def on_done(task: asyncio.Task[Any]) -> None:
+            finished.append(task)
+            wake.set()
+
+        items = _azip(iterables)
+        more = True
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    while more and len(running) < window:
+                        try:
+                            args = await anext(items)
+                        except StopAsyncIteration:
+                            more = False
+                            break
+                        task = asyncio.ensure_future(self.run(fn, *args, **kwargs))
+                        running.append(task)
+                        if not ordered:
+                            task.add_done_callback(on_done)
+                        if len(running) % _BATCH == 0:
+                            await asyncio.sleep(0)
+                    if not running:
+                        return
+                    if ordered:
+                        yield await running.popleft()
+                        continue
+                    while not finished:
+                        wake.clear()
+                        await wake.wait()
+                    task = finished.popleft()
+                    running.remove(task)
+                    yield task.result()
+        except builtin_timeout as e:
+            if isinstance(e, TimeoutError):
+                raise
+            raise TimeoutError("timeout: the results are not there yet") from None
+        finally:
+            for task in running:
+                task.cancel()
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        retries: int = 0,
+    ) -> Self:
+        """A view of this pool whose calls have these options; it shares threads, queue and end with the pool.
+
+        `timeout`: seconds from start to outcome. `queue_timeout`: longest wait from submit to start, in seconds.
+        `priority`: -128 to 127, higher first. `key`: tasks with one key run in order, one at a time. `retries`: re-runs after
+        a lost worker; threads are not lost, so it changes nothing here.
+        """
+        if not isinstance(retries, int) or retries < 0:
+            raise InvalidError(f"invalid: option is out of range (option=retries, value={retries!r}, min=0)")
+        view = self.__class__.__new__(self.__class__)
+        view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)
+        return view
+
+    def resize(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
+        """Changes how many threads of each kind stay when idle, and how many there may be. Surplus ones leave when free."""
+        self._resize(min_workers, max_workers)
+
+    @property
+    def stats(self) -> PoolStats:
+        """Counts, and times in seconds, since the pool was made; ops and callables together."""
+        d: dict[str, Any] = self._stats()
+        d["wait"] = Histogram(*d["wait"])
+        d["run"] = Histogram(*d["run"])
+        return PoolStats(**d)
+
+    @property
+    def op_names(self) -> list[str]:
+        """Names of the ops that this pool can run, its plugins' included."""
+        return self._op_names()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuses new tasks; with `wait` returns when what was submitted is done. Ctrl-C ends the wait."""
+        self._close()
+        if cancel_futures:
+            self._cancel_queued()
+        if wait:
+            self._wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Shuts down without holding the loop."""
+        self._close()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def wait() -> None:
+            self._wait_closed()
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(resolve)
+
+        def resolve() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
+        await done
+
+    @property
+    def _broken(self) -> bool:
+        """ThreadPoolExecutor's name for: the initializer raised."""
+        return self._is_broken()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"max_workers={self._max_workers}"
+        return f"<ThreadPool {state}>"
+
+    def _window(self) -> int:
+        return max(_WINDOW_MIN, _WINDOW_PER_WORKER * self._max_workers)
+
+
+builtin_timeout = asyncio.TimeoutError
+
+
+async def _azip(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> AsyncIterator[tuple[Any, ...]]:
+    sources = [i.__aiter__() if hasattr(i, "__aiter__") else iter(i) for i in iterables]
+    while sources:
+        row = []
+        for source in sources:
+            try:
+                row.append(await source.__anext__() if hasattr(source, "__anext__") else next(source))
+            except (StopIteration, StopAsyncIteration):
+                return
+        yield tuple(row)
+
+
+def _take(future: Future[Any], end: float | None) -> Any:
+    try:
+        return future.result(None if end is None else end - time.monotonic())
+    finally:
+        future.cancel()
+
+
+class _Source:
+    """The items of one `map`, and its tasks in flight."""
+
+    def __init__(self, pool: ThreadPool, fn: Any, rows: Iterator[tuple[Any, ...]], kwargs: dict[str, Any]) -> None:
+        self.pool = pool
+        self.fn = fn
+        self.rows = rows
+        self.kwargs = kwargs
+        self.window = pool._window()
+        self.futures: deque[Future[Any]] = deque()
+        self.more = True
+
+    def fill(self, elsewhere: int = 0) -> None:
+        """Submits until the window is full. A full queue ends it, except that one task is always in flight."""
+        while self.more and (room := self.window - len(self.futures) - elsewhere) > 0:
+            rows = list(itertools.islice(self.rows, min(_BATCH, room)))
+            if not rows:
+                self.more = False
+                return
+            done = 0
+            try:
+                if len(rows[0]) == 1:
+                    self.futures.extend(self.pool.submit_many(self.fn, [row[0] for row in rows], **self.kwargs))
+                    done = len(rows)
+                else:
+                    for row in rows:
+                        self.futures.append(self.pool.submit(self.fn, *row, **self.kwargs))
+                        done += 1
+            except Full:
+                if not self.futures and not elsewhere:
+                    self.futures.append(self.pool._admit(self.fn, *rows[0], **self.kwargs))
+                    done = 1
+                # Room comes with the next result.
+                self.rows = itertools.chain(rows[done:], self.rows)
+                return
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+    def ordered(self, end: float | None) -> Iterator[Any]:
+        try:
+            while self.futures:
+                # No name here refers to the result while it is yielded, so the consumer alone keeps it.
+                yield _take(self.futures.popleft(), end)
+                if len(self.futures) <= self.window - _BATCH:
+                    self.fill()
+        finally:
+            self.cancel()
+
+    def as_completed(self, end: float | None) -> Iterator[Any]:
+        done: deque[Future[Any]] = deque()
+        bell = threading.Condition()
+
+        def on_done(future: Future[Any]) -> None:
+            with bell:
+                done.append(future)
+                bell.notify()
+
+        waiting: set[Future[Any]] = set()
+        try:
+            while True:
+                while self.futures:
+                    future = self.futures.popleft()
+                    waiting.add(future)
+                    future.add_done_callback(on_done)
+                if not waiting:
+                    return
+                with bell:
+                    left = None if end is None else end - time.monotonic()
+                    if not bell.wait_for(lambda: done, left):
+                        raise TimeoutError(f"timeout: the results are not there yet (waiting={len(waiting)})")
+                    future = done.popleft()
+                waiting.discard(future)
+                result = [future.result()]
+                del future
+                yield result.pop()
+                if len(waiting) <= self.window - _BATCH:
+                    self.fill(len(waiting))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+_default: tuple[int, ThreadPool] | None = None
+_default_lock = threading.Lock()
+
+
+def default_pool() -> ThreadPool:
+    """The pool behind `offloop.ops`: one per process, with `OFFLOOP_THREADS` threads (default: usable cores). It is not closed by hand."""
+    global _default
+    with _default_lock:
+        if _default is None or _default[0] != os.getpid():
+            pool = _DefaultPool.__new__(_DefaultPool)
+            pool._open_default()
+            _threads.pools.add(pool)
+            _default = (os.getpid(), pool)
+        return _default[1]
+
+
+class _DefaultPool(ThreadPool):
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        raise InvalidError("invalid: the default pool lives as long as its process")
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None

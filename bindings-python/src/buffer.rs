@@ -1,0 +1,328 @@
+//! `TransferBuffer`, and how host memory becomes the input of a task.
+
+use crate::error::{invalid, raise};
+use offloop::buffer::{self, TransferToken};
+use offloop::error::{Error, ErrorKind};
+use offloop::{Bytes, TransferBuffer};
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString, PyType};
+use std::ffi::c_int;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Immutable `bytes` up to here are copied: cheaper than keeping the object alive and releasing it later.
+const BORROW_FROM: usize = 16 << 10;
+
+/// A copy with the GIL held lets other threads run after so many bytes, about 0.1 ms.
+const COPY_SLICE: usize = 1 << 20;
+
+/// Bytes with one owner, which move between threads and processes without a copy.
+///
+/// `TransferBuffer(size, *, shared=False)` makes zeroed bytes on the heap, or with `shared` in a memfd that another
+/// process can map by its `fd`. It has the buffer protocol, writable: `memoryview(b)` and `numpy.frombuffer(b)` are
+/// views of the same bytes. `transfer()` detaches it: it is empty from then on, and views are refused.
+#[pyclass(name = "TransferBuffer", module = "offloop", frozen, weakref)]
+pub(crate) struct PyTransferBuffer {
+    state: Mutex<State>,
+}
+
+struct State {
+    buffer: TransferBuffer,
+    /// Live `Py_buffer` exports. While there is one, nothing may move the bytes.
+    exports: usize,
+}
+
+impl PyTransferBuffer {
+    pub(crate) fn new(buffer: TransferBuffer) -> PyTransferBuffer {
+        PyTransferBuffer { state: Mutex::new(State { buffer, exports: 0 }) }
+    }
+
+    // The lock is held for a few instructions and never while Python code runs.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the bytes out. On error the buffer is untouched.
+    pub(crate) fn take_bytes(&self) -> Result<Bytes, Error> {
+        let mut state = self.lock();
+        state.check_movable()?;
+        state.buffer.take_bytes()
+    }
+
+    /// Undoes [`take_bytes`](Self::take_bytes) for a task that was not accepted.
+    pub(crate) fn put_back(&self, bytes: Bytes) {
+        if let Ok(buffer) = TransferBuffer::from_bytes(bytes) {
+            self.lock().buffer = buffer;
+        }
+    }
+}
+
+impl State {
+    fn check_movable(&self) -> Result<(), Error> {
+        if self.exports > 0 {
+            return Err(Error::new(ErrorKind::InUse, "buffer has live views").with("views", self.exports));
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl PyTransferBuffer {
+    #[new]
+    #[pyo3(signature = (size, *, shared = false))]
+    fn py_new(py: Python<'_>, size: &Bound<'_, PyAny>, shared: bool) -> PyResult<PyTransferBuffer> {
+        let size = length(size)?;
+        // Allocating shared memory touches every page, which is work: other threads run meanwhile.
+        let made = py.detach(|| if shared { TransferBuffer::alloc_shared(size) } else { TransferBuffer::alloc(size) });
+        made.map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
+    }
+
+    /// A heap copy of any object with the buffer protocol.
+    #[classmethod]
+    fn from_bytes(_cls: &Bound<'_, PyType>, data: &Bound<'_, PyAny>) -> PyResult<PyTransferBuffer> {
+        let py = data.py();
+        if let Ok(bytes) = data.cast::<PyBytes>() {
+            return TransferBuffer::from_slice(bytes.as_bytes()).map(PyTransferBuffer::new).map_err(|e| raise(py, &e));
+        }
+        let copy = copy_buffer(data)?;
+        Ok(PyTransferBuffer::new(TransferBuffer::from_slice(&copy).map_err(|e| raise(py, &e))?))
+    }
+
+    /// Takes the bytes behind a token. A used token raises DetachedError, a foreign one InvalidError.
+    #[classmethod]
+    fn receive(_cls: &Bound<'_, PyType>, py: Python<'_>, token: &str) -> PyResult<PyTransferBuffer> {
+        parse_token(token).and_then(TransferBuffer::receive).map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
+    }
+
+    /// Maps the memfd of another process's shared buffer. The fd is duplicated; the caller still closes its own.
+    #[classmethod]
+    fn attach(_cls: &Bound<'_, PyType>, py: Python<'_>, fd: RawFd) -> PyResult<PyTransferBuffer> {
+        if fd < 0 {
+            return Err(invalid(py, "file descriptor is negative", "fd", fd));
+        }
+        // SAFETY: not -1; core checks with fstat what the number refers to before using it.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        TransferBuffer::attach(fd).map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
+    }
+
+    /// Bytes; 0 when detached.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.lock().buffer.len()
+    }
+
+    /// Whether the bytes moved elsewhere.
+    #[getter]
+    fn detached(&self) -> bool {
+        self.lock().buffer.is_detached()
+    }
+
+    /// The memfd of a shared buffer, else None. It is the buffer's own: duplicate it to keep it longer.
+    #[getter]
+    fn fd(&self) -> Option<RawFd> {
+        self.lock().buffer.fd()
+    }
+
+    /// Moves the bytes out and returns a token that another thread of this process gives to `receive`, once.
+    ///
+    /// Raises InUseError (a BufferError) while views are alive, DetachedError when they moved before.
+    fn transfer(&self, py: Python<'_>) -> PyResult<String> {
+        let mut state = self.lock();
+        let moved = state.check_movable().and_then(|()| state.buffer.transfer());
+        drop(state);
+        moved.map(|t| t.to_string()).map_err(|e| raise(py, &e))
+    }
+
+    fn __len__(&self) -> usize {
+        self.nbytes()
+    }
+
+    fn __repr__(&self) -> String {
+        let state = self.lock();
+        if state.buffer.is_detached() {
+            "TransferBuffer(detached)".to_owned()
+        } else {
+            format!("TransferBuffer({} bytes)", state.buffer.len())
+        }
+    }
+
+    /// Pickling copies or drops the one owner, so it is refused: pickle the token of `transfer()`.
+    fn __reduce__(&self, py: Python<'_>) -> PyResult<()> {
+        Err(raise(py, &Error::new(ErrorKind::Unserializable, "a TransferBuffer has one owner; pickle the token of transfer() instead")))
+    }
+
+    /// NumPy asks here only when the buffer protocol refused; without this it would make an object array of a detached buffer.
+    #[pyo3(signature = (dtype = None, copy = None))]
+    fn __array__<'py>(slf: &Bound<'py, Self>, dtype: Option<Bound<'py, PyAny>>, copy: Option<bool>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        slf.get().lock().buffer.view().map_err(|e| raise(py, &e))?;
+        let numpy = py.import("numpy")?;
+        let array = numpy.call_method1("frombuffer", (slf, "u1"))?;
+        let array = match dtype {
+            Some(dtype) => array.call_method1("astype", (dtype,))?,
+            None => array,
+        };
+        if copy == Some(true) { array.call_method0("copy") } else { Ok(array) }
+    }
+
+    /// # Safety
+    /// Called by the interpreter with a `Py_buffer` to fill.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let py = slf.py();
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no Py_buffer to fill"));
+        }
+        let mut state = slf.get().lock();
+        let (_, pointer, len) = match state.buffer.view() {
+            Ok(view) => view,
+            Err(e) => {
+                drop(state);
+                return Err(raise(py, &e));
+            }
+        };
+        // SAFETY: `view` is a Py_buffer of the caller; the exporter is kept alive by `obj`, and its bytes stay where they
+        // are because `exports` forbids every move until the view is released.
+        let failed = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pointer.cast(), len as ffi::Py_ssize_t, 0, flags) };
+        if failed != 0 {
+            drop(state);
+            return Err(PyErr::fetch(py));
+        }
+        state.exports += 1;
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by the interpreter once per filled view.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.lock().exports -= 1;
+    }
+}
+
+fn parse_token(token: &str) -> Result<TransferToken, Error> {
+    token.parse()
+}
+
+/// Frees the bytes behind a token that nobody will take.
+#[pyfunction]
+fn revoke_token(py: Python<'_>, token: &str) -> PyResult<()> {
+    parse_token(token).and_then(buffer::revoke_token).map_err(|e| raise(py, &e))
+}
+
+/// A size of memory: a non-negative integer.
+fn length(size: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let py = size.py();
+    // `__index__`, so that 3.0 and "3" are type errors as in `bytearray`.
+    let index = py.import("operator")?.call_method1("index", (size,))?;
+    if index.lt(0)? {
+        return Err(invalid(py, "size is negative", "size", &index));
+    }
+    index.extract::<usize>().map_err(|_| {
+        let e = Error::new(ErrorKind::TooLarge, "buffer is longer than the limit").with("len", &index).with("max_len", buffer::MAX_LEN);
+        raise(py, &e)
+    })
+}
+
+/// A copy of what an exporter holds now, in C order.
+pub(crate) fn copy_buffer(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    let py = data.py();
+    let view = PyUntypedBuffer::get(data).map_err(|e| no_bytes(data, e))?;
+    if !view.is_c_contiguous() {
+        return Ok(data.py().import("builtins")?.call_method1("memoryview", (data,))?.call_method0("tobytes")?.extract()?);
+    }
+    let len = view.len_bytes();
+    let mut out: Vec<u8> = Vec::with_capacity(len);
+    while out.len() < len {
+        let at = out.len();
+        let n = COPY_SLICE.min(len - at);
+        // SAFETY: the export keeps `len` bytes readable at `buf_ptr`; `out` has room for them; nobody writes the source
+        // during this slice, because its writers need the GIL that this thread holds.
+        unsafe {
+            ptr::copy_nonoverlapping(view.buf_ptr().cast::<u8>().add(at), out.as_mut_ptr().add(at), n);
+            out.set_len(at + n);
+        }
+        if out.len() < len {
+            py.detach(|| {});
+        }
+    }
+    Ok(out)
+}
+
+fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    let py = data.py();
+    if !error.is_instance_of::<PyTypeError>(py) {
+        return error;
+    }
+    let name = data.get_type().name().map_or_else(|_| "object".to_owned(), |n| n.to_string());
+    let hint = if data.is_instance_of::<PyString>() { "text has no bytes of its own; encode it" } else { "input has no bytes" };
+    raise(py, &Error::invalid(hint).with("type", name))
+}
+
+/// Keeps `bytes` alive for a task. Dropped on any thread: without the interpreter the decref waits for the next call
+/// that has it, so no native thread ever takes the GIL.
+struct Keep(#[allow(dead_code, reason = "held, not read")] Py<PyBytes>);
+
+/// The input of a task. `TransferBuffer` is moved, long `bytes` are borrowed, everything else is copied now.
+pub(crate) fn input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    if let Ok(bytes) = data.cast_exact::<PyBytes>() {
+        let slice = bytes.as_bytes();
+        return Ok(if slice.len() < BORROW_FROM { Bytes::from(slice) } else { borrow(bytes) });
+    }
+    if let Ok(buffer) = data.cast::<PyTransferBuffer>() {
+        return buffer.get().take_bytes().map_err(|e| raise(data.py(), &e));
+    }
+    Ok(copy_buffer(data)?.into())
+}
+
+/// As [`input`], for a call that returns before its caller can drop the object: no `bytes` are copied.
+pub(crate) fn borrowed_input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    match data.cast_exact::<PyBytes>() {
+        Ok(bytes) => Ok(borrow(bytes)),
+        Err(_) => input(data),
+    }
+}
+
+/// Bytes of an input, 0 for what has none.
+pub(crate) fn byte_len(data: &Bound<'_, PyAny>) -> usize {
+    match data.cast::<PyBytes>() {
+        Ok(bytes) => bytes.as_bytes().len(),
+        Err(_) => PyUntypedBuffer::get(data).map_or(0, |b| b.len_bytes()),
+    }
+}
+
+/// Bytes that [`input`] would copy with the GIL held.
+pub(crate) fn copy_len(data: &Bound<'_, PyAny>) -> usize {
+    if data.is_instance_of::<PyBytes>() || data.is_instance_of::<PyTransferBuffer>() { 0 } else { byte_len(data) }
+}
+
+fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
+    let slice = bytes.as_bytes();
+    // SAFETY: `bytes` objects are immutable and do not move; `Keep` owns a reference, and may be dropped on any thread.
+    unsafe { Bytes::from_foreign(slice.as_ptr(), slice.len(), Box::new(Keep(bytes.clone().unbind()))) }
+}
+
+/// Bytes of a result as a Python object.
+pub(crate) fn to_pybytes<'py>(py: Python<'py>, bytes: &Bytes) -> PyResult<Bound<'py, PyAny>> {
+    let src = bytes.as_slice();
+    if src.len() < COPY_SLICE {
+        return Ok(PyBytes::new(py, src).into_any());
+    }
+    // SAFETY: makes a new object of that size with its bytes not written yet; a null pointer is a raised MemoryError.
+    let object = unsafe {
+        let raw = ffi::PyBytes_FromStringAndSize(ptr::null(), src.len() as ffi::Py_ssize_t);
+        Bound::from_owned_ptr_or_err(py, raw)?
+    };
+    // SAFETY: `object` is bytes.
+    let dst = unsafe { ffi::PyBytes_AsString(object.as_ptr()) } as usize;
+    // SAFETY: nobody else has the object yet, so its `src.len()` bytes can be written without the GIL.
+    py.detach(|| unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) });
+    Ok(object)
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyTransferBuffer>()?;
+    m.add_function(wrap_pyfunction!(revoke_token, m)?)
+}

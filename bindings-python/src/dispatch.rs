@@ -1,0 +1,138 @@
+//! What native threads leave for a thread that has the interpreter.
+//!
+//! One daemon thread, `offloop-callbacks`, waits here without the GIL. It calls done-callbacks, starts threads that a
+//! pool asked for at an awkward moment, and rings event loops that cannot watch an fd.
+
+use crate::future::{PyFuture, tell_guarded};
+use crate::hosted::Hosting;
+use crate::port::Port;
+use crate::wait;
+use offloop::sys::fork::ForkCell;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+pub(crate) enum Item {
+    /// A future with callbacks or waiters is done.
+    Done(Py<PyFuture>),
+    /// A pool of callables wants threads.
+    Start(Arc<Hosting>),
+    /// A loop without `add_reader` has events. Holds a weak reference to its port.
+    Ring(Arc<OnceLock<Py<PyAny>>>),
+}
+
+#[derive(Default)]
+struct Dispatch {
+    queue: Mutex<VecDeque<Item>>,
+    bell: Condvar,
+    started: AtomicBool,
+}
+
+static DISPATCH: ForkCell<Dispatch> = ForkCell::new();
+static PENDING: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts a future that has callbacks which were not called yet: what the exit of the interpreter waits for.
+pub(crate) struct Pending(u64);
+
+impl Pending {
+    pub(crate) fn new() -> Pending {
+        PENDING.fetch_add(1, Ordering::Relaxed);
+        Pending(offloop::sys::fork::epoch())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // One of the parent's does not count in a forked child, where the counter began anew.
+        if self.0 == offloop::sys::fork::epoch() {
+            PENDING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn dispatch() -> &'static Dispatch {
+    DISPATCH.get(Dispatch::default)
+}
+
+pub(crate) fn push(item: Item) {
+    let d = dispatch();
+    d.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(item);
+    d.bell.notify_one();
+}
+
+/// Starts the thread, once per process.
+pub(crate) fn ensure_thread(py: Python<'_>) {
+    let d = dispatch();
+    if d.started.load(Ordering::Relaxed) || d.started.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let started = (|| {
+        let kwargs = PyDict::new(py);
+        kwargs.set_item("target", wrap_pyfunction!(_dispatch, py)?)?;
+        kwargs.set_item("name", "offloop-callbacks")?;
+        kwargs.set_item("daemon", true)?;
+        py.import("threading")?.getattr("Thread")?.call((), Some(&kwargs))?.call_method0("start").map(drop)
+    })();
+    if let Err(e) = started {
+        d.started.store(false, Ordering::Relaxed);
+        e.write_unraisable(py, None);
+    }
+}
+
+/// The body of the thread `offloop-callbacks`.
+#[pyfunction]
+fn _dispatch(py: Python<'_>) {
+    let d = dispatch();
+    loop {
+        let items = wait::detached(py, || {
+            let queue = d.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let (mut queue, _) =
+                d.bell.wait_timeout_while(queue, Duration::from_secs(3600), |q| q.is_empty()).unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *queue)
+        });
+        for item in items {
+            match item {
+                Item::Done(future) => tell_guarded(py, &future),
+                Item::Start(hosting) => hosting.start_wanted(py),
+                Item::Ring(weak) => Port::ring(py, &weak),
+            }
+        }
+    }
+}
+
+thread_local! {
+    static WORKER_TELLS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread is a worker inside `finish`, and tells the future of its task itself.
+pub(crate) fn worker_tells() -> bool {
+    WORKER_TELLS.get()
+}
+
+pub(crate) fn while_worker_tells<T>(f: impl FnOnce() -> T) -> T {
+    WORKER_TELLS.set(true);
+    let out = f();
+    WORKER_TELLS.set(false);
+    out
+}
+
+/// Futures whose callbacks were not called yet.
+#[pyfunction]
+fn _callbacks_pending() -> usize {
+    PENDING.load(Ordering::Relaxed)
+}
+
+#[pyfunction]
+fn _after_fork_in_child() {
+    PENDING.store(0, Ordering::Relaxed);
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(_dispatch, m)?)?;
+    m.add_function(wrap_pyfunction!(_callbacks_pending, m)?)?;
+    m.add_function(wrap_pyfunction!(_after_fork_in_child, m)?)
+}

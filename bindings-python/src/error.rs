@@ -1,0 +1,121 @@
+//! Exception classes, built at import from core's error table.
+
+use offloop::error::{ERROR_TABLE, Error, ErrorKind};
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+
+struct Classes {
+    base: Py<PyType>,
+    /// Row order of the table: status -1 first.
+    kinds: Vec<Py<PyType>>,
+}
+
+static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
+
+/// A class by its dotted name; builtins need no dot.
+fn stdlib_class<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyAny>> {
+    let (module, name) = path.rsplit_once('.').unwrap_or(("builtins", path));
+    py.import(module)?.getattr(name)
+}
+
+fn new_class<'py>(py: Python<'py>, name: &str, bases: Vec<Bound<'py, PyAny>>, body: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyType>> {
+    body.set_item("__module__", "offloop")?;
+    Ok(py.get_type::<PyType>().call1((name, PyTuple::new(py, bases)?, body))?.cast_into()?)
+}
+
+fn build(py: Python<'_>) -> PyResult<Classes> {
+    let exception = py.get_type::<PyException>().into_any();
+    let body = PyDict::new(py);
+    body.set_item("__doc__", "Base of every offloop error: `kind`, `status`, `retry`, and `context` with the values that explain it.")?;
+    body.set_item("kind", "")?;
+    body.set_item("status", 0)?;
+    body.set_item("retry", "never")?;
+    body.set_item("context", PyDict::new(py))?;
+    // OSError spells `[Errno n]` by itself; every face shows the same text instead.
+    body.set_item("__str__", exception.getattr("__str__")?)?;
+    let base = new_class(py, "OffloopError", vec![exception], &body)?;
+    let kinds = ERROR_TABLE
+        .iter()
+        .map(|row| {
+            let body = PyDict::new(py);
+            body.set_item("__doc__", format!("{}: see the error table.", row.text))?;
+            body.set_item("kind", row.name)?;
+            body.set_item("status", row.status)?;
+            body.set_item("retry", row.retry.as_str())?;
+            match row.kind {
+                ErrorKind::WorkerLost => {
+                    body.set_item("exit_code", py.None())?;
+                    body.set_item("signal", py.None())?;
+                    body.set_item("oom", false)?;
+                    body.set_item("poison", false)?;
+                }
+                ErrorKind::Os => body.set_item("syscall", py.None())?,
+                _ => {}
+            }
+            let mut bases = vec![base.clone().into_any()];
+            if !row.python_base.is_empty() {
+                bases.push(stdlib_class(py, row.python_base)?);
+            }
+            Ok(new_class(py, row.python, bases, &body)?.unbind())
+        })
+        .collect::<PyResult<_>>()?;
+    Ok(Classes { base: base.unbind(), kinds })
+}
+
+fn classes(py: Python<'_>) -> PyResult<&Classes> {
+    CLASSES.get_or_try_init(py, || build(py))
+}
+
+/// The class of a status; `OffloopError` for a status of a newer core.
+#[pyfunction]
+fn error_class(py: Python<'_>, status: i32) -> PyResult<Bound<'_, PyType>> {
+    let classes = classes(py)?;
+    let kind = status.checked_neg().and_then(|n| usize::try_from(n - 1).ok()).and_then(|at| classes.kinds.get(at));
+    Ok(kind.unwrap_or(&classes.base).bind(py).clone())
+}
+
+/// The exception of an error, not raised yet.
+pub(crate) fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+    let e = error_class(py, error.status())?.call1((error.to_string(),))?;
+    if error_class(py, error.status())?.is(classes(py)?.base.bind(py)) {
+        e.setattr("status", error.status())?;
+    }
+    if !error.context().is_empty() {
+        let context = PyDict::new(py);
+        for (name, value) in error.context() {
+            context.set_item(name, value)?;
+        }
+        e.setattr("context", context)?;
+    }
+    if let Some((errno, syscall)) = error.errno() {
+        e.setattr("errno", errno)?;
+        e.setattr("strerror", error.message())?;
+        e.setattr("syscall", syscall)?;
+    }
+    Ok(e)
+}
+
+/// The error as what a Python function raises.
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    match exception(py, error) {
+        Ok(e) => PyErr::from_value(e),
+        Err(failed) => failed,
+    }
+}
+
+/// `Invalid` with a name and a value, as every face spells it.
+pub(crate) fn invalid(py: Python<'_>, message: &'static str, name: &'static str, value: impl std::fmt::Display) -> PyErr {
+    raise(py, &Error::invalid(message).with(name, value))
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = m.py();
+    let classes = classes(py)?;
+    m.add("OffloopError", &classes.base)?;
+    for (row, class) in ERROR_TABLE.iter().zip(&classes.kinds) {
+        m.add(row.python, class)?;
+    }
+    m.add_function(wrap_pyfunction!(error_class, m)?)
+}

@@ -1,0 +1,431 @@
+//! `Future`: the outcome of one task, with the protocol of `concurrent.futures.Future`.
+//!
+//! Waiting happens in native code without the GIL, and nothing is made for it beforehand: the condition object, the list
+//! of waiters and the list of callbacks exist only for a future that somebody asked them of.
+//!
+//! The stdlib's `wait` and `as_completed` reach into `_condition`, `_waiters` and `_state`. They hold the condition while
+//! they look, and expect that nothing changes meanwhile. A native task does not ask, so once `_condition` was handed out,
+//! `_state` says what was *published* under it, while `done()` and `result()` say what is.
+
+use crate::dispatch::{self, Item, Pending};
+use crate::error::{invalid, raise};
+use crate::value;
+use crate::wait;
+use offloop::error::{Error, ErrorKind};
+use offloop::{Task, Value};
+use pyo3::exceptions::PyBaseException;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyTuple, PyType};
+use pyo3::{PyTraverseError, PyVisit};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// What a task came to, in the interpreter's terms.
+pub(crate) enum Outcome {
+    Value(Py<PyAny>),
+    Error(Py<PyBaseException>),
+    Cancelled(Py<PyBaseException>),
+}
+
+impl Outcome {
+    pub(crate) fn of_error(py: Python<'_>, error: &Error) -> Outcome {
+        let exception = raise(py, error).into_value(py);
+        if error.kind() == ErrorKind::Cancelled { Outcome::Cancelled(exception) } else { Outcome::Error(exception) }
+    }
+
+    /// `result`: what core says; `host`: what a callable returned or raised, if it was one.
+    pub(crate) fn new(py: Python<'_>, result: Result<Value, Error>, host: Option<PyResult<Py<PyAny>>>) -> Outcome {
+        match (result, host) {
+            (Ok(_), Some(Ok(v))) => Outcome::Value(v),
+            (Err(e), Some(Err(raised))) if e.kind() == ErrorKind::TaskFailed => Outcome::Error(raised.into_value(py)),
+            (Ok(v), None) => match value::to_python(py, v) {
+                Ok(v) => Outcome::Value(v.unbind()),
+                Err(e) => Outcome::Error(e.into_value(py)),
+            },
+            (Ok(_), Some(Err(raised))) => Outcome::Error(raised.into_value(py)),
+            (Err(e), _) => Outcome::of_error(py, &e),
+        }
+    }
+
+    pub(crate) fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self {
+            Outcome::Value(v) => Ok(v.clone_ref(py)),
+            Outcome::Error(e) | Outcome::Cancelled(e) => Err(PyErr::from_value(e.bind(py).clone().into_any())),
+        }
+    }
+
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self {
+            Outcome::Value(v) => visit.call(v),
+            Outcome::Error(e) | Outcome::Cancelled(e) => visit.call(e),
+        }
+    }
+}
+
+/// The outcome of one task. `submit` makes it.
+///
+/// It has the protocol of `concurrent.futures.Future` (and passes for one), can be awaited, and can be killed:
+/// `cancel()` stops a queued task only, `kill()` a running one too.
+#[pyclass(name = "Future", module = "offloop", frozen, weakref)]
+pub(crate) struct PyFuture {
+    /// Set once, right after the task was accepted.
+    task: OnceLock<Task>,
+    outcome: PyOnceLock<Outcome>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the callable returned or raised, until core says that it counts.
+    host: Option<PyResult<Py<PyAny>>>,
+    callbacks: Vec<Py<PyAny>>,
+    /// Held while callbacks wait: the exit of the interpreter waits for them.
+    pending: Option<Pending>,
+    /// A native callback will bring this future to a Python thread when it is done.
+    watched: bool,
+    stdlib: Option<Box<Stdlib>>,
+}
+
+struct Stdlib {
+    condition: Py<PyAny>,
+    waiters: Py<PyList>,
+    published: bool,
+}
+
+impl PyFuture {
+    pub(crate) fn pending() -> PyFuture {
+        PyFuture { task: OnceLock::new(), outcome: PyOnceLock::new(), state: Mutex::default() }
+    }
+
+    pub(crate) fn of(task: Task) -> PyFuture {
+        PyFuture { task: OnceLock::from(task), outcome: PyOnceLock::new(), state: Mutex::default() }
+    }
+
+    pub(crate) fn set_task(&self, task: Task) {
+        // Set once per future, by whoever submitted it.
+        let _ = self.task.set(task);
+    }
+
+    pub(crate) fn set_host(&self, outcome: PyResult<Py<PyAny>>) {
+        self.lock().host = Some(outcome);
+    }
+
+    // Held for a few instructions, never while Python code may run.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task(&self) -> &Task {
+        self.task.get().expect("a future is handed out after its task was accepted")
+    }
+
+    fn is_done(&self) -> bool {
+        self.task.get().is_some_and(Task::is_done)
+    }
+
+    /// The outcome of a task that is done.
+    fn outcome(&self, py: Python<'_>) -> &Outcome {
+        self.outcome.get_or_init(py, || {
+            let result = self.task().try_take().unwrap_or_else(|| Err(Error::invalid("result was already taken")));
+            let host = self.lock().host.take();
+            Outcome::new(py, result, host)
+        })
+    }
+
+    fn wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<&Outcome> {
+        if !self.is_done() {
+            let task = self.task();
+            let done = wait::until(py, timeout, |slice| task.wait_slice(slice))?;
+            if !done {
+                let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
+                return Err(raise(py, &Error::new(ErrorKind::Timeout, "the task is not done yet").with("waited_ms", waited_ms)));
+            }
+        }
+        Ok(self.outcome(py))
+    }
+
+    /// Makes sure that a Python thread hears of the end.
+    fn watch(slf: &Bound<'_, Self>) {
+        dispatch::ensure_thread(slf.py());
+        let this = slf.clone().unbind();
+        slf.get().task().on_done(move |_| {
+            // A worker that finishes a callable tells the future itself, on its own Python thread.
+            if !dispatch::worker_tells() {
+                dispatch::push(Item::Done(this));
+            }
+        });
+    }
+
+    /// Calls the callbacks and tells the stdlib's waiters. The task is done. Harmless when called twice.
+    pub(crate) fn tell(slf: &Bound<'_, Self>) {
+        let py = slf.py();
+        let this = slf.get();
+        let (callbacks, _pending, stdlib) = {
+            let mut state = this.lock();
+            let stdlib = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
+            (std::mem::take(&mut state.callbacks), state.pending.take(), stdlib)
+        };
+        if let Some(condition) = stdlib {
+            if let Err(e) = Self::publish(slf, condition.bind(py)) {
+                e.write_unraisable(py, Some(slf.as_any()));
+            }
+        }
+        for callback in callbacks {
+            call_callback(slf, callback.bind(py));
+        }
+    }
+
+    fn publish(slf: &Bound<'_, Self>, condition: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        condition.call_method0("__enter__")?;
+        let waiters = {
+            let mut state = slf.get().lock();
+            state.stdlib.as_mut().map(|s| {
+                s.published = true;
+                s.waiters.clone_ref(py)
+            })
+        };
+        let method = match slf.get().outcome(py) {
+            Outcome::Value(_) => "add_result",
+            Outcome::Error(_) => "add_exception",
+            Outcome::Cancelled(_) => "add_cancelled",
+        };
+        let told = waiters.map_or(Ok(()), |w| w.bind(py).iter().try_for_each(|w| w.call_method1(method, (slf,)).map(drop)));
+        let notified = condition.call_method0("notify_all").map(drop);
+        condition.call_method1("__exit__", (py.None(), py.None(), py.None()))?;
+        told.and(notified)
+    }
+}
+
+/// As the stdlib does: an exception of a callback is logged and stops nobody.
+fn call_callback(future: &Bound<'_, PyFuture>, callback: &Bound<'_, PyAny>) {
+    let py = future.py();
+    if let Err(e) = callback.call1((future,)) {
+        let logged = (|| {
+            let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
+            let kwargs = PyDict::new(py);
+            kwargs.set_item("exc_info", e.value(py))?;
+            logger.call_method("error", ("exception calling callback for %r", future), Some(&kwargs)).map(drop)
+        })();
+        if let Err(e) = logged {
+            e.write_unraisable(py, Some(future.as_any()));
+        }
+    }
+}
+
+/// Seconds of a Python call. Negative counts as zero, as in the stdlib.
+pub(crate) fn seconds(py: Python<'_>, name: &'static str, value: Option<f64>) -> PyResult<Option<Duration>> {
+    value
+        .map(|s| {
+            if s.is_nan() {
+                return Err(invalid(py, "number of seconds is not a number", name, s));
+            }
+            // Longer than a Duration holds is for ever.
+            Ok(Duration::try_from_secs_f64(s.max(0.0)).unwrap_or(Duration::MAX))
+        })
+        .transpose()
+        .map(|d| d.filter(|d| *d != Duration::MAX))
+}
+
+#[pymethods]
+impl PyFuture {
+    /// The result, or raises what the task raised. Waits at most `timeout` seconds, then TimeoutError. Ctrl-C ends the wait.
+    #[pyo3(signature = (timeout = None))]
+    fn result(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let timeout = seconds(py, "timeout", timeout)?;
+        self.wait(py, timeout)?.get(py)
+    }
+
+    /// What the task raised, or None. Raises CancelledError for a cancelled task.
+    #[pyo3(signature = (timeout = None))]
+    fn exception(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        let timeout = seconds(py, "timeout", timeout)?;
+        match self.wait(py, timeout)? {
+            Outcome::Value(_) => Ok(None),
+            Outcome::Error(e) => Ok(Some(e.clone_ref(py).into_any())),
+            cancelled @ Outcome::Cancelled(_) => cancelled.get(py).map(Some),
+        }
+    }
+
+    /// Cancels a task that was not started. True if it never will be.
+    fn cancel(slf: &Bound<'_, Self>) -> bool {
+        let py = slf.py();
+        let this = slf.get();
+        if this.task().cancel_queued() {
+            Self::tell(slf);
+            return true;
+        }
+        this.is_done() && matches!(this.outcome(py), Outcome::Cancelled(_))
+    }
+
+    /// Stops a task, started or not. True if that decided its outcome, which is CancelledError.
+    ///
+    /// A running native op sees it within 1 MiB or 5 ms of work. A Python callable sees it by `current_task().cancelled()`;
+    /// one that does not look runs on, unheard, and its thread counts as overdue until it returns.
+    fn kill(slf: &Bound<'_, Self>) -> bool {
+        let killed = slf.get().task().cancel();
+        if killed {
+            Self::tell(slf);
+        }
+        killed
+    }
+
+    /// Whether the task was cancelled or killed.
+    fn cancelled(&self, py: Python<'_>) -> bool {
+        self.is_done() && matches!(self.outcome(py), Outcome::Cancelled(_))
+    }
+
+    /// Whether the task was started and has no outcome yet.
+    fn running(&self) -> bool {
+        self.task().is_running()
+    }
+
+    /// Whether there is an outcome.
+    fn done(&self) -> bool {
+        self.is_done()
+    }
+
+    /// Calls `fn(future)` when the task is done: at once if it is, else on the thread that ran a callable, or on the
+    /// thread `offloop-callbacks`.
+    fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) {
+        let this = slf.get();
+        let watch = {
+            let mut state = this.lock();
+            // Under the lock: whoever tells takes the list after the task is done.
+            if this.is_done() {
+                None
+            } else {
+                state.callbacks.push(r#fn.clone().unbind());
+                state.pending.get_or_insert_with(Pending::new);
+                Some(!std::mem::replace(&mut state.watched, true))
+            }
+        };
+        match watch {
+            None => call_callback(slf, &r#fn),
+            Some(true) => Self::watch(slf),
+            Some(false) => {}
+        }
+    }
+
+    /// The latest value that the running task passed to `current_task().progress` or `ctx.progress`, once; else None.
+    fn take_progress(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.task().take_progress() {
+            Some(v) => Ok(value::to_python(py, v)?.unbind()),
+            None => Ok(py.None()),
+        }
+    }
+
+    fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("offloop._aio")?.call_method1("await_future", (slf,))?.call_method0("__await__")
+    }
+
+    fn __repr__(slf: &Bound<'_, Self>) -> PyResult<String> {
+        let py = slf.py();
+        let this = slf.get();
+        let what = if !this.is_done() {
+            if this.task().is_running() { "running" } else { "pending" }.to_owned()
+        } else {
+            match this.outcome(py) {
+                Outcome::Value(v) => format!("finished returned {}", v.bind(py).get_type().name()?),
+                Outcome::Error(e) => format!("finished raised {}", e.bind(py).get_type().name()?),
+                Outcome::Cancelled(_) => "cancelled".to_owned(),
+            }
+        };
+        Ok(format!("<Future at {:#x} state={what}>", slf.as_ptr() as usize))
+    }
+
+    /// `isinstance(f, concurrent.futures.Future)` holds, and `Future` costs no Python-level `__init__`.
+    #[getter]
+    fn __class__(&self, py: Python<'_>) -> PyResult<Py<PyType>> {
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        CLASS.import(py, "concurrent.futures", "Future").map(|c| c.clone().unbind())
+    }
+
+    #[classmethod]
+    fn __class_getitem__<'py>(cls: &Bound<'py, PyType>, item: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        cls.py().import("types")?.call_method1("GenericAlias", (cls, item))
+    }
+
+    #[getter]
+    fn _condition(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        if let Some(s) = &this.lock().stdlib {
+            return Ok(s.condition.clone_ref(py));
+        }
+        let condition = py.import("threading")?.call_method0("Condition")?.unbind();
+        let waiters = PyList::empty(py).unbind();
+        let watch = {
+            let mut state = this.lock();
+            let published = this.is_done();
+            state.stdlib.get_or_insert_with(|| Box::new(Stdlib { condition, waiters, published }));
+            !published && !std::mem::replace(&mut state.watched, true)
+        };
+        if watch {
+            Self::watch(slf);
+        }
+        let state = this.lock();
+        let stdlib = state.stdlib.as_ref().expect("set above and never unset");
+        Ok(stdlib.condition.clone_ref(py))
+    }
+
+    #[getter]
+    fn _waiters(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {
+        Self::_condition(slf)?;
+        let state = slf.get().lock();
+        Ok(state.stdlib.as_ref().expect("made by the line above").waiters.clone_ref(slf.py()))
+    }
+
+    #[getter]
+    fn _state(&self, py: Python<'_>) -> &'static str {
+        let published = self.lock().stdlib.as_ref().is_none_or(|s| s.published);
+        if published && self.is_done() {
+            return if matches!(self.outcome(py), Outcome::Cancelled(_)) { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
+        }
+        if self.task().is_running() { "RUNNING" } else { "PENDING" }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // SAFETY: the collector runs with the interpreter attached; the token only reads the cell.
+        let py = unsafe { Python::assume_attached() };
+        if let Some(outcome) = self.outcome.get(py) {
+            outcome.traverse(&visit)?;
+        }
+        // Locked: another thread is inside a few instructions, and the object is reachable from it.
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        for callback in &state.callbacks {
+            visit.call(callback)?;
+        }
+        if let Some(Ok(v)) = &state.host {
+            visit.call(v)?;
+        }
+        if let Some(s) = &state.stdlib {
+            visit.call(&s.condition)?;
+            visit.call(&s.waiters)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        if let Ok(mut state) = self.state.try_lock() {
+            let old = std::mem::take(&mut *state);
+            drop(state);
+            drop(old);
+        }
+    }
+}
+
+/// Tells `future` on a Python thread, and survives whatever a callback does.
+pub(crate) fn tell_guarded(py: Python<'_>, future: &Py<PyFuture>) {
+    PyFuture::tell(future.bind(py));
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyFuture>()
+}
+
+/// A tuple of arguments whose first item is the callable.
+pub(crate) fn head<'a, 'py>(args: &'a Bound<'py, PyTuple>) -> PyResult<Borrowed<'a, 'py, PyAny>> {
+    args.get_borrowed_item(0).map_err(|_| pyo3::exceptions::PyTypeError::new_err("submit expected at least 1 argument, got 0"))
+}

@@ -1,0 +1,273 @@
+//! Python callables: Python threads pull them from core's queue.
+//!
+//! Core says when it wants one more thread, at a moment when the interpreter cannot be asked (under its lock). So its
+//! worker is put aside, and the Python thread that called into core starts a thread for it on its way out.
+
+use crate::dispatch::{self, Item, while_worker_tells};
+use crate::error::raise;
+use crate::future::PyFuture;
+use crate::port::PyAwaitable;
+use crate::{value, wait};
+use offloop::Value;
+use offloop::error::{Error, ErrorKind};
+use offloop::ops::Control;
+use offloop::pool::{HostedTask, HostedWorker, Next};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// C functions run no bytecode, which is where CPython lets other threads in: after so many tasks this does.
+const TASKS_PER_TURN: u32 = 32;
+
+/// What the worker threads of one pool share.
+pub(crate) struct Hosting {
+    wanted: Mutex<Vec<HostedWorker>>,
+    has_wanted: AtomicBool,
+    initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
+    prefix: String,
+    context: Py<PyAny>,
+    /// The initializer raised: no callable runs any more.
+    broken: OnceLock<Error>,
+}
+
+thread_local! {
+    /// This thread looks at `wanted` before it goes on.
+    static LOOKS: Cell<bool> = const { Cell::new(false) };
+    /// The pool whose worker this thread is; compared, never dereferenced.
+    static WORKER_OF: Cell<*const Hosting> = const { Cell::new(std::ptr::null()) };
+}
+
+/// This thread runs a callable of that pool.
+pub(crate) fn is_worker_of(hosting: &Arc<Hosting>) -> bool {
+    WORKER_OF.get() == Arc::as_ptr(hosting)
+}
+
+/// Calls into core from a thread that starts wanted threads afterwards.
+pub(crate) fn looking<T>(f: impl FnOnce() -> T) -> T {
+    let outer = LOOKS.replace(true);
+    let out = f();
+    LOOKS.set(outer);
+    out
+}
+
+impl Hosting {
+    pub(crate) fn new(initializer: Option<(Py<PyAny>, Py<PyTuple>)>, prefix: String, context: Py<PyAny>) -> Arc<Hosting> {
+        Arc::new(Hosting {
+            wanted: Mutex::default(),
+            has_wanted: AtomicBool::new(false),
+            initializer,
+            prefix,
+            context,
+            broken: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn broken(&self) -> Option<&Error> {
+        self.broken.get()
+    }
+
+    /// Core wants one more thread. Called under a lock of core.
+    pub(crate) fn want(self: &Arc<Hosting>, worker: HostedWorker) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.has_wanted.store(true, Ordering::Release);
+        if !LOOKS.get() {
+            dispatch::push(Item::Start(self.clone()));
+        }
+    }
+
+    /// Starts the threads that core asked for.
+    ///
+    /// # Errors
+    /// What `Thread.start` raised; core then has the worker's place back.
+    pub(crate) fn try_start_wanted(self: &Arc<Hosting>, py: Python<'_>) -> PyResult<()> {
+        if !self.has_wanted.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.has_wanted.store(false, Ordering::Release);
+        let wanted = std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut failed = Ok(());
+        for worker in wanted {
+            let name = format!("{}_{}", self.prefix, worker.slot());
+            let worker = Bound::new(py, PyWorker { worker: Mutex::new(Some(worker)), hosting: self.clone() })?;
+            let started = py.import("offloop._threads")?.call_method1("start_worker", (&worker, name));
+            if let Err(e) = started {
+                // Gives the place back, now and not when the object is collected.
+                drop(worker.get().worker.lock().unwrap_or_else(PoisonError::into_inner).take());
+                failed = Err(e);
+            }
+        }
+        failed
+    }
+
+    pub(crate) fn start_wanted(self: &Arc<Hosting>, py: Python<'_>) {
+        if let Err(e) = self.try_start_wanted(py) {
+            e.write_unraisable(py, None);
+        }
+    }
+
+    fn initialize(&self, py: Python<'_>) {
+        let Some((initializer, args)) = &self.initializer else { return };
+        if let Err(e) = initializer.bind(py).call1(args.bind(py)) {
+            let text = format!("{}: {}", e.get_type(py), e.value(py));
+            let _ = self.broken.set(Error::new(ErrorKind::StartFailed, "the initializer raised").with("error", text));
+            let logged = (|| {
+                let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
+                let kwargs = PyDict::new(py);
+                kwargs.set_item("exc_info", e.value(py))?;
+                logger.call_method("critical", ("Exception in initializer:",), Some(&kwargs)).map(drop)
+            })();
+            if let Err(e) = logged {
+                e.write_unraisable(py, None);
+            }
+        }
+    }
+}
+
+/// Who gets the outcome of a callable.
+pub(crate) enum Target {
+    Future(Py<PyFuture>),
+    Awaitable(Py<PyAwaitable>),
+}
+
+/// One submitted callable: the payload of a hosted task.
+pub(crate) struct Call {
+    /// The callable and its arguments.
+    pub(crate) args: Py<PyTuple>,
+    pub(crate) kwargs: Option<Py<PyDict>>,
+    /// A copy of the submitter's context variables.
+    pub(crate) context: Py<PyAny>,
+    pub(crate) target: Target,
+}
+
+pub(crate) fn copy_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    static COPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    Ok(COPY.import(py, "contextvars", "copy_context")?.call0()?.unbind())
+}
+
+/// `set` of the context variable that holds the current task.
+fn current(py: Python<'_>) -> PyResult<&'static (Py<PyAny>, Py<PyAny>)> {
+    static CURRENT: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+    CURRENT.get_or_try_init(py, || {
+        let kwargs = PyDict::new(py);
+        kwargs.set_item("default", py.None())?;
+        let var = py.import("contextvars")?.getattr("ContextVar")?.call(("offloop_current_task",), Some(&kwargs))?;
+        Ok((var.getattr("get")?.unbind(), var.getattr("set")?.unbind()))
+    })
+}
+
+/// The running task: what a callable sees of its caller. `current_task()` returns it.
+#[pyclass(name = "Task", module = "offloop", frozen)]
+pub(crate) struct PyTask {
+    control: Arc<dyn Control + Send>,
+    context: Py<PyAny>,
+}
+
+#[pymethods]
+impl PyTask {
+    /// Whether nobody waits for the outcome any more: cancelled, killed or past its timeout.
+    fn cancelled(&self) -> bool {
+        self.control.check().is_err()
+    }
+
+    /// Tells the caller how far the task is; `Future.take_progress()` sees the latest value.
+    fn progress(&self, value: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.control.progress(value::from_python(value)?);
+        Ok(())
+    }
+
+    /// The pool's `context`.
+    #[getter]
+    fn context(&self, py: Python<'_>) -> Py<PyAny> {
+        self.context.clone_ref(py)
+    }
+}
+
+/// The task that this code runs in, or None outside of a pool's callable.
+#[pyfunction]
+fn current_task(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    Ok(current(py)?.0.bind(py).call0()?.unbind())
+}
+
+/// One worker thread's loop.
+#[pyclass(name = "_Worker", module = "offloop._native", frozen)]
+pub(crate) struct PyWorker {
+    worker: Mutex<Option<HostedWorker>>,
+    hosting: Arc<Hosting>,
+}
+
+#[pymethods]
+impl PyWorker {
+    /// Runs callables until the pool has no use for this thread. The body of a worker thread.
+    fn run(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(mut worker) = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        WORKER_OF.set(Arc::as_ptr(&self.hosting));
+        self.hosting.initialize(py);
+        let mut in_a_row = 0;
+        loop {
+            let ready = if in_a_row < TASKS_PER_TURN { looking(|| worker.try_next()) } else { None };
+            let task = match ready {
+                Some(task) => {
+                    in_a_row += 1;
+                    task
+                }
+                None => {
+                    in_a_row = 0;
+                    match wait::detached(py, || looking(|| worker.next())) {
+                        Next::Task(task) => task,
+                        Next::Interrupted => {
+                            py.check_signals()?;
+                            continue;
+                        }
+                        Next::Exit => return Ok(()),
+                    }
+                }
+            };
+            self.hosting.start_wanted(py);
+            run_one(py, &self.hosting, &mut worker, task);
+        }
+    }
+}
+
+fn run_one(py: Python<'_>, hosting: &Hosting, worker: &mut HostedWorker, mut task: HostedTask) {
+    let call = task.take_payload().and_then(|p| p.downcast::<Call>().ok()).expect("a callable's task carries a Call");
+    let outcome = match hosting.broken() {
+        Some(error) => Err(raise(py, error)),
+        None => call_in_context(py, hosting, &task, &call),
+    };
+    let Call { args, kwargs, context, target } = *call;
+    // The callable and its arguments go before anybody hears of the end.
+    drop((args, kwargs, context));
+    let result = match (&outcome, hosting.broken()) {
+        (Ok(_), _) => Ok(Value::Nil),
+        (Err(_), Some(error)) => Err(error.clone()),
+        (Err(_), None) => Err(Error::new(ErrorKind::TaskFailed, "the callable raised")),
+    };
+    match target {
+        Target::Future(future) => {
+            future.get().set_host(outcome);
+            while_worker_tells(|| looking(|| worker.finish(task, result)));
+            PyFuture::tell(future.bind(py));
+        }
+        Target::Awaitable(awaitable) => {
+            awaitable.get().set_host(outcome);
+            looking(|| worker.finish(task, result));
+        }
+    }
+}
+
+fn call_in_context(py: Python<'_>, hosting: &Hosting, task: &HostedTask, call: &Call) -> PyResult<Py<PyAny>> {
+    let context = call.context.bind(py);
+    let current_task = PyTask { control: task.control(), context: hosting.context.clone_ref(py) };
+    context.call_method1("run", (&current(py)?.1, current_task))?;
+    let kwargs = call.kwargs.as_ref().map(|k| k.bind(py));
+    Ok(context.call_method("run", call.args.bind(py), kwargs)?.unbind())
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyTask>()?;
+    m.add_class::<PyWorker>()?;
+    m.add_function(wrap_pyfunction!(current_task, m)?)
+}

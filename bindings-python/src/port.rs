@@ -1,0 +1,451 @@
+//! How tasks reach an event loop: one completion queue per loop, drained by the loop when its eventfd is readable.
+//!
+//! What `run` awaits is not an `asyncio.Future` but an object with the same protocol (`_asyncio_future_blocking`), so
+//! that a drain can step the waiting task at once, in the task's own context, instead of scheduling that with a handle
+//! per task. A drain has a budget in events and in time, and the fd stays readable while there is more.
+
+use crate::dispatch::{self, Item};
+use crate::future::Outcome;
+use offloop::error::{Error, ErrorKind};
+use offloop::pool::{CompletionQueue, Event};
+use offloop::{Task, Value};
+use pyo3::exceptions::{PyException, PyStopIteration};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Events per drain.
+const BUDGET: usize = 256;
+/// Time per drain, looked at every [`CLOCK_EVERY`] events: what a drain adds to the loop's delay.
+const SLICE: Duration = Duration::from_micros(500);
+const CLOCK_EVERY: usize = 16;
+
+/// One event loop's completion queue.
+#[pyclass(name = "_Port", module = "offloop._native", frozen, weakref)]
+pub(crate) struct Port {
+    queue: CompletionQueue,
+    /// Weak: the loop's reader holds the port.
+    event_loop: Py<PyAny>,
+    state: Mutex<PortState>,
+    draining: AtomicBool,
+}
+
+#[derive(Default)]
+struct PortState {
+    /// By tag. A tag is free again when its event was delivered.
+    waiting: Vec<Option<Py<PyAwaitable>>>,
+    free: Vec<usize>,
+    /// Taken from the queue and not delivered yet.
+    ready: VecDeque<(Py<PyAwaitable>, Result<Value, Error>)>,
+}
+
+thread_local! {
+    /// The port of the loop that this thread used last.
+    static LAST: RefCell<Option<Py<Port>>> = const { RefCell::new(None) };
+}
+
+/// The loop that runs on this thread, if there is one.
+pub(crate) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    static GET: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let found = GET.import(py, "asyncio", "_get_running_loop")?.call0()?;
+    Ok(if found.is_none() { None } else { Some(found) })
+}
+
+impl Port {
+    /// The port of the running loop; RuntimeError without one.
+    pub(crate) fn current(py: Python<'_>) -> PyResult<(Bound<'_, Port>, Bound<'_, PyAny>)> {
+        let Some(event_loop) = running_loop(py)? else {
+            return Err(pyo3::exceptions::PyRuntimeError::new_err("no running event loop"));
+        };
+        let last = LAST.with_borrow(|l| l.as_ref().map(|p| p.clone_ref(py)));
+        if let Some(port) = last {
+            if port.get().event_loop.bind(py).call0()?.is(&event_loop) {
+                return Ok((port.into_bound(py), event_loop));
+            }
+        }
+        let port = py.import("offloop._aio")?.call_method1("port_for", (&event_loop,))?.cast_into::<Port>()?;
+        let previous = LAST.replace(Some(port.clone().unbind()));
+        drop(previous);
+        Ok((port, event_loop))
+    }
+
+    pub(crate) fn queue(&self) -> CompletionQueue {
+        self.queue.clone()
+    }
+
+    // Held for a few instructions, never while Python code may run.
+    fn lock(&self) -> MutexGuard<'_, PortState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tag for an awaitable.
+    pub(crate) fn expect(&self, awaitable: &Bound<'_, PyAwaitable>) -> u64 {
+        let mut state = self.lock();
+        let entry = Some(awaitable.clone().unbind());
+        let tag = match state.free.pop() {
+            Some(tag) => {
+                state.waiting[tag] = entry;
+                tag
+            }
+            None => {
+                state.waiting.push(entry);
+                state.waiting.len() - 1
+            }
+        };
+        tag as u64
+    }
+
+    /// Takes a tag back: its task was not accepted, or its event came.
+    pub(crate) fn forget(&self, tag: u64) -> Option<Py<PyAwaitable>> {
+        let mut state = self.lock();
+        let at = usize::try_from(tag).ok()?;
+        let entry = state.waiting.get_mut(at)?.take();
+        if entry.is_some() {
+            state.free.push(at);
+        }
+        entry
+    }
+
+    /// Rings a loop that has no `add_reader`. On the thread `offloop-callbacks`.
+    pub(crate) fn ring(py: Python<'_>, weak: &OnceLock<Py<PyAny>>) {
+        let rung = (|| {
+            let Some(weak) = weak.get() else { return Ok(()) };
+            let port = weak.bind(py).call0()?;
+            if !port.is_none() {
+                let event_loop = port.cast::<Port>()?.get().event_loop.bind(py).call0()?;
+                if !event_loop.is_none() {
+                    event_loop.call_method1("call_soon_threadsafe", (port.getattr("drain")?,))?;
+                }
+            }
+            PyResult::Ok(())
+        })();
+        // A loop that is closed has nobody left to tell.
+        drop(rung);
+    }
+
+    fn deliver(slf: &Bound<'_, Port>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let started = Instant::now();
+        let drained = {
+            let mut events = Vec::with_capacity(BUDGET);
+            let n = this.queue.drain(BUDGET, &mut |e| events.push(e));
+            for event in events {
+                if let Event::Done { tag, result } = event {
+                    if let Some(awaitable) = this.forget(tag) {
+                        this.lock().ready.push_back((awaitable, result));
+                    }
+                }
+            }
+            n
+        };
+        let mut delivered = 0;
+        loop {
+            let Some((awaitable, result)) = this.lock().ready.pop_front() else { break };
+            PyAwaitable::finish(awaitable.bind(py), result)?;
+            delivered += 1;
+            if delivered % CLOCK_EVERY == 0 && started.elapsed() > SLICE {
+                break;
+            }
+        }
+        // With a full budget the fd is still readable.
+        if drained < BUDGET && !this.lock().ready.is_empty() {
+            Self::again(slf)?;
+        }
+        Ok(())
+    }
+
+    fn again(slf: &Bound<'_, Port>) -> PyResult<()> {
+        let event_loop = slf.get().event_loop.bind(slf.py()).call0()?;
+        if !event_loop.is_none() {
+            event_loop.call_method1("call_soon", (slf.getattr("drain")?,))?;
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Port {
+    /// `event_loop`: a weak reference. `ring`: the loop cannot watch an fd.
+    #[new]
+    fn py_new(py: Python<'_>, event_loop: Py<PyAny>, ring: bool) -> PyResult<Py<Port>> {
+        let ringer: Arc<OnceLock<Py<PyAny>>> = Arc::default();
+        let queue = if ring {
+            dispatch::ensure_thread(py);
+            let port = ringer.clone();
+            CompletionQueue::with_notify(Box::new(move || dispatch::push(Item::Ring(port.clone()))))
+        } else {
+            CompletionQueue::new().map_err(|e| crate::error::raise(py, &e))?
+        };
+        let port = Py::new(py, Port { queue, event_loop, state: Mutex::default(), draining: AtomicBool::new(false) })?;
+        if ring {
+            let weak = py.import("weakref")?.call_method1("ref", (&port,))?;
+            let _ = ringer.set(weak.unbind());
+        }
+        Ok(port)
+    }
+
+    /// The eventfd, for `add_reader`.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        self.queue.fd().map_err(|e| crate::error::raise(py, &e))
+    }
+
+    /// Delivers finished tasks to their awaiters. What the loop calls when the fd is readable.
+    fn drain(slf: &Bound<'_, Port>) -> PyResult<()> {
+        // A step that runs the loop from inside (a debugger) must not drain below this drain.
+        if slf.get().draining.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let delivered = Self::deliver(slf);
+        slf.get().draining.store(false, Ordering::Relaxed);
+        if delivered.is_err() {
+            // Ctrl-C or SystemExit leaves through the loop; what is left is delivered if the loop goes on.
+            Self::again(slf)?;
+        }
+        delivered
+    }
+
+    /// Tasks that this loop awaits.
+    fn __len__(&self) -> usize {
+        let state = self.lock();
+        state.waiting.len() - state.free.len() + state.ready.len()
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        for awaitable in state.waiting.iter().flatten() {
+            visit.call(awaitable)?;
+        }
+        for (awaitable, _) in &state.ready {
+            visit.call(awaitable)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        if let Ok(mut state) = self.state.try_lock() {
+            let old = std::mem::take(&mut *state);
+            drop(state);
+            drop(old);
+        }
+    }
+}
+
+/// What a coroutine of `run` awaits.
+#[pyclass(name = "_Awaitable", module = "offloop._native", frozen)]
+pub(crate) struct PyAwaitable {
+    task: OnceLock<Task>,
+    outcome: PyOnceLock<Outcome>,
+    event_loop: Py<PyAny>,
+    state: Mutex<AwaitState>,
+}
+
+#[derive(Default)]
+struct AwaitState {
+    host: Option<PyResult<Py<PyAny>>>,
+    /// Function and context.
+    callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
+    /// The awaiting task was told to wait: asyncio's own flag.
+    blocking: bool,
+}
+
+impl PyAwaitable {
+    pub(crate) fn new(event_loop: Py<PyAny>) -> PyAwaitable {
+        PyAwaitable { task: OnceLock::new(), outcome: PyOnceLock::new(), event_loop, state: Mutex::default() }
+    }
+
+    pub(crate) fn set_task(&self, task: Task) {
+        // Set once per awaitable, by whoever submitted it.
+        let _ = self.task.set(task);
+    }
+
+    pub(crate) fn set_host(&self, outcome: PyResult<Py<PyAny>>) {
+        self.lock().host = Some(outcome);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AwaitState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The outcome came: steps whoever awaits it.
+    fn finish(slf: &Bound<'_, Self>, result: Result<Value, Error>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let host = this.lock().host.take();
+        if this.outcome.get(py).is_some() {
+            return Ok(()); // cancelled meanwhile
+        }
+        let _ = this.outcome.set(py, Outcome::new(py, result, host));
+        let callbacks = std::mem::take(&mut this.lock().callbacks);
+        for (callback, context) in callbacks {
+            if let Err(e) = context.bind(py).call_method1("run", (callback.bind(py), slf)) {
+                if !e.is_instance_of::<PyException>(py) {
+                    return Err(e);
+                }
+                let about = PyDict::new(py);
+                about.set_item("message", "exception in a callback of an offloop task")?;
+                about.set_item("exception", e.value(py))?;
+                this.event_loop.bind(py).call_method1("call_exception_handler", (about,))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn call_soon(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>, context: &Bound<'_, PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let kwargs = PyDict::new(py);
+        kwargs.set_item("context", context)?;
+        slf.get().event_loop.bind(py).call_method("call_soon", (callback, slf), Some(&kwargs)).map(drop)
+    }
+}
+
+#[pymethods]
+impl PyAwaitable {
+    #[getter(_asyncio_future_blocking)]
+    fn blocking(&self) -> bool {
+        self.lock().blocking
+    }
+
+    #[setter(_asyncio_future_blocking)]
+    fn set_blocking(&self, value: bool) {
+        self.lock().blocking = value;
+    }
+
+    fn get_loop(&self, py: Python<'_>) -> Py<PyAny> {
+        self.event_loop.clone_ref(py)
+    }
+
+    #[pyo3(signature = (r#fn, *, context = None))]
+    fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>, context: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        let py = slf.py();
+        let context = match context {
+            Some(context) => context,
+            None => crate::hosted::copy_context(py)?.into_bound(py),
+        };
+        if slf.get().outcome.get(py).is_some() {
+            return Self::call_soon(slf, &r#fn, &context);
+        }
+        slf.get().lock().callbacks.push((r#fn.unbind(), context.unbind()));
+        Ok(())
+    }
+
+    fn remove_done_callback(slf: &Bound<'_, Self>, r#fn: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let py = slf.py();
+        let callbacks = std::mem::take(&mut slf.get().lock().callbacks);
+        let before = callbacks.len();
+        let mut kept = Vec::with_capacity(before);
+        for (callback, context) in callbacks {
+            if !callback.bind(py).eq(r#fn)? {
+                kept.push((callback, context));
+            }
+        }
+        let removed = before - kept.len();
+        slf.get().lock().callbacks.extend(kept);
+        Ok(removed)
+    }
+
+    /// Stops the task, started or not, and wakes the awaiter with asyncio's CancelledError.
+    #[pyo3(signature = (msg = None))]
+    fn cancel(slf: &Bound<'_, Self>, msg: Option<Bound<'_, PyAny>>) -> PyResult<bool> {
+        let py = slf.py();
+        let this = slf.get();
+        if this.outcome.get(py).is_some() {
+            return Ok(false);
+        }
+        if let Some(task) = this.task.get() {
+            task.cancel();
+        }
+        let class = py.import("asyncio")?.getattr("CancelledError")?;
+        let args = msg.map_or_else(|| Ok(PyTuple::empty(py)), |m| PyTuple::new(py, [m]))?;
+        let exception = class.call1(args)?.cast_into()?.unbind();
+        let _ = this.outcome.set(py, Outcome::Cancelled(exception));
+        let callbacks = std::mem::take(&mut this.lock().callbacks);
+        for (callback, context) in callbacks {
+            Self::call_soon(slf, callback.bind(py), context.bind(py))?;
+        }
+        Ok(true)
+    }
+
+    fn cancelled(&self, py: Python<'_>) -> bool {
+        matches!(self.outcome.get(py), Some(Outcome::Cancelled(_)))
+    }
+
+    fn done(&self, py: Python<'_>) -> bool {
+        self.outcome.get(py).is_some()
+    }
+
+    fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.outcome.get(py) {
+            Some(outcome) => outcome.get(py),
+            None => Err(crate::error::raise(py, &Error::new(ErrorKind::Empty, "the task is not done yet"))),
+        }
+    }
+
+    fn exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        match self.outcome.get(py) {
+            Some(Outcome::Error(e)) => Ok(Some(e.clone_ref(py).into_any())),
+            Some(Outcome::Value(_)) => Ok(None),
+            _ => self.result(py).map(Some),
+        }
+    }
+
+    fn __await__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let py = slf.py();
+        let Some(outcome) = slf.get().outcome.get(py) else {
+            slf.get().lock().blocking = true;
+            return Ok(slf.clone().into_any().unbind());
+        };
+        let value = outcome.get(py)?;
+        // A tuple or an exception as the value would be taken apart.
+        Err(match value.bind(py).is_instance_of::<PyTuple>() || value.bind(py).is_instance_of::<pyo3::exceptions::PyBaseException>() {
+            true => PyStopIteration::new_err((value,)),
+            false => PyStopIteration::new_err(value),
+        })
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.event_loop)?;
+        // SAFETY: the collector runs with the interpreter attached; the token only reads the cell.
+        let py = unsafe { Python::assume_attached() };
+        if let Some(outcome) = self.outcome.get(py) {
+            outcome.traverse(&visit)?;
+        }
+        let Ok(state) = self.state.try_lock() else { return Ok(()) };
+        for (callback, context) in &state.callbacks {
+            visit.call(callback)?;
+            visit.call(context)?;
+        }
+        if let Some(Ok(v)) = &state.host {
+            visit.call(v)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        if let Ok(mut state) = self.state.try_lock() {
+            let old = std::mem::take(&mut *state);
+            drop(state);
+            drop(old);
+        }
+    }
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<Port>()?;
+    m.add_class::<PyAwaitable>()
+}

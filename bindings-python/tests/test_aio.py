@@ -1,0 +1,280 @@
+"""asyncio: run, ops.aio, cancellation, several loops, loops that close early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+import weakref
+
+import offloop
+import pytest
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+
+class NoReaders(asyncio.SelectorEventLoop):
+    """A loop that cannot watch an fd, as Windows' proactor loop and some embedders'."""
+
+    def add_reader(self, fd, callback, *args):
+        raise NotImplementedError
+
+
+LOOPS = [asyncio.SelectorEventLoop, NoReaders] + ([uvloop.new_event_loop] if uvloop else [])
+
+
+@pytest.fixture(params=LOOPS, ids=lambda f: f.__name__)
+def run(request):
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(coroutine)
+
+    return run
+
+
+def test_results_of_both_kinds(run, pool):
+    async def main():
+        assert await pool.run("crc32", b"hello") == 907060870
+        assert await pool.run(int, "ff", base=16) == 255
+        assert await offloop.ops.aio.sha256(b"abc", encoding="hex") == offloop.ops.sha256(b"abc", encoding="hex")
+        assert await pool.run(lambda: (1, 2)) == (1, 2)
+        assert isinstance(await pool.run(lambda: ValueError("a value")), ValueError)
+        assert await pool.run(lambda: None) is None
+
+    run(main())
+
+
+def test_every_one_of_many_gets_its_own_result(run, pool):
+    async def lane(n):
+        for i in range(20):
+            data = b"%d-%d" % (n, i)
+            assert await pool.run("noop", data) == data
+            assert await pool.run(abs, -n) == n
+        return n
+
+    async def main():
+        return await asyncio.gather(*(lane(n) for n in range(200)))
+
+    assert run(main()) == list(range(200))
+
+
+def test_exceptions_and_their_tracebacks(run, pool):
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(lambda: 1 // 0)
+        with pytest.raises(offloop.CorruptError):
+            await offloop.ops.aio.gunzip(b"not gzip at all")
+        with pytest.raises(offloop.NotFoundError):
+            await pool.run("sha999", b"")
+        with pytest.raises(offloop.TimeoutError):
+            await pool.options(timeout=0.01).run("noop", sleep_ms=60_000)
+        assert await pool.run("noop", b"x") == b"x"
+
+    run(main())
+
+
+def test_cancelling_the_await_stops_the_task_and_raises_the_hosts_error(run, pool):
+    async def main():
+        looked = threading.Event()
+
+        def look():
+            while not offloop.current_task().cancelled():
+                pass
+            looked.set()
+
+        for work in (("noop",), (look,)):
+            options = {"sleep_ms": 60_000} if work == ("noop",) else {}
+            task = asyncio.create_task(pool.run(*work, **options))
+            while pool.stats.running == 0:
+                await asyncio.sleep(0.001)
+            task.cancel("enough")
+            with pytest.raises(asyncio.CancelledError, match="enough"):
+                await task
+        assert await asyncio.to_thread(looked.wait, 60)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await offloop.ops.aio.noop(sleep_ms=60_000)
+        assert pool.stats.cancelled == 2
+        assert await pool.run("noop", b"x") == b"x"
+
+    run(main())
+
+
+def test_a_task_that_is_cancelled_before_it_awaits_never_submits(run, pool):
+    async def main():
+        task = asyncio.create_task(pool.run("noop"))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert pool.stats.submitted == 0
+
+    run(main())
+
+
+def test_it_is_a_coroutine_like_any_other(run, pool):
+    async def main():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(pool.run("noop", b"x")), group.create_task(offloop.ops.aio.noop(b"y"))]
+        assert [t.result() for t in tasks] == [b"x", b"y"]
+        assert await asyncio.wait_for(pool.run("noop", b"z"), 60) == b"z"
+        done, _ = await asyncio.wait([asyncio.ensure_future(pool.run(abs, -n)) for n in range(5)])
+        assert sorted(t.result() for t in done) == list(range(5))
+        assert await asyncio.shield(pool.run(abs, -1)) == 1
+
+    run(main())
+
+
+def test_steps_run_in_the_context_of_their_task(run, pool):
+    var = contextvars.ContextVar("var")
+
+    async def one(n):
+        var.set(n)
+        for _ in range(10):
+            await pool.run("noop")
+            assert var.get() == n
+            assert asyncio.current_task().get_name() == f"t{n}"
+
+    async def main():
+        await asyncio.gather(*(asyncio.create_task(one(n), name=f"t{n}") for n in range(50)))
+
+    run(main())
+
+
+def test_the_loop_goes_on_while_it_is_saturated(run, pool):
+    async def main():
+        stop = False
+        ticks = 0
+
+        async def lane():
+            while not stop:
+                await pool.run("noop")
+
+        lanes = [asyncio.create_task(lane()) for _ in range(500)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+            ticks += 1
+        stop = True
+        await asyncio.gather(*lanes)
+        assert ticks == 20
+
+    run(main())
+
+
+def test_several_loops_in_several_threads(pool):
+    def one(results):
+        async def main():
+            return [await pool.run(abs, -n) for n in range(200)] + [await pool.run("crc32", b"hello") for _ in range(200)]
+
+        results.append(asyncio.run(main()))
+
+    results = []
+    threads = [threading.Thread(target=one, args=(results,)) for _ in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert results == [list(range(200)) + [907060870] * 200] * 6
+
+
+@pytest.mark.parametrize("factory", LOOPS, ids=lambda f: f.__name__)
+def test_a_loop_that_is_closed_with_work_in_flight_is_freed(pool, factory):
+    loop = factory()
+
+    async def start():
+        asyncio.ensure_future(pool.run("noop", sleep_ms=30))  # noqa: RUF006
+        await asyncio.sleep(0.001)
+
+    loop.run_until_complete(start())
+    pending = asyncio.all_tasks(loop)
+    for task in pending:
+        task._log_destroy_pending = False
+    loop.close()
+    gone = weakref.ref(loop)
+    del loop, task, pending
+    # The next loop of this thread takes the place of the one that was used last.
+    asyncio.run(pool.run("noop"))
+    gc.collect()
+    if factory is not NoReaders:
+        assert gone() is None
+    assert pool.submit("noop", b"x").result() == b"x"
+
+
+def test_many_short_loops_leave_no_fds(pool):
+    import os
+
+    for _ in range(20):
+        asyncio.run(pool.run("noop"))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        asyncio.run(pool.run("noop"))
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_run_outside_of_a_loop_says_so(pool):
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        pool.run("noop").send(None)
+
+
+def test_long_writable_inputs_are_copied_in_slices(run, pool):
+    async def main():
+        data = bytearray(b"a" * (9 << 20))
+        ticks = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(tick())
+        assert await pool.run("noop", data) == bytes(data)
+        assert await offloop.ops.aio.sha256(memoryview(data)) == offloop.ops.sha256(data)
+        ticker.cancel()
+        assert ticks > 9
+        data.append(1)  # no export is left
+
+    run(main())
+
+
+def test_amap_over_plain_and_async_iterables(run, pool):
+    async def numbers():
+        for n in range(100):
+            yield n
+            await asyncio.sleep(0)
+
+    async def main():
+        assert [x async for x in pool.amap(pow, numbers(), range(100))] == [n**n for n in range(100)]
+        assert sorted([x async for x in pool.amap(abs, range(3000), ordered=False)]) == list(range(3000))
+        assert [x async for x in pool.amap("noop", [b"a", b"b"])] == [b"a", b"b"]
+        with pytest.raises(ZeroDivisionError):
+            async for _ in pool.amap(lambda n: 1 // n, [1, 0]):
+                pass
+        with pytest.raises(offloop.TimeoutError):
+            async for _ in pool.amap("noop", [b""], timeout=0.01, sleep_ms=60_000):
+                pass
+
+    run(main())
+
+
+def test_ctrl_c_inside_a_step_leaves_the_loop_and_loses_nothing(pool):
+    async def bad():
+        await pool.run("noop")
+        raise KeyboardInterrupt
+
+    async def good(n):
+        return await pool.run(abs, -n)
+
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(good(n)) for n in range(50)]
+    breaker = loop.create_task(bad())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(asyncio.wait([breaker, *tasks]))
+    assert loop.run_until_complete(asyncio.gather(*tasks)) == list(range(50))
+    assert isinstance(breaker.exception(), KeyboardInterrupt)
+    loop.close()

@@ -1,0 +1,479 @@
+"""ThreadPool: submit, bounds, options, map, batches, end."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import contextvars
+import gc
+import itertools
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import offloop
+import pytest
+
+
+def occupy(pool, gate):
+    """Holds every Python worker of a pool with one."""
+    future = pool.submit(gate.wait)
+    while not future.running():
+        time.sleep(0.001)
+    return future
+
+
+def test_runs_ops_by_name_and_callables(pool):
+    assert pool.submit("sha256", b"abc", encoding="hex").result().startswith("ba7816bf")
+    assert pool.submit(int, "ff", base=16).result() == 255
+    assert isinstance(pool, cf.Executor)
+
+
+def test_a_subclass_may_have_its_own_constructor():
+    class Mine(offloop.ThreadPool):
+        def __init__(self, n):
+            super().__init__(max_workers=n)
+            self.n = n
+
+    with Mine(3) as pool:
+        assert pool.n == 3
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_a_pool_whose_init_was_not_called_says_so():
+    class Bad(offloop.ThreadPool):
+        def __init__(self):
+            pass
+
+    with pytest.raises(RuntimeError, match="__init__"):
+        Bad().submit("noop")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_workers": 0}, ["max_workers", "0"]),
+        ({"max_workers": -1}, ["max_workers", "-1"]),
+        ({"max_workers": 100_000}, ["max_workers", "100000", "1024"]),
+        ({"max_workers": 2**40}, ["max_workers", str(2**40)]),
+        ({"max_queue": 0}, ["max_queue", "0"]),
+        ({"max_queue": -5}, ["max_queue", "-5"]),
+        ({"max_overdue": -1}, ["max_overdue", "-1"]),
+        ({"nice": 99}, ["nice", "99", "19"]),
+        ({"on_full": "drop"}, ["on_full", "drop", "wait"]),
+        ({"thread_name_prefix": "x" * 100}, ["name", "64"]),
+    ],
+)
+def test_bad_options_name_the_value_and_the_limit(options, words):
+    with pytest.raises(offloop.InvalidError) as e:
+        offloop.ThreadPool(**options)
+    for word in words:
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize("options", [{"max_workers": "two"}, {"initializer": 3}, {"max_queue": 1.5}, {"bogus": 1}])
+def test_options_of_a_wrong_type_are_type_errors(options):
+    with pytest.raises(TypeError):
+        offloop.ThreadPool(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda p: p.submit("sha999", b""), offloop.NotFoundError, ["sha999"]),
+        (lambda p: p.submit("\udc80", b""), offloop.InvalidError, ["udc80"]),
+        (lambda p: p.submit("sha256", b"", wrong=1), offloop.InvalidError, ["wrong", "encoding"]),
+        (lambda p: p.submit("sha256", b"", encoding="base99"), offloop.InvalidError, ["encoding", "base99", "hex"]),
+        (lambda p: p.submit("sha256", b"", encoding=7), offloop.InvalidError, ["encoding", "string", "int"]),
+        (lambda p: p.submit("sha256"), offloop.InvalidError, ["inputs=0", "min=1"]),
+        (lambda p: p.submit("sha256", b"", b""), offloop.InvalidError, ["inputs=2", "max=1"]),
+        (lambda p: p.submit("sha256", "text"), offloop.InvalidError, ["str", "encode"]),
+        (lambda p: p.submit("sha256", 3), offloop.InvalidError, ["int"]),
+        (lambda p: p.submit("sha256", None), offloop.InvalidError, ["NoneType"]),
+        (lambda p: p.submit("gzip", b"x", level=99), offloop.InvalidError, ["level", "99"]),
+        (lambda p: p.submit("gzip", b"x", level=10**30), offloop.InvalidError, ["level"]),
+        (lambda p: p.submit("gzip", b"x", level=object()), offloop.UnserializableError, ["object"]),
+        (lambda p: p.submit(3), offloop.InvalidError, ["int"]),
+        (lambda p: p.submit(None), offloop.InvalidError, ["NoneType"]),
+    ],
+)
+def test_bad_calls_name_the_value_and_the_pool_goes_on(pool, call, kind, words):
+    with pytest.raises(kind) as e:
+        call(pool)
+    for word in words:
+        assert word in str(e.value)
+    assert pool.submit("noop", b"x").result() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("op", "data", "kind"),
+    [("gunzip", b"not gzip at all", offloop.CorruptError), ("unzstd", b"\0" * 40, offloop.CorruptError)],
+)
+def test_bad_data_is_a_typed_error_of_the_task(pool, op, data, kind):
+    error = pool.submit(op, data).exception()
+    assert isinstance(error, kind)
+    assert error.kind == "Corrupt"
+    assert error.retry == "never"
+    assert pool.submit("noop", b"x").result() == b"x"
+
+
+def test_a_panic_is_an_error_of_its_task(pool):
+    error = pool.submit("noop", panic=True).exception()
+    assert isinstance(error, offloop.PanicError)
+    assert isinstance(error, RuntimeError)
+    assert pool.submit("noop", b"x").result() == b"x"
+
+
+def test_submit_needs_something_to_run(pool):
+    with pytest.raises(TypeError, match="at least 1 argument"):
+        pool.submit()
+
+
+def test_a_full_queue_rejects_and_nothing_is_lost(gate):
+    with offloop.ThreadPool(max_workers=1, max_queue=2, on_full="reject") as pool:
+        occupy(pool, gate)
+        queued = [pool.submit(pow, 2, n) for n in range(2)]
+        with pytest.raises(offloop.Full, match="max_queue=2") as e:
+            pool.submit(pow, 2, 9)
+        assert e.value.retry == "now"
+        gate.set()
+        assert [f.result() for f in queued] == [1, 2]
+
+
+def test_a_full_queue_gives_a_moved_buffer_back():
+    with offloop.ThreadPool(max_workers=1, max_queue=1, on_full="reject") as pool:
+        futures = []
+        buffer = offloop.TransferBuffer.from_bytes(b"abc")
+        with pytest.raises(offloop.Full):
+            for _ in range(100):
+                futures.append(pool.submit("noop", sleep_ms=200))
+        with pytest.raises(offloop.Full):
+            while True:
+                pool.submit("noop", buffer)
+                buffer = offloop.TransferBuffer.from_bytes(b"abc")
+        assert bytes(buffer) == b"abc"
+        with pytest.raises(offloop.InvalidError):
+            pool.submit("noop", buffer, nonsense=1)
+        assert bytes(buffer) == b"abc"
+        with pytest.raises(offloop.InvalidError):
+            pool.submit("noop", buffer, 3)
+        assert bytes(buffer) == b"abc"
+        pool.shutdown(cancel_futures=True)
+
+
+def test_submit_waits_for_room(gate):
+    with offloop.ThreadPool(max_workers=1, max_queue=1) as pool:
+        occupy(pool, gate)
+        pool.submit(pow, 2, 1)
+        threading.Timer(0.05, gate.set).start()
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_submit_on_a_thread_with_a_running_loop_raises_full_and_run_waits(gate):
+    async def main(pool):
+        await asyncio.get_running_loop().run_in_executor(None, occupy, pool, gate)
+        pool.submit(pow, 2, 1)
+        with pytest.raises(offloop.Full):
+            pool.submit(pow, 2, 2)
+        waiting = [asyncio.create_task(pool.run(pow, 2, n)) for n in range(100)]
+        await asyncio.sleep(0)
+        gate.set()
+        assert await asyncio.gather(*waiting) == [2**n for n in range(100)]
+
+    with offloop.ThreadPool(max_workers=1, max_queue=1) as pool:
+        asyncio.run(main(pool))
+
+
+def test_a_callable_may_fill_its_own_pools_queue():
+    with offloop.ThreadPool(max_workers=1, max_queue=1) as pool:
+        futures = pool.submit(lambda: [pool.submit(pow, 2, n) for n in range(10)]).result()
+        assert [f.result() for f in futures] == [2**n for n in range(10)]
+
+
+def test_batches_are_all_or_none(gate):
+    with offloop.ThreadPool(max_workers=1, max_queue=3, on_full="reject") as pool:
+        occupy(pool, gate)
+        with pytest.raises(offloop.Full):
+            pool.submit_many(pow, range(4))
+        gate.set()
+    with offloop.ThreadPool(max_workers=1) as pool:
+        buffers = [offloop.TransferBuffer.from_bytes(b"a"), offloop.TransferBuffer.from_bytes(b"b"), "no bytes"]
+        with pytest.raises(offloop.InvalidError):
+            pool.submit_many("sha256", buffers)
+        assert [bytes(b) for b in buffers[:2]] == [b"a", b"b"]
+        assert [f.result() for f in pool.submit_many("noop", buffers[:2])] == [b"a", b"b"]
+        assert [f.result() for f in pool.submit_many(int, ["11", "7"], base=8)] == [9, 7]
+        assert pool.submit_many("noop", []) == []
+
+
+def test_timeout_ends_the_wait_of_the_caller_and_counts(pool):
+    future = pool.options(timeout=0.02).submit("noop", sleep_ms=60_000)
+    assert isinstance(future.exception(), offloop.TimeoutError)
+    assert pool.stats.timed_out == 1
+
+
+def test_a_callable_past_its_timeout_is_overdue_until_it_returns(gate):
+    with offloop.ThreadPool(max_workers=1) as pool:
+        future = pool.options(timeout=0.01).submit(gate.wait)
+        assert isinstance(future.exception(), offloop.TimeoutError)
+        assert pool.stats.overdue == 1
+        gate.set()
+        assert pool.submit(pow, 2, 3).result() == 8
+        while pool.stats.overdue:
+            time.sleep(0.001)
+
+
+def test_queue_timeout_ends_a_waiting_task(gate):
+    with offloop.ThreadPool(max_workers=1) as pool:
+        occupy(pool, gate)
+        assert isinstance(pool.options(queue_timeout=0.01).submit(pow, 2, 3).exception(), offloop.TimeoutError)
+        gate.set()
+
+
+def test_priority_goes_first(gate):
+    with offloop.ThreadPool(max_workers=1) as pool:
+        occupy(pool, gate)
+        order = []
+        futures = [pool.options(priority=p).submit(order.append, p) for p in (-5, 0, 100)]
+        gate.set()
+        cf.wait(futures)
+        assert order == [100, 0, -5]
+
+
+def test_tasks_of_one_key_run_in_order():
+    with offloop.ThreadPool(max_workers=4) as pool:
+        order = []
+        view = pool.options(key="account-7")
+        cf.wait([view.submit(order.append, n) for n in range(500)])
+        assert order == list(range(500))
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": -1}, {"queue_timeout": float("nan")}, {"priority": 128}, {"priority": -129}, {"retries": -1}, {"timeout": 1e10}]
+)
+def test_bad_call_options_are_invalid(pool, options):
+    with pytest.raises(offloop.InvalidError):
+        pool.options(**options).submit("noop")
+
+
+def test_views_stack_and_share_the_pool(pool):
+    view = pool.options(priority=3).options(timeout=0.01)
+    assert isinstance(view, offloop.ThreadPool)
+    assert isinstance(view.submit("noop", sleep_ms=60_000).exception(), offloop.TimeoutError)
+    assert pool.stats.submitted == 1
+    view.shutdown()
+    with pytest.raises(offloop.ClosedError):
+        pool.submit("noop")
+
+
+def test_map_is_ordered_lazy_and_takes_ops(pool):
+    assert list(pool.map("noop", [b"a", b"b"])) == [b"a", b"b"]
+    assert list(pool.map("sha256", [b"abc"], encoding="hex"))[0].startswith("ba7816bf")
+    assert list(pool.map(pow, range(5000), itertools.repeat(2))) == [n * n for n in range(5000)]
+    assert list(itertools.islice(pool.map(abs, itertools.count()), 10)) == list(range(10))
+    assert sorted(pool.map(abs, range(3000), ordered=False)) == list(range(3000))
+    assert list(pool.map(abs, [])) == []
+
+
+def test_map_reads_an_endless_iterable_only_as_far_as_its_window(pool):
+    read = itertools.count()
+    results = pool.map(abs, read)
+    next(results)
+    assert next(read) < 5000
+    results.close()
+
+
+def test_map_never_raises_full():
+    for on_full in ("reject", "wait"):
+        with offloop.ThreadPool(max_workers=1, max_queue=4, on_full=on_full) as pool:
+            assert list(pool.map(abs, range(500))) == list(range(500))
+            assert list(pool.map(pow, range(100), range(100))) == [n**n for n in range(100)]
+            assert sorted(pool.map("noop", [b"x"] * 300, ordered=False)) == [b"x"] * 300
+
+
+def test_map_raises_where_the_error_is_and_cancels_the_rest(pool):
+    results = pool.map(lambda n: 1 // n, [1, 0, 1])
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    with pytest.raises(offloop.InvalidError):
+        pool.map(abs, [], chunksize=0)
+
+
+def test_map_times_out_as_the_stdlib_does(pool, gate):
+    for ordered in (True, False):
+        with pytest.raises(TimeoutError):
+            list(pool.map(gate.wait, [None], timeout=0.01, ordered=ordered))
+
+
+def test_context_variables_travel_and_current_task_is_there(pool):
+    var = contextvars.ContextVar("var", default="unset")
+    var.set("mine")
+
+    def look():
+        seen = var.get()
+        var.set("changed")
+        return seen, offloop.current_task().cancelled(), offloop.current_task().context
+
+    assert pool.submit(look).result() == ("mine", False, None)
+    assert var.get() == "mine"
+    assert offloop.current_task() is None
+    with offloop.ThreadPool(1, context={"a": 1}) as other:
+        assert other.submit(look).result()[2] == {"a": 1}
+
+
+def test_threads_are_named_and_initialised():
+    local = threading.local()
+
+    def init(value):
+        local.value = value
+
+    with offloop.ThreadPool(2, "mine", init, ("x",)) as pool:
+        names = list(pool.map(lambda _: (threading.current_thread().name, local.value), range(50)))
+    assert {value for _, value in names} == {"x"}
+    assert all(name.startswith("mine_") for name, _ in names)
+
+
+def test_a_failing_initializer_breaks_the_pool(caplog):
+    def init():
+        raise ValueError("no start")
+
+    with offloop.ThreadPool(1, initializer=init) as pool:
+        error = pool.submit(pow, 2, 3).exception()
+        assert isinstance(error, offloop.StartFailedError)
+        assert isinstance(error, cf.BrokenExecutor)
+        assert "no start" in str(error)
+        with pytest.raises(cf.BrokenExecutor):
+            pool.submit(pow, 2, 3)
+        assert pool.submit("noop", b"x").result() == b"x"
+
+
+def test_stats_count_every_outcome(pool):
+    pool.submit(pow, 2, 3).result()
+    pool.submit("noop").result()
+    pool.submit(int, "x").exception()
+    stats = pool.stats
+    assert (stats.submitted, stats.completed, stats.failed) == (3, 2, 1)
+    assert stats.run.count == 3
+    assert 0 <= stats.utilization <= 1
+    assert 0 <= stats.run.p50 <= stats.run.max < 60
+
+
+def test_resize_changes_how_many_run_at_once(gate):
+    with offloop.ThreadPool(1) as pool:
+        occupy(pool, gate)
+        second = pool.submit(pow, 2, 3)
+        pool.resize(max_workers=2)
+        assert second.result(timeout=60) == 8
+        with pytest.raises(offloop.InvalidError, match="max_workers"):
+            pool.resize(max_workers=0)
+        with pytest.raises(offloop.InvalidError, match="min_workers"):
+            pool.resize(min_workers=3)
+        gate.set()
+
+
+def test_shutdown_finishes_what_was_submitted_and_refuses_more():
+    pool = offloop.ThreadPool(1)
+    futures = [pool.submit(time.sleep, 0.001) for _ in range(20)] + [pool.submit("noop", sleep_ms=1) for _ in range(20)]
+    pool.shutdown()
+    assert all(f.done() and f.exception() is None for f in futures)
+    for call in ("noop", abs):
+        with pytest.raises(offloop.ClosedError) as e:
+            pool.submit(call, b"")
+        assert isinstance(e.value, RuntimeError)
+    with pytest.raises(offloop.ClosedError):
+        pool.resize(max_workers=2)
+    pool.shutdown()
+
+
+def test_shutdown_can_cancel_what_waits(gate):
+    pool = offloop.ThreadPool(1)
+    running = occupy(pool, gate)
+    queued = [pool.submit(pow, 2, 3) for _ in range(50)]
+    pool.shutdown(wait=False, cancel_futures=True)
+    assert all(f.cancelled() for f in queued)
+    gate.set()
+    assert running.result() is True
+
+
+def test_a_forgotten_pool_finishes_its_work_and_its_threads_leave():
+    pool = offloop.ThreadPool(2, "forgotten")
+    futures = [pool.submit(time.sleep, 0.001) for _ in range(20)]
+    gone = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert gone() is None
+    cf.wait(futures)
+    assert all(f.exception() is None for f in futures)
+    for thread in threading.enumerate():
+        if thread.name.startswith("forgotten"):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_async_with_waits_without_holding_the_loop():
+    async def main():
+        ticks = 0
+        async with offloop.ThreadPool(1) as pool:
+            future = pool.submit("noop", sleep_ms=100)
+
+            async def tick():
+                nonlocal ticks
+                while not future.done():
+                    ticks += 1
+                    await asyncio.sleep(0.001)
+
+            ticker = asyncio.create_task(tick())
+        await ticker
+        assert future.done()
+        assert ticks > 3
+
+    asyncio.run(main())
+
+
+def test_the_default_pool_is_one_and_cannot_be_closed():
+    pool = offloop.default_pool()
+    assert pool is offloop.default_pool()
+    assert pool.submit("noop", b"x").result() == b"x"
+    assert pool.submit(pow, 2, 3).result() == 8
+    with pytest.raises(offloop.InvalidError):
+        pool.shutdown()
+    with pool:
+        pass
+    assert pool.submit("noop", b"x").result() == b"x"
+
+
+def test_metrics_have_both_forms():
+    with offloop.ThreadPool(1, "measured") as pool:
+        pool.submit("noop").result()
+        assert 'pool="measured"' in offloop.metrics()
+        assert "measured" in offloop.metrics("json")
+    with pytest.raises(offloop.InvalidError, match="xml"):
+        offloop.metrics("xml")
+
+
+def test_a_thousand_pools_leave_nothing_behind():
+    def cycle():
+        with offloop.ThreadPool(1) as pool:
+            pool.submit(pow, 2, 3).result()
+            pool.submit("sha256", b"x").result()
+        offloop.TransferBuffer(4096)
+
+    def held():
+        rss = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), rss
+
+    for _ in range(100):
+        cycle()
+    gc.collect()
+    before = held()
+    for _ in range(1000):
+        cycle()
+    gc.collect()
+    after = held()
+    while held()[0] > before[0]:  # a native thread's exit is not awaited by its pool
+        time.sleep(0.001)
+    assert after[1] <= before[1]
+    assert after[2] - before[2] < 16 << 20
