@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture fmt lint bless dist install clean asan core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture fmt lint bless dist install clean loom asan core node python capi c-programs c-bench
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -127,6 +127,9 @@ bench: build c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one 
 
 torture: build  ## the long runs: seeded storms, 10^7 completion rounds
 	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
+
+loom:  ## every interleaving of the lock-free stack, and a mutant that must fail
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib stack
 
 asan:  ## the C ABI suite and its failpoints under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan $(CARGO) rustc --release --locked -p offloop \

@@ -8,7 +8,7 @@ mod params;
 #[cfg(any(feature = "json", feature = "csv"))]
 mod place;
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "csv", feature = "json")))]
 pub(crate) mod testing;
 
 #[cfg(feature = "compress")]

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::Control;
+use crate::pool::inner::Inner;
 use crate::pool::task::{Core, WorkKind};
-use crate::pool::thread::Inner;
 use crate::pool::worker::{Found, Turn, Worker};
 use crate::value::Value;
 use std::any::Any;

@@ -9,14 +9,17 @@
 //!
 //! * `sched`: pure; which task next, on which slot.
 //! * `task`: the states of one task, and its one outcome.
-//! * `thread`: submit, workers, sleeping and waking, resize, the end.
+//! * `thread`: the public face; `config`: options and plugins; `inner`: intake, waking, deadlines, the end.
+//! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
 //! * `split`: lends idle workers to one op.
 //! * `service`: one thread for deadlines, ticks and callbacks.
 //! * `completion`: how outcomes reach an event loop.
 //! * `plugin`: loads ops from shared libraries.
 
 mod completion;
+mod config;
 mod hosted;
+mod inner;
 mod options;
 mod plugin;
 mod sched;

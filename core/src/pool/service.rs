@@ -3,8 +3,8 @@
 //! Deadlines of one duration arrive in order, so each duration has a queue of its own whose front is the earliest;
 //! finished tasks are dropped from the front as new ones arrive, which keeps a queue as long as what is really in flight.
 
+use crate::pool::inner::Inner;
 use crate::pool::task::Core;
-use crate::pool::thread::Inner;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;

@@ -4,7 +4,7 @@
 //! lent threads at `max_workers` at most; a lent thread gives back as soon as other tasks wait.
 
 use crate::ops::Splitter;
-use crate::pool::thread::Inner;
+use crate::pool::inner::Inner;
 
 impl Splitter for Inner {
     fn width(&self) -> usize {

@@ -1,7 +1,7 @@
 //! What a pool says of itself.
 
 use crate::metrics::{Counter, Histogram};
-use crate::pool::thread::Inner;
+use crate::pool::inner::Inner;
 use crate::sync::atomic::Ordering;
 
 /// Counts and times of one pool since it was made.

@@ -3,10 +3,10 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Counter, Writer};
 use crate::ops::{OpCtx, Params};
+use crate::pool::inner::{Inner, TOKEN_SEARCH};
 use crate::pool::sched::Take;
 use crate::pool::service::{self, Due};
 use crate::pool::task::{Core, WorkKind};
-use crate::pool::thread::{Inner, TOKEN_SEARCH};
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::lock;
 use crate::sys::{clock, futex};

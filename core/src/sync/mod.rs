@@ -1,8 +1,6 @@
-//! The only door to atomics and locks: `std` in a normal build, `loom` under `--cfg loom`.
+//! The only door to atomics and locks. What decides between "look" and "sleep" is [`stack`], one word that `loom` models
+//! (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::atomic;
-#[cfg(not(loom))]
 pub(crate) use std::sync::atomic;
 
 /// Atomics that lie in mapped memory: always `std`, because a model's atomics have another size.

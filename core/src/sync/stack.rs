@@ -215,11 +215,12 @@ mod tests {
     }
 }
 
-/// Run with `RUSTFLAGS="--cfg loom" cargo test --release -p offloop --lib stack`.
+/// `make loom`: every interleaving of two producers and a consumer that arms and goes to sleep.
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
     use loom::sync::atomic::AtomicBool;
+    use loom::thread;
 
     struct Node(u32, Link);
     struct ByLink;
@@ -229,33 +230,60 @@ mod models {
         }
     }
 
-    /// Two producers, one consumer that arms and sleeps: every node is seen, and a sleeping consumer is always rung.
-    #[test]
-    fn stack_never_loses_a_wake_up() {
-        loom::model(|| {
-            let s = loom::sync::Arc::new(Stack::<Node, ByLink>::new());
-            let rung = loom::sync::Arc::new(AtomicBool::new(false));
+    struct Shared {
+        stack: Stack<Node, ByLink>,
+        /// The mutant's armed flag, a word of its own.
+        armed: AtomicBool,
+        rung: AtomicBool,
+    }
+
+    /// Every node is seen once, and a consumer that went to sleep before a push was rung.
+    fn model(push: fn(&Shared, Arc<Node>) -> bool, arm: fn(&Shared) -> bool) {
+        loom::model(move || {
+            let shared = loom::sync::Arc::new(Shared { stack: Stack::new(), armed: AtomicBool::new(false), rung: AtomicBool::new(false) });
             let producers: Vec<_> = (0..2)
                 .map(|n| {
-                    let (s, rung) = (s.clone(), rung.clone());
-                    loom::thread::spawn(move || {
-                        if s.push(Arc::new(Node(n, Link::new()))) {
-                            rung.store(true, Ordering::SeqCst);
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        if push(&shared, Arc::new(Node(n, Link::new()))) {
+                            shared.rung.store(true, Ordering::SeqCst);
                         }
                     })
                 })
                 .collect();
-            let mut seen = s.take_all().map(|n| n.0).collect::<Vec<_>>();
-            let slept = s.arm();
+            let mut seen: Vec<u32> = shared.stack.take_all().map(|n| n.0).collect();
+            let asleep = arm(&shared);
             for p in producers {
-                p.join().unwrap();
+                p.join().expect("producer");
             }
-            if slept && seen.len() < 2 {
-                assert!(rung.load(Ordering::SeqCst), "asleep, work is there, nobody rang");
+            if asleep && seen.len() < 2 {
+                assert!(shared.rung.load(Ordering::SeqCst), "asleep, work is there, nobody rang");
             }
-            seen.extend(s.take_all().map(|n| n.0));
+            seen.extend(shared.stack.take_all().map(|n| n.0));
             seen.sort_unstable();
             assert_eq!(seen, [0, 1]);
         });
+    }
+
+    #[test]
+    fn stack_never_loses_a_wake_up() {
+        model(|s, node| s.stack.push(node), |s| s.stack.arm());
+    }
+
+    /// The mutant: "is it empty" and "wake me" in two words, without a fence between them.
+    #[test]
+    #[should_panic(expected = "nobody rang")]
+    fn stack_with_a_separate_armed_flag_loses_one() {
+        model(
+            |s, node| {
+                let _ = s.stack.push(node);
+                s.armed.swap(false, Ordering::AcqRel)
+            },
+            |s| {
+                let empty = s.stack.is_empty();
+                s.armed.store(true, Ordering::Release);
+                empty
+            },
+        );
     }
 }
