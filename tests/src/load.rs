@@ -286,7 +286,11 @@ pub fn get(addr: SocketAddr, path: &str, timeout: Duration) -> io::Result<Vec<u8
         if let Some((status, body, length)) = parse(&all) {
             if all.len() >= body + length {
                 let answer = all[body..body + length].to_vec();
-                return if status == "200" { Ok(answer) } else { Err(io::Error::other(format!("{path}: {status} {}", String::from_utf8_lossy(&answer)))) };
+                return if status == "200" {
+                    Ok(answer)
+                } else {
+                    Err(io::Error::other(format!("{path}: {status} {}", String::from_utf8_lossy(&answer))))
+                };
             }
         }
         match stream.read(&mut chunk)? {
