@@ -101,7 +101,7 @@ c-bench: c-programs
 
 # ---- what people run ----
 
-demo: build c-programs $(DEMO_READY)  ## real servers under load, inline against offloaded: a table and a plot
+demo: capi node python c-programs $(DEMO_READY)  ## real servers under load, inline against offloaded: a table and a plot
 	$(CARGO) run $(ONE) --quiet --bin demo
 
 test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the time of each phase
@@ -122,7 +122,7 @@ test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the
 check:  ## the repository's own rules: layers, generated files, parity, words
 	$(CARGO) test $(ONE) --test checks
 
-bench: build c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
+bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
 	$(CARGO) run $(ONE) --quiet --bin bench -- $(BENCH)
 
 torture: build  ## the long runs: seeded storms, 10^7 completion rounds

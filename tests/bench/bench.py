@@ -66,7 +66,9 @@ def median_ms(call, times=9):
     return statistics.median(took)
 
 
-async def asyncio_cases(pool, stdlib):
+async def asyncio_cases(pool):
+    # `asyncio.run` shuts its default executor down at its end: one of its own.
+    stdlib = ThreadPoolExecutor(WORKERS)
     loop = asyncio.get_running_loop()
     loop.set_default_executor(stdlib)
     sides = {
@@ -114,7 +116,7 @@ def arrow():
 def main():
     pool = ThreadPool(max_workers=WORKERS)
     stdlib = ThreadPoolExecutor(WORKERS)
-    asyncio.run(asyncio_cases(pool, stdlib))
+    asyncio.run(asyncio_cases(pool))
     thousand = [KILOBYTE] * IN_FLIGHT
     throughput = {
         "py.submit_noop": {

@@ -147,10 +147,6 @@ fn image(results: &mut Results) -> Result<(), String> {
     let dir = target_dir().join("bench");
     std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
     let photo = dir.join("photo.jpg");
-    let source = target_dir().join("demo/input/china.jpg");
-    if !source.exists() {
-        return Err(format!("{} is not there; run `make demo` first", source.display()));
-    }
     let output = |command: &mut Command| -> Result<String, String> {
         let out = command.output().map_err(|e| format!("{command:?}: {e}"))?;
         if !out.status.success() {
@@ -158,7 +154,7 @@ fn image(results: &mut Results) -> Result<(), String> {
         }
         Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
     };
-    output(python_command("photo.py").arg(&source).arg(&photo))?;
+    output(python_command("image/make_photo.py").arg(&photo))?;
     let (ours, theirs) = (dir.join("ours.png"), dir.join("sharp.png"));
     let median = |line: &str| -> Result<f64, String> {
         let value: serde_json::Value = serde_json::from_str(line).map_err(|e| format!("{line}: {e}"))?;
