@@ -6,9 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 import offloop
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 COMPILER = shutil.which("cc")
