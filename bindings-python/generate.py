@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import sys
+import types
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def files(table: list[Op]) -> dict[Path, str]:
 
 
 def main() -> int:
-    sys.path.insert(0, str(ROOT.parent.parent))
+    # The native module alone: the package itself imports the files that are written here.
+    package = types.ModuleType("offloop")
+    package.__path__ = [str(ROOT.parent)]
+    sys.modules["offloop"] = package
     from offloop import _native
 
     check = "--check" in sys.argv

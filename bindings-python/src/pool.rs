@@ -15,6 +15,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -541,6 +542,13 @@ impl PyPool {
         d.set_item("wait", merged(&a.wait, &b.wait))?;
         d.set_item("run", merged(&a.run, &b.run))?;
         Ok(d)
+    }
+
+    /// Loads a C plugin and returns the names of the ops it brought.
+    fn _load(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+        let (pools, _) = self.inner()?;
+        // The plugin's own start may take its time, and it knows nothing of the GIL.
+        wait::detached(py, || pools.ops.load(&path)).map_err(|e| raise(py, &e))
     }
 
     /// Names of every op that this pool can run.

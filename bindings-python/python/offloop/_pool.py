@@ -189,6 +189,13 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)
         return view
 
+    def load(self, plugin: str | os.PathLike[str]) -> list[str]:
+        """Loads a C plugin and returns the names of the ops that it added to this pool.
+
+        A plugin is native code: a bad one can crash the process.
+        """
+        return self._load(os.fspath(plugin))
+
     def resize(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
         """Changes how many threads of each kind stay when idle, and how many there may be. Surplus ones leave when free."""
         self._resize(min_workers, max_workers)

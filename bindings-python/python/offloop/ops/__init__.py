@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 from .._ops import call
-from . import aio, password
+from . import aio, image, password
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -21,6 +21,7 @@ __all__ = [
     "deflate",
     "gunzip",
     "gzip",
+    "image",
     "inflate",
     "lz4",
     "noop",
@@ -157,7 +158,7 @@ def crc32(data: Buffer, /, *, value: int | None = None) -> int:
 
 
 def gzip(data: Buffer, /, *, level: int | None = None) -> bytes:
-    """Compresses to one gzip member (RFC 1952) without name or time, the same bytes for the same input and width; inputs of 512 KiB and more are split over idle workers.
+    """Compresses to one gzip member (RFC 1952) without name or time; inputs of 512 KiB and more are split over idle workers, which adds some 0.1 % of size.
 
     level: Effort from 0 (stored) over 1 (least time) to 9 (least size). (0 to 9; default 6)
     """
@@ -175,7 +176,7 @@ def gunzip(data: Buffer, /, *, max_output: int | None = None) -> bytes:
 
 
 def deflate(data: Buffer, /, *, level: int | None = None) -> bytes:
-    """Compresses to raw deflate (RFC 1951), without header or checksum; inputs of 512 KiB and more are split over idle workers.
+    """Compresses to raw deflate (RFC 1951), without header or checksum; inputs of 512 KiB and more are split over idle workers, which adds some 0.1 % of size.
 
     level: Effort from 0 (stored) over 1 (least time) to 9 (least size). (0 to 9; default 6)
     """
