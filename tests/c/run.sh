@@ -58,7 +58,7 @@ examples() {
 }
 memcheck() {
     if command -v valgrind >/dev/null; then
-        valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite "$out/ops" >/dev/null
+        valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite "$out/ops" >/dev/null
     else
         echo "skipped: valgrind is not installed"
     fi
