@@ -117,6 +117,8 @@ export class ThreadPool implements PoolBase {
    */
   runMany<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, inputs: (Bytes | Bytes[])[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>[]>
   runMany(op: string, inputs: (Bytes | Bytes[])[], params?: object | null, options?: RunOptions | null): Promise<any[]>
+  /** Loads a C plugin; returns the names of its ops. A plugin is native code: a faulty one takes the process down. */
+  load(plugin: string): string[]
   options(options: RunOptions): this
   resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
   readonly stats: PoolStats

@@ -310,6 +310,210 @@ export interface ImageConvertParams {
   maxPixels?: number | undefined
 }
 
+/** Options of `json.validate`. */
+export interface JsonValidateParams {
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+  /** Raises Corrupt for a text that is not JSON; false returns false instead. Limits and cancellation always raise. (default true) */
+  fail?: boolean | undefined
+  /** Refuses an object that has a member name twice, compared after unescaping. (default false) */
+  uniqueNames?: boolean | undefined
+  /** Accepts an escape such as \ud800 without its other half, as the grammar and JavaScript do; false refuses it. (default true) */
+  loneSurrogates?: boolean | undefined
+}
+
+/** Options of `json.minify`. */
+export interface JsonMinifyParams {
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+}
+
+/** Options of `json.format`. */
+export interface JsonFormatParams {
+  /** Spaces per level. (default 2; 0 to 16) */
+  indent?: number | undefined
+  /** Indents by one tab per level instead. (default false) */
+  tabs?: boolean | undefined
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+  /** Most bytes of the result; more is TooLarge. Default 1 GiB. (default 1073741824; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
+/** Options of `json.pointer`. */
+export interface JsonPointerParams {
+  /** Pointers such as /items/0/name; the empty text names the whole document. (required) */
+  pointers: string[]
+  /** What a pointer to nothing does: nil in its place, or NotFound for the call. (default 'nil') */
+  missing?: 'nil' | 'fail' | undefined
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+}
+
+/** Options of `json.query`. */
+export interface JsonQueryParams {
+  /** The query, such as $.items[?@.price < 10].name; Invalid with the place when it is not well-formed. (required) */
+  path: string
+  /** What the array holds: values, normalized paths such as "$['items'][0]", or objects with both as path and value. (default 'values') */
+  select?: 'values' | 'paths' | 'nodes' | undefined
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+  /** Most nodes in any list that the query makes on its way; more is TooLarge. (default 10000000; 1 to 4294967296) */
+  maxMatches?: number | undefined
+  /** Most bytes of the result; more is TooLarge. Default 1 GiB. (default 1073741824; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
+/** Options of `json.filter_lines`. */
+export interface JsonFilterLinesParams {
+  /** Filter expression of RFC 9535, in which @ and $ are the line's value: @.status >= 500 && match(@.path, '/api/.*'). Without it every line passes. (no default) */
+  where?: string | undefined
+  /** A JSON Pointer, to write its value in place of the line, or a map from names to pointers, to write an object; a missing value is null. Without it the line itself is written. (no default) */
+  project?: string | Record<string, string> | undefined
+  /** What a line that is not JSON does: Corrupt with its line number and column, or nothing. (default 'fail') */
+  badLines?: 'fail' | 'skip' | undefined
+  /** Stops after so many lines have passed; what comes later is not looked at. (no default; 1 to 9223372036854775807) */
+  limit?: number | undefined
+  /** Most bytes of one line; more is TooLarge. Default 16 MiB. (default 16777216; 1 to 1073741824) */
+  maxLine?: number | undefined
+  /** Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (default 1024; 0 to 10000000) */
+  maxDepth?: number | undefined
+  /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
+  allowBom?: boolean | undefined
+  /** Most nodes in any list that the query makes on its way; more is TooLarge. (default 10000000; 1 to 4294967296) */
+  maxMatches?: number | undefined
+  /** Most bytes of the result; more is TooLarge. Default 1 GiB. (default 1073741824; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
+/** Options of `csv.to_arrow`. */
+export interface CsvToArrowParams {
+  /** Arrow IPC streaming format, or file format (random access, Feather version 2). (default 'stream') */
+  container?: 'stream' | 'file' | undefined
+  /** Columns to keep, in this order. All by default. (no default) */
+  columns?: string[] | undefined
+  /** Most rows of one record batch. A batch also ends where 1 MiB of the text ends. (default 65536; 1 to 2147483648) */
+  batchRows?: number | undefined
+  /** What separates fields: one ASCII character. (default ',') */
+  delimiter?: string | undefined
+  /** What encloses a field that holds delimiters, quotes (doubled) or line ends: one ASCII character, or empty for none. (default '"') */
+  quote?: string | undefined
+  /** A character, such as \, that takes the meaning from the one after it. None by default. (no default) */
+  escape?: string | undefined
+  /** Leaves out lines that begin with this character. None by default. (no default) */
+  comment?: string | undefined
+  /** The first record holds the column names; false names them column_1, column_2 and so on. A name that comes again gets .1, .2. (default true) */
+  header?: boolean | undefined
+  /** Column names, in place of the header's. (no default) */
+  names?: string[] | undefined
+  /** Types of columns by name; the others are inferred. bool, int8, int16, int32, int64, uint8, uint16, uint32, float32, float64, string, date, timestamp[s], [ms], [us] or [ns], with a zone as timestamp[ms, UTC] or timestamp[ms, +02:00]. A field that does not have its type is Corrupt with its line. (no default) */
+  schema?: Record<string, string> | undefined
+  /** Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null. (no default) */
+  nullValues?: string[] | undefined
+  /** Removes spaces and tabs around unquoted fields. (default false) */
+  trim?: boolean | undefined
+  /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
+  ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
+  inferRows?: number | undefined
+  /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
+  maxRows?: number | undefined
+  /** Most columns; more is TooLarge. (default 4096; 1 to 1048576) */
+  maxColumns?: number | undefined
+  /** Most bytes of one record; more is TooLarge. Default 16 MiB. (default 16777216; 1 to 1073741824) */
+  maxRecord?: number | undefined
+  /** Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (default 4294967296; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
+/** Options of `csv.probe`. */
+export interface CsvProbeParams {
+  /** What separates fields: one ASCII character. (default ',') */
+  delimiter?: string | undefined
+  /** What encloses a field that holds delimiters, quotes (doubled) or line ends: one ASCII character, or empty for none. (default '"') */
+  quote?: string | undefined
+  /** A character, such as \, that takes the meaning from the one after it. None by default. (no default) */
+  escape?: string | undefined
+  /** Leaves out lines that begin with this character. None by default. (no default) */
+  comment?: string | undefined
+  /** The first record holds the column names; false names them column_1, column_2 and so on. A name that comes again gets .1, .2. (default true) */
+  header?: boolean | undefined
+  /** Column names, in place of the header's. (no default) */
+  names?: string[] | undefined
+  /** Types of columns by name; the others are inferred. bool, int8, int16, int32, int64, uint8, uint16, uint32, float32, float64, string, date, timestamp[s], [ms], [us] or [ns], with a zone as timestamp[ms, UTC] or timestamp[ms, +02:00]. A field that does not have its type is Corrupt with its line. (no default) */
+  schema?: Record<string, string> | undefined
+  /** Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null. (no default) */
+  nullValues?: string[] | undefined
+  /** Removes spaces and tabs around unquoted fields. (default false) */
+  trim?: boolean | undefined
+  /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
+  ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
+  inferRows?: number | undefined
+  /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
+  maxRows?: number | undefined
+  /** Most columns; more is TooLarge. (default 4096; 1 to 1048576) */
+  maxColumns?: number | undefined
+  /** Most bytes of one record; more is TooLarge. Default 16 MiB. (default 16777216; 1 to 1073741824) */
+  maxRecord?: number | undefined
+  /** Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (default 4294967296; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
+/** Options of `csv.aggregate`. */
+export interface CsvAggregateParams {
+  /** Columns whose values make a group. (no default) */
+  groupBy?: string[] | undefined
+  /** Result columns by name: { n: 'count', total: { fn: 'sum', column: 'price' } }. count without a column counts rows; sum and mean want numbers, min and max take any type. (required) */
+  aggregates: Record<string, 'count' | { fn: 'count' | 'count_distinct' | 'sum' | 'min' | 'max' | 'mean'; column?: string }>
+  /** Arrow IPC; a JSON array of objects, dates and timestamps as ISO 8601 text, NaN and infinities as null; or CSV with CRLF. (default 'arrow') */
+  format?: 'arrow' | 'json' | 'csv' | undefined
+  /** Arrow IPC streaming format, or file format (random access, Feather version 2). (default 'stream') */
+  container?: 'stream' | 'file' | undefined
+  /** Most groups, the distinct values of count_distinct included; more is TooLarge. (default 1000000; 1 to 4294967296) */
+  maxGroups?: number | undefined
+  /** What separates fields: one ASCII character. (default ',') */
+  delimiter?: string | undefined
+  /** What encloses a field that holds delimiters, quotes (doubled) or line ends: one ASCII character, or empty for none. (default '"') */
+  quote?: string | undefined
+  /** A character, such as \, that takes the meaning from the one after it. None by default. (no default) */
+  escape?: string | undefined
+  /** Leaves out lines that begin with this character. None by default. (no default) */
+  comment?: string | undefined
+  /** The first record holds the column names; false names them column_1, column_2 and so on. A name that comes again gets .1, .2. (default true) */
+  header?: boolean | undefined
+  /** Column names, in place of the header's. (no default) */
+  names?: string[] | undefined
+  /** Types of columns by name; the others are inferred. bool, int8, int16, int32, int64, uint8, uint16, uint32, float32, float64, string, date, timestamp[s], [ms], [us] or [ns], with a zone as timestamp[ms, UTC] or timestamp[ms, +02:00]. A field that does not have its type is Corrupt with its line. (no default) */
+  schema?: Record<string, string> | undefined
+  /** Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null. (no default) */
+  nullValues?: string[] | undefined
+  /** Removes spaces and tabs around unquoted fields. (default false) */
+  trim?: boolean | undefined
+  /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
+  ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
+  inferRows?: number | undefined
+  /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
+  maxRows?: number | undefined
+  /** Most columns; more is TooLarge. (default 4096; 1 to 1048576) */
+  maxColumns?: number | undefined
+  /** Most bytes of one record; more is TooLarge. Default 16 MiB. (default 16777216; 1 to 1073741824) */
+  maxRecord?: number | undefined
+  /** Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (default 4294967296; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
+}
+
 /** One typed function per native op, on the default pool. */
 export interface Ops {
   /** Returns its input, after an optional pause; measures what a task costs. */
@@ -391,6 +595,28 @@ export interface Ops {
     /** Writes a picture in another format, or again in its own without its metadata. */
     convert(data: Bytes, params?: ImageConvertParams, options?: RunOptions): Promise<Uint8Array>
   }
+  json: {
+    /** Checks that the input is one JSON text as RFC 8259 defines it, in UTF-8, and returns true. Otherwise it raises Corrupt with the byte offset, line and column, or, with `fail: false`, returns false. Numbers may have any size; nothing is built. */
+    validate(data: Bytes, params?: JsonValidateParams, options?: RunOptions): Promise<boolean>
+    /** Removes the white space between tokens. Strings and numbers keep their bytes, member order and duplicates stay. The input is checked as by json.validate. */
+    minify(data: Bytes, params?: JsonMinifyParams, options?: RunOptions): Promise<Uint8Array>
+    /** Writes one member or element per line, indented, as JSON.stringify and json.dumps do; empty objects and arrays stay on one line. Strings and numbers keep their bytes. The input is checked as by json.validate. */
+    format(data: Bytes, params?: JsonFormatParams, options?: RunOptions): Promise<Uint8Array>
+    /** Finds the values that JSON Pointers (RFC 6901) name, all in one pass without building a tree, and returns the JSON text of each in the order of the pointers, nil where there is none. Of members with one name the last counts. The whole input is checked. */
+    pointer(data: Bytes, params: JsonPointerParams, options?: RunOptions): Promise<(Uint8Array | null)[]>
+    /** Runs a JSONPath query (RFC 9535, with its functions length, count, match, search and value) and returns a JSON array of what it selects; values keep their bytes. The input is checked and at most 1 GiB; up to 16 bytes of memory per value are used on the way. */
+    query(data: Bytes, params: JsonQueryParams, options?: RunOptions): Promise<Uint8Array>
+    /** Keeps the lines of NDJSON (one JSON text per line) for which a JSONPath filter expression holds, and optionally cuts each down to the values that JSON Pointers name. Lines keep their order and end with a newline; blank lines are left out. Pieces of the input are worked on in parallel. */
+    filterLines(data: Bytes, params?: JsonFilterLinesParams, options?: RunOptions): Promise<Uint8Array>
+  }
+  csv: {
+    /** Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to Arrow IPC. Types are inferred from all rows: bool (true, false), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after a closing quote and invalid UTF-8 are Corrupt with the line. */
+    toArrow(data: Bytes, params?: CsvToArrowParams, options?: RunOptions): Promise<Uint8Array>
+    /** Reads CSV as csv.to_arrow does and returns its columns, with the names and types that csv.to_arrow gives them and whether nulls were seen, and the number of rows. */
+    probe(data: Bytes, params?: CsvProbeParams, options?: RunOptions): Promise<{ columns: { name: string; type: string; nullable: boolean }[]; rows: number }>
+    /** Groups the rows of CSV, read as by csv.to_arrow, and aggregates each group by SQL's rules: nulls are left out, a group without values gives null (count gives 0), null is a group of its own. Groups come in the order of their first row; without group_by there is one. Sums of integers are exact and TooLarge beyond 64 bits; sums of floats are compensated and do not depend on the number of threads; NaN is the greatest number. */
+    aggregate(data: Bytes, params: CsvAggregateParams, options?: RunOptions): Promise<Uint8Array>
+  }
 }
 
 /** What each op returns, by name, for `pool.run`. */
@@ -423,6 +649,15 @@ export interface OpResults {
   'image.thumbnail': Uint8Array
   'image.resize': Uint8Array
   'image.convert': Uint8Array
+  'json.validate': boolean
+  'json.minify': Uint8Array
+  'json.format': Uint8Array
+  'json.pointer': (Uint8Array | null)[]
+  'json.query': Uint8Array
+  'json.filter_lines': Uint8Array
+  'csv.to_arrow': Uint8Array
+  'csv.probe': { columns: { name: string; type: string; nullable: boolean }[]; rows: number }
+  'csv.aggregate': Uint8Array
 }
 
 /** Options of each op, by name, for `pool.run`. */
@@ -455,4 +690,13 @@ export interface OpParams {
   'image.thumbnail': ImageThumbnailParams
   'image.resize': ImageResizeParams
   'image.convert': ImageConvertParams
+  'json.validate': JsonValidateParams
+  'json.minify': JsonMinifyParams
+  'json.format': JsonFormatParams
+  'json.pointer': JsonPointerParams
+  'json.query': JsonQueryParams
+  'json.filter_lines': JsonFilterLinesParams
+  'csv.to_arrow': CsvToArrowParams
+  'csv.probe': CsvProbeParams
+  'csv.aggregate': CsvAggregateParams
 }

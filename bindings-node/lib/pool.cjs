@@ -1,6 +1,7 @@
 'use strict'
 // ThreadPool: turns a call into native submits, and follows the host's protocols (promises, AbortSignal, asyncDispose).
 
+const path = require('node:path')
 const { AsyncResource } = require('node:async_hooks')
 const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
@@ -160,6 +161,11 @@ class ThreadPool {
   options(options) {
     const { run } = runOptions(options, true)
     return new ThreadPool(MADE_HERE, this.#shared, { ...this.#defaults, ...run })
+  }
+
+  load(plugin) {
+    if (typeof plugin !== 'string') throw fail('Invalid', 'plugin path is not text', { got: typeName(plugin) })
+    return native.poolLoad(this.#shared.handle, path.resolve(plugin))
   }
 
   resize(options) {

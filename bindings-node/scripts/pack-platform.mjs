@@ -19,6 +19,7 @@ if (!existsSync(join(here, file))) {
 const staged = mkdtempSync(join(tmpdir(), 'offloop-pack-'))
 try {
   copyFileSync(join(here, file), join(staged, file))
+  copyFileSync(join(dirname(here), 'LICENSE'), join(staged, 'LICENSE'))
   // Line tables are for profilers of a checkout; a package ships without them.
   execFileSync('strip', ['--strip-unneeded', join(staged, file)])
   const manifest = {

@@ -18,7 +18,10 @@ const vendor = join(here, 'vendor')
 const manifest = join(here, 'package.json')
 const PLATFORMS = ['linux-x64-gnu', 'linux-arm64-gnu']
 
+const licence = join(here, 'LICENSE')
+
 rmSync(vendor, { recursive: true, force: true })
+rmSync(licence, { force: true })
 const json = JSON.parse(readFileSync(manifest, 'utf8'))
 delete json.optionalDependencies
 
@@ -30,6 +33,7 @@ if (!process.argv.includes('--clean')) {
   cpSync(join(here, 'Cargo.toml'), join(vendor, 'bindings-node/Cargo.toml'))
   const workspace = readFileSync(join(root, 'Cargo.toml'), 'utf8')
   writeFileSync(join(vendor, 'Cargo.toml'), workspace.replace(/^members = .*$/m, 'members = ["core", "bindings-node"]'))
+  cpSync(join(root, 'LICENSE'), licence)
   cpSync(join(root, 'Cargo.lock'), join(vendor, 'Cargo.lock'))
   // Drops what only the other members need and keeps every version, so that `--locked` holds.
   execFileSync('cargo', ['update', '--workspace', '--offline', '--quiet'], { cwd: vendor, stdio: 'inherit' })

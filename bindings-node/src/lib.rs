@@ -36,6 +36,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"poolCancel", pool::cancel),
     (c"poolForget", pool::forget),
     (c"poolDrain", pool::drain),
+    (c"poolLoad", pool::load),
     (c"poolResize", pool::resize),
     (c"poolClose", pool::close),
     (c"poolStats", pool::stats),

@@ -11,6 +11,7 @@ use crate::value;
 use offloop::metrics::Histogram;
 use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, priority};
 use offloop::{Bytes, Error, Result, ThreadPool, Value};
+use std::path::Path;
 use std::time::Duration;
 
 /// Bytes results up to this length go through the scratch array: no Node-API call for them.
@@ -281,6 +282,13 @@ pub(crate) fn drain(call: &Call<'_>) -> JsResult<Raw> {
         call.state.queue.drain(left, &mut |event| sink.event(event));
     }
     call.env.number(sink.count as f64)
+}
+
+/// `poolLoad(pool, path)`: names of the ops that a plugin added.
+pub(crate) fn load(call: &Call<'_>) -> JsResult<Raw> {
+    let path = call.env.text(call.arg(1)).ok_or_else(|| Error::invalid("plugin path is not text"))?;
+    let names = pool(call)?.load(Path::new(&path))?;
+    value::to_js(call.env, call.state, Value::Array(names.into_iter().map(Value::from).collect()))
 }
 
 /// `poolResize(pool, min, max)`.

@@ -146,6 +146,7 @@ test('bad input is a typed error that names the value, and the pool still works'
     [async () => pool.options({ threads: 2 }), 'ERR_OFFLOOP_INVALID', /unknown option.*threads/],
     [async () => pool.resize({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /max_workers/],
     [async () => pool.resize({ workers: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option.*workers/],
+    [async () => pool.load(7), 'ERR_OFFLOOP_INVALID', /plugin path.*number/],
     [() => pool.close({ grace: -1 }), 'ERR_OFFLOOP_INVALID', /grace.*-1/],
     [async () => metrics('xml'), 'ERR_OFFLOOP_INVALID', /xml/],
     [() => defaultPool().close(), 'ERR_OFFLOOP_INVALID', /default pool/],

@@ -53,7 +53,10 @@ function value(tree) {
   if (Array.isArray(tree)) return tree.map(value)
   if (tree === null || typeof tree !== 'object') return tree
   const entries = Object.entries(tree)
-  if (entries.length === 1 && entries[0][0].startsWith('$')) return forms[entries[0][0]](entries[0][1])
+  if (entries.length === 1 && entries[0][0].startsWith('$')) {
+    const made = forms[entries[0][0]](entries[0][1])
+    return Buffer.isBuffer(made) ? new Uint8Array(made) : made
+  }
   return Object.fromEntries(entries.map(([key, item]) => [key, value(item)]))
 }
 
