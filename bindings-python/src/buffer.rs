@@ -231,7 +231,7 @@ pub(crate) fn copy_buffer(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     let py = data.py();
     let view = PyUntypedBuffer::get(data).map_err(|e| no_bytes(data, e))?;
     if !view.is_c_contiguous() {
-        return Ok(data.py().import("builtins")?.call_method1("memoryview", (data,))?.call_method0("tobytes")?.extract()?);
+        return data.py().import("builtins")?.call_method1("memoryview", (data,))?.call_method0("tobytes")?.extract();
     }
     let len = view.len_bytes();
     let mut out: Vec<u8> = Vec::with_capacity(len);

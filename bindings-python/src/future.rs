@@ -166,10 +166,10 @@ impl PyFuture {
             let stdlib = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
             (std::mem::take(&mut state.callbacks), state.pending.take(), stdlib)
         };
-        if let Some(condition) = stdlib {
-            if let Err(e) = Self::publish(slf, condition.bind(py)) {
-                e.write_unraisable(py, Some(slf.as_any()));
-            }
+        if let Some(condition) = stdlib
+            && let Err(e) = Self::publish(slf, condition.bind(py))
+        {
+            e.write_unraisable(py, Some(slf.as_any()));
         }
         for callback in callbacks {
             call_callback(slf, callback.bind(py));

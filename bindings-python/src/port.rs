@@ -64,10 +64,10 @@ impl Port {
             return Err(pyo3::exceptions::PyRuntimeError::new_err("no running event loop"));
         };
         let last = LAST.with_borrow(|l| l.as_ref().map(|p| p.clone_ref(py)));
-        if let Some(port) = last {
-            if port.get().event_loop.bind(py).call0()?.is(&event_loop) {
-                return Ok((port.into_bound(py), event_loop));
-            }
+        if let Some(port) = last
+            && port.get().event_loop.bind(py).call0()?.is(&event_loop)
+        {
+            return Ok((port.into_bound(py), event_loop));
         }
         let port = py.import("offloop._aio")?.call_method1("port_for", (&event_loop,))?.cast_into::<Port>()?;
         let previous = LAST.replace(Some(port.clone().unbind()));
@@ -137,10 +137,10 @@ impl Port {
             let mut events = Vec::with_capacity(BUDGET);
             let n = this.queue.drain(BUDGET, &mut |e| events.push(e));
             for event in events {
-                if let Event::Done { tag, result } = event {
-                    if let Some(awaitable) = this.forget(tag) {
-                        this.lock().ready.push_back((awaitable, result));
-                    }
+                if let Event::Done { tag, result } = event
+                    && let Some(awaitable) = this.forget(tag)
+                {
+                    this.lock().ready.push_back((awaitable, result));
                 }
             }
             n
