@@ -59,11 +59,10 @@ CAPI_LINK := -C link-arg=-Wl,-soname,liboffloop.so.0 -C link-arg=-Wl,-z,nodelete
 capi:
 	$(CARGO) rustc --release --locked -p offloop --features capi --lib --crate-type cdylib,staticlib -- $(CAPI_LINK)
 
-node:
-	cd bindings-node && node build.mjs
+node: core
+	cd bindings-node && node build.mjs --built
 
-python: $(BIN)/.ready
-	$(CARGO) build --release --locked -p offloop-python
+python: core $(BIN)/.ready
 	install -m 755 $(TARGET)/release/lib_native.so bindings-python/python/offloop/_native.abi3.so
 	echo $(CURDIR)/bindings-python/python > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offloop-dev.pth
 
@@ -106,9 +105,7 @@ demo: capi node python c-programs $(DEMO_READY)  ## real servers under load, inl
 
 test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the time of each phase
 	@$(PHASE) format        $(CARGO) fmt --all --check
-	@$(PHASE) clippy        $(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
 	@$(PHASE) rust          env OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE)
-	@$(PHASE) docs          env RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --no-deps -p offloop
 	@$(PHASE) header        $(HEADER) --check
 	@$(PHASE) c             tests/c/run.sh $(TARGET)/release
 	@$(PHASE) ops-types     node bindings-node/scripts/ops-types.mjs
@@ -143,6 +140,7 @@ fmt:  ## rewrite sources in the house style
 lint: $(BIN)/.ready $(NODE_READY)  ## every linter, the slow ones too
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(WORKSPACE) --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --no-deps -p offloop
 	$(NPM) --prefix bindings-node run lint --silent
 	cd bindings-python && ../$(BIN)/ruff check . && ../$(BIN)/ruff format --check . && ../$(BIN)/mypy
 	tests/lint-deps

@@ -32,20 +32,23 @@ if (process.argv.includes('--if-missing') && (installed() || (workspace !== vend
   process.exit(0)
 }
 const target = process.env.CARGO_TARGET_DIR ?? join(workspace, 'target')
-try {
-  execFileSync('cargo', ['build', '--release', '--locked', '-p', 'offloop-node'], {
-    cwd: workspace,
-    stdio: 'inherit',
-    env: { ...process.env, CARGO_TARGET_DIR: target },
-  })
-} catch (error) {
-  const missing = error.code === 'ENOENT'
-  console.error(
-    missing
-      ? 'offloop: cargo is not installed; get Rust from https://rustup.rs, or install the prebuilt package'
-      : 'offloop: cargo build did not succeed',
-  )
-  process.exit(1)
+// `--built`: a build of the whole workspace has made the library already.
+if (!process.argv.includes('--built')) {
+  try {
+    execFileSync('cargo', ['build', '--release', '--locked', '-p', 'offloop-node'], {
+      cwd: workspace,
+      stdio: 'inherit',
+      env: { ...process.env, CARGO_TARGET_DIR: target },
+    })
+  } catch (error) {
+    const missing = error.code === 'ENOENT'
+    console.error(
+      missing
+        ? 'offloop: cargo is not installed; get Rust from https://rustup.rs, or install the prebuilt package'
+        : 'offloop: cargo build did not succeed',
+    )
+    process.exit(1)
+  }
 }
 // A running process may have the old file mapped: replace it, do not overwrite it.
 copyFileSync(join(target, 'release', library), `${out}.new`)
