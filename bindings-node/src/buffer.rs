@@ -259,6 +259,7 @@ pub(crate) fn uint8array(env: Env, state: &State, bytes: Bytes) -> JsResult<Raw>
 }
 
 /// Writable memory of a `Uint8Array` that this package's JavaScript allocated for a drain.
+#[allow(clippy::mut_from_ref, reason = "the memory belongs to the JavaScript array, not to the call")]
 pub(crate) fn scratch<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a mut [u8]> {
     let view = view(call.env, value)?;
     if view.len == 0 {

@@ -59,6 +59,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
 /// Runs once per environment.
 #[napi_derive::napi(module_exports)]
 fn init(exports: Object<'_>, env: napi::Env) -> napi::Result<()> {
+    offloop::pool::silence_panics();
     let env = Env(env.raw());
     State::install(env).map_err(|e| napi::Error::from_reason(e.to_string()))?;
     for (name, body) in FUNCTIONS {

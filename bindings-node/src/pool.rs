@@ -121,7 +121,7 @@ pub(crate) fn intern(call: &Call<'_>) -> JsResult<Raw> {
     call.env.number(at as f64)
 }
 
-fn op_name<'a>(names: &'a [Box<str>], at: u32) -> Result<&'a str> {
+fn op_name(names: &[Box<str>], at: u32) -> Result<&str> {
     names.get(at as usize).map(|n| &**n).ok_or_else(|| Error::invalid("op number was never interned").with("number", at))
 }
 

@@ -47,6 +47,7 @@ fn guard_interpreter() -> PyResult<()> {
 #[pymodule(gil_used = true)]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     guard_interpreter()?;
+    offloop::pool::silence_panics();
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::install(m)?;
     buffer::install(m)?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs `body` in a forked child; its result is the child's exit code.
+#[allow(clippy::disallowed_methods, reason = "what a forked child sees is tested")]
 fn in_child(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child calls only offloop, whose promise after fork is what is tested, and then `_exit`.
     match unsafe { libc::fork() } {

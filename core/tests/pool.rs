@@ -440,7 +440,7 @@ fn a_queue_delivers_every_task_once_with_its_tag_and_its_fd_is_level_triggered()
     assert!(!readable(0));
     let options = SubmitOptions { deliver: Deliver::Queue(q.clone(), 100), ..Default::default() };
     let tasks = p.submit_many((0..50).map(int).collect(), &options).expect("submit");
-    let mut seen = vec![false; 50];
+    let mut seen = [false; 50];
     let mut n = 0;
     while n < 50 {
         assert!(readable(10_000), "unread work keeps the fd readable (got {n} of 50)");

@@ -271,6 +271,7 @@ fn a_child_that_another_part_of_the_program_reaped_is_gone() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "what a forked child may do is tested")]
 fn a_forked_process_does_not_touch_its_parents_children() {
     let child = spawn(&sh("exec sleep 1000")).unwrap();
     // SAFETY: the child makes two calls that allocate at most and leaves by `_exit`.

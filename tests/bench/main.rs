@@ -106,17 +106,17 @@ impl Results {
     }
 }
 
-fn main() {
+fn main() -> std::process::ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |group: &str| args.is_empty() || args.iter().any(|a| a == group);
     machine();
     let mut results = Results::default();
     let mut failed = false;
-    let groups: [(&str, fn(&mut Results) -> Result<(), String>); 4] =
-        [("rust", native::run), ("node", node), ("python", python), ("image", image)];
+    type Group = (&'static str, fn(&mut Results) -> Result<(), String>);
+    let groups: [Group; 4] = [("rust", native::run), ("node", node), ("python", python), ("image", image)];
     for (group, run) in groups {
         // C and Rust take turns against the same peer.
-        if !wanted(group) && !(group == "rust" && wanted("c")) {
+        if !(wanted(group) || (group == "rust" && wanted("c"))) {
             continue;
         }
         println!("running: {group}");
@@ -127,7 +127,7 @@ fn main() {
     }
     print(&results);
     machine_load("after");
-    std::process::exit(i32::from(failed));
+    if failed { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
 }
 
 fn node(results: &mut Results) -> Result<(), String> {
@@ -179,7 +179,7 @@ fn image(results: &mut Results) -> Result<(), String> {
 }
 
 fn print(results: &Results) {
-    println!("\n{:<42}{:>16}   {:<22}{:>16}   {:>9}   {}", "medians", "offloop", "peer", "", "ratio", "goal");
+    println!("\n{:<42}{:>16}   {:<22}{:>16}   {:>9}   goal", "medians", "offloop", "peer", "", "ratio");
     println!("{}", "─".repeat(132));
     for case in CASES {
         let ours = results.median(case.id, "offloop");

@@ -18,7 +18,7 @@ enum Outcome {
     Failed(String),
 }
 
-fn main() {
+fn main() -> std::process::ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let required = std::env::var("OFFLOOP_REQUIRE").unwrap_or_default();
     let base = root().join("tests/scenarios");
@@ -70,9 +70,7 @@ fn main() {
         "\nconformance: {} scenarios, {passed} cases passed, {failed} failed, {skipped} skipped with the reasons above",
         scenarios.len()
     );
-    if failed > 0 {
-        std::process::exit(1);
-    }
+    if failed > 0 { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
 }
 
 /// The languages of each actor, case by case.

@@ -50,10 +50,13 @@ pub(crate) struct Pair {
     pub(crate) offloaded: Run,
 }
 
-fn main() {
-    if let Err(error) = run() {
-        eprintln!("demo: {error}");
-        std::process::exit(1);
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            std::process::ExitCode::FAILURE
+        }
     }
 }
 

@@ -231,10 +231,10 @@ impl Driver {
 
     /// Puts the input of a refused submission back where it came from.
     fn give_back(&mut self, args: &Args, inputs: Vec<Bytes>) {
-        if let (Some(name), Some(bytes)) = (args.get("buffer"), inputs.into_iter().next()) {
-            if let Ok(buffer) = TransferBuffer::from_slice(&bytes) {
-                self.buffers.insert(name.to_owned(), buffer);
-            }
+        if let (Some(name), Some(bytes)) = (args.get("buffer"), inputs.into_iter().next())
+            && let Ok(buffer) = TransferBuffer::from_slice(&bytes)
+        {
+            self.buffers.insert(name.to_owned(), buffer);
         }
     }
 

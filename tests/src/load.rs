@@ -283,15 +283,15 @@ pub fn get(addr: SocketAddr, path: &str, timeout: Duration) -> io::Result<Vec<u8
     let mut chunk = [0u8; 65536];
     loop {
         // A server may keep the connection open whatever it was asked: the length says where the body ends.
-        if let Some((status, body, length)) = parse(&all) {
-            if all.len() >= body + length {
-                let answer = all[body..body + length].to_vec();
-                return if status == "200" {
-                    Ok(answer)
-                } else {
-                    Err(io::Error::other(format!("{path}: {status} {}", String::from_utf8_lossy(&answer))))
-                };
-            }
+        if let Some((status, body, length)) = parse(&all)
+            && all.len() >= body + length
+        {
+            let answer = all[body..body + length].to_vec();
+            return if status == "200" {
+                Ok(answer)
+            } else {
+                Err(io::Error::other(format!("{path}: {status} {}", String::from_utf8_lossy(&answer))))
+            };
         }
         match stream.read(&mut chunk)? {
             0 => return Err(io::Error::other(format!("{path}: the answer ends early"))),

@@ -225,6 +225,9 @@ fn duration(option: &'static str, ns: i64) -> Result<Option<Duration>> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_pool_new(options: *const offloop_pool_options, out: *mut *mut offloop_pool) -> offloop_status {
     ffi::call(|| {
+        if !cfg!(test) {
+            crate::pool::silence_panics();
+        }
         let out = ffi::out(out, "out")?;
         // SAFETY: this function's contract.
         let o = unsafe { ffi::options(options) }?;

@@ -247,6 +247,7 @@ fn lists_only_living_pools() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "what a forked child sees is tested")]
 fn a_forked_child_neither_writes_nor_lists_its_parents_pools() {
     let m = PoolMetrics::create("thread", "parent-5521", 2);
     let w = m.writer(0);
@@ -281,7 +282,6 @@ fn a_forked_child_neither_writes_nor_lists_its_parents_pools() {
 /// How many ns a record costs: `cargo test --release -p offloop metrics::tests::cost -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints a measurement"]
-#[expect(clippy::print_stdout, reason = "a measurement is for a person to read")]
 fn cost_of_recording() {
     let m = PoolMetrics::create("thread", "cost", 1);
     let w = m.writer(0);

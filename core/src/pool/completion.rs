@@ -137,11 +137,7 @@ impl CompletionQueue {
         let mut cleared = false;
         while n < budget {
             if q.has_progress.load(Ordering::Relaxed) && q.has_progress.swap(false, Ordering::AcqRel) {
-                let values = std::mem::take(&mut *lock(&q.progress));
-                for (tag, value) in values {
-                    deliver(Event::Progress { tag, value });
-                    n += 1;
-                }
+                n += q.deliver_progress(budget - n, deliver);
                 continue;
             }
             if let Some(core) = backlog.next() {
@@ -157,10 +153,11 @@ impl CompletionQueue {
             // Empty: clear the bell first, then arm. A ring that comes after the arming must not be cleared.
             if !cleared {
                 cleared = true;
-                if q.fd_rung.load(Ordering::Relaxed) && q.fd_rung.swap(false, Ordering::Acquire) {
-                    if let Some(fd) = q.fd.get() {
-                        fd.clear();
-                    }
+                if q.fd_rung.load(Ordering::Relaxed)
+                    && q.fd_rung.swap(false, Ordering::Acquire)
+                    && let Some(fd) = q.fd.get()
+                {
+                    fd.clear();
                 }
             }
             if q.done.arm() {
@@ -173,7 +170,7 @@ impl CompletionQueue {
             }
         }
         // Out of budget. An fd that this drain did not clear is still readable; otherwise the bell must sound for what is left.
-        let left = !backlog.is_empty();
+        let left = !backlog.is_empty() || q.has_progress.load(Ordering::Relaxed);
         q.left_over.store(left, Ordering::Relaxed);
         drop(backlog);
         if (q.notify.is_some() || cleared) && (left || !q.done.arm()) {
@@ -232,6 +229,24 @@ impl Queue {
         let left = std::mem::replace(&mut *lock(&self.backlog), Taken::none());
         drop(left);
         drop(self.done.take_all());
+    }
+
+    /// Delivers at most `budget` progress values; the others wait for the next drain, unless newer ones replace them.
+    fn deliver_progress(&self, budget: usize, deliver: &mut dyn FnMut(Event)) -> usize {
+        let mut values = std::mem::take(&mut *lock(&self.progress));
+        let rest = values.split_off(values.len().min(budget));
+        let n = values.len();
+        if !rest.is_empty() {
+            let mut all = lock(&self.progress);
+            let newer = std::mem::take(&mut *all);
+            all.extend(rest.into_iter().filter(|(tag, _)| newer.iter().all(|(t, _)| t != tag)));
+            all.extend(newer);
+            self.has_progress.store(true, Ordering::SeqCst);
+        }
+        for (tag, value) in values {
+            deliver(Event::Progress { tag, value });
+        }
+        n
     }
 
     pub(super) fn progress(&self, tag: u64, value: Value) {

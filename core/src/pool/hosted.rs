@@ -60,6 +60,7 @@ impl HostedWorker {
     }
 
     /// The next task; sleeps until there is one.
+    #[allow(clippy::should_implement_trait, reason = "the word of the field; an iterator could not say why it stopped")]
     pub fn next(&mut self) -> Next {
         loop {
             match self.0.next() {

@@ -36,6 +36,7 @@ pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOpt
 pub use stats::PoolStats;
 pub use task::{Task, Work};
 pub use thread::{Builder, SubmitError, ThreadPool};
+pub use worker::silence_panics;
 
 use crate::error::Result;
 use crate::ops::OpCtx;

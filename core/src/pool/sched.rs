@@ -319,7 +319,8 @@ mod tests {
     #[test]
     fn order_by_table() {
         // (priority, submitted at ms) in order of submission → order of ids.
-        let table: &[(&[(i8, u64)], &[u32])] = &[
+        type Row = (&'static [(i8, u64)], &'static [u32]);
+        let table: &[Row] = &[
             (&[(0, 0), (0, 0), (0, 1)], &[0, 1, 2]),
             (&[(0, 0), (1, 0), (-1, 0)], &[1, 0, 2]),
             (&[(-128, 0), (127, 0)], &[1, 0]),
@@ -344,11 +345,11 @@ mod tests {
         s.push(job(0, -10, 0, None));
         for ms in 0..5_000 {
             s.push(job(1, 10, ms, None));
-            if let Take::Free(j) = s.take(0) {
-                if j.id == 0 {
-                    assert!((2_000..2_010).contains(&ms), "20 classes are 2 s, it ran at {ms} ms");
-                    return;
-                }
+            if let Take::Free(j) = s.take(0)
+                && j.id == 0
+            {
+                assert!((2_000..2_010).contains(&ms), "20 classes are 2 s, it ran at {ms} ms");
+                return;
             }
         }
         panic!("starved");

@@ -168,10 +168,10 @@ fn run_loop(service: &'static Service) {
             core.pool.clone().on_due(kind, &core);
         }
         for pool in ticks {
-            if let Some(pool) = pool.upgrade() {
-                if pool.on_tick() {
-                    tick(&pool, clock::monotonic_ns());
-                }
+            if let Some(pool) = pool.upgrade()
+                && pool.on_tick()
+            {
+                tick(&pool, clock::monotonic_ns());
             }
         }
         if idle {

@@ -520,6 +520,14 @@ impl Drop for Worker {
     }
 }
 
+/// Keeps Rust's default message about a panic off stderr: the panic of a task is that task's error, and a library prints
+/// nothing. For a face with a copy of the standard library of its own (the C library, the Node and Python modules); a
+/// Rust program owns its panic hook.
+pub fn silence_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+}
+
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     Error::new(ErrorKind::Panic, text.unwrap_or_else(|| "a task panicked".to_owned()))

@@ -35,16 +35,19 @@ pub(crate) trait Linked<T> {
     fn link(node: &T) -> &Link;
 }
 
+/// Nodes are owned by the list although it holds addresses.
+type Owns<T, L> = PhantomData<(Arc<T>, fn() -> L)>;
+
 /// See the module's text.
 pub(crate) struct Stack<T, L: Linked<T>> {
     head: AtomicUsize,
-    _owns: PhantomData<(Arc<T>, fn() -> L)>,
+    _owns: Owns<T, L>,
 }
 
 /// What was taken, oldest first.
 pub(crate) struct Taken<T, L: Linked<T>> {
     head: usize,
-    _owns: PhantomData<(Arc<T>, fn() -> L)>,
+    _owns: Owns<T, L>,
 }
 
 impl<T, L: Linked<T>> Stack<T, L> {

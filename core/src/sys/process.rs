@@ -172,6 +172,7 @@ extern "C" fn child_main(plan: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Returns the name of the step that failed, with errno set. Allocates nothing, cannot panic.
+#[allow(clippy::disallowed_methods, reason = "handlers are reset in a child that has not exec'ed yet, not in the host")]
 fn prepare_and_exec(plan: &mut Plan) -> &'static str {
     // SAFETY: every call below is async-signal-safe and gets pointers into `plan`, which outlives the child's use of it.
     unsafe {
