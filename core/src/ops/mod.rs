@@ -28,7 +28,9 @@ pub use ctx::{Control, OpCtx, Splitter};
 pub use params::{Default as ParamDefault, ParamDef, ParamType, Params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::fork::ForkCell;
 use crate::value::Value;
+use std::collections::HashMap;
 
 /// How many inputs an op takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +162,13 @@ pub fn all() -> impl Iterator<Item = &'static OpDef> {
 /// # Errors
 /// `NotFound`, naming the op and the nearest names.
 pub fn find(name: &str) -> Result<&'static OpDef> {
-    all().find(|op| op.name == name).ok_or_else(|| not_found(name, all().map(|o| o.name)))
+    lookup(name).ok_or_else(|| not_found(name, all().map(|o| o.name)))
+}
+
+/// The op of that name, by one hash: every submit asks.
+pub(crate) fn lookup(name: &str) -> Option<&'static OpDef> {
+    static INDEX: ForkCell<HashMap<&'static str, &'static OpDef>> = ForkCell::new();
+    INDEX.get(|| all().map(|op| (op.name, op)).collect()).get(name).copied()
 }
 
 /// `NotFound` for `name`, with what else there is.

@@ -64,7 +64,7 @@ impl Config {
         let node = Box::into_raw(Box::new(PluginNode { op: op.clone(), next: std::ptr::null_mut() }));
         loop {
             let head = self.plugins.load(Ordering::Acquire);
-            if ops::all().any(|o| o.name == name) || self.plugins().any(|p| p.name() == name) {
+            if ops::lookup(name).is_some() || self.plugins().any(|p| p.name() == name) {
                 // SAFETY: never published.
                 drop(unsafe { Box::from_raw(node) });
                 return Err(Error::new(ErrorKind::Exists, "an op of that name is there already").with("op", name));

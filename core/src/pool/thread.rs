@@ -187,7 +187,7 @@ impl ThreadPool {
     /// # Errors
     /// `NotFound`, `Invalid`; the inputs come back.
     pub fn op(&self, name: &str, inputs: Vec<Bytes>, params: &Value) -> Result<Work, (Error, Vec<Bytes>)> {
-        if let Some(op) = ops::all().find(|o| o.name == name) {
+        if let Some(op) = ops::lookup(name) {
             let checked = ops::check_inputs(op.name, op.inputs, inputs.len()).and_then(|()| Params::check(op.name, op.params, params));
             return match checked {
                 Ok(params) => Ok(Work(WorkKind::Op(op, inputs, params))),
