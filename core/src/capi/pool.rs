@@ -589,6 +589,10 @@ pub unsafe extern "C" fn offloop_pool_submit_many(
         // SAFETY: this function's contract.
         let calls = unsafe { ffi::slice(calls, call_count, "calls") }?;
         // SAFETY: this function's contract.
+        if unsafe { ffi::options(options) }?.on_done.is_some() {
+            return Err(Error::invalid("on_done is for single tasks, not for batches").with("call_count", call_count));
+        }
+        // SAFETY: this function's contract.
         unsafe {
             delivered(options, |options| {
                 let mut works = Vec::with_capacity(calls.len());

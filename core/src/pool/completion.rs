@@ -219,8 +219,8 @@ impl Queue {
         if self.done.push(core) {
             self.ring();
         }
-        // Pairs with the store in `Owner::drop`: either that discards the node, or this does.
-        if self.closed.load(Ordering::SeqCst) {
+        // Either the swap in `discard` came after the push and takes the node, or the push saw that swap, and so `closed`.
+        if self.closed.load(Ordering::Acquire) {
             self.discard();
         }
     }
@@ -228,7 +228,7 @@ impl Queue {
     fn discard(&self) {
         let left = std::mem::replace(&mut *lock(&self.backlog), Taken::none());
         drop(left);
-        drop(self.done.take_all());
+        drop(self.done.take_last());
     }
 
     /// Delivers at most `budget` progress values; the others wait for the next drain, unless newer ones replace them.

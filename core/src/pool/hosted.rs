@@ -53,6 +53,11 @@ impl HostedWorker {
         HostedWorker(Worker::new(pool, me, searching))
     }
 
+    /// Takes the duty to leave the pool away from a worker that never ran: whoever wanted to start it does that.
+    pub(super) fn disarm(mut self) {
+        self.0.gone = true;
+    }
+
     /// The number of its place, from 0.
     #[must_use]
     pub fn slot(&self) -> usize {

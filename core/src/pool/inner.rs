@@ -204,12 +204,10 @@ impl Inner {
 
     /// Counts `n` more queued tasks; false (and nothing counted) if the bound would be passed.
     pub(super) fn reserve(&self, n: usize) -> bool {
-        let live = (self.queued.fetch_add(n, Ordering::SeqCst) + n) as isize - self.tombstones.load(Ordering::Relaxed);
-        if live > self.config.options.max_queue as isize {
-            self.queued.fetch_sub(n, Ordering::SeqCst);
-            return false;
-        }
-        true
+        let max = self.config.options.max_queue as isize;
+        let fits = |queued: usize| ((queued + n) as isize - self.tombstones.load(Ordering::Relaxed) <= max).then_some(queued + n);
+        // One step: a count that overshoots for a moment would turn others away, and nobody would wake them.
+        self.queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
     }
 
     pub(super) fn admit(&self, n: usize, on_full: OnFull) -> Result<()> {
@@ -418,7 +416,7 @@ impl Inner {
     /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now.
     pub(super) fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
         let started = match &self.config.hosted {
-            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).is_ok(),
+            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(HostedWorker::disarm).is_ok(),
             None => {
                 let pool = self.clone();
                 let options = self.thread_options(format!("{}-{}", self.config.options.name, turn.slot));
@@ -488,8 +486,12 @@ impl Inner {
             self.overdue.fetch_sub(1, Ordering::SeqCst);
         }
         core.returned.store(true, Ordering::SeqCst);
-        if let Some(key) = core.key {
-            lock(&self.state).sched.key_done(key);
+        let Turn { slot, turn } = Turn::of(core);
+        let mut state = lock(&self.state);
+        if self.slot(slot).turn.load(Ordering::SeqCst) != turn && state.replaced > 0 {
+            state.replaced -= 1; // `replace` has told the scheduler of the key
+        } else if let Some(key) = core.key {
+            state.sched.key_done(key);
         }
     }
 
@@ -553,8 +555,7 @@ impl Inner {
         state.workers -= 1;
         self.workers.store(state.workers, Ordering::SeqCst);
         let waits = self.has_waiting_work() || place.batch_len.load(Ordering::Relaxed) > 0 || state.sched.keyed_len(slot) > 0;
-        // The service thread is no thread of a host: there the next submit starts the worker.
-        let turn = (waits && self.config.hosted.is_none()).then(|| self.reserve_slot(&mut state, slot));
+        let turn = waits.then(|| self.reserve_slot(&mut state, slot));
         self.check_closed(&mut state);
         drop(state);
         if let Some(turn) = turn {
@@ -665,14 +666,16 @@ impl Inner {
         for slot in self.slots() {
             slot.keyed.store(0, Ordering::SeqCst);
         }
-        drop(state);
-        self.forget_tombstones(dropped);
-        self.release_space(taken.len());
+        let queued = taken.len();
+        // Under the same lock as a thief: no task moves between two batches meanwhile.
         for slot in self.slots() {
             let mut local = lock(&slot.local);
             taken.extend(local.batch.drain(..));
             slot.batch_len.store(0, Ordering::SeqCst);
         }
+        drop(state);
+        self.forget_tombstones(dropped);
+        self.release_space(queued);
         taken
     }
 

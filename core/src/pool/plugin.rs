@@ -28,9 +28,7 @@ type Entry = unsafe extern "C" fn(*const offloop_host, *mut offloop_registry) ->
 pub(crate) struct PluginOp {
     name: String,
     function: unsafe extern "C" fn(*mut offloop_task_ctx, *mut c_void) -> i32,
-    // Declared before the library: the free function of `arg` is code of the library.
     arg: UserArg,
-    _library: Arc<Library>,
 }
 
 impl DynOp for PluginOp {
@@ -39,7 +37,7 @@ impl DynOp for PluginOp {
     }
 
     fn run(&self, ctx: &mut OpCtx<'_>) -> Result<Value> {
-        // SAFETY: the plugin vouches for its function, and its library is loaded while `self` is.
+        // SAFETY: the plugin vouches for its function, and a library whose ops were accepted is never unloaded.
         unsafe { ctx::run(ctx, self.function, self.arg.get()) }
     }
 }
@@ -79,11 +77,9 @@ fn read(path: &Path) -> Result<Vec<PluginOp>> {
     // SAFETY: the plugin's contract; table and handle live until after the call.
     let status = unsafe { entry(&raw const HOST, registry.as_ptr()) };
     let taken = handle::take(registry, Kind::Registry)?;
-    // Owned from here on; if loading fails, each `arg` is freed with it, before the library goes.
-    let library = Arc::new(library);
+    // If loading fails, each `arg` is freed before the library goes: it was declared first.
     let registered: Vec<Registration> = if let Object::Registry(list) = taken { list } else { Vec::new() };
-    let ops: Vec<PluginOp> =
-        registered.into_iter().map(|r| PluginOp { name: r.name, function: r.function, arg: r.arg, _library: library.clone() }).collect();
+    let ops: Vec<PluginOp> = registered.into_iter().map(|r| PluginOp { name: r.name, function: r.function, arg: r.arg }).collect();
     if status != 0 {
         let kind = ErrorKind::from_status(status);
         let e = Error::new(kind.unwrap_or(ErrorKind::TaskFailed), "plugin refused to load").with("path", name_of(path));
@@ -96,6 +92,8 @@ fn read(path: &Path) -> Result<Vec<PluginOp>> {
     if ops.is_empty() {
         return Err(Error::invalid("plugin registered no op").with("path", name_of(path)));
     }
+    // Results may carry free functions of the plugin, and its threads may live on: nobody knows when the last is gone.
+    std::mem::forget(library);
     Ok(ops)
 }
 

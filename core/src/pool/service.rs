@@ -29,6 +29,16 @@ struct Timer {
     task: Weak<Core>,
 }
 
+impl Timer {
+    /// No longer matters. The task that was looked at goes to `seen`, to be dropped without the lock.
+    fn is_settled(&self, due: Due, seen: &mut Vec<Arc<Core>>) -> bool {
+        let Some(task) = self.task.upgrade() else { return true };
+        let settled = task.is_settled(due);
+        seen.push(task);
+        settled
+    }
+}
+
 type Call = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
@@ -100,11 +110,13 @@ pub(super) fn run_after(after: Duration, f: Call) {
 pub(super) fn arm(due: Due, task: &Arc<Core>, now_ns: u64, after: Duration) {
     let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
     let when_ns = now_ns.saturating_add(after_ns);
+    // Dropped after the lock: the last owner of a task may run a user's free function.
+    let mut seen = Vec::new();
     add(|s| {
         let lane = s.lanes.entry((due, after_ns)).or_default();
         // At most two finished ones per new one: amortised constant, and the queue shrinks under load.
         for _ in 0..2 {
-            if lane.front().is_some_and(|t| t.task.upgrade().is_none_or(|c| c.is_settled(due))) {
+            if lane.front().is_some_and(|t| t.is_settled(due, &mut seen)) {
                 lane.pop_front();
             }
         }
@@ -130,6 +142,7 @@ fn run_loop(service: &'static Service) {
         let now = clock::monotonic_ns();
         let mut due: Vec<(Due, Arc<Core>)> = Vec::new();
         let mut next = u64::MAX;
+        let mut settled = Vec::new();
         let (calls, ticks);
         {
             let mut s = lock(&service.state);
@@ -138,7 +151,7 @@ fn run_loop(service: &'static Service) {
                     let timer = lane.pop_front().expect("looked at above");
                     due.extend(timer.task.upgrade().map(|c| (*kind, c)));
                 }
-                while lane.front().is_some_and(|t| t.task.upgrade().is_none_or(|c| c.is_settled(*kind))) {
+                while lane.front().is_some_and(|t| t.is_settled(*kind, &mut settled)) {
                     lane.pop_front();
                 }
                 if let Some(front) = lane.front() {
@@ -160,12 +173,14 @@ fn run_loop(service: &'static Service) {
             let busy = !calls.is_empty() || !due.is_empty() || !ticks.is_empty();
             s.sleeps_until_ns = if busy { 0 } else { next };
         }
+        drop(settled);
         let idle = calls.is_empty() && due.is_empty() && ticks.is_empty();
         for call in calls {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
         }
         for (kind, core) in due {
-            core.pool.clone().on_due(kind, &core);
+            // A user's free function may run, and panic; the deadlines of everybody else go on.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || core.pool.clone().on_due(kind, &core)));
         }
         for pool in ticks {
             if let Some(pool) = pool.upgrade()

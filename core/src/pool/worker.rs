@@ -76,7 +76,7 @@ pub(super) struct Worker {
     misses: u32,
     now_ns: u64,
     /// It left, or the slot has a new owner: it must neither take nor leave again.
-    gone: bool,
+    pub(super) gone: bool,
 }
 
 /// The body of a native worker's thread.
@@ -108,7 +108,10 @@ impl Worker {
             }
             match self.refill() {
                 Refill::Some => self.now_ns = clock::monotonic_ns(),
-                Refill::Leave => return Found::Leave,
+                Refill::Leave => {
+                    self.gone = true;
+                    return Found::Leave;
+                }
                 wait @ (Refill::Empty | Refill::NoPermit) => {
                     if self.idle(matches!(wait, Refill::NoPermit)) {
                         return Found::Interrupted;
@@ -149,13 +152,15 @@ impl Worker {
         if slot.batch_len.load(Ordering::Relaxed) == 0 {
             return None;
         }
+        // Dropped after the lock: the last owner of a task may run a user's free function.
+        let _finished;
         let mut local = lock(&slot.local);
         if !self.owns_slot() {
             return None;
         }
         let core = local.batch.pop_front()?;
         slot.batch_len.store(local.batch.len(), Ordering::Relaxed);
-        local.current = Some(core.clone());
+        _finished = local.current.replace(core.clone());
         core.ran_by.store(self.me.pack(), Ordering::Release);
         Some(core)
     }
@@ -171,6 +176,8 @@ impl Worker {
     fn refill(&mut self) -> Refill {
         let pool = self.pool.clone();
         let slot = pool.slot(self.me.slot);
+        // Dropped after the locks: the last owner of a task may run a user's free function.
+        let mut _finished = None;
         let mut state = lock(&pool.state);
         if !self.owns_slot() {
             return Refill::Leave; // the slot's new owner holds its counts
@@ -187,7 +194,7 @@ impl Worker {
         } else {
             let depth = self.depth(state.sched.free_len(), state.workers);
             let mut local = lock(&slot.local);
-            local.current = None;
+            _finished = local.current.take();
             while taken < depth {
                 match state.sched.take(self.me.slot) {
                     Take::Nothing => break,
@@ -215,7 +222,9 @@ impl Worker {
         }
         self.busy = taken > 0;
         let surplus = self.me.slot >= max && state.sched.keyed_len(self.me.slot) == 0;
-        let over = pool.closing.load(Ordering::SeqCst) && state.sched.len() == 0;
+        // What only other slots may run is theirs; the pool ends when the last worker has left.
+        let mine = state.sched.free_len() + state.sched.keyed_len(self.me.slot);
+        let over = mine == 0 && pool.closing.load(Ordering::SeqCst) && pool.injector.is_empty();
         let leave = taken == 0 && (surplus || over);
         if leave {
             self.stop_searching();
@@ -251,12 +260,14 @@ impl Worker {
     /// After taking work: stop being the searcher, and get help if `left` tasks are worth a wake-up.
     fn share(&mut self, left: usize) {
         self.stop_searching();
+        // Pairs with the fence of a worker that goes to sleep: it sees `ready`, or this sees it asleep. And with the fence of
+        // a submit that saw this worker searching and woke nobody: its task is seen here.
+        fence(Ordering::SeqCst);
+        let pool = &self.pool;
+        let left = left + usize::from(!pool.injector.is_empty());
         if left == 0 {
             return;
         }
-        // Pairs with the fence of a worker that goes to sleep: it sees `ready`, or this sees it asleep.
-        fence(Ordering::SeqCst);
-        let pool = &self.pool;
         let can_help = pool.sleepers.load(Ordering::Relaxed) > 0 || pool.workers() < pool.max_workers();
         if !can_help || pool.searching.load(Ordering::Relaxed) {
             return;
@@ -330,7 +341,7 @@ impl Worker {
                 self.misses = self.misses.wrapping_add(1);
             }
             if self.steal() {
-                self.stop_searching();
+                self.share(0);
                 return false;
             }
         }
@@ -351,7 +362,7 @@ impl Worker {
         let work = pool.has_waiting_work() || slot.keyed.load(Ordering::SeqCst) > 0;
         let lent = no_permit && lock(&pool.state).lent > 0;
         let must_look = (work && !lent)
-            || pool.closing.load(Ordering::SeqCst)
+            || (pool.closing.load(Ordering::SeqCst) && !lent)
             || self.me.slot >= pool.max_workers()
             || slot.turn.load(Ordering::SeqCst) != self.me.turn;
         let options = &pool.config.options;
@@ -383,7 +394,10 @@ impl Worker {
                 }
             }
         };
-        slot.park.store(0, Ordering::Release);
+        // Without a token this worker took itself off the list, and the slot may have a new owner by now.
+        if token != 0 {
+            slot.park.store(0, Ordering::Release);
+        }
         self.searching = token == TOKEN_SEARCH;
         interrupted
     }
@@ -481,6 +495,10 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // A hosted worker may be dropped by its host at any time: what it holds must not be stuck.
         self.stop_searching();
+        if self.gone {
+            return;
+        }
+        let _finished;
         let mut state = lock(&self.pool.state);
         if !self.owns_slot() || !state.is_alive(self.me.slot) {
             return;
@@ -494,7 +512,7 @@ impl Drop for Worker {
         let place = self.pool.slot(self.me.slot);
         let held: Vec<Arc<Core>> = {
             let mut local = lock(&place.local);
-            local.current = None;
+            _finished = local.current.take();
             place.batch_len.store(0, Ordering::SeqCst);
             local.batch.drain(..).collect()
         };

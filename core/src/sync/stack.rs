@@ -7,7 +7,7 @@
 //!
 //! | Word   | Written by                      | Ordering                                                             |
 //! |--------|---------------------------------|----------------------------------------------------------------------|
-//! | `head` | `push` (CAS), `take_all`, `arm` | Release in `push` pairs with Acquire in `take_all`: the node is whole |
+//! | `head` | `push` (CAS), `take_all`, `arm` | AcqRel both: the node is whole; see `take_last` for the other way |
 //! | `link` | `push`, before its CAS          | Relaxed: published by `head`                                          |
 
 #[cfg(loom)]
@@ -88,7 +88,7 @@ impl<T, L: Linked<T>> Stack<T, L> {
         loop {
             // SAFETY: the node is owned by this call until the CAS below publishes it.
             L::link(unsafe { &*oldest }).0.store(head & !ARMED, Ordering::Relaxed);
-            match self.head.compare_exchange_weak(head, newest as usize, Ordering::Release, Ordering::Relaxed) {
+            match self.head.compare_exchange_weak(head, newest as usize, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return head & ARMED != 0,
                 Err(seen) => head = seen,
             }
@@ -100,7 +100,13 @@ impl<T, L: Linked<T>> Stack<T, L> {
         if self.head.load(Ordering::Relaxed) & !ARMED == 0 {
             return Taken { head: 0, _owns: PhantomData };
         }
-        let mut node = self.head.swap(0, Ordering::Acquire) & !ARMED;
+        self.take_last()
+    }
+
+    /// As [`take_all`](Self::take_all), and whoever pushes after this sees what the caller wrote before: the Release of this
+    /// swap pairs with the Acquire of `push`, on the same word.
+    pub(crate) fn take_last(&self) -> Taken<T, L> {
+        let mut node = self.head.swap(0, Ordering::AcqRel) & !ARMED;
         let mut reversed = 0;
         while node != 0 {
             // SAFETY: `node` was published by `push` (Release) and taken by the swap (Acquire); it is ours alone now.
