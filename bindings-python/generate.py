@@ -111,8 +111,9 @@ def module(about: str, ops: list[Op], is_async: bool, family: bool, children: li
         out += [f"from . import {', '.join(sorted(children))}"]
     if ops:
         out += ["", "if TYPE_CHECKING:"]
-        if "Sequence[" in text:
-            out += ["    from collections.abc import Sequence", ""]
+        abstract = [name for name in ("Mapping", "Sequence") if f"{name}[" in text]
+        if abstract:
+            out += [f"    from collections.abc import {', '.join(abstract)}", ""]
         out += ["    from typing_extensions import Buffer"]
     names = sorted(children + [op["name"].split(".")[-1] for op in ops])
     out += ["", "__all__ = [", *[f'    "{n}",' for n in names], "]"]

@@ -17,6 +17,12 @@ function viewOf(value) {
   return tag === '[object ArrayBuffer]' || tag === '[object SharedArrayBuffer]' ? new Uint8Array(value) : null
 }
 
+// Of the prototype: an own property of the view could say anything.
+const typedArray = Object.getPrototypeOf(Uint8Array.prototype)
+const getter = (name) => Function.prototype.call.bind(Object.getOwnPropertyDescriptor(typedArray, name).get)
+const lengthOf = getter('length')
+const memoryOf = getter('buffer')
+
 let beginMove
 let endMove
 
@@ -31,7 +37,7 @@ class TransferBuffer {
     // The native handle, ready to be moved; the move may still be refused.
     beginMove = (buffer) => {
       if (buffer.#view !== null && !buffer.#detached) {
-        if (buffer.#view.length !== buffer.#length) native.bufferSeparate(buffer.#handle)
+        if (lengthOf(buffer.#view) !== buffer.#length) native.bufferSeparate(buffer.#handle)
         else if (!buffer.#external) native.bufferWrite(buffer.#handle, buffer.#view)
       }
       return buffer.#handle
@@ -39,8 +45,8 @@ class TransferBuffer {
     // The bytes are gone.
     endMove = (buffer) => {
       buffer.#detached = true
-      if (buffer.#view !== null && buffer.#view.length === buffer.#length && buffer.#length > 0) {
-        native.detach(buffer.#view.buffer)
+      if (buffer.#view !== null && lengthOf(buffer.#view) === buffer.#length && buffer.#length > 0) {
+        native.detach(memoryOf(buffer.#view))
       }
       buffer.#view = null
     }

@@ -69,20 +69,22 @@ function open(entry) {
   do {
     lastEntry = (lastEntry + 1) >>> 0
   } while (lastEntry === 0 || entries.has(lastEntry))
-  entry.id = lastEntry
+  const id = lastEntry
+  // Code of the signal, which may throw: nothing is registered yet.
+  if (entry.signal) listen(entry.signal, id)
+  entry.id = id
   entry.left = entry.count
   entry.settled = false
   entry.results = entry.many ? new Array(entry.count) : null
-  entries.set(lastEntry, entry)
+  entries.set(id, entry)
   begin()
-  if (entry.signal) listen(entry.signal, entry.id)
-  return lastEntry
+  return id
 }
 
 function close(entry) {
   entries.delete(entry.id)
-  if (entry.signal) unlisten(entry.signal, entry.id)
   end()
+  if (entry.signal) unlisten(entry.signal, entry.id)
 }
 
 // One listener per signal, however many tasks share it.
@@ -104,7 +106,23 @@ function listen(signal, id) {
 
 function unlisten(signal, id) {
   const known = listeners.get(signal)
-  if (known?.ids.delete(id) && known.ids.size === 0) signal.removeEventListener('abort', known.onAbort)
+  if (known?.ids.delete(id) && known.ids.size === 0) removeListener(signal, known.onAbort)
+}
+
+/** Never throws: it is called between the results of other tasks. */
+function removeListener(signal, listener) {
+  try {
+    signal.removeEventListener('abort', listener)
+  } catch (error) {
+    report(error)
+  }
+}
+
+/** An error of a listener, which is not the task's error: as from any event listener. */
+function report(error) {
+  queueMicrotask(() => {
+    throw error
+  })
 }
 
 function settle(entry, index, failed, value) {
@@ -137,10 +155,7 @@ function progress(entry, value) {
   try {
     entry.onProgress(value)
   } catch (error) {
-    // As from any event listener: it is not the task's error.
-    queueMicrotask(() => {
-      throw error
-    })
+    report(error)
   }
 }
 
@@ -219,4 +234,4 @@ function wrapError(name, message, stack) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs))
 
-module.exports = { runPlain, open, close, whenClosed }
+module.exports = { runPlain, open, close, whenClosed, removeListener }

@@ -25,23 +25,32 @@ function copyInSlices(job) {
 
 function turn() {
   let room = SLICE
-  while (jobs.length > 0) {
-    const job = jobs[0]
-    if (!job.dropped) {
-      try {
-        while (job.at < job.views.length && room > 0) room -= slice(job, room)
-      } catch (error) {
-        jobs.shift()
-        job.failed(error)
-        continue
+  try {
+    while (jobs.length > 0) {
+      const job = jobs[0]
+      if (!job.dropped) {
+        try {
+          while (job.at < job.views.length && room > 0) room -= slice(job, room)
+        } catch (error) {
+          jobs.shift()
+          job.failed(error)
+          continue
+        }
+        if (job.at < job.views.length) break
       }
-      if (job.at < job.views.length) break
+      jobs.shift()
+      if (job.dropped) continue
+      try {
+        job.done(job.list)
+      } catch (error) {
+        job.failed(error)
+      }
     }
-    jobs.shift()
-    if (!job.dropped) job.done(job.list)
+  } finally {
+    // Whatever one job throws, the others go on.
+    running = jobs.length > 0
+    if (running) setImmediate(turn)
   }
-  running = jobs.length > 0
-  if (running) setImmediate(turn)
 }
 
 function slice(job, room) {

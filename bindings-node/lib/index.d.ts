@@ -2,7 +2,10 @@ import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
 export type * from './ops.js'
 
-/** Bytes that an op takes. A TransferBuffer is moved (detached); everything else is copied. */
+/**
+ * Bytes that an op takes. A TransferBuffer is moved (detached); everything else is copied: up to 1 MiB before the call
+ * returns, more of it 1 MiB per turn of the event loop. Do not write a larger input until its promise has settled.
+ */
 export type Bytes = Uint8Array | ArrayBuffer | SharedArrayBuffer | DataView | TransferBuffer
 
 /** How one task is run. Durations are milliseconds. */

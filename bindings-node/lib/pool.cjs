@@ -7,7 +7,7 @@ const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
 const { fail, aborted, typeName } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, viewOf, notBytes } = require('./buffer.cjs')
-const { runPlain, open, close, whenClosed } = require('./completion.cjs')
+const { runPlain, open, close, whenClosed, removeListener } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
 // Node 20 before 20.5 has no such symbol.
@@ -15,6 +15,8 @@ if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value:
 
 const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
 const MADE_HERE = Symbol('made here')
+/** Longest timer of the runtime. */
+const MAX_TIMER = 2 ** 31 - 1
 
 const opNumbers = new Map()
 function opNumber(name) {
@@ -28,7 +30,8 @@ function opNumber(name) {
 }
 
 function checkObject(value, what) {
-  if (value === null || typeof value !== 'object') throw fail('Invalid', `${what} are not an object`, { got: typeName(value) })
+  if (value === null || typeof value !== 'object' || Array.isArray(value))
+    throw fail('Invalid', `${what} are not an object`, { got: typeName(value) })
   return value
 }
 
@@ -46,7 +49,10 @@ function runOptions(given, onlyThose) {
   const { signal, onProgress, retries } = run
   if (
     signal !== undefined &&
-    (typeof signal !== 'object' || typeof signal.aborted !== 'boolean' || typeof signal.addEventListener !== 'function')
+    (typeof signal !== 'object' ||
+      typeof signal.aborted !== 'boolean' ||
+      typeof signal.addEventListener !== 'function' ||
+      typeof signal.removeEventListener !== 'function')
   ) {
     throw wrong('signal', 'AbortSignal')
   }
@@ -60,10 +66,23 @@ function runOptions(given, onlyThose) {
 /** What a pool and its views share. */
 class Shared {
   closed = null
+  /** New tasks are refused; the pool itself is closed once the copies have ended. */
+  closing = false
+  /** Jobs of copyInSlices: tasks that the pool does not know yet. */
+  copies = new Set()
+  onCopied = null
   constructor(handle, wait, ours) {
     this.handle = handle
     this.wait = wait
     this.ours = ours
+  }
+
+  copyEnded(job) {
+    this.copies.delete(job)
+    if (this.copies.size > 0 || this.onCopied === null) return
+    const { onCopied } = this
+    this.onCopied = null
+    onCopied()
   }
 }
 
@@ -92,36 +111,34 @@ class ThreadPool {
       options === undefined &&
       this.#defaults === null &&
       !this.#shared.wait &&
+      !this.#shared.closing &&
       isUint8Array(input) &&
       input.byteLength <= SLICE
     ) {
       const number = opNumbers.get(op)
       if (number !== undefined) return runPlain(this.#shared.handle, number, input)
     }
-    return this.#submit(op, [input === undefined ? [] : Array.isArray(input) ? input : [input]], params, options, false)
+    return this.#submit(op, [input === undefined ? [] : input], params, options, false)
   }
 
   runMany(op, inputs, params, options) {
     if (!Array.isArray(inputs)) return Promise.reject(fail('Invalid', 'inputs are not an array', { got: typeName(inputs) }))
-    return this.#submit(
-      op,
-      inputs.map((input) => (Array.isArray(input) ? input : [input])),
-      params,
-      options,
-      true,
-    )
+    return this.#submit(op, inputs, params, options, true)
   }
 
-  #submit(op, groups, params, options, many) {
+  #submit(op, inputs, params, options, many) {
     return new Promise((resolve, reject) => {
       const number = opNumber(op)
       let run = this.#defaults ?? {}
       if (options !== undefined && options !== null) run = { ...run, ...runOptions(options, true).run }
-      if (run.signal?.aborted) throw aborted(run.signal.reason)
-      if (params !== undefined && params !== null) checkObject(params, 'params')
-
+      // Params and inputs run code of the user (getters, proxies), so both are read before any buffer begins to move.
+      const given = params === undefined || params === null ? undefined : native.poolParams(checkObject(params, 'params'))
+      const groups = plainGroups(inputs)
       const { moved, views, bytes } = prepare(groups)
+      if (run.signal?.aborted) throw aborted(run.signal.reason)
       if (many && groups.length === 0) return resolve([])
+      const shared = this.#shared
+      if (shared.closing) throw fail('Closed', 'the pool is closed')
       const entry = {
         resolve,
         reject,
@@ -130,25 +147,26 @@ class ThreadPool {
         signal: run.signal,
         onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
       }
-      const { handle, wait } = this.#shared
+      const { handle, wait } = shared
       const submit = (list) => {
         let next = 0
         const inputs = groups.map((group) => group.map(() => list[next++]))
-        const id = open(entry)
+        let id
         try {
+          id = open(entry)
           for (const [at, buffer] of moved) inputs[at[0]][at[1]] = beginMove(buffer)
-          native.poolSubmitMany(handle, number, id, inputs, params, run.priority, run.timeout, run.queueTimeout, run.key, wait)
+          native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, run.queueTimeout, run.key, wait)
         } catch (error) {
-          close(entry)
+          if (id !== undefined) close(entry)
           reject(error)
           return
         }
         for (const [, buffer] of moved) endMove(buffer)
       }
-      if (bytes > SLICE) copyLater(handle, run, views, submit, reject)
+      if (bytes > SLICE) copyLater(shared, run, views, submit, reject)
       else if (run.key !== undefined && isCopying(handle, run.key)) {
         copyLater(
-          handle,
+          shared,
           run,
           views.map((view) => view && copyNow(view)),
           submit,
@@ -187,11 +205,22 @@ class ThreadPool {
         const { grace, ...unknown } = checkObject(options, 'options')
         const [option] = Object.keys(unknown)
         if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'grace' })
-        resolve(whenClosed((note) => native.poolClose(shared.handle, grace, note)))
+        if (grace !== undefined && grace !== null && !(typeof grace === 'number' && grace >= 0)) {
+          throw fail('Invalid', 'option has the wrong type or is out of range', {
+            option: 'grace',
+            value: grace,
+            want: 'milliseconds from 0',
+          })
+        }
+        shared.closing = true
+        afterCopies(shared, grace ?? Number.POSITIVE_INFINITY, (left) => {
+          resolve(whenClosed((note) => native.poolClose(shared.handle, left, note)))
+        })
       })
       // A refused close (bad grace) has not closed anything.
       shared.closed.catch(() => {
         shared.closed = null
+        shared.closing = false
       })
     }
     return shared.closed
@@ -200,6 +229,17 @@ class ThreadPool {
   [Symbol.asyncDispose]() {
     return this.close()
   }
+}
+
+/** The inputs of each task in arrays of this package's own: what native code reads later is what was checked. */
+function plainGroups(inputs) {
+  const groups = []
+  // By index: Array.from is several times slower.
+  for (let i = 0, { length } = inputs; i < length; i++) {
+    const input = inputs[i]
+    groups.push(Array.isArray(input) ? Array.from(input) : [input])
+  }
+  return groups
 }
 
 /** Flattens the inputs of a call: views to copy, and which buffers are moved to which place. */
@@ -223,20 +263,41 @@ function prepare(groups) {
   return { moved, views, bytes }
 }
 
-function copyLater(pool, { signal, key }, views, done, failed) {
-  const job = { pool, key, views, dropped: false }
-  const onAbort = () => {
+function copyLater(shared, { signal, key }, views, done, failed) {
+  const job = { pool: shared.handle, key, views, dropped: false }
+  const onAbort = () => job.drop(aborted(signal.reason))
+  const ended = (next) => (value) => {
+    if (signal) removeListener(signal, onAbort)
+    try {
+      next(value)
+    } finally {
+      shared.copyEnded(job)
+    }
+  }
+  job.done = ended(done)
+  job.failed = ended(failed)
+  job.drop = (error) => {
     job.dropped = true
-    failed(aborted(signal.reason))
+    job.failed(error)
   }
+  // Code of the signal, which may throw: nothing is registered yet.
   signal?.addEventListener('abort', onAbort, { once: true })
-  const settled = (next) => (value) => {
-    signal?.removeEventListener('abort', onAbort)
-    next(value)
-  }
-  job.done = settled(done)
-  job.failed = settled(failed)
+  shared.copies.add(job)
   copyInSlices(job)
+}
+
+/** Calls `end` with what is left of `grace` once all copies of a pool have become tasks; fails the rest after the grace. */
+function afterCopies(shared, grace, end) {
+  if (shared.copies.size === 0) return end(grace)
+  const started = performance.now()
+  const drop = () => {
+    for (const job of [...shared.copies]) job.drop(fail('Closed', 'grace of the close ended before the input was copied', { grace }))
+  }
+  const timer = grace === Number.POSITIVE_INFINITY ? undefined : setTimeout(drop, Math.min(grace, MAX_TIMER))
+  shared.onCopied = () => {
+    clearTimeout(timer)
+    end(Math.max(0, grace - (performance.now() - started)))
+  }
 }
 
 let shared

@@ -28,12 +28,14 @@ pub(crate) enum Handle {
     Buffer(RefCell<TransferBuffer>),
     /// An input that is copied in slices.
     Staged(RefCell<Vec<u8>>),
+    /// Params of a call, converted before any of its buffers is touched.
+    Params(Value),
 }
 
 impl Handle {
     fn weight(&self) -> i64 {
         match self {
-            Handle::Pool(_) => 0,
+            Handle::Pool(_) | Handle::Params(_) => 0,
             Handle::Buffer(b) => b.borrow().len() as i64,
             Handle::Staged(v) => v.borrow().capacity() as i64,
         }
@@ -177,14 +179,15 @@ impl<'a> Moves<'a> {
                 if self.0.iter().any(|moved| std::ptr::eq(*moved, b)) {
                     return Err(Error::new(ErrorKind::Detached, "buffer is given twice in one call").into());
                 }
-                // SAFETY: JavaScript, the only writer, does not run before `commit` or the drop of the bytes; its view is
-                // detached before this call returns to anybody else.
+                // SAFETY: JavaScript, the only writer, does not run before `commit` or the drop of the bytes: params were
+                // converted by `poolParams`, options are read as primitives, and inputs come in plain arrays of this
+                // package, which have no getters. `endMove` detaches the view before any code of the user runs.
                 let bytes = unsafe { b.borrow().lend() }?;
                 self.0.push(b);
                 Ok(bytes)
             }
             Handle::Staged(v) => Ok(std::mem::take(&mut *v.borrow_mut()).into()),
-            Handle::Pool(_) => Err(Error::invalid("input is no bytes").into()),
+            Handle::Pool(_) | Handle::Params(_) => Err(Error::invalid("input is no bytes").into()),
         }
     }
 

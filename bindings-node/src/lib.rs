@@ -32,6 +32,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"poolDefault", pool::default),
     (c"poolIntern", pool::intern),
     (c"poolSubmit", pool::submit),
+    (c"poolParams", pool::params),
     (c"poolSubmitMany", pool::submit_many),
     (c"poolCancel", pool::cancel),
     (c"poolForget", pool::forget),

@@ -142,8 +142,15 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
+/// `poolParams(value)`: params for [`submit_many`]. Getters and proxies of the user run in here, so it is called before any
+/// buffer begins to move.
+pub(crate) fn params(call: &Call<'_>) -> JsResult<Raw> {
+    buffer::external(call.env, Handle::Params(value::from_js(call, call.arg(0))?))
+}
+
 /// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
-/// `inputs`, each a list of inputs; all of them or none.
+/// `inputs`, each a list of inputs; all of them or none. `params` is undefined or made by [`params`]; the arrays are plain
+/// ones of this package: no code of the user runs while buffers are lent.
 pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let pool = pool(call)?;
@@ -162,16 +169,22 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
         on_full: if env.bool(call.arg(9)) == Some(true) { OnFull::Admit } else { OnFull::Reject },
         deliver: Deliver::Queue(call.state.queue.clone(), tag(entry, 0)),
     };
+    let params = match call.arg(4) {
+        v if env.is_nullish(v) => &Value::Nil,
+        v => match buffer::handle(call, v)? {
+            Handle::Params(p) => p,
+            _ => return Err(Error::invalid("handle is no params").into()),
+        },
+    };
     let groups = call.arg(3);
     let count = env.len(groups)?;
     let mut works = Vec::with_capacity(count as usize);
     let mut moves = Moves::default();
     for i in 0..count {
         let group = env.at(groups, i)?;
-        let params = value::from_js(call, call.arg(4))?;
         let inputs = (0..env.len(group)?).map(|j| moves.input(call, env.at(group, j)?)).collect::<JsResult<Vec<Bytes>>>()?;
         let names = call.state.names.borrow();
-        works.push(pool.op(op_name(&names, op)?, inputs, &params).map_err(|(e, _)| e)?);
+        works.push(pool.op(op_name(&names, op)?, inputs, params).map_err(|(e, _)| e)?);
     }
     let tasks = pool.submit_many(works, &options).map_err(|e| e.error)?;
     moves.commit();

@@ -5,7 +5,7 @@ import { createRequire } from 'node:module'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { OffloopError, revokeToken, TransferBuffer } from '../lib/index.mjs'
-import { entryUrl, openPool, script } from './support.mjs'
+import { entryUrl, openPool, rejection, script } from './support.mjs'
 
 const native = createRequire(import.meta.url)('../lib/native.cjs')
 const throws = (call, code, message = /./) =>
@@ -96,6 +96,82 @@ test('an input buffer is moved, its view detached, and the result needs no copy 
   assert.equal(result.length, 8 << 20)
   assert.equal(result[12345], 77)
   result[12345] = 1
+})
+
+test('code of the user that runs in a call never leaves a buffer with two owners', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  const refused = async (act) => {
+    const buffer = TransferBuffer.from(Buffer.from('one owner'))
+    buffer.bytes()
+    assert.equal((await rejection(act(buffer))).code, 'ERR_OFFLOOP_DETACHED')
+  }
+  const getter = (act) => ({
+    get sleepMs() {
+      act()
+      return 0
+    },
+  })
+  let token
+  await refused((buffer) => {
+    const params = getter(() => {
+      token = buffer.transfer()
+    })
+    return pool.runMany('noop', [buffer, Buffer.from('x')], params)
+  })
+  assert.equal(Buffer.from(TransferBuffer.receive(token).bytes()).toString(), 'one owner')
+
+  let inner
+  await refused((buffer) => {
+    const params = getter(() => {
+      inner = pool.run('noop', buffer)
+    })
+    return pool.run('noop', buffer, params)
+  })
+  assert.equal(Buffer.from(await inner).toString(), 'one owner')
+
+  await refused((buffer) => {
+    const ownKeys = () => {
+      buffer.transfer()
+      return []
+    }
+    return pool.run('noop', buffer, new Proxy({}, { ownKeys }))
+  })
+  await refused((buffer) => {
+    const signal = { aborted: false, addEventListener: () => buffer.transfer(), removeEventListener() {} }
+    return pool.run('noop', buffer, undefined, { signal })
+  })
+  await refused((buffer) => {
+    const inputs = [buffer]
+    const get = () => {
+      buffer.transfer()
+      return Buffer.from('x')
+    }
+    return pool.runMany('noop', Object.defineProperty(inputs, 1, { get }))
+  })
+
+  // What a view says of itself is not believed.
+  const buffer = TransferBuffer.from(Buffer.from('one owner'))
+  const view = buffer.bytes()
+  Object.defineProperty(view, 'length', { value: 0 })
+  Object.defineProperty(view, 'buffer', { value: new ArrayBuffer(1) })
+  await pool.run('noop', buffer)
+  assert.equal(view.byteLength, 0)
+})
+
+test('params are read once for all inputs, before run returns', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  let reads = 0
+  const params = {
+    get sleepMs() {
+      return reads++
+    },
+  }
+  await pool.runMany('noop', [Buffer.from('a'), Buffer.from('b')], params)
+  assert.equal(reads, 1)
+  const changed = { sleepMs: 0 }
+  const task = pool.run('noop', new Uint8Array(4 << 20), changed)
+  changed.sleepMs = -1
+  await task
 })
 
 test('a view that somebody moved away by ArrayBuffer.transfer no longer reaches the bytes', {

@@ -70,6 +70,29 @@ test('an uncaught exception and SIGTERM end the process as they do without offlo
   assert.equal(killed.signal, 'SIGTERM')
 })
 
+test('a signal whose methods throw leaves nothing that keeps the process', async () => {
+  const { code, out, err } = await script(`
+    const { ThreadPool } = await import(offloopUrl)
+    const pool = new ThreadPool({ maxWorkers: 1 })
+    const uncaught = []
+    process.on('uncaughtException', (error) => uncaught.push(error.message))
+    for (const input of [new Uint8Array(8), new Uint8Array(4 << 20)]) {
+      for (const nth of [1, 2]) {
+        let calls = 0
+        const signal = { aborted: false, addEventListener() { if (++calls === nth) throw new Error('add') }, removeEventListener() {} }
+        await pool.run('noop', input, undefined, { signal }).catch(() => {})
+      }
+    }
+    const signal = { aborted: false, addEventListener() {}, removeEventListener() { throw new Error('remove') } }
+    const tasks = Array.from({ length: 3 }, () => pool.run('noop', new Uint8Array(8), undefined, { signal }))
+    await Promise.all([...tasks, pool.run('noop', new Uint8Array(4 << 20))])
+    process.on('exit', () => console.log(uncaught.join(' ')))
+  `)
+  assert.deepEqual([code, err], [0, ''])
+  // One for each time that the last task of the signal ended.
+  assert.match(out, /^remove( remove)*\n$/)
+})
+
 test('a handled rejection is not reported, an unhandled one is', async () => {
   ok(
     await script(`

@@ -8,7 +8,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { OffloopError, ThreadPool } from '../lib/index.mjs'
-import { openPool, rejection } from './support.mjs'
+import { openPool, rejection, script } from './support.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const directory = fs.mkdtempSync(path.join(tmpdir(), 'offloop-plugin-'))
@@ -42,6 +42,21 @@ test('a plugin adds ops that take buffers, options, progress and cancellation', 
   const { words } = await pool.run('wordcount', text, undefined, { onProgress: (value) => seen.push(value) })
   assert.equal(words, Math.ceil(text.length / 5))
   assert.ok(seen.length > 0 && seen.every((value) => value > 0 && value < 1), `${seen}`)
+})
+
+test('an exception in onProgress is an uncaught one, and the pool goes on', async () => {
+  const { code, out, err } = await script(`
+    const { ThreadPool } = await import(offloopUrl)
+    const pool = new ThreadPool({ maxWorkers: 1 })
+    pool.load(${JSON.stringify(wordcount)})
+    const uncaught = new Set()
+    process.on('uncaughtException', (error) => uncaught.add(error.message))
+    const onProgress = () => { throw new Error('on purpose') }
+    const { words } = await pool.run('wordcount', Buffer.alloc(24 << 20, 'word '), undefined, { onProgress })
+    const after = await pool.run('wordcount', Buffer.from('a b'))
+    console.log(words > 0, after.words, ...uncaught)
+  `)
+  assert.deepEqual([code, out, err], [0, 'true 2 on purpose\n', ''])
 })
 
 test('what is no plugin is a clear error', (t) => {

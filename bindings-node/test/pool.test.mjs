@@ -142,6 +142,10 @@ test('bad input is a typed error that names the value, and the pool still works'
     [async () => new ThreadPool({ name: 7 }), 'ERR_OFFLOOP_INVALID', /name.*7/],
     [async () => new ThreadPool({ onFull: 'overwrite' }), 'ERR_OFFLOOP_INVALID', /onFull.*overwrite/],
     [async () => new ThreadPool({ workers: 2 }), 'ERR_OFFLOOP_INVALID', /unknown option.*workers/],
+    [async () => new ThreadPool([]), 'ERR_OFFLOOP_INVALID', /options.*Array/],
+    [run('noop', bytes('x'), undefined, []), 'ERR_OFFLOOP_INVALID', /options.*Array/],
+    [run('noop', bytes('x'), []), 'ERR_OFFLOOP_INVALID', /params.*Array/],
+    [() => pool.close({ grace: '1' }), 'ERR_OFFLOOP_INVALID', /grace.*1/],
     [async () => new ThreadPool(null), 'ERR_OFFLOOP_INVALID', /options.*null/],
     [async () => pool.options({ threads: 2 }), 'ERR_OFFLOOP_INVALID', /unknown option.*threads/],
     [async () => pool.resize({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /max_workers/],
@@ -318,6 +322,64 @@ test('a closed pool rejects with Closed; close drains, and cancels after the gra
     assert.ok(['ERR_OFFLOOP_CANCELLED', 'ERR_OFFLOOP_CLOSED'].includes(reason.code), reason.code)
   }
   await new ThreadPool().close()
+})
+
+test('close lets tasks run whose input is still being copied, and refuses new ones meanwhile', async () => {
+  const large = () => new Uint8Array(8 << 20)
+  const pool = new ThreadPool({ maxWorkers: 1 })
+  const tasks = [pool.run('noop', large()), pool.runMany('noop', [large(), bytes('x')])]
+  const abort = new AbortController()
+  const dropped = rejection(pool.run('noop', large(), undefined, { signal: abort.signal }))
+  const keyed = [pool.run('noop', large(), undefined, { key: 'k' }), pool.run('noop', bytes('x'), undefined, { key: 'k' })]
+  const closing = pool.close()
+  assert.equal(pool.close(), closing)
+  for (const call of [pool.run('noop', bytes('x')), pool.run('noop', large()), pool.options({ priority: 1 }).run('noop')]) {
+    const error = await rejection(call)
+    assert.equal(error.code, 'ERR_OFFLOOP_CLOSED')
+    assert.match(error.message, /the pool is closed/)
+  }
+  abort.abort()
+  assert.equal((await dropped).name, 'AbortError')
+  await closing
+  const [one, [many]] = await Promise.all(tasks)
+  assert.deepEqual([one.length, many.length, (await Promise.all(keyed)).length], [8 << 20, 8 << 20, 2])
+  assert.equal(pool.stats.submitted, 5)
+
+  const disposed = new ThreadPool({ maxWorkers: 1 })
+  const task = disposed.run('noop', large())
+  await disposed[Symbol.asyncDispose]()
+  assert.equal((await task).length, 8 << 20)
+
+  // The grace counts from the call: copies that do not end in it are given up.
+  const hasty = new ThreadPool({ maxWorkers: 1 })
+  const lost = Array.from({ length: 64 }, () => rejection(hasty.run('noop', large(), { sleepMs: 600_000 })))
+  await hasty.close({ grace: 1 })
+  for (const error of await Promise.all(lost)) assert.ok(['ERR_OFFLOOP_CLOSED', 'ERR_OFFLOOP_CANCELLED'].includes(error.code), error.code)
+  assert.ok(hasty.stats.submitted < 64)
+})
+
+test('a signal whose methods throw fails its own task only', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  const trap = new TypeError('on purpose')
+  const throwing = (nth) => ({
+    aborted: false,
+    calls: 0,
+    addEventListener() {
+      if (++this.calls === nth) throw trap
+    },
+    removeEventListener() {},
+  })
+  for (const [nth, length] of [
+    [1, 8],
+    [1, 4 << 20],
+    [2, 4 << 20],
+  ]) {
+    const call = pool.run('noop', new Uint8Array(length), undefined, { signal: throwing(nth) })
+    assert.equal(await rejection(call), trap)
+    assert.equal((await pool.run('noop', new Uint8Array(4 << 20))).length, 4 << 20)
+  }
+  const deaf = { aborted: false, addEventListener() {} }
+  assert.equal((await rejection(pool.run('noop', bytes('x'), undefined, { signal: deaf }))).code, 'ERR_OFFLOOP_INVALID')
 })
 
 test('a pool is an async disposable', async () => {

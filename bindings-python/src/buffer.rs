@@ -1,6 +1,6 @@
 //! `TransferBuffer`, and how host memory becomes the input of a task.
 
-use crate::error::{invalid, raise};
+use crate::error::{invalid, number, raise};
 use offloop::buffer::{self, TransferToken};
 use offloop::error::{Error, ErrorKind};
 use offloop::{Bytes, TransferBuffer};
@@ -100,7 +100,8 @@ impl PyTransferBuffer {
 
     /// Maps the memfd of another process's shared buffer. The fd is duplicated; the caller still closes its own.
     #[classmethod]
-    fn attach(_cls: &Bound<'_, PyType>, py: Python<'_>, fd: RawFd) -> PyResult<PyTransferBuffer> {
+    fn attach(_cls: &Bound<'_, PyType>, py: Python<'_>, fd: &Bound<'_, PyAny>) -> PyResult<PyTransferBuffer> {
+        let fd: RawFd = number("fd", fd)?;
         if fd < 0 {
             return Err(invalid(py, "file descriptor is negative", "fd", fd));
         }

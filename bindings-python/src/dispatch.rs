@@ -1,7 +1,8 @@
 //! What native threads leave for a thread that has the interpreter.
 //!
-//! One daemon thread, `offloop-callbacks`, waits here without the GIL. It calls done-callbacks, starts threads that a
-//! pool asked for at an awkward moment, and rings event loops that cannot watch an fd.
+//! Two daemon threads wait here without the GIL. `offloop-callbacks` calls done-callbacks and rings event loops that cannot
+//! watch an fd; `offloop-starter` starts threads that a pool asked for at an awkward moment. They are two, because a callback
+//! may wait for a callable whose thread is not started yet.
 
 use crate::future::{PyFuture, tell_guarded};
 use crate::hosted::Hosting;
@@ -32,10 +33,12 @@ struct Dispatch {
     started: AtomicBool,
 }
 
-static DISPATCH: ForkCell<Dispatch> = ForkCell::new();
+static CALLBACKS: ForkCell<Dispatch> = ForkCell::new();
+static STARTER: ForkCell<Dispatch> = ForkCell::new();
 static PENDING: AtomicUsize = AtomicUsize::new(0);
 
-/// Counts a future that has callbacks which were not called yet: what the exit of the interpreter waits for.
+/// Counts what the exit of the interpreter waits for: a future with callbacks that were not called yet, or a worker that
+/// has no thread yet.
 pub(crate) struct Pending(u64);
 
 impl Pending {
@@ -43,37 +46,53 @@ impl Pending {
         PENDING.fetch_add(1, Ordering::Relaxed);
         Pending(offloop::sys::fork::epoch())
     }
+
+    /// It was made before this process was forked.
+    pub(crate) fn is_of_parent(&self) -> bool {
+        self.0 != offloop::sys::fork::epoch()
+    }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
         // One of the parent's does not count in a forked child, where the counter began anew.
-        if self.0 == offloop::sys::fork::epoch() {
+        if !self.is_of_parent() {
             PENDING.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-fn dispatch() -> &'static Dispatch {
-    DISPATCH.get(Dispatch::default)
+/// The thread that starts threads, or the one for all else.
+fn dispatch(starter: bool) -> &'static Dispatch {
+    if starter { STARTER.get(Dispatch::default) } else { CALLBACKS.get(Dispatch::default) }
 }
 
 pub(crate) fn push(item: Item) {
-    let d = dispatch();
+    let d = dispatch(matches!(item, Item::Start(_)));
     d.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(item);
     d.bell.notify_one();
 }
 
-/// Starts the thread, once per process.
+/// Starts the thread `offloop-callbacks`, once per process.
 pub(crate) fn ensure_thread(py: Python<'_>) {
-    let d = dispatch();
+    ensure(py, false);
+}
+
+/// Starts the thread `offloop-starter`, once per process.
+pub(crate) fn ensure_starter(py: Python<'_>) {
+    ensure(py, true);
+}
+
+fn ensure(py: Python<'_>, starter: bool) {
+    let d = dispatch(starter);
     if d.started.load(Ordering::Relaxed) || d.started.swap(true, Ordering::Relaxed) {
         return;
     }
     let started = (|| {
         let kwargs = PyDict::new(py);
         kwargs.set_item("target", wrap_pyfunction!(_dispatch, py)?)?;
-        kwargs.set_item("name", "offloop-callbacks")?;
+        kwargs.set_item("args", (starter,))?;
+        kwargs.set_item("name", if starter { "offloop-starter" } else { "offloop-callbacks" })?;
         kwargs.set_item("daemon", true)?;
         py.import("threading")?.getattr("Thread")?.call((), Some(&kwargs))?.call_method0("start").map(drop)
     })();
@@ -83,10 +102,10 @@ pub(crate) fn ensure_thread(py: Python<'_>) {
     }
 }
 
-/// The body of the thread `offloop-callbacks`.
+/// The body of either thread.
 #[pyfunction]
-fn _dispatch(py: Python<'_>) {
-    let d = dispatch();
+fn _dispatch(py: Python<'_>, starter: bool) {
+    let d = dispatch(starter);
     loop {
         let items = wait::detached(py, || {
             let queue = d.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,9 +139,9 @@ pub(crate) fn while_worker_tells<T>(f: impl FnOnce() -> T) -> T {
     out
 }
 
-/// Futures whose callbacks were not called yet.
+/// Futures whose callbacks were not called yet, and workers whose threads were not started yet.
 #[pyfunction]
-fn _callbacks_pending() -> usize {
+fn _pending() -> usize {
     PENDING.load(Ordering::Relaxed)
 }
 
@@ -133,6 +152,6 @@ fn _after_fork_in_child() {
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(_dispatch, m)?)?;
-    m.add_function(wrap_pyfunction!(_callbacks_pending, m)?)?;
+    m.add_function(wrap_pyfunction!(_pending, m)?)?;
     m.add_function(wrap_pyfunction!(_after_fork_in_child, m)?)
 }

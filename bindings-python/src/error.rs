@@ -1,10 +1,10 @@
 //! Exception classes, built at import from core's error table.
 
 use offloop::error::{ERROR_TABLE, Error, ErrorKind};
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyException, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple, PyType};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 struct Classes {
     base: Py<PyType>,
@@ -108,6 +108,29 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
 /// `Invalid` with a name and a value, as every face spells it.
 pub(crate) fn invalid(py: Python<'_>, message: &'static str, name: &'static str, value: impl std::fmt::Display) -> PyErr {
     raise(py, &Error::invalid(message).with(name, value))
+}
+
+/// An integer argument. One that its type does not hold is Invalid with its name and value, not a bare OverflowError.
+pub(crate) fn number<T: TryFrom<i64>>(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<T> {
+    let py = value.py();
+    let out_of_range = || {
+        // Python itself refuses to spell out an int of thousands of digits.
+        let text = value.str().map_or_else(|_| "too long to show".to_owned(), |s| s.to_string_lossy().into_owned());
+        raise(py, &Error::invalid("option is out of range").with("option", name).with("value", text))
+    };
+    match value.extract::<i64>() {
+        Ok(n) => T::try_from(n).map_err(|_| out_of_range()),
+        Err(e) if e.is_instance_of::<PyOverflowError>(py) => Err(out_of_range()),
+        Err(e) => Err(e),
+    }
+}
+
+/// A text argument. A lone surrogate has no UTF-8 form.
+pub(crate) fn text(message: &'static str, name: &'static str, value: &Bound<'_, PyString>) -> PyResult<String> {
+    value.to_str().map(str::to_owned).map_err(|_| {
+        let shown = value.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned());
+        invalid(value.py(), message, name, shown)
+    })
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -13,7 +13,7 @@ use crate::value;
 use crate::wait;
 use offloop::error::{Error, ErrorKind};
 use offloop::{Task, Value};
-use pyo3::exceptions::PyBaseException;
+use pyo3::exceptions::{PyBaseException, PyException};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
@@ -158,7 +158,10 @@ impl PyFuture {
     }
 
     /// Calls the callbacks and tells the stdlib's waiters. The task is done. Harmless when called twice.
-    pub(crate) fn tell(slf: &Bound<'_, Self>) {
+    ///
+    /// # Errors
+    /// The first KeyboardInterrupt or SystemExit of a callback; the others were called nevertheless.
+    pub(crate) fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
         let (callbacks, _pending, stdlib) = {
@@ -171,9 +174,11 @@ impl PyFuture {
         {
             e.write_unraisable(py, Some(slf.as_any()));
         }
+        let mut told = Ok(());
         for callback in callbacks {
-            call_callback(slf, callback.bind(py));
+            told = told.and(call_callback(slf, callback.bind(py)));
         }
+        told
     }
 
     fn publish(slf: &Bound<'_, Self>, condition: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -198,10 +203,14 @@ impl PyFuture {
     }
 }
 
-/// As the stdlib does: an exception of a callback is logged and stops nobody.
-fn call_callback(future: &Bound<'_, PyFuture>, callback: &Bound<'_, PyAny>) {
+/// As the stdlib does: an `Exception` of a callback is logged and stops nobody; KeyboardInterrupt and SystemExit are the
+/// caller's.
+fn call_callback(future: &Bound<'_, PyFuture>, callback: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = future.py();
     if let Err(e) = callback.call1((future,)) {
+        if !e.is_instance_of::<PyException>(py) {
+            return Err(e);
+        }
         let logged = (|| {
             let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
             let kwargs = PyDict::new(py);
@@ -212,6 +221,7 @@ fn call_callback(future: &Bound<'_, PyFuture>, callback: &Bound<'_, PyAny>) {
             e.write_unraisable(py, Some(future.as_any()));
         }
     }
+    Ok(())
 }
 
 /// Seconds of a Python call. Negative counts as zero, as in the stdlib.
@@ -249,26 +259,26 @@ impl PyFuture {
     }
 
     /// Cancels a task that was not started. True if it never will be.
-    fn cancel(slf: &Bound<'_, Self>) -> bool {
+    fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let py = slf.py();
         let this = slf.get();
         if this.task().cancel_queued() {
-            Self::tell(slf);
-            return true;
+            Self::tell(slf)?;
+            return Ok(true);
         }
-        this.is_done() && matches!(this.outcome(py), Outcome::Cancelled(_))
+        Ok(this.is_done() && matches!(this.outcome(py), Outcome::Cancelled(_)))
     }
 
     /// Stops a task, started or not. True if that decided its outcome, which is CancelledError.
     ///
     /// A running native op sees it within 1 MiB or 5 ms of work. A Python callable sees it by `current_task().cancelled()`;
     /// one that does not look runs on, unheard, and its thread counts as overdue until it returns.
-    fn kill(slf: &Bound<'_, Self>) -> bool {
+    fn kill(slf: &Bound<'_, Self>) -> PyResult<bool> {
         let killed = slf.get().task().cancel();
         if killed {
-            Self::tell(slf);
+            Self::tell(slf)?;
         }
-        killed
+        Ok(killed)
     }
 
     /// Whether the task was cancelled or killed.
@@ -288,7 +298,7 @@ impl PyFuture {
 
     /// Calls `fn(future)` when the task is done: at once if it is, else on the thread that ran a callable, or on the
     /// thread `offloop-callbacks`.
-    fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) {
+    fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) -> PyResult<()> {
         let this = slf.get();
         let watch = {
             let mut state = this.lock();
@@ -302,10 +312,11 @@ impl PyFuture {
             }
         };
         match watch {
-            None => call_callback(slf, &r#fn),
+            None => return call_callback(slf, &r#fn),
             Some(true) => Self::watch(slf),
             Some(false) => {}
         }
+        Ok(())
     }
 
     /// The latest value that the running task passed to `current_task().progress` or `ctx.progress`, once; else None.
@@ -418,7 +429,9 @@ impl PyFuture {
 
 /// Tells `future` on a Python thread, and survives whatever a callback does.
 pub(crate) fn tell_guarded(py: Python<'_>, future: &Py<PyFuture>) {
-    PyFuture::tell(future.bind(py));
+    if let Err(e) = PyFuture::tell(future.bind(py)) {
+        e.write_unraisable(py, Some(future.bind(py).as_any()));
+    }
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,11 +1,12 @@
 //! Python callables: Python threads pull them from core's queue.
 //!
-//! Core says when it wants one more thread, at a moment when the interpreter cannot be asked (under its lock). So its
-//! worker is put aside, and the Python thread that called into core starts a thread for it on its way out.
+//! Core says when it wants one more thread, at a moment when the interpreter cannot be asked (inside a call, or on a thread
+//! of its own). So its worker is put aside, and the Python thread that called into core starts a thread for it on its way
+//! out; where no such thread comes back soon, the thread `offloop-starter` does.
 
-use crate::dispatch::{self, Item, while_worker_tells};
+use crate::dispatch::{self, Item, Pending, while_worker_tells};
 use crate::error::raise;
-use crate::future::PyFuture;
+use crate::future::{PyFuture, tell_guarded};
 use crate::port::PyAwaitable;
 use crate::{value, wait};
 use offloop::Value;
@@ -24,7 +25,7 @@ const TASKS_PER_TURN: u32 = 32;
 
 /// What the worker threads of one pool share.
 pub(crate) struct Hosting {
-    wanted: Mutex<Vec<HostedWorker>>,
+    wanted: Mutex<Vec<(Pending, HostedWorker)>>,
     has_wanted: AtomicBool,
     initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
     prefix: String,
@@ -45,7 +46,8 @@ pub(crate) fn is_worker_of(hosting: &Arc<Hosting>) -> bool {
     WORKER_OF.get() == Arc::as_ptr(hosting)
 }
 
-/// Calls into core from a thread that starts wanted threads afterwards.
+/// Calls into core from a thread that starts wanted threads right afterwards. Not for a call that may sleep after core
+/// wanted one.
 pub(crate) fn looking<T>(f: impl FnOnce() -> T) -> T {
     let outer = LOOKS.replace(true);
     let out = f();
@@ -69,9 +71,9 @@ impl Hosting {
         self.broken.get()
     }
 
-    /// Core wants one more thread. Called under a lock of core.
+    /// Core wants one more thread. Called on any thread, with and without the GIL, so it only takes a note.
     pub(crate) fn want(self: &Arc<Hosting>, worker: HostedWorker) {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push((Pending::new(), worker));
         self.has_wanted.store(true, Ordering::Release);
         if !LOOKS.get() {
             dispatch::push(Item::Start(self.clone()));
@@ -89,7 +91,12 @@ impl Hosting {
         self.has_wanted.store(false, Ordering::Release);
         let wanted = std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
         let mut failed = Ok(());
-        for worker in wanted {
+        for (pending, worker) in wanted {
+            if pending.is_of_parent() {
+                // Its pool's locks are as the fork found them, and its tasks are the parent's.
+                std::mem::forget(worker);
+                continue;
+            }
             let name = format!("{}_{}", self.prefix, worker.slot());
             let worker = Bound::new(py, PyWorker { worker: Mutex::new(Some(worker)), hosting: self.clone() })?;
             let started = py.import("offloop._threads")?.call_method1("start_worker", (&worker, name));
@@ -208,6 +215,7 @@ impl PyWorker {
         let mut in_a_row = 0;
         loop {
             let ready = if in_a_row < TASKS_PER_TURN { looking(|| worker.try_next()) } else { None };
+            self.hosting.start_wanted(py);
             let task = match ready {
                 Some(task) => {
                     in_a_row += 1;
@@ -215,7 +223,10 @@ impl PyWorker {
                 }
                 None => {
                     in_a_row = 0;
-                    match wait::detached(py, || looking(|| worker.next())) {
+                    // A thread that is wanted in here cannot wait until this one has slept.
+                    let next = wait::detached(py, || worker.next());
+                    self.hosting.start_wanted(py);
+                    match next {
                         Next::Task(task) => task,
                         Next::Interrupted => {
                             py.check_signals()?;
@@ -225,7 +236,6 @@ impl PyWorker {
                     }
                 }
             };
-            self.hosting.start_wanted(py);
             run_one(py, &self.hosting, &mut worker, task);
         }
     }
@@ -248,12 +258,12 @@ fn run_one(py: Python<'_>, hosting: &Hosting, worker: &mut HostedWorker, mut tas
     match target {
         Target::Future(future) => {
             future.get().set_host(outcome);
-            while_worker_tells(|| looking(|| worker.finish(task, result)));
-            PyFuture::tell(future.bind(py));
+            while_worker_tells(|| worker.finish(task, result));
+            tell_guarded(py, &future);
         }
         Target::Awaitable(awaitable) => {
             awaitable.get().set_host(outcome);
-            looking(|| worker.finish(task, result));
+            worker.finish(task, result);
         }
     }
 }

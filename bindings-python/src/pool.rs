@@ -1,7 +1,8 @@
 //! `ThreadPool`: two core pools behind one executor. Ops run on native threads, Python callables on Python threads.
 
 use crate::buffer::{self, PyTransferBuffer};
-use crate::error::{invalid, raise};
+use crate::dispatch;
+use crate::error::{number, raise, text};
 use crate::future::{PyFuture, head, seconds};
 use crate::hosted::{self, Call, Hosting, Target, looking};
 use crate::port::{self, Port, PyAwaitable};
@@ -181,6 +182,8 @@ impl Pools {
             let name = f.get_type().name()?;
             return Err(raise(py, &Error::invalid("task is neither an op's name nor a callable").with("type", name)));
         }
+        // Core may want a thread long after this call, when no Python thread is about to look.
+        dispatch::ensure_starter(py);
         Ok(())
     }
 
@@ -269,15 +272,7 @@ impl Pools {
 }
 
 fn op_name(name: &Bound<'_, PyString>) -> PyResult<String> {
-    match name.to_str() {
-        Ok(name) => Ok(name.to_owned()),
-        Err(_) => Err(invalid(
-            name.py(),
-            "op name is not valid Unicode",
-            "op",
-            name.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned()),
-        )),
-    }
+    text("op name is not valid Unicode", "op", name)
 }
 
 impl PyPool {
@@ -309,10 +304,6 @@ impl PyPool {
     }
 }
 
-fn number<T: TryFrom<i64>>(py: Python<'_>, name: &'static str, value: i64) -> PyResult<T> {
-    T::try_from(value).map_err(|_| raise(py, &Error::invalid("option is out of range").with("option", name).with("value", value)))
-}
-
 #[pymethods]
 impl PyPool {
     /// `__init__` does the work, so that a subclass may have other parameters.
@@ -327,11 +318,11 @@ impl PyPool {
     fn _open(
         &self,
         py: Python<'_>,
-        max_workers: Option<i64>,
-        max_queue: Option<i64>,
-        max_overdue: Option<i64>,
-        nice: i64,
-        name: String,
+        max_workers: Option<Bound<'_, PyAny>>,
+        max_queue: Option<Bound<'_, PyAny>>,
+        max_overdue: Option<Bound<'_, PyAny>>,
+        nice: Bound<'_, PyAny>,
+        name: &Bound<'_, PyString>,
         on_full: &str,
         initializer: Option<Py<PyAny>>,
         initargs: Py<PyTuple>,
@@ -348,12 +339,13 @@ impl PyPool {
                 return Err(raise(py, &e));
             }
         };
-        let mut options = PoolOptions { nice: number(py, "nice", nice)?, ..PoolOptions::default() };
-        options.max_workers = max_workers.map(|n| number(py, "max_workers", n)).transpose()?;
-        options.max_overdue = max_overdue.map(|n| number(py, "max_overdue", n)).transpose()?;
+        let mut options = PoolOptions { nice: number("nice", &nice)?, ..PoolOptions::default() };
+        options.max_workers = max_workers.map(|n| number("max_workers", &n)).transpose()?;
+        options.max_overdue = max_overdue.map(|n| number("max_overdue", &n)).transpose()?;
         if let Some(n) = max_queue {
-            options.max_queue = number(py, "max_queue", n)?;
+            options.max_queue = number("max_queue", &n)?;
         }
+        let name = text("pool name is not valid Unicode", "name", name)?;
         let shown = if name.is_empty() { "pool".to_owned() } else { name.clone() };
         let prefix = if name.is_empty() { "offloop".to_owned() } else { name };
         options.name = shown;
@@ -389,8 +381,8 @@ impl PyPool {
         other: &PyPool,
         timeout: Option<f64>,
         queue_timeout: Option<f64>,
-        priority: Option<i64>,
-        key: Option<String>,
+        priority: Option<Bound<'_, PyAny>>,
+        key: Option<Bound<'_, PyString>>,
     ) -> PyResult<()> {
         let (pools, defaults) = other.inner()?;
         let mut defaults = defaults.clone();
@@ -405,10 +397,10 @@ impl PyPool {
             }
         }
         if let Some(p) = priority {
-            defaults.priority = self::priority(p).map_err(|e| raise(py, &e))?;
+            defaults.priority = self::priority(number("priority", &p)?).map_err(|e| raise(py, &e))?;
         }
-        if key.is_some() {
-            defaults.key = key;
+        if let Some(key) = key {
+            defaults.key = Some(text("key is not valid Unicode", "key", &key)?);
         }
         let _ = self.inner.set((pools.clone(), defaults));
         Ok(())
@@ -521,10 +513,10 @@ impl PyPool {
         }
     }
 
-    fn _resize(&self, py: Python<'_>, min_workers: Option<i64>, max_workers: Option<i64>) -> PyResult<()> {
+    fn _resize(&self, py: Python<'_>, min_workers: Option<Bound<'_, PyAny>>, max_workers: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
-        let min = min_workers.map(|n| number(py, "min_workers", n)).transpose()?;
-        let max = max_workers.map(|n| number(py, "max_workers", n)).transpose()?;
+        let min = min_workers.map(|n| number("min_workers", &n)).transpose()?;
+        let max = max_workers.map(|n| number("max_workers", &n)).transpose()?;
         looking(|| pools.ops.resize(min, max).and_then(|()| pools.calls.resize(min, max))).map_err(|e| raise(py, &e))?;
         pools.hosting.try_start_wanted(py)
     }
@@ -557,10 +549,13 @@ impl PyPool {
     }
 
     /// Refuses new tasks from now on.
-    fn _close(&self) -> PyResult<()> {
+    fn _close(&self, py: Python<'_>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
-        pools.ops.close();
-        pools.calls.close();
+        looking(|| {
+            pools.ops.close();
+            pools.calls.close();
+        });
+        pools.hosting.start_wanted(py);
         Ok(())
     }
 
@@ -568,16 +563,20 @@ impl PyPool {
     fn _cancel_queued(&self, py: Python<'_>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
         wait::detached(py, || {
-            pools.ops.cancel_queued();
-            pools.calls.cancel_queued();
+            looking(|| {
+                pools.ops.cancel_queued();
+                pools.calls.cancel_queued();
+            });
         });
+        pools.hosting.start_wanted(py);
         Ok(())
     }
 
     /// Cancels every op that has no outcome yet.
     fn _terminate_ops(&self, py: Python<'_>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
-        wait::detached(py, || pools.ops.terminate());
+        wait::detached(py, || looking(|| pools.ops.terminate()));
+        pools.hosting.start_wanted(py);
         Ok(())
     }
 

@@ -133,18 +133,15 @@ impl Port {
         let py = slf.py();
         let this = slf.get();
         let started = Instant::now();
-        let drained = {
-            let mut events = Vec::with_capacity(BUDGET);
-            let n = this.queue.drain(BUDGET, &mut |e| events.push(e));
-            for event in events {
-                if let Event::Done { tag, result } = event
-                    && let Some(awaitable) = this.forget(tag)
-                {
-                    this.lock().ready.push_back((awaitable, result));
-                }
+        let mut events = Vec::with_capacity(BUDGET);
+        this.queue.drain(BUDGET, &mut |e| events.push(e));
+        for event in events {
+            if let Event::Done { tag, result } = event
+                && let Some(awaitable) = this.forget(tag)
+            {
+                this.lock().ready.push_back((awaitable, result));
             }
-            n
-        };
+        }
         let mut delivered = 0;
         loop {
             let Some((awaitable, result)) = this.lock().ready.pop_front() else { break };
@@ -154,8 +151,9 @@ impl Port {
                 break;
             }
         }
-        // With a full budget the fd is still readable.
-        if drained < BUDGET && !this.lock().ready.is_empty() {
+        // What is still in the queue rings by itself; what was taken from it does not.
+        let left = !this.lock().ready.is_empty();
+        if left {
             Self::again(slf)?;
         }
         Ok(())

@@ -262,6 +262,22 @@ def test_amap_over_plain_and_async_iterables(run, pool):
     run(main())
 
 
+def test_amap_leaves_a_timeout_error_of_the_function_alone(run, pool):
+    mine = TimeoutError("mine", 7)
+
+    def bad(_):
+        raise mine
+
+    async def main():
+        for timeout in (None, 60):
+            with pytest.raises(TimeoutError) as e:
+                async for _ in pool.amap(bad, [1], timeout=timeout):
+                    pass
+            assert e.value is mine
+
+    run(main())
+
+
 def test_ctrl_c_inside_a_step_leaves_the_loop_and_loses_nothing(pool):
     async def bad():
         await pool.run("noop")

@@ -171,6 +171,27 @@ def test_an_exception_of_a_callback_is_logged_and_stops_nobody(pool, gate, caplo
     assert "from the callback" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_wants_out_is_heard_by_its_caller(pool, gate, kind):
+    def bad(_):
+        raise kind
+
+    done = pool.submit(pow, 2, 3)
+    assert done.result() == 8
+    with pytest.raises(kind):
+        done.add_done_callback(bad)
+    for _ in range(2):
+        pool.submit(gate.wait)
+    queued = pool.submit(pow, 2, 3)
+    told = []
+    queued.add_done_callback(bad)
+    queued.add_done_callback(told.append)
+    with pytest.raises(kind):
+        queued.cancel()
+    assert told == [queued]
+    assert queued.cancelled()
+
+
 def test_wait_and_as_completed_see_every_outcome_once(pool):
     for _ in range(50):
         futures = [pool.submit("noop") for _ in range(20)] + [pool.submit(pow, 2, 3) for _ in range(20)]

@@ -477,3 +477,121 @@ def test_a_thousand_pools_leave_nothing_behind():
         time.sleep(0.001)
     assert after[1] <= before[1]
     assert after[2] - before[2] < 16 << 20
+
+
+def returns(function, *args, **kwargs):
+    """Whether a call that might hang comes back."""
+    thread = threading.Thread(target=function, args=args, kwargs=kwargs, daemon=True)
+    thread.start()
+    thread.join(30)
+    return not thread.is_alive()
+
+
+def time_out(pool, gate):
+    with pytest.raises(offloop.TimeoutError):
+        pool.options(timeout=0.02).submit(gate.wait).result()
+
+
+def kill(pool, gate):
+    assert occupy(pool, gate).kill()
+
+
+def cancel_the_await(pool, gate):
+    started = threading.Event()
+
+    async def main():
+        task = asyncio.create_task(pool.run(lambda: (started.set(), gate.wait())))
+        while not started.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("max_overdue", [0, 1, None])
+@pytest.mark.parametrize("queued_first", [True, False])
+@pytest.mark.parametrize("stop", [time_out, kill, cancel_the_await])
+def test_a_stuck_callable_does_not_strand_what_is_behind_it(gate, stop, queued_first, max_overdue):
+    pool = offloop.ThreadPool(max_workers=1, max_overdue=max_overdue)
+    if queued_first:
+        first = threading.Event()
+        holder = occupy(pool, first)
+        thread = threading.Thread(target=stop, args=(pool, gate))
+        thread.start()
+        while pool.stats.submitted < 2:
+            time.sleep(0.001)
+        behind = pool.submit(pow, 2, 3)
+        first.set()
+        assert holder.result(timeout=30)
+        thread.join()
+    else:
+        stop(pool, gate)
+        behind = pool.submit(pow, 2, 3)
+    if max_overdue == 0:
+        gate.set()
+    assert behind.result(timeout=30) == 8
+    gate.set()
+    assert returns(pool.shutdown, wait=True)
+
+
+def test_callables_behind_a_stuck_one_are_finished_at_exit(script):
+    done = script(
+        """
+import offloop, threading, time
+pool = offloop.ThreadPool(1)
+stuck = pool.submit(time.sleep, 0.3)
+while not stuck.running():
+    time.sleep(0.001)
+for n in range(3):
+    pool.submit(print, "apple", flush=True)
+stuck.kill()
+"""
+    )
+    assert done.stdout.split() == ["apple"] * 3
+
+
+def test_keyed_callables_run_although_one_worker_takes_them_in():
+    for turn in range(12):
+        pool = offloop.ThreadPool(max_workers=4)
+        assert pool.submit(pow, 2, 1).result(timeout=30) == 2
+        futures = [pool.options(key=f"account-{turn}-{n}").submit(pow, 2, n) for n in range(8)]
+        assert [f.result(timeout=30) for f in futures] == [2**n for n in range(8)]
+        assert returns(pool.shutdown, wait=True)
+
+
+def test_a_done_callback_may_wait_for_a_callable():
+    with offloop.ThreadPool(max_workers=4) as pool:
+        pool.submit(pow, 2, 1).result()
+        told = threading.Event()
+
+        def on_done(_):
+            for n in range(8):
+                pool.options(key=str(n)).submit(pow, 2, n).result(timeout=30)
+            told.set()
+
+        pool.submit("noop", sleep_ms=10).add_done_callback(on_done)
+        assert told.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: offloop.ThreadPool(max_workers=10**30), ["max_workers", str(10**30)]),
+        (lambda p: offloop.ThreadPool(max_queue=10**30), ["max_queue", str(10**30)]),
+        (lambda p: offloop.ThreadPool(max_overdue=-(10**30)), ["max_overdue", str(-(10**30))]),
+        (lambda p: offloop.ThreadPool(nice=10**20), ["nice", str(10**20)]),
+        (lambda p: p.options(priority=10**30), ["priority", str(10**30)]),
+        (lambda p: p.resize(max_workers=10**30), ["max_workers", str(10**30)]),
+        (lambda p: p.options(key="\udc80"), ["key", "udc80"]),
+        (lambda p: p.options(retries=True), ["retries", "True"]),
+        (lambda p: offloop.ThreadPool(1, "\udc80"), ["name", "udc80"]),
+        (lambda p: offloop.TransferBuffer.attach(2**40), ["fd", str(2**40)]),
+    ],
+)
+def test_values_beyond_their_type_are_named(pool, call, words):
+    with pytest.raises(offloop.InvalidError) as e:
+        call(pool)
+    for word in words:
+        assert word in str(e.value)

@@ -84,6 +84,9 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         """Runs an op or a callable and returns its result. Cancelling the await stops the task.
 
         Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
+
+        An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices, and the
+        task is submitted after the last one: if the pool is shut down before that, this raises ClosedError.
         """
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
@@ -134,8 +137,9 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         items = _azip(iterables)
         more = True
+        scope = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with scope:
                 while True:
                     while more and len(running) < window:
                         try:
@@ -160,9 +164,9 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
                     task = finished.popleft()
                     running.remove(task)
                     yield task.result()
-        except builtin_timeout as e:
-            if isinstance(e, TimeoutError):
-                raise
+        except builtin_timeout:
+            if not scope.expired():
+                raise  # a task's own
             raise TimeoutError("timeout: the results are not there yet") from None
         finally:
             for task in running:
@@ -183,7 +187,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         `priority`: -128 to 127, higher first. `key`: tasks with one key run in order, one at a time. `retries`: re-runs after
         a lost worker; threads are not lost, so it changes nothing here.
         """
-        if not isinstance(retries, int) or retries < 0:
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
             raise InvalidError(f"invalid: option is out of range (option=retries, value={retries!r}, min=0)")
         view = self.__class__.__new__(self.__class__)
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)

@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     from ._pool import ThreadPool
 
 pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
-_workers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+# A plain set: other threads add to it while the exit looks at it.
+_workers: set[threading.Thread] = set()
 
 
 def start_worker(worker: _native._Worker, name: str) -> None:
-    thread = threading.Thread(target=worker.run, name=name)
-    thread.start()
+    thread = threading.Thread(target=_work, args=(worker,), name=name)
     _workers.add(thread)
+    try:
+        thread.start()
+    except BaseException:
+        _workers.discard(thread)
+        raise
+
+
+def _work(worker: _native._Worker) -> None:
+    try:
+        worker.run()
+    finally:
+        _workers.discard(threading.current_thread())
 
 
 def _exit() -> None:
@@ -34,9 +46,11 @@ def _exit() -> None:
     open_pools = list(pools)
     for pool in open_pools:
         pool._close()
-    for thread in list(_workers):
-        thread.join()
-    while _native._callbacks_pending():
+    # A worker that ends may leave its place to another, whose thread is not started yet.
+    while _workers or _native._pending():
+        for thread in list(_workers):
+            if thread.is_alive():
+                thread.join()
         time.sleep(0.001)
     for pool in open_pools:
         pool._terminate_ops()
