@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 from .._ops import call
-from . import aio, image, password
+from . import aio, csv, image, json, password
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -18,11 +18,13 @@ __all__ = [
     "blake3",
     "brotli",
     "crc32",
+    "csv",
     "deflate",
     "gunzip",
     "gzip",
     "image",
     "inflate",
+    "json",
     "lz4",
     "noop",
     "password",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, overload
 
 from ..._ops import acall as call
-from . import image, password
+from . import csv, image, json, password
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -17,11 +17,13 @@ __all__ = [
     "blake3",
     "brotli",
     "crc32",
+    "csv",
     "deflate",
     "gunzip",
     "gzip",
     "image",
     "inflate",
+    "json",
     "lz4",
     "noop",
     "password",
