@@ -52,6 +52,9 @@ def _exit() -> None:
             if thread.is_alive():
                 thread.join()
         time.sleep(0.001)
+    # A daemon thread that waits for an op would get CancelledError and print it into the end of the program.
+    if not any(thread.is_alive() and not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        _native._leaving()
     for pool in open_pools:
         pool._terminate_ops()
 
