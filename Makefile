@@ -80,7 +80,8 @@ dist: $(BIN)/.ready $(NODE_READY) capi node
 	mkdir -p $(DIST)/npm $(DIST)/wheels
 	cd bindings-node && $(NPM) pack --silent --pack-destination $(DIST)/npm
 	cd bindings-node && node scripts/pack-platform.mjs $(DIST)/npm
-	cd bindings-python && ../$(BIN)/maturin build --release --locked --sdist --quiet -o $(DIST)/wheels
+	cd bindings-python && ../$(BIN)/maturin sdist -o $(DIST)/wheels
+	cd bindings-python && ../$(BIN)/maturin build --release --locked --quiet -o $(DIST)/wheels
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 
 # C programs of the suite, against the installed prefix, as a user compiles them.
