@@ -361,8 +361,7 @@ impl Worker {
         fence(Ordering::SeqCst);
         let work = pool.has_waiting_work() || slot.keyed.load(Ordering::SeqCst) > 0;
         let lent = no_permit && lock(&pool.state).lent > 0;
-        let must_look = (work && !lent)
-            || (pool.closing.load(Ordering::SeqCst) && !lent)
+        let must_look = (!lent && (work || pool.closing.load(Ordering::SeqCst)))
             || self.me.slot >= pool.max_workers()
             || slot.turn.load(Ordering::SeqCst) != self.me.turn;
         let options = &pool.config.options;
