@@ -155,7 +155,7 @@ pub const NUL_TERMINATED: usize = usize::MAX;
 /// `Invalid` for NULL with a length, a length beyond memory, bytes that are not UTF-8.
 ///
 /// # Safety
-/// As [`slice`], or [`str`].
+/// As `slice`, or `str`.
 pub unsafe fn text<'a>(p: *const c_char, len: usize, what: &'static str) -> Result<&'a str> {
     if len == NUL_TERMINATED {
         // SAFETY: NUL-terminated by contract.

@@ -84,7 +84,7 @@ impl Builder {
     }
 
     /// The host brings the threads: `spawner` is called when the pool wants one more and starts a thread that runs the
-    /// [`HostedWorker`]; it gives the worker back if it cannot. It is called by threads that submit and by hosted workers
+    /// `HostedWorker`; it gives the worker back if it cannot. It is called by threads that submit and by hosted workers
     /// themselves, under a lock of this pool, so it must neither submit to nor wait for the same pool.
     #[must_use]
     pub fn hosted(mut self, spawner: Spawner) -> Builder {

@@ -1,4 +1,4 @@
-//! The only door to atomics and locks. What decides between "look" and "sleep" is [`stack`], one word that `loom` models
+//! The only door to atomics and locks. What decides between "look" and "sleep" is `stack`, one word that `loom` models
 //! (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
 
 pub(crate) use std::sync::atomic;

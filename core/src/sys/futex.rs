@@ -1,7 +1,7 @@
 //! Sleeping on a word of memory.
 //!
 //! Private futexes only: the kernel keys them by address within this process, which is cheaper than by page. Words in
-//! memory that other processes map need the shared form, which differs in one flag ([`Scope`]).
+//! memory that other processes map need the shared form, which differs in one flag (`Scope`).
 
 use super::clock::timespec;
 use crate::sync::atomic::AtomicU32;
