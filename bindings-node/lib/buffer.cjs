@@ -128,4 +128,4 @@ function revokeToken(token) {
   native.revokeToken(token)
 }
 
-module.exports = { TransferBuffer, revokeToken, beginMove, endMove, viewOf, notBytes, wrapBuffer, unwrap }
+module.exports = { TransferBuffer, revokeToken, beginMove, endMove, viewOf, lengthOf, notBytes, wrapBuffer, unwrap }

@@ -1,15 +1,30 @@
 'use strict'
-// Promises that wait for the core, and the one wake that settles many of them.
+// Promises that wait for the core, and the turns of the loop that settle them.
 //
 // Plain lane: a slot number stands for one promise. Entries: everything that has options, a signal, progress or several
 // tasks. While anything is pending the loop stays alive; an idle pool does not hold it.
+//
+//   armed ── first completion: the core wakes the loop ──► polling: one drain per turn of the loop, by an immediate
+//     ▲                                                       │
+//     └───── a drain found nothing, and arming says so ◄──────┘
+//
+// While polling, completions ring nobody, and timers and I/O have their turn between two drains: a wake that drained by
+// itself would be followed by the wake for what its continuations submitted, all within one turn.
 
+// As they are when the package loads: fake timers of a test would stop the results.
+const { setImmediate } = require('node:timers')
+const { performance } = require('node:perf_hooks')
 const native = require('./native.cjs')
 const { fromNative, aborted, CANCELLED } = require('./error.cjs')
-const { wrapBuffer, unwrap } = require('./buffer.cjs')
+const { wrapBuffer, unwrap, lengthOf } = require('./buffer.cjs')
 
-/** Results per turn of the loop, so that timers and I/O run between while saturated. */
-const BUDGET = 256
+const now = performance.now.bind(performance)
+
+/** What the results of one turn, with the code that waits for them, may take of the loop's time, in ms. */
+const TURN = 1
+/** Results per turn: the bounds of what the time above allows. */
+const MIN_BUDGET = 8
+const MAX_BUDGET = 512
 const WORDS = 5
 // Kinds of records; the same numbers as in src/pool.rs.
 const BYTES = 0
@@ -17,10 +32,27 @@ const NIL = 1
 const VALUE = 2
 const ERROR = 3
 
-const records = new Uint8Array(BUDGET * WORDS * 4)
+const records = new Uint8Array(MAX_BUDGET * WORDS * 4)
 const words = new Uint32Array(records.buffer)
 const scratch = new Uint8Array(64 * 1024)
 const values = []
+
+/** With so many in flight, submits are collected: the workers have enough to do until they come. */
+const COLLECT_FROM = 64
+/** Most collected submits, and the longest input among them. */
+const COLLECT = 32
+const COLLECT_INPUT = 1024
+// The same layout as in src/pool.rs.
+const SUBMIT_WORDS = 4
+const NO_INPUT = 0xffffffff
+
+const submits = new Uint8Array(COLLECT * SUBMIT_WORDS * 4)
+const submitWords = new Uint32Array(submits.buffer)
+const inputs = new Uint8Array(COLLECT * COLLECT_INPUT)
+const refused = []
+let collected = 0
+let collectedBytes = 0
+let collectedPool = null
 
 const resolves = []
 const rejects = []
@@ -30,7 +62,12 @@ const closing = new Map()
 let lastEntry = 0
 let lastNote = 0
 let pending = 0
-let again = false
+/** An immediate will drain, and the core is not armed. */
+let polling = false
+let budget = 128
+let drained = 0
+let drainedAt = 0
+const resolved = Promise.resolve()
 
 let grabbedResolve
 let grabbedReject
@@ -47,12 +84,22 @@ function end() {
   if (--pending === 0) native.keepAlive(false)
 }
 
-/** One task without options: the hot path. */
+/** One task without options: the hot path. `input` is a Uint8Array or undefined. */
 function runPlain(pool, op, input) {
   const slot = free.length > 0 ? free.pop() : resolves.length
   const promise = new Promise(grab)
   resolves[slot] = grabbedResolve
   rejects[slot] = grabbedReject
+  if (pending >= COLLECT_FROM) {
+    const length = input === undefined ? NO_INPUT : lengthOf(input)
+    // An input of length 0 may be detached: native code looks.
+    if (length === NO_INPUT || (length <= COLLECT_INPUT && length > 0)) {
+      pending++
+      collect(pool, op, slot, input, length)
+      return promise
+    }
+  }
+  flush()
   try {
     native.poolSubmit(pool, op, slot, input)
   } catch (error) {
@@ -62,6 +109,45 @@ function runPlain(pool, op, input) {
   }
   if (pending++ === 0) native.keepAlive(true)
   return promise
+}
+
+function collect(pool, op, slot, input, length) {
+  if (collectedPool !== pool) {
+    flush()
+    collectedPool = pool
+  }
+  if (collected === 0) resolved.then(flush)
+  const at = collected * SUBMIT_WORDS
+  submitWords[at] = op
+  submitWords[at + 1] = slot
+  submitWords[at + 2] = collectedBytes
+  submitWords[at + 3] = length
+  if (input !== undefined) {
+    inputs.set(input, collectedBytes)
+    collectedBytes += length
+  }
+  if (++collected === COLLECT) flush()
+}
+
+/** Submits what was collected: after the microtasks before it, when it is enough, and before anything else that a pool is asked. */
+function flush() {
+  if (collected === 0) return
+  const count = collected
+  collected = 0
+  collectedBytes = 0
+  native.poolSubmitEach(collectedPool, submits, inputs, count, refused)
+  if (refused.length > 0) settleRefused()
+}
+
+function settleRefused() {
+  for (let i = 0; i < refused.length; i += 2) {
+    const slot = refused[i]
+    rejects[slot](refused[i + 1])
+    free.push(slot)
+  }
+  pending -= refused.length / 2
+  refused.length = 0
+  if (pending === 0) native.keepAlive(false)
 }
 
 /** Registers `entry` ({ resolve, reject, count, many, signal, onProgress }) and returns its number. */
@@ -159,8 +245,11 @@ function progress(entry, value) {
   }
 }
 
+/** Settles what is there, up to the budget; returns how much that was. */
 function drain() {
-  const count = native.poolDrain(records, scratch, values, BUDGET)
+  drainedAt = now()
+  const count = native.poolDrain(records, scratch, values, budget)
+  drained = count
   let plain = 0
   for (let at = 0, last = count * WORDS; at < last; at += WORDS) {
     const index = words[at]
@@ -186,21 +275,42 @@ function drain() {
   values.length = 0
   pending -= plain
   if (plain > 0 && pending === 0) native.keepAlive(false)
-  // A full drain has not armed the wake: look again after the loop has turned.
-  if (count === BUDGET && !again) {
-    again = true
-    setImmediate(drainAgain)
-  }
+  // Behind the continuations of these results.
+  if (count > MIN_BUDGET) resolved.then(measure)
+  return count
 }
 
-function drainAgain() {
-  again = false
-  drain()
+/** Fits the budget to what the last drain and the code that waited for it took. */
+function measure() {
+  const took = now() - drainedAt
+  if (took > TURN) budget = Math.max(MIN_BUDGET, drained >> 1)
+  else if (drained === budget && took < TURN / 2) budget = Math.min(MAX_BUDGET, budget << 1)
+}
+
+function pollSoon() {
+  if (polling) return
+  polling = true
+  setImmediate(poll)
+}
+
+function poll() {
+  polling = false
+  let more = true
+  try {
+    more = drain() > 0 || !native.poolArm()
+  } finally {
+    if (more) pollSoon()
+  }
 }
 
 /** Called by native code on this thread: results are waiting (0), or a pool has ended. */
 function wake(note) {
-  if (note === 0) return drain()
+  if (note === 0) {
+    if (polling) return
+    pollSoon()
+    drain()
+    return
+  }
   const closed = closing.get(note)
   if (closed !== undefined) {
     closing.delete(note)
@@ -215,6 +325,7 @@ function whenClosed(start) {
     const note = ++lastNote
     closing.set(note, resolve)
     begin()
+    flush()
     try {
       start(note)
     } catch (error) {
@@ -234,4 +345,4 @@ function wrapError(name, message, stack) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs))
 
-module.exports = { runPlain, open, close, whenClosed, removeListener }
+module.exports = { runPlain, flush, open, close, whenClosed, removeListener }

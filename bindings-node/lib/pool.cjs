@@ -7,7 +7,7 @@ const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
 const { fail, aborted, typeName } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, viewOf, notBytes } = require('./buffer.cjs')
-const { runPlain, open, close, whenClosed, removeListener } = require('./completion.cjs')
+const { runPlain, flush, open, close, whenClosed, removeListener } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
 // Node 20 before 20.5 has no such symbol.
@@ -112,8 +112,7 @@ class ThreadPool {
       this.#defaults === null &&
       !this.#shared.wait &&
       !this.#shared.closing &&
-      isUint8Array(input) &&
-      input.byteLength <= SLICE
+      (input === undefined || (isUint8Array(input) && input.byteLength <= SLICE))
     ) {
       const number = opNumbers.get(op)
       if (number !== undefined) return runPlain(this.#shared.handle, number, input)
@@ -153,6 +152,7 @@ class ThreadPool {
         const inputs = groups.map((group) => group.map(() => list[next++]))
         let id
         try {
+          flush()
           id = open(entry)
           for (const [at, buffer] of moved) inputs[at[0]][at[1]] = beginMove(buffer)
           native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, run.queueTimeout, run.key, wait)
@@ -183,6 +183,7 @@ class ThreadPool {
 
   load(plugin) {
     if (typeof plugin !== 'string') throw fail('Invalid', 'plugin path is not text', { got: typeName(plugin) })
+    flush()
     return native.poolLoad(this.#shared.handle, path.resolve(plugin))
   }
 
@@ -194,6 +195,7 @@ class ThreadPool {
   }
 
   get stats() {
+    flush()
     return native.poolStats(this.#shared.handle)
   }
 

@@ -11,11 +11,13 @@ use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
 use offloop::value::{DType, TypedArray};
 use offloop::{Bytes, Error, ErrorKind, ThreadPool, TransferBuffer, Value};
-use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::null_mut;
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// Results of at least so many bytes become external memory. Measured on Node 20: below 4 KiB a copy costs less than an
@@ -32,35 +34,85 @@ pub(crate) enum Handle {
     Params(Value),
 }
 
-impl Handle {
-    fn weight(&self) -> i64 {
-        match self {
-            Handle::Pool(_) | Handle::Params(_) => 0,
-            Handle::Buffer(b) => b.borrow().len() as i64,
-            Handle::Staged(v) => v.borrow().capacity() as i64,
+/// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however
+/// many handles and views still hold it: one that travels between threads and comes back is no new memory.
+#[derive(Default)]
+pub(crate) struct Held(RefCell<HashMap<*const Region, Count>>);
+
+struct Count {
+    holders: usize,
+    len: i64,
+}
+
+impl Held {
+    fn add(self: &Rc<Held>, env: Env, region: &Arc<Region>) -> Hold {
+        let region_at = Arc::as_ptr(region);
+        let mut regions = self.0.borrow_mut();
+        let count = regions.entry(region_at).or_insert_with(|| {
+            let len = region.len() as i64;
+            adjust(env, len);
+            Count { holders: 0, len }
+        });
+        count.holders += 1;
+        Hold { held: self.clone(), region: region_at }
+    }
+}
+
+/// One holder of a region in [`Held`]; whoever has it has the region too, or the address could be another's.
+struct Hold {
+    held: Rc<Held>,
+    region: *const Region,
+}
+
+impl Hold {
+    fn release(self, env: Env) {
+        let mut regions = self.held.0.borrow_mut();
+        let Entry::Occupied(mut count) = regions.entry(self.region) else { return };
+        count.get_mut().holders -= 1;
+        if count.get().holders == 0 {
+            adjust(env, -count.remove().len);
         }
     }
 }
 
 struct Owned {
     handle: Handle,
-    /// What the collector was told, so that garbage buffers press it.
-    weight: i64,
+    /// Of the buffer, until it is moved away.
+    hold: Cell<Option<Hold>>,
+    /// Bytes of a staged input, until it is submitted.
+    staged: Cell<i64>,
+}
+
+impl Owned {
+    /// The memory is no longer this handle's.
+    fn let_go(&self, env: Env) {
+        adjust(env, -self.staged.take());
+        if let Some(hold) = self.hold.take() {
+            hold.release(env);
+        }
+    }
 }
 
 /// A JavaScript value that owns `handle`.
-pub(crate) fn external(env: Env, handle: Handle) -> JsResult<Raw> {
-    let weight = handle.weight();
-    let owned = Box::into_raw(Box::new(Owned { handle, weight }));
+pub(crate) fn external(env: Env, state: &State, handle: Handle) -> JsResult<Raw> {
+    let hold = match &handle {
+        Handle::Buffer(b) => b.borrow().view().ok().map(|(region, ..)| state.held.add(env, &region)),
+        _ => None,
+    };
+    let staged = match &handle {
+        Handle::Staged(v) => v.borrow().capacity() as i64,
+        _ => 0,
+    };
+    adjust(env, staged);
+    let owned = Box::into_raw(Box::new(Owned { handle, hold: Cell::new(hold), staged: Cell::new(staged) }));
     let mut out = null_mut();
     // SAFETY: `owned` is a box that the finalizer takes back once.
     let status = unsafe { sys::napi_create_external(env.0, owned.cast(), Some(drop_handle), null_mut(), &mut out) };
     if status != sys::Status::napi_ok {
         // SAFETY: the runtime did not take it.
-        drop(unsafe { Box::from_raw(owned) });
+        unsafe { Box::from_raw(owned) }.let_go(env);
         env.status(status, "napi_create_external")?;
     }
-    adjust(env, weight);
     Ok(out)
 }
 
@@ -75,18 +127,22 @@ fn adjust(env: Env, by: i64) {
 unsafe extern "C" fn drop_handle(env: sys::napi_env, data: *mut c_void, _: *mut c_void) {
     // SAFETY: the box made in `external`, finalized once.
     let owned = unsafe { Box::from_raw(data.cast::<Owned>()) };
-    adjust(Env(env), -owned.weight);
+    owned.let_go(Env(env));
 }
 
 /// The handle behind a value of [`external`].
 pub(crate) fn handle<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Handle> {
+    Ok(&owned(call, value)?.handle)
+}
+
+fn owned<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Owned> {
     let mut data = null_mut();
     // SAFETY: `value` is an argument of the running call, `data` a local.
     let status = unsafe { sys::napi_get_value_external(call.env.0, value, &mut data) };
     call.env.status(status, "napi_get_value_external")?;
     // SAFETY: only `external` makes values that reach these functions (JavaScript keeps them in private fields), and
     // the running call keeps the value alive.
-    Ok(unsafe { &(*data.cast::<Owned>()).handle })
+    Ok(unsafe { &*data.cast::<Owned>() })
 }
 
 fn buffer<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a RefCell<TransferBuffer>> {
@@ -166,7 +222,7 @@ pub(crate) fn copy_typed(env: Env, value: Raw) -> JsResult<Value> {
 
 /// Buffers that a call moves. They keep their bytes until the pool has taken all of them, so a refused call loses nothing.
 #[derive(Default)]
-pub(crate) struct Moves<'a>(Vec<&'a RefCell<TransferBuffer>>);
+pub(crate) struct Moves<'a>(Vec<&'a Owned>);
 
 impl<'a> Moves<'a> {
     /// An input of a task: a copied view, a moved buffer, or what was copied in slices.
@@ -174,27 +230,34 @@ impl<'a> Moves<'a> {
         if call.env.type_of(value)? != sys::ValueType::napi_external {
             return Ok(copy(call.env, value)?.into());
         }
-        match handle(call, value)? {
+        let given = owned(call, value)?;
+        match &given.handle {
             Handle::Buffer(b) => {
-                if self.0.iter().any(|moved| std::ptr::eq(*moved, b)) {
+                if self.0.iter().any(|moved| std::ptr::eq(*moved, given)) {
                     return Err(Error::new(ErrorKind::Detached, "buffer is given twice in one call").into());
                 }
                 // SAFETY: JavaScript, the only writer, does not run before `commit` or the drop of the bytes: params were
                 // converted by `poolParams`, options are read as primitives, and inputs come in plain arrays of this
                 // package, which have no getters. `endMove` detaches the view before any code of the user runs.
                 let bytes = unsafe { b.borrow().lend() }?;
-                self.0.push(b);
+                self.0.push(given);
                 Ok(bytes)
             }
-            Handle::Staged(v) => Ok(std::mem::take(&mut *v.borrow_mut()).into()),
+            Handle::Staged(v) => {
+                given.let_go(call.env);
+                Ok(std::mem::take(&mut *v.borrow_mut()).into())
+            }
             Handle::Pool(_) | Handle::Params(_) => Err(Error::invalid("input is no bytes").into()),
         }
     }
 
     /// The pool has taken them.
-    pub(crate) fn commit(self) {
-        for buffer in self.0 {
-            buffer.borrow_mut().detach();
+    pub(crate) fn commit(self, env: Env) {
+        for given in self.0 {
+            given.let_go(env);
+            if let Handle::Buffer(b) = &given.handle {
+                b.borrow_mut().detach();
+            }
         }
     }
 }
@@ -214,8 +277,14 @@ fn copied_arraybuffer(env: Env, bytes: &[u8]) -> JsResult<Raw> {
     Ok(out)
 }
 
+/// What an external `ArrayBuffer` keeps alive.
+enum Guard {
+    Bytes(Bytes),
+    Region { hold: Hold, _region: Arc<Region> },
+}
+
 /// An `ArrayBuffer` over memory that `guard` keeps; gives the guard back where the runtime refuses external memory.
-fn external_arraybuffer(env: Env, ptr: *mut u8, len: usize, guard: Box<dyn Any>) -> Result<Raw, (sys::napi_status, Box<dyn Any>)> {
+fn external_arraybuffer(env: Env, ptr: *mut u8, len: usize, guard: Guard) -> Result<Raw, Guard> {
     let hint = Box::into_raw(Box::new(guard));
     let mut out = null_mut();
     // SAFETY: `ptr..ptr+len` lives as long as the guard, which the finalizer takes back once.
@@ -224,12 +293,14 @@ fn external_arraybuffer(env: Env, ptr: *mut u8, len: usize, guard: Box<dyn Any>)
         return Ok(out);
     }
     // SAFETY: the runtime did not take it.
-    Err((status, *unsafe { Box::from_raw(hint) }))
+    Err(*unsafe { Box::from_raw(hint) })
 }
 
-unsafe extern "C" fn drop_guard(_: sys::napi_env, _: *mut c_void, hint: *mut c_void) {
+unsafe extern "C" fn drop_guard(env: sys::napi_env, _: *mut c_void, hint: *mut c_void) {
     // SAFETY: the box made in `external_arraybuffer`, finalized once.
-    drop(unsafe { Box::from_raw(hint.cast::<Box<dyn Any>>()) });
+    if let Guard::Region { hold, .. } = *unsafe { Box::from_raw(hint.cast::<Guard>()) } {
+        hold.release(Env(env));
+    }
 }
 
 /// A typed array over `bytes`: a copy when they are few, may not be written, or external memory is refused.
@@ -240,12 +311,13 @@ pub(crate) fn typedarray(env: Env, state: &State, bytes: Bytes, kind: sys::napi_
     } else {
         let bytes = if bytes.is_private() { bytes } else { Bytes::from(bytes.to_vec()) };
         let ptr = bytes.as_slice().as_ptr().cast_mut();
-        match external_arraybuffer(env, ptr, len, Box::new(bytes)) {
+        match external_arraybuffer(env, ptr, len, Guard::Bytes(bytes)) {
             Ok(buffer) => buffer,
-            Err((_, guard)) => {
+            Err(guard) => {
                 env.take_exception();
                 state.forbid_external();
-                copied_arraybuffer(env, guard.downcast_ref::<Bytes>().expect("the guard given above"))?
+                let Guard::Bytes(bytes) = guard else { unreachable!("the guard given above") };
+                copied_arraybuffer(env, &bytes)?
             }
         }
     };
@@ -275,7 +347,7 @@ pub(crate) fn scratch<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a mut [u
 /// `stage(len)`: memory for an input that is copied in slices.
 pub(crate) fn stage(call: &Call<'_>) -> JsResult<Raw> {
     let len = length(call, 0)?;
-    external(call.env, Handle::Staged(reserve(len)?.into()))
+    external(call.env, call.state, Handle::Staged(reserve(len)?.into()))
 }
 
 /// `stageCopy(handle, view, offset, len, total)`: appends a slice.
@@ -309,7 +381,7 @@ fn length(call: &Call<'_>, at: usize) -> JsResult<usize> {
 pub(crate) fn alloc(call: &Call<'_>) -> JsResult<Raw> {
     let len = length(call, 0)?;
     let made = if call.env.bool(call.arg(1)) == Some(true) { TransferBuffer::alloc_shared(len)? } else { TransferBuffer::alloc(len)? };
-    external(call.env, Handle::Buffer(made.into()))
+    external(call.env, call.state, Handle::Buffer(made.into()))
 }
 
 /// `bufferFrom(view)`: a copy.
@@ -317,7 +389,7 @@ pub(crate) fn from(call: &Call<'_>) -> JsResult<Raw> {
     let view = view(call.env, call.arg(0))?;
     // SAFETY: the memory stays while this thread is not in JavaScript; `from_slice` only copies from it.
     let bytes = if view.len == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(view.ptr, view.len) } };
-    external(call.env, Handle::Buffer(TransferBuffer::from_slice(bytes)?.into()))
+    external(call.env, call.state, Handle::Buffer(TransferBuffer::from_slice(bytes)?.into()))
 }
 
 /// `bufferLength(handle)`.
@@ -337,11 +409,19 @@ pub(crate) fn fd(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn open_view(call: &Call<'_>) -> JsResult<Raw> {
     let (env, state) = (call.env, call.state);
     let (region, ptr, len): (Arc<Region>, _, _) = buffer(call, call.arg(0))?.borrow().view()?;
-    let opened = if state.external_allowed() && len > 0 { external_arraybuffer(env, ptr, len, Box::new(region)).ok() } else { None };
-    let external = opened.is_some() || len == 0;
+    let opened = if state.external_allowed() && len > 0 {
+        let guard = Guard::Region { hold: state.held.add(env, &region), _region: region };
+        external_arraybuffer(env, ptr, len, guard)
+    } else {
+        Err(Guard::Bytes(Bytes::default()))
+    };
+    let external = opened.is_ok() || len == 0;
     let arraybuffer = match opened {
-        Some(opened) => opened,
-        None => {
+        Ok(opened) => opened,
+        Err(guard) => {
+            if let Guard::Region { hold, .. } = guard {
+                hold.release(env);
+            }
             env.take_exception();
             copied_arraybuffer(env, &buffer(call, call.arg(0))?.borrow().to_vec()?)?
         }
@@ -367,6 +447,9 @@ pub(crate) fn write_back(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn separate(call: &Call<'_>) -> JsResult<Raw> {
     let buffer = buffer(call, call.arg(0))?;
     let fresh = TransferBuffer::from_slice(&buffer.borrow().to_vec()?)?;
+    let given = owned(call, call.arg(0))?;
+    given.let_go(call.env);
+    given.hold.set(Some(call.state.held.add(call.env, &fresh.view()?.0)));
     *buffer.borrow_mut() = fresh;
     Ok(call.env.undefined())
 }
@@ -382,6 +465,7 @@ pub(crate) fn detach(call: &Call<'_>) -> JsResult<Raw> {
 /// `bufferTransfer(handle)`: the token.
 pub(crate) fn transfer(call: &Call<'_>) -> JsResult<Raw> {
     let token = buffer(call, call.arg(0))?.borrow_mut().transfer()?;
+    owned(call, call.arg(0))?.let_go(call.env);
     call.env.string(&token.to_string())
 }
 
@@ -394,7 +478,7 @@ fn token(call: &Call<'_>) -> JsResult<TransferToken> {
 
 /// `bufferReceive(token)`.
 pub(crate) fn receive(call: &Call<'_>) -> JsResult<Raw> {
-    external(call.env, Handle::Buffer(TransferBuffer::receive(token(call)?)?.into()))
+    external(call.env, call.state, Handle::Buffer(TransferBuffer::receive(token(call)?)?.into()))
 }
 
 /// `revokeToken(token)`.
@@ -411,5 +495,5 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     }
     // SAFETY: not -1; the core checks that it is an open, sealed memfd and duplicates it.
     let fd = unsafe { BorrowedFd::borrow_raw(given as RawFd) };
-    external(call.env, Handle::Buffer(TransferBuffer::attach(fd)?.into()))
+    external(call.env, call.state, Handle::Buffer(TransferBuffer::attach(fd)?.into()))
 }

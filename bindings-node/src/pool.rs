@@ -9,7 +9,7 @@ use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::state::State;
 use crate::value;
 use offloop::metrics::Histogram;
-use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, priority};
+use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, Work, priority};
 use offloop::{Bytes, Error, Result, ThreadPool, Value};
 use std::path::Path;
 use std::time::Duration;
@@ -102,12 +102,12 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             }
         };
     }
-    buffer::external(env, Handle::Pool(builder.build()?))
+    buffer::external(env, call.state, Handle::Pool(builder.build()?))
 }
 
 /// `poolDefault()`.
 pub(crate) fn default(call: &Call<'_>) -> JsResult<Raw> {
-    buffer::external(call.env, Handle::Pool(ThreadPool::default_pool()?))
+    buffer::external(call.env, call.state, Handle::Pool(ThreadPool::default_pool()?))
 }
 
 /// `poolIntern(name)`: the number of an op name in this environment.
@@ -129,23 +129,72 @@ fn tag(entry: u32, index: u32) -> u64 {
     u64::from(entry) << 32 | u64::from(index)
 }
 
-/// `poolSubmit(pool, op, slot, bytes)`: one task of the plain lane, without options.
+/// `poolSubmit(pool, op, slot, bytes)`: one task of the plain lane, without options; `bytes` may be undefined.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let pool = pool(call)?;
     let (op, slot) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
-    let input: Bytes = buffer::copy(env, call.arg(3))?.into();
-    let names = call.state.names.borrow();
-    let work = pool.op(op_name(&names, op)?, vec![input], &Value::Nil).map_err(|(e, _)| e)?;
+    let inputs = if env.is_nullish(call.arg(3)) { Vec::new() } else { vec![buffer::copy(env, call.arg(3))?.into()] };
+    let work = prepare(call.state, pool, op, inputs)?;
     let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), tag(0, slot)), ..SubmitOptions::default() };
     pool.submit(work, options).map_err(|e| e.error)?;
+    Ok(env.undefined())
+}
+
+fn prepare(state: &State, pool: &ThreadPool, op: u32, inputs: Vec<Bytes>) -> Result<Work> {
+    pool.op(op_name(&state.names.borrow(), op)?, inputs, &Value::Nil).map_err(|(e, _)| e)
+}
+
+/// 32-bit words per collected submit: op, slot, offset and length of its input.
+const SUBMIT: usize = 4;
+/// The length that says that a submit has no input at all.
+const NO_INPUT: u32 = u32::MAX;
+
+/// `poolSubmitEach(pool, records, inputs, count, refused)`: tasks of the plain lane that JavaScript has collected, in their
+/// order. `refused` gets the slot and the error of each one that the pool did not take.
+pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let pool = pool(call)?;
+    let (records, bytes) = (buffer::scratch(call, call.arg(1))?, buffer::scratch(call, call.arg(2))?);
+    let count = env.u32(call.arg(3))? as usize;
+    let (mut work, mut tags) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let mut refused = 0;
+    let mut refuse = |slot: u32, error: &Error| -> JsResult<()> {
+        env.set_at(call.arg(4), refused, env.number(slot.into())?)?;
+        env.set_at(call.arg(4), refused + 1, call.state.error(env, error)?)?;
+        refused += 2;
+        Ok(())
+    };
+    for record in records.chunks_exact(SUBMIT * 4).take(count) {
+        let word = |i: usize| u32::from_ne_bytes(record[i * 4..i * 4 + 4].try_into().expect("four bytes"));
+        let (op, slot, at, len) = (word(0), word(1), word(2) as usize, word(3));
+        let input = match len {
+            NO_INPUT => Some(Vec::new()),
+            len => bytes.get(at..at + len as usize).map(|input| vec![Bytes::from(&*input)]),
+        };
+        let prepared = input
+            .ok_or_else(|| Error::invalid("collected input is outside its memory").with("offset", at).with("len", len))
+            .and_then(|input| prepare(call.state, pool, op, input));
+        match prepared {
+            Ok(prepared) => {
+                work.push(prepared);
+                tags.push(tag(0, slot));
+            }
+            Err(e) => refuse(slot, &e)?,
+        }
+    }
+    if let Err(e) = pool.submit_each(work, &tags, &call.state.queue) {
+        for tag in &tags[tags.len() - e.work.len()..] {
+            refuse(*tag as u32, &e.error)?;
+        }
+    }
     Ok(env.undefined())
 }
 
 /// `poolParams(value)`: params for [`submit_many`]. Getters and proxies of the user run in here, so it is called before any
 /// buffer begins to move.
 pub(crate) fn params(call: &Call<'_>) -> JsResult<Raw> {
-    buffer::external(call.env, Handle::Params(value::from_js(call, call.arg(0))?))
+    buffer::external(call.env, call.state, Handle::Params(value::from_js(call, call.arg(0))?))
 }
 
 /// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
@@ -187,7 +236,7 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
         works.push(pool.op(op_name(&names, op)?, inputs, params).map_err(|(e, _)| e)?);
     }
     let tasks = pool.submit_many(works, &options).map_err(|e| e.error)?;
-    moves.commit();
+    moves.commit(env);
     call.state.tasks.borrow_mut().insert(entry, tasks);
     Ok(env.undefined())
 }
@@ -270,8 +319,7 @@ impl Sink<'_> {
     }
 }
 
-/// `poolDrain(records, scratch, values, budget)`: how many records it wrote; fewer than `budget` means that the next
-/// completion wakes the loop.
+/// `poolDrain(records, scratch, values, budget)`: how many records it wrote. It does not arm the wake.
 pub(crate) fn drain(call: &Call<'_>) -> JsResult<Raw> {
     let budget = call.env.u32(call.arg(3))? as usize;
     let mut sink = Sink {
@@ -292,9 +340,14 @@ pub(crate) fn drain(call: &Call<'_>) -> JsResult<Raw> {
     }
     let left = sink.capacity - sink.count;
     if left > 0 {
-        call.state.queue.drain(left, &mut |event| sink.event(event));
+        call.state.queue.poll(left, &mut |event| sink.event(event));
     }
     call.env.number(sink.count as f64)
+}
+
+/// `poolArm()`: the next completion wakes the loop. False if something waits already.
+pub(crate) fn arm(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.boolean(call.state.spill.borrow().is_empty() && call.state.queue.arm())
 }
 
 /// `poolLoad(pool, path)`: names of the ops that a plugin added.

@@ -1,5 +1,6 @@
 //! What one environment (the main thread or a `worker_thread`) holds. Statics would be shared by all of them.
 
+use crate::buffer::Held;
 use crate::js::{Call, Env, JsResult, Raw};
 use napi::sys;
 use offloop::pool::Event;
@@ -8,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// JavaScript functions that native code calls, in the order of `hooks(…)`.
@@ -56,6 +58,8 @@ pub(crate) struct State {
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
     /// Events that a drain had no room for.
     pub(crate) spill: RefCell<VecDeque<Event>>,
+    /// What the collector was told of; finalizers outlive this state, so they share it.
+    pub(crate) held: Rc<Held>,
     external: Cell<bool>,
 }
 
@@ -97,6 +101,7 @@ impl State {
             names: RefCell::default(),
             tasks: RefCell::default(),
             spill: RefCell::default(),
+            held: Rc::default(),
             external: Cell::new(true),
         });
         let state = Box::into_raw(state);

@@ -152,7 +152,7 @@ pub(crate) fn to_js(env: Env, state: &State, value: Value) -> JsResult<Raw> {
         Value::Date(ms) => env.date(ms),
         Value::Typed(TypedArray { dtype, bytes, .. }) => buffer::typedarray(env, state, bytes, typedarray_type(dtype), dtype.size()),
         Value::Buffer(b) => {
-            let handle = buffer::external(env, Handle::Buffer(b.into()))?;
+            let handle = buffer::external(env, state, Handle::Buffer(b.into()))?;
             env.call(state.wrap_buffer(env)?, &[handle])
         }
         Value::Error(e) => env.call(state.wrap_error(env)?, &[env.string(&e.name)?, env.string(&e.message)?, env.string(&e.stack)?]),

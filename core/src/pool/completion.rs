@@ -135,20 +135,10 @@ impl CompletionQueue {
         let mut backlog = lock(&q.backlog);
         let mut n = 0;
         let mut cleared = false;
-        while n < budget {
-            if q.has_progress.load(Ordering::Relaxed) && q.has_progress.swap(false, Ordering::AcqRel) {
-                n += q.deliver_progress(budget - n, deliver);
-                continue;
-            }
-            if let Some(core) = backlog.next() {
-                let (tag, result) = core.take_for_queue();
-                deliver(Event::Done { tag, result });
-                n += 1;
-                continue;
-            }
-            *backlog = q.done.take_all();
-            if !backlog.is_empty() {
-                continue;
+        loop {
+            n += q.deliver(&mut backlog, budget - n, deliver);
+            if n == budget {
+                break;
             }
             // Empty: clear the bell first, then arm. A ring that comes after the arming must not be cleared.
             if !cleared {
@@ -177,6 +167,27 @@ impl CompletionQueue {
             q.ring();
         }
         n
+    }
+
+    /// As [`drain`](Self::drain), but neither arms nor rings: for a consumer that comes back by itself until
+    /// [`arm`](Self::arm) lets it rest. Meanwhile completions cost nobody a wake.
+    pub fn poll(&self, budget: usize, deliver: &mut dyn FnMut(Event)) -> usize {
+        let q = &*self.0.0;
+        let mut backlog = lock(&q.backlog);
+        let n = q.deliver(&mut backlog, budget, deliver);
+        q.left_over.store(!backlog.is_empty(), Ordering::Relaxed);
+        n
+    }
+
+    /// Asks for a ring at the next event. False if there is something to deliver already.
+    #[must_use]
+    pub fn arm(&self) -> bool {
+        let q = &*self.0.0;
+        // As in `drain`: progress has its own flag, looked at after arming (pairs with the fence in `progress`).
+        lock(&q.backlog).is_empty() && q.done.arm() && {
+            crate::sync::atomic::fence(Ordering::SeqCst);
+            !q.has_progress.load(Ordering::Relaxed)
+        }
     }
 
     /// Blocks until there is something to drain, at most for `timeout`. True if there is. A signal handler that ran ends
@@ -229,6 +240,28 @@ impl Queue {
         let left = std::mem::replace(&mut *lock(&self.backlog), Taken::none());
         drop(left);
         drop(self.done.take_last());
+    }
+
+    /// Delivers at most `budget` events; fewer only when there are no more at this moment.
+    fn deliver(&self, backlog: &mut Taken<Core, ByDone>, budget: usize, deliver: &mut dyn FnMut(Event)) -> usize {
+        let mut n = 0;
+        while n < budget {
+            if self.has_progress.load(Ordering::Relaxed) && self.has_progress.swap(false, Ordering::AcqRel) {
+                n += self.deliver_progress(budget - n, deliver);
+                continue;
+            }
+            if let Some(core) = backlog.next() {
+                let (tag, result) = core.take_for_queue();
+                deliver(Event::Done { tag, result });
+                n += 1;
+                continue;
+            }
+            *backlog = self.done.take_all();
+            if backlog.is_empty() {
+                break;
+            }
+        }
+        n
     }
 
     /// Delivers at most `budget` progress values; the others wait for the next drain, unless newer ones replace them.

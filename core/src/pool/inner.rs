@@ -210,23 +210,36 @@ impl Inner {
         self.queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
     }
 
+    /// Counts as many of `n` more queued tasks as the bound allows; returns how many.
+    pub(super) fn reserve_some(&self, n: usize) -> usize {
+        let max = self.config.options.max_queue as isize;
+        let mut fits = 0;
+        let _ = self.queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |queued| {
+            let room = max - (queued as isize - self.tombstones.load(Ordering::Relaxed));
+            fits = n.min(usize::try_from(room).unwrap_or(0));
+            (fits > 0).then_some(queued + fits)
+        });
+        fits
+    }
+
+    pub(super) fn full(&self) -> Error {
+        Error::new(ErrorKind::Full, "the pool's queue is full")
+            .with("pool", &self.config.options.name)
+            .with("queued", self.queued())
+            .with("max_queue", self.config.options.max_queue)
+    }
+
     pub(super) fn admit(&self, n: usize, on_full: OnFull) -> Result<()> {
         if self.reserve(n) {
             return Ok(());
         }
-        let full = || {
-            Error::new(ErrorKind::Full, "the pool's queue is full")
-                .with("pool", &self.config.options.name)
-                .with("queued", self.queued())
-                .with("max_queue", self.config.options.max_queue)
-        };
         match on_full {
             OnFull::Admit => {
                 self.queued.fetch_add(n, Ordering::SeqCst);
                 Ok(())
             }
-            OnFull::Reject => Err(full()),
-            OnFull::Wait(_) if n > self.config.options.max_queue => Err(full().with("batch", n)),
+            OnFull::Reject => Err(self.full()),
+            OnFull::Wait(_) if n > self.config.options.max_queue => Err(self.full().with("batch", n)),
             OnFull::Wait(timeout) => {
                 let end = timeout.and_then(|t| Instant::now().checked_add(t));
                 self.space_waiters.fetch_add(1, Ordering::SeqCst);
@@ -240,11 +253,11 @@ impl Inner {
                     }
                     let left = end.map(|e| e.saturating_duration_since(Instant::now()));
                     if left.is_some_and(|l| l.is_zero()) {
-                        break Err(full());
+                        break Err(self.full());
                     }
                     if futex::wait(&self.space, seen, left) == futex::Wake::Interrupted {
                         // A host looks at its signals and calls again.
-                        break Err(full().with("interrupted", true));
+                        break Err(self.full().with("interrupted", true));
                     }
                 };
                 self.space_waiters.fetch_sub(1, Ordering::SeqCst);

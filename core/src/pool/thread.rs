@@ -4,7 +4,7 @@ use crate::buffer::Bytes;
 use crate::error::{Error, Result};
 use crate::metrics::Counter;
 use crate::ops::{self, Params};
-use crate::pool::DynOp;
+use crate::pool::{CompletionQueue, DynOp};
 use crate::pool::config::Config;
 use crate::pool::hosted::Spawner;
 use crate::pool::inner::{Inner, closed};
@@ -292,6 +292,35 @@ impl ThreadPool {
         let _ = inner.injector.push_all(tasks.iter().map(|t| t.0.clone()));
         inner.after_push();
         Ok(tasks)
+    }
+
+    /// Submits as many tasks as the queue takes, in their order, with one clock read and one wake: what a host's loop has
+    /// collected. Their outcomes go to `queue` under `tags`, one per task.
+    ///
+    /// # Errors
+    /// `Full`, `Closed`: the work that was not taken comes back, the last ones of `work`.
+    pub fn submit_each(&self, mut work: Vec<Work>, tags: &[u64], queue: &CompletionQueue) -> Result<(), SubmitError> {
+        assert_eq!(work.len(), tags.len(), "one tag per task");
+        let inner = match self.check_open() {
+            Ok(inner) => inner,
+            Err(error) => return Err(SubmitError { error, work }),
+        };
+        let rest = work.split_off(inner.reserve_some(work.len()));
+        if !work.is_empty() {
+            let now = clock::monotonic_ns();
+            inner.metrics.add(Counter::Submitted, work.len() as u64);
+            let _ = inner.injector.push_all(work.into_iter().zip(tags).map(|(work, tag)| {
+                let deliver = Deliver::Queue(queue.clone(), *tag);
+                let new = NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None };
+                Core::new(inner.clone(), new)
+            }));
+            inner.after_push();
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        inner.metrics.add(Counter::Rejected, rest.len() as u64);
+        Err(SubmitError { error: inner.full(), work: rest })
     }
 
     /// Adds an op to this pool.
