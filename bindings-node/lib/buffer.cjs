@@ -1,20 +1,22 @@
 'use strict'
 // TransferBuffer: native memory with one owner. Its view is detached when the bytes move.
 
+const { isAnyArrayBuffer, isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
-const { fail, typeName } = require('./error.cjs')
+const { fail, typeName, checkOptions, checkKnown } = require('./error.cjs')
 
 const MADE_HERE = Symbol('made here')
 
 /** A Uint8Array over any byte source, or null. Works across realms. */
 function viewOf(value) {
-  if (ArrayBuffer.isView(value)) {
-    return Object.prototype.toString.call(value) === '[object Uint8Array]'
-      ? value
-      : new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+  const isView = ArrayBuffer.isView(value)
+  if (isView ? isUint8Array(value) : !isAnyArrayBuffer(value)) return isView ? value : null
+  try {
+    return isView ? new Uint8Array(value.buffer, value.byteOffset, value.byteLength) : new Uint8Array(value)
+  } catch (cause) {
+    // The one reason that a language's own view has: its memory was transferred, or shrunk from under it.
+    throw fail('Detached', 'buffer of the input was transferred', { got: typeName(value), cause: cause.message })
   }
-  const tag = Object.prototype.toString.call(value)
-  return tag === '[object ArrayBuffer]' || tag === '[object SharedArrayBuffer]' ? new Uint8Array(value) : null
 }
 
 // Of the prototype: an own property of the view could say anything.
@@ -61,7 +63,8 @@ class TransferBuffer {
   }
 
   static alloc(byteLength, options = {}) {
-    const { shared = false } = options ?? {}
+    const { shared = false, ...unknown } = checkOptions(options ?? {})
+    checkKnown(unknown, 'shared')
     if (typeof shared !== 'boolean')
       throw fail('Invalid', 'option has the wrong type', { option: 'shared', want: 'boolean', got: typeName(shared) })
     return new TransferBuffer(MADE_HERE, native.bufferAlloc(byteLength, shared))

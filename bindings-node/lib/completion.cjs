@@ -21,7 +21,7 @@ const { wrapBuffer, unwrap, lengthOf } = require('./buffer.cjs')
 const now = performance.now.bind(performance)
 
 /** What the results of one turn, with the code that waits for them, may take of the loop's time, in ms. */
-const TURN = 1
+const TURN = 0.4
 /** Results per turn: the bounds of what the time above allows. */
 const MIN_BUDGET = 8
 const MAX_BUDGET = 512
@@ -204,6 +204,16 @@ function removeListener(signal, listener) {
   }
 }
 
+/** The error of a task whose signal was aborted, null when it was not. Never throws, as above: a signal may be anybody's object. */
+function abortOf(signal) {
+  try {
+    return signal.aborted ? aborted(signal.reason) : null
+  } catch (error) {
+    report(error)
+    return null
+  }
+}
+
 /** An error of a listener, which is not the task's error: as from any event listener. */
 function report(error) {
   queueMicrotask(() => {
@@ -213,8 +223,7 @@ function report(error) {
 
 function settle(entry, index, failed, value) {
   if (failed) {
-    let error = value
-    if (error?.status === CANCELLED && entry.signal?.aborted) error = aborted(entry.signal.reason)
+    const error = value?.status === CANCELLED && entry.signal ? (abortOf(entry.signal) ?? value) : value
     if (!entry.settled) {
       entry.settled = true
       if (entry.many) {
@@ -345,4 +354,4 @@ function wrapError(name, message, stack) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs))
 
-module.exports = { runPlain, flush, open, close, whenClosed, removeListener }
+module.exports = { runPlain, flush, open, close, whenClosed, removeListener, abortOf }

@@ -49,7 +49,33 @@ function aborted(reason) {
 }
 
 function typeName(value) {
-  return value === null ? 'null' : typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value
+  if (value === null) return 'null'
+  if (typeof value !== 'object') return typeof value
+  try {
+    return value.constructor?.name ?? 'object'
+  } catch {
+    return 'object'
+  }
 }
 
-module.exports = { OffloopError, fromNative, fail, aborted, typeName, CANCELLED }
+function checkObject(value, what) {
+  if (value === null || typeof value !== 'object' || Array.isArray(value))
+    throw fail('Invalid', `${what} are not an object`, { got: typeName(value) })
+  return value
+}
+
+/** Options of this package: an object that is nothing else, so that an argument in the wrong place is noticed. */
+function checkOptions(value) {
+  checkObject(value, 'options')
+  if (Object.prototype.toString.call(value) !== '[object Object]')
+    throw fail('Invalid', 'options are not a plain object', { got: typeName(value) })
+  return value
+}
+
+/** What is not among `known` options. */
+function checkKnown(unknown, known) {
+  const [option] = Object.keys(unknown)
+  if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known })
+}
+
+module.exports = { OffloopError, fromNative, fail, aborted, typeName, checkObject, checkOptions, checkKnown, CANCELLED }

@@ -5,9 +5,9 @@ const path = require('node:path')
 const { AsyncResource } = require('node:async_hooks')
 const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
-const { fail, aborted, typeName } = require('./error.cjs')
+const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, viewOf, notBytes } = require('./buffer.cjs')
-const { runPlain, flush, open, close, whenClosed, removeListener } = require('./completion.cjs')
+const { runPlain, flush, open, close, whenClosed, removeListener, abortOf } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
 // Node 20 before 20.5 has no such symbol.
@@ -29,17 +29,11 @@ function opNumber(name) {
   return number
 }
 
-function checkObject(value, what) {
-  if (value === null || typeof value !== 'object' || Array.isArray(value))
-    throw fail('Invalid', `${what} are not an object`, { got: typeName(value) })
-  return value
-}
-
 /** Splits run options from the rest, and checks what native code does not see. */
 function runOptions(given, onlyThose) {
   const run = {}
   const rest = {}
-  for (const [name, value] of Object.entries(checkObject(given, 'options'))) {
+  for (const [name, value] of Object.entries(checkOptions(given))) {
     if (value === undefined || value === null) continue
     if (RUN_OPTIONS.includes(name)) run[name] = value
     else if (onlyThose) throw fail('Invalid', 'unknown option', { option: name, known: RUN_OPTIONS.join(' ') })
@@ -188,9 +182,8 @@ class ThreadPool {
   }
 
   resize(options) {
-    const { minWorkers, maxWorkers, ...unknown } = checkObject(options, 'options')
-    const [option] = Object.keys(unknown)
-    if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'minWorkers maxWorkers' })
+    const { minWorkers, maxWorkers, ...unknown } = checkOptions(options)
+    checkKnown(unknown, 'minWorkers maxWorkers')
     native.poolResize(this.#shared.handle, minWorkers, maxWorkers)
   }
 
@@ -204,9 +197,8 @@ class ThreadPool {
     if (!shared.ours) return Promise.reject(fail('Invalid', 'the default pool belongs to the whole process and is not closed'))
     if (shared.closed === null) {
       shared.closed = new Promise((resolve) => {
-        const { grace, ...unknown } = checkObject(options, 'options')
-        const [option] = Object.keys(unknown)
-        if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'grace' })
+        const { grace, ...unknown } = checkOptions(options)
+        checkKnown(unknown, 'grace')
         if (grace !== undefined && grace !== null && !(typeof grace === 'number' && grace >= 0)) {
           throw fail('Invalid', 'option has the wrong type or is out of range', {
             option: 'grace',
@@ -267,7 +259,7 @@ function prepare(groups) {
 
 function copyLater(shared, { signal, key }, views, done, failed) {
   const job = { pool: shared.handle, key, views, dropped: false }
-  const onAbort = () => job.drop(aborted(signal.reason))
+  const onAbort = () => job.drop(abortOf(signal) ?? aborted())
   const ended = (next) => (value) => {
     if (signal) removeListener(signal, onAbort)
     try {
