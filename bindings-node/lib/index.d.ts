@@ -112,7 +112,10 @@ export interface ThreadPoolOptions extends RunOptions {
  */
 export class ThreadPool implements PoolBase {
   constructor(options?: ThreadPoolOptions)
-  /** Runs an op. Rejects with an OffloopError; nothing is thrown. */
+  /**
+   * Runs an op. Rejects with an OffloopError; nothing is thrown. A task is submitted before `run` returns; while 64 and more are
+   * in flight, small ones without options go together, up to 32 at a time and at the latest when the running callback ends.
+   */
   run<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, input?: Bytes | Bytes[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>>
   run(op: string, input?: Bytes | Bytes[], params?: object | null, options?: RunOptions | null): Promise<any>
   /**

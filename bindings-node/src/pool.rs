@@ -170,7 +170,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
         let (op, slot, at, len) = (word(0), word(1), word(2) as usize, word(3));
         let input = match len {
             NO_INPUT => Some(Vec::new()),
-            len => bytes.get(at..at + len as usize).map(|input| vec![Bytes::from(&*input)]),
+            len => bytes.get(at..at + len as usize).map(|input| vec![Bytes::from(input)]),
         };
         let prepared = input
             .ok_or_else(|| Error::invalid("collected input is outside its memory").with("offset", at).with("len", len))

@@ -90,12 +90,16 @@ test('collected submits run in the order of their calls, also beside calls with 
   const order = []
   const calls = []
   for (let i = 0; i < 300; i++) {
-    const [input, options] = i % 10 === 7 ? [new Uint8Array(5000), undefined] : [Uint8Array.of(i), i % 10 === 3 ? { timeout: 60_000 } : undefined]
+    const [input, options] =
+      i % 10 === 7 ? [new Uint8Array(5000), undefined] : [Uint8Array.of(i), i % 10 === 3 ? { timeout: 60_000 } : undefined]
     calls.push(pool.run('noop', input, undefined, options).then(() => order.push(i)))
   }
   await held.release()
   await Promise.all(calls)
-  assert.deepEqual(order, Array.from({ length: 300 }, (_, i) => i))
+  assert.deepEqual(
+    order,
+    Array.from({ length: 300 }, (_, i) => i),
+  )
 })
 
 test('of collected submits the queue takes as many as fit, and the others are Full', async (t) => {
@@ -280,8 +284,26 @@ test('anything in the wrong place of any call is a typed error', async (t) => {
   const view = new DataView(detached)
   structuredClone(detached, { transfer: [detached] })
   const revoked = Proxy.revocable({}, {})
-  const nasty = { get constructor() { throw new Error('constructor') } }
-  const odd = [5, 'text', true, Symbol('s'), 5n, [], [1], () => {}, new Map([[1, 2]]), new Date(0), new Uint8Array(2), Promise.resolve(), new (class A {})()]
+  const nasty = {
+    get constructor() {
+      throw new Error('constructor')
+    },
+  }
+  const odd = [
+    5,
+    'text',
+    true,
+    Symbol('s'),
+    5n,
+    [],
+    [1],
+    () => {},
+    new Map([[1, 2]]),
+    new Date(0),
+    new Uint8Array(2),
+    Promise.resolve(),
+    new (class A {})(),
+  ]
   const failure = async (call) => {
     try {
       return await call()
@@ -318,7 +340,12 @@ test('anything in the wrong place of any call is a typed error', async (t) => {
     }
     if (!Array.isArray(value)) await invalid(`inputs ${name}`, () => pool.runMany('noop', value))
     for (const option of ['timeout', 'queueTimeout', 'priority', 'key', 'signal', 'onProgress', 'retries']) {
-      if (typeof value === 'number' || (option === 'key' && typeof value === 'string') || (option === 'onProgress' && typeof value === 'function')) continue
+      if (
+        typeof value === 'number' ||
+        (option === 'key' && typeof value === 'string') ||
+        (option === 'onProgress' && typeof value === 'function')
+      )
+        continue
       await invalid(`${option} ${name}`, () => pool.run('noop', good, undefined, { [option]: value }))
     }
   }

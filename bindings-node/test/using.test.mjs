@@ -22,7 +22,9 @@ function compile() {
 
 const body = compile()
 
-test('await using closes the pool at the end of its block, after its tasks', { skip: body === null && 'no `await using` on this Node' }, async () => {
+test('await using closes the pool at the end of its block, after its tasks', {
+  skip: body === null && 'no `await using` on this Node',
+}, async () => {
   const { pool, task } = await body(ThreadPool)
   assert.deepEqual(await task, Uint8Array.of(1))
   assert.equal((await rejection(pool.run('noop'))).code, 'ERR_OFFLOOP_CLOSED')

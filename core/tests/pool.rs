@@ -661,3 +661,96 @@ fn no_wake_up_is_lost_around_sleeping_workers_and_loops() {
         done += q.drain(64, &mut |_| ()) as u64;
     }
 }
+
+#[test]
+fn a_polled_queue_rings_only_after_it_was_armed() {
+    let p = pool(1);
+    let (ring, rings) = mpsc::channel();
+    let q = CompletionQueue::with_notify(Box::new(move || ring.send(()).expect("test listens")));
+    let run = |n: i64| {
+        let task = p.submit(int(n), SubmitOptions { deliver: Deliver::Queue(q.clone(), 0), ..Default::default() });
+        task.expect("submit")
+    };
+    let poll_one = || {
+        let mut seen = Vec::new();
+        // A task is done a moment before its queue has it.
+        while q.poll(8, &mut |e| seen.push(e)) == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(seen.len(), 1);
+    };
+    run(1);
+    rings.recv().expect("armed when it was made");
+    poll_one();
+    for n in 2..100 {
+        run(n);
+        poll_one();
+    }
+    assert!(rings.try_recv().is_err(), "no ring while it is polled");
+    let waiting = run(100);
+    while !waiting.is_done() {
+        std::thread::yield_now();
+    }
+    if q.arm() {
+        rings.recv().expect("armed before the task reached its queue");
+    }
+    poll_one();
+    assert!(q.arm());
+    run(101);
+    rings.recv().expect("rung");
+    poll_one();
+    assert_eq!(q.poll(8, &mut |_| ()), 0);
+}
+
+#[test]
+fn submit_each_takes_as_many_as_fit_in_order() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(3).build().expect("pool");
+    let q = CompletionQueue::new().expect("queue");
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let refused = p.submit_each((0..5).map(int).collect(), &[10, 11, 12, 13, 14], &q).expect_err("full");
+    assert_eq!((refused.error.kind(), refused.work.len()), (ErrorKind::Full, 2));
+    assert!(refused.error.to_string().contains("max_queue=3"), "{}", refused.error);
+    let stats = p.stats();
+    assert_eq!((stats.submitted, stats.rejected, stats.queued), (4, 2, 3));
+    let none = p.submit_each(vec![int(9)], &[0], &q).expect_err("no room at all");
+    assert_eq!(none.work.len(), 1);
+    drop(open);
+    first.wait(None).expect("value");
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        q.drain(8, &mut |e| {
+            if let Event::Done { tag, result } = e {
+                seen.push((tag, result.expect("value").as_int()));
+            }
+        });
+    }
+    assert_eq!(seen, [(10, Some(0)), (11, Some(1)), (12, Some(2))]);
+    p.submit_each(Vec::new(), &[], &q).expect("nothing is nothing");
+    p.close();
+    let closed = p.submit_each(vec![int(1)], &[1], &q).expect_err("closed");
+    assert_eq!((closed.error.kind(), closed.work.len()), (ErrorKind::Closed, 1));
+}
+
+#[test]
+fn no_wake_up_is_lost_between_polling_and_arming() {
+    let rounds: u64 = std::env::var("OFFLOOP_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(50_000);
+    let p = pool(2);
+    let (ring, rings) = mpsc::channel();
+    let q = CompletionQueue::with_notify(Box::new(move || ring.send(()).expect("test listens")));
+    let (mut submitted, mut done) = (0, 0);
+    while done < rounds {
+        let batch = (rounds - submitted).min(1 + submitted % 5);
+        let tags: Vec<u64> = (0..batch).collect();
+        p.submit_each(tags.iter().map(|n| int(*n as i64)).collect(), &tags, &q).expect("room");
+        submitted += batch;
+        // As a loop does: poll until there is nothing, arm, sleep.
+        while done < submitted {
+            let n = q.poll(3, &mut |_| ()) as u64;
+            done += n;
+            if n == 0 && q.arm() {
+                rings.recv_timeout(Duration::from_secs(20)).expect("somebody rings");
+            }
+        }
+    }
+    assert_eq!(done, rounds);
+}

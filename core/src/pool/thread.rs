@@ -4,7 +4,6 @@ use crate::buffer::Bytes;
 use crate::error::{Error, Result};
 use crate::metrics::Counter;
 use crate::ops::{self, Params};
-use crate::pool::{CompletionQueue, DynOp};
 use crate::pool::config::Config;
 use crate::pool::hosted::Spawner;
 use crate::pool::inner::{Inner, closed};
@@ -12,6 +11,7 @@ use crate::pool::options::{Deliver, MAX_WORKERS, PoolOptions, SubmitOptions, che
 use crate::pool::service::{self, Due};
 use crate::pool::stats::PoolStats;
 use crate::pool::task::{Core, NewCore, Task, Work, WorkKind};
+use crate::pool::{CompletionQueue, DynOp};
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::sync::lock;
 use crate::sys::{self, clock, fork, fork::ForkCell, futex};
