@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture fmt lint bless dist install clean loom asan core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan core node python capi c-programs c-bench
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,8 +42,9 @@ $(DEMO_READY): tests/demo/package-lock.json tests/demo/requirements.txt $(BIN)/.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/demo/requirements.txt
 	touch $@
 
-$(BENCH_READY): tests/bench/package-lock.json
+$(BENCH_READY): tests/bench/package-lock.json tests/bench/requirements.txt $(BIN)/.ready
 	cd tests/bench && $(NPM) ci --silent
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
 	touch $@
 
 # ---- the library and its faces, in place ----
@@ -84,6 +85,9 @@ dist: $(BIN)/.ready $(NODE_READY) capi node
 	cd bindings-python && ../$(BIN)/maturin build --release --locked --quiet -o $(DIST)/wheels
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 
+dist-check: dist  ## the sdist builds outside of the repository; minutes, because it compiles everything anew
+	$(BIN)/python tests/wheel.py --sdist
+
 # C programs of the suite, against the installed prefix, as a user compiles them.
 C_FLAGS := -O2 -Wall -Wextra -Werror
 C_OFFLOOP = $$(PKG_CONFIG_PATH=$(DIST)/c/lib/pkgconfig pkg-config --cflags --libs offloop) -Wl,-rpath,$(DIST)/c/lib
@@ -114,6 +118,7 @@ test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the
 	@$(PHASE) node          $(NPM) --prefix bindings-node test --silent
 	@$(PHASE) python        $(BIN)/python -m pytest -q bindings-python
 	@$(PHASE) packages      $(MAKE) --no-print-directory dist
+	@$(PHASE) wheel         $(BIN)/python tests/wheel.py
 	@$(PHASE) quick-starts  $(BIN)/python tests/quickstarts.py --require
 	@$(PHASE) --summary
 

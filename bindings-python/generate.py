@@ -99,7 +99,11 @@ def module(about: str, ops: list[Op], is_async: bool, family: bool, children: li
     dots = "." * (3 if is_async else 2)
     out = ["from __future__ import annotations", ""]
     typing = ["TYPE_CHECKING"] if ops else []
-    typing += [name for name in ("Any", "Literal", "overload") if f"{name}[" in text or f"@{name}" in text or f": {name}" in text or f"{name} |" in text or f", {name}]" in text]
+    typing += [
+        name
+        for name in ("Any", "Literal", "overload")
+        if f"{name}[" in text or f"@{name}" in text or f": {name}" in text or f"{name} |" in text or f", {name}]" in text
+    ]
     if typing:
         typing.sort(key=str.lower)
         upper = sorted(n for n in typing if n.isupper())

@@ -1,6 +1,7 @@
 //! `TransferBuffer`, and how host memory becomes the input of a task.
 
-use crate::error::{invalid, number, raise};
+use crate::error::{invalid, number, raise, text};
+use crate::late::Late;
 use offloop::buffer::{self, TransferToken};
 use offloop::error::{Error, ErrorKind};
 use offloop::{Bytes, TransferBuffer};
@@ -94,8 +95,9 @@ impl PyTransferBuffer {
 
     /// Takes the bytes behind a token. A used token raises DetachedError, a foreign one InvalidError.
     #[classmethod]
-    fn receive(_cls: &Bound<'_, PyType>, py: Python<'_>, token: &str) -> PyResult<PyTransferBuffer> {
-        parse_token(token).and_then(TransferBuffer::receive).map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
+    fn receive(_cls: &Bound<'_, PyType>, py: Python<'_>, token: &Bound<'_, PyString>) -> PyResult<PyTransferBuffer> {
+        let token = text("token is not valid Unicode", "token", token)?;
+        parse_token(&token).and_then(TransferBuffer::receive).map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
     }
 
     /// Maps the memfd of another process's shared buffer. The fd is duplicated; the caller still closes its own.
@@ -209,8 +211,9 @@ fn parse_token(token: &str) -> Result<TransferToken, Error> {
 
 /// Frees the bytes behind a token that nobody will take.
 #[pyfunction]
-fn revoke_token(py: Python<'_>, token: &str) -> PyResult<()> {
-    parse_token(token).and_then(buffer::revoke_token).map_err(|e| raise(py, &e))
+fn revoke_token(py: Python<'_>, token: &Bound<'_, PyString>) -> PyResult<()> {
+    let token = text("token is not valid Unicode", "token", token)?;
+    parse_token(&token).and_then(buffer::revoke_token).map_err(|e| raise(py, &e))
 }
 
 /// A size of memory: a non-negative integer.
@@ -262,10 +265,6 @@ fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
     raise(py, &Error::invalid(hint).with("type", name))
 }
 
-/// Keeps `bytes` alive for a task. Dropped on any thread: without the interpreter the decref waits for the next call
-/// that has it, so no native thread ever takes the GIL.
-struct Keep(#[allow(dead_code, reason = "held, not read")] Py<PyBytes>);
-
 /// The input of a task. `TransferBuffer` is moved, long `bytes` are borrowed, everything else is copied now.
 pub(crate) fn input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
     if let Ok(bytes) = data.cast_exact::<PyBytes>() {
@@ -301,8 +300,8 @@ pub(crate) fn copy_len(data: &Bound<'_, PyAny>) -> usize {
 
 fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
     let slice = bytes.as_bytes();
-    // SAFETY: `bytes` objects are immutable and do not move; `Keep` owns a reference, and may be dropped on any thread.
-    unsafe { Bytes::from_foreign(slice.as_ptr(), slice.len(), Box::new(Keep(bytes.clone().unbind()))) }
+    // SAFETY: `bytes` objects are immutable and do not move; `Late` owns a reference, and may be dropped on any thread.
+    unsafe { Bytes::from_foreign(slice.as_ptr(), slice.len(), Box::new(Late::new(bytes.clone().unbind()))) }
 }
 
 /// Bytes of a result as a Python object.

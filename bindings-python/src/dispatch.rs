@@ -6,7 +6,7 @@
 
 use crate::future::{PyFuture, tell_guarded};
 use crate::hosted::Hosting;
-use crate::port::Port;
+use crate::port::{Bell, Port};
 use crate::wait;
 use offloop::sys::fork::ForkCell;
 use pyo3::prelude::*;
@@ -14,7 +14,7 @@ use pyo3::types::PyDict;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 pub(crate) enum Item {
@@ -22,8 +22,8 @@ pub(crate) enum Item {
     Done(Py<PyFuture>),
     /// A pool of callables wants threads.
     Start(Arc<Hosting>),
-    /// A loop without `add_reader` has events. Holds a weak reference to its port.
-    Ring(Arc<OnceLock<Py<PyAny>>>),
+    /// A loop without `add_reader` has events.
+    Ring(Bell),
 }
 
 #[derive(Default)]
@@ -117,7 +117,7 @@ fn _dispatch(py: Python<'_>, starter: bool) {
             match item {
                 Item::Done(future) => tell_guarded(py, &future),
                 Item::Start(hosting) => hosting.start_wanted(py),
-                Item::Ring(weak) => Port::ring(py, &weak),
+                Item::Ring(bell) => Port::ring(py, &bell),
             }
         }
     }

@@ -127,10 +127,12 @@ pub(crate) fn number<T: TryFrom<i64>>(name: &'static str, value: &Bound<'_, PyAn
 
 /// A text argument. A lone surrogate has no UTF-8 form.
 pub(crate) fn text(message: &'static str, name: &'static str, value: &Bound<'_, PyString>) -> PyResult<String> {
-    value.to_str().map(str::to_owned).map_err(|_| {
-        let shown = value.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned());
-        invalid(value.py(), message, name, shown)
-    })
+    value.to_str().map(str::to_owned).map_err(|_| invalid(value.py(), message, name, shown(value)))
+}
+
+/// Text with what has no UTF-8 form escaped.
+pub(crate) fn shown(text: &Bound<'_, PyString>) -> String {
+    text.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned())
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -9,6 +9,7 @@
 
 use crate::dispatch::{self, Item, Pending};
 use crate::error::{invalid, raise};
+use crate::late;
 use crate::value;
 use crate::wait;
 use offloop::error::{Error, ErrorKind};
@@ -126,6 +127,7 @@ impl PyFuture {
 
     /// The outcome of a task that is done.
     fn outcome(&self, py: Python<'_>) -> &Outcome {
+        late::collect(py);
         self.outcome.get_or_init(py, || {
             let result = self.task().try_take().unwrap_or_else(|| Err(Error::invalid("result was already taken")));
             let host = self.lock().host.take();

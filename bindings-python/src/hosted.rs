@@ -7,29 +7,31 @@
 use crate::dispatch::{self, Item, Pending, while_worker_tells};
 use crate::error::raise;
 use crate::future::{PyFuture, tell_guarded};
+use crate::late::{self, Late};
 use crate::port::PyAwaitable;
 use crate::{value, wait};
 use offloop::Value;
 use offloop::error::{Error, ErrorKind};
 use offloop::ops::Control;
 use offloop::pool::{HostedTask, HostedWorker, Next};
+use offloop::sys::fork::ForkCell;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// C functions run no bytecode, which is where CPython lets other threads in: after so many tasks this does.
 const TASKS_PER_TURN: u32 = 32;
 
 /// What the worker threads of one pool share.
 pub(crate) struct Hosting {
-    wanted: Mutex<Vec<(Pending, HostedWorker)>>,
+    wanted: ForkCell<Mutex<Vec<(Pending, HostedWorker)>>>,
     has_wanted: AtomicBool,
-    initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
+    initializer: Late<Option<(Py<PyAny>, Py<PyTuple>)>>,
     prefix: String,
-    context: Py<PyAny>,
+    context: Late<Py<PyAny>>,
     /// The initializer raised: no callable runs any more.
     broken: OnceLock<Error>,
 }
@@ -58,13 +60,19 @@ pub(crate) fn looking<T>(f: impl FnOnce() -> T) -> T {
 impl Hosting {
     pub(crate) fn new(initializer: Option<(Py<PyAny>, Py<PyTuple>)>, prefix: String, context: Py<PyAny>) -> Arc<Hosting> {
         Arc::new(Hosting {
-            wanted: Mutex::default(),
+            wanted: ForkCell::new(),
             has_wanted: AtomicBool::new(false),
-            initializer,
+            initializer: Late::new(initializer),
             prefix,
-            context,
+            context: Late::new(context),
             broken: OnceLock::new(),
         })
+    }
+
+    /// What this process's threads asked for. A forked child begins anew: the parent's lock may be held for ever there, and
+    /// its workers belong to the parent's tasks.
+    fn wanted(&self) -> MutexGuard<'_, Vec<(Pending, HostedWorker)>> {
+        self.wanted.get(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn broken(&self) -> Option<&Error> {
@@ -73,7 +81,7 @@ impl Hosting {
 
     /// Core wants one more thread. Called on any thread, with and without the GIL, so it only takes a note.
     pub(crate) fn want(self: &Arc<Hosting>, worker: HostedWorker) {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).push((Pending::new(), worker));
+        self.wanted().push((Pending::new(), worker));
         self.has_wanted.store(true, Ordering::Release);
         if !LOOKS.get() {
             dispatch::push(Item::Start(self.clone()));
@@ -89,14 +97,9 @@ impl Hosting {
             return Ok(());
         }
         self.has_wanted.store(false, Ordering::Release);
-        let wanted = std::mem::take(&mut *self.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        let wanted = std::mem::take(&mut *self.wanted());
         let mut failed = Ok(());
-        for (pending, worker) in wanted {
-            if pending.is_of_parent() {
-                // Its pool's locks are as the fork found them, and its tasks are the parent's.
-                std::mem::forget(worker);
-                continue;
-            }
+        for (_pending, worker) in wanted {
             let name = format!("{}_{}", self.prefix, worker.slot());
             let worker = Bound::new(py, PyWorker { worker: Mutex::new(Some(worker)), hosting: self.clone() })?;
             let started = py.import("offloop._threads")?.call_method1("start_worker", (&worker, name));
@@ -116,7 +119,7 @@ impl Hosting {
     }
 
     fn initialize(&self, py: Python<'_>) {
-        let Some((initializer, args)) = &self.initializer else { return };
+        let Some((initializer, args)) = &*self.initializer else { return };
         if let Err(e) = initializer.bind(py).call1(args.bind(py)) {
             let text = format!("{}: {}", e.get_type(py), e.value(py));
             let _ = self.broken.set(Error::new(ErrorKind::StartFailed, "the initializer raised").with("error", text));
@@ -139,7 +142,7 @@ pub(crate) enum Target {
     Awaitable(Py<PyAwaitable>),
 }
 
-/// One submitted callable: the payload of a hosted task.
+/// One submitted callable: the payload of a hosted task, as a `Late<Call>`.
 pub(crate) struct Call {
     /// The callable and its arguments.
     pub(crate) args: Py<PyTuple>,
@@ -214,6 +217,7 @@ impl PyWorker {
         self.hosting.initialize(py);
         let mut in_a_row = 0;
         loop {
+            late::collect(py);
             let ready = if in_a_row < TASKS_PER_TURN { looking(|| worker.try_next()) } else { None };
             self.hosting.start_wanted(py);
             let task = match ready {
@@ -242,12 +246,12 @@ impl PyWorker {
 }
 
 fn run_one(py: Python<'_>, hosting: &Hosting, worker: &mut HostedWorker, mut task: HostedTask) {
-    let call = task.take_payload().and_then(|p| p.downcast::<Call>().ok()).expect("a callable's task carries a Call");
+    let call = task.take_payload().and_then(|p| p.downcast::<Late<Call>>().ok()).expect("a callable's task carries a Call").into_inner(py);
     let outcome = match hosting.broken() {
         Some(error) => Err(raise(py, error)),
         None => call_in_context(py, hosting, &task, &call),
     };
-    let Call { args, kwargs, context, target } = *call;
+    let Call { args, kwargs, context, target } = call;
     // The callable and its arguments go before anybody hears of the end.
     drop((args, kwargs, context));
     let result = match (&outcome, hosting.broken()) {

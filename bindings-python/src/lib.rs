@@ -7,7 +7,7 @@
 //!   ─────────────────────────────────────────────────────────────────────────────
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
-//!   value buffer error                        types
+//!   value buffer error                        types      late     references that native threads drop
 //! ```
 //!
 //! No native thread ever takes the GIL: `Python::attach` from one aborts a process that is shutting down. Whatever needs
@@ -16,8 +16,10 @@
 mod buffer;
 mod dispatch;
 mod error;
+mod fast;
 mod future;
 mod hosted;
+mod late;
 mod pool;
 mod port;
 mod table;

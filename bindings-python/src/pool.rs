@@ -2,22 +2,24 @@
 
 use crate::buffer::{self, PyTransferBuffer};
 use crate::dispatch;
-use crate::error::{number, raise, text};
+use crate::error::{invalid, number, raise, shown, text};
 use crate::future::{PyFuture, head, seconds};
 use crate::hosted::{self, Call, Hosting, Target, looking};
+use crate::late::{self, Late};
 use crate::port::{self, Port, PyAwaitable};
 use crate::{value, wait};
 use offloop::error::{Error, ErrorKind};
 use offloop::metrics::Histogram;
 use offloop::ops::{self, Control, OpCtx, Params, Splitter};
 use offloop::pool::{Deliver, OnFull, PoolOptions, PoolStats, SubmitError, SubmitOptions, Work, priority};
+use offloop::sys::fork::{self, ForkCell};
 use offloop::{Bytes, Task, ThreadPool, Value};
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,12 @@ struct Pools {
     calls: ThreadPool,
     hosting: Arc<Hosting>,
     wait_when_full: bool,
+    /// Refuses new tasks. `ops` itself is closed when the last ticket was given back.
+    closing: AtomicBool,
+    /// Tickets in use. A forked child has none: what the parent's event loops were copying is not copied there.
+    tickets: ForkCell<AtomicUsize>,
+    /// How often the waiting tasks were cancelled: a ticket of before is cancelled too.
+    cancels: AtomicU64,
 }
 
 /// What `options()` sets for every call of a view.
@@ -132,7 +140,25 @@ impl Pools {
         if EXITING.load(Ordering::Relaxed) {
             return Err(raise(py, &Error::new(ErrorKind::Closed, "cannot schedule new futures after interpreter shutdown")));
         }
+        if self.closing.load(Ordering::SeqCst) {
+            return Err(raise(py, &Error::new(ErrorKind::Closed, "the pool is closed")));
+        }
         Ok(())
+    }
+
+    fn tickets(&self) -> &AtomicUsize {
+        self.tickets.get(AtomicUsize::default)
+    }
+
+    /// Refuses new tasks; what was taken in still runs.
+    fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        // An exit does not wait for event loops that will not run again. Otherwise either this sees a ticket, or the release
+        // of the last one sees `closing`.
+        if EXITING.load(Ordering::Relaxed) || self.tickets().load(Ordering::SeqCst) == 0 {
+            self.ops.close();
+        }
+        self.calls.close();
     }
 
     fn op<'py>(&self, py: Python<'py>, name: &str, inputs: Inputs<'py>, params: &Value) -> PyResult<Job<'py>> {
@@ -155,7 +181,6 @@ impl Pools {
         target: impl FnOnce() -> Target,
     ) -> PyResult<Job<'py>> {
         let py = args.py();
-        self.check_open(py)?;
         let first = head(args)?;
         if let Ok(name) = first.cast::<PyString>() {
             let name = op_name(&name)?;
@@ -170,7 +195,7 @@ impl Pools {
             context: hosted::copy_context(py)?,
             target: target(),
         };
-        Ok(Job::Call(Work::hosted(Box::new(call))))
+        Ok(Job::Call(Work::hosted(Box::new(Late::new(call)))))
     }
 
     fn check_callable(&self, f: &Bound<'_, PyAny>) -> PyResult<()> {
@@ -229,6 +254,32 @@ impl Pools {
         }
     }
 
+    /// Starts a task for the running event loop.
+    fn start<'py>(
+        &self,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+        defaults: &Defaults,
+    ) -> PyResult<Bound<'py, PyAwaitable>> {
+        let py = args.py();
+        let (port, event_loop) = Port::current(py)?;
+        let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind()))?;
+        let job = self.job(args, kwargs, || Target::Awaitable(awaitable.clone().unbind()))?;
+        let tag = port.get().expect(&awaitable);
+        let queue = port.get().queue();
+        let deliver = || Deliver::Queue(queue.clone(), tag);
+        match self.submit_one(py, job, defaults, Some(OnFull::Admit), &deliver) {
+            Ok(task) => {
+                awaitable.get().set_task(task);
+                Ok(awaitable)
+            }
+            Err(e) => {
+                port.get().forget(tag);
+                Err(e)
+            }
+        }
+    }
+
     fn submit_one(
         &self,
         py: Python<'_>,
@@ -237,6 +288,7 @@ impl Pools {
         on_full: Option<OnFull>,
         deliver: &(dyn Fn() -> Deliver + Sync),
     ) -> PyResult<Task> {
+        late::collect(py);
         let pool = self.of(&job).clone();
         let (work, inputs) = match job {
             Job::Op(work, inputs) => (work, Some(inputs)),
@@ -284,6 +336,7 @@ impl PyPool {
     ) -> PyResult<Bound<'py, PyFuture>> {
         let py = args.py();
         let (pools, defaults) = self.inner()?;
+        pools.check_open(py)?;
         if head(args)?.is_exact_instance_of::<PyString>() {
             let job = pools.job(args, kwargs, || unreachable!("an op has no target"))?;
             let task = pools.submit_one(py, job, defaults, on_full, &|| Deliver::Wait)?;
@@ -323,12 +376,13 @@ impl PyPool {
         max_overdue: Option<Bound<'_, PyAny>>,
         nice: Bound<'_, PyAny>,
         name: &Bound<'_, PyString>,
-        on_full: &str,
+        on_full: &Bound<'_, PyString>,
         initializer: Option<Py<PyAny>>,
         initargs: Py<PyTuple>,
         context: Py<PyAny>,
     ) -> PyResult<()> {
-        let wait_when_full = match on_full {
+        let on_full = text("option is not valid Unicode", "on_full", on_full)?;
+        let wait_when_full = match on_full.as_str() {
             "wait" => true,
             "reject" => false,
             other => {
@@ -469,7 +523,7 @@ impl PyPool {
                 context: hosted::copy_context(py)?,
                 target: Target::Future(future.clone().unbind()),
             };
-            work.push(Work::hosted(Box::new(call)));
+            work.push(Work::hosted(Box::new(Late::new(call))));
             futures.push(future);
         }
         let tasks = pools.place(py, work, &pools.calls, many).map_err(|(e, _)| e)?;
@@ -492,25 +546,11 @@ impl PyPool {
     fn _start<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Option<Bound<'py, PyAwaitable>>> {
         let py = args.py();
         let (pools, defaults) = self.inner()?;
-        let (port, event_loop) = Port::current(py)?;
+        pools.check_open(py)?;
         if head(args)?.is_instance_of::<PyString>() && args.iter().skip(1).any(|a| buffer::copy_len(&a) > COPY_AT_ONCE) {
             return Ok(None);
         }
-        let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind()))?;
-        let job = pools.job(args, kwargs, || Target::Awaitable(awaitable.clone().unbind()))?;
-        let tag = port.get().expect(&awaitable);
-        let queue = port.get().queue();
-        let deliver = || Deliver::Queue(queue.clone(), tag);
-        match pools.submit_one(py, job, defaults, Some(OnFull::Admit), &deliver) {
-            Ok(task) => {
-                awaitable.get().set_task(task);
-                Ok(Some(awaitable))
-            }
-            Err(e) => {
-                port.get().forget(tag);
-                Err(e)
-            }
-        }
+        pools.start(args, kwargs, defaults).map(Some)
     }
 
     fn _resize(&self, py: Python<'_>, min_workers: Option<Bound<'_, PyAny>>, max_workers: Option<Bound<'_, PyAny>>) -> PyResult<()> {
@@ -537,8 +577,14 @@ impl PyPool {
     }
 
     /// Loads a C plugin and returns the names of the ops it brought.
-    fn _load(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+    fn _load(&self, path: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+        let py = path.py();
         let (pools, _) = self.inner()?;
+        let path: PathBuf = path.extract().map_err(|e: PyErr| match path.cast::<PyString>() {
+            // Bytes of the file system that are no UTF-8 have a form in `str`; this has none in the file system.
+            Ok(path) if e.is_instance_of::<PyUnicodeEncodeError>(py) => invalid(py, "path is not valid Unicode", "path", shown(path)),
+            _ => e,
+        })?;
         // The plugin's own start may take its time, and it knows nothing of the GIL.
         wait::detached(py, || pools.ops.load(&path)).map_err(|e| raise(py, &e))
     }
@@ -551,12 +597,23 @@ impl PyPool {
     /// Refuses new tasks from now on.
     fn _close(&self, py: Python<'_>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
-        looking(|| {
-            pools.ops.close();
-            pools.calls.close();
-        });
+        looking(|| pools.close());
         pools.hosting.start_wanted(py);
         Ok(())
+    }
+
+    /// Takes in a task whose inputs are yet to be copied.
+    fn _accept(&self, py: Python<'_>) -> PyResult<PyTicket> {
+        let (pools, defaults) = self.inner()?;
+        pools.check_open(py)?;
+        pools.tickets().fetch_add(1, Ordering::SeqCst);
+        Ok(PyTicket {
+            pools: pools.clone(),
+            defaults: defaults.clone(),
+            epoch: fork::epoch(),
+            cancels: pools.cancels.load(Ordering::SeqCst),
+            released: AtomicBool::new(false),
+        })
     }
 
     /// Cancels what was not started.
@@ -564,6 +621,7 @@ impl PyPool {
         let (pools, _) = self.inner()?;
         wait::detached(py, || {
             looking(|| {
+                pools.cancels.fetch_add(1, Ordering::SeqCst);
                 pools.ops.cancel_queued();
                 pools.calls.cancel_queued();
             });
@@ -596,7 +654,8 @@ impl PyPool {
 
     #[getter]
     fn _closed(&self) -> PyResult<bool> {
-        Ok(self.inner()?.0.ops.is_closed())
+        let (pools, _) = self.inner()?;
+        Ok(pools.closing.load(Ordering::SeqCst) || pools.ops.is_closed())
     }
 
     #[getter]
@@ -622,7 +681,60 @@ impl Pools {
             Ok(())
         });
         let calls = calls.hosted(spawner).build().map_err(|e| raise(py, &e))?;
-        Ok(Pools { ops, calls, hosting, wait_when_full })
+        Ok(Pools {
+            ops,
+            calls,
+            hosting,
+            wait_when_full,
+            closing: AtomicBool::new(false),
+            tickets: ForkCell::new(),
+            cancels: AtomicU64::new(0),
+        })
+    }
+}
+
+/// A task that a pool took in before its inputs were copied: the pool ends after it.
+#[pyclass(name = "_Ticket", module = "offloop._native", frozen)]
+pub(crate) struct PyTicket {
+    pools: Arc<Pools>,
+    defaults: Defaults,
+    epoch: u64,
+    cancels: u64,
+    released: AtomicBool,
+}
+
+impl PyTicket {
+    fn give_back(&self) {
+        if self.released.swap(true, Ordering::SeqCst) || self.epoch != fork::epoch() {
+            return;
+        }
+        let last = self.pools.tickets().fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.pools.closing.load(Ordering::SeqCst) {
+            self.pools.ops.close();
+        }
+    }
+}
+
+#[pymethods]
+impl PyTicket {
+    /// Starts the task for the running event loop, in a pool that is closing too.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn start<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAwaitable>> {
+        if self.pools.cancels.load(Ordering::SeqCst) != self.cancels {
+            return Err(raise(args.py(), &Error::new(ErrorKind::Cancelled, "the pool's waiting tasks were cancelled")));
+        }
+        self.pools.start(args, kwargs, &self.defaults)
+    }
+
+    /// Gives the ticket back: the task was submitted, or will never be.
+    fn release(&self) {
+        self.give_back();
+    }
+}
+
+impl Drop for PyTicket {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -769,6 +881,7 @@ fn _exiting() {
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyPool>()?;
+    m.add_class::<PyTicket>()?;
     m.add_function(wrap_pyfunction!(_call, m)?)?;
     m.add_function(wrap_pyfunction!(_start, m)?)?;
     m.add_function(wrap_pyfunction!(_exiting, m)?)

@@ -2,14 +2,18 @@
 //!
 //! What `run` awaits is not an `asyncio.Future` but an object with the same protocol (`_asyncio_future_blocking`), so
 //! that a drain can step the waiting task at once, in the task's own context, instead of scheduling that with a handle
-//! per task. A drain has a budget in events and in time, and the fd stays readable while there is more.
+//! per task. A drain takes few events at a time from the queue and stops after [`SLICE`]: what it leaves stays in the queue,
+//! whose fd is readable as long, so that timers and other readers of the loop have their turn.
 
 use crate::dispatch::{self, Item};
+use crate::fast;
 use crate::future::Outcome;
+use crate::late::{self, Late};
 use offloop::error::{Error, ErrorKind};
 use offloop::pool::{CompletionQueue, Event};
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyException, PyStopIteration};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
@@ -20,11 +24,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Events per drain.
-const BUDGET: usize = 256;
-/// Time per drain, looked at every [`CLOCK_EVERY`] events: what a drain adds to the loop's delay.
+/// Events that a drain takes at a time. Between two takes it looks at the clock.
+const CHUNK: usize = 16;
+/// Time per drain: what it adds to the loop's delay.
 const SLICE: Duration = Duration::from_micros(500);
-const CLOCK_EVERY: usize = 16;
 
 /// One event loop's completion queue.
 #[pyclass(name = "_Port", module = "offloop._native", frozen, weakref)]
@@ -34,15 +37,39 @@ pub(crate) struct Port {
     event_loop: Py<PyAny>,
     state: Mutex<PortState>,
     draining: AtomicBool,
+    ringer: Arc<Ringer>,
 }
+
+/// How a loop without `add_reader` hears of events.
+#[derive(Default)]
+struct Ringer {
+    /// A weak reference to the port.
+    port: OnceLock<Late<Py<PyAny>>>,
+    /// A drain will come that has not begun. Set by whoever asks for one, cleared before that one looks into the queue.
+    rung: AtomicBool,
+}
+
+/// A bell for the thread `offloop-callbacks`.
+pub(crate) struct Bell(Arc<Ringer>);
 
 #[derive(Default)]
 struct PortState {
     /// By tag. A tag is free again when its event was delivered.
     waiting: Vec<Option<Py<PyAwaitable>>>,
     free: Vec<usize>,
-    /// Taken from the queue and not delivered yet.
+    /// Taken from the queue and not delivered yet; at most a chunk.
     ready: VecDeque<(Py<PyAwaitable>, Result<Value, Error>)>,
+}
+
+impl PortState {
+    fn take(&mut self, tag: u64) -> Option<Py<PyAwaitable>> {
+        let at = usize::try_from(tag).ok()?;
+        let entry = self.waiting.get_mut(at)?.take();
+        if entry.is_some() {
+            self.free.push(at);
+        }
+        entry
+    }
 }
 
 thread_local! {
@@ -103,19 +130,13 @@ impl Port {
 
     /// Takes a tag back: its task was not accepted, or its event came.
     pub(crate) fn forget(&self, tag: u64) -> Option<Py<PyAwaitable>> {
-        let mut state = self.lock();
-        let at = usize::try_from(tag).ok()?;
-        let entry = state.waiting.get_mut(at)?.take();
-        if entry.is_some() {
-            state.free.push(at);
-        }
-        entry
+        self.lock().take(tag)
     }
 
     /// Rings a loop that has no `add_reader`. On the thread `offloop-callbacks`.
-    pub(crate) fn ring(py: Python<'_>, weak: &OnceLock<Py<PyAny>>) {
+    pub(crate) fn ring(py: Python<'_>, bell: &Bell) {
         let rung = (|| {
-            let Some(weak) = weak.get() else { return Ok(()) };
+            let Some(weak) = bell.0.port.get() else { return Ok(()) };
             let port = weak.bind(py).call0()?;
             if !port.is_none() {
                 let event_loop = port.cast::<Port>()?.get().event_loop.bind(py).call0()?;
@@ -133,32 +154,33 @@ impl Port {
         let py = slf.py();
         let this = slf.get();
         let started = Instant::now();
-        let mut events = Vec::with_capacity(BUDGET);
-        this.queue.drain(BUDGET, &mut |e| events.push(e));
-        for event in events {
-            if let Event::Done { tag, result } = event
-                && let Some(awaitable) = this.forget(tag)
-            {
-                this.lock().ready.push_back((awaitable, result));
-            }
-        }
-        let mut delivered = 0;
         loop {
-            let Some((awaitable, result)) = this.lock().ready.pop_front() else { break };
-            PyAwaitable::finish(awaitable.bind(py), result)?;
-            delivered += 1;
-            if delivered % CLOCK_EVERY == 0 && started.elapsed() > SLICE {
-                break;
+            // First what an exception kept an earlier drain from delivering.
+            while let Some((awaitable, result)) = this.next_ready() {
+                PyAwaitable::finish(awaitable.bind(py), result)?;
+            }
+            if started.elapsed() > SLICE {
+                return Ok(());
+            }
+            let mut state = this.lock();
+            let taken = this.queue.drain(CHUNK, &mut |event| {
+                if let Event::Done { tag, result } = event
+                    && let Some(awaitable) = state.take(tag)
+                {
+                    state.ready.push_back((awaitable, result));
+                }
+            });
+            if taken == 0 {
+                return Ok(());
             }
         }
-        // What is still in the queue rings by itself; what was taken from it does not.
-        let left = !this.lock().ready.is_empty();
-        if left {
-            Self::again(slf)?;
-        }
-        Ok(())
     }
 
+    fn next_ready(&self) -> Option<(Py<PyAwaitable>, Result<Value, Error>)> {
+        self.lock().ready.pop_front()
+    }
+
+    /// Asks for one more drain: what is in `ready` is not in the queue any more and does not ring.
     fn again(slf: &Bound<'_, Port>) -> PyResult<()> {
         let event_loop = slf.get().event_loop.bind(slf.py()).call0()?;
         if !event_loop.is_none() {
@@ -173,18 +195,24 @@ impl Port {
     /// `event_loop`: a weak reference. `ring`: the loop cannot watch an fd.
     #[new]
     fn py_new(py: Python<'_>, event_loop: Py<PyAny>, ring: bool) -> PyResult<Py<Port>> {
-        let ringer: Arc<OnceLock<Py<PyAny>>> = Arc::default();
+        let ringer: Arc<Ringer> = Arc::default();
         let queue = if ring {
             dispatch::ensure_thread(py);
-            let port = ringer.clone();
-            CompletionQueue::with_notify(Box::new(move || dispatch::push(Item::Ring(port.clone()))))
+            let bell = ringer.clone();
+            // A drain that leaves events behind rings too, once per chunk.
+            CompletionQueue::with_notify(Box::new(move || {
+                if !bell.rung.swap(true, Ordering::AcqRel) {
+                    dispatch::push(Item::Ring(Bell(bell.clone())));
+                }
+            }))
         } else {
             CompletionQueue::new().map_err(|e| crate::error::raise(py, &e))?
         };
-        let port = Py::new(py, Port { queue, event_loop, state: Mutex::default(), draining: AtomicBool::new(false) })?;
+        let port =
+            Py::new(py, Port { queue, event_loop, state: Mutex::default(), draining: AtomicBool::new(false), ringer: ringer.clone() })?;
         if ring {
             let weak = py.import("weakref")?.call_method1("ref", (&port,))?;
-            let _ = ringer.set(weak.unbind());
+            let _ = ringer.port.set(Late::new(weak.unbind()));
         }
         Ok(port)
     }
@@ -200,6 +228,8 @@ impl Port {
         if slf.get().draining.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
+        late::collect(slf.py());
+        slf.get().ringer.rung.store(false, Ordering::Release);
         let delivered = Self::deliver(slf);
         slf.get().draining.store(false, Ordering::Relaxed);
         if delivered.is_err() {
@@ -282,8 +312,9 @@ impl PyAwaitable {
         }
         let _ = this.outcome.set(py, Outcome::new(py, result, host));
         let callbacks = std::mem::take(&mut this.lock().callbacks);
+        let run = intern!(py, "run");
         for (callback, context) in callbacks {
-            if let Err(e) = context.bind(py).call_method1("run", (callback.bind(py), slf)) {
+            if let Err(e) = fast::call_method(run, [context.bind(py), callback.bind(py), slf.as_any()]) {
                 if !e.is_instance_of::<PyException>(py) {
                     return Err(e);
                 }

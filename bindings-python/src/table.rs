@@ -1,10 +1,10 @@
 //! The op table and the metrics, as Python sees them.
 
-use crate::error::invalid;
+use crate::error::{invalid, text};
 use offloop::metrics::{Format, export};
 use offloop::ops::{self, Inputs, ParamDef, ParamDefault, ParamType, Returns};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::{PyDict, PyList, PyString};
 
 /// What the generator of `offloop.ops` reads: one dict per op.
 #[pyfunction]
@@ -71,12 +71,13 @@ fn param<'py>(py: Python<'py>, p: &ParamDef) -> PyResult<Bound<'py, PyDict>> {
 
 /// The counters of every pool of this process, as Prometheus text or as JSON.
 #[pyfunction]
-#[pyo3(signature = (format = "prometheus"))]
-fn metrics(py: Python<'_>, format: &str) -> PyResult<String> {
-    let format = match format {
-        "prometheus" => Format::Prometheus,
-        "json" => Format::Json,
-        other => return Err(invalid(py, "format is neither prometheus nor json", "format", other)),
+#[pyo3(signature = (format = None), text_signature = "(format=\"prometheus\")")]
+fn metrics(py: Python<'_>, format: Option<Bound<'_, PyString>>) -> PyResult<String> {
+    let format = format.map(|f| text("format is not valid Unicode", "format", &f)).transpose()?;
+    let format = match format.as_deref() {
+        None | Some("prometheus") => Format::Prometheus,
+        Some("json") => Format::Json,
+        Some(other) => return Err(invalid(py, "format is neither prometheus nor json", "format", other)),
     };
     Ok(py.detach(|| export(format)))
 }

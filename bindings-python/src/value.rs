@@ -1,7 +1,7 @@
 //! Values of op options and op results: Python objects to core's tree and back.
 
 use crate::buffer::{self, PyTransferBuffer};
-use crate::error::raise;
+use crate::error::{raise, shown};
 use offloop::error::{Error, ErrorKind};
 use offloop::value::{BigInt, DType, TypedArray, Value};
 use pyo3::buffer::PyUntypedBuffer;
@@ -42,13 +42,7 @@ fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
     }
     if let Ok(s) = object.cast::<PyString>() {
         // Lone surrogates have no UTF-8 form.
-        let text = s.to_str().map_err(|_| {
-            raise(
-                py,
-                &Error::invalid("text is not valid Unicode")
-                    .with("text", s.repr().map_or_else(|_| "?".to_owned(), |r| r.to_string_lossy().into_owned())),
-            )
-        })?;
+        let text = s.to_str().map_err(|_| raise(py, &Error::invalid("text is not valid Unicode").with("text", shown(s))))?;
         return Ok(Value::from(text.to_owned()));
     }
     if let Ok(i) = object.cast::<PyInt>() {

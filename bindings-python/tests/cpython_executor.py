@@ -58,9 +58,7 @@ def adapt(name, *bases):
 ThreadPoolExecutorTest = adapt("ThreadPoolExecutorTest", test_thread_pool.ThreadPoolExecutorTest)
 ThreadPoolShutdownTest = adapt("ThreadPoolShutdownTest", test_shutdown.ThreadPoolShutdownTest)
 ThreadPoolWaitTests = adapt("ThreadPoolWaitTests", test_wait.ThreadPoolWaitTests)
-ThreadPoolAsCompletedTest = adapt(
-    "ThreadPoolAsCompletedTest", ThreadPoolMixin, test_as_completed.AsCompletedTests, BaseTestCase
-)
+ThreadPoolAsCompletedTest = adapt("ThreadPoolAsCompletedTest", ThreadPoolMixin, test_as_completed.AsCompletedTests, BaseTestCase)
 ThreadPoolInitializerTest = adapt("ThreadPoolInitializerTest", test_init.InitializerMixin, BaseTestCase)
 ThreadPoolFailingInitializerTest = adapt("ThreadPoolFailingInitializerTest", test_init.FailingInitializerMixin, BaseTestCase)
 

@@ -164,6 +164,31 @@ def test_the_loop_goes_on_while_it_is_saturated(run, pool):
     run(main())
 
 
+def test_a_saturated_loop_has_one_drain_waiting_at_most(pool):
+    """Each drain adds its slice to the loop's delay, so drains that pile up are what users see as a blocked loop."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        stop = False
+        most = 0
+
+        async def lane():
+            while not stop:
+                await pool.run("noop")
+
+        lanes = [asyncio.create_task(lane()) for _ in range(1000)]
+        for _ in range(200):
+            await asyncio.sleep(0)
+            most = max(most, sum("_Port" in repr(handle) for handle in loop._ready))
+        stop = True
+        await asyncio.gather(*lanes)
+        assert most <= 1
+
+    for factory in (asyncio.SelectorEventLoop, NoReaders):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+
+
 def test_several_loops_in_several_threads(pool):
     def one(results):
         async def main():
@@ -238,6 +263,69 @@ def test_long_writable_inputs_are_copied_in_slices(run, pool):
         ticker.cancel()
         assert ticks > 9
         data.append(1)  # no export is left
+
+    run(main())
+
+
+async def _copying(pool, *, then):
+    """A task of `run` whose input is being copied when `then` is called."""
+    data = bytearray(b"a" * (16 << 20))
+    task = asyncio.ensure_future(pool.run("sha256", data, encoding="hex"))
+    await asyncio.sleep(0)
+    assert not pool.stats.submitted
+    then()
+    return task, offloop.ops.sha256(data, encoding="hex")
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_task_whose_input_is_being_copied_was_taken_in_by_a_pool_that_closes(run, wait):
+    pool = offloop.ThreadPool(1)
+
+    async def main():
+        task, digest = await _copying(pool, then=lambda: pool.shutdown(wait=wait))
+        with pytest.raises(offloop.ClosedError):
+            pool.submit("noop")
+        with pytest.raises(offloop.ClosedError):
+            await pool.run("noop")
+        with pytest.raises(offloop.ClosedError):
+            await pool.run("sha256", bytearray(16 << 20))
+        assert await task == digest
+
+    run(main())
+    pool.shutdown()
+
+
+def test_leaving_the_pool_waits_for_a_task_whose_input_is_being_copied(run):
+    async def main():
+        async with offloop.ThreadPool(1) as pool:
+            task, digest = await _copying(pool, then=lambda: None)
+        assert task.done()
+        assert await task == digest
+
+    run(main())
+
+
+def test_a_copy_under_way_is_cancelled_with_what_waits_and_by_its_task(run):
+    async def main():
+        with offloop.ThreadPool(1) as pool:
+            task, _ = await _copying(pool, then=lambda: pool.shutdown(wait=False, cancel_futures=True))
+            with pytest.raises(offloop.CancelledError):
+                await task
+        with offloop.ThreadPool(1) as pool:
+            task, _ = await _copying(pool, then=lambda: None)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert pool.stats.submitted == 0
+
+    run(main())
+
+
+def test_what_a_copied_call_is_refused_for_is_its_own_error(run, pool):
+    async def main():
+        with pytest.raises(offloop.InvalidError, match="rounds"):
+            await pool.run("sha256", bytearray(16 << 20), rounds=7)
+        assert await pool.run("noop", b"x") == b"x"
 
     run(main())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 import offloop
 import pytest
@@ -156,6 +158,39 @@ def test_a_thousand_forks_under_load_harm_nobody():
             assert [f.result() for f in futures] == [b"x" * 100] * 4 + [n]
         assert inherited.result() == b""
         assert pool.stats.failed == 0
+
+
+def test_forks_while_other_threads_start_workers_and_drop_inputs():
+    """What the interpreter's lock does not cover: threads wanted by workers, and inputs that native threads release."""
+    stop = threading.Event()
+    long = b"x" * (32 << 10)
+
+    def load():
+        while not stop.is_set():
+            with offloop.ThreadPool(4) as pool:
+                futures = pool.submit_many(abs, range(-64, 0)) + pool.submit_many("crc32", [long] * 64)
+                assert all(f.result() is not None for f in futures)
+
+    with offloop.ThreadPool(4) as pool:
+        loader = threading.Thread(target=load)
+        loader.start()
+        try:
+            for n in range(1000 if "OFFLOOP_TORTURE" in os.environ else 300):
+                # More than one worker is wanted, and the second one by the first.
+                futures = pool.submit_many(abs, range(-16, 0))
+                pid = os.fork()
+                if pid == 0:
+                    code = 1
+                    try:
+                        signal.alarm(60)  # ends a hang; the watchdog of the parent is not the child's
+                        code = pool.submit(abs, -3).result() + pool.submit("noop", long).result().count(b"y") - 3
+                    finally:
+                        os._exit(code)
+                assert os.waitpid(pid, 0)[1] == 0, n
+                assert [f.result() for f in futures] == list(range(16, 0, -1))
+        finally:
+            stop.set()
+            loader.join()
 
 
 def test_an_inherited_future_raises_forked():

@@ -249,8 +249,6 @@ def test_arrow_opens_in_pyarrow():
         assert reader.read_all().to_pydict() == {"name": ["ann", "bob"], "age": [31, 27]}
 
 
-
-
 def test_option_values_of_every_kind_are_checked():
     for bad in (float("nan"), [1], {"a": 1}, b"x", datetime.now(UTC), 2**70, True):
         with pytest.raises(offloop.InvalidError):

@@ -587,6 +587,13 @@ def test_a_done_callback_may_wait_for_a_callable():
         (lambda p: p.options(key="\udc80"), ["key", "udc80"]),
         (lambda p: p.options(retries=True), ["retries", "True"]),
         (lambda p: offloop.ThreadPool(1, "\udc80"), ["name", "udc80"]),
+        (lambda p: offloop.ThreadPool(1, on_full="\udc80"), ["on_full", "udc80"]),
+        (lambda p: p.load("\ud800"), ["path", "ud800"]),
+        (lambda p: offloop.metrics("\udc80"), ["format", "udc80"]),
+        (lambda p: offloop.revoke_token("\udc80"), ["token", "udc80"]),
+        (lambda p: offloop.TransferBuffer.receive("\udc80"), ["token", "udc80"]),
+        (lambda p: p.submit("sha256", b"", encoding="\udc80"), ["text", "udc80"]),
+        (lambda p: p.submit("sha256", b"", **{"\udc80": 1}), ["text", "udc80"]),
         (lambda p: offloop.TransferBuffer.attach(2**40), ["fd", str(2**40)]),
     ],
 )

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("tool", [["mypy"], ["mypy.stubtest", "offloop._native", "--allowlist", "stubtest-allowlist.txt"]], ids=["mypy", "stubtest"])
+@pytest.mark.parametrize(
+    "tool", [["mypy"], ["mypy.stubtest", "offloop._native", "--allowlist", "stubtest-allowlist.txt"]], ids=["mypy", "stubtest"]
+)
 def test_types(tool):
     pytest.importorskip("mypy")
     env = {**os.environ, "MYPYPATH": "python", "PYTHONPATH": "python"}

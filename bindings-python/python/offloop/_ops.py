@@ -12,6 +12,5 @@ call = _native._call
 async def acall(name: str, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
     started = _native._start(name, inputs, params)
     if started is None:
-        started = _native._start(name, tuple(await _aio.copied(inputs)), params)
-        assert started is not None, "nothing is left to copy"
+        return await _aio.copied(inputs, lambda *copies: _native._start(name, copies, params), lambda: None)
     return await started

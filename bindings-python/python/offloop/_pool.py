@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -85,13 +86,13 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
 
-        An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices, and the
-        task is submitted after the last one: if the pool is shut down before that, this raises ClosedError.
+        An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices between
+        which the loop goes on. The task counts as submitted from the first one: `shutdown` waits for it.
         """
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
-            started = self._start(op_or_fn, *await _aio.copied(args), **kwargs)
-            assert started is not None, "nothing is left to copy"
+            ticket = self._accept()
+            return await _aio.copied(args, functools.partial(ticket.start, op_or_fn, **kwargs), ticket.release)
         return await started
 
     def map(
@@ -223,14 +224,13 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         if cancel_futures:
             self._cancel_queued()
         if wait:
+            _aio.finish_copies()
             self._wait_closed()
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         """Shuts down without holding the loop."""
         self._close()
         loop = asyncio.get_running_loop()
