@@ -131,12 +131,12 @@ bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the pe
 torture: build  ## the long runs: seeded storms, 10^7 completion rounds
 	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
 
-loom:  ## every interleaving of the lock-free stack, and a mutant that must fail
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib stack
+loom:  ## every interleaving of the lock-free stack and of waking, and mutants that must fail
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib models::
 
-asan:  ## the C ABI suite and its failpoints under AddressSanitizer
+asan:  ## the C ABI suite, hostile input of every op family and failpoints under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan $(CARGO) rustc --release --locked -p offloop \
-		--no-default-features --features hash,failpoints --lib --crate-type staticlib --target $(HOST)
+		--features failpoints --lib --crate-type staticlib --target $(HOST)
 	tests/c/run.sh --asan $(TARGET)/asan/$(HOST)/release/liboffloop.a
 
 fmt:  ## rewrite sources in the house style

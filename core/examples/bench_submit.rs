@@ -23,10 +23,10 @@ fn ours(pool: &ThreadPool, batch: usize) -> f64 {
             let options = SubmitOptions { deliver: Deliver::Queue(queue.clone(), sent as u64), ..Default::default() };
             let work = || Work::call(|_| Ok(Value::Nil));
             if batch == 1 {
-                pool.submit(work(), options).expect("room");
+                pool.post(work(), options).expect("room");
                 sent += 1;
             } else {
-                pool.submit_many((0..batch).map(|_| work()).collect(), &options).expect("room");
+                pool.post_many((0..batch).map(|_| work()).collect(), &options).expect("room");
                 sent += batch;
             }
         }

@@ -52,10 +52,10 @@ fn ours(pool: &ThreadPool, many: bool) -> offloop::Result<f64> {
         let n = BATCH.min(TASKS - sent);
         let options = || SubmitOptions { deliver: Deliver::Queue(queue.clone(), 0), ..SubmitOptions::default() };
         if many {
-            pool.submit_many((0..n).map(|_| nothing()).collect(), &options()).map_err(|refused| refused.error)?;
+            pool.post_many((0..n).map(|_| nothing()).collect(), &options()).map_err(|refused| refused.error)?;
         } else {
             for _ in 0..n {
-                pool.submit(nothing(), options()).map_err(|refused| refused.error)?;
+                pool.post(nothing(), options()).map_err(|refused| refused.error)?;
             }
         }
         sent += n;

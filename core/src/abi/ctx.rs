@@ -1,6 +1,6 @@
 //! The context of a running C function: its input, options, token, progress and outcome.
 
-use crate::abi::ffi::{self, offloop_status};
+use crate::abi::ffi::{self, UserArg, offloop_status};
 use crate::abi::handle::{self, Handle, Kind, Object, Place};
 use crate::abi::value::{self, Views};
 use crate::abi::{offloop_buffer, offloop_task_ctx, offloop_value};
@@ -41,6 +41,27 @@ impl CtxState {
     fn ctx(&mut self) -> &mut OpCtx<'static> {
         // SAFETY: see the field; `&mut self` comes from under the slot's lock, so this is the only reference.
         unsafe { &mut *self.ctx }
+    }
+}
+
+/// A C function with its argument.
+pub struct Function {
+    function: unsafe extern "C" fn(*mut offloop_task_ctx, *mut c_void) -> i32,
+    arg: UserArg,
+}
+
+impl Function {
+    /// A call to be made once, or never; the argument is freed either way.
+    ///
+    /// # Safety
+    /// `function` follows the contract of [`offloop_fn`] and may be called with `arg` on any thread.
+    pub unsafe fn new(function: unsafe extern "C" fn(*mut offloop_task_ctx, *mut c_void) -> i32, arg: UserArg) -> Function {
+        Function { function, arg }
+    }
+
+    pub(crate) fn run(self, ctx: &mut OpCtx<'_>) -> Result<Value> {
+        // SAFETY: the contract of `new`.
+        unsafe { run(ctx, self.function, self.arg.get()) }
     }
 }
 

@@ -188,20 +188,18 @@ pub unsafe extern "C" fn offloop_cq_drain(
         // SAFETY: this function's contract; checked for NULL, alignment and length only.
         unsafe { ffi::slice(events.cast_const().cast::<std::mem::MaybeUninit<offloop_event>>(), max, "events") }?;
         let queue = lookup(cq)?;
-        let mut taken = Vec::with_capacity(max.min(256));
-        queue.queue.drain(max, &mut |event| taken.push(event));
+        // Called after the drain, so that a callback may drain the same queue.
+        let mut callbacks = Vec::new();
         let mut written = 0;
-        for event in taken {
+        queue.queue.drain(max, &mut |event| {
             let event = match event {
                 Event::Done { tag, result } if tag & CALLBACK_TAG != 0 => {
-                    if let Some(callback) = queue.forget(tag) {
-                        callback.call(result);
-                    }
-                    continue;
+                    callbacks.extend(queue.forget(tag).map(|callback| (callback, result)));
+                    return;
                 }
                 // Progress of a task with a callback has nobody to go to. All progress since the last drain comes at once, even
                 // beyond `max`; what does not fit is dropped, because progress is only ever the latest.
-                Event::Progress { tag, .. } if tag & CALLBACK_TAG != 0 || written == max => continue,
+                Event::Progress { tag, .. } if tag & CALLBACK_TAG != 0 || written == max => return,
                 Event::Done { tag, result } => {
                     let (status, value) = for_c(result);
                     offloop_event { tag, kind: OFFLOOP_EVENT_DONE, status, value }
@@ -216,6 +214,9 @@ pub unsafe extern "C" fn offloop_cq_drain(
             // SAFETY: `written` is below `max`, for which there is room by this function's contract.
             unsafe { events.add(written).write(event) };
             written += 1;
+        });
+        for (callback, result) in callbacks {
+            callback.call(result);
         }
         count.set(written);
         Ok(())

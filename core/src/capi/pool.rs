@@ -1,6 +1,6 @@
 //! Pools for C.
 
-use crate::abi::ctx::{self, offloop_fn};
+use crate::abi::ctx::{Function, offloop_fn};
 use crate::abi::ffi::{self, Moved, Options, UserArg, offloop_status};
 use crate::abi::handle::{self, Handle, Kinded, Object, Place};
 use crate::abi::{buffer::offloop_free_fn, offloop_buffer, offloop_value, value};
@@ -8,7 +8,7 @@ use crate::capi::completion::{Callback, Queue, offloop_done_fn};
 use crate::capi::{offloop_cq, offloop_pool, offloop_task};
 use crate::error::{Error, Result};
 use crate::metrics::Histogram;
-use crate::pool::{Deliver, OnFull, PoolStats, SubmitOptions, Task, ThreadPool, Work};
+use crate::pool::{Deliver, OnFull, PoolStats, SubmitError, SubmitOptions, ThreadPool, Work};
 use crate::value::Value;
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -450,10 +450,9 @@ struct Prepared {
 unsafe fn prepare(pool: &ThreadPool, call: &offloop_call) -> Result<Prepared> {
     match (call.function, call.op.is_null()) {
         (Some(function), true) => {
-            let arg = UserArg::new(call.arg, call.arg_free);
             // SAFETY: the caller vouches for function and argument on any thread.
-            let work = Work::call(move |ctx| unsafe { ctx::run(ctx, function, arg.get()) });
-            Ok(Prepared { work, inputs: Vec::new() })
+            let function = unsafe { Function::new(function, UserArg::new(call.arg, call.arg_free)) };
+            Ok(Prepared { work: Work::function(function), inputs: Vec::new() })
         }
         (None, false) => {
             // SAFETY: this function's contract.
@@ -484,21 +483,24 @@ unsafe fn prepare(pool: &ThreadPool, call: &offloop_call) -> Result<Prepared> {
     }
 }
 
+/// What a refused call gives back stays the caller's.
+fn refused(e: SubmitError) -> Error {
+    ffi::keep_args(e.work);
+    e.error
+}
+
 fn submit_one(
     pool: &ThreadPool,
     call: Prepared,
     options: SubmitOptions,
     place: Option<(ffi::Out<*mut offloop_task>, Place)>,
 ) -> Result<()> {
-    let task = pool.submit(call.work, options).map_err(|e| {
-        ffi::keep_args(e.work);
-        e.error
-    })?;
+    match place {
+        Some((out, place)) => out.set(place.fill_shared(Arc::new(pool.submit(call.work, options).map_err(refused)?))),
+        None => pool.post(call.work, options).map_err(refused)?,
+    }
     for input in call.inputs {
         drop(input.done());
-    }
-    if let Some((out, place)) = place {
-        out.set(place.fill_shared(Arc::new(task)));
     }
     Ok(())
 }
@@ -611,18 +613,18 @@ pub unsafe extern "C" fn offloop_pool_submit_many(
                     ffi::keep_args(works);
                     return Err(e);
                 }
-                let tasks: Vec<Task> = pool.submit_many(works, &options).map_err(|e| {
-                    ffi::keep_args(e.work);
-                    e.error
-                })?;
+                match tasks_out {
+                    None => pool.post_many(works, &options).map_err(refused)?,
+                    Some(out) => {
+                        let tasks = pool.submit_many(works, &options).map_err(refused)?;
+                        for (i, (task, place)) in tasks.into_iter().zip(places).enumerate() {
+                            // SAFETY: the caller's array has `call_count` places, as many as there are tasks.
+                            out.add(i).write(place.fill_shared(Arc::new(task)));
+                        }
+                    }
+                }
                 for input in inputs {
                     drop(input.done());
-                }
-                if let Some(out) = tasks_out {
-                    for (i, (task, place)) in tasks.into_iter().zip(places).enumerate() {
-                        // SAFETY: the caller's array has `call_count` places, as many as there are tasks.
-                        out.add(i).write(place.fill_shared(Arc::new(task)));
-                    }
                 }
                 Ok(())
             })

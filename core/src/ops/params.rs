@@ -162,7 +162,7 @@ pub struct Params {
     defs: &'static [ParamDef],
     given: Vec<Option<Value>>,
     /// What a plugin reads: the caller's tree as it came.
-    raw: Option<Value>,
+    raw: Option<Box<Value>>,
 }
 
 impl Params {
@@ -209,16 +209,19 @@ impl Params {
         Ok(Params { defs, given: out, raw: None })
     }
 
+    /// No options.
+    pub(crate) const NONE: Params = Params { defs: &[], given: Vec::new(), raw: None };
+
     /// Options of a plugin's op: not in a table, read by the plugin itself.
     #[must_use]
     pub fn raw(value: Value) -> Params {
-        Params { defs: &[], given: Vec::new(), raw: Some(value) }
+        Params { defs: &[], given: Vec::new(), raw: Some(Box::new(value)) }
     }
 
     /// The tree of [`Params::raw`].
     #[must_use]
     pub fn as_raw(&self) -> Option<&Value> {
-        self.raw.as_ref()
+        self.raw.as_deref()
     }
 
     fn find(&self, name: &str) -> (Option<&Value>, Default) {

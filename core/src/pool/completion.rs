@@ -7,6 +7,7 @@
 use crate::error::Result;
 use crate::pool::task::{ByDone, Core};
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::line::Line;
 use crate::sync::lock;
 use crate::sync::stack::{Stack, Taken};
 use crate::sys::{eventfd::EventFd, futex};
@@ -53,7 +54,8 @@ impl Drop for Owner {
 
 /// The shared part of a queue.
 pub(crate) struct Queue {
-    done: Stack<Core, ByDone>,
+    /// Written by workers; apart from the counts that every submit changes.
+    done: Line<Stack<Core, ByDone>>,
     progress: Mutex<Vec<(u64, Value)>>,
     has_progress: AtomicBool,
     /// Taken from `done` and not yet delivered, oldest first. The lock is the consumer's place.
@@ -98,7 +100,7 @@ impl CompletionQueue {
 
     fn make(notify: Option<Notify>) -> CompletionQueue {
         CompletionQueue(Arc::new(Owner(Arc::new(Queue {
-            done: Stack::new(),
+            done: Line(Stack::new()),
             progress: Mutex::default(),
             has_progress: AtomicBool::new(false),
             backlog: Mutex::new(Taken::none()),

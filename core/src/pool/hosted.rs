@@ -55,7 +55,7 @@ impl HostedWorker {
 
     /// Takes the duty to leave the pool away from a worker that never ran: whoever wanted to start it does that.
     pub(super) fn disarm(mut self) {
-        self.0.gone = true;
+        self.0.disarm();
     }
 
     /// The number of its place, from 0.

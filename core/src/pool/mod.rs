@@ -9,8 +9,10 @@
 //!
 //! * `sched`: pure; which task next, on which slot.
 //! * `task`: the states of one task, and its one outcome.
-//! * `thread`: the public face; `config`: options and plugins; `inner`: intake, waking, deadlines, the end.
+//! * `thread`: the public face; `config`: options and plugins; `inner`: one pool's state, and intake.
+//! * `crew`: its workers as a whole; `idle`: who searches, who sleeps, who is woken, with the argument and loom's models.
 //! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
+//! * `ending`: deadlines, cancelling, lost threads, the end of a pool.
 //! * `split`: lends idle workers to one op.
 //! * `service`: one thread for deadlines, ticks and callbacks.
 //! * `completion`: how outcomes reach an event loop.
@@ -18,7 +20,10 @@
 
 mod completion;
 mod config;
+mod crew;
+mod ending;
 mod hosted;
+mod idle;
 mod inner;
 mod options;
 mod plugin;

@@ -19,6 +19,7 @@
 //! | `result`   | owner of FINISHING; taken under `taken`  | Release of DONE pairs with Acquire of `state` in readers |
 //! | `waiters`  | waiters, before they look at `state`     | SeqCst; Dekker with the SeqCst swap to DONE            |
 
+use crate::abi::ctx::Function;
 use crate::buffer::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Control, OpCtx, OpDef, Params};
@@ -34,7 +35,7 @@ use crate::sys::{fork, futex};
 use crate::value::Value;
 use std::any::Any;
 use std::cell::UnsafeCell;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 pub(super) const QUEUED: u32 = 0;
@@ -54,6 +55,7 @@ pub(super) enum WorkKind {
     Op(&'static OpDef, Vec<Bytes>, Params),
     Plugin(Arc<dyn DynOp>, Vec<Bytes>, Params),
     Call(Closure),
+    Function(Function),
     Hosted(Box<dyn Any + Send>),
 }
 
@@ -61,6 +63,12 @@ impl Work {
     /// A closure. Its context has no inputs and no options.
     pub fn call(f: impl FnOnce(&mut OpCtx<'_>) -> Result<Value> + Send + 'static) -> Work {
         Work(WorkKind::Call(Box::new(f)))
+    }
+
+    /// A C function.
+    #[must_use]
+    pub fn function(f: Function) -> Work {
+        Work(WorkKind::Function(f))
     }
 
     /// A call that a thread of the host makes; see `Builder::hosted`.
@@ -74,7 +82,7 @@ impl Work {
     pub fn into_inputs(self) -> Vec<Bytes> {
         match self.0 {
             WorkKind::Op(_, inputs, _) | WorkKind::Plugin(_, inputs, _) => inputs,
-            WorkKind::Call(_) | WorkKind::Hosted(_) => Vec::new(),
+            WorkKind::Call(_) | WorkKind::Function(_) | WorkKind::Hosted(_) => Vec::new(),
         }
     }
 
@@ -91,6 +99,7 @@ impl std::fmt::Debug for Work {
             WorkKind::Op(op, ..) => op.name,
             WorkKind::Plugin(op, ..) => op.name(),
             WorkKind::Call(_) => "call",
+            WorkKind::Function(_) => "function",
             WorkKind::Hosted(_) => "hosted",
         })
     }
@@ -122,6 +131,12 @@ pub(crate) struct Core {
     work: UnsafeCell<Option<WorkKind>>,
     deliver: UnsafeCell<Deliver>,
     result: UnsafeCell<Option<Result<Value>>>,
+    rare: OnceLock<Box<Rare>>,
+}
+
+/// What few tasks need.
+#[derive(Default)]
+struct Rare {
     callbacks: Mutex<Vec<OnDone>>,
     progress: Mutex<Option<Value>>,
 }
@@ -185,7 +200,7 @@ impl Core {
             Deliver::Queue(q, tag) => (Some((q.shared(), tag)), Deliver::Wait),
             other => (None, other),
         };
-        Arc::new(Core {
+        spare::fill(Core {
             inject: Link::new(),
             done: Link::new(),
             state: AtomicU32::new(QUEUED),
@@ -203,8 +218,7 @@ impl Core {
             work: UnsafeCell::new(Some(new.work)),
             deliver: UnsafeCell::new(deliver),
             result: UnsafeCell::new(None),
-            callbacks: Mutex::default(),
-            progress: Mutex::default(),
+            rare: OnceLock::new(),
         })
     }
 
@@ -256,7 +270,7 @@ impl Core {
         if self.waiters.load(Ordering::SeqCst) != 0 {
             futex::wake(&self.state, u32::MAX);
             if self.waiters.load(Ordering::SeqCst) & HAS_CALLBACKS != 0 {
-                for callback in std::mem::take(&mut *lock(&self.callbacks)) {
+                for callback in std::mem::take(&mut *lock(&self.rare().callbacks)) {
                     let task = Task(self.clone());
                     run_on_offloop_thread(on_worker, Box::new(move || callback(&task)));
                 }
@@ -280,7 +294,9 @@ impl Core {
 
     pub(super) fn take_for_queue(self: Arc<Core>) -> (u64, Result<Value>) {
         let tag = self.queue.as_ref().map_or(0, |(_, tag)| *tag);
-        (tag, self.take_result().unwrap_or_else(|| Err(already_taken())))
+        let result = self.take_result().unwrap_or_else(|| Err(already_taken()));
+        spare::keep(self);
+        (tag, result)
     }
 
     /// A deadline of this kind no longer matters.
@@ -293,8 +309,51 @@ impl Core {
         }
     }
 
+    fn rare(&self) -> &Rare {
+        self.rare.get_or_init(Box::default)
+    }
+
     fn is_forked(&self) -> bool {
         self.pool.epoch() != fork::epoch()
+    }
+}
+
+/// Memory of finished tasks, kept by the thread that drains them, which as a rule is the one that submits the next.
+mod spare {
+    use super::Core;
+    use std::cell::RefCell;
+    use std::mem::MaybeUninit;
+    use std::sync::Arc;
+
+    /// As many as a drain commonly takes at once.
+    const MAX: usize = 256;
+
+    thread_local! {
+        static SPARE: RefCell<Vec<Arc<MaybeUninit<Core>>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn fill(core: Core) -> Arc<Core> {
+        // Without the cache (none left, or the thread ends): the allocator.
+        let spare = SPARE.try_with(|all| all.borrow_mut().pop()).ok().flatten();
+        let mut memory = spare.unwrap_or_else(Arc::new_uninit);
+        Arc::get_mut(&mut memory).expect("memory in the cache has one owner").write(core);
+        // SAFETY: written above.
+        unsafe { memory.assume_init() }
+    }
+
+    /// Drops a task that has its outcome, and keeps its memory if nobody else has a handle.
+    pub(super) fn keep(mut core: Arc<Core>) {
+        let room = SPARE.try_with(|all| all.borrow().len() < MAX).unwrap_or(false);
+        if !room || Arc::get_mut(&mut core).is_none() {
+            return;
+        }
+        let core = Arc::into_raw(core);
+        // SAFETY: the only handle, seen by `get_mut`, and it is not used as a `Core` again.
+        unsafe { std::ptr::drop_in_place(core.cast_mut()) };
+        // SAFETY: made by `into_raw` of an `Arc` of the same size and alignment; what it holds needs no drop.
+        let memory = unsafe { Arc::from_raw(core.cast::<MaybeUninit<Core>>()) };
+        // Not under a borrow while users' code may run, in the drop above.
+        let _ = SPARE.try_with(|all| all.borrow_mut().push(memory));
     }
 }
 
@@ -325,7 +384,7 @@ impl Control for Core {
     fn progress(&self, value: Value) {
         match &self.queue {
             Some((queue, tag)) => queue.progress(*tag, value),
-            None => *lock(&self.progress) = Some(value),
+            None => *lock(&self.rare().progress) = Some(value),
         }
     }
 }
@@ -430,11 +489,11 @@ impl Task {
     /// Calls `f` on an offloop thread once the task is done; soon, if it is.
     pub fn on_done(&self, f: impl FnOnce(&Task) + Send + 'static) {
         let core = &*self.0;
-        lock(&core.callbacks).push(Box::new(f));
+        lock(&core.rare().callbacks).push(Box::new(f));
         core.waiters.fetch_or(HAS_CALLBACKS, Ordering::SeqCst);
         if core.state.load(Ordering::SeqCst) == DONE {
             // The finisher may have looked before the flag was set; whoever takes the list calls it.
-            for callback in std::mem::take(&mut *lock(&core.callbacks)) {
+            for callback in std::mem::take(&mut *lock(&core.rare().callbacks)) {
                 let task = self.clone();
                 service::run(Box::new(move || callback(&task)));
             }
@@ -444,6 +503,6 @@ impl Task {
     /// The latest progress value of a task that does not deliver to a queue, once.
     #[must_use]
     pub fn take_progress(&self) -> Option<Value> {
-        lock(&self.0.progress).take()
+        lock(&self.0.rare.get()?.progress).take()
     }
 }

@@ -217,6 +217,24 @@ impl ThreadPool {
     /// # Errors
     /// `Full`, `Closed`, `Invalid` options; the work comes back, and nothing of `options` is called.
     pub fn submit(&self, work: Work, options: SubmitOptions) -> Result<Task, SubmitError> {
+        let core = self.admit_one(work, options)?;
+        let task = Task(core.clone());
+        self.inner().launch(core);
+        Ok(task)
+    }
+
+    /// As [`submit`](Self::submit), for a caller that keeps no handle: the outcome goes where `options` say, or nowhere.
+    ///
+    /// # Errors
+    /// As `submit`.
+    pub fn post(&self, work: Work, options: SubmitOptions) -> Result<(), SubmitError> {
+        let core = self.admit_one(work, options)?;
+        self.inner().launch(core);
+        Ok(())
+    }
+
+    /// Counted as queued, and not yet where a worker looks.
+    fn admit_one(&self, work: Work, options: SubmitOptions) -> Result<Arc<Core>, SubmitError> {
         let inner = match self.check_open().and_then(|inner| options.check().map(|()| inner)) {
             Ok(inner) => inner,
             Err(error) => return Err(SubmitError { error, work: vec![work] }),
@@ -241,10 +259,7 @@ impl ThreadPool {
         if let Some(limit) = options.queue_timeout {
             service::arm(Due::QueueTimeout, &core, now, limit);
         }
-        let task = Task(core.clone());
-        let _ = inner.injector.push(core);
-        inner.after_push();
-        Ok(task)
+        Ok(core)
     }
 
     /// Submits several tasks with one clock read and one wake: all or none. With [`Deliver::Queue`] the tags count up;
@@ -253,6 +268,23 @@ impl ThreadPool {
     /// # Errors
     /// As [`submit`](Self::submit); all work comes back.
     pub fn submit_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<Vec<Task>, SubmitError> {
+        let cores = self.admit_many(work, options)?;
+        let tasks = cores.iter().map(|core| Task(core.clone())).collect();
+        self.inner().launch_all(cores);
+        Ok(tasks)
+    }
+
+    /// As [`submit_many`](Self::submit_many), for a caller that keeps no handles.
+    ///
+    /// # Errors
+    /// As `submit_many`.
+    pub fn post_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<(), SubmitError> {
+        let cores = self.admit_many(work, options)?;
+        self.inner().launch_all(cores);
+        Ok(())
+    }
+
+    fn admit_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<Vec<Arc<Core>>, SubmitError> {
         let checked = self.check_open().and_then(|inner| {
             options.check()?;
             if matches!(options.deliver, Deliver::Callback(_)) {
@@ -271,7 +303,7 @@ impl ThreadPool {
         }
         let now = clock::monotonic_ns();
         let key = options.key.as_ref().map(|k| self.0.config.hash_key(k));
-        let tasks: Vec<Task> = work
+        let cores: Vec<Arc<Core>> = work
             .into_iter()
             .zip(0u64..)
             .map(|(work, i)| {
@@ -280,18 +312,16 @@ impl ThreadPool {
                     _ => Deliver::Wait,
                 };
                 let new = NewCore { work: work.0, deliver, priority: options.priority, key, submitted_ns: now, timeout: options.timeout };
-                Task(Core::new(inner.clone(), new))
+                Core::new(inner.clone(), new)
             })
             .collect();
         inner.metrics.add(Counter::Submitted, n as u64);
         if let Some(limit) = options.queue_timeout {
-            for task in &tasks {
-                service::arm(Due::QueueTimeout, &task.0, now, limit);
+            for core in &cores {
+                service::arm(Due::QueueTimeout, core, now, limit);
             }
         }
-        let _ = inner.injector.push_all(tasks.iter().map(|t| t.0.clone()));
-        inner.after_push();
-        Ok(tasks)
+        Ok(cores)
     }
 
     /// Submits as many tasks as the queue takes, in their order, with one clock read and one wake: what a host's loop has

@@ -3,11 +3,12 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Counter, Writer};
 use crate::ops::{OpCtx, Params};
-use crate::pool::inner::{Inner, TOKEN_SEARCH};
+use crate::pool::idle::{Idle, TOKEN_SEARCH};
+use crate::pool::inner::Inner;
 use crate::pool::sched::Take;
 use crate::pool::service::{self, Due};
 use crate::pool::task::{Core, WorkKind};
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sys::{clock, futex};
 use crate::value::Value;
@@ -143,6 +144,12 @@ impl Worker {
         }
     }
 
+    /// For a worker that never ran: its place and its role are given back by whoever wanted to start it.
+    pub(super) fn disarm(&mut self) {
+        self.gone = true;
+        self.searching = false;
+    }
+
     fn owns_slot(&self) -> bool {
         self.pool.slot(self.me.slot).turn.load(Ordering::Acquire) == self.me.turn
     }
@@ -227,7 +234,7 @@ impl Worker {
         let over = mine == 0 && pool.closing.load(Ordering::SeqCst) && pool.injector.is_empty();
         let leave = taken == 0 && (surplus || over);
         if leave {
-            self.stop_searching();
+            self.end_search();
             pool.leave(&mut state, self.me.slot);
         }
         drop(state);
@@ -248,7 +255,7 @@ impl Worker {
         }
         if leave {
             // Work may have come for somebody else between the look and the leaving.
-            fence(Ordering::SeqCst);
+            Idle::publish();
             if pool.has_waiting_work() {
                 pool.wake_one();
             }
@@ -259,35 +266,27 @@ impl Worker {
 
     /// After taking work: stop being the searcher, and get help if `left` tasks are worth a wake-up.
     fn share(&mut self, left: usize) {
-        self.stop_searching();
-        // Pairs with the fence of a worker that goes to sleep: it sees `ready`, or this sees it asleep. And with the fence of
-        // a submit that saw this worker searching and woke nobody: its task is seen here.
-        fence(Ordering::SeqCst);
+        self.end_search();
         let pool = &self.pool;
         let left = left + usize::from(!pool.injector.is_empty());
-        if left == 0 {
-            return;
-        }
-        let can_help = pool.sleepers.load(Ordering::Relaxed) > 0 || pool.workers() < pool.max_workers();
-        if !can_help || pool.searching.load(Ordering::Relaxed) {
+        if left == 0 || !pool.idle.may_wake(pool) {
             return;
         }
         if left as u64 * self.cost_ns > BATCH_NS {
             pool.wake_one();
-        } else if !pool.tick_armed.swap(true, Ordering::SeqCst) {
+        } else {
             // Done here sooner than a sleeper is awake; unless a task takes longer than they did so far.
-            service::tick(pool, clock::monotonic_ns());
+            pool.arm_tick();
         }
     }
 
-    fn stop_searching(&mut self) {
-        if std::mem::take(&mut self.searching) {
-            self.pool.searching.store(false, Ordering::SeqCst);
-        }
+    /// Gives the role of searcher back; a look for work must follow.
+    fn end_search(&mut self) {
+        self.pool.idle.end_search(std::mem::take(&mut self.searching));
     }
 
-    /// Takes half of another worker's batch.
-    fn steal(&mut self) -> bool {
+    /// Takes half of another worker's batch. Returns how many tasks.
+    fn steal(&mut self) -> usize {
         let pool = self.pool.clone();
         for (at, victim) in pool.slots().enumerate() {
             if at == self.me.slot || victim.batch_len.load(Ordering::Relaxed) == 0 {
@@ -296,7 +295,7 @@ impl Worker {
             // Under the lock from permit to batch: a task is never in a thief's hands while its permit is in doubt.
             let mut state = lock(&pool.state);
             if !self.owns_slot() || (!self.busy && state.busy + state.lent >= pool.max_workers()) {
-                return false;
+                return 0;
             }
             let stolen = {
                 let mut local = lock(&victim.local);
@@ -313,13 +312,14 @@ impl Worker {
             if !std::mem::replace(&mut self.busy, true) {
                 state.busy += 1;
             }
+            let taken = stolen.len();
             let mine = pool.slot(self.me.slot);
             let mut local = lock(&mine.local);
             local.batch.extend(stolen);
             mine.batch_len.store(local.batch.len(), Ordering::SeqCst);
-            return true;
+            return taken;
         }
-        false
+        0
     }
 
     /// Searches, then sleeps. True if a signal handler ended the sleep.
@@ -328,9 +328,7 @@ impl Worker {
         if !no_permit {
             // A search that keeps finding nothing is given up for a while: every 8th sleep tries again.
             let worth = self.misses < 4 || self.misses.is_multiple_of(8);
-            if worth && !self.searching && !pool.searching.swap(true, Ordering::SeqCst) {
-                self.searching = true;
-            }
+            self.searching = self.searching || (worth && pool.idle.begin_search());
             if self.searching {
                 for _ in 0..if worth { SPINS } else { 1 } {
                     if pool.has_waiting_work() {
@@ -340,25 +338,24 @@ impl Worker {
                 }
                 self.misses = self.misses.wrapping_add(1);
             }
-            if self.steal() {
-                self.share(0);
+            let stolen = self.steal();
+            if stolen > 0 {
+                self.share(stolen - 1);
                 return false;
             }
         }
-        self.stop_searching();
+        self.end_search();
         self.sleep(no_permit)
     }
 
     fn sleep(&mut self, no_permit: bool) -> bool {
         let pool = self.pool.clone();
         let slot = pool.slot(self.me.slot);
-        {
-            let mut sleeping = lock(&pool.sleeping);
-            sleeping.push(self.me.slot);
-            pool.sleepers.store(sleeping.len(), Ordering::SeqCst);
+        pool.idle.lie_down(self.me.slot);
+        if pool.has_batches() {
+            // Whoever took it may have seen this worker awake, and armed nothing.
+            pool.arm_tick();
         }
-        // Pairs with the fences of `after_push`, `wake_slot`, `share` and `return_permits`.
-        fence(Ordering::SeqCst);
         let work = pool.has_waiting_work() || slot.keyed.load(Ordering::SeqCst) > 0;
         let lent = no_permit && lock(&pool.state).lent > 0;
         let must_look = (!lent && (work || pool.closing.load(Ordering::SeqCst)))
@@ -376,18 +373,13 @@ impl Worker {
             let woke = if must_look { futex::Wake::TimedOut } else { futex::wait(&slot.park, 0, timeout) };
             if matches!(woke, futex::Wake::TimedOut | futex::Wake::Interrupted) {
                 // Either this worker takes itself off the list, or somebody has claimed it and the token is coming.
-                let mut sleeping = lock(&pool.sleeping);
-                if let Some(at) = sleeping.iter().position(|s| *s == self.me.slot) {
-                    sleeping.remove(at);
-                    pool.sleepers.store(sleeping.len(), Ordering::SeqCst);
-                    drop(sleeping);
+                if pool.idle.claim(self.me.slot) {
                     interrupted = woke == futex::Wake::Interrupted;
                     if woke == futex::Wake::TimedOut && !must_look {
                         self.retire();
                     }
                     break 0;
                 }
-                drop(sleeping);
                 while slot.park.load(Ordering::Acquire) == 0 {
                     futex::wait(&slot.park, 0, None);
                 }
@@ -422,7 +414,7 @@ impl Worker {
         place.turn.store(self.me.turn.wrapping_add(1), Ordering::SeqCst);
         pool.leave(&mut state, self.me.slot);
         drop(state);
-        fence(Ordering::SeqCst);
+        Idle::publish();
         if pool.has_waiting_work() {
             pool.wake_one();
         }
@@ -478,11 +470,12 @@ impl Worker {
 
     fn run_native(&mut self, core: Arc<Core>) {
         let Some((work, started)) = self.start(&core) else { return };
-        let pool = self.pool.clone();
+        let pool = &*core.pool;
         let call = || match work {
-            WorkKind::Op(op, inputs, params) => (op.run)(&mut OpCtx::new(inputs, &params, &*core, &*pool)),
-            WorkKind::Plugin(op, inputs, params) => op.run(&mut OpCtx::new(inputs, &params, &*core, &*pool)),
-            WorkKind::Call(f) => f(&mut OpCtx::new(Vec::new(), &Params::raw(Value::Nil), &*core, &*pool)),
+            WorkKind::Op(op, inputs, params) => (op.run)(&mut OpCtx::new(inputs, &params, &*core, pool)),
+            WorkKind::Plugin(op, inputs, params) => op.run(&mut OpCtx::new(inputs, &params, &*core, pool)),
+            WorkKind::Call(f) => f(&mut OpCtx::new(Vec::new(), &Params::NONE, &*core, pool)),
+            WorkKind::Function(f) => f.run(&mut OpCtx::new(Vec::new(), &Params::NONE, &*core, pool)),
             WorkKind::Hosted(_) => Err(Error::new(ErrorKind::Unsupported, "a hosted task needs a thread of its host")),
         };
         let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(&*panic)));
@@ -492,8 +485,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // A hosted worker may be dropped by its host at any time: what it holds must not be stuck.
-        self.stop_searching();
+        // A hosted worker may be dropped by its host at any time: what it holds must not be stuck, the role least of all.
+        self.end_search();
         if self.gone {
             return;
         }
@@ -524,13 +517,10 @@ impl Drop for Worker {
         }
         self.pool.ready.store(state.sched.free_len(), Ordering::SeqCst);
         place.turn.store(self.me.turn.wrapping_add(1), Ordering::SeqCst);
-        {
-            let mut sleeping = lock(&self.pool.sleeping);
-            sleeping.retain(|s| *s != self.me.slot);
-            self.pool.sleepers.store(sleeping.len(), Ordering::SeqCst);
-        }
+        self.pool.idle.claim(self.me.slot);
         self.pool.leave(&mut state, self.me.slot);
         drop(state);
+        Idle::publish();
         if self.pool.has_waiting_work() {
             self.pool.wake_one();
         }

@@ -1,5 +1,5 @@
-//! The only door to atomics and locks. What decides between "look" and "sleep" is `stack`, one word that `loom` models
-//! (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
+//! The only door to atomics and locks. What decides between "look" and "sleep" is `stack` and `pool::idle`, which `loom`
+//! models (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
 
 pub(crate) use std::sync::atomic;
 
@@ -8,6 +8,8 @@ pub(crate) mod mapped {
     pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
 }
 
+pub(crate) mod line;
+pub(crate) mod modelled;
 pub(crate) mod stack;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

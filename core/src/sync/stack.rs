@@ -10,11 +10,7 @@
 //! | `head` | `push` (CAS), `take_all`, `arm` | AcqRel both: the node is whole; see `take_last` for the other way |
 //! | `link` | `push`, before its CAS          | Relaxed: published by `head`                                          |
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicUsize, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use crate::sync::modelled::{AtomicUsize, Ordering};
 use std::marker::PhantomData;
 use std::sync::Arc;
 

@@ -1,0 +1,190 @@
+//! The workers of a pool as a whole: waking, starting, leaving, lending. Who is woken when is decided by [`Idle`](super::idle).
+
+use crate::pool::HostedWorker;
+use crate::pool::idle::{Crew, Idle, TOKEN};
+use crate::pool::inner::{Inner, State};
+use crate::pool::service;
+use crate::pool::worker::{self, Turn};
+use crate::sync::atomic::{Ordering, fence};
+use crate::sync::lock;
+use crate::sys::{self, clock, futex};
+use std::sync::Arc;
+
+impl Crew for Arc<Inner> {
+    fn has_work(&self) -> bool {
+        self.has_waiting_work()
+    }
+
+    fn may_grow(&self) -> bool {
+        self.workers() < self.max_workers()
+    }
+
+    fn grow(&self) -> bool {
+        let turn = {
+            let mut state = lock(&self.state);
+            let max = self.max_workers();
+            let free = (0..max).find(|s| !state.is_alive(*s));
+            match free {
+                Some(slot) if state.workers < max => self.reserve_slot(&mut state, slot),
+                _ => return false,
+            }
+        };
+        self.start(turn, true)
+    }
+
+    fn hand(&self, slot: usize, token: u32) {
+        self.hand_token(slot, token);
+    }
+}
+
+impl Inner {
+    /// Gets one more worker going, if nobody is searching: a sleeper, or a new thread below the limit. The caller has made
+    /// the work visible and passed a fence.
+    pub(super) fn wake_one(self: &Arc<Inner>) {
+        self.idle.wake_one(self);
+    }
+
+    /// Gets the worker of one slot going.
+    pub(super) fn wake_slot(self: &Arc<Inner>, slot: usize) {
+        // `keyed` was stored before, and is looked at after `Idle::lie_down`.
+        Idle::publish();
+        if self.idle.claim(slot) {
+            self.hand_token(slot, TOKEN);
+            return;
+        }
+        let turn = {
+            let mut state = lock(&self.state);
+            if state.is_alive(slot) {
+                return;
+            }
+            self.reserve_slot(&mut state, slot)
+        };
+        self.start(turn, false);
+    }
+
+    /// The Release pairs with the Acquire of `Worker::sleep`.
+    fn hand_token(&self, slot: usize, token: u32) {
+        let park = &self.slot(slot).park;
+        park.store(token, Ordering::Release);
+        futex::wake(park, 1);
+    }
+
+    pub(super) fn wake_all(&self) {
+        for slot in self.idle.claim_all() {
+            self.hand_token(slot, TOKEN);
+        }
+    }
+
+    /// Takes a slot without a worker for a new one. [`start`](Self::start) must follow, without the lock: a host's
+    /// spawner may need a lock of its own that another thread holds while it waits for this one.
+    pub(super) fn reserve_slot(&self, state: &mut State, slot: usize) -> Turn {
+        if state.alive.len() <= slot {
+            state.alive.resize(slot + 1, false);
+        }
+        state.alive[slot] = true;
+        state.workers += 1;
+        self.workers.store(state.workers, Ordering::SeqCst);
+        let place = self.slot(slot);
+        let turn = place.turn.load(Ordering::Relaxed).wrapping_add(1);
+        place.turn.store(turn, Ordering::SeqCst);
+        place.park.store(0, Ordering::SeqCst);
+        Turn { slot, turn }
+    }
+
+    pub(super) fn thread_options(&self, name: String) -> sys::thread::Options {
+        sys::thread::Options { name, stack_size: None, nice: self.config.options.nice }
+    }
+
+    /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now.
+    pub(super) fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
+        let started = match &self.config.hosted {
+            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(HostedWorker::disarm).is_ok(),
+            None => {
+                let pool = self.clone();
+                let options = self.thread_options(format!("{}-{}", self.config.options.name, turn.slot));
+                sys::thread::spawn(&options, move || worker::run(pool, turn, searching)).is_ok()
+            }
+        };
+        if !started {
+            self.leave(&mut lock(&self.state), turn.slot);
+        }
+        started
+    }
+
+    /// A worker leaves its slot; the caller holds the lock.
+    pub(super) fn leave(&self, state: &mut State, slot: usize) {
+        state.alive[slot] = false;
+        state.workers -= 1;
+        self.workers.store(state.workers, Ordering::SeqCst);
+        self.check_closed(state);
+    }
+
+    /// Some worker holds tasks that it has not started.
+    pub(super) fn has_batches(&self) -> bool {
+        self.slots().any(|s| s.batch_len.load(Ordering::Relaxed) > 0)
+    }
+
+    /// Has the pool looked at in a millisecond: the batch of a worker whose task takes longer than expected goes to others.
+    pub(super) fn arm_tick(self: &Arc<Inner>) {
+        if !self.tick_armed.swap(true, Ordering::SeqCst) {
+            service::tick(self, clock::monotonic_ns());
+        }
+    }
+
+    /// Once per millisecond while work waits and workers sleep. True to go on.
+    pub(super) fn on_tick(self: &Arc<Inner>) -> bool {
+        let work = || self.has_waiting_work() || self.has_batches();
+        if work() {
+            self.wake_one();
+            return true;
+        }
+        self.tick_armed.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        work() && !self.tick_armed.swap(true, Ordering::SeqCst)
+    }
+
+    // ---- lending ------------------------------------------------------------------------------------------------
+
+    pub(super) fn spare(&self) -> usize {
+        if self.max_workers() == 1 || self.has_waiting_work() {
+            return 0;
+        }
+        let state = lock(&self.state);
+        self.max_workers().saturating_sub(state.busy + state.lent)
+    }
+
+    pub(super) fn take_permits(&self, want: usize) -> usize {
+        let mut state = lock(&self.state);
+        let n = want.min(self.max_workers().saturating_sub(state.busy + state.lent));
+        state.lent += n;
+        n
+    }
+
+    pub(super) fn return_permits(&self, n: usize) {
+        if n == 0 {
+            return;
+        }
+        lock(&self.state).lent -= n;
+        Idle::publish();
+        // A worker that found all permits lent went to sleep.
+        if self.has_waiting_work() || self.slots().any(|s| s.keyed.load(Ordering::Relaxed) > 0) {
+            self.wake_all();
+        }
+    }
+
+    pub(super) fn rayon(&self) -> Option<&rayon::ThreadPool> {
+        let build = || {
+            let name = self.config.options.name.clone();
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(self.max_workers().max(1))
+                .thread_name(move |i| format!("{name}-split-{i}"))
+                .spawn_handler(|thread| {
+                    let options = self.thread_options(thread.name().unwrap_or("offloop-split").to_owned());
+                    sys::thread::spawn(&options, move || thread.run()).map(drop).map_err(std::io::Error::other)
+                })
+                .build()
+                .ok()
+        };
+        self.rayon.get_or_init(build).as_ref()
+    }
+}
