@@ -246,7 +246,7 @@ export interface ImageThumbnailParams {
   position?: 'center' | 'top' | 'bottom' | 'left' | 'right' | undefined
   /** Resampling filter, in sRGB values. (default 'lanczos3') */
   filter?: 'lanczos3' | 'mitchell' | 'cubic' | 'bilinear' | 'box' | 'nearest' | undefined
-  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (no default) */
+  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (no default) */
   format?: 'jpeg' | 'png' | 'webp' | undefined
   /** Quality of a jpeg; png and webp are lossless and ignore it. (default 80; 1 to 100) */
   quality?: number | undefined
@@ -276,7 +276,7 @@ export interface ImageResizeParams {
   filter?: 'lanczos3' | 'mitchell' | 'cubic' | 'bilinear' | 'box' | 'nearest' | undefined
   /** Keeps a picture that is smaller than asked for at its size. (default false) */
   withoutEnlargement?: boolean | undefined
-  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (no default) */
+  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (no default) */
   format?: 'jpeg' | 'png' | 'webp' | undefined
   /** Quality of a jpeg; png and webp are lossless and ignore it. (default 80; 1 to 100) */
   quality?: number | undefined
@@ -294,7 +294,7 @@ export interface ImageResizeParams {
 
 /** Options of `image.convert`. */
 export interface ImageConvertParams {
-  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (no default) */
+  /** Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (no default) */
   format?: 'jpeg' | 'png' | 'webp' | undefined
   /** Quality of a jpeg; png and webp are lossless and ignore it. (default 80; 1 to 100) */
   quality?: number | undefined

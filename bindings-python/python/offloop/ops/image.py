@@ -34,7 +34,7 @@ def thumbnail(data: Buffer, /, *, width: int | None = None, height: int | None =
     fit: With both width and height: cut (cover), padded (contain), distorted (fill), at most that large (inside), at least (outside). (one of `cover`, `contain`, `fill`, `inside`, `outside`; default 'cover')
     position: Which part cover keeps, and where contain puts the picture. (one of `center`, `top`, `bottom`, `left`, `right`; default 'center')
     filter: Resampling filter, in sRGB values. (one of `lanczos3`, `mitchell`, `cubic`, `bilinear`, `box`, `nearest`; default 'lanczos3')
-    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (one of `jpeg`, `png`, `webp`)
+    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (one of `jpeg`, `png`, `webp`)
     quality: Quality of a jpeg; png and webp are lossless and ignore it. (1 to 100; default 80)
     subsampling: Colour resolution of a jpeg: a quarter or all of the pixels. (one of `4:2:0`, `4:4:4`; default '4:2:0')
     compression: Effort for a png. (one of `fast`, `balanced`, `best`; default 'balanced')
@@ -55,7 +55,7 @@ def resize(data: Buffer, /, *, width: int | None = None, height: int | None = No
     position: Which part cover keeps, and where contain puts the picture. (one of `center`, `top`, `bottom`, `left`, `right`; default 'center')
     filter: Resampling filter, in sRGB values. (one of `lanczos3`, `mitchell`, `cubic`, `bilinear`, `box`, `nearest`; default 'lanczos3')
     without_enlargement: Keeps a picture that is smaller than asked for at its size. (default False)
-    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (one of `jpeg`, `png`, `webp`)
+    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (one of `jpeg`, `png`, `webp`)
     quality: Quality of a jpeg; png and webp are lossless and ignore it. (1 to 100; default 80)
     subsampling: Colour resolution of a jpeg: a quarter or all of the pixels. (one of `4:2:0`, `4:4:4`; default '4:2:0')
     compression: Effort for a png. (one of `fast`, `balanced`, `best`; default 'balanced')
@@ -70,7 +70,7 @@ def resize(data: Buffer, /, *, width: int | None = None, height: int | None = No
 def convert(data: Buffer, /, *, format: Literal["jpeg", "png", "webp"] | None = None, quality: int | None = None, subsampling: Literal["4:2:0", "4:4:4"] | None = None, compression: Literal["fast", "balanced", "best"] | None = None, background: str | None = None, auto_orient: bool | None = None, max_pixels: int | None = None) -> bytes:
     """Writes a picture in another format, or again in its own without its metadata.
 
-    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless. (one of `jpeg`, `png`, `webp`)
+    format: Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation. (one of `jpeg`, `png`, `webp`)
     quality: Quality of a jpeg; png and webp are lossless and ignore it. (1 to 100; default 80)
     subsampling: Colour resolution of a jpeg: a quarter or all of the pixels. (one of `4:2:0`, `4:4:4`; default '4:2:0')
     compression: Effort for a png. (one of `fast`, `balanced`, `best`; default 'balanced')

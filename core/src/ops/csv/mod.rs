@@ -125,6 +125,37 @@ const CONTAINER: ParamDef = ParamDef {
     about: "Arrow IPC streaming format, or file format (random access, Feather version 2).",
 };
 
+/// How CSV is read, the same for every op.
+const READING: [ParamDef; 15] = [
+    DELIMITER,
+    QUOTE,
+    ESCAPE,
+    COMMENT,
+    HEADER,
+    NAMES,
+    SCHEMA,
+    NULL_VALUES,
+    TRIM,
+    RAGGED,
+    INFER_ROWS,
+    MAX_ROWS,
+    MAX_COLUMNS,
+    MAX_RECORD,
+    MAX_OUTPUT,
+];
+
+/// The options of an op of its own, then those of [`READING`].
+const fn and_reading<const OWN: usize, const ALL: usize>(own: [ParamDef; OWN]) -> [ParamDef; ALL] {
+    assert!(ALL == OWN + READING.len());
+    let mut all = [DELIMITER; ALL];
+    let mut i = 0;
+    while i < ALL {
+        all[i] = if i < OWN { own[i] } else { READING[i - OWN] };
+        i += 1;
+    }
+    all
+}
+
 /// The ops of this family.
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
@@ -135,7 +166,7 @@ pub(super) const OPS: &[OpDef] = &[
                 with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after \
                 a closing quote and invalid UTF-8 are Corrupt with the line.",
         inputs: Inputs::One,
-        params: &[
+        params: &and_reading::<3, 18>([
             CONTAINER,
             ParamDef {
                 name: "columns",
@@ -149,22 +180,7 @@ pub(super) const OPS: &[OpDef] = &[
                 default: ParamDefault::Int(65_536),
                 about: "Most rows of one record batch. A batch also ends where 1 MiB of the text ends.",
             },
-            DELIMITER,
-            QUOTE,
-            ESCAPE,
-            COMMENT,
-            HEADER,
-            NAMES,
-            SCHEMA,
-            NULL_VALUES,
-            TRIM,
-            RAGGED,
-            INFER_ROWS,
-            MAX_ROWS,
-            MAX_COLUMNS,
-            MAX_RECORD,
-            MAX_OUTPUT,
-        ],
+        ]),
         returns: Returns::Bytes,
         cancellable: true,
         run: to_arrow,
@@ -174,23 +190,7 @@ pub(super) const OPS: &[OpDef] = &[
         about: "Reads CSV as csv.to_arrow does and returns its columns, with the names and types that csv.to_arrow gives them and whether \
                 nulls were seen, and the number of rows.",
         inputs: Inputs::One,
-        params: &[
-            DELIMITER,
-            QUOTE,
-            ESCAPE,
-            COMMENT,
-            HEADER,
-            NAMES,
-            SCHEMA,
-            NULL_VALUES,
-            TRIM,
-            RAGGED,
-            INFER_ROWS,
-            MAX_ROWS,
-            MAX_COLUMNS,
-            MAX_RECORD,
-            MAX_OUTPUT,
-        ],
+        params: &READING,
         returns: Returns::Value(
             "{ columns: { name: string; type: string; nullable: boolean }[]; rows: number }",
             "dict[str, list[dict[str, str | bool]] | int]",
@@ -205,7 +205,7 @@ pub(super) const OPS: &[OpDef] = &[
                 there is one. Sums of integers are exact and TooLarge beyond 64 bits; sums of floats are compensated and do not depend on the \
                 number of threads; NaN is the greatest number.",
         inputs: Inputs::One,
-        params: &[
+        params: &and_reading::<5, 20>([
             ParamDef {
                 name: "group_by",
                 ty: ParamType::StrList,
@@ -235,22 +235,7 @@ pub(super) const OPS: &[OpDef] = &[
                 default: ParamDefault::Int(1_000_000),
                 about: "Most groups, the distinct values of count_distinct included; more is TooLarge.",
             },
-            DELIMITER,
-            QUOTE,
-            ESCAPE,
-            COMMENT,
-            HEADER,
-            NAMES,
-            SCHEMA,
-            NULL_VALUES,
-            TRIM,
-            RAGGED,
-            INFER_ROWS,
-            MAX_ROWS,
-            MAX_COLUMNS,
-            MAX_RECORD,
-            MAX_OUTPUT,
-        ],
+        ]),
         returns: Returns::Bytes,
         cancellable: true,
         run: aggregate,

@@ -46,7 +46,7 @@ const FORMAT: ParamDef = ParamDef {
     name: "format",
     ty: ParamType::Enum(&["jpeg", "png", "webp"]),
     default: ParamDefault::Absent,
-    about: "Format of the result; by default that of the input, or png for gif and bmp. webp is lossless.",
+    about: "Format of the result; by default that of the input, or png for gif and bmp. webp is lossless; encoding it sees no cancellation.",
 };
 const QUALITY: ParamDef = ParamDef {
     name: "quality",
