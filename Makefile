@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan asan-all core node python capi c-programs c-bench
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -134,10 +134,14 @@ torture: build  ## the long runs: seeded storms, 10^7 completion rounds
 loom:  ## every interleaving of the lock-free stack and of waking, and mutants that must fail
 	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib models::
 
-asan:  ## the C ABI suite, hostile input of every op family and failpoints under AddressSanitizer
+ASAN_FEATURES := --no-default-features --features hash,failpoints
+asan:  ## the C ABI suite and its failpoints under AddressSanitizer
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan $(CARGO) rustc --release --locked -p offloop \
-		--features failpoints --lib --crate-type staticlib --target $(HOST)
+		$(ASAN_FEATURES) --lib --crate-type staticlib --target $(HOST)
 	tests/c/run.sh --asan $(TARGET)/asan/$(HOST)/release/liboffloop.a
+
+asan-all:  ## the same with every op family and hostile input for each: minutes to build
+	$(MAKE) --no-print-directory asan ASAN_FEATURES='--features failpoints'
 
 fmt:  ## rewrite sources in the house style
 	$(CARGO) fmt --all

@@ -300,6 +300,147 @@ static void ops(void) {
   offloop_pool_free(pool);
 }
 
+/* ---- one op of each family, with good input and with hostile ---- */
+
+/* What an op makes of `data`: its status, and its result unless `result` is NULL. Frees `params`. */
+static offloop_status run_op(offloop_pool *pool, const char *op, const void *data, size_t len, offloop_value *params, offloop_value **result) {
+  offloop_buffer *in = NULL;
+  offloop_task *task = NULL;
+  offloop_status status;
+  OK(offloop_buffer_from_bytes(data, len, &in));
+  status = offloop_pool_submit_op(pool, op, &in, 1, params, NULL, &task);
+  if (status == OFFLOOP_OK) {
+    status = offloop_task_wait(task, -1, result);
+    offloop_task_free(task);
+  }
+  offloop_buffer_free(in);
+  offloop_value_free(params);
+  return status;
+}
+static offloop_status try_op(offloop_pool *pool, const char *op, const void *data, size_t len, offloop_value *params) {
+  offloop_value *result = NULL;
+  offloop_status status = run_op(pool, op, data, len, params, &result);
+  CHECK((status == OFFLOOP_OK) == (result != NULL));
+  offloop_value_free(result);
+  return status;
+}
+static offloop_value *option(const char *name, int64_t n) {
+  offloop_value *map = NULL, *v = integer(n);
+  OK(offloop_value_new_map(&map));
+  OK(offloop_value_map_set(map, name, &v));
+  return map;
+}
+static int has_op(offloop_pool *pool, const char *op) {
+  offloop_status status = try_op(pool, op, "", 0, NULL);
+  if (status == OFFLOOP_ERR_NOT_FOUND) printf("  skipped: this library was built without %s\n", op);
+  return status != OFFLOOP_ERR_NOT_FOUND;
+}
+/* Cut short anywhere and with flipped bits: some error of the data, or a result; what counts is what a sanitizer says. */
+static void damage(offloop_pool *pool, const char *op, const uint8_t *data, size_t len, int times) {
+  uint8_t *copy = malloc(len);
+  uint64_t x = 0x9e3779b97f4a7c15u ^ len;
+  int i;
+  CHECK(copy != NULL);
+  for (i = 0; i < times; i++) {
+    size_t cut = len;
+    offloop_status status;
+    memcpy(copy, data, len);
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    if (i % 2) cut = x % len;
+    else copy[x % len] ^= (uint8_t)(1u << (x >> 61));
+    status = try_op(pool, op, copy, cut, NULL);
+    CHECK(status == OFFLOOP_OK || status == OFFLOOP_ERR_CORRUPT || status == OFFLOOP_ERR_TOO_LARGE || status == OFFLOOP_ERR_UNSUPPORTED || status == OFFLOOP_ERR_INVALID);
+  }
+  free(copy);
+}
+
+static void compress_ops(offloop_pool *pool) {
+  static const char *pairs[][2] = {{"gzip", "gunzip"}, {"zlib", "unzlib"}, {"deflate", "inflate"}, {"zstd", "unzstd"}, {"brotli", "unbrotli"}, {"lz4", "unlz4"}};
+  static uint8_t text[20000];
+  size_t i;
+  for (i = 0; i < sizeof text; i++) text[i] = (uint8_t)(i * i >> 7);
+  for (i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+    offloop_value *packed = NULL, *back = NULL;
+    const uint8_t *data;
+    size_t len;
+    OK(run_op(pool, pairs[i][0], text, sizeof text, NULL, &packed));
+    OK(offloop_value_get_bytes(packed, &data, &len));
+    OK(run_op(pool, pairs[i][1], data, len, NULL, &back));
+    IS(try_op(pool, pairs[i][1], data, len / 2, NULL), CORRUPT);
+    IS(try_op(pool, pairs[i][1], data, len, option("max_output", 1000)), TOO_LARGE);
+    damage(pool, pairs[i][1], data, len, 200);
+    OK(offloop_value_get_bytes(back, &data, &len));
+    CHECK(len == sizeof text && !memcmp(data, text, len));
+    offloop_value_free(packed);
+    offloop_value_free(back);
+  }
+  IS(try_op(pool, "gzip", text, sizeof text, option("level", 10)), INVALID);
+}
+
+static void image_ops(offloop_pool *pool) {
+  static const char *names[] = {"420.jpg", "progressive.jpg", "cmyk.jpg", "orientation6.jpg", "rgb8i.png", "gray16.png", "trns.png", "animated.gif", "animated.webp", "lossy_alpha.webp", "lossless.webp", "indexed.bmp"};
+  /* A bitmap header of 65,000 x 65,000 pixels and nothing behind it. */
+  static const uint8_t bomb[54] = {'B', 'M', 54, 0, 0, 0, 0, 0, 0, 0, 54, 0, 0, 0, 40, 0, 0, 0, 0xe8, 0xfd, 0, 0, 0xe8, 0xfd, 0, 0, 1, 0, 24};
+  size_t i;
+  IS(try_op(pool, "image.thumbnail", "no image", 8, option("width", 8)), UNSUPPORTED);
+  IS(try_op(pool, "image.thumbnail", bomb, sizeof bomb, option("width", 8)), TOO_LARGE);
+  for (i = 0; i < sizeof names / sizeof *names; i++) {
+    static uint8_t data[1 << 20];
+    char path[128];
+    FILE *file;
+    size_t len;
+    snprintf(path, sizeof path, "core/tests/images/%s", names[i]);
+    file = fopen(path, "rb");
+    CHECK(file != NULL);
+    len = fread(data, 1, sizeof data, file);
+    fclose(file);
+    OK(try_op(pool, "image.thumbnail", data, len, option("width", 8)));
+    IS(try_op(pool, "image.thumbnail", data, len / 3, option("width", 8)), CORRUPT);
+    damage(pool, "image.convert", data, len, 60);
+    damage(pool, "image.probe", data, len, 60);
+  }
+}
+
+static void families(void) {
+  offloop_pool *pool = pool_of(2, 1024);
+  if (has_op(pool, "sha256")) damage(pool, "sha256", (const uint8_t *)"abcdef", 6, 10);
+  if (has_op(pool, "gzip")) compress_ops(pool);
+  if (has_op(pool, "image.probe")) image_ops(pool);
+  if (has_op(pool, "json.validate")) {
+    static const char json[] = "{\"a\": [1, 2.5e3, null, \"\\u00e9\\n\"], \"b\": {\"c\": true}}";
+    static char deep[100000];
+    memset(deep, '[', sizeof deep);
+    OK(try_op(pool, "json.minify", json, sizeof json - 1, NULL));
+    IS(try_op(pool, "json.minify", json, sizeof json - 2, NULL), CORRUPT);
+    IS(try_op(pool, "json.minify", "[\"\xff\"]", 5, NULL), CORRUPT);
+    CHECK(try_op(pool, "json.minify", deep, sizeof deep, NULL) != OFFLOOP_OK);
+    damage(pool, "json.minify", (const uint8_t *)json, sizeof json - 1, 500);
+    damage(pool, "json.format", (const uint8_t *)json, sizeof json - 1, 500);
+  }
+  if (has_op(pool, "csv.to_arrow")) {
+    static const char csv[] = "id,name,share\n1,\"a,b\",0.5\n2,\"c\"\"d\",\n3,e,1e3\n";
+    OK(try_op(pool, "csv.to_arrow", csv, sizeof csv - 1, NULL));
+    IS(try_op(pool, "csv.to_arrow", "a,b\n1,\"open", 11, NULL), CORRUPT);
+    IS(try_op(pool, "csv.to_arrow", "a,b\n1,2,3\n", 10, NULL), CORRUPT);
+    damage(pool, "csv.to_arrow", (const uint8_t *)csv, sizeof csv - 1, 500);
+    damage(pool, "csv.probe", (const uint8_t *)csv, sizeof csv - 1, 500);
+  }
+  if (has_op(pool, "password.verify")) {
+    static const char absurd[] = "$argon2id$v=19$m=4294967295,t=4294967295,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    offloop_value *params = NULL, *hash = NULL;
+    IS(try_op(pool, "password.hash", "secret", 6, option("iterations", 4294967295)), TOO_LARGE);
+    IS(try_op(pool, "password.hash", "secret", 6, option("memory_kib", 4294967295)), TOO_LARGE);
+    IS(try_op(pool, "password.hash", "secret", 6, option("memory_kib", 1)), INVALID);
+    OK(try_op(pool, "password.hash", "secret", 6, option("memory_kib", 64)));
+    OK(offloop_value_new_map(&params));
+    OK(offloop_value_new_str(absurd, OFFLOOP_NUL_TERMINATED, &hash));
+    OK(offloop_value_map_set(params, "hash", &hash));
+    IS(try_op(pool, "password.verify", "secret", 6, params), TOO_LARGE);
+  }
+  OK(offloop_pool_shutdown(pool, -1));
+  offloop_pool_free(pool);
+}
+
 /* ---- completion queue ---- */
 
 static void completion(void) {
@@ -773,7 +914,7 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"completion", completion}, {"values", values}, {"bad_inputs", bad_inputs},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"bad_inputs", bad_inputs},
 #ifdef FAILPOINTS
     {"panics", panics},
 #endif
