@@ -177,6 +177,28 @@ typedef struct offloop_task_ctx offloop_task_ctx;
 typedef struct offloop_value offloop_value;
 
 /**
+ * Limits of offloop_value_encode and offloop_value_decode; 0 is the default.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_codec_options).
+   */
+  size_t struct_size;
+  /**
+   * Most arrays, maps and errors inside each other: 128, at most 512.
+   */
+  size_t max_depth;
+  /**
+   * Most items, keys, values and fields together: 4,194,304.
+   */
+  size_t max_items;
+  /**
+   * Longest message: 256 MiB.
+   */
+  size_t max_bytes;
+} offloop_codec_options;
+
+/**
  * A user's free function for a user's pointer.
  */
 typedef void (*offloop_free_fn)(void *arg);
@@ -624,9 +646,13 @@ offloop_status offloop_value_new_bool(bool value, offloop_value **out);
 offloop_status offloop_value_new_int(int64_t value, offloop_value **out);
 
 /**
- * Makes an integer beyond 64 bits from its magnitude, least significant byte first.
+ * Makes an integer of any size from its magnitude, least significant byte first: OFFLOOP_TYPE_INT where 64 bits hold it,
+ * OFFLOOP_TYPE_BIG beyond.
  */
-offloop_status offloop_value_new_big(bool negative, const uint8_t *magnitude, size_t len, offloop_value **out);
+offloop_status offloop_value_new_big(bool negative,
+                                     const uint8_t *magnitude,
+                                     size_t len,
+                                     offloop_value **out);
 
 /**
  * Makes a float.
@@ -664,6 +690,13 @@ offloop_status offloop_value_new_map(offloop_value **out);
 offloop_status offloop_value_new_date(double unix_ms, offloop_value **out);
 
 /**
+ * Makes a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them, as in struct timespec.
+ */
+offloop_status offloop_value_new_time(int64_t seconds,
+                                      uint32_t nanos,
+                                      offloop_value **out);
+
+/**
  * Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths. Copied.
  */
 offloop_status offloop_value_new_typed(uint32_t dtype,
@@ -674,7 +707,7 @@ offloop_status offloop_value_new_typed(uint32_t dtype,
                                        offloop_value **out);
 
 /**
- * Makes an error: a class name and a message, both NUL-terminated.
+ * Makes an error: a class name and a message, both NUL-terminated. offloop_value_error_set adds what else it has.
  */
 offloop_status offloop_value_new_error(const char *name, const char *message, offloop_value **out);
 
@@ -714,6 +747,11 @@ offloop_status offloop_value_get_float(const offloop_value *value, double *out);
 offloop_status offloop_value_get_date(const offloop_value *value, double *out);
 
 /**
+ * Reads a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them.
+ */
+offloop_status offloop_value_get_time(const offloop_value *value, int64_t *seconds, uint32_t *nanos);
+
+/**
  * Reads an integer beyond 64 bits: sign, and magnitude least significant byte first. The pointer lives as long as the value.
  */
 offloop_status offloop_value_get_big(const offloop_value *value,
@@ -747,6 +785,24 @@ offloop_status offloop_value_get_error(const offloop_value *value,
                                        size_t *name_len,
                                        const char **message,
                                        size_t *message_len);
+
+/**
+ * Reads the stack or traceback of an error as a borrowed text; empty when it has none.
+ */
+offloop_status offloop_value_get_stack(const offloop_value *value, const char **text, size_t *len);
+
+/**
+ * Sets a part of an error (NUL-terminated UTF-8), replacing its old value: "stack" (a text), "cause" (any value, usually an error),
+ * or a property of its own, "code" among them. The item is moved; the error's views end.
+ */
+offloop_status offloop_value_error_set(offloop_value *error,
+                                       const char *name,
+                                       offloop_value **item_io);
+
+/**
+ * Borrows the "cause" of an error or a property of its own; OFFLOOP_ERR_NOT_FOUND when it has none of that name.
+ */
+offloop_status offloop_value_error_get(const offloop_value *error, const char *name, const offloop_value **out);
 
 /**
  * Takes the bytes out of a value as a buffer, without a copy where the memory allows it. The value is moved.
@@ -790,6 +846,23 @@ offloop_status offloop_value_map_at(const offloop_value *map,
                                     size_t index,
                                     const offloop_value **key,
                                     const offloop_value **item);
+
+/**
+ * Writes a value as a message that every language reads: MessagePack with the extension types of docs/values.md. Buffers inside
+ * are copied and become bytes. `options` may be NULL. OFFLOOP_ERR_TOO_LARGE beyond a limit.
+ */
+offloop_status offloop_value_encode(const offloop_value *value,
+                                    const offloop_codec_options *options,
+                                    offloop_buffer **out);
+
+/**
+ * Reads a message of offloop_value_encode or of any MessagePack library. `options` may be NULL. OFFLOOP_ERR_CORRUPT, with the offset in
+ * the text, when it is malformed; OFFLOOP_ERR_TOO_LARGE beyond a limit.
+ */
+offloop_status offloop_value_decode(const void *data,
+                                    size_t len,
+                                    const offloop_codec_options *options,
+                                    offloop_value **out);
 
 /**
  * Makes a buffer of `len` zeroed bytes on the heap. OFFLOOP_ERR_TOO_LARGE above 2^50, OFFLOOP_ERR_OS without memory.
@@ -1073,6 +1146,9 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
 /** All defaults. */
 #define OFFLOOP_SUBMIT_OPTIONS_INIT \
   { sizeof(offloop_submit_options), 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL }
+/** All defaults. */
+#define OFFLOOP_CODEC_OPTIONS_INIT \
+  { sizeof(offloop_codec_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -15,7 +15,7 @@
 const { setImmediate } = require('node:timers')
 const { performance } = require('node:perf_hooks')
 const native = require('./native.cjs')
-const { fromNative, aborted, CANCELLED } = require('./error.cjs')
+const { fromNative, wrapError, unwrapError, aborted, CANCELLED } = require('./error.cjs')
 const { wrapBuffer, unwrap, lengthOf } = require('./buffer.cjs')
 
 const now = performance.now.bind(performance)
@@ -345,13 +345,6 @@ function whenClosed(start) {
   })
 }
 
-function wrapError(name, message, stack) {
-  const error = new Error(message)
-  Object.defineProperty(error, 'name', { value: name, writable: true, configurable: true })
-  if (stack) Object.defineProperty(error, 'stack', { value: stack, writable: true, configurable: true })
-  return error
-}
-
-native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs))
+native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs), unwrapError)
 
 module.exports = { runPlain, flush, open, close, whenClosed, removeListener, abortOf }

@@ -37,6 +37,38 @@ function fromNative(status, message, errno, syscall) {
   return error
 }
 
+const STANDARD = { AggregateError, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError }
+// What an error has beside its own properties.
+const PARTS = new Set(['name', 'message', 'stack', 'cause'])
+
+/** Called by native code for an error inside a value. A `status` other than 0 is that of an OffloopError. */
+function wrapError(name, message, stack, cause, properties, status) {
+  let error
+  if (status !== 0) error = new OffloopError(status, message)
+  else if (name === 'AggregateError') error = new AggregateError([], message)
+  else error = new (Object.hasOwn(STANDARD, name) ? STANDARD[name] : Error)(message)
+  if (error.name !== name) hidden(error, 'name', name)
+  // This stack would be that of the reader.
+  hidden(error, 'stack', stack === '' ? `${name}: ${message}` : stack)
+  if (cause !== undefined) hidden(error, 'cause', cause)
+  for (const [key, value] of properties) {
+    // `errors` of an AggregateError is hidden, as its own is.
+    if (key === 'errors' && name === 'AggregateError') hidden(error, key, value)
+    else Object.defineProperty(error, key, { value, writable: true, enumerable: true, configurable: true })
+  }
+  return error
+}
+
+/** Called by native code: `[name, message, stack, cause, properties]` of an error inside a value. */
+function unwrapError(error) {
+  const properties = Object.entries(error).filter(([key]) => !PARTS.has(key))
+  if (error instanceof AggregateError && !Object.hasOwn(Object.fromEntries(properties), 'errors')) properties.push(['errors', error.errors])
+  const text = (value) => (value === undefined ? '' : String(value))
+  const [name, message] = [text(error.name), text(error.message)]
+  const stack = text(error.stack)
+  return [name, message, stack === `${name}: ${message}` ? '' : stack, error.cause, properties]
+}
+
 /** An error that only this face can find, in the core's form: kind, what happened, the values. */
 function fail(kind, message, values = {}) {
   const row = byKind.get(kind)
@@ -78,4 +110,4 @@ function checkKnown(unknown, known) {
   if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known })
 }
 
-module.exports = { OffloopError, fromNative, fail, aborted, typeName, checkObject, checkOptions, checkKnown, CANCELLED }
+module.exports = { OffloopError, fromNative, wrapError, unwrapError, fail, aborted, typeName, checkObject, checkOptions, checkKnown, CANCELLED }

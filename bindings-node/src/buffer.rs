@@ -213,7 +213,7 @@ pub(crate) fn copy_typed(env: Env, value: Raw) -> JsResult<Value> {
     let bytes: Bytes = copy(env, value)?.into();
     Ok(match value::dtype(kind) {
         Some(DType::U8) => Value::Bytes(bytes),
-        Some(dtype) => Value::Typed(TypedArray { dtype, shape: vec![(bytes.len() / dtype.size()) as u64], bytes }),
+        Some(dtype) => TypedArray { dtype, shape: vec![(bytes.len() / dtype.size()) as u64], bytes }.into(),
         None => {
             return Err(Error::new(ErrorKind::Unserializable, "value cannot travel").with("type", "typed array of an unknown kind").into());
         }

@@ -28,6 +28,8 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"opTable", table::ops),
     (c"metrics", table::metrics),
     (c"roundTrip", value::round_trip),
+    (c"encode", value::encode),
+    (c"decode", value::decode),
     (c"poolNew", pool::new),
     (c"poolDefault", pool::default),
     (c"poolIntern", pool::intern),

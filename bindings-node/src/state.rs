@@ -21,8 +21,9 @@ enum Hook {
     WrapBuffer,
     WrapError,
     WrapMap,
+    UnwrapError,
 }
-const HOOKS: usize = 6;
+const HOOKS: usize = 7;
 
 /// The way from any thread to the environment's loop, until the environment ends.
 pub(crate) struct Wake(Mutex<Option<sys::napi_threadsafe_function>>);
@@ -143,6 +144,10 @@ impl State {
         self.hook(env, Hook::WrapMap)
     }
 
+    pub(crate) fn unwrap_error(&self, env: Env) -> JsResult<Raw> {
+        self.hook(env, Hook::UnwrapError)
+    }
+
     /// Whether external memory was not refused so far.
     pub(crate) fn external_allowed(&self) -> bool {
         self.external.get()
@@ -153,7 +158,7 @@ impl State {
     }
 }
 
-/// `hooks(wake, error, unwrap, wrapBuffer, wrapError, wrapMap)`: called once, when the package loads.
+/// `hooks(wake, error, unwrap, wrapBuffer, wrapError, wrapMap, unwrapError)`: called once, when the package loads.
 pub(crate) fn hooks(call: &Call<'_>) -> JsResult<Raw> {
     let mut hooks = [null_mut(); HOOKS];
     for (i, hook) in hooks.iter_mut().enumerate() {

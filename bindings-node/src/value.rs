@@ -3,25 +3,25 @@
 //! | Value            | JavaScript                                                        |
 //! |------------------|-------------------------------------------------------------------|
 //! | Nil              | `null`; `undefined` becomes Nil as well                           |
-//! | Bool, Str, Date  | boolean, string, Date                                             |
+//! | Bool, Str        | boolean, string                                                   |
+//! | Date             | Date: whole milliseconds, rounded down                            |
 //! | Int, Big         | number up to ±(2^53 − 1), BigInt beyond                           |
 //! | Float            | number; a number without a fraction becomes Int, but −0 stays     |
 //! | Bytes            | Uint8Array; every byte view and ArrayBuffer becomes Bytes (copied) |
 //! | Typed            | the typed array of its element type, flat                         |
 //! | Array            | Array                                                             |
-//! | Map              | plain object when every key is text, Map otherwise                |
+//! | Map              | plain object when every key is text, Map otherwise; a Map gives its pairs |
 //! | Buffer           | TransferBuffer; a TransferBuffer inside options is copied         |
-//! | Error            | Error with name, message and stack                                |
+//! | Error            | Error of the standard class of its name, with stack, cause and own properties; an OffloopError by its code |
 
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::state::State;
 use napi::sys;
-use offloop::value::{BigInt, DType, ErrorValue, TypedArray};
+use offloop::codec::{self, Options};
+use offloop::value::{BigInt, DType, Date, ErrorValue, TypedArray};
 use offloop::{Error, ErrorKind, Value};
 
-/// Deepest nesting; a cycle ends here too.
-const MAX_DEPTH: usize = 64;
 const MAX_SAFE: i64 = (1 << 53) - 1;
 
 fn unserializable(what: &str) -> Fail {
@@ -30,13 +30,29 @@ fn unserializable(what: &str) -> Fail {
 
 /// A JavaScript value as a tree. Bytes are copied.
 pub(crate) fn from_js(call: &Call<'_>, value: Raw) -> JsResult<Value> {
-    from_js_at(call, value, 0)
+    from_js_at(call, value, Place::default())
 }
 
-fn from_js_at(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
+/// Where in the tree a value is.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    depth: usize,
+    /// Inside a property of an error.
+    in_property: bool,
+}
+
+impl Place {
+    fn inside(self) -> Place {
+        Place { depth: self.depth + 1, ..self }
+    }
+}
+
+fn from_js_at(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
     let env = call.env;
-    if depth > MAX_DEPTH {
-        return Err(Error::new(ErrorKind::Unserializable, "value is nested too deeply or in a cycle").with("max_depth", MAX_DEPTH).into());
+    // A cycle ends here too.
+    let max_depth = Options::default().max_depth;
+    if at.depth > max_depth {
+        return Err(Error::new(ErrorKind::Unserializable, "value is nested too deeply or in a cycle").with("max_depth", max_depth).into());
     }
     Ok(match env.type_of(value)? {
         sys::ValueType::napi_undefined | sys::ValueType::napi_null => Value::Nil,
@@ -49,7 +65,7 @@ fn from_js_at(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
         }
         sys::ValueType::napi_symbol => return Err(unserializable("symbol")),
         sys::ValueType::napi_function => return Err(unserializable("function")),
-        sys::ValueType::napi_object => object(call, value, depth)?,
+        sys::ValueType::napi_object => object(call, value, at)?,
         _ => return Err(unserializable("external")),
     })
 }
@@ -60,34 +76,24 @@ fn number(n: f64) -> Value {
 }
 
 fn bigint(negative: bool, words: &[u64]) -> Value {
-    match (negative, words) {
-        (_, []) => return Value::Int(0),
-        (false, [w]) if *w <= i64::MAX as u64 => return Value::Int(*w as i64),
-        (true, [w]) if *w <= 1 << 63 => return Value::Int((*w as i64).wrapping_neg()),
-        _ => {}
-    }
-    let mut magnitude: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    while magnitude.last() == Some(&0) {
-        magnitude.pop();
-    }
-    Value::Big(BigInt { negative, magnitude })
+    BigInt { negative, magnitude: words.iter().flat_map(|w| w.to_le_bytes()).collect() }.into_value()
 }
 
-fn object(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
+fn object(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
     let env = call.env;
     if env.is_array(value)? {
         let len = env.len(value)?;
-        return (0..len).map(|i| from_js_at(call, env.at(value, i)?, depth + 1)).collect::<JsResult<Vec<_>>>().map(Value::Array);
+        return (0..len).map(|i| from_js_at(call, env.at(value, i)?, at.inside())).collect::<JsResult<Vec<_>>>().map(Value::Array);
     }
     if env.is_typedarray(value)? {
         return buffer::copy_typed(env, value);
     }
     if env.is_date(value)? {
-        return Ok(Value::Date(env.date_value(value)?));
+        let ms = env.date_value(value)?;
+        return Date::from_millis(ms).map(Value::Date).ok_or_else(|| unserializable("invalid Date"));
     }
     if env.is_error(value)? {
-        let field = |name| Ok::<_, Fail>(env.text(env.get(value, env.string(name)?)?).unwrap_or_default());
-        return Ok(Value::Error(ErrorValue { name: field("name")?, message: field("message")?, stack: field("stack")? }));
+        return error(call, value, at);
     }
     // Classes that Node-API cannot tell apart are unwrapped in JavaScript: bytes, the entries of a Map, the name of a class
     // that cannot travel, or nothing for a plain object.
@@ -99,7 +105,7 @@ fn object(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
         let len = env.len(unwrapped)?;
         let pair = |i| {
             let entry = env.at(unwrapped, i)?;
-            Ok((from_js_at(call, env.at(entry, 0)?, depth + 1)?, from_js_at(call, env.at(entry, 1)?, depth + 1)?))
+            Ok((from_js_at(call, env.at(entry, 0)?, at.inside())?, from_js_at(call, env.at(entry, 1)?, at.inside())?))
         };
         return (0..len).map(pair).collect::<JsResult<Vec<_>>>().map(Value::Map);
     }
@@ -114,16 +120,63 @@ fn object(call: &Call<'_>, value: Raw, depth: usize) -> JsResult<Value> {
         let item = env.get(value, key)?;
         // As JSON does: a property that is undefined is not there.
         if env.type_of(item)? != sys::ValueType::napi_undefined {
-            pairs.push((Value::from(env.text(key).unwrap_or_default()), from_js_at(call, item, depth + 1)?));
+            pairs.push((Value::from(env.text(key).unwrap_or_default()), from_js_at(call, item, at.inside())?));
         }
     }
     Ok(Value::Map(pairs))
+}
+
+/// An error, which JavaScript takes apart: `[name, message, stack, cause, properties]`.
+fn error(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
+    let env = call.env;
+    let parts = env.call(call.state.unwrap_error(env)?, &[value])?;
+    let text = |i| Ok::<_, Fail>(env.text(env.at(parts, i)?).unwrap_or_default());
+    let mut e = ErrorValue { name: text(0)?, message: text(1)?, stack: text(2)?, ..ErrorValue::default() };
+    let cause = env.at(parts, 3)?;
+    if !env.is_nullish(cause) {
+        e.cause = Some(from_js_at(call, cause, at.inside())?);
+    }
+    let properties = env.at(parts, 4)?;
+    for i in 0..env.len(properties)? {
+        let pair = env.at(properties, i)?;
+        let name = env.text(env.at(pair, 0)?).unwrap_or_default();
+        match from_js_at(call, env.at(pair, 1)?, Place { in_property: true, ..at.inside().inside() }) {
+            Ok(value) => e.properties.push((name, value)),
+            // An error travels without those of its properties that cannot: a socket, a function, a cycle. Not so an error inside
+            // a property, or each of a cycle's ways back would be tried at every depth.
+            Err(Fail::Error(_)) if !at.in_property => {}
+            Err(failed) => return Err(failed),
+        }
+    }
+    Ok(e.into())
 }
 
 /// `roundTrip(value)`: there and back; for tests.
 pub(crate) fn round_trip(call: &Call<'_>) -> JsResult<Raw> {
     let value = from_js(call, call.arg(0))?;
     to_js(call.env, call.state, value)
+}
+
+/// `encode(value)`: the message, as a `Uint8Array`; for tests.
+pub(crate) fn encode(call: &Call<'_>) -> JsResult<Raw> {
+    let value = from_js(call, call.arg(0))?;
+    let mut message = Vec::new();
+    codec::encode(&value, &Options::default(), &mut message)?;
+    buffer::uint8array(call.env, call.state, message.into())
+}
+
+/// `decode(message, maxDepth, maxItems, maxBytes)`: the value; undefined limits are the defaults; for tests.
+pub(crate) fn decode(call: &Call<'_>) -> JsResult<Raw> {
+    let limit = |i, default| call.env.u32(call.arg(i)).map_or(default, |n| n as usize);
+    let defaults = Options::default();
+    let options = Options {
+        max_depth: limit(1, defaults.max_depth),
+        max_items: limit(2, defaults.max_items),
+        max_bytes: limit(3, defaults.max_bytes),
+        ..defaults
+    };
+    let message = buffer::copy(call.env, call.arg(0))?;
+    to_js(call.env, call.state, codec::decode_owned(message.into(), &mut [], &options)?)
 }
 
 /// A tree as a JavaScript value. Large bytes become external memory, the rest is copied.
@@ -149,13 +202,29 @@ pub(crate) fn to_js(env: Env, state: &State, value: Value) -> JsResult<Raw> {
             Ok(out)
         }
         Value::Map(pairs) => map(env, state, pairs),
-        Value::Date(ms) => env.date(ms),
-        Value::Typed(TypedArray { dtype, bytes, .. }) => buffer::typedarray(env, state, bytes, typedarray_type(dtype), dtype.size()),
+        // JavaScript itself rounds towards zero.
+        Value::Date(date) => env.date(date.as_millis().floor()),
+        Value::Typed(array) => {
+            let TypedArray { dtype, bytes, .. } = *array;
+            buffer::typedarray(env, state, bytes, typedarray_type(dtype), dtype.size())
+        }
         Value::Buffer(b) => {
             let handle = buffer::external(env, state, Handle::Buffer(b.into()))?;
             env.call(state.wrap_buffer(env)?, &[handle])
         }
-        Value::Error(e) => env.call(state.wrap_error(env)?, &[env.string(&e.name)?, env.string(&e.message)?, env.string(&e.stack)?]),
+        Value::Error(e) => {
+            let status = e.kind().map_or(0, ErrorKind::status);
+            let cause = e.cause.map_or(Ok(env.undefined()), |cause| to_js(env, state, cause))?;
+            let properties = env.array(e.properties.len())?;
+            for (i, (name, value)) in e.properties.into_iter().enumerate() {
+                let pair = env.array(2)?;
+                env.set_at(pair, 0, env.string(&name)?)?;
+                env.set_at(pair, 1, to_js(env, state, value)?)?;
+                env.set_at(properties, i as u32, pair)?;
+            }
+            let [name, message, stack] = [&e.name, &e.message, &e.stack].map(|text| env.string(text));
+            env.call(state.wrap_error(env)?, &[name?, message?, stack?, cause, properties, env.number(f64::from(status))?])
+        }
         other => Err(unserializable(other.type_name())),
     }
 }

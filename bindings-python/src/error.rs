@@ -4,7 +4,7 @@ use offloop::error::{ERROR_TABLE, Error, ErrorKind};
 use pyo3::exceptions::{PyException, PyOverflowError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+use pyo3::types::{PyDict, PyMappingProxy, PyString, PyTuple, PyType};
 
 struct Classes {
     base: Py<PyType>,
@@ -51,6 +51,12 @@ fn build(py: Python<'_>) -> PyResult<Classes> {
                     body.set_item("oom", false)?;
                     body.set_item("poison", false)?;
                 }
+                ErrorKind::TaskFailed => {
+                    body.set_item("name", "")?;
+                    body.set_item("message", "")?;
+                    body.set_item("stack", "")?;
+                    body.set_item("properties", PyMappingProxy::new(py, PyDict::new(py).as_mapping()))?;
+                }
                 ErrorKind::Os => body.set_item("syscall", py.None())?,
                 _ => {}
             }
@@ -70,10 +76,19 @@ fn classes(py: Python<'_>) -> PyResult<&Classes> {
 
 /// The class of a status; `OffloopError` for a status of a newer core.
 #[pyfunction]
-fn error_class(py: Python<'_>, status: i32) -> PyResult<Bound<'_, PyType>> {
+pub(crate) fn error_class(py: Python<'_>, status: i32) -> PyResult<Bound<'_, PyType>> {
     let classes = classes(py)?;
     let kind = status.checked_neg().and_then(|n| usize::try_from(n - 1).ok()).and_then(|at| classes.kinds.get(at));
     Ok(kind.unwrap_or(&classes.base).bind(py).clone())
+}
+
+/// The code of one of offloop's own exceptions, as Node.js and C spell it.
+pub(crate) fn code_of(exception: &Bound<'_, PyAny>) -> PyResult<Option<&'static str>> {
+    if !exception.is_instance(classes(exception.py())?.base.bind(exception.py()))? {
+        return Ok(None);
+    }
+    let status: i32 = exception.getattr("status")?.extract()?;
+    Ok(ErrorKind::from_status(status).map(|kind| kind.row().code))
 }
 
 /// The exception of an error, not raised yet.

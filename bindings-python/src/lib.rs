@@ -59,5 +59,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     pool::install(m)?;
     port::install(m)?;
     table::install(m)?;
+    value::install(m)?;
     wait::install(m)
 }

@@ -2,19 +2,36 @@
 
 use crate::buffer::{self, PyTransferBuffer};
 use crate::error::{raise, shown};
+use offloop::TransferBuffer;
+use offloop::codec::{self, Options};
 use offloop::error::{Error, ErrorKind};
-use offloop::value::{BigInt, DType, TypedArray, Value};
+use offloop::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
 use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBaseException, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
 use std::ffi::CStr;
 
-/// Deepest nesting that is converted, so that a list that contains itself is refused.
-const MAX_DEPTH: usize = 128;
+/// Arrays of at least so many bytes are views of the value's own memory, shorter ones copies.
+const VIEW_FROM: usize = 4096;
 
 /// The tree of a Python object. A `TransferBuffer` inside is copied: a call moves inputs, not options.
 pub(crate) fn from_python(object: &Bound<'_, PyAny>) -> PyResult<Value> {
-    convert(object, 0)
+    convert(object, Place::default())
+}
+
+/// Where in the tree a value is.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    depth: usize,
+    /// Inside a property of an exception.
+    in_property: bool,
+}
+
+impl Place {
+    fn inside(self) -> Place {
+        Place { depth: self.depth + 1, ..self }
+    }
 }
 
 /// Keyword arguments as a map; `None` stands for an absent option.
@@ -23,16 +40,18 @@ pub(crate) fn options(kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Value> {
     let mut pairs = Vec::with_capacity(kwargs.len());
     for (key, value) in kwargs {
         if !value.is_none() {
-            pairs.push((convert(&key, 0)?, convert(&value, 0)?));
+            pairs.push((convert(&key, Place::default())?, convert(&value, Place::default())?));
         }
     }
     Ok(if pairs.is_empty() { Value::Nil } else { Value::Map(pairs) })
 }
 
-fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
+fn convert(object: &Bound<'_, PyAny>, at: Place) -> PyResult<Value> {
     let py = object.py();
-    if depth > MAX_DEPTH {
-        return Err(raise(py, &Error::invalid("value is nested deeper than the limit").with("max_depth", MAX_DEPTH)));
+    // A list that contains itself ends here too.
+    let max_depth = Options::default().max_depth;
+    if at.depth > max_depth {
+        return Err(raise(py, &Error::invalid("value is nested deeper than the limit").with("max_depth", max_depth)));
     }
     if object.is_none() {
         return Ok(Value::Nil);
@@ -48,7 +67,7 @@ fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
     if let Ok(i) = object.cast::<PyInt>() {
         return match i.extract::<i64>() {
             Ok(i) => Ok(Value::Int(i)),
-            Err(_) => big(i.as_any()).map(Value::Big),
+            Err(_) => big(i.as_any()).map(BigInt::into_value),
         };
     }
     if let Ok(f) = object.cast::<PyFloat>() {
@@ -58,16 +77,21 @@ fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         return Ok(Value::Bytes(b.as_bytes().into()));
     }
     if let Ok(list) = object.cast::<PyList>() {
-        return Ok(Value::Array(list.iter().map(|i| convert(&i, depth + 1)).collect::<PyResult<_>>()?));
+        return Ok(Value::Array(list.iter().map(|i| convert(&i, at.inside())).collect::<PyResult<_>>()?));
     }
     if let Ok(tuple) = object.cast::<PyTuple>() {
-        return Ok(Value::Array(tuple.iter().map(|i| convert(&i, depth + 1)).collect::<PyResult<_>>()?));
+        return Ok(Value::Array(tuple.iter().map(|i| convert(&i, at.inside())).collect::<PyResult<_>>()?));
     }
     if let Ok(dict) = object.cast::<PyDict>() {
-        return Ok(Value::Map(dict.iter().map(|(k, v)| Ok((convert(&k, depth + 1)?, convert(&v, depth + 1)?))).collect::<PyResult<_>>()?));
+        return Ok(Value::Map(
+            dict.iter().map(|(k, v)| Ok((convert(&k, at.inside())?, convert(&v, at.inside())?))).collect::<PyResult<_>>()?,
+        ));
     }
     if object.is_instance(&py.import("datetime")?.getattr("datetime")?)? {
-        return Ok(Value::Date(object.call_method0("timestamp")?.extract::<f64>()? * 1e3));
+        return date(object).map(Value::Date);
+    }
+    if object.is_instance_of::<PyBaseException>() {
+        return error(object, at).map(Value::from);
     }
     if object.is_instance_of::<PyByteArray>() || object.is_instance_of::<PyTransferBuffer>() {
         return Ok(Value::Bytes(buffer::copy_buffer(object)?.into()));
@@ -77,18 +101,82 @@ fn convert(object: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         drop(view);
         let bytes = buffer::copy_buffer(object)?.into();
         return match dtype {
-            Some(dtype) => Ok(Value::Typed(TypedArray { dtype, shape, bytes })),
+            Some(dtype) => Ok(TypedArray { dtype, shape, bytes }.into()),
             None => Err(raise(py, &Error::invalid("array has an element type that is not supported").with("type", type_name(object)))),
         };
     }
     // A numpy integer or float, and whatever else can say which number it is.
     if object.hasattr("__index__")? {
-        return convert(&py.import("operator")?.call_method1("index", (object,))?, depth + 1);
+        return convert(&py.import("operator")?.call_method1("index", (object,))?, at.inside());
     }
     if object.hasattr("__float__")? {
         return Ok(Value::Float(object.call_method0("__float__")?.extract()?));
     }
     Err(raise(py, &Error::new(ErrorKind::Unserializable, "value of this type cannot be an option").with("type", type_name(object))))
+}
+
+/// An aware `datetime` as it is, a naive one as local time, as Python itself reads it.
+fn date(object: &Bound<'_, PyAny>) -> PyResult<Date> {
+    let py = object.py();
+    let since = object.call_method1("astimezone", (utc(py)?,))?.sub(epoch(py)?)?;
+    let part = |name: &str| since.getattr(name)?.extract::<i64>();
+    let nanos = u32::try_from(part("microseconds")? * 1000).unwrap_or(u32::MAX);
+    let date = Date::new(part("days")? * 86_400 + part("seconds")?, nanos);
+    Ok(date.expect("a timedelta has less than a second of microseconds"))
+}
+
+fn utc(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import("datetime")?.getattr("timezone")?.getattr("utc")
+}
+
+fn epoch(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    py.import("datetime")?.getattr("datetime")?.call_method1("fromtimestamp", (0, utc(py)?))
+}
+
+/// An exception: class name, text, traceback, cause, and its attributes. One that came from elsewhere goes on as it came.
+fn error(object: &Bound<'_, PyAny>, at: Place) -> PyResult<ErrorValue> {
+    let py = object.py();
+    let attributes = object.getattr("__dict__")?.cast_into::<PyDict>()?;
+    let mut e = ErrorValue::default();
+    let mut properties = attributes.clone();
+    if let Some(remote) = attributes.get_item(REMOTE)? {
+        let (name, message, stack, given): (String, String, String, Bound<'_, PyDict>) = remote.extract()?;
+        (e.name, e.message, e.stack, properties) = (name, message, stack, given);
+        if let Some(cause) = attributes.get_item("cause")? {
+            e.cause = Some(convert(&cause, at.inside())?);
+        }
+    } else {
+        e.name = type_name(object);
+        e.message = object.str().map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
+        if !object.getattr("__traceback__")?.is_none() {
+            let kwargs = PyDict::new(py);
+            kwargs.set_item("chain", false)?;
+            let lines = py.import("traceback")?.call_method("format_exception", (object,), Some(&kwargs))?;
+            e.stack = PyString::new(py, "").call_method1("join", (lines,))?.cast::<PyString>()?.to_string_lossy().into_owned();
+        }
+        if let Some(code) = crate::error::code_of(object)? {
+            e.set_property("code", code.into());
+        }
+    }
+    let suppressed = object.getattr("__suppress_context__")?.is_truthy()?;
+    let cause = match object.getattr("__cause__")? {
+        none if none.is_none() && !suppressed => object.getattr("__context__")?,
+        cause => cause,
+    };
+    if !cause.is_none() {
+        e.cause = Some(convert(&cause, at.inside())?);
+    }
+    for (name, value) in properties {
+        let Ok(name) = name.extract::<String>() else { continue };
+        match convert(&value, Place { in_property: true, ..at.inside().inside() }) {
+            Ok(value) => e.set_property(&name, value),
+            // An exception travels without those of its attributes that cannot: a socket, a function, a cycle. Not so an exception
+            // inside an attribute, or each of a cycle's ways back would be tried at every depth.
+            Err(_) if !at.in_property => {}
+            Err(failed) => return Err(failed),
+        }
+    }
+    Ok(e)
 }
 
 fn type_name(object: &Bound<'_, PyAny>) -> String {
@@ -161,42 +249,119 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: Value) -> PyResult<Bound<'p
         Value::Map(pairs) => {
             let dict = PyDict::new(py);
             for (k, v) in pairs {
-                let key = match k {
-                    // Lists are no dict keys; tuples are.
-                    Value::Array(_) => to_python(py, k)?.cast_into::<PyList>()?.to_tuple().into_any(),
-                    k => to_python(py, k)?,
-                };
-                dict.set_item(key, to_python(py, v)?)?;
+                let kind = k.type_name();
+                dict.set_item(to_key(py, k)?, to_python(py, v)?).map_err(|e| {
+                    let no_key = Error::new(ErrorKind::Unsupported, "map has a key that a dict cannot have").with("type", kind);
+                    if e.is_instance_of::<PyTypeError>(py) { raise(py, &no_key) } else { e }
+                })?;
             }
             dict.into_any()
         }
-        Value::Date(ms) => {
-            let datetime = py.import("datetime")?;
-            let utc = datetime.getattr("timezone")?.getattr("utc")?;
-            let epoch = datetime.getattr("datetime")?.call_method1("fromtimestamp", (0, utc))?;
-            // Not `fromtimestamp(ms)`: that refuses what a timedelta can still hold.
+        Value::Date(date) => {
             let kwargs = PyDict::new(py);
-            kwargs.set_item("milliseconds", ms)?;
-            epoch.add(datetime.getattr("timedelta")?.call((), Some(&kwargs))?)?
+            kwargs.set_item("seconds", date.seconds())?;
+            kwargs.set_item("microseconds", date.nanos() / 1000)?;
+            let delta = py.import("datetime")?.getattr("timedelta")?.call((), Some(&kwargs));
+            delta.and_then(|delta| epoch(py)?.add(delta)).map_err(|e| {
+                let beyond = Error::new(ErrorKind::Unsupported, "date is not in the years 1 to 9999").with("seconds", date.seconds());
+                if e.is_instance_of::<PyOverflowError>(py) { raise(py, &beyond) } else { e }
+            })?
         }
-        Value::Typed(array) => typed(py, array)?,
+        Value::Typed(array) => typed(py, *array)?,
         Value::Buffer(b) => Bound::new(py, PyTransferBuffer::new(b))?.into_any(),
-        Value::Error(e) => {
-            let text = if e.name.is_empty() { e.message } else { format!("{}: {}", e.name, e.message) };
-            crate::error::exception(py, &Error::new(ErrorKind::TaskFailed, text))?
-        }
+        Value::Error(e) => exception(py, *e)?,
         other => return Err(raise(py, &Error::new(ErrorKind::Unsupported, "value has no Python form").with("type", other.type_name()))),
     })
+}
+
+/// The attribute that holds an exception's own parts as they came: name, message, stack, properties.
+const REMOTE: &str = "_remote";
+
+/// An error of elsewhere: the class of its kind when it is one of offloop's own, else a TaskFailedError.
+fn exception(py: Python<'_>, e: ErrorValue) -> PyResult<Bound<'_, PyAny>> {
+    let made = match e.kind() {
+        Some(kind) => crate::error::error_class(py, kind.status())?.call1((&e.message,))?,
+        None => {
+            let text = if e.name.is_empty() { e.message.clone() } else { format!("{}: {}", e.name, e.message) };
+            crate::error::exception(py, &Error::new(ErrorKind::TaskFailed, text))?
+        }
+    };
+    let properties = PyDict::new(py);
+    for (name, value) in e.properties {
+        properties.set_item(name, to_python(py, value)?)?;
+    }
+    made.setattr("name", &e.name)?;
+    made.setattr("message", &e.message)?;
+    made.setattr("stack", &e.stack)?;
+    made.setattr("properties", &properties)?;
+    made.setattr(REMOTE, (e.name, e.message, e.stack, properties))?;
+    if let Some(cause) = e.cause {
+        let cause = to_python(py, cause)?;
+        // Python only chains exceptions.
+        made.setattr(if cause.is_instance_of::<PyBaseException>() { "__cause__" } else { "cause" }, cause)?;
+    }
+    Ok(made)
+}
+
+/// A key: lists are no keys, tuples are.
+fn to_key(py: Python<'_>, key: Value) -> PyResult<Bound<'_, PyAny>> {
+    match key {
+        Value::Array(items) => {
+            let items = items.into_iter().map(|i| to_key(py, i)).collect::<PyResult<Vec<_>>>()?;
+            Ok(PyTuple::new(py, items)?.into_any())
+        }
+        key => to_python(py, key),
+    }
+}
+
+/// The message of a value; for tests.
+#[pyfunction]
+fn _encode_value<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let py = value.py();
+    let value = from_python(value)?;
+    let mut message = Vec::new();
+    codec::encode(&value, &Options::default(), &mut message).map_err(|e| raise(py, &e))?;
+    Ok(PyBytes::new(py, &message))
+}
+
+/// The value of a message; for tests.
+#[pyfunction]
+#[pyo3(signature = (message, *, max_depth = None, max_items = None, max_bytes = None))]
+fn _decode_value<'py>(
+    message: &Bound<'py, PyBytes>,
+    max_depth: Option<usize>,
+    max_items: Option<usize>,
+    max_bytes: Option<usize>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (py, defaults) = (message.py(), Options::default());
+    let options = Options {
+        max_depth: max_depth.unwrap_or(defaults.max_depth),
+        max_items: max_items.unwrap_or(defaults.max_items),
+        max_bytes: max_bytes.unwrap_or(defaults.max_bytes),
+        ..defaults
+    };
+    let value = codec::decode_owned(message.as_bytes().into(), &mut [], &options).map_err(|e| raise(py, &e))?;
+    to_python(py, value)
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(_encode_value, m)?)?;
+    m.add_function(wrap_pyfunction!(_decode_value, m)?)
 }
 
 /// A numpy array where numpy is installed, else a memoryview of the same format and shape.
 fn typed<'py>(py: Python<'py>, array: TypedArray) -> PyResult<Bound<'py, PyAny>> {
     let (format, numpy_name) = format_of(array.dtype);
-    let bytes = PyByteArray::new(py, &array.bytes);
+    let bytes = if array.bytes.len() < VIEW_FROM {
+        PyByteArray::new(py, &array.bytes).into_any()
+    } else {
+        let buffer = TransferBuffer::from_bytes(array.bytes).map_err(|e| raise(py, &e))?;
+        Bound::new(py, PyTransferBuffer::new(buffer))?.into_any()
+    };
     let shape = PyTuple::new(py, &array.shape)?;
     if let Ok(numpy) = py.import("numpy") {
         return numpy.call_method1("frombuffer", (bytes, numpy_name))?.call_method1("reshape", (shape,));
     }
-    let view = PyMemoryView::from(bytes.as_any())?;
+    let view = PyMemoryView::from(&bytes)?;
     if array.shape.len() == 1 { view.call_method1("cast", (format,)) } else { view.call_method1("cast", (format, shape.to_list())) }
 }

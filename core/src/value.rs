@@ -1,7 +1,7 @@
-//! The one typed value tree: op options, op results, and (with the codec) what crosses languages.
+//! The one typed value tree: op options, op results, and (with [`crate::codec`]) what crosses languages.
 
 use crate::buffer::{Bytes, TransferBuffer};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ERROR_TABLE, Error, ErrorKind, Result};
 use std::borrow::Cow;
 
 /// Element type of a [`TypedArray`].
@@ -37,6 +37,13 @@ impl DType {
         }
     }
 
+    /// Bytes of the elements of a shape; `None` when no memory holds them.
+    #[must_use]
+    pub fn byte_len(self, shape: &[u64]) -> Option<usize> {
+        let len = shape.iter().try_fold(self.size() as u64, |len, n| len.checked_mul(*n))?;
+        usize::try_from(len).ok()
+    }
+
     /// The element type with that number.
     #[must_use]
     pub fn from_u8(n: u8) -> Option<DType> {
@@ -55,6 +62,12 @@ pub struct TypedArray {
     pub bytes: Bytes,
 }
 
+impl From<TypedArray> for Value {
+    fn from(t: TypedArray) -> Value {
+        Value::Typed(Box::new(t))
+    }
+}
+
 /// A big integer: sign and magnitude, little-endian bytes without trailing zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BigInt {
@@ -64,8 +77,72 @@ pub struct BigInt {
     pub magnitude: Vec<u8>,
 }
 
+impl BigInt {
+    /// The integer as a value of its smallest form: `Int` where 64 bits hold it, `Big` beyond. Zero bytes above the magnitude are cut.
+    #[must_use]
+    pub fn into_value(mut self) -> Value {
+        while self.magnitude.last() == Some(&0) {
+            self.magnitude.pop();
+        }
+        if self.magnitude.len() > 8 {
+            return Value::Big(self);
+        }
+        let word = self.magnitude.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        match i64::try_from(word) {
+            Ok(i) => Value::Int(if self.negative { -i } else { i }),
+            Err(_) if self.negative && word == 1 << 63 => Value::Int(i64::MIN),
+            Err(_) => Value::Big(self),
+        }
+    }
+}
+
+/// A point in time, to the nanosecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Date {
+    seconds: i64,
+    nanos: u32,
+}
+
+impl Date {
+    /// `seconds` since 1970-01-01 UTC, rounded down, and `nanos` after them; `None` for a second or more of nanoseconds.
+    #[must_use]
+    pub fn new(seconds: i64, nanos: u32) -> Option<Date> {
+        (nanos < 1_000_000_000).then_some(Date { seconds, nanos })
+    }
+
+    /// Milliseconds since 1970-01-01 UTC; `None` for what is no time (NaN, infinite) or more than 64 bits of seconds away.
+    #[must_use]
+    pub fn from_millis(ms: f64) -> Option<Date> {
+        let seconds = (ms / 1e3).floor();
+        if !(-9.2e18..9.2e18).contains(&seconds) {
+            return None;
+        }
+        // A fraction that rounds up to a whole second carries over.
+        let nanos = ((ms - seconds * 1e3) * 1e6).round().clamp(0.0, 1e9) as u32;
+        Date::new(seconds as i64 + i64::from(nanos / 1_000_000_000), nanos % 1_000_000_000)
+    }
+
+    /// Seconds since 1970-01-01 UTC, rounded down.
+    #[must_use]
+    pub const fn seconds(self) -> i64 {
+        self.seconds
+    }
+
+    /// Nanoseconds after [`seconds`](Self::seconds), below 10⁹.
+    #[must_use]
+    pub const fn nanos(self) -> u32 {
+        self.nanos
+    }
+
+    /// Milliseconds since 1970-01-01 UTC, as near as a float is.
+    #[must_use]
+    pub fn as_millis(self) -> f64 {
+        self.seconds as f64 * 1e3 + f64::from(self.nanos) / 1e6
+    }
+}
+
 /// A user's error as a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct ErrorValue {
     /// Class name.
     pub name: String,
@@ -73,6 +150,54 @@ pub struct ErrorValue {
     pub message: String,
     /// Stack or traceback, empty when there is none.
     pub stack: String,
+    /// What caused it: usually an error.
+    pub cause: Option<Value>,
+    /// The error's own further properties in their order, `code` (`ENOENT`, `ERR_OFFLOOP_FULL`) among them.
+    pub properties: Vec<(String, Value)>,
+}
+
+impl ErrorValue {
+    /// An error of a class with a message, and nothing else.
+    pub fn new(name: impl Into<String>, message: impl Into<String>) -> ErrorValue {
+        ErrorValue { name: name.into(), message: message.into(), ..ErrorValue::default() }
+    }
+
+    /// A property by its name; of several the last counts.
+    #[must_use]
+    pub fn property(&self, name: &str) -> Option<&Value> {
+        self.properties.iter().rfind(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Sets a property, replacing its old value.
+    pub fn set_property(&mut self, name: &str, value: Value) {
+        match self.properties.iter_mut().rfind(|(key, _)| key == name) {
+            Some((_, old)) => *old = value,
+            None => self.properties.push((name.to_owned(), value)),
+        }
+    }
+
+    /// The kind that `code` names, if it is one of offloop's own.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        let code = self.property("code")?.as_str()?;
+        ERROR_TABLE.iter().find(|row| row.code == code).map(|row| row.kind)
+    }
+
+    fn deep_clone(&self) -> Result<ErrorValue> {
+        Ok(ErrorValue {
+            name: self.name.clone(),
+            message: self.message.clone(),
+            stack: self.stack.clone(),
+            cause: self.cause.as_ref().map(Value::deep_clone).transpose()?,
+            properties: self.properties.iter().map(|(k, v)| Ok((k.clone(), v.deep_clone()?))).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl From<ErrorValue> for Value {
+    fn from(e: ErrorValue) -> Value {
+        Value::Error(Box::new(e))
+    }
 }
 
 /// A value of any language.
@@ -96,16 +221,16 @@ pub enum Value {
     Bytes(Bytes),
     /// A list.
     Array(Vec<Value>),
-    /// Pairs in their order; keys of any type.
+    /// Pairs in their order; keys of any type. Of several pairs with one key the last counts.
     Map(Vec<(Value, Value)>),
-    /// Milliseconds since 1970-01-01 UTC.
-    Date(f64),
-    /// Typed elements.
-    Typed(TypedArray),
+    /// A point in time.
+    Date(Date),
+    /// Typed elements. Boxed, as errors are: every value is as large as its largest kind.
+    Typed(Box<TypedArray>),
     /// A buffer with one owner.
     Buffer(TransferBuffer),
     /// An error.
-    Error(ErrorValue),
+    Error(Box<ErrorValue>),
 }
 
 impl Value {
@@ -174,7 +299,7 @@ impl Value {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         let Value::Map(pairs) = self else { return None };
-        pairs.iter().find(|(k, _)| k.as_str() == Some(key)).map(|(_, v)| v)
+        pairs.iter().rfind(|(k, _)| k.as_str() == Some(key)).map(|(_, v)| v)
     }
 
     /// The bytes of a byte value, a buffer or a typed array; `Invalid` otherwise.
@@ -200,9 +325,9 @@ impl Value {
             Value::Array(a) => Value::Array(a.iter().map(Value::deep_clone).collect::<Result<_>>()?),
             Value::Map(m) => Value::Map(m.iter().map(|(k, v)| Ok((k.deep_clone()?, v.deep_clone()?))).collect::<Result<_>>()?),
             Value::Date(d) => Value::Date(*d),
-            Value::Typed(t) => Value::Typed(TypedArray { dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.to_vec().into() }),
+            Value::Typed(t) => Value::from(TypedArray { dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.to_vec().into() }),
             Value::Buffer(b) => Value::Bytes(b.to_vec()?.into()),
-            Value::Error(e) => Value::Error(e.clone()),
+            Value::Error(e) => Value::from(e.deep_clone()?),
         })
     }
 }
@@ -215,6 +340,11 @@ impl From<Vec<u8>> for Value {
 impl From<bool> for Value {
     fn from(v: bool) -> Value {
         Value::Bool(v)
+    }
+}
+impl From<Date> for Value {
+    fn from(v: Date) -> Value {
+        Value::Date(v)
     }
 }
 impl From<i64> for Value {
@@ -235,5 +365,50 @@ impl From<String> for Value {
 impl From<&'static str> for Value {
     fn from(v: &'static str) -> Value {
         Value::str(v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_keep_milliseconds_and_carry() {
+        let parts = |ms| Date::from_millis(ms).map(|d| (d.seconds(), d.nanos()));
+        assert_eq!(parts(1.7e12 + 123.0), Some((1_700_000_000, 123_000_000)));
+        assert_eq!(parts(-1.0), Some((-1, 999_000_000)));
+        assert_eq!(parts(999.999_999_9), Some((1, 0)));
+        assert_eq!(parts(8.64e15), Some((8_640_000_000_000, 0)));
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e300, -1e22] {
+            assert_eq!(parts(bad), None, "{bad}");
+        }
+        for ms in [0.0, 0.5, -0.25, 1.7e12 + 0.125, -8.64e15] {
+            assert_eq!(Date::from_millis(ms).map(Date::as_millis), Some(ms));
+        }
+        assert_eq!(Date::new(0, 1_000_000_000), None);
+    }
+
+    #[test]
+    fn integers_take_their_smallest_form() {
+        let small = |negative, magnitude: &[u8]| match (BigInt { negative, magnitude: magnitude.to_vec() }).into_value() {
+            Value::Int(i) => Ok(i),
+            Value::Big(b) => Err((b.negative, b.magnitude)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(small(true, &[]), Ok(0));
+        assert_eq!(small(true, &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Ok(-5));
+        assert_eq!(small(false, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Ok(i64::MAX));
+        assert_eq!(small(true, &[0, 0, 0, 0, 0, 0, 0, 0x80]), Ok(i64::MIN));
+        assert_eq!(small(false, &[0, 0, 0, 0, 0, 0, 0, 0x80]), Err((false, vec![0, 0, 0, 0, 0, 0, 0, 0x80])));
+    }
+
+    #[test]
+    fn the_last_pair_of_a_key_counts() {
+        assert_eq!(Value::map([("a", 1.into()), ("a", 2.into())]).get("a").and_then(Value::as_int), Some(2));
+    }
+
+    #[test]
+    fn a_value_stays_small() {
+        assert!(size_of::<Value>() <= 40, "{}", size_of::<Value>());
     }
 }

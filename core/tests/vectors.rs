@@ -2,19 +2,15 @@
 #![cfg(feature = "ops")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
-use offloop::value::{BigInt, Value};
-use offloop::{Bytes, Error, ops};
+mod notation;
+
+use notation::{hex, repeat, to_value};
+use offloop::{Bytes, Error, Value, ops};
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors")
-}
-
-fn hex(s: &str) -> Vec<u8> {
-    let digits: Vec<u8> = s.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-    assert!(digits.len().is_multiple_of(2), "odd number of hex digits: {s}");
-    digits.chunks(2).map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap()).collect()
 }
 
 fn base64(s: &str) -> Vec<u8> {
@@ -37,15 +33,6 @@ fn base64(s: &str) -> Vec<u8> {
         }
     }
     out
-}
-
-fn repeat(spec: &Json) -> Vec<u8> {
-    let unit = match (spec.get("text"), spec.get("hex")) {
-        (Some(t), None) => t.as_str().unwrap().as_bytes().to_vec(),
-        (None, Some(h)) => hex(h.as_str().unwrap()),
-        _ => panic!("repeat needs text or hex: {spec}"),
-    };
-    unit.repeat(spec["times"].as_u64().unwrap() as usize)
 }
 
 /// The bytes of `<prefix>text`, `<prefix>hex`, … of an entry, if it has one of them.
@@ -82,52 +69,6 @@ fn inputs(entry: &Json) -> Vec<Vec<u8>> {
         Some(list) => list.as_array().unwrap().iter().map(|i| bytes_of(i, "input_").unwrap()).collect(),
         None => bytes_of(entry, "input_").into_iter().collect(),
     }
-}
-
-fn to_value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::Nil,
-        Json::Bool(b) => Value::Bool(*b),
-        Json::Number(n) => match n.as_i64() {
-            Some(i) => Value::Int(i),
-            None => Value::Float(n.as_f64().unwrap()),
-        },
-        Json::String(s) => Value::from(s.clone()),
-        Json::Array(a) => Value::Array(a.iter().map(to_value).collect()),
-        Json::Object(o) if o.len() == 1 && o.keys().all(|k| k.starts_with('$')) => {
-            let (form, v) = o.iter().next().unwrap();
-            match form.as_str() {
-                "$hex" => hex(v.as_str().unwrap()).into(),
-                "$text" => v.as_str().unwrap().as_bytes().to_vec().into(),
-                "$repeat" => repeat(v).into(),
-                "$date" => Value::Date(v.as_f64().unwrap()),
-                "$float" => Value::Float(v.as_str().unwrap().parse().unwrap()),
-                "$int" => big(v.as_str().unwrap()),
-                _ => panic!("unknown form {form}"),
-            }
-        }
-        Json::Object(o) => Value::Map(o.iter().map(|(k, v)| (Value::from(k.clone()), to_value(v))).collect()),
-    }
-}
-
-fn big(text: &str) -> Value {
-    if let Ok(i) = text.parse::<i64>() {
-        return Value::Int(i);
-    }
-    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |d| (true, d));
-    let mut magnitude = vec![0u8];
-    for d in digits.bytes() {
-        let mut carry = u32::from(d - b'0');
-        for byte in &mut magnitude {
-            carry += u32::from(*byte) * 10;
-            *byte = carry as u8;
-            carry >>= 8;
-        }
-        if carry > 0 {
-            magnitude.push(carry as u8);
-        }
-    }
-    Value::Big(BigInt { negative, magnitude })
 }
 
 /// Whether two values are equal as a driver sees them: numbers by value, maps without regard to order.

@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import queue
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -40,7 +40,12 @@ class WorkerLostError(OffloopError, concurrent.futures.BrokenExecutor):
     oom: bool
     poison: bool
 
-class TaskFailedError(OffloopError, RuntimeError): ...
+class TaskFailedError(OffloopError, RuntimeError):
+    name: str
+    message: str
+    stack: str
+    properties: Mapping[str, Any]
+
 class DegradedError(OffloopError, concurrent.futures.BrokenExecutor): ...
 
 class OsError(OffloopError, OSError):

@@ -14,6 +14,7 @@
 #![allow(non_camel_case_types, reason = "these are the names of the C header")]
 
 pub mod buffer;
+pub mod codec;
 pub mod ctx;
 pub mod ffi;
 pub mod handle;

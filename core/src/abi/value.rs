@@ -9,7 +9,7 @@ use crate::abi::handle::{self, Handle, Kind, Object, Place};
 use crate::abi::{offloop_buffer, offloop_value};
 use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::value::{BigInt, DType, ErrorValue, TypedArray, Value};
+use crate::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 
@@ -136,7 +136,7 @@ fn wrong_type(want: &'static str, got: &Value) -> Error {
     Error::invalid("value has another type").with("want", want).with("got", got.type_name())
 }
 
-fn make(out: *mut *mut offloop_value, value: impl FnOnce() -> Result<Value>) -> offloop_status {
+pub(super) fn make(out: *mut *mut offloop_value, value: impl FnOnce() -> Result<Value>) -> offloop_status {
     ffi::call(|| {
         let out = ffi::out(out, "out")?;
         out.set(give(value()?)?);
@@ -171,7 +171,8 @@ pub unsafe extern "C" fn offloop_value_new_int(value: i64, out: *mut *mut offloo
     make(out, || Ok(Value::Int(value)))
 }
 
-/// Makes an integer beyond 64 bits from its magnitude, least significant byte first.
+/// Makes an integer of any size from its magnitude, least significant byte first: OFFLOOP_TYPE_INT where 64 bits hold it,
+/// OFFLOOP_TYPE_BIG beyond.
 ///
 /// # Safety
 /// `magnitude` points at `len` bytes, `out` is valid for writing.
@@ -184,11 +185,8 @@ pub unsafe extern "C" fn offloop_value_new_big(
 ) -> offloop_status {
     make(out, || {
         // SAFETY: this function's contract.
-        let mut magnitude = unsafe { ffi::slice(magnitude, len, "magnitude") }?.to_vec();
-        while magnitude.last() == Some(&0) {
-            magnitude.pop();
-        }
-        Ok(Value::Big(BigInt { negative: negative && !magnitude.is_empty(), magnitude }))
+        let magnitude = unsafe { ffi::slice(magnitude, len, "magnitude") }?.to_vec();
+        Ok(BigInt { negative, magnitude }.into_value())
     })
 }
 
@@ -263,7 +261,23 @@ pub unsafe extern "C" fn offloop_value_new_map(out: *mut *mut offloop_value) -> 
 /// `out` is valid for writing.
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_value_new_date(unix_ms: f64, out: *mut *mut offloop_value) -> offloop_status {
-    make(out, || Ok(Value::Date(unix_ms)))
+    make(out, || {
+        let date = Date::from_millis(unix_ms).ok_or_else(|| Error::invalid("date is no time").with("unix_ms", unix_ms))?;
+        Ok(Value::Date(date))
+    })
+}
+
+/// Makes a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them, as in struct timespec.
+///
+/// # Safety
+/// `out` is valid for writing.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_value_new_time(seconds: i64, nanos: u32, out: *mut *mut offloop_value) -> offloop_status {
+    make(out, || {
+        let date = Date::new(seconds, nanos)
+            .ok_or_else(|| Error::invalid("date has a second or more of nanoseconds").with("nanos", nanos).with("max", 999_999_999))?;
+        Ok(Value::Date(date))
+    })
 }
 
 /// Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths. Copied.
@@ -286,15 +300,14 @@ pub unsafe extern "C" fn offloop_value_new_typed(
             .ok_or_else(|| Error::invalid("no element type of that number").with("dtype", dtype))?;
         // SAFETY: this function's contract.
         let (shape, data) = unsafe { (ffi::slice(shape, dimensions, "shape")?, ffi::slice(data.cast::<u8>(), len, "data")?) };
-        let want = shape.iter().try_fold(dtype.size() as u64, |n, d| n.checked_mul(*d));
-        if want != Some(len as u64) {
+        if dtype.byte_len(shape) != Some(len) {
             return Err(Error::invalid("bytes do not fill the shape").with("len", len).with("shape", format_args!("{shape:?}")));
         }
-        Ok(Value::Typed(TypedArray { dtype, shape: shape.to_vec(), bytes: data.to_vec().into() }))
+        Ok(TypedArray { dtype, shape: shape.to_vec(), bytes: data.to_vec().into() }.into())
     })
 }
 
-/// Makes an error: a class name and a message, both NUL-terminated.
+/// Makes an error: a class name and a message, both NUL-terminated. offloop_value_error_set adds what else it has.
 ///
 /// # Safety
 /// Both texts are NUL-terminated, `out` is valid for writing.
@@ -307,7 +320,7 @@ pub unsafe extern "C" fn offloop_value_new_error(
     make(out, || {
         // SAFETY: this function's contract.
         let (name, message) = unsafe { (ffi::str(name, "name")?, ffi::str(message, "message")?) };
-        Ok(Value::Error(ErrorValue { name: name.to_owned(), message: message.to_owned(), stack: String::new() }))
+        Ok(ErrorValue::new(name, message).into())
     })
 }
 
@@ -415,7 +428,24 @@ pub unsafe extern "C" fn offloop_value_get_float(value: *const offloop_value, ou
 /// `out` is valid for writing.
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_value_get_date(value: *const offloop_value, out: *mut f64) -> offloop_status {
-    get(value, out, "date", |v| if let Value::Date(ms) = v { Some(*ms) } else { None })
+    get(value, out, "date", |v| if let Value::Date(d) = v { Some(d.as_millis()) } else { None })
+}
+
+/// Reads a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them.
+///
+/// # Safety
+/// Both results are valid for writing.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_value_get_time(value: *const offloop_value, seconds: *mut i64, nanos: *mut u32) -> offloop_status {
+    ffi::call(|| {
+        let (seconds, nanos) = (ffi::out(seconds, "seconds")?, ffi::out(nanos, "nanos")?);
+        read(value, |v| {
+            let Value::Date(d) = v else { return Err(wrong_type("date", v)) };
+            seconds.set(d.seconds());
+            nanos.set(d.nanos());
+            Ok(())
+        })
+    })
 }
 
 /// Reads an integer beyond 64 bits: sign, and magnitude least significant byte first. The pointer lives as long as the value.
@@ -527,6 +557,81 @@ pub unsafe extern "C" fn offloop_value_get_error(
     })
 }
 
+/// Reads the stack or traceback of an error as a borrowed text; empty when it has none.
+///
+/// # Safety
+/// Both results are valid for writing.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_value_get_stack(value: *const offloop_value, text: *mut *const c_char, len: *mut usize) -> offloop_status {
+    ffi::call(|| {
+        let (text, len) = (ffi::out(text, "text")?, ffi::out(len, "len")?);
+        read(value, |v| {
+            let Value::Error(e) = v else { return Err(wrong_type("error", v)) };
+            text.set(e.stack.as_ptr().cast());
+            len.set(e.stack.len());
+            Ok(())
+        })
+    })
+}
+
+/// Sets a part of an error (NUL-terminated UTF-8), replacing its old value: "stack" (a text), "cause" (any value, usually an error),
+/// or a property of its own, "code" among them. The item is moved; the error's views end.
+///
+/// # Safety
+/// `name` is NUL-terminated, `item_io` points at a handle.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_value_error_set(
+    error: *mut offloop_value,
+    name: *const c_char,
+    item_io: *mut *mut offloop_value,
+) -> offloop_status {
+    ffi::call(|| {
+        // SAFETY: this function's contract.
+        let (name, mut item) = unsafe { (ffi::str(name, "name")?, ffi::moved(item_io, "item_io")?) };
+        let stack = match (name, owned(item.object())?) {
+            ("stack", Value::Str(text)) => Some(text.to_string()),
+            ("stack", other) => return Err(wrong_type("string", other)),
+            _ => None,
+        };
+        change(error, |v| {
+            let Value::Error(e) = v else { return Err(wrong_type("error", v)) };
+            let item = into_value(item.done());
+            match (name, stack) {
+                (_, Some(stack)) => e.stack = stack,
+                ("cause", _) => e.cause = Some(item).filter(|cause| !matches!(cause, Value::Nil)),
+                _ => e.set_property(name, item),
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Borrows the "cause" of an error or a property of its own; OFFLOOP_ERR_NOT_FOUND when it has none of that name.
+///
+/// # Safety
+/// `name` is NUL-terminated, `out` is valid for writing.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_value_error_get(
+    error: *const offloop_value,
+    name: *const c_char,
+    out: *mut *const offloop_value,
+) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        // SAFETY: this function's contract.
+        let name = unsafe { ffi::str(name, "name") }?;
+        out.set(at_root(error, |v, views, root| {
+            let Value::Error(e) = v else { return Err(wrong_type("error", v)) };
+            let item = if name == "cause" { e.cause.as_ref() } else { e.property(name) };
+            let item = item.ok_or_else(|| {
+                Error::new(ErrorKind::NotFound, "error has no such property").with("name", name.chars().take(80).collect::<String>())
+            })?;
+            view(item, views, root)
+        })?);
+        Ok(())
+    })
+}
+
 /// Takes the bytes out of a value as a buffer, without a copy where the memory allows it. The value is moved.
 ///
 /// # Safety
@@ -618,7 +723,7 @@ pub unsafe extern "C" fn offloop_value_map_set(
         change(map, |v| {
             let Value::Map(pairs) = v else { return Err(wrong_type("map", v)) };
             let item = into_value(item.done());
-            match pairs.iter_mut().find(|(k, _)| k.as_str() == Some(key)) {
+            match pairs.iter_mut().rfind(|(k, _)| k.as_str() == Some(key)) {
                 Some((_, old)) => *old = item,
                 None => pairs.push((Value::from(key.to_owned()), item)),
             }
@@ -744,10 +849,6 @@ mod tests {
     #[test]
     fn type_numbers_follow_the_header_names() {
         assert_eq!(TYPE_NAMES[type_number(&Value::Nil) as usize], "NIL");
-        assert_eq!(
-            TYPE_NAMES
-                [type_number(&Value::Error(ErrorValue { name: String::new(), message: String::new(), stack: String::new() })) as usize],
-            "ERROR"
-        );
+        assert_eq!(TYPE_NAMES[type_number(&Value::from(ErrorValue::default())) as usize], "ERROR");
     }
 }

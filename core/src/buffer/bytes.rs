@@ -4,7 +4,7 @@ use crate::buffer::Region;
 use crate::error::Result;
 use std::any::Any;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 /// Bytes that do not change and do not move while they are borrowed: the input of an op, or its result.
@@ -14,6 +14,7 @@ enum Repr {
     Vec(Vec<u8>),
     Static(&'static [u8]),
     Region(Arc<Region>, usize),
+    Part(Arc<Bytes>, Range<usize>),
     Foreign { ptr: *const u8, len: usize, _guard: Box<dyn Any + Send> },
 }
 
@@ -42,6 +43,13 @@ impl Bytes {
         Bytes(Repr::Region(region, len))
     }
 
+    /// A part of `whole`, which lives as long as any part. Parts of one whole never overlap, and nobody uses the whole meanwhile:
+    /// so who owns a part of private memory may write it, as [`is_private`](Self::is_private) says.
+    pub(crate) fn part(whole: &Arc<Bytes>, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= whole.len(), "a part lies inside its whole");
+        Bytes(Repr::Part(whole.clone(), range))
+    }
+
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
@@ -51,6 +59,7 @@ impl Bytes {
             // SAFETY: a region inside `Bytes` has no other owner that writes (it was moved in, or copied when a peer
             // could write it), and `len` is at most the region's length.
             Repr::Region(r, len) => unsafe { std::slice::from_raw_parts(r.as_ptr(), *len) },
+            Repr::Part(whole, range) => &whole[range.clone()],
             // SAFETY: contract of `from_foreign`.
             Repr::Foreign { ptr, len, .. } => unsafe { std::slice::from_raw_parts(*ptr, *len) },
         }
@@ -64,6 +73,11 @@ impl Bytes {
                 let (ptr, len) = (v.as_mut_ptr(), v.len());
                 // SAFETY: the vector is the guard; moving it does not move its allocation.
                 Ok(unsafe { Region::foreign(ptr, len, Box::new(v)) })
+            }
+            Repr::Part(ref whole, ref range) if whole.is_private() => {
+                let (ptr, len) = (whole[range.clone()].as_ptr().cast_mut(), range.len());
+                // SAFETY: the part is the guard and keeps its whole; parts do not overlap, so this one is ours to write.
+                Ok(unsafe { Region::foreign(ptr, len, Box::new(self)) })
             }
             other => {
                 let bytes = Bytes(other);
@@ -81,6 +95,7 @@ impl Bytes {
         match &self.0 {
             Repr::Vec(_) => true,
             Repr::Region(r, _) => !r.is_exported(),
+            Repr::Part(whole, _) => whole.is_private(),
             Repr::Static(_) | Repr::Foreign { .. } => false,
         }
     }

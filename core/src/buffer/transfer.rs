@@ -138,14 +138,24 @@ impl TransferBuffer {
     /// # Errors
     /// `Detached`, `Forked`.
     pub fn to_vec(&self) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.append_to(&mut out)?;
+        Ok(out)
+    }
+
+    /// Appends a copy of the bytes.
+    ///
+    /// # Errors
+    /// `Detached`, `Forked`.
+    pub fn append_to(&self, out: &mut Vec<u8>) -> Result<()> {
         let r = self.region()?;
-        let mut out = Vec::with_capacity(r.len());
+        out.reserve(r.len());
         // SAFETY: the region has `len` readable bytes, `out` has room; no reference to memory that a peer may write.
         unsafe {
-            std::ptr::copy_nonoverlapping(r.as_ptr(), out.as_mut_ptr(), r.len());
-            out.set_len(r.len());
+            std::ptr::copy_nonoverlapping(r.as_ptr(), out.as_mut_ptr().add(out.len()), r.len());
+            out.set_len(out.len() + r.len());
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Copies `src` into the buffer at `offset`.

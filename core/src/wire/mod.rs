@@ -1,3 +1,4 @@
 //! Byte layouts that another process or language reads.
 
 pub mod metrics;
+pub mod value;

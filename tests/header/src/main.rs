@@ -15,6 +15,7 @@ const SOURCES: &[&str] = &[
     "capi/mod.rs",
     "abi/status.rs",
     "abi/value.rs",
+    "abi/codec.rs",
     "abi/buffer.rs",
     "abi/ctx.rs",
     "capi/completion.rs",
@@ -28,6 +29,7 @@ const SOURCES: &[&str] = &[
 const INITS: &[(&str, &str)] = &[
     ("offloop_pool_options", "OFFLOOP_POOL_OPTIONS_INIT"),
     ("offloop_submit_options", "OFFLOOP_SUBMIT_OPTIONS_INIT"),
+    ("offloop_codec_options", "OFFLOOP_CODEC_OPTIONS_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 
