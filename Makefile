@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan asan-all core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -142,6 +142,18 @@ asan:  ## the C ABI suite and its failpoints under AddressSanitizer
 
 asan-all:  ## the same with every op family and hostile input for each: minutes to build
 	$(MAKE) --no-print-directory asan ASAN_FEATURES='--features failpoints'
+
+# What cargo-fuzz would do, with the compiler that everything else is built with.
+FUZZ_FLAGS := --cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ       := codec
+SECONDS    := 60
+
+fuzz:  ## libFuzzer on a target (FUZZ=codec) for so long (SECONDS=60), beginning with the vectors
+	$(CARGO) run --quiet --release --locked --manifest-path fuzz/Cargo.toml --bin corpus -- $(TARGET)/fuzz-corpus/$(FUZZ)
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS='$(FUZZ_FLAGS)' CARGO_TARGET_DIR=$(TARGET)/fuzz $(CARGO) build --release --locked --manifest-path fuzz/Cargo.toml \
+		--bin $(FUZZ) --target $(HOST)
+	$(TARGET)/fuzz/$(HOST)/release/$(FUZZ) -max_total_time=$(SECONDS) -max_len=16384 -rss_limit_mb=2048 -print_final_stats=1 $(TARGET)/fuzz-corpus/$(FUZZ)
 
 fmt:  ## rewrite sources in the house style
 	$(CARGO) fmt --all

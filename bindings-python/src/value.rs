@@ -105,7 +105,14 @@ fn convert(object: &Bound<'_, PyAny>, at: Place) -> PyResult<Value> {
             None => Err(raise(py, &Error::invalid("array has an element type that is not supported").with("type", type_name(object)))),
         };
     }
-    // A numpy integer or float, and whatever else can say which number it is.
+    // A numpy scalar, or an array of no dimensions: its one element. `item` of a type that Python lacks gives it back.
+    if object.hasattr("dtype")? && object.hasattr("item")? {
+        let item = object.call_method0("item")?;
+        if !item.is(object) && !item.get_type().is(object.get_type()) {
+            return convert(&item, at.inside());
+        }
+    }
+    // Whatever else can say which number it is.
     if object.hasattr("__index__")? {
         return convert(&py.import("operator")?.call_method1("index", (object,))?, at.inside());
     }

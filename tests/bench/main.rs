@@ -1,9 +1,10 @@
-//! Benchmarks: ours and the peer in one run, in turns, as ratios of medians. `bench [rust] [c] [node] [python] [image]`; all by default.
+//! Benchmarks: ours and the peer in one run, in turns, as ratios of medians. `bench [rust] [c] [codec] [node] [python] [image]`; all by default.
 //!
 //! Figures stand here and nowhere else; no test asserts them. Harnesses print `R case who value`, one line per round.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+mod codec;
 mod native;
 
 use offloop_tests::spread::Spread;
@@ -41,6 +42,9 @@ const CASES: &[Case] = &[
     case("rust.idle_thread", "memory of an idle thread", "KiB", Goal::AtMost(200.0)),
     case("c.submit", "C: submit + complete, no-op", "ns/task", Goal::Within(2.0)),
     case("c.submit_many", "C: the same, 256 at a time", "ns/task", Goal::Within(2.0)),
+    case("codec.write", "codec: write a record of six fields", "ns", Goal::Within(1.0)),
+    case("codec.read", "codec: read it", "ns", Goal::Within(1.0)),
+    case("codec.array", "codec: read 16 MiB of floats", "µs", Goal::Within(0.1)),
     case("node.noop", "Node: no-op, 1000 in flight", "/s", Goal::Times(4.0)),
     case("node.noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("node.sha256_1k", "Node: sha256 of 1 KiB, 1000 in flight", "/s", Goal::Times(6.0)),
@@ -124,7 +128,7 @@ fn main() -> std::process::ExitCode {
     let mut results = Results::default();
     let mut failed = false;
     type Group = (&'static str, fn(&mut Results) -> Result<(), String>);
-    let groups: [Group; 4] = [("rust", native::run), ("node", node), ("python", python), ("image", image)];
+    let groups: [Group; 5] = [("rust", native::run), ("codec", codec::run), ("node", node), ("python", python), ("image", image)];
     for (group, run) in groups {
         // C and Rust take turns against the same peer.
         if !(wanted(group) || (group == "rust" && wanted("c"))) {

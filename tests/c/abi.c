@@ -641,6 +641,148 @@ static void values(void) {
   offloop_value_free(map);
 }
 
+/* ---- values as messages ---- */
+
+/* The hexadecimal text after a quote; its end is the next quote. */
+static size_t unhex(const char *text, uint8_t *out) {
+  size_t n = 0;
+  unsigned byte;
+  while (text[2 * n] != '"' && sscanf(text + 2 * n, "%2x", &byte) == 1) out[n++] = (uint8_t)byte;
+  return n;
+}
+
+static void recode(const uint8_t *message, size_t len, const uint8_t *want, size_t want_len) {
+  offloop_value *v = NULL;
+  offloop_buffer *b = NULL;
+  uint8_t *data;
+  OK(offloop_value_decode(message, len, NULL, &v));
+  OK(offloop_value_encode(v, NULL, &b));
+  OK(offloop_buffer_data(b, &data, &len));
+  CHECK(len == want_len && !memcmp(data, want, len));
+  offloop_buffer_free(b);
+  offloop_value_free(v);
+}
+
+/* Every vector that has no buffers beside it; the file has one entry in each line. */
+static void codec_vectors(void) {
+  static char line[1 << 16];
+  static uint8_t want[1 << 15], also[1 << 15];
+  FILE *file = fopen("tests/vectors/codec.json", "r");
+  char *at;
+  size_t len;
+  long values_seen = 0, hostile = 0;
+  CHECK(file);
+  while (fgets(line, sizeof line, file)) {
+    if (!(at = strstr(line, "\"hex\": \"")) || strstr(line, "\"beside\"")) continue;
+    len = unhex(at + 8, want);
+    if ((at = strstr(line, "\"kind\": \""))) {
+      offloop_codec_options o = OFFLOOP_CODEC_OPTIONS_INIT;
+      offloop_value *v = NULL;
+      char *limit = strstr(line, "\"options\": {\"max_");
+      if (limit && strstr(limit, "max_depth")) o.max_depth = (size_t)atoi(strchr(limit + 12, ':') + 1);
+      if (limit && strstr(limit, "max_items")) o.max_items = (size_t)atoi(strchr(limit + 12, ':') + 1);
+      if (limit && strstr(limit, "max_bytes")) o.max_bytes = (size_t)atoi(strchr(limit + 12, ':') + 1);
+      CHECK(offloop_value_decode(want, len, &o, &v) == (strstr(at, "TooLarge") ? OFFLOOP_ERR_TOO_LARGE : OFFLOOP_ERR_CORRUPT));
+      CHECK(!v);
+      hostile++;
+      continue;
+    }
+    recode(want, len, want, len);
+    if ((at = strstr(line, "\"also\": [")))
+      for (at = strchr(at, '[') + 1; *at == '"'; at += at[1] == ',' ? 3 : 1) {
+        size_t n = unhex(at + 1, also);
+        recode(also, n, want, len);
+        at += 1 + 2 * n;
+      }
+    values_seen++;
+  }
+  fclose(file);
+  CHECK(values_seen > 80 && hostile > 80);
+}
+
+static void codec(void) {
+  offloop_value *error = NULL, *v = NULL, *back = NULL;
+  offloop_buffer *b = NULL;
+  offloop_codec_options o = OFFLOOP_CODEC_OPTIONS_INIT;
+  const offloop_value *item;
+  const char *text;
+  uint8_t *data;
+  size_t len;
+  int64_t n;
+  uint32_t nanos;
+  bool negative;
+  const uint8_t *magnitude;
+
+  codec_vectors();
+  OK(offloop_value_new_error("ValueError", "no", &error));
+  OK(offloop_value_new_str("line 1", OFFLOOP_NUL_TERMINATED, &v));
+  OK(offloop_value_error_set(error, "stack", &v));
+  CHECK(!v);
+  OK(offloop_value_new_time(-1, 999999999, &v));
+  OK(offloop_value_error_set(error, "when", &v));
+  OK(offloop_value_new_error("OSError", "disk", &v));
+  OK(offloop_value_error_set(error, "cause", &v));
+  v = integer(1);
+  OK(offloop_value_error_set(error, "code", &v));
+  v = integer(2);
+  OK(offloop_value_error_set(error, "code", &v));
+  v = integer(3);
+  IS(offloop_value_error_set(error, "stack", &v), INVALID);
+  IS(offloop_value_error_set(v, "stack", &error), INVALID);
+  IS(offloop_value_error_get(v, "code", &item), INVALID);
+  IS(offloop_value_get_stack(v, &text, &len), INVALID);
+  IS(offloop_value_get_time(v, &n, &nanos), INVALID);
+  offloop_value_free(v);
+  IS(offloop_value_new_time(0, 1000000000, &v), INVALID);
+  IS(offloop_value_new_date(0.0 / 0.0, &v), INVALID);
+
+  OK(offloop_value_encode(error, NULL, &b));
+  OK(offloop_buffer_data(b, &data, &len));
+  OK(offloop_value_decode(data, len, NULL, &back));
+  OK(offloop_value_get_stack(back, &text, &len));
+  CHECK(len == 6 && !memcmp(text, "line 1", 6));
+  OK(offloop_value_error_get(back, "code", &item));
+  OK(offloop_value_get_int(item, &n));
+  CHECK(n == 2);
+  OK(offloop_value_error_get(back, "when", &item));
+  OK(offloop_value_get_time(item, &n, &nanos));
+  CHECK(n == -1 && nanos == 999999999);
+  OK(offloop_value_error_get(back, "cause", &item));
+  OK(offloop_value_get_stack(item, &text, &len));
+  CHECK(len == 0);
+  IS(offloop_value_error_get(item, "cause", &item), NOT_FOUND);
+  IS(offloop_value_error_get(back, "nothing", &item), NOT_FOUND);
+  offloop_value_free(back), offloop_value_free(error);
+
+  OK(offloop_buffer_data(b, &data, &len));
+  o.max_depth = 513;
+  IS(offloop_value_decode(data, len, &o, &v), INVALID);
+  o.max_depth = 2, o.struct_size = 3;
+  IS(offloop_value_decode(data, len, &o, &v), INVALID);
+  o.struct_size = sizeof o, o.max_bytes = len - 1;
+  IS(offloop_value_decode(data, len, &o, &v), TOO_LARGE);
+  IS(offloop_value_decode(data, len - 1, NULL, &v), CORRUPT);
+  CHECK(strstr(offloop_last_error(), "offset="));
+  IS(offloop_value_decode(NULL, 1, NULL, &v), INVALID);
+  IS(offloop_value_decode(data, len, NULL, NULL), INVALID);
+  CHECK(!v);
+
+  /* A buffer is copied into the message and becomes bytes; the value keeps it. */
+  offloop_buffer_free(b), b = buffer("abc");
+  OK(offloop_value_new_buffer(&b, &v));
+  OK(offloop_value_encode(v, NULL, &b));
+  OK(offloop_buffer_data(b, &data, &len));
+  CHECK(len == 5 && !memcmp(data, "\xc4\3abc", 5));
+  offloop_value_free(v), offloop_buffer_free(b), b = NULL;
+
+  /* An integer takes the type that holds it. */
+  OK(offloop_value_new_big(true, (const uint8_t *)"\5\0\0\0\0\0\0\0\0\0", 10, &v));
+  OK(offloop_value_get_int(v, &n));
+  CHECK(n == -5);
+  IS(offloop_value_get_big(v, &negative, &magnitude, &len), INVALID);
+  offloop_value_free(v);
+}
+
 /* ---- every export × bad input ---- */
 
 static void *stale_value, *stale_buffer, *stale_pool, *stale_task, *stale_cq;
@@ -694,6 +836,8 @@ static void bad_inputs(void) {
     IS(offloop_value_get_bytes(h, &cdata, &n), INVALID); IS(offloop_value_get_typed(h, &type, (const uint64_t **)&cdata, &n), INVALID);
     IS(offloop_value_get_error(h, &text, &n, &text, &n), INVALID); IS(offloop_value_array_len(h, &n), INVALID); IS(offloop_value_map_len(h, &n), INVALID);
     IS(offloop_value_array_get(h, 0, &cv), INVALID); IS(offloop_value_map_get(h, "k", &cv), INVALID); IS(offloop_value_map_at(h, 0, &cv, &cv), INVALID);
+    IS(offloop_value_get_time(h, &num, &type), INVALID); IS(offloop_value_get_stack(h, &text, &n), INVALID); IS(offloop_value_error_get(h, "k", &cv), INVALID);
+    IS(offloop_value_error_set(h, "k", &good_value), INVALID); IS(offloop_value_encode(h, NULL, &b), INVALID); CHECK(!b);
     IS(offloop_value_array_push(h, &good_value), INVALID); IS(offloop_value_map_set(h, "k", &good_value), INVALID); CHECK(good_value);
     IS(offloop_value_array_push(good_value, &m), INVALID); IS(offloop_value_take_buffer(&m, &b), INVALID); CHECK(m == h);
     if (h) IS(offloop_pool_submit_op(pool, "noop", NULL, 0, h, NULL, NULL), INVALID);
@@ -800,6 +944,8 @@ static void panics(void) {
   P(offloop_value_get_big(v, x, x, x)); P(offloop_value_get_str(v, x, x)); P(offloop_value_get_bytes(v, x, x)); P(offloop_value_get_typed(v, x, x, x)); P(offloop_value_get_error(v, x, x, x, x));
   P(offloop_value_take_buffer(&v, x)); P(offloop_value_array_push(v, &v)); P(offloop_value_array_len(v, x)); P(offloop_value_array_get(v, 0, x)); P(offloop_value_map_set(v, "k", &v));
   P(offloop_value_map_len(v, x)); P(offloop_value_map_get(v, "k", x)); P(offloop_value_map_at(v, 0, x, x));
+  P(offloop_value_new_time(0, 0, x)); P(offloop_value_get_time(v, x, x)); P(offloop_value_get_stack(v, x, x)); P(offloop_value_error_set(v, "k", &v)); P(offloop_value_error_get(v, "k", x));
+  P(offloop_value_encode(v, NULL, x)); P(offloop_value_decode(x, 1, NULL, x));
   P(offloop_buffer_new(1, x)); P(offloop_buffer_new_shared(1, x)); P(offloop_buffer_from_bytes("x", 1, x)); P(offloop_buffer_from_foreign(x, 1, NULL, NULL, x)); P(offloop_buffer_data(b, x, x));
   P(offloop_buffer_fd(b, x)); P(offloop_buffer_attach(0, x)); P(offloop_buffer_transfer(&b, x)); P(offloop_buffer_receive(x, x)); P(offloop_token_revoke(x)); PV(offloop_buffer_free(b));
   P(offloop_ctx_cancelled(x)); P(offloop_ctx_progress(x, &v)); P(offloop_ctx_params(x, x)); P(offloop_ctx_input_count(x, x)); P(offloop_ctx_input(x, 0, x, x)); P(offloop_ctx_take_input(x, 0, x));
@@ -914,7 +1060,7 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"bad_inputs", bad_inputs},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs},
 #ifdef FAILPOINTS
     {"panics", panics},
 #endif

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The code is our own, because no crate reads into this tree with limits and with the offset of what is wrong: `rmp` gives
-//! markers one by one, `rmpv` and `rmp-serde` their own trees. `examples/codec.rs` compares the speed of all three.
+//! markers one by one, `rmpv` and `rmp-serde` their own trees. `make bench BENCH=codec` compares the speed.
 //!
 //! **A message is hostile until it is read.** A container must have a byte left for each item that it and those around it still
 //! claim, so what is reserved never exceeds [`Value`]'s size times the bytes that are there; depth, items and bytes are
