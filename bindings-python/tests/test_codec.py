@@ -8,9 +8,8 @@ from pathlib import Path
 
 import msgpack
 import numpy
-import pytest
-
 import offloop
+import pytest
 from offloop import _native
 
 VECTORS = json.loads((Path(__file__).parents[2] / "tests/vectors/codec.json").read_text())
