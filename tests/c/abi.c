@@ -732,7 +732,7 @@ static void codec(void) {
   IS(offloop_value_error_get(v, "code", &item), INVALID);
   IS(offloop_value_get_stack(v, &text, &len), INVALID);
   IS(offloop_value_get_time(v, &n, &nanos), INVALID);
-  offloop_value_free(v);
+  offloop_value_free(v), v = NULL;
   IS(offloop_value_new_time(0, 1000000000, &v), INVALID);
   IS(offloop_value_new_date(0.0 / 0.0, &v), INVALID);
 

@@ -48,7 +48,7 @@ fn for_c(result: Result<Value>) -> (offloop_status, *mut offloop_value) {
         Ok(value) => (ffi::OK, value),
         Err(e) => {
             let name = e.kind().row().code.to_owned();
-            (e.status(), Value::Error(ErrorValue { name, message: e.to_string(), stack: String::new() }))
+            (e.status(), ErrorValue::new(name, e.to_string()).into())
         }
     };
     match value::give(value) {

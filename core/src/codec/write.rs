@@ -87,6 +87,8 @@ impl Writer<'_> {
     }
 
     fn head<const N: usize>(&mut self, marker: u8, tail: [u8; N]) {
+        // One check of the capacity for both.
+        self.out.reserve(1 + N);
         self.out.push(marker);
         self.out.extend_from_slice(&tail);
     }
