@@ -14,13 +14,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::OpCtx;
 use crate::pool::{DynOp, ThreadPool};
 use crate::sync::lock;
+use crate::sys::fork::ForkCell;
 use crate::value::Value;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, c_void};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-static LOADING: Mutex<()> = Mutex::new(());
+static LOADING: ForkCell<Mutex<()>> = ForkCell::new();
 
 type Entry = unsafe extern "C" fn(*const offloop_host, *mut offloop_registry) -> i32;
 
@@ -109,7 +110,7 @@ impl ThreadPool {
         let path = path.as_ref();
         let ops = read(path)?;
         // One load at a time, so that no other plugin takes a name between the look and the registration.
-        let _one = lock(&LOADING);
+        let _one = lock(LOADING.get(Mutex::default));
         let taken = self.op_names();
         if let Some(op) = ops.iter().find(|op| taken.contains(&op.name)) {
             return Err(Error::new(ErrorKind::Exists, "an op of that name is there already")

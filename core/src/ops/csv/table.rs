@@ -9,7 +9,7 @@ use crate::ops::{OpCtx, Params};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::lock;
 use crate::value::Value;
-use arrow_array::RecordBatch;
+use arrow_array::{RecordBatch, RecordBatchOptions};
 use arrow_schema::{DataType, Field as Column, Schema};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -274,7 +274,10 @@ impl<'a> Table<'a> {
             let arrays =
                 self.wanted.iter().map(|&c| piece.array(c, &self.names[c], &self.types[c], part.clone())).collect::<Result<Vec<_>>>()?;
             from = part.end;
-            out.push(RecordBatch::try_new(schema.clone(), arrays).expect("arrays have the schema's types and one length"));
+            // The count is said, because a batch of no columns has nothing else to tell it from.
+            let count = RecordBatchOptions::new().with_row_count(Some(part.len()));
+            let batch = RecordBatch::try_new_with_options(schema.clone(), arrays, &count);
+            out.push(batch.expect("arrays have the schema's types and one length"));
         }
         Ok(out)
     }
