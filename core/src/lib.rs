@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync   ←   sys wire   ←   metrics   ←   buffer   ←   value   ←   codec ops   ←   abi   ←   pool   ←   capi, bindings
+//!  error sync   ←   sys wire   ←   metrics   ←   buffer   ←   ring value   ←   codec ops   ←   abi   ←   pool   ←   capi, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -17,6 +17,7 @@ pub mod error;
 pub mod metrics;
 pub mod ops;
 pub mod pool;
+pub mod ring;
 pub mod sync;
 pub mod sys;
 pub mod value;
@@ -25,4 +26,5 @@ pub mod wire;
 pub use buffer::{Bytes, TransferBuffer, TransferToken};
 pub use error::{Error, ErrorKind, Result, Retry};
 pub use pool::{CompletionQueue, Task, ThreadPool};
+pub use ring::RingBuffer;
 pub use value::Value;

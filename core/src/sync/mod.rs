@@ -5,13 +5,57 @@ pub(crate) use std::sync::atomic;
 
 /// Atomics that lie in mapped memory: always `std`, because a model's atomics have another size.
 pub(crate) mod mapped {
-    pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+}
+
+/// An atomic of a protocol that runs over mapped memory and, unchanged, under `loom`.
+pub(crate) trait Word<T> {
+    fn load(&self, order: Ordering) -> T;
+    fn store(&self, value: T, order: Ordering);
+    fn swap(&self, value: T, order: Ordering) -> T;
+}
+
+macro_rules! word {
+    ($atomic:ty, $value:ty) => {
+        impl Word<$value> for $atomic {
+            #[inline(always)]
+            fn load(&self, order: Ordering) -> $value {
+                <$atomic>::load(self, order)
+            }
+            #[inline(always)]
+            fn store(&self, value: $value, order: Ordering) {
+                <$atomic>::store(self, value, order);
+            }
+            #[inline(always)]
+            fn swap(&self, value: $value, order: Ordering) -> $value {
+                <$atomic>::swap(self, value, order)
+            }
+        }
+    };
+}
+
+word!(mapped::AtomicU32, u32);
+word!(mapped::AtomicU64, u64);
+#[cfg(loom)]
+word!(loom::sync::atomic::AtomicU32, u32);
+#[cfg(loom)]
+word!(loom::sync::atomic::AtomicU64, u64);
+
+/// The fence between "publish" and "does anybody sleep", and between "sleep" and "is there anything". Loom models it;
+/// SeqCst accesses it does not, so both sides use this.
+#[inline(always)]
+pub(crate) fn fence_seq_cst() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    std::sync::atomic::fence(Ordering::SeqCst);
 }
 
 pub(crate) mod line;
 pub(crate) mod modelled;
 pub(crate) mod stack;
 
+use atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `m`. A lock is never left poisoned: every critical section of this crate leaves its data whole before it can

@@ -22,6 +22,20 @@ impl EventFd {
         Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// An eventfd that another process made. The fd is duplicated; the caller keeps its own.
+    ///
+    /// # Errors
+    /// `Invalid` when `fd` is no eventfd, `Os` when `/proc` or an fd is missing.
+    pub fn attach(fd: BorrowedFd<'_>) -> Result<EventFd> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .map_err(|e| Error::os("readlink(/proc/self/fd)", e.raw_os_error().unwrap_or(0)).with("fd", fd.as_raw_fd()))?;
+        if name.as_os_str() != "anon_inode:[eventfd]" {
+            return Err(Error::invalid("fd is not an eventfd").with("fd", fd.as_raw_fd()).with("file", name.display()));
+        }
+        let own = fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))?;
+        Ok(EventFd(own))
+    }
+
     /// The fd to poll for reading.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -2,7 +2,9 @@
 //!
 //! An atfork handler bumps an epoch and does nothing else. Every handle remembers the epoch that made it.
 
-use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
@@ -10,6 +12,94 @@ static REGISTERED: std::sync::Once = std::sync::Once::new();
 
 extern "C" fn in_child() {
     EPOCH.fetch_add(1, Ordering::Relaxed);
+    close_parents_fds();
+}
+
+/// Fds that a forked child closes at once, in chunks that are never freed. A negative entry is free.
+struct Chunk {
+    fds: [AtomicI32; 62],
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    const fn new() -> Chunk {
+        Chunk { fds: [const { AtomicI32::new(-1) }; 62], next: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+static PRIVATE: Chunk = Chunk::new();
+
+/// Async-signal-safe: walks atomics and calls `close`.
+fn close_parents_fds() {
+    let mut chunk = Some(&PRIVATE);
+    while let Some(c) = chunk {
+        for entry in &c.fds {
+            let fd = entry.swap(-1, Ordering::Relaxed);
+            if fd >= 0 {
+                // SAFETY: the entry's owner is a `PrivateFd` of the parent; the child's copy of it does not close.
+                unsafe { libc::close(fd) };
+            }
+        }
+        // SAFETY: a chunk is leaked by whoever appended it, fully made before the Release store of its address.
+        chunk = unsafe { c.next.load(Ordering::Acquire).as_ref() };
+    }
+}
+
+/// An fd that a forked child does not keep: what the kernel ties to the open file (a lock) then ends with this process,
+/// whatever children it has.
+#[derive(Debug)]
+pub struct PrivateFd {
+    fd: ManuallyDrop<OwnedFd>,
+    entry: &'static AtomicI32,
+    epoch: u64,
+}
+
+impl PrivateFd {
+    /// Takes `fd` over.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> PrivateFd {
+        let epoch = epoch();
+        let raw = fd.as_raw_fd();
+        let mut chunk = &PRIVATE;
+        loop {
+            let free = |entry: &&AtomicI32| entry.compare_exchange(-1, raw, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            if let Some(entry) = chunk.fds.iter().find(free) {
+                return PrivateFd { fd: ManuallyDrop::new(fd), entry, epoch };
+            }
+            let mut next = chunk.next.load(Ordering::Acquire);
+            if next.is_null() {
+                let fresh = Box::into_raw(Box::new(Chunk::new()));
+                // Release: the chunk is whole before its address is seen; pairs with the Acquire loads above.
+                next = match chunk.next.compare_exchange(ptr::null_mut(), fresh, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => fresh,
+                    Err(winner) => {
+                        // SAFETY: `fresh` lost the race, nobody else has seen it.
+                        drop(unsafe { Box::from_raw(fresh) });
+                        winner
+                    }
+                };
+            }
+            // SAFETY: a published chunk is never freed.
+            chunk = unsafe { &*next };
+        }
+    }
+}
+
+impl AsFd for PrivateFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for PrivateFd {
+    fn drop(&mut self) {
+        // The handler has closed it in a child, where the number may be another file's by now.
+        if is_current(self.epoch) {
+            self.entry.store(-1, Ordering::Relaxed);
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
+    }
 }
 
 /// The number of this process in its line of forks. Changes in a forked child, and nowhere else.

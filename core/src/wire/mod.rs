@@ -1,4 +1,5 @@
 //! Byte layouts that another process or language reads.
 
 pub mod metrics;
+pub mod ring;
 pub mod value;

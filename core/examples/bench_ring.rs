@@ -1,0 +1,320 @@
+//! Rings between two processes, against a pipe and a socket pair in the same run.
+//!
+//! `cargo run --release -p offloop --no-default-features --example bench_ring [rounds]` prints medians. Both processes are
+//! pinned, every transport copies in from and out to a private buffer unless the line says zero-copy, and the time for a
+//! cache line to travel there and back stands beside the numbers, because they follow it.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
+
+use offloop::TransferBuffer;
+use offloop::ring::{Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
+use offloop::sys::process::{Child, Spec, spawn};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const FIRST: RawFd = 100;
+
+/// The cores of this thread before; they are given back on drop.
+struct Pinned(libc::cpu_set_t);
+
+impl Pinned {
+    fn to(core: usize) -> Pinned {
+        // SAFETY: a zeroed set is empty; the calls get valid pointers. On a machine with one core this does nothing.
+        unsafe {
+            let mut before: libc::cpu_set_t = std::mem::zeroed();
+            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut before);
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+            Pinned(before)
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: a valid set.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.0) };
+    }
+}
+
+/// Starts this program again with `mode` and `fds`; the child's first act is to write a byte to its report fd.
+fn child(mode: &str, fds: &[BorrowedFd<'_>]) -> (Child, File) {
+    let mut ends = [0; 2];
+    // SAFETY: two writable ints; the fds are new and ours.
+    let (read, write) = unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    let mut spec = Spec::new(std::env::current_exe().unwrap());
+    spec.args = vec!["child".into(), mode.into(), fds.len().to_string().into()];
+    spec.fds = vec![(write.as_fd(), FIRST)];
+    spec.fds.extend(fds.iter().enumerate().map(|(i, fd)| (*fd, FIRST + 1 + i as RawFd)));
+    let child = spawn(&spec).unwrap();
+    drop(spec);
+    drop(write);
+    let mut reports = File::from(read);
+    reports.read_exact(&mut [0]).unwrap();
+    (child, reports)
+}
+
+fn borrow(fds: &[RawFd]) -> Vec<BorrowedFd<'_>> {
+    // SAFETY: the caller's ring keeps them open.
+    fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect()
+}
+
+fn median(rounds: usize, mut f: impl FnMut() -> f64) -> f64 {
+    let mut v: Vec<f64> = (0..rounds).map(|_| f()).collect();
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+/// One word per page, as someone does who fills or reads a frame elsewhere.
+fn touch(ptr: *mut u8, len: usize, write: Option<u64>) -> u64 {
+    let mut sum = 0;
+    for at in (0..len).step_by(4096) {
+        // SAFETY: inside the record, which this side owns now.
+        let word = unsafe { ptr.add(at).cast::<u64>() };
+        match write {
+            // SAFETY: as above; records are 8-aligned.
+            Some(n) => unsafe { word.write_volatile(n) },
+            // SAFETY: as above.
+            None => sum += unsafe { word.read_volatile() },
+        }
+    }
+    sum
+}
+
+#[derive(Clone, Copy)]
+struct Stream {
+    name: &'static str,
+    len: usize,
+    records: usize,
+    batch: bool,
+    zero_copy: bool,
+}
+
+const STREAMS: [Stream; 5] = [
+    Stream { name: "64 B, batched", len: 64, records: 8_000_000, batch: true, zero_copy: false },
+    Stream { name: "64 B, each published", len: 64, records: 3_000_000, batch: false, zero_copy: false },
+    Stream { name: "1 KiB, batched", len: 1024, records: 3_000_000, batch: true, zero_copy: false },
+    Stream { name: "64 KiB, copied", len: 65536, records: 100_000, batch: false, zero_copy: false },
+    Stream { name: "64 KiB, zero-copy", len: 65536, records: 1_000_000, batch: false, zero_copy: true },
+];
+
+fn produce(p: &mut Producer, s: Stream) {
+    let record = vec![7u8; s.len];
+    for n in 0..s.records {
+        if s.zero_copy {
+            let mut claim = p.claim(s.len, None).unwrap();
+            touch(claim.as_mut_ptr(), s.len, Some(n as u64));
+            claim.commit().unwrap();
+        } else {
+            p.push(std::hint::black_box(&record), None).unwrap();
+        }
+    }
+    p.flush().unwrap();
+}
+
+fn consume(c: &mut Consumer, s: Stream) {
+    let mut out = vec![0u8; s.len];
+    let mut n = 0;
+    while n < s.records {
+        c.wait(None).unwrap();
+        n += c
+            .read(s.records, |r| {
+                if s.zero_copy {
+                    std::hint::black_box(touch(r.as_ptr().cast_mut(), r.len(), None));
+                } else {
+                    r.copy_to(&mut out);
+                    std::hint::black_box(&out);
+                }
+            })
+            .unwrap();
+    }
+}
+
+/// Nanoseconds per record, from the first push to the last pop.
+fn stream(index: usize) -> f64 {
+    let s = STREAMS[index];
+    let ring = RingBuffer::builder(Kind::Spsc).create().unwrap();
+    let mut p = ring.producer(ProducerOptions { batch: s.batch, ..Default::default() }).unwrap();
+    let fds = ring.fds().unwrap();
+    let (child, mut reports) = child(&format!("stream:{index}"), &borrow(&fds));
+    let _pinned = Pinned::to(0);
+    let from = Instant::now();
+    produce(&mut p, s);
+    reports.read_exact(&mut [0]).unwrap();
+    let ns = from.elapsed().as_nanos() as f64 / s.records as f64;
+    child.wait(None).unwrap();
+    ns
+}
+
+/// (p50, p99) of a round trip in nanoseconds; `gap` lets the other side fall asleep before each.
+fn round_trips(gap: Option<Duration>) -> (f64, f64) {
+    let n = if gap.is_some() { 2_000 } else { 200_000 };
+    let (there, back) = (RingBuffer::builder(Kind::Spsc).capacity(65536), RingBuffer::builder(Kind::Spsc).capacity(65536));
+    let (there, back) = (there.create().unwrap(), back.create().unwrap());
+    let mut p = there.producer(ProducerOptions::default()).unwrap();
+    let mut c = back.consumer(ConsumerOptions::default()).unwrap();
+    let (a, b) = (there.fds().unwrap(), back.fds().unwrap());
+    let (child, _reports) = child("echo", &borrow(&[a, b].concat()));
+    let _pinned = Pinned::to(0);
+    let mut out = [0u8; 64];
+    let mut times: Vec<f64> = (0..n)
+        .map(|_| {
+            if let Some(gap) = gap {
+                std::thread::sleep(gap);
+            }
+            let from = Instant::now();
+            p.push(&out, None).unwrap();
+            c.pop(None).unwrap().copy_to(&mut out);
+            from.elapsed().as_nanos() as f64
+        })
+        .collect();
+    there.close();
+    child.wait(None).unwrap();
+    times.sort_by(f64::total_cmp);
+    (times[n / 2], times[n / 100 * 99])
+}
+
+/// Nanoseconds for a cache line to go to the other process and come back.
+fn line() -> f64 {
+    const TRIPS: u32 = 1_000_000;
+    let buffer = TransferBuffer::alloc_shared(4096).unwrap();
+    // SAFETY: `buffer` keeps the fd open.
+    let fd = unsafe { BorrowedFd::borrow_raw(buffer.fd().unwrap()) };
+    let (child, _reports) = child("line", &[fd]);
+    let _pinned = Pinned::to(0);
+    let (_keep, ptr, _) = buffer.view().unwrap();
+    // SAFETY: 4096 mapped bytes, aligned; both processes use the word as an atomic.
+    let word = unsafe { &*ptr.cast::<AtomicU32>() };
+    let from = Instant::now();
+    for n in 0..TRIPS {
+        word.store(2 * n + 1, Ordering::Release);
+        while word.load(Ordering::Acquire) != 2 * n + 2 {
+            std::hint::spin_loop();
+        }
+    }
+    let ns = from.elapsed().as_nanos() as f64 / f64::from(TRIPS);
+    word.store(u32::MAX, Ordering::Release);
+    child.wait(None).unwrap();
+    ns
+}
+
+/// Nanoseconds per message through two fds of the kernel.
+fn kernel(socket: bool, len: usize, messages: usize) -> f64 {
+    let mut ends = [0; 2];
+    // SAFETY: two writable ints; the fds are new and ours.
+    let (read, write) = unsafe {
+        let rc = if socket {
+            libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
+        } else {
+            libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC)
+        };
+        assert_eq!(rc, 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    if !socket {
+        // SAFETY: a plain call; without the right to a large pipe it stays as it is.
+        unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+    }
+    let (child, mut reports) = child(&format!("kernel:{len}:{messages}"), &[read.as_fd()]);
+    drop(read);
+    let _pinned = Pinned::to(0);
+    let record = vec![7u8; len];
+    let mut write = File::from(write);
+    let from = Instant::now();
+    for _ in 0..messages {
+        write.write_all(&record).unwrap();
+    }
+    reports.read_exact(&mut [0]).unwrap();
+    let ns = from.elapsed().as_nanos() as f64 / messages as f64;
+    child.wait(None).unwrap();
+    ns
+}
+
+fn child_main(mode: &str, fds: usize) {
+    // SAFETY: the parent put these fds here; they are nobody else's.
+    let fds: Vec<OwnedFd> = (0..=fds as RawFd).map(|i| unsafe { OwnedFd::from_raw_fd(FIRST + i) }).collect();
+    let mut fds = fds.into_iter();
+    let mut reports = File::from(fds.next().unwrap());
+    let rest: Vec<OwnedFd> = fds.collect();
+    let attach = |fds: &[OwnedFd]| {
+        let ring = RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+        std::mem::forget(Pinned::to(1)); // not before: a process that may use one core only does not spin
+        ring
+    };
+    let words: Vec<&str> = mode.split(':').collect();
+    let arg = |i: usize| words[i].parse::<usize>().unwrap();
+    match words[0] {
+        "stream" => {
+            let mut c = attach(&rest).consumer(ConsumerOptions::default()).unwrap();
+            reports.write_all(&[0]).unwrap();
+            consume(&mut c, STREAMS[arg(1)]);
+            reports.write_all(&[0]).unwrap();
+        }
+        "echo" => {
+            let mut c = attach(&rest[..3]).consumer(ConsumerOptions::default()).unwrap();
+            let mut p = attach(&rest[3..]).producer(ProducerOptions::default()).unwrap();
+            reports.write_all(&[0]).unwrap();
+            let mut out = [0u8; 64];
+            while let Ok(n) = c.pop(None).map(|r| r.copy_to(&mut out)) {
+                p.push(&out[..n], None).unwrap();
+            }
+        }
+        "line" => {
+            std::mem::forget(Pinned::to(1));
+            let buffer = TransferBuffer::attach(rest[0].as_fd()).unwrap();
+            let (_keep, ptr, _) = buffer.view().unwrap();
+            // SAFETY: as in `line`.
+            let word = unsafe { &*ptr.cast::<AtomicU32>() };
+            reports.write_all(&[0]).unwrap();
+            loop {
+                match word.load(Ordering::Acquire) {
+                    u32::MAX => break,
+                    n if n % 2 == 1 => word.store(n + 1, Ordering::Release),
+                    _ => std::hint::spin_loop(),
+                }
+            }
+        }
+        "kernel" => {
+            std::mem::forget(Pinned::to(1));
+            let mut read = File::from(rest.into_iter().next().unwrap());
+            let mut out = vec![0u8; arg(1)];
+            reports.write_all(&[0]).unwrap();
+            for _ in 0..arg(2) {
+                read.read_exact(&mut out).unwrap();
+            }
+            reports.write_all(&[0]).unwrap();
+        }
+        other => panic!("no such mode: {other}"),
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.get(1).is_some_and(|a| a == "child") {
+        return child_main(&args[2], args[3].parse().unwrap());
+    }
+    let rounds = args.get(1).and_then(|a| a.parse().ok()).unwrap_or(5);
+    println!("cache line there and back: {:.0} ns", median(rounds, line));
+    for (i, s) in STREAMS.iter().enumerate() {
+        let ns = median(rounds, || stream(i));
+        let peers = [("pipe", false), ("SEQPACKET", true)].map(|(name, socket)| {
+            let peer = median(rounds.min(3), || kernel(socket, s.len, (s.records / 20).max(20_000)));
+            format!("{name} {peer:.0} ns ({:.1} ×)", peer / ns)
+        });
+        println!("{}: {ns:.1} ns, {:.1} GiB/s; {}", s.name, s.len as f64 / ns * 1e9 / f64::from(1 << 30), peers.join(", "));
+    }
+    for (name, gap) in [("hot", None), ("other side asleep", Some(Duration::from_micros(500)))] {
+        let mut all: Vec<(f64, f64)> = (0..rounds).map(|_| round_trips(gap)).collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (p50, p99) = all[all.len() / 2];
+        println!("round trip of 64 B, {name}: p50 {p50:.0} ns, p99 {p99:.0} ns");
+    }
+    println!("cache line there and back: {:.0} ns", median(rounds, line));
+}

@@ -1,0 +1,262 @@
+//! The handle that pops.
+
+use super::Shared;
+use super::producer::remaining;
+use super::raw::{MappedLane, RecordRef};
+use super::seat::{Role, Seat};
+use super::spsc::{Found, Lane, Mark, Reader};
+use super::wait::Sleeper;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::mapped::Ordering;
+use crate::wire::ring::{CLOSED, seat_word};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
+const GIVE_BACK: u32 = 8;
+
+/// How a consumer reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConsumerOptions {}
+
+/// Pops records. One thread at a time; may move between threads.
+#[derive(Debug)]
+pub struct Consumer {
+    reader: Reader,
+    lane: MappedLane,
+    /// The seat of the lane's producer.
+    producer: usize,
+    /// The record that `peek` showed and nobody let go of.
+    shown: Option<Found>,
+    give_back: u32,
+    sleeper: Sleeper,
+    shared: Arc<Shared>,
+    seat: Seat,
+}
+
+impl Consumer {
+    pub(super) fn new(shared: &Arc<Shared>, _options: ConsumerOptions) -> Result<Consumer> {
+        let header = shared.map.header();
+        let seat = Seat::take(shared, 0..1, Role::Consumer)?;
+        let producer = 1;
+        let lane = MappedLane::new(&shared.map, 0, producer, producer);
+        let reader = Reader::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?;
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), producer..producer + 1);
+        seat.enter();
+        let give_back = header.capacity / GIVE_BACK;
+        Ok(Consumer { reader, lane, producer, shown: None, give_back, sleeper, shared: Arc::clone(shared), seat })
+    }
+
+    /// The number of this consumer's seat, which is where its words lie (`wire::ring`).
+    #[must_use]
+    pub fn seat(&self) -> usize {
+        self.seat.number()
+    }
+
+    /// Finds the oldest record.
+    #[inline]
+    fn find(&mut self) -> Result<bool> {
+        if self.shown.is_some() {
+            return Ok(true);
+        }
+        self.shared.check()?;
+        if self.look()? { Ok(true) } else { self.find_nothing() }
+    }
+
+    #[inline]
+    fn look(&mut self) -> Result<bool> {
+        self.shown = self.reader.peek(&self.lane).map_err(|d| self.shared.poison(d))?;
+        Ok(self.shown.is_some())
+    }
+
+    #[cold]
+    fn find_nothing(&mut self) -> Result<bool> {
+        self.give_back();
+        if self.sleeper.is_polled() {
+            self.sleeper.arm_polled()?;
+        } else {
+            self.sleeper.stalled()?;
+        }
+        // In this order: what was published before the ring was closed, or its producer died, is there at the second look.
+        let closed = self.shared.check()? & CLOSED != 0;
+        let dead = self.sleeper.peer_is_dead();
+        if self.look()? {
+            if self.sleeper.is_polled() {
+                self.sleeper.ring_own();
+            }
+            return Ok(true);
+        }
+        if closed {
+            return Err(Error::new(ErrorKind::Closed, "ring was closed and is drained"));
+        }
+        if dead {
+            return Err(Error::new(ErrorKind::PeerDied, "producer died and the ring is drained")
+                .with("pid", self.shared.map.seat_word(self.producer, seat_word::PID).load(Ordering::Relaxed)));
+        }
+        Ok(false)
+    }
+
+    /// As [`find`](Self::find), and waits.
+    fn wait_find(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let mut until = None;
+        loop {
+            if self.find()? {
+                return Ok(());
+            }
+            let (reader, lane) = (&self.reader, &self.lane);
+            if self.sleeper.spin(|| reader.sees_news(lane)) {
+                continue;
+            }
+            let left = remaining(&mut until, timeout, "no record in the ring")?;
+            self.sleeper.arm()?;
+            // W2 of the wake protocol.
+            if !self.reader.sees_news(&self.lane) && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
+                self.sleeper.sleep(left)?;
+            }
+            self.sleeper.disarm();
+        }
+    }
+
+    /// The oldest record, which stays the oldest; `None` while the ring is empty.
+    ///
+    /// # Errors
+    /// Those of [`try_pop`](Self::try_pop).
+    pub fn peek(&mut self) -> Result<Option<RecordRef<'_>>> {
+        Ok(if self.find()? { self.shown.map(|f| self.lane.found(f)) } else { None })
+    }
+
+    /// Lets go of the record that [`peek`](Self::peek) showed; does nothing when it showed none.
+    #[inline]
+    pub fn release(&mut self) {
+        let Some(found) = self.shown.take() else { return };
+        self.reader.release(found.len);
+        // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
+        let producer_sleeps = || self.shared.map.seat_word(self.producer, seat_word::WAITING).load(Ordering::Relaxed) != 0;
+        if self.reader.unpublished() >= self.give_back || producer_sleeps() {
+            self.give_back();
+        }
+    }
+
+    pub(super) fn give_back(&mut self) {
+        // A forked child must not speak for its parent.
+        if !self.shared.is_forked() && self.reader.publish(&self.lane) {
+            self.shared.wake(self.producer);
+        }
+    }
+
+    /// Takes the oldest record; `None` while the ring is empty. The record is let go of when what is returned is dropped; a
+    /// successor of a consumer that dies before that gets it again, marked [`redelivered`](Record::is_redelivered).
+    ///
+    /// # Errors
+    /// When the ring is drained: `Closed`, `PeerDied`. `Corrupt`, `Forked`.
+    pub fn try_pop(&mut self) -> Result<Option<Record<'_>>> {
+        Ok(if self.find()? { Some(Record { consumer: self }) } else { None })
+    }
+
+    /// As [`try_pop`](Self::try_pop), and waits at most `timeout` (`None`: without end).
+    ///
+    /// # Errors
+    /// `Timeout`, and those of [`try_pop`](Self::try_pop).
+    pub fn pop(&mut self, timeout: Option<Duration>) -> Result<Record<'_>> {
+        self.wait_find(timeout)?;
+        Ok(Record { consumer: self })
+    }
+
+    /// Waits until there is a record for [`peek`](Self::peek), at most `timeout` (`None`: without end).
+    ///
+    /// # Errors
+    /// Those of [`pop`](Self::pop).
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<()> {
+        self.wait_find(timeout)
+    }
+
+    /// Passes up to `max` records to `f`, oldest first, and returns how many there were. Does not wait.
+    ///
+    /// # Errors
+    /// Those of [`try_pop`](Self::try_pop), if there was no record before it.
+    pub fn read(&mut self, max: usize, mut f: impl FnMut(RecordRef<'_>)) -> Result<usize> {
+        let mut n = 0;
+        while n < max {
+            match self.try_pop() {
+                Ok(Some(record)) => f(record.payload()),
+                Ok(None) => break,
+                // Told again by the next call, which then has nothing else to tell.
+                Err(_) if n > 0 => break,
+                Err(e) => return Err(e),
+            }
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    /// An fd that is readable when there may be something to pop, or a peer has died, for an event loop. Level-triggered: from
+    /// the first call on a call that finds nothing has armed it, and it stays readable until then.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE`, `Forked`.
+    pub fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+        self.shared.check()?;
+        self.sleeper.fd()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.give_back();
+        if !self.shared.is_forked() {
+            // A successor of one that left in peace has nothing to expect twice.
+            self.lane.seen().store(Mark::load(self.lane.head(), Ordering::Relaxed).at, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A record that was taken. Dropping it lets go of it.
+#[derive(Debug)]
+pub struct Record<'a> {
+    consumer: &'a mut Consumer,
+}
+
+impl Record<'_> {
+    /// The payload, where it lies.
+    #[must_use]
+    pub fn payload(&self) -> RecordRef<'_> {
+        let found = self.consumer.shown.expect("a taken record stays shown until it is dropped");
+        self.consumer.lane.found(found)
+    }
+
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.payload().len()
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A consumer that died may have seen this record.
+    #[must_use]
+    pub fn is_redelivered(&self) -> bool {
+        self.payload().is_redelivered()
+    }
+
+    /// Copies as much as fits to the front of `out`; returns how many bytes.
+    pub fn copy_to(&self, out: &mut [u8]) -> usize {
+        self.payload().copy_to(out)
+    }
+
+    /// A copy.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.payload().to_vec()
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        self.consumer.release();
+    }
+}

@@ -1,0 +1,210 @@
+//! `make loom`: every interleaving of the real lane and the real wake protocol, over a model's memory. Each model has a
+//! mutant that must fail.
+//!
+//! What loom cannot model, and what covers it: two processes and their deaths (`core/tests/ring.rs`), bytes
+//! that change under the reader (`a_scribbler_gets_corrupt_or_data`), the payload's bytes in mapped memory (the stress tests).
+
+use super::spsc::{Lane, Reader, Writer};
+use super::wait::{announce_sleep, claim_wake};
+use crate::sync::Word;
+use crate::sync::atomic::Ordering;
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, AtomicU64};
+use loom::thread;
+
+/// Three records of 16 bytes do not fit: the writer meets a full lane, and the positions wrap.
+const CAPACITY: u32 = 32;
+const RECORDS: u64 = 3;
+
+/// A lane in a model's memory. Cells notice two accesses that nothing orders.
+struct ModelLane<P> {
+    tail: P,
+    high: AtomicU32,
+    head: P,
+    seen: AtomicU32,
+    data: Vec<UnsafeCell<u64>>,
+}
+
+impl<P: Word<u64>> ModelLane<P> {
+    fn new(at: u32, position: fn(u64) -> P) -> Self {
+        let data = (0..CAPACITY / 8).map(|_| UnsafeCell::new(0)).collect();
+        ModelLane { tail: position(at.into()), high: AtomicU32::new(0), head: position(at.into()), seen: AtomicU32::new(at), data }
+    }
+
+    fn payload(&self, offset: u32) -> &UnsafeCell<u64> {
+        &self.data[offset as usize / 8]
+    }
+}
+
+// SAFETY: loom checks every access to the cells.
+unsafe impl<P: Sync> Sync for ModelLane<P> {}
+// SAFETY: as above.
+unsafe impl<P: Send> Send for ModelLane<P> {}
+
+impl<P: Word<u64>> Lane for ModelLane<P> {
+    type Position = P;
+    type Word = AtomicU32;
+    fn tail(&self) -> &P {
+        &self.tail
+    }
+    fn high(&self) -> &AtomicU32 {
+        &self.high
+    }
+    fn head(&self) -> &P {
+        &self.head
+    }
+    fn seen(&self) -> &AtomicU32 {
+        &self.seen
+    }
+    fn record(&self, offset: u32) -> u64 {
+        // SAFETY: loom checks the access.
+        self.payload(offset).with(|p| unsafe { *p })
+    }
+    fn set_record(&self, offset: u32, word: u64) {
+        // SAFETY: loom checks the access.
+        self.payload(offset).with_mut(|p| unsafe { *p = word });
+    }
+}
+
+/// The mutant: publishes without Release.
+struct RelaxedStore(AtomicU64);
+/// The mutant: looks without Acquire.
+struct RelaxedLoad(AtomicU64);
+
+impl Word<u64> for RelaxedStore {
+    fn load(&self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+    fn store(&self, value: u64, _: Ordering) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.0.swap(value, order)
+    }
+}
+
+impl Word<u64> for RelaxedLoad {
+    fn load(&self, _: Ordering) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+    fn store(&self, value: u64, order: Ordering) {
+        self.0.store(value, order);
+    }
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.0.swap(value, order)
+    }
+}
+
+fn push<P: Word<u64>>(writer: &mut Writer, lane: &ModelLane<P>, value: u64) -> bool {
+    let Some(offset) = writer.claim(lane, 8).expect("no damage") else { return false };
+    // SAFETY: loom checks the access.
+    lane.payload(offset).with_mut(|p| unsafe { *p = value });
+    writer.commit(lane, 8);
+    writer.publish(lane)
+}
+
+fn pop<P: Word<u64>>(reader: &mut Reader, lane: &ModelLane<P>) -> Option<u64> {
+    let found = reader.peek(lane).expect("no damage")?;
+    // SAFETY: loom checks the access.
+    let value = lane.payload(found.offset).with(|p| unsafe { *p });
+    reader.release(found.len);
+    reader.publish(lane);
+    Some(value)
+}
+
+/// What is read is what was written, in order, and nothing that was published is missing at the end.
+fn lane_model<P: Word<u64> + Send + Sync + 'static>(position: fn(u64) -> P) {
+    loom::model(move || {
+        // The 32-bit positions wrap between the first record and the second.
+        let lane = Arc::new(ModelLane::new(0u32.wrapping_sub(16), position));
+        // Both sides enter before the threads part: loom's search follows only the last access to a word, and a writer's own
+        // look at `tail` would hide the reader's.
+        let mut writer = Writer::resume(&*lane, CAPACITY).expect("fresh");
+        let mut reader = Reader::resume(&*lane, CAPACITY).expect("fresh");
+        let writer = {
+            let lane = Arc::clone(&lane);
+            thread::spawn(move || {
+                // Two fit; the third finds room only if the reader was there.
+                (0..RECORDS).take_while(|n| push(&mut writer, &lane, 100 + n)).count()
+            })
+        };
+        let mut seen: Vec<u64> = (0..2).filter_map(|_| pop(&mut reader, &lane)).collect();
+        let pushed = writer.join().expect("writer");
+        while let Some(value) = pop(&mut reader, &lane) {
+            seen.push(value);
+        }
+        assert_eq!(seen, (0..pushed as u64).map(|n| 100 + n).collect::<Vec<_>>());
+        assert!(pushed >= 2);
+    });
+}
+
+#[test]
+fn ring_lane_hands_over_whole_records() {
+    lane_model(AtomicU64::new);
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn ring_lane_without_release_is_seen() {
+    lane_model(|n| RelaxedStore(AtomicU64::new(n)));
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn ring_lane_without_acquire_is_seen() {
+    lane_model(|n| RelaxedLoad(AtomicU64::new(n)));
+}
+
+/// Two wakers, one sleeper: who sleeps although something was published has been rung, and at most one rings per sleep.
+fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
+    loom::model(move || {
+        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)]);
+        let [_, _, waiting, _] = &*words;
+        let wakers: Vec<_> = (0..2)
+            .map(|n| {
+                let words = Arc::clone(&words);
+                thread::spawn(move || {
+                    words[n].store(1, Ordering::Release);
+                    if claim(&words[2]) {
+                        words[3].fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        announce(waiting);
+        let news = (0..2).filter(|n| words[*n].load(Ordering::Relaxed) == 1).count();
+        for w in wakers {
+            w.join().expect("waker");
+        }
+        let rung = words[3].load(Ordering::Relaxed);
+        assert!(rung <= 1, "rung twice");
+        assert!(news > 0 || rung == 1, "asleep, something was published, nobody rang");
+    });
+}
+
+#[test]
+fn ring_wake_is_never_lost_and_claimed_once() {
+    wake_model(announce_sleep, claim_wake);
+}
+
+#[test]
+#[should_panic(expected = "nobody rang")]
+fn ring_wake_without_the_wakers_fence_is_lost() {
+    wake_model(announce_sleep, |waiting| waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0);
+}
+
+#[test]
+#[should_panic(expected = "nobody rang")]
+fn ring_wake_without_the_sleepers_fence_is_lost() {
+    wake_model(|waiting| waiting.store(1, Ordering::Relaxed), claim_wake);
+}
+
+#[test]
+#[should_panic(expected = "rung twice")]
+fn ring_wake_that_is_not_claimed_rings_twice() {
+    wake_model(announce_sleep, |waiting| {
+        crate::sync::fence_seq_cst();
+        waiting.load(Ordering::Relaxed) != 0
+    });
+}

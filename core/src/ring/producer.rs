@@ -1,0 +1,357 @@
+//! The handle that pushes.
+
+use super::Shared;
+use super::raw::MappedLane;
+use super::seat::{Role, Seat};
+use super::spsc::Writer;
+use super::wait::Sleeper;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::mapped::Ordering;
+use crate::wire::ring::{CLOSED, OnFull, seat_word};
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A producer with `batch` publishes by itself when this many bytes wait.
+const BATCH_BYTES: u32 = 4096;
+/// The seat of the consumer that frees room.
+const CONSUMER_SEAT: usize = 0;
+
+/// How a producer publishes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProducerOptions {
+    /// Committed records become visible by [`Producer::flush`], after 4 KiB of them, when there is no room, or at once while
+    /// the consumer sleeps. Without it each record is published when it is committed.
+    pub batch: bool,
+    /// What [`Producer::push`] does when there is no room; `None` for what the ring's maker chose.
+    pub on_full: Option<OnFull>,
+}
+
+/// Pushes records. One thread at a time; may move between threads.
+#[derive(Debug)]
+pub struct Producer {
+    writer: Writer,
+    lane: MappedLane,
+    batch: bool,
+    on_full: OnFull,
+    sleeper: Sleeper,
+    shared: Arc<Shared>,
+    seat: Seat,
+}
+
+impl Producer {
+    pub(super) fn new(shared: &Arc<Shared>, options: ProducerOptions) -> Result<Producer> {
+        let header = shared.map.header();
+        let on_full = options.on_full.unwrap_or(header.on_full);
+        if on_full == OnFull::Overwrite && header.on_full != OnFull::Overwrite {
+            return Err(Error::invalid("ring was not made to be overwritten").with("on_full", header.on_full.as_str()));
+        }
+        let seat = Seat::take(shared, 1..header.seats as usize, Role::Producer)?;
+        let lane = MappedLane::new(&shared.map, seat.number() - 1, seat.number(), seat.number());
+        let writer = Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?;
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), CONSUMER_SEAT..CONSUMER_SEAT + 1);
+        seat.enter();
+        Ok(Producer { writer, lane, batch: options.batch, on_full, sleeper, shared: Arc::clone(shared), seat })
+    }
+
+    /// The number of this producer's seat, which is where its words lie (`wire::ring`).
+    #[must_use]
+    pub fn seat(&self) -> usize {
+        self.seat.number()
+    }
+
+    /// The longest record.
+    #[must_use]
+    pub fn max_record_len(&self) -> usize {
+        self.writer.max_len() as usize
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.shared.check()? & CLOSED != 0 {
+            return Err(Error::new(ErrorKind::Closed, "ring was closed"));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn refuse_len(&self, len: usize) -> Error {
+        Error::new(ErrorKind::TooLarge, "record does not fit the ring")
+            .with("record_len", len)
+            .with("max_record_len", self.max_record_len())
+    }
+
+    /// Room for a payload of `len`: its first byte, or `None` while the ring is full.
+    fn place(&mut self, len: usize) -> Result<Option<NonNull<u8>>> {
+        self.check()?;
+        if self.writer.claimed().is_some() {
+            return Err(Error::new(ErrorKind::InUse, "a claim is neither committed nor aborted"));
+        }
+        if len > self.writer.max_len() as usize {
+            return Err(self.refuse_len(len));
+        }
+        let len = len as u32;
+        let claimed = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))?;
+        match claimed {
+            Some(offset) => Ok(Some(self.lane.payload(offset, len))),
+            None => self.place_in_full(len),
+        }
+    }
+
+    #[cold]
+    fn place_in_full(&mut self, len: u32) -> Result<Option<NonNull<u8>>> {
+        // Idle: what waits in the batch may be what the consumer waits for.
+        self.flush()?;
+        if self.sleeper.is_polled() {
+            self.sleeper.arm_polled()?;
+        } else {
+            self.sleeper.stalled()?;
+        }
+        let dead = self.sleeper.peer_is_dead();
+        let claimed = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))?;
+        if let Some(offset) = claimed {
+            if self.sleeper.is_polled() {
+                self.sleeper.ring_own();
+            }
+            return Ok(Some(self.lane.payload(offset, len)));
+        }
+        if dead {
+            return Err(Error::new(ErrorKind::PeerDied, "consumer died and the ring is full")
+                .with("pid", self.shared.map.seat_word(CONSUMER_SEAT, seat_word::PID).load(Ordering::Relaxed)));
+        }
+        Ok(None)
+    }
+
+    /// As [`place`](Self::place), and waits for room.
+    fn wait_place(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
+        let mut until = None;
+        loop {
+            if let Some(ptr) = self.place(len)? {
+                return Ok(ptr);
+            }
+            if self.on_full == OnFull::Reject {
+                return Err(Error::new(ErrorKind::Full, "ring is full")
+                    .with("record_len", len)
+                    .with("capacity", self.shared.map.header().capacity));
+            }
+            let (writer, lane) = (&self.writer, &self.lane);
+            if self.sleeper.spin(|| writer.sees_news(lane)) {
+                continue;
+            }
+            let left = remaining(&mut until, timeout, "no room in the ring")?;
+            self.sleeper.arm()?;
+            // W2 of the wake protocol.
+            if !self.writer.sees_news(&self.lane) && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
+                self.sleeper.sleep(left)?;
+            }
+            self.sleeper.disarm();
+        }
+    }
+
+    fn finish(&mut self, len: u32) -> Result<()> {
+        self.writer.commit(&self.lane, len);
+        // A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
+        let consumer_sleeps = || self.shared.map.seat_word(CONSUMER_SEAT, seat_word::WAITING).load(Ordering::Relaxed) != 0;
+        if self.batch && self.writer.unpublished() < BATCH_BYTES && !consumer_sleeps() {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// Pushes a copy of `record`; false while the ring is full.
+    ///
+    /// # Errors
+    /// `TooLarge`, `Closed`, `PeerDied` when the ring is full and its consumer dead, `Corrupt`, `Forked`.
+    pub fn try_push(&mut self, record: &[u8]) -> Result<bool> {
+        match self.place(record.len())? {
+            Some(ptr) => self.fill(ptr, record).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Pushes a copy of `record`; waits for room at most `timeout` (`None`: without end), unless the policy is
+    /// [`OnFull::Reject`].
+    ///
+    /// # Errors
+    /// `Timeout`, `Full`, and those of [`try_push`](Self::try_push).
+    pub fn push(&mut self, record: &[u8], timeout: Option<Duration>) -> Result<()> {
+        let ptr = self.wait_place(record.len(), timeout)?;
+        self.fill(ptr, record)
+    }
+
+    fn fill(&mut self, ptr: NonNull<u8>, record: &[u8]) -> Result<()> {
+        // SAFETY: `place` gave room for `record.len()` bytes, which only this handle writes and which no reference points to.
+        unsafe { ptr::copy_nonoverlapping(record.as_ptr(), ptr.as_ptr(), record.len()) };
+        self.finish(record.len() as u32)
+    }
+
+    /// Room for a record to be written in place; `None` while the ring is full.
+    ///
+    /// # Errors
+    /// Those of [`try_push`](Self::try_push).
+    pub fn try_claim(&mut self, len: usize) -> Result<Option<ClaimMut<'_>>> {
+        Ok(self.place(len)?.map(|ptr| ClaimMut { producer: self, ptr, len }))
+    }
+
+    /// As [`try_claim`](Self::try_claim), and waits for room like [`push`](Self::push).
+    ///
+    /// # Errors
+    /// Those of [`push`](Self::push).
+    pub fn claim(&mut self, len: usize, timeout: Option<Duration>) -> Result<ClaimMut<'_>> {
+        let ptr = self.wait_place(len, timeout)?;
+        Ok(ClaimMut { producer: self, ptr, len })
+    }
+
+    /// [`try_claim`](Self::try_claim) for a caller that cannot hold a borrow: the room stays claimed until
+    /// [`commit_claim`](Self::commit_claim) or [`abort_claim`](Self::abort_claim).
+    ///
+    /// # Errors
+    /// Those of [`try_push`](Self::try_push); `InUse` while a claim is open.
+    pub fn try_claim_ptr(&mut self, len: usize) -> Result<Option<NonNull<u8>>> {
+        self.place(len)
+    }
+
+    /// [`claim`](Self::claim) for a caller that cannot hold a borrow.
+    ///
+    /// # Errors
+    /// Those of [`push`](Self::push); `InUse` while a claim is open.
+    pub fn claim_ptr(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
+        self.wait_place(len, timeout)
+    }
+
+    /// Commits the open claim with the first `len` bytes of its room.
+    ///
+    /// # Errors
+    /// `Invalid` without a claim or when `len` is more than was claimed; the claim then stays open. `Forked`.
+    pub fn commit_claim(&mut self, len: usize) -> Result<()> {
+        if self.shared.is_forked() {
+            self.shared.refuse()?;
+        }
+        match self.writer.claimed() {
+            Some(room) if len <= room as usize => self.finish(len as u32),
+            Some(room) => Err(Error::invalid("commit is longer than its claim").with("len", len).with("claimed", room)),
+            None => Err(Error::invalid("nothing is claimed")),
+        }
+    }
+
+    /// Gives the open claim up, if there is one.
+    pub fn abort_claim(&mut self) {
+        self.writer.abort();
+    }
+
+    /// Publishes what was committed, and wakes the consumer if it sleeps.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.shared.is_forked() {
+            self.shared.refuse()?;
+        }
+        if self.writer.publish(&self.lane) {
+            self.shared.wake(CONSUMER_SEAT);
+        }
+        Ok(())
+    }
+
+    /// An fd that is readable when a full ring may have room again, for an event loop. From the first call on a `try_` call
+    /// that finds the ring full has armed it.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE`, `Forked`.
+    pub fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+        self.shared.check()?;
+        self.sleeper.fd()
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        // Committed is promised to be seen. In a forked child this does nothing.
+        let _ = self.flush();
+    }
+}
+
+/// What is left of `timeout`, counted from the first call. `Timeout` when nothing is.
+pub(super) fn remaining(until: &mut Option<Instant>, timeout: Option<Duration>, what: &'static str) -> Result<Option<Duration>> {
+    let Some(timeout) = timeout else { return Ok(None) };
+    let now = Instant::now();
+    let end = match until {
+        Some(end) => *end,
+        // Too far away for the clock is without end.
+        None => match now.checked_add(timeout) {
+            Some(end) => *until.insert(end),
+            None => return Ok(None),
+        },
+    };
+    let left = end.saturating_duration_since(now);
+    if left.is_zero() {
+        return Err(Error::new(ErrorKind::Timeout, what).with("timeout_ms", timeout.as_millis()));
+    }
+    Ok(Some(left))
+}
+
+/// Room for one record, to be written in place. Dropping it gives the room back: no record was made.
+#[derive(Debug)]
+pub struct ClaimMut<'a> {
+    producer: &'a mut Producer,
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+impl ClaimMut<'_> {
+    /// Bytes of the room.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte; [`len`](Self::len) bytes may be written until the claim is committed. What is there is old bytes of the ring.
+    #[must_use]
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Copies `src` to `offset`; false, and nothing written, when it does not fit.
+    #[must_use]
+    pub fn write_at(&mut self, offset: usize, src: &[u8]) -> bool {
+        if offset.checked_add(src.len()).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: inside the claimed room, checked above; only this handle writes it and no reference points to it.
+        unsafe { ptr::copy_nonoverlapping(src.as_ptr(), self.ptr.as_ptr().add(offset), src.len()) };
+        true
+    }
+
+    /// Makes the room a record.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn commit(self) -> Result<()> {
+        let len = self.len;
+        self.commit_len(len)
+    }
+
+    /// Makes the first `len` bytes of the room a record.
+    ///
+    /// # Errors
+    /// `Invalid` when `len` is more than was claimed, `Forked`; there is no record then.
+    pub fn commit_len(self, len: usize) -> Result<()> {
+        self.producer.commit_claim(len)
+    }
+
+    /// Makes no record. Dropping the claim does the same.
+    pub fn abort(self) {}
+}
+
+impl Drop for ClaimMut<'_> {
+    fn drop(&mut self) {
+        // After a commit there is nothing to abort.
+        self.producer.abort_claim();
+    }
+}

@@ -1,0 +1,290 @@
+//! A ring's region: the mapping, the private copy of its header, and pointers into memory that a peer may write.
+//!
+//! Nothing here is ever a reference to bytes of a record. Words are `&AtomicU32`, because that is what every participant
+//! makes of them; records are [`RecordRef`] and claims, pointer and length, copied in and out.
+
+use super::spsc::{Found, Lane};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::mem;
+use crate::wire::ring::{FIXED_LEN, Header, MAGIC, SEAT_LEN, SEATS_AT, seat_word};
+use memmap2::MmapRaw;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+/// The mapping of a ring's file.
+#[derive(Debug)]
+pub(crate) struct Map {
+    map: MmapRaw,
+    file: OwnedFd,
+    header: Header,
+}
+
+impl Map {
+    /// A new ring in a sealed memfd.
+    pub(crate) fn create(header: Header) -> Result<Map> {
+        let len = usize::try_from(header.total_len()).expect("a header's sizes are within the limits");
+        let (file, map) = mem::create_sealed(c"offloop-ring", len)?;
+        let map = Map { map, file, header };
+        map.write_header();
+        Ok(map)
+    }
+
+    /// The ring behind a memfd that another process made.
+    pub(crate) fn attach(fd: BorrowedFd<'_>) -> Result<Map> {
+        let (file, map, len) = mem::attach_sealed(fd)?;
+        Map::from_file(file, map, len)
+    }
+
+    fn from_file(file: OwnedFd, map: MmapRaw, len: usize) -> Result<Map> {
+        if len < FIXED_LEN {
+            return Err(Error::new(ErrorKind::Corrupt, "file is too short for a ring").with("file_len", len).with("min", FIXED_LEN));
+        }
+        let words = map.as_ptr().cast::<AtomicU64>();
+        // SAFETY: a mapping is page-aligned and has `FIXED_LEN` bytes, checked above; peers access these words as atomics.
+        let word = |i: usize| unsafe { &*words.add(i) };
+        let mut bytes = [0u8; FIXED_LEN];
+        // Pairs with the Release in `write_header`: where the magic is, the rest is.
+        bytes[..8].copy_from_slice(&word(0).load(Ordering::Acquire).to_le_bytes());
+        for (i, part) in bytes.chunks_exact_mut(8).enumerate().skip(1) {
+            part.copy_from_slice(&word(i).load(Ordering::Relaxed).to_le_bytes());
+        }
+        let header = Header::decode(&bytes, len as u64)?;
+        Ok(Map { map, file, header })
+    }
+
+    fn write_header(&self) {
+        let bytes = self.header.encode();
+        // SAFETY: the mapping is at least a header long, page-aligned, and nobody else has seen the file yet.
+        unsafe { ptr::copy_nonoverlapping(bytes[8..].as_ptr(), self.map.as_mut_ptr().add(8), FIXED_LEN - 8) };
+        // SAFETY: as above.
+        let magic = unsafe { &*self.map.as_ptr().cast::<AtomicU64>() };
+        magic.store(MAGIC, Ordering::Release);
+    }
+
+    pub(crate) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// A word of the fixed part or of a seat.
+    #[inline]
+    fn word(&self, at: usize) -> &AtomicU32 {
+        assert!(at + 4 <= self.header.header_len as usize && at.is_multiple_of(4), "word is outside the header");
+        // SAFETY: inside the mapping and aligned, checked above; every participant accesses these words as atomics.
+        unsafe { &*self.map.as_ptr().add(at).cast() }
+    }
+
+    /// One of [`ring_word`](crate::wire::ring::ring_word).
+    #[inline]
+    pub(crate) fn ring_word(&self, at: usize) -> &AtomicU32 {
+        self.word(at)
+    }
+
+    /// One of [`seat_word`] of a seat.
+    #[inline]
+    pub(crate) fn seat_word(&self, seat: usize, at: usize) -> &AtomicU32 {
+        self.word(SEATS_AT + seat * SEAT_LEN + at)
+    }
+
+    /// One of the positions of a seat: `TAIL` or `HEAD`.
+    #[inline]
+    pub(crate) fn seat_position(&self, seat: usize, at: usize) -> &AtomicU64 {
+        let at = SEATS_AT + seat * SEAT_LEN + at;
+        assert!(at + 8 <= self.header.header_len as usize && at.is_multiple_of(8), "position is outside the header");
+        // SAFETY: inside the mapping and aligned, checked above; every participant accesses these words as atomics.
+        unsafe { &*self.map.as_ptr().add(at).cast() }
+    }
+
+    /// Offset of a lane's data in the region.
+    pub(crate) fn data_at(&self, lane: usize) -> usize {
+        self.header.header_len as usize + lane * self.header.capacity as usize
+    }
+}
+
+/// A lane in a mapping. The words are found once, so that the hot path adds no offsets.
+#[derive(Debug)]
+pub(crate) struct MappedLane {
+    tail: NonNull<AtomicU64>,
+    high: NonNull<AtomicU32>,
+    head: NonNull<AtomicU64>,
+    seen: NonNull<AtomicU32>,
+    data: NonNull<u8>,
+    capacity: u32,
+    /// Keeps what the pointers point into.
+    _map: Arc<Map>,
+}
+
+// SAFETY: pointers to atomics and to memory that is only accessed through raw pointers by the lane's one writer or reader.
+unsafe impl Send for MappedLane {}
+
+impl MappedLane {
+    /// The lane whose writer publishes on seat `writer`, and whose reader gives back on seat `reader`.
+    pub(crate) fn new(map: &Arc<Map>, lane: usize, writer: usize, reader: usize) -> MappedLane {
+        assert!(lane < map.header.lanes as usize, "the header has this lane");
+        // SAFETY: a lane lies inside the mapping: header_len + lanes * capacity == file size, by `Header::decode`.
+        let data = unsafe { NonNull::new_unchecked(map.base().add(map.data_at(lane))) };
+        MappedLane {
+            tail: NonNull::from(map.seat_position(writer, seat_word::TAIL)),
+            high: NonNull::from(map.seat_word(writer, seat_word::HIGH)),
+            head: NonNull::from(map.seat_position(reader, seat_word::HEAD)),
+            seen: NonNull::from(map.seat_word(reader, seat_word::SEEN)),
+            data,
+            capacity: map.header.capacity,
+            _map: Arc::clone(map),
+        }
+    }
+
+    /// `offset..offset + len` of the data, as [`Writer::claim`](super::spsc::Writer::claim) and
+    /// [`Reader::peek`](super::spsc::Reader::peek) give them.
+    #[inline]
+    pub(crate) fn payload(&self, offset: u32, len: u32) -> NonNull<u8> {
+        debug_assert!(u64::from(offset) + u64::from(len) <= u64::from(self.capacity));
+        // SAFETY: inside the lane: a claim and a found record end before the lane does.
+        unsafe { self.data.add(offset as usize) }
+    }
+
+    #[inline]
+    pub(crate) fn found(&self, found: Found) -> RecordRef<'_> {
+        RecordRef {
+            ptr: self.payload(found.offset, found.len),
+            len: found.len as usize,
+            redelivered: found.redelivered,
+            _lane: PhantomData,
+        }
+    }
+
+    fn record_at(&self, offset: u32) -> &AtomicU64 {
+        debug_assert!(offset < self.capacity && offset.is_multiple_of(8));
+        // SAFETY: inside the lane and aligned: offsets are multiples of 8 below the capacity, which is a multiple of 8.
+        unsafe { &*self.data.as_ptr().add(offset as usize).cast() }
+    }
+}
+
+impl Lane for MappedLane {
+    type Position = AtomicU64;
+    type Word = AtomicU32;
+
+    #[inline(always)]
+    fn tail(&self) -> &AtomicU64 {
+        // SAFETY: points into `self._map`, see `new`; so do the three below.
+        unsafe { self.tail.as_ref() }
+    }
+
+    #[inline(always)]
+    fn high(&self) -> &AtomicU32 {
+        // SAFETY: as in `tail`.
+        unsafe { self.high.as_ref() }
+    }
+
+    #[inline(always)]
+    fn head(&self) -> &AtomicU64 {
+        // SAFETY: as in `tail`.
+        unsafe { self.head.as_ref() }
+    }
+
+    #[inline(always)]
+    fn seen(&self) -> &AtomicU32 {
+        // SAFETY: as in `tail`.
+        unsafe { self.seen.as_ref() }
+    }
+
+    #[inline(always)]
+    fn record(&self, offset: u32) -> u64 {
+        self.record_at(offset).load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn set_record(&self, offset: u32, word: u64) {
+        self.record_at(offset).store(word, Ordering::Relaxed);
+    }
+}
+
+/// A record's payload in memory that a peer may write at any time: pointer and length, never a slice.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRef<'a> {
+    ptr: NonNull<u8>,
+    len: usize,
+    redelivered: bool,
+    _lane: PhantomData<&'a MappedLane>,
+}
+
+impl<'a> RecordRef<'a> {
+    /// Bytes of the payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A consumer that died may have seen this record.
+    #[must_use]
+    pub fn is_redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// The first byte. Valid for [`len`](Self::len) bytes until the record is released; a peer may change what is there.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Copies as much as fits to the front of `out`; returns how many bytes.
+    pub fn copy_to(&self, out: &mut [u8]) -> usize {
+        let n = self.len.min(out.len());
+        // SAFETY: `n` bytes are readable and writable, the record is never inside `out`; no reference to the source is made.
+        unsafe { ptr::copy_nonoverlapping(self.ptr.as_ptr(), out.as_mut_ptr(), n) };
+        n
+    }
+
+    /// Copies `offset..offset + out.len()`; false, and nothing copied, when that is not inside the record.
+    #[must_use]
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> bool {
+        if offset.checked_add(out.len()).is_none_or(|end| end > self.len) {
+            return false;
+        }
+        // SAFETY: the range was checked above; as in `copy_to`.
+        unsafe { ptr::copy_nonoverlapping(self.ptr.as_ptr().add(offset), out.as_mut_ptr(), out.len()) };
+        true
+    }
+
+    /// A copy.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.len);
+        // SAFETY: `len` bytes are readable, `out` has room for them; no reference to the source is made.
+        unsafe {
+            ptr::copy_nonoverlapping(self.ptr.as_ptr(), out.as_mut_ptr(), self.len);
+            out.set_len(self.len);
+        }
+        out
+    }
+
+    /// The payload as a slice, without a copy.
+    ///
+    /// # Safety
+    /// No process writes the record while the slice lives: the producer is trusted to follow the protocol.
+    #[must_use]
+    pub unsafe fn as_slice(&self) -> &'a [u8] {
+        // SAFETY: `len` readable bytes; that they do not change is this function's contract.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}

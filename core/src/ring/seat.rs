@@ -1,0 +1,96 @@
+//! A participant's place in a ring.
+//!
+//! The lock is the seat: whoever holds the OFD lock on byte *i* of the file owns seat *i*, and the kernel takes the lock
+//! away when its holder dies. The words of the seat only tell others where to look.
+
+use super::Shared;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::mapped::Ordering;
+use crate::sys::fork::PrivateFd;
+use crate::sys::{failpoint, ofd};
+use crate::wire::ring::{CONSUMER, PRODUCER, SEAT_FREE, SEAT_LIVE, seat_word};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// What a participant does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// Pushes.
+    Producer = PRODUCER,
+    /// Pops.
+    Consumer = CONSUMER,
+}
+
+impl Role {
+    /// The word that every face shows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Producer => "producer",
+            Role::Consumer => "consumer",
+        }
+    }
+}
+
+/// A seat that this handle owns until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    shared: Arc<Shared>,
+    number: usize,
+    generation: u32,
+    /// Holds the lock. A forked child closes it, so that its parent's death is seen.
+    _lock: PrivateFd,
+}
+
+impl Seat {
+    /// Takes the first seat of `candidates` that nobody alive owns. [`enter`](Self::enter) makes it known.
+    pub(super) fn take(shared: &Arc<Shared>, candidates: Range<usize>, role: Role) -> Result<Seat> {
+        let lock = PrivateFd::new(ofd::reopen(shared.map.file())?);
+        for number in candidates.clone() {
+            if ofd::try_lock(lock.as_fd(), number as u64)? {
+                failpoint::hit("seat.locked");
+                let word = |at| shared.map.seat_word(number, at);
+                let generation = (word(seat_word::STATUS).load(Ordering::Relaxed) >> 2).wrapping_add(1);
+                word(seat_word::ROLE).store(role as u32, Ordering::Relaxed);
+                word(seat_word::PID).store(std::process::id(), Ordering::Relaxed);
+                word(seat_word::PID_NS).store(shared.pid_namespace, Ordering::Relaxed);
+                word(seat_word::WAITING).store(0, Ordering::Relaxed);
+                return Ok(Seat { shared: Arc::clone(shared), number, generation, _lock: lock });
+            }
+        }
+        Err(Error::new(ErrorKind::InUse, "every seat of the ring for this role is taken")
+            .with("role", role.as_str())
+            .with("kind", shared.map.header().kind.as_str())
+            .with("seats", candidates.len()))
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Tells the others, who then watch this process.
+    pub(super) fn enter(&self) {
+        self.set_status(SEAT_LIVE);
+        failpoint::hit("seat.taken");
+        self.shared.members_changed();
+    }
+
+    fn set_status(&self, status: u32) {
+        // Pairs with the Acquire loads of the status in `Sleeper`: a live seat has its owner's pid.
+        self.shared.map.seat_word(self.number, seat_word::STATUS).store(self.generation << 2 | status, Ordering::Release);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.shared.is_forked() {
+            return; // the seat is the parent's
+        }
+        failpoint::hit("seat.leaving");
+        self.set_status(SEAT_FREE);
+        failpoint::hit("seat.left");
+        self.shared.members_changed();
+    }
+}

@@ -1,0 +1,316 @@
+//! One lane: a bounded stream of records with one writer and one reader.
+//!
+//! Design: Lamport's queue with cached indices (as in MCRingBuffer) over variable-size records. Protocol and argument:
+//! `README.md`. Neither side trusts the other: what it reads of the other's words is checked before it is used.
+//!
+//! | Word   | Written by | Read by         | Ordering                                      |
+//! |--------|------------|-----------------|-----------------------------------------------|
+//! | `tail` | writer     | reader          | Release at P1, Acquire at C1                  |
+//! | `head` | reader     | writer          | Release at C2, Acquire at P2 (cache miss)     |
+//! | `seen` | reader     | its successor   | Relaxed: read only after the reader's death   |
+//! | records| writer     | reader          | plain, before P1 / after C1; freed by C2 / P2 |
+//!
+//! Positions, capacity and offsets of this file are private copies; the words above are the only shared ones.
+
+use crate::error::{Error, ErrorKind};
+use crate::sync::Word;
+use crate::sync::atomic::Ordering;
+use crate::sys::failpoint;
+use crate::wire::ring::{ALIGN, RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent, record_word};
+
+/// The shared words of a lane, wherever they lie: mapped memory, or a model's.
+pub(crate) trait Lane {
+    type Position: Word<u64>;
+    type Word: Word<u32>;
+    fn tail(&self) -> &Self::Position;
+    fn high(&self) -> &Self::Word;
+    fn head(&self) -> &Self::Position;
+    fn seen(&self) -> &Self::Word;
+    /// One 8-byte load of the record word at `offset`, which is a multiple of 8 below the capacity.
+    fn record(&self, offset: u32) -> u64;
+    /// One 8-byte store.
+    fn set_record(&self, offset: u32, word: u64);
+}
+
+/// A position, and the number of records before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) at: u32,
+    pub(crate) count: u32,
+}
+
+impl Mark {
+    #[inline]
+    pub(crate) fn load(word: &impl Word<u64>, order: Ordering) -> Mark {
+        let word = word.load(order);
+        Mark { at: word as u32, count: (word >> 32) as u32 }
+    }
+
+    #[inline]
+    pub(crate) fn store(self, word: &impl Word<u64>, order: Ordering) {
+        word.store(u64::from(self.at) | u64::from(self.count) << 32, order);
+    }
+
+    #[inline]
+    fn advance(&mut self, bytes: u32, records: u32) {
+        self.at = self.at.wrapping_add(bytes);
+        self.count = self.count.wrapping_add(records);
+    }
+}
+
+/// Bytes that contradict themselves: a peer wrote what the protocol does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Damage {
+    pub(crate) what: &'static str,
+    pub(crate) value: u64,
+    pub(crate) limit: u64,
+}
+
+impl From<Damage> for Error {
+    fn from(d: Damage) -> Error {
+        Error::new(ErrorKind::Corrupt, d.what).with("value", d.value).with("limit", d.limit)
+    }
+}
+
+#[cold]
+fn damage<T>(what: &'static str, value: impl Into<u64>, limit: impl Into<u64>) -> Result<T, Damage> {
+    Err(Damage { what, value: value.into(), limit: limit.into() })
+}
+
+/// Bytes between two positions of a lane, if they can be that.
+fn distance(from: u32, to: u32, capacity: u32, what: &'static str) -> Result<u32, Damage> {
+    let bytes = to.wrapping_sub(from);
+    if bytes > capacity || !bytes.is_multiple_of(ALIGN) { damage(what, bytes, capacity) } else { Ok(bytes) }
+}
+
+/// The writer's private side.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    capacity: u32,
+    /// Behind the last committed record.
+    tail: Mark,
+    /// What `tail` of the lane holds.
+    published: u32,
+    /// What `head` of the lane held when it was last looked at.
+    head: u32,
+    /// The 64-bit position `published`, shifted right by 31.
+    high: u32,
+    /// Padding and payload room of the claim that is being written.
+    claim: Option<(u32, u32)>,
+}
+
+impl Writer {
+    /// Goes on where the lane's last writer published.
+    pub(crate) fn resume<L: Lane>(lane: &L, capacity: u32) -> Result<Writer, Damage> {
+        let tail = Mark::load(lane.tail(), Ordering::Acquire);
+        let head = Mark::load(lane.head(), Ordering::Acquire).at;
+        distance(head, tail.at, capacity, "positions of a lane contradict each other")?;
+        if !tail.at.is_multiple_of(ALIGN) {
+            return damage("position is not aligned", tail.at, ALIGN);
+        }
+        Ok(Writer { capacity, tail, published: tail.at, head, high: lane.high().load(Ordering::Relaxed), claim: None })
+    }
+
+    pub(crate) fn max_len(&self) -> u32 {
+        max_record(self.capacity)
+    }
+
+    /// Room for a payload of `len` (at most [`max_len`](Self::max_len)): its offset, or `None` while the lane is full.
+    #[inline]
+    pub(crate) fn claim<L: Lane>(&mut self, lane: &L, len: u32) -> Result<Option<u32>, Damage> {
+        debug_assert!(self.claim.is_none() && len <= self.max_len());
+        let offset = self.tail.at & (self.capacity - 1);
+        let extent = record_extent(len);
+        let room = self.capacity - offset;
+        let pad = if extent > room { room } else { 0 };
+        if !self.has_room(lane, pad + extent)? {
+            return Ok(None);
+        }
+        self.claim = Some((pad, len));
+        failpoint::hit("claim.made");
+        let at = (offset + pad) & (self.capacity - 1);
+        Ok(Some(at + RECORD_HEADER))
+    }
+
+    #[inline]
+    fn has_room<L: Lane>(&mut self, lane: &L, bytes: u32) -> Result<bool, Damage> {
+        if self.capacity - self.tail.at.wrapping_sub(self.head) >= bytes {
+            return Ok(true);
+        }
+        // P2: what the reader has given back. Pairs with the Release at C2, so that its loads are over before this writes.
+        let head = Mark::load(lane.head(), Ordering::Acquire).at;
+        distance(head, self.published, self.published.wrapping_sub(self.head), "reader's position is outside what it may read")?;
+        self.head = head;
+        Ok(self.capacity - self.tail.at.wrapping_sub(head) >= bytes)
+    }
+
+    /// Makes the claimed record whole, with the first `len` bytes of its payload. It is published by [`publish`](Self::publish).
+    #[inline]
+    pub(crate) fn commit<L: Lane>(&mut self, lane: &L, len: u32) {
+        let (pad, claimed) = self.claim.take().expect("a record was claimed");
+        debug_assert!(len <= claimed);
+        let mask = self.capacity - 1;
+        if pad > 0 {
+            lane.set_record(self.tail.at & mask, record_word(RECORD_PAD, pad - RECORD_HEADER));
+            failpoint::hit("commit.padded");
+        }
+        lane.set_record(self.tail.at.wrapping_add(pad) & mask, record_word(RECORD_DATA, len));
+        self.tail.advance(pad + record_extent(len), 1);
+        failpoint::hit("commit.written");
+    }
+
+    /// Gives the claim up. The lane does not know that there was one.
+    #[inline]
+    pub(crate) fn abort(&mut self) {
+        self.claim = None;
+    }
+
+    /// Room of the claim that is being written.
+    pub(crate) fn claimed(&self) -> Option<u32> {
+        self.claim.map(|(_, len)| len)
+    }
+
+    /// Committed and not published.
+    #[inline]
+    pub(crate) fn unpublished(&self) -> u32 {
+        self.tail.at.wrapping_sub(self.published)
+    }
+
+    /// Publishes what is committed; false when there is nothing.
+    #[inline]
+    pub(crate) fn publish<L: Lane>(&mut self, lane: &L) -> bool {
+        if self.tail.at == self.published {
+            return false;
+        }
+        if (self.tail.at ^ self.published) >> 31 != 0 {
+            self.high = self.high.wrapping_add(1);
+            lane.high().store(self.high, Ordering::Relaxed);
+        }
+        failpoint::hit("publish.before");
+        // P1: everything before `tail` is whole. Pairs with the Acquire at C1.
+        self.tail.store(lane.tail(), Ordering::Release);
+        self.published = self.tail.at;
+        failpoint::hit("publish.after");
+        true
+    }
+
+    /// Would [`claim`](Self::claim) find room now? For the look after a writer has said that it will sleep.
+    pub(crate) fn sees_news<L: Lane>(&self, lane: &L) -> bool {
+        Mark::load(lane.head(), Ordering::Relaxed).at != self.head
+    }
+}
+
+/// A record that a reader may look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Where the payload begins.
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+    /// A reader that died may have seen it.
+    pub(crate) redelivered: bool,
+}
+
+/// The reader's private side.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    capacity: u32,
+    /// The next record.
+    head: Mark,
+    /// What `head` of the lane holds.
+    published: u32,
+    /// What `tail` of the lane held when it was last looked at.
+    tail: u32,
+    /// Bytes from `head` on that a dead reader has looked at.
+    again: u32,
+}
+
+impl Reader {
+    /// Goes on where the lane's last reader gave back.
+    pub(crate) fn resume<L: Lane>(lane: &L, capacity: u32) -> Result<Reader, Damage> {
+        let head = Mark::load(lane.head(), Ordering::Acquire);
+        let tail = Mark::load(lane.tail(), Ordering::Acquire).at;
+        let used = distance(head.at, tail, capacity, "positions of a lane contradict each other")?;
+        if !head.at.is_multiple_of(ALIGN) {
+            return damage("position is not aligned", head.at, ALIGN);
+        }
+        let again = distance(head.at, lane.seen().load(Ordering::Relaxed), used, "a reader has seen what was never published")?;
+        Ok(Reader { capacity, head, published: head.at, tail, again })
+    }
+
+    /// The oldest record, which stays where it is; `None` while the lane is empty.
+    #[inline]
+    pub(crate) fn peek<L: Lane>(&mut self, lane: &L) -> Result<Option<Found>, Damage> {
+        if self.head.at == self.tail && !self.refresh(lane)? {
+            return Ok(None);
+        }
+        let mask = self.capacity - 1;
+        // C0: one load of the record's word; it is never read again.
+        let mut word = lane.record(self.head.at & mask);
+        if word >> 32 == u64::from(RECORD_PAD) {
+            let room = self.capacity - (self.head.at & mask);
+            // A padding record fills the lane up to its end and was published together with its successor.
+            if word as u32 != room - RECORD_HEADER || room == self.capacity || room >= self.tail.wrapping_sub(self.head.at) {
+                return damage("bad padding record", word as u32, room - RECORD_HEADER);
+            }
+            self.advance(room, 0);
+            word = lane.record(0);
+        }
+        let (len, offset) = (word as u32, self.head.at & mask);
+        let ready = self.tail.wrapping_sub(self.head.at).min(self.capacity - offset);
+        if word >> 32 != u64::from(RECORD_DATA) {
+            return damage("record is of an unknown kind", word >> 32, RECORD_DATA);
+        }
+        if len > max_record(self.capacity) || record_extent(len) > ready {
+            return damage("record claims more than was published", len, ready.saturating_sub(RECORD_HEADER));
+        }
+        // From here on the record may have had effects, which the reader's successor should know.
+        lane.seen().store(self.head.at.wrapping_add(record_extent(len)), Ordering::Relaxed);
+        failpoint::hit("pop.shown");
+        Ok(Some(Found { offset: offset + RECORD_HEADER, len, redelivered: self.again > 0 }))
+    }
+
+    fn refresh<L: Lane>(&mut self, lane: &L) -> Result<bool, Damage> {
+        // C1: what the writer has published. Pairs with the Release at P1.
+        let tail = Mark::load(lane.tail(), Ordering::Acquire).at;
+        distance(self.head.at, tail, self.capacity, "writer's position is outside the lane")?;
+        self.tail = tail;
+        Ok(tail != self.head.at)
+    }
+
+    fn advance(&mut self, bytes: u32, records: u32) {
+        self.head.advance(bytes, records);
+        self.again = self.again.saturating_sub(bytes);
+    }
+
+    /// Lets go of the record that [`peek`](Self::peek) showed, whose payload has `len` bytes.
+    #[inline]
+    pub(crate) fn release(&mut self, len: u32) {
+        self.advance(record_extent(len), 1);
+        failpoint::hit("pop.released");
+    }
+
+    /// Let go and not given back.
+    #[inline]
+    pub(crate) fn unpublished(&self) -> u32 {
+        self.head.at.wrapping_sub(self.published)
+    }
+
+    /// Gives back what was let go; false when there is nothing.
+    #[inline]
+    pub(crate) fn publish<L: Lane>(&mut self, lane: &L) -> bool {
+        if self.head.at == self.published {
+            return false;
+        }
+        failpoint::hit("head.before");
+        // C2: nothing before `head` is read any more. Pairs with the Acquire at P2.
+        self.head.store(lane.head(), Ordering::Release);
+        self.published = self.head.at;
+        failpoint::hit("head.after");
+        true
+    }
+
+    /// Would [`peek`](Self::peek) find something now? For the look after a reader has said that it will sleep.
+    pub(crate) fn sees_news<L: Lane>(&self, lane: &L) -> bool {
+        Mark::load(lane.tail(), Ordering::Relaxed).at != self.head.at
+    }
+}

@@ -1,0 +1,257 @@
+//! Sleeping and waking across processes, without a system call while nobody sleeps.
+//!
+//! ```text
+//!  sleeper                                   waker
+//!  ───────                                   ─────
+//!  W1 waiting = 1                            P1 publishes (tail, head, state, members)
+//!     fence SeqCst                              fence SeqCst
+//!  W2 looks again: anything? ── yes ─► awake  W3 waiting != 0, and swap(0) was the first? ── no ─► done
+//!  sleeps on doorbell and peers' pidfds          rings the doorbell
+//! ```
+//!
+//! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
+//! (Dekker). The swap elects one waker, so a burst costs one system call. A waker that dies between the swap and the
+//! doorbell wakes by its death: the sleeper waits for its pidfd too.
+//!
+//! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
+
+use super::Shared;
+use crate::error::Result;
+use crate::sync::atomic::Ordering;
+use crate::sync::{Word, fence_seq_cst};
+use crate::sys::{failpoint, ofd, pidfd, poll};
+use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// W1. What was published before the fence of [`claim_wake`] is seen by loads after this call, or the waker sees the word.
+pub(super) fn announce_sleep(waiting: &impl Word<u32>) {
+    waiting.store(1, Ordering::Relaxed);
+    fence_seq_cst();
+}
+
+/// W3, after publishing: true if the caller must ring the sleeper's doorbell.
+#[inline]
+pub(super) fn claim_wake(waiting: &impl Word<u32>) -> bool {
+    fence_seq_cst();
+    waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0
+}
+
+/// Looks that a spinning waiter makes at most: about as long as waking a thread takes.
+const SPIN_MAX: u32 = 2000;
+/// Looks of a waiter whose last waits ended in sleep.
+const SPIN_MIN: u32 = 64;
+/// Every so many sleeps the waiter spins in full again, or two sides that both sleep would never find out that they need not.
+const SPIN_RETRY: u32 = 16;
+/// How often a peer without a pidfd (another pid namespace, a seccomp policy) is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How many fruitless looks of a caller that never sleeps come before one at the peers' lives.
+const STALLS: u32 = 64;
+
+/// Spins where that has paid lately.
+#[derive(Debug)]
+struct Spin {
+    budget: u32,
+    sleeps: u32,
+}
+
+impl Spin {
+    fn wait(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+        let budget = if self.sleeps.is_multiple_of(SPIN_RETRY) { SPIN_MAX } else { self.budget };
+        for _ in 0..budget {
+            if ready() {
+                self.budget = (self.budget * 2).min(SPIN_MAX);
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        self.budget = (self.budget / 2).max(SPIN_MIN);
+        self.sleeps = self.sleeps.wrapping_add(1);
+        false
+    }
+}
+
+/// A peer whose death ends a sleep.
+#[derive(Debug)]
+struct Watched {
+    seat: usize,
+    /// The seat's status word when its owner was seen alive.
+    status: u32,
+    /// `None`: looked at every [`LOOK`].
+    pidfd: Option<OwnedFd>,
+}
+
+/// One handle's way to sleep: its doorbell, and the peers that may die meanwhile.
+#[derive(Debug)]
+pub(super) struct Sleeper {
+    shared: Arc<Shared>,
+    seat: usize,
+    peers: Range<usize>,
+    watched: Vec<Watched>,
+    /// The value of `members` that `watched` stands for.
+    members: Option<u32>,
+    spin: Spin,
+    stalls: u32,
+    epoll: Option<poll::Epoll>,
+}
+
+impl Sleeper {
+    pub(super) fn new(shared: Arc<Shared>, seat: usize, peers: Range<usize>) -> Sleeper {
+        let spin = Spin { budget: SPIN_MAX, sleeps: 0 };
+        Sleeper { shared, seat, peers, watched: Vec::new(), members: None, spin, stalls: 0, epoll: None }
+    }
+
+    fn waiting(&self) -> &impl Word<u32> {
+        self.shared.map.seat_word(self.seat, seat_word::WAITING)
+    }
+
+    /// True when `ready` came true while spinning.
+    pub(super) fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
+        self.shared.spare_core && self.spin.wait(ready)
+    }
+
+    /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does.
+    pub(super) fn arm(&mut self) -> Result<()> {
+        announce_sleep(self.waiting());
+        failpoint::hit("wait.armed");
+        self.refresh()
+    }
+
+    /// This side is awake.
+    pub(super) fn disarm(&self) {
+        self.waiting().store(0, Ordering::Relaxed);
+    }
+
+    /// Sleeps until the doorbell rings, a peer dies or `timeout` passes. May end early.
+    pub(super) fn sleep(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let bell = &shared.bells[self.seat];
+        let mut fds = vec![poll::readable(bell.fd().as_raw_fd())];
+        fds.extend(self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())));
+        let blind = self.watched.iter().any(|w| w.pidfd.is_none());
+        let timeout = if blind { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
+        poll::wait_readable(&mut fds, timeout);
+        failpoint::hit("wait.woken");
+        if poll::is_ready(&fds[0]) {
+            bell.clear();
+        }
+        if blind || fds[1..].iter().any(poll::is_ready) {
+            self.bury()?;
+        }
+        Ok(())
+    }
+
+    /// Follows the seats that were taken, left or found dead since the last look.
+    fn refresh(&mut self) -> Result<()> {
+        // Pairs with the fetch_add after a seat's status was stored.
+        let members = self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Acquire);
+        if self.members == Some(members) {
+            return Ok(());
+        }
+        let map = Arc::clone(&self.shared.map);
+        let status = |seat: usize| map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
+        self.watched.retain(|w| status(w.seat) == w.status);
+        for seat in self.peers.clone() {
+            let now = status(seat);
+            if now & 3 != SEAT_LIVE || self.watched.iter().any(|w| w.seat == seat) {
+                continue;
+            }
+            let pid = map.seat_word(seat, seat_word::PID).load(Ordering::Relaxed);
+            let namespace = map.seat_word(seat, seat_word::PID_NS).load(Ordering::Relaxed);
+            let pidfd = if namespace == self.shared.pid_namespace { pidfd::open(pid)? } else { None };
+            // Alive after the fd was opened, so the number was not another process's by then.
+            if ofd::is_locked(map.file(), seat as u64)? {
+                if pid == std::process::id() && namespace == self.shared.pid_namespace {
+                    continue; // does not die without this process
+                }
+                if let (Some(epoll), Some(fd)) = (&self.epoll, &pidfd) {
+                    epoll.add(fd.as_fd())?;
+                }
+                self.watched.push(Watched { seat, status: now, pidfd });
+            } else {
+                self.shared.mark_dead(seat, now);
+            }
+        }
+        self.members = Some(members);
+        Ok(())
+    }
+
+    /// Looks at the lives of the peers and marks the seats of the dead.
+    fn bury(&mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut failed = None;
+        self.watched.retain(|w| match ofd::is_locked(shared.map.file(), w.seat as u64) {
+            Ok(true) => true,
+            Ok(false) => {
+                shared.mark_dead(w.seat, w.status);
+                false
+            }
+            Err(e) => {
+                failed = Some(e);
+                true
+            }
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// For a caller that polls instead of sleeping: a look at the peers every so often.
+    pub(super) fn stalled(&mut self) -> Result<()> {
+        self.stalls += 1;
+        if self.stalls >= STALLS {
+            self.stalls = 0;
+            self.refresh()?;
+            self.bury()?;
+        }
+        Ok(())
+    }
+
+    /// A peer that the others cannot do without is dead.
+    pub(super) fn peer_is_dead(&self) -> bool {
+        let status = |seat| self.shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
+        self.peers.len() == 1 && status(self.peers.start) & 3 == SEAT_DEAD
+    }
+
+    /// One fd that is readable when there may be something to do: the doorbell rang, or a peer died. Level-triggered.
+    pub(super) fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+        if self.epoll.is_none() {
+            let epoll = poll::Epoll::new()?;
+            epoll.add(self.shared.bells[self.seat].fd())?;
+            self.epoll = Some(epoll);
+            self.members = None;
+            self.watched.clear();
+            self.refresh()?;
+            // What is there already was not announced: the first look finds out.
+            self.ring_own();
+        }
+        Ok(self.epoll.as_ref().expect("made above").as_fd())
+    }
+
+    /// The fd is in some loop's hands, so whoever finds nothing must arm.
+    pub(super) fn is_polled(&self) -> bool {
+        self.epoll.is_some()
+    }
+
+    /// Makes the fd unreadable and arms. The caller looks once more, and calls [`ring_own`](Self::ring_own) if there is something.
+    pub(super) fn arm_polled(&mut self) -> Result<()> {
+        // What is found about the peers now is told by this call, and need not ring.
+        self.disarm();
+        self.refresh()?;
+        if self.watched.iter().any(|w| w.pidfd.is_some()) {
+            let mut fds: Vec<_> = self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())).collect();
+            poll::wait_readable(&mut fds, Some(Duration::ZERO));
+            if fds.iter().any(poll::is_ready) {
+                self.bury()?;
+            }
+        }
+        self.shared.bells[self.seat].clear();
+        self.arm()
+    }
+
+    /// Leaves the fd readable: there is something to do already.
+    pub(super) fn ring_own(&self) {
+        self.disarm();
+        self.shared.bells[self.seat].signal();
+    }
+}

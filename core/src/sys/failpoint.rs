@@ -1,0 +1,66 @@
+//! Named points at which a test lets this process die or stop.
+//!
+//! Only with the feature `failpoints`; without it a point is nothing. `OFFLOOP_FAILPOINT=<name>:<n>[:stop]` sends this
+//! process `SIGKILL` (or `SIGSTOP`) when it passes the point for the *n*-th time, so that whoever watches sees exactly what
+//! an unlucky moment leaves behind.
+
+/// Every point, for tests that walk over all of them. [`hit`] with another name does not compile in tests.
+pub const NAMES: &[&str] = &[
+    "seat.locked",
+    "seat.taken",
+    "claim.made",
+    "commit.padded",
+    "commit.written",
+    "publish.before",
+    "publish.after",
+    "wake.claimed",
+    "pop.shown",
+    "pop.released",
+    "head.before",
+    "head.after",
+    "wait.armed",
+    "wait.woken",
+    "seat.leaving",
+    "seat.left",
+];
+
+/// Passes the point `name`.
+#[inline(always)]
+pub fn hit(name: &'static str) {
+    #[cfg(feature = "failpoints")]
+    armed::hit(name);
+    #[cfg(not(feature = "failpoints"))]
+    let _ = name;
+}
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use crate::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::OnceLock;
+
+    struct Plan {
+        name: String,
+        signal: libc::c_int,
+        left: AtomicU64,
+    }
+
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+
+    fn plan() -> Option<Plan> {
+        let text = std::env::var("OFFLOOP_FAILPOINT").ok()?;
+        let mut parts = text.split(':');
+        let name = parts.next()?.to_owned();
+        let left = AtomicU64::new(parts.next()?.parse().ok()?);
+        let signal = if parts.next() == Some("stop") { libc::SIGSTOP } else { libc::SIGKILL };
+        Some(Plan { name, signal, left })
+    }
+
+    pub(super) fn hit(name: &'static str) {
+        debug_assert!(super::NAMES.contains(&name), "{name} is not in the list");
+        let Some(plan) = PLAN.get_or_init(plan) else { return };
+        if plan.name == name && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // SAFETY: a plain call.
+            unsafe { libc::kill(libc::getpid(), plan.signal) };
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Locks on bytes of an open file: the kernel drops them when the last fd of the open file is closed, at the latest when
+//! its process dies, so a lock that is held is a holder that lives. A stopped process keeps its locks.
+
+use crate::error::{Error, Result};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Opens the file of `fd` once more: locks belong to an open file, not to an fd or a process.
+///
+/// # Errors
+/// `Os`: `ENOENT` without `/proc`, `EACCES` when the file belongs to another user, `EMFILE`.
+pub fn reopen(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}\0", fd.as_raw_fd());
+    // SAFETY: `path` is NUL-terminated.
+    let new = unsafe { libc::open(path.as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) };
+    if new < 0 {
+        return Err(Error::last_os("open(/proc/self/fd)"));
+    }
+    // SAFETY: the kernel just gave us this fd, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+fn byte(kind: libc::c_int, at: u64) -> libc::flock {
+    // SAFETY: `libc::flock` is plain data; all-zero is valid, and `l_pid` must be 0.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = at as libc::off_t;
+    lock.l_len = 1;
+    lock
+}
+
+/// Locks one byte for `fd`'s open file alone; false when another open file has it.
+///
+/// # Errors
+/// `Os`: `ENOLCK`, `EBADF` for a file that is not open for writing.
+pub fn try_lock(fd: BorrowedFd<'_>, at: u64) -> Result<bool> {
+    let mut lock = byte(libc::F_WRLCK, at);
+    // SAFETY: `lock` is a valid flock.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) } == 0 {
+        return Ok(true);
+    }
+    match std::io::Error::last_os_error().raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(Error::last_os("fcntl(F_OFD_SETLK)").with("byte", at)),
+    }
+}
+
+/// Another open file than `fd`'s holds the lock on a byte.
+///
+/// # Errors
+/// `Os`.
+pub fn is_locked(fd: BorrowedFd<'_>, at: u64) -> Result<bool> {
+    let mut lock = byte(libc::F_WRLCK, at);
+    // SAFETY: `lock` is a valid flock, which the kernel overwrites with the conflicting one or `F_UNLCK`.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } != 0 {
+        return Err(Error::last_os("fcntl(F_OFD_GETLK)").with("byte", at));
+    }
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::mem;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_byte_has_one_holder_until_its_file_is_closed() {
+        let (memfd, _map) = mem::create_sealed(c"offloop-test", 4096).expect("memfd");
+        let (a, b) = (reopen(memfd.as_fd()).expect("reopen"), reopen(memfd.as_fd()).expect("reopen"));
+        assert!(!is_locked(memfd.as_fd(), 3).expect("query"));
+        assert!(try_lock(a.as_fd(), 3).expect("lock"));
+        assert!(try_lock(a.as_fd(), 3).expect("again"), "the holder has it");
+        assert!(!try_lock(b.as_fd(), 3).expect("held"));
+        assert!(try_lock(b.as_fd(), 4).expect("another byte"));
+        assert!(is_locked(memfd.as_fd(), 3).expect("query"));
+        drop(a);
+        assert!(!is_locked(memfd.as_fd(), 3).expect("query"));
+        assert!(try_lock(b.as_fd(), 3).expect("lock"));
+    }
+}

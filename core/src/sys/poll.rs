@@ -1,0 +1,66 @@
+//! Waiting for fds: `ppoll` for a thread that sleeps, `epoll` for a loop that wants one fd for many.
+
+use super::clock::timespec;
+use crate::error::{Error, Result};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::time::Duration;
+
+/// Sleeps until one of `fds` is readable, at most for `timeout` (`None`: without end). A signal ends it early.
+pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
+    let ts = timeout.map(timespec);
+    let ts: *const libc::timespec = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: `fds` are valid pollfds, `ts` is null or a live timespec; the signal mask is left as it is.
+    unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, ts, ptr::null()) };
+}
+
+/// An entry for [`wait_readable`].
+#[must_use]
+pub fn readable(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Something to read, or an error that a read would show.
+#[must_use]
+pub fn is_ready(entry: &libc::pollfd) -> bool {
+    entry.revents != 0
+}
+
+/// One fd that is readable while any of its members is. A member leaves when its own fd is closed.
+#[derive(Debug)]
+pub struct Epoll(OwnedFd);
+
+impl Epoll {
+    /// Without members.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub fn new() -> Result<Epoll> {
+        // SAFETY: a plain call.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(Error::last_os("epoll_create1"));
+        }
+        // SAFETY: the kernel just gave us this fd, nobody else owns it.
+        Ok(Epoll(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds a member.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: `event` is valid for the call.
+        if unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) } != 0 {
+            return Err(Error::last_os("epoll_ctl"));
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

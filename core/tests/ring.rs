@@ -1,0 +1,558 @@
+//! Rings between two processes: order and wholeness, every way to die, `SIGSTOP`, fork.
+//!
+//! A peer is this test program again, running the ignored test `peer` with the ring's fds and a script in the environment.
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use offloop::ErrorKind;
+use offloop::ring::{Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
+use offloop::sys::process::{Child, Exit, Spec, spawn};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// The first fd that a peer gets: the report pipe, then the ring's.
+const FIRST: RawFd = 100;
+const SOON: Option<Duration> = Some(Duration::from_millis(20));
+
+fn torture() -> bool {
+    std::env::var_os("OFFLOOP_TORTURE").is_some()
+}
+
+/// xorshift64*: the tests' own numbers, by seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
+    }
+}
+
+fn spsc(capacity: usize) -> RingBuffer {
+    RingBuffer::builder(Kind::Spsc).capacity(capacity).create().unwrap()
+}
+
+fn producer(ring: &RingBuffer) -> Producer {
+    ring.producer(ProducerOptions::default()).unwrap()
+}
+
+fn consumer(ring: &RingBuffer) -> Consumer {
+    ring.consumer(ConsumerOptions::default()).unwrap()
+}
+
+/// Record number `n`: its number, a length that follows from it, and a pattern over the rest.
+fn record(n: u64) -> Vec<u8> {
+    let len = 16 + (n.wrapping_mul(0x9E37_79B9) >> 7) as usize % 700;
+    let mut bytes: Vec<u8> = (0..len).map(|i| (n as usize + i) as u8).collect();
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    bytes
+}
+
+/// The number of a record that is whole.
+fn number(bytes: &[u8]) -> u64 {
+    let n = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert!(bytes == record(n), "record {n} is torn");
+    n
+}
+
+struct Peer {
+    child: Child,
+    /// What the peer reports, 9 bytes each: a number, and a flag.
+    reports: File,
+}
+
+impl Peer {
+    fn start(ring: &RingBuffer, script: &str) -> Peer {
+        Peer::start_with(ring, script, &[])
+    }
+
+    fn start_with(ring: &RingBuffer, script: &str, env: &[(&str, &str)]) -> Peer {
+        let mut ends = [0; 2];
+        // SAFETY: two writable ints; the fds are new and ours.
+        let (read, write) = unsafe {
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+        };
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        let fds = ring.fds().unwrap();
+        let mut spec = Spec::new(std::env::current_exe().unwrap());
+        spec.args = ["peer", "--exact", "--ignored", "--nocapture"].map(Into::into).to_vec();
+        let mut vars: Vec<_> = std::env::vars_os().collect();
+        vars.push(("OFFLOOP_TEST_PEER".into(), format!("{}:{script}", fds.len()).into()));
+        vars.extend(env.iter().map(|(k, v)| (k.into(), v.into())));
+        spec.env = Some(vars);
+        spec.fds = vec![(null.as_fd(), 1), (write.as_fd(), FIRST)];
+        // SAFETY: `ring` keeps its fds open for the call.
+        spec.fds.extend(fds.iter().enumerate().map(|(i, fd)| (unsafe { BorrowedFd::borrow_raw(*fd) }, FIRST + 1 + i as RawFd)));
+        Peer { child: spawn(&spec).unwrap(), reports: read.into() }
+    }
+
+    fn kill(&self) {
+        self.child.kill(libc::SIGKILL).unwrap();
+        self.wait();
+    }
+
+    fn wait(&self) -> Exit {
+        self.child.wait(None).unwrap().unwrap()
+    }
+
+    /// The next report; `None` when the peer is gone.
+    fn report(&mut self) -> Option<(u64, bool)> {
+        let mut bytes = [0; 9];
+        self.reports.read_exact(&mut bytes).ok()?;
+        Some((u64::from_le_bytes(bytes[..8].try_into().unwrap()), bytes[8] != 0))
+    }
+}
+
+const OK: Exit = Exit { code: Some(0), signal: None, core_dumped: false };
+
+/// What a peer does: the words of the script are its arguments.
+#[test]
+#[ignore = "the other process of the tests above"]
+fn peer() {
+    let Ok(script) = std::env::var("OFFLOOP_TEST_PEER") else { return };
+    let words: Vec<&str> = script.split(':').collect();
+    let fds: Vec<OwnedFd> = (1..=words[0].parse::<RawFd>().unwrap())
+        // SAFETY: the parent put its ring's fds here, and they are nobody else's.
+        .map(|i| unsafe { OwnedFd::from_raw_fd(FIRST + i) })
+        .collect();
+    // SAFETY: as above.
+    let mut reports = File::from(unsafe { OwnedFd::from_raw_fd(FIRST) });
+    let mut report = |n: u64, flag: bool| {
+        let mut bytes = [0; 9];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        bytes[8] = flag.into();
+        reports.write_all(&bytes).unwrap();
+    };
+    let ring = RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+    drop(fds);
+    let arg = |i: usize| words[i].parse::<u64>().unwrap();
+    match words[1] {
+        // produce:from:to:batch
+        "produce" => {
+            let mut p = ring.producer(ProducerOptions { batch: arg(4) == 1, ..Default::default() }).unwrap();
+            report(0, false);
+            for n in arg(2)..arg(3) {
+                let bytes = record(n);
+                if n % 3 == 0 {
+                    let mut claim = p.claim(bytes.len(), None).unwrap();
+                    assert!(claim.write_at(0, &bytes));
+                    claim.commit().unwrap();
+                } else {
+                    p.push(&bytes, None).unwrap();
+                }
+            }
+        }
+        // As produce, and then stays, with what it has claimed.
+        "hold" => {
+            let mut p = producer(&ring);
+            for n in 0..arg(2) {
+                p.push(&record(n), None).unwrap();
+            }
+            let _claim = p.claim(100, None).unwrap();
+            report(0, false);
+            loop {
+                std::thread::park();
+            }
+        }
+        // Reports every record before it lets go of it.
+        "consume" => {
+            let mut c = consumer(&ring);
+            loop {
+                match c.pop(None) {
+                    Ok(r) => report(number(&r.to_vec()), r.is_redelivered()),
+                    Err(e) => return assert_eq!(e.kind(), ErrorKind::Closed, "{e}"),
+                }
+            }
+        }
+        // Takes the consumer's seat and reads nothing.
+        "sit" => {
+            let _c = consumer(&ring);
+            report(0, false);
+            loop {
+                std::thread::park();
+            }
+        }
+        // As hold, with a forked child that outlives it.
+        "fork" => {
+            let mut p = producer(&ring);
+            p.push(&record(0), None).unwrap();
+            #[allow(clippy::disallowed_methods, reason = "what a forked child keeps is tested")]
+            // SAFETY: the child makes one call of ours, reports and sleeps until the test kills it.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                let refused = p.try_push(b"x").err().map(|e| e.kind()) == Some(ErrorKind::Forked)
+                    && ring.consumer(ConsumerOptions::default()).err().map(|e| e.kind()) == Some(ErrorKind::Forked);
+                ring.close();
+                drop(p);
+                // SAFETY: a plain query.
+                report(u64::from(unsafe { libc::getpid() }.unsigned_abs()), refused);
+                loop {
+                    std::thread::park();
+                }
+            }
+            loop {
+                std::thread::park();
+            }
+        }
+        other => panic!("no such script: {other}"),
+    }
+}
+
+#[test]
+fn a_stream_arrives_whole_and_in_order() {
+    let records = if torture() { 5_000_000 } else { 100_000 };
+    for batch in 0..2 {
+        for capacity in [4096, 1 << 20] {
+            let ring = spsc(capacity);
+            let mut c = consumer(&ring);
+            let peer = Peer::start(&ring, &format!("produce:0:{records}:{batch}"));
+            for n in 0..records {
+                assert_eq!(number(&c.pop(None).unwrap().to_vec()), n);
+            }
+            assert_eq!(peer.wait(), OK);
+            assert!(c.try_pop().unwrap().is_none(), "a producer that left in peace did not die");
+        }
+    }
+}
+
+#[test]
+fn a_consumer_in_another_process_sees_close() {
+    let ring = spsc(4096);
+    let mut p = producer(&ring);
+    let mut peer = Peer::start(&ring, "consume");
+    for n in 0..10_000 {
+        p.push(&record(n), None).unwrap();
+        assert_eq!(peer.report(), Some((n, false)));
+    }
+    ring.close();
+    assert_eq!((peer.report(), peer.wait()), (None, OK));
+}
+
+#[test]
+fn a_dead_producers_records_are_drained_before_its_death_is_told() {
+    let ring = spsc(1 << 20);
+    let mut c = consumer(&ring);
+    let mut peer = Peer::start(&ring, "hold:1000");
+    assert!(peer.report().is_some());
+    peer.kill();
+    for n in 0..1000 {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), n);
+    }
+    let e = c.pop(None).map(|_| ()).unwrap_err();
+    assert_eq!((e.kind(), e.to_string().contains(&format!("pid={}", peer.child.pid()))), (ErrorKind::PeerDied, true), "{e}");
+    assert_eq!(c.try_pop().map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    // The claim left nothing, and a successor goes on.
+    let mut p = producer(&ring);
+    p.push(&record(5), None).unwrap();
+    assert_eq!(number(&c.pop(None).unwrap().to_vec()), 5);
+    assert!(c.try_pop().unwrap().is_none());
+}
+
+#[test]
+fn a_sleeping_consumer_is_woken_by_its_producers_death() {
+    let ring = spsc(4096);
+    let mut peer = Peer::start(&ring, "hold:0");
+    assert!(peer.report().is_some());
+    let mut c = consumer(&ring);
+    let sleeper = std::thread::spawn(move || c.pop(None).map(|_| ()).unwrap_err().kind());
+    peer.kill();
+    assert_eq!(sleeper.join().unwrap(), ErrorKind::PeerDied);
+}
+
+#[test]
+fn a_consumer_that_polls_learns_of_its_producers_death() {
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let mut peer = Peer::start(&ring, "hold:0");
+    assert!(peer.report().is_some());
+    peer.kill();
+    let died = (0..10_000).find_map(|_| c.try_pop().map(|r| assert!(r.is_none())).err());
+    assert_eq!(died.unwrap().kind(), ErrorKind::PeerDied);
+}
+
+fn readable(fd: BorrowedFd<'_>, ms: i32) -> bool {
+    let mut p = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut p, 1, ms) == 1 }
+}
+
+#[test]
+fn the_fd_is_readable_when_a_peer_comes_or_dies() {
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    assert!(readable(c.fd().unwrap(), 0));
+    assert!(c.try_pop().unwrap().is_none());
+    assert!(!readable(c.fd().unwrap(), 0));
+    let mut peer = Peer::start(&ring, "hold:0");
+    assert!(peer.report().is_some());
+    assert!(readable(c.fd().unwrap(), -1), "a new peer is news");
+    assert!(c.try_pop().unwrap().is_none());
+    assert!(!readable(c.fd().unwrap(), 0));
+    peer.kill();
+    assert!(readable(c.fd().unwrap(), -1));
+    assert_eq!(c.try_pop().map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    assert!(!readable(c.fd().unwrap(), 0), "told once");
+}
+
+#[test]
+fn a_full_ring_without_a_living_consumer_is_an_error() {
+    let ring = spsc(4096);
+    let mut peer = Peer::start(&ring, "sit");
+    assert!(peer.report().is_some());
+    let mut p = producer(&ring);
+    let sleeper = std::thread::spawn(move || {
+        let mut n = 0;
+        loop {
+            match p.push(&record(n), None) {
+                Ok(()) => n += 1,
+                Err(e) => return (p, n, e.kind()),
+            }
+        }
+    });
+    peer.kill();
+    let (mut p, pushed, kind) = sleeper.join().unwrap();
+    assert_eq!(kind, ErrorKind::PeerDied);
+    // A successor gets everything.
+    let mut c = consumer(&ring);
+    for n in 0..pushed {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), n);
+    }
+    p.push(&record(pushed), None).unwrap();
+    assert_eq!(number(&c.pop(None).unwrap().to_vec()), pushed);
+}
+
+#[test]
+fn a_stopped_process_is_not_dead() {
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let peer = Peer::start(&ring, "produce:0:1000000000:0");
+    let mut next = 0;
+    while next < 100 {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), next);
+        next += 1;
+    }
+    peer.child.kill(libc::SIGSTOP).unwrap();
+    let e = loop {
+        match c.pop(SOON) {
+            Ok(r) => assert_eq!(number(&r.to_vec()), next),
+            Err(e) => break e,
+        }
+        next += 1;
+    };
+    assert_eq!(e.kind(), ErrorKind::Timeout, "{e}");
+    for _ in 0..1000 {
+        assert!(c.try_pop().unwrap().is_none());
+    }
+    assert_eq!(ring.producer(ProducerOptions::default()).unwrap_err().kind(), ErrorKind::InUse);
+    peer.child.kill(libc::SIGCONT).unwrap();
+    for _ in 0..1000 {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), next);
+        next += 1;
+    }
+    peer.kill();
+}
+
+#[test]
+fn a_forked_child_neither_uses_nor_keeps_its_parents_seat() {
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let mut peer = Peer::start(&ring, "fork");
+    let (pid, refused) = peer.report().unwrap();
+    assert!(refused, "the child is refused");
+    assert_eq!(number(&c.pop(None).unwrap().to_vec()), 0);
+    assert!(c.try_pop().unwrap().is_none(), "what the child did reached nobody");
+    peer.kill();
+    assert_eq!(c.pop(None).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    // SAFETY: the test's own grandchild.
+    unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+}
+
+/// Producers die at random; each successor goes on with the record after the last one that arrived.
+#[test]
+fn killed_producers_lose_nothing_that_was_published() {
+    let rounds = if torture() { 5000 } else { 60 };
+    let mut random = Random(0x5EED_0001);
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let mut next = 0;
+    for round in 0..rounds {
+        let mut peer = Peer::start(&ring, &format!("produce:{next}:1000000000:{}", round % 2));
+        // Until it sits, the ring's producer is the dead one.
+        assert!(peer.report().is_some());
+        for _ in 0..random.below(3000) {
+            assert_eq!(number(&c.pop(None).unwrap().to_vec()), next, "round {round}");
+            next += 1;
+        }
+        peer.child.kill(libc::SIGKILL).unwrap();
+        let e = loop {
+            match c.pop(None) {
+                Ok(r) => assert_eq!(number(&r.to_vec()), next, "round {round}"),
+                Err(e) => break e,
+            }
+            next += 1;
+        };
+        assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}");
+        peer.wait();
+    }
+}
+
+/// Consumers die at random; each successor goes on where the dead one had given back, and marks what that one may have seen.
+#[test]
+fn killed_consumers_lose_nothing_and_repeat_only_what_is_marked() {
+    let rounds = if torture() { 5000 } else { 60 };
+    let mut random = Random(0x5EED_0002);
+    let ring = spsc(8192);
+    let mut p = producer(&ring);
+    let mut pushed = 0;
+    let (mut seen, mut repeated) = (0, 0);
+    for round in 0..rounds {
+        let mut peer = Peer::start(&ring, "consume");
+        let mut last = None;
+        let mut until = random.below(400);
+        loop {
+            while p.try_push(&record(pushed)).or_else(|e| if e.kind() == ErrorKind::PeerDied { Ok(false) } else { Err(e) }).unwrap() {
+                pushed += 1;
+            }
+            let Some((n, redelivered)) = peer.report() else { break };
+            assert!(last.is_none_or(|last| n == last + 1), "round {round}: {n} after {last:?}");
+            assert!(n <= seen, "round {round}: a gap before {n}");
+            assert!(n == seen || redelivered, "round {round}: {n} comes again, unmarked");
+            repeated += u64::from(n < seen);
+            seen = seen.max(n + 1);
+            last = Some(n);
+            if until == 0 {
+                peer.child.kill(libc::SIGKILL).unwrap();
+            }
+            until = until.wrapping_sub(1);
+        }
+        peer.wait();
+    }
+    assert!(repeated < seen);
+}
+
+/// `kill -9` at each named point: what the table in `core/src/ring/README.md` says is left is what is found.
+#[cfg(feature = "failpoints")]
+mod at_each_failpoint {
+    use super::*;
+    use offloop::sys::failpoint::NAMES;
+    use offloop::wire::ring::{SEAT_LEN, SEATS_AT, seat_word};
+
+    const RECORDS: u64 = 400;
+    const KILLED: Exit = Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false };
+
+    fn rounds() -> u64 {
+        if torture() { 250 } else { 5 }
+    }
+
+    fn has_ended(peer: &Peer) -> bool {
+        readable(peer.child.exit_fd(), 0)
+    }
+
+    /// Waits until the owner of a seat says that it sleeps, or is dead.
+    fn until_asleep(ring: &RingBuffer, seat: usize, peer: &Peer) {
+        // SAFETY: inside the mapping, which `ring` keeps; the word is an atomic to everybody.
+        let word =
+            unsafe { &*ring.mapping().0.add(SEATS_AT + seat * SEAT_LEN + seat_word::WAITING).cast::<std::sync::atomic::AtomicU32>() };
+        while word.load(std::sync::atomic::Ordering::Acquire) == 0 && !has_ended(peer) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn plan(name: &str, n: u64) -> [(&'static str, String); 1] {
+        [("OFFLOOP_FAILPOINT", format!("{name}:{n}"))]
+    }
+
+    fn start(ring: &RingBuffer, script: &str, name: &str, n: u64) -> Peer {
+        let env = plan(name, n);
+        Peer::start_with(ring, script, &[(env[0].0, &env[0].1)])
+    }
+
+    #[test]
+    fn a_producer_loses_nothing_that_was_published() {
+        let names = NAMES.iter().filter(|n| !n.starts_with("pop.") && !n.starts_with("head."));
+        for name in names {
+            let mut random = Random(0x5EED_0003);
+            for round in 0..rounds() {
+                let ring = spsc(4096);
+                let mut c = consumer(&ring);
+                let per_record = name.starts_with("commit.w") || name.starts_with("publish.") || name.starts_with("claim.");
+                let n = if per_record { 1 + random.below(200) } else { 1 };
+                let peer = start(&ring, &format!("produce:0:{RECORDS}:{}", round % 2), name, n);
+                if name.starts_with("wait.") {
+                    until_asleep(&ring, 1, &peer);
+                }
+                let mut next = 0;
+                let left = loop {
+                    match c.pop(SOON) {
+                        Ok(r) => {
+                            assert_eq!(number(&r.to_vec()), next, "{name} round {round}");
+                            next += 1;
+                        }
+                        Err(e) if e.kind() == ErrorKind::Timeout && has_ended(&peer) => break e,
+                        Err(e) if e.kind() == ErrorKind::Timeout => {}
+                        Err(e) => break e,
+                    }
+                };
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                // Before the others were told of it and after it was left there is nobody whose death could be told.
+                let unknown = ["seat.locked", "seat.taken", "seat.left"].contains(name);
+                assert_eq!(left.kind() == ErrorKind::Timeout, unknown, "{name}: {left}");
+                // A successor goes on, whatever was left.
+                let mut p = producer(&ring);
+                while next < RECORDS {
+                    p.push(&record(next), None).unwrap();
+                    assert_eq!(number(&c.pop(None).unwrap().to_vec()), next, "{name}");
+                    next += 1;
+                }
+                assert!(c.try_pop().unwrap().is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_consumer_loses_nothing_and_repeats_only_what_is_marked() {
+        let names = NAMES.iter().filter(|n| !n.starts_with("claim.") && !n.starts_with("commit.") && !n.starts_with("publish."));
+        for name in names {
+            let mut random = Random(0x5EED_0004);
+            for round in 0..rounds() {
+                let ring = spsc(4096);
+                let mut p = producer(&ring);
+                let per_record = name.starts_with("pop.");
+                let n = if per_record { 1 + random.below(200) } else { 1 };
+                let mut peer = start(&ring, "consume", name, n);
+                if name.starts_with("wait.") {
+                    until_asleep(&ring, 0, &peer);
+                }
+                // The ring is full most of the time, so the producer sleeps and is woken.
+                let mut pushed = 0;
+                while pushed < RECORDS && !has_ended(&peer) {
+                    match p.push(&record(pushed), SOON) {
+                        Ok(()) => pushed += 1,
+                        Err(e) => assert!(matches!(e.kind(), ErrorKind::Timeout | ErrorKind::PeerDied), "{name}: {e}"),
+                    }
+                }
+                if name.starts_with("seat.le") {
+                    ring.close();
+                }
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                let mut seen = 0;
+                let mut check = |n: u64, redelivered: bool| {
+                    assert!(n <= seen, "{name} round {round}: a gap before {n}");
+                    assert!(n == seen || redelivered, "{name} round {round}: {n} comes again, unmarked");
+                    seen = seen.max(n + 1);
+                };
+                while let Some((n, redelivered)) = peer.report() {
+                    check(n, redelivered);
+                }
+                let mut c = consumer(&ring);
+                c.read(usize::MAX, |r| check(number(&r.to_vec()), r.is_redelivered()))
+                    .map_or_else(|e| assert_eq!(e.kind(), ErrorKind::Closed), |_| ());
+                assert_eq!(seen, pushed, "{name} round {round}");
+            }
+        }
+    }
+}

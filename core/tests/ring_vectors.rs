@@ -1,0 +1,113 @@
+//! `tests/vectors/ring/*.json`: what every language that follows `wire::ring` by itself is held to.
+//!
+//! The files are golden: a change of the layout shows as a difference here and needs a new version. `OFFLOOP_BLESS=1` rewrites them.
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use offloop::ring::{ConsumerOptions, Kind, OnFull, ProducerOptions, RingBuffer};
+use offloop::wire::ring::{self, Header, ring_word, seat_word};
+use serde_json::{Value as Json, json};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+fn golden(name: &str, now: &Json) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/ring").join(name);
+    let text = serde_json::to_string_pretty(now).unwrap() + "\n";
+    if std::env::var_os("OFFLOOP_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{name}: the layout changed");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn the_layout_is_golden() {
+    golden(
+        "layout.json",
+        &json!({
+            "magic": hex(&ring::MAGIC.to_le_bytes()), "major": ring::MAJOR, "minor": ring::MINOR, "layout": format!("{:#018x}", ring::LAYOUT),
+            "fixed_len": ring::FIXED_LEN, "seats_at": ring::SEATS_AT, "seat_len": ring::SEAT_LEN, "max_seats": ring::MAX_SEATS,
+            "min_capacity": ring::MIN_CAPACITY, "max_capacity": ring::MAX_CAPACITY, "record_header": ring::RECORD_HEADER, "align": ring::ALIGN,
+            "ring_word": { "state": ring_word::STATE, "members": ring_word::MEMBERS, "ready": ring_word::READY },
+            "seat_word": {
+                "status": seat_word::STATUS, "role": seat_word::ROLE, "pid": seat_word::PID, "pid_ns": seat_word::PID_NS, "tail": seat_word::TAIL,
+                "high": seat_word::HIGH, "head": seat_word::HEAD, "seen": seat_word::SEEN, "waiting": seat_word::WAITING
+            },
+            "state": { "closed": ring::CLOSED, "poisoned": ring::POISONED },
+            "status": { "free": ring::SEAT_FREE, "live": ring::SEAT_LIVE, "dead": ring::SEAT_DEAD },
+            "role": { "producer": ring::PRODUCER, "consumer": ring::CONSUMER },
+            "record": { "data": ring::RECORD_DATA, "pad": ring::RECORD_PAD }
+        }),
+    );
+}
+
+#[test]
+fn headers_are_golden() {
+    let case = |kind: Kind, capacity: usize, seats: usize, on_full: OnFull| {
+        let mut h = Header::new(kind, capacity, seats, on_full).unwrap();
+        h.pid = 0x0102_0304;
+        h.id = *b"0123456789abcdef";
+        h.created_unix_ns = 1_700_000_000_123_456_789;
+        json!({
+            "kind": kind.as_str(), "on_full": on_full.as_str(), "capacity": h.capacity, "seats": h.seats, "lanes": h.lanes,
+            "header_len": h.header_len, "total_len": h.total_len(), "hex": hex(&h.encode())
+        })
+    };
+    golden(
+        "header.json",
+        &json!([
+            case(Kind::Spsc, 4096, 2, OnFull::Wait),
+            case(Kind::Spsc, 5 << 20, 2, OnFull::Reject),
+            case(Kind::Mpsc, 65536, 5, OnFull::Wait),
+            case(Kind::Broadcast, 1 << 30, 65, OnFull::Overwrite),
+        ]),
+    );
+}
+
+/// One lane of 4 KiB whose positions begin just below 2^32: each step's effect on the words.
+#[test]
+fn a_trace_is_golden() {
+    let start = 0u32.wrapping_sub(2048);
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).create().unwrap();
+    let base = ring.mapping().0;
+    // SAFETY: inside the mapping, which `ring` keeps, and aligned; everybody uses the words as atomics.
+    let word = |at: usize| unsafe { &*base.add(ring::SEATS_AT + ring::SEAT_LEN + at).cast::<AtomicU32>() };
+    for at in [seat_word::TAIL, seat_word::HEAD, seat_word::SEEN] {
+        word(at).store(start, Ordering::Relaxed);
+    }
+    let mut p = ring.producer(ProducerOptions::default()).unwrap();
+    let mut c = ring.consumer(ConsumerOptions::default()).unwrap();
+    let mut steps = Vec::new();
+    let words = || {
+        let [tail, high, head, seen] =
+            [seat_word::TAIL, seat_word::HIGH, seat_word::HEAD, seat_word::SEEN].map(|at| word(at).load(Ordering::Relaxed));
+        json!({ "tail": tail, "high": high, "head": head, "seen": seen })
+    };
+    for len in [0usize, 1, 8, 100, 1000, 1000, 3, 2040, 2040, 16, 500, 2040, 7] {
+        let tail = word(seat_word::TAIL).load(Ordering::Relaxed);
+        let pushed = p.try_push(&vec![len as u8; len]).unwrap();
+        let after = word(seat_word::TAIL).load(Ordering::Relaxed);
+        // The record words that the step wrote: one, or a padding record and one at the lane's begin.
+        let mut records = Vec::new();
+        let mut at = tail;
+        while at != after {
+            let offset = at & 4095;
+            // SAFETY: inside the lane, 8-aligned.
+            let record = unsafe { &*base.add(ring::data_at(2) + offset as usize).cast::<AtomicU64>() }.load(Ordering::Relaxed);
+            records.push(json!({ "offset": offset, "hex": hex(&record.to_le_bytes()) }));
+            at = at.wrapping_add(ring::record_extent(record as u32));
+        }
+        steps.push(json!({ "push": len, "pushed": pushed, "records": records, "words": words() }));
+        if !pushed || len == 8 {
+            let popped = c.try_pop().unwrap().map(|r| r.len());
+            steps.push(json!({ "pop": popped, "words": words() }));
+        }
+    }
+    while let Some(len) = c.try_pop().unwrap().map(|r| r.len()) {
+        steps.push(json!({ "pop": len, "words": words() }));
+    }
+    steps.push(json!({ "pop": null, "words": words() }));
+    golden("trace.json", &json!({ "capacity": 4096, "start": start, "fill": "each byte of a record is its length & 255", "steps": steps }));
+}
