@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const FIRST: RawFd = 100;
 
@@ -153,25 +153,40 @@ fn stream(index: usize) -> f64 {
     ns
 }
 
-/// (p50, p99) of a round trip in nanoseconds; `gap` lets the other side fall asleep before each.
-fn round_trips(gap: Option<Duration>) -> (f64, f64) {
-    let n = if gap.is_some() { 2_000 } else { 200_000 };
+/// Waits as an event loop does: polls the fd, and takes what is there.
+fn poll(c: &mut Consumer, out: &mut [u8]) -> Option<usize> {
+    loop {
+        match c.try_pop() {
+            Ok(Some(record)) => return Some(record.copy_to(out)),
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+        let mut p = libc::pollfd { fd: c.fd().unwrap().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&raw mut p, 1, -1) };
+    }
+}
+
+/// (p50, p99) of a round trip in nanoseconds, both sides spinning or both asleep in a poll loop.
+fn round_trips(asleep: bool) -> (f64, f64) {
+    let n = if asleep { 10_000 } else { 200_000 };
     let (there, back) = (RingBuffer::builder(Kind::Spsc).capacity(65536), RingBuffer::builder(Kind::Spsc).capacity(65536));
     let (there, back) = (there.create().unwrap(), back.create().unwrap());
     let mut p = there.producer(ProducerOptions::default()).unwrap();
     let mut c = back.consumer(ConsumerOptions::default()).unwrap();
     let (a, b) = (there.fds().unwrap(), back.fds().unwrap());
-    let (child, _reports) = child("echo", &borrow(&[a, b].concat()));
+    let (child, _reports) = child(if asleep { "poll-echo" } else { "echo" }, &borrow(&[a, b].concat()));
     let _pinned = Pinned::to(0);
     let mut out = [0u8; 64];
     let mut times: Vec<f64> = (0..n)
         .map(|_| {
-            if let Some(gap) = gap {
-                std::thread::sleep(gap);
-            }
             let from = Instant::now();
             p.push(&out, None).unwrap();
-            c.pop(None).unwrap().copy_to(&mut out);
+            if asleep {
+                poll(&mut c, &mut out).unwrap();
+            } else {
+                c.pop(None).unwrap().copy_to(&mut out);
+            }
             from.elapsed().as_nanos() as f64
         })
         .collect();
@@ -257,12 +272,20 @@ fn child_main(mode: &str, fds: usize) {
             consume(&mut c, STREAMS[arg(1)]);
             reports.write_all(&[0]).unwrap();
         }
-        "echo" => {
+        "echo" | "poll-echo" => {
             let mut c = attach(&rest[..3]).consumer(ConsumerOptions::default()).unwrap();
             let mut p = attach(&rest[3..]).producer(ProducerOptions::default()).unwrap();
             reports.write_all(&[0]).unwrap();
             let mut out = [0u8; 64];
-            while let Ok(n) = c.pop(None).map(|r| r.copy_to(&mut out)) {
+            let asleep = words[0] == "poll-echo";
+            let mut next = || {
+                if asleep {
+                    poll(&mut c, &mut out).map(|n| (n, out))
+                } else {
+                    c.pop(None).ok().map(|r| r.copy_to(&mut out)).map(|n| (n, out))
+                }
+            };
+            while let Some((n, out)) = next() {
                 p.push(&out[..n], None).unwrap();
             }
         }
@@ -310,8 +333,8 @@ fn main() {
         });
         println!("{}: {ns:.1} ns, {:.1} GiB/s; {}", s.name, s.len as f64 / ns * 1e9 / f64::from(1 << 30), peers.join(", "));
     }
-    for (name, gap) in [("hot", None), ("other side asleep", Some(Duration::from_micros(500)))] {
-        let mut all: Vec<(f64, f64)> = (0..rounds).map(|_| round_trips(gap)).collect();
+    for (name, asleep) in [("hot", false), ("both sides asleep in poll", true)] {
+        let mut all: Vec<(f64, f64)> = (0..rounds).map(|_| round_trips(asleep)).collect();
         all.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (p50, p99) = all[all.len() / 2];
         println!("round trip of 64 B, {name}: p50 {p50:.0} ns, p99 {p99:.0} ns");

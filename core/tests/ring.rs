@@ -70,6 +70,18 @@ impl Peer {
     }
 
     fn start_with(ring: &RingBuffer, script: &str, env: &[(&str, &str)]) -> Peer {
+        let fds = ring.fds().unwrap();
+        // SAFETY: `ring` keeps its fds open for the call.
+        let fds: Vec<_> = fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect();
+        Peer::spawn(&fds, script, env)
+    }
+
+    /// A peer that attaches to the ring of `OFFLOOP_TEST_PATH`.
+    fn start_named(script: &str, env: &[(&str, &str)]) -> Peer {
+        Peer::spawn(&[], script, env)
+    }
+
+    fn spawn(fds: &[BorrowedFd<'_>], script: &str, env: &[(&str, &str)]) -> Peer {
         let mut ends = [0; 2];
         // SAFETY: two writable ints; the fds are new and ours.
         let (read, write) = unsafe {
@@ -77,7 +89,6 @@ impl Peer {
             (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
         };
         let null = File::options().write(true).open("/dev/null").unwrap();
-        let fds = ring.fds().unwrap();
         let mut spec = Spec::new(std::env::current_exe().unwrap());
         spec.args = ["peer", "--exact", "--ignored", "--nocapture"].map(Into::into).to_vec();
         let mut vars: Vec<_> = std::env::vars_os().collect();
@@ -85,8 +96,7 @@ impl Peer {
         vars.extend(env.iter().map(|(k, v)| (k.into(), v.into())));
         spec.env = Some(vars);
         spec.fds = vec![(null.as_fd(), 1), (write.as_fd(), FIRST)];
-        // SAFETY: `ring` keeps its fds open for the call.
-        spec.fds.extend(fds.iter().enumerate().map(|(i, fd)| (unsafe { BorrowedFd::borrow_raw(*fd) }, FIRST + 1 + i as RawFd)));
+        spec.fds.extend(fds.iter().enumerate().map(|(i, fd)| (*fd, FIRST + 1 + i as RawFd)));
         Peer { child: spawn(&spec).unwrap(), reports: read.into() }
     }
 
@@ -127,7 +137,10 @@ fn peer() {
         bytes[8] = flag.into();
         reports.write_all(&bytes).unwrap();
     };
-    let ring = RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+    let ring = match std::env::var_os("OFFLOOP_TEST_PATH") {
+        Some(path) => RingBuffer::attach_path(path).unwrap(),
+        None => RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap(),
+    };
     drop(fds);
     let arg = |i: usize| words[i].parse::<u64>().unwrap();
     match words[1] {
@@ -434,6 +447,135 @@ fn killed_consumers_lose_nothing_and_repeat_only_what_is_marked() {
     assert!(repeated < seen);
 }
 
+/// Numbers of one of several producers: its own in the high half.
+fn of(producer: u64, n: u64) -> u64 {
+    producer << 32 | n
+}
+
+/// Four producers that die at random and are replaced; one consumer sees each one's records in order and none twice.
+#[test]
+fn killed_producers_of_many_lose_nothing_that_was_published() {
+    let kills = if torture() { 2000 } else { 40 };
+    let mut random = Random(0x5EED_0005);
+    let ring = RingBuffer::builder(Kind::Mpsc).capacity(4096).max_participants(6).create().unwrap();
+    let mut c = consumer(&ring);
+    let start = |id: u64, next: u64| {
+        let mut peer = Peer::start(&ring, &format!("produce:{}:{}:{}", of(id, next), of(id + 1, 0), id % 2));
+        assert!(peer.report().is_some());
+        peer
+    };
+    let mut next = [0u64; 4];
+    let mut peers: Vec<Peer> = (0..4).map(|id| start(id, 0)).collect();
+    let take = |c: &mut Consumer, next: &mut [u64; 4], timeout: Option<Duration>| match c.pop(timeout) {
+        Ok(r) => {
+            let n = number(&r.to_vec());
+            let id = (n >> 32) as usize;
+            assert_eq!(n, of(id as u64, next[id]), "producer {id}");
+            next[id] += 1;
+            true
+        }
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::Timeout, "{e}");
+            false
+        }
+    };
+    for _ in 0..kills {
+        for _ in 0..random.below(2000) {
+            assert!(take(&mut c, &mut next, None));
+        }
+        let victim = random.below(4);
+        peers[victim as usize].kill();
+        // What it published is in its lane; its successor may get another one, so it begins when that is drained.
+        let stat = ring.stat().unwrap();
+        assert!(stat.participants.iter().filter(|p| p.alive).count() <= 4);
+        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| p.child.kill(libc::SIGSTOP).unwrap());
+        while take(&mut c, &mut next, SOON) {}
+        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| p.child.kill(libc::SIGCONT).unwrap());
+        peers[victim as usize] = start(victim, next[victim as usize]);
+    }
+    peers.iter().for_each(Peer::kill);
+    while take(&mut c, &mut next, SOON) {}
+}
+
+/// Readers of a lossless broadcast die at random: the writer goes on, and the others miss nothing.
+#[test]
+fn killed_readers_neither_hold_the_writer_nor_the_others() {
+    let kills = if torture() { 1000 } else { 30 };
+    let mut random = Random(0x5EED_0006);
+    let ring = RingBuffer::builder(Kind::Broadcast).capacity(8192).max_participants(5).create().unwrap();
+    let mut p = producer(&ring);
+    let mut stays = consumer(&ring);
+    let (mut pushed, mut read) = (0, 0);
+    for round in 0..kills {
+        let mut peer = Peer::start(&ring, "consume");
+        let mut until = random.below(200);
+        let mut last = None;
+        loop {
+            // A dead reader's room comes back, so this ends; a full pipe of reports does not hold a reader that is killed.
+            p.push(&record(pushed), None).unwrap();
+            pushed += 1;
+            stays
+                .read(usize::MAX, |r| {
+                    assert_eq!(number(&r.to_vec()), read, "round {round}");
+                    read += 1;
+                })
+                .unwrap();
+            if readable(peer.reports.as_fd(), 0) {
+                let Some((n, redelivered)) = peer.report() else { break };
+                assert!(last.is_none_or(|last| n == last + 1) && !redelivered, "round {round}: {n} after {last:?}");
+                last = Some(n);
+                until = until.saturating_sub(1);
+                if until == 0 {
+                    peer.child.kill(libc::SIGKILL).unwrap();
+                }
+            }
+        }
+        peer.wait();
+    }
+    assert_eq!(read, pushed);
+}
+
+#[test]
+fn a_named_ring_outlives_its_processes() {
+    let name = format!("offloop-test-{}-outlives", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let named = || RingBuffer::builder(Kind::Spsc).capacity(64 << 10).path(&path);
+    let ring = named().create().unwrap();
+    assert_eq!(named().create().unwrap_err().kind(), ErrorKind::Exists);
+    assert_eq!(ring.fds().unwrap_err().kind(), ErrorKind::Unsupported);
+    let mut c = consumer(&ring);
+    let env = [("OFFLOOP_TEST_PATH", path.to_str().unwrap())];
+    let mut peer = Peer::start_named("hold:20", &env);
+    assert!(peer.report().is_some());
+    let stat = RingBuffer::inspect(&path).unwrap();
+    assert_eq!((stat.lanes[0].pushed, stat.participants.len(), stat.participants.iter().all(|p| p.alive)), (20, 2, true));
+    assert_eq!(number(&c.pop(None).unwrap().to_vec()), 0);
+    // A sleeper is woken by the death of a peer that attached by path, too.
+    for n in 1..20 {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), n);
+    }
+    let sleeper = std::thread::spawn(move || (c.pop(None).map(|_| ()).unwrap_err().kind(), c));
+    peer.kill();
+    let (kind, c) = sleeper.join().unwrap();
+    assert_eq!(kind, ErrorKind::PeerDied);
+    assert!(RingBuffer::inspect(&path).unwrap().participants.iter().any(|p| !p.alive && p.pid == peer.child.pid() as u32));
+    // Nobody is attached while a dead peer's records wait.
+    drop((c, ring));
+    let mut peer = Peer::start_named("hold:20", &env);
+    assert!(peer.report().is_some());
+    peer.kill();
+    let ring = RingBuffer::attach_path(&path).unwrap();
+    let mut c = consumer(&ring);
+    for n in 0..20 {
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), n);
+    }
+    drop((c, ring));
+    let fresh = named().create().unwrap();
+    assert_eq!(fresh.stat().unwrap().lanes[0].tail, 0, "a stale ring is replaced");
+    fresh.remove().unwrap();
+    assert_eq!(RingBuffer::attach_path(&path).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
 /// `kill -9` at each named point: what the table in `core/src/ring/README.md` says is left is what is found.
 #[cfg(feature = "failpoints")]
 mod at_each_failpoint {
@@ -480,13 +622,15 @@ mod at_each_failpoint {
                 let ring = spsc(4096);
                 let mut c = consumer(&ring);
                 let per_record = name.starts_with("commit.w") || name.starts_with("publish.") || name.starts_with("claim.");
-                let n = if per_record { 1 + random.below(200) } else { 1 };
+                // A batch is published once in 4 KiB.
+                let passes = if name.starts_with("publish.") { 20 } else { 200 };
+                let n = if per_record { 1 + random.below(passes) } else { 1 };
                 let peer = start(&ring, &format!("produce:0:{RECORDS}:{}", round % 2), name, n);
-                if name.starts_with("wait.") {
-                    until_asleep(&ring, 1, &peer);
-                }
                 let mut next = 0;
                 let left = loop {
+                    if name.starts_with("wait.") {
+                        until_asleep(&ring, 1, &peer);
+                    }
                     match c.pop(SOON) {
                         Ok(r) => {
                             assert_eq!(number(&r.to_vec()), next, "{name} round {round}");
@@ -524,12 +668,12 @@ mod at_each_failpoint {
                 let per_record = name.starts_with("pop.");
                 let n = if per_record { 1 + random.below(200) } else { 1 };
                 let mut peer = start(&ring, "consume", name, n);
-                if name.starts_with("wait.") {
-                    until_asleep(&ring, 0, &peer);
-                }
                 // The ring is full most of the time, so the producer sleeps and is woken.
                 let mut pushed = 0;
                 while pushed < RECORDS && !has_ended(&peer) {
+                    if name.starts_with("wait.") {
+                        until_asleep(&ring, 0, &peer);
+                    }
                     match p.push(&record(pushed), SOON) {
                         Ok(()) => pushed += 1,
                         Err(e) => assert!(matches!(e.kind(), ErrorKind::Timeout | ErrorKind::PeerDied), "{name}: {e}"),

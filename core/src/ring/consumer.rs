@@ -1,20 +1,18 @@
 //! The handle that pops.
 
 use super::Shared;
+use super::input::{self, Input};
 use super::producer::remaining;
-use super::raw::{MappedLane, RecordRef};
+use super::raw::RecordRef;
 use super::seat::{Role, Seat};
-use super::spsc::{Found, Lane, Mark, Reader};
+use super::spsc::Found;
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
-use crate::wire::ring::{CLOSED, seat_word};
+use crate::wire::ring::{CLOSED, Kind, seat_word};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
-const GIVE_BACK: u32 = 8;
 
 /// How a consumer reads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,13 +21,9 @@ pub struct ConsumerOptions {}
 /// Pops records. One thread at a time; may move between threads.
 #[derive(Debug)]
 pub struct Consumer {
-    reader: Reader,
-    lane: MappedLane,
-    /// The seat of the lane's producer.
-    producer: usize,
+    input: Input,
     /// The record that `peek` showed and nobody let go of.
     shown: Option<Found>,
-    give_back: u32,
     sleeper: Sleeper,
     shared: Arc<Shared>,
     seat: Seat,
@@ -38,14 +32,13 @@ pub struct Consumer {
 impl Consumer {
     pub(super) fn new(shared: &Arc<Shared>, _options: ConsumerOptions) -> Result<Consumer> {
         let header = shared.map.header();
-        let seat = Seat::take(shared, 0..1, Role::Consumer)?;
-        let producer = 1;
-        let lane = MappedLane::new(&shared.map, 0, producer, producer);
-        let reader = Reader::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?;
-        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), producer..producer + 1);
-        seat.enter();
-        let give_back = header.capacity / GIVE_BACK;
-        Ok(Consumer { reader, lane, producer, shown: None, give_back, sleeper, shared: Arc::clone(shared), seat })
+        let seats = header.seats as usize;
+        let (own, peers) = if header.kind == Kind::Broadcast { (1..seats, 0..1) } else { (0..1, 1..seats) };
+        let seat = Seat::take(shared, own, Role::Consumer)?;
+        let input = input::open(shared, seat.number(), || seat.enter()).map_err(|d| shared.poison(d))?;
+        // Producers of an `mpsc` ring come and go; of the others there is one, whose death is news.
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), peers, header.kind != Kind::Mpsc);
+        Ok(Consumer { input, shown: None, sleeper, shared: Arc::clone(shared), seat })
     }
 
     /// The number of this consumer's seat, which is where its words lie (`wire::ring`).
@@ -66,7 +59,7 @@ impl Consumer {
 
     #[inline]
     fn look(&mut self) -> Result<bool> {
-        self.shown = self.reader.peek(&self.lane).map_err(|d| self.shared.poison(d))?;
+        self.shown = self.input.look(&self.shared).map_err(|d| self.shared.poison(d))?;
         Ok(self.shown.is_some())
     }
 
@@ -92,7 +85,7 @@ impl Consumer {
         }
         if dead {
             return Err(Error::new(ErrorKind::PeerDied, "producer died and the ring is drained")
-                .with("pid", self.shared.map.seat_word(self.producer, seat_word::PID).load(Ordering::Relaxed)));
+                .with("pid", self.shared.map.seat_word(self.sleeper.first_peer(), seat_word::PID).load(Ordering::Relaxed)));
         }
         Ok(false)
     }
@@ -104,14 +97,17 @@ impl Consumer {
             if self.find()? {
                 return Ok(());
             }
-            let (reader, lane) = (&self.reader, &self.lane);
-            if self.sleeper.spin(|| reader.sees_news(lane)) {
-                continue;
+            if let Some(mut spin) = self.sleeper.take_spin() {
+                let came = spin.wait(|| self.input.sees_news());
+                self.sleeper.put_spin(spin);
+                if came {
+                    continue;
+                }
             }
             let left = remaining(&mut until, timeout, "no record in the ring")?;
             self.sleeper.arm()?;
             // W2 of the wake protocol.
-            if !self.reader.sees_news(&self.lane) && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
+            if !self.input.sees_news() && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
                 self.sleeper.sleep(left)?;
             }
             self.sleeper.disarm();
@@ -123,26 +119,29 @@ impl Consumer {
     /// # Errors
     /// Those of [`try_pop`](Self::try_pop).
     pub fn peek(&mut self) -> Result<Option<RecordRef<'_>>> {
-        Ok(if self.find()? { self.shown.map(|f| self.lane.found(f)) } else { None })
+        Ok(if self.find()? { self.shown.map(|f| self.input.record(f)) } else { None })
     }
 
     /// Lets go of the record that [`peek`](Self::peek) showed; does nothing when it showed none.
     #[inline]
     pub fn release(&mut self) {
         let Some(found) = self.shown.take() else { return };
-        self.reader.release(found.len);
-        // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
-        let producer_sleeps = || self.shared.map.seat_word(self.producer, seat_word::WAITING).load(Ordering::Relaxed) != 0;
-        if self.reader.unpublished() >= self.give_back || producer_sleeps() {
-            self.give_back();
+        // A forked child must not speak for its parent.
+        if !self.shared.is_forked() {
+            self.input.release(&self.shared, found.len);
         }
     }
 
     pub(super) fn give_back(&mut self) {
-        // A forked child must not speak for its parent.
-        if !self.shared.is_forked() && self.reader.publish(&self.lane) {
-            self.shared.wake(self.producer);
+        if !self.shared.is_forked() {
+            self.input.give_back(&self.shared);
         }
+    }
+
+    /// Records of an overwriting ring that were overwritten before this consumer came to them.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.input.lost()
     }
 
     /// Takes the oldest record; `None` while the ring is empty. The record is let go of when what is returned is dropped; a
@@ -205,8 +204,7 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         self.give_back();
         if !self.shared.is_forked() {
-            // A successor of one that left in peace has nothing to expect twice.
-            self.lane.seen().store(Mark::load(self.lane.head(), Ordering::Relaxed).at, Ordering::Relaxed);
+            self.input.leave();
         }
     }
 }
@@ -222,7 +220,7 @@ impl Record<'_> {
     #[must_use]
     pub fn payload(&self) -> RecordRef<'_> {
         let found = self.consumer.shown.expect("a taken record stays shown until it is dropped");
-        self.consumer.lane.found(found)
+        self.consumer.input.record(found)
     }
 
     /// Bytes of the payload.

@@ -4,8 +4,11 @@
 //!  RingBuffer ──┬─ producer() ─► Producer   claim → write in place → commit → (flush)
 //!               └─ consumer() ─► Consumer   pop, peek, read
 //!
-//!   wire::ring   the bytes                       seat   who takes part, and whether it lives
-//!   spsc         one lane: the protocol itself   wait   sleep and wake, without a system call while nobody sleeps
+//!   wire::ring   the bytes                          seat   who takes part, and whether it lives
+//!   spsc         one lane: the protocol itself      wait   sleep and wake, without a system call while nobody sleeps
+//!   broadcast    one lane, many readers             bell   what a sleeper waits for
+//!   input        where a consumer's records come    named  a file and FIFOs, to attach by path
+//!                from: one lane, or many (mpsc)     stat   a look from outside
 //!   raw          the mapping, pointers into it
 //! ```
 //!
@@ -23,11 +26,16 @@
 //! # Ok::<(), offloop::Error>(())
 //! ```
 
+mod bell;
+mod broadcast;
 mod consumer;
+mod input;
+mod named;
 mod producer;
 mod raw;
 mod seat;
 mod spsc;
+mod stat;
 mod wait;
 
 #[cfg(all(test, not(loom)))]
@@ -41,14 +49,20 @@ pub use consumer::{Consumer, ConsumerOptions, Record};
 pub use producer::{ClaimMut, Producer, ProducerOptions};
 pub use raw::RecordRef;
 pub use seat::Role;
+pub use stat::{LaneStat, Participant, RingStat};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::fence_seq_cst;
 use crate::sync::mapped::Ordering;
 use crate::sys::eventfd::EventFd;
-use crate::sys::{clock, cpu, fork, pidfd};
+use crate::sys::fork::PrivateFd;
+use crate::sys::{clock, cpu, failpoint, fork, ofd, pidfd};
 use crate::wire::ring::{CLOSED, Header, POISONED, SEAT_DEAD, max_record, ring_word, seat_word};
+use bell::Bells;
+use named::Named;
 use raw::Map;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes of a lane where the maker names none: beyond a core's own cache, so that the reader finds bulk data in the shared one.
@@ -61,7 +75,9 @@ pub const DEFAULT_PARTICIPANTS: usize = 16;
 struct Shared {
     map: Arc<Map>,
     /// One per seat; any participant may ring any.
-    bells: Vec<EventFd>,
+    bells: Bells,
+    /// Says that somebody is attached to a named ring.
+    _present: Option<PrivateFd>,
     pid_namespace: u32,
     /// Spinning does not take the core that the peer needs.
     spare_core: bool,
@@ -69,9 +85,16 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(map: Map, bells: Vec<EventFd>) -> Arc<Shared> {
+    fn new(map: Map, bells: Bells, present: Option<OwnedFd>) -> Arc<Shared> {
         let spare_core = cpu::usable_cores() > 1;
-        Arc::new(Shared { map: Arc::new(map), bells, pid_namespace: pidfd::namespace(), spare_core, epoch: fork::epoch() })
+        Arc::new(Shared {
+            map: Arc::new(map),
+            bells,
+            _present: present.map(PrivateFd::new),
+            pid_namespace: pidfd::namespace(),
+            spare_core,
+            epoch: fork::epoch(),
+        })
     }
 
     #[inline]
@@ -93,6 +116,11 @@ impl Shared {
         if self.is_forked() || state & POISONED != 0 { self.refuse() } else { Ok(state) }
     }
 
+    #[inline]
+    fn check_fork(&self) -> Result<()> {
+        if self.is_forked() { self.refuse().map(|_| ()) } else { Ok(()) }
+    }
+
     #[cold]
     fn refuse(&self) -> Result<u32> {
         if self.is_forked() {
@@ -103,7 +131,7 @@ impl Shared {
 
     fn set_state(&self, bit: u32) {
         self.map.ring_word(ring_word::STATE).fetch_or(bit, Ordering::AcqRel);
-        (0..self.bells.len()).for_each(|seat| self.wake(seat));
+        self.wake_everybody();
     }
 
     /// Tells every participant, so that none goes on with bytes that cannot be trusted.
@@ -116,15 +144,35 @@ impl Shared {
     /// Rings a seat's doorbell if its owner sleeps. What was published before this call is seen by it.
     #[inline]
     fn wake(&self, seat: usize) {
+        fence_seq_cst();
+        self.wake_after_fence(seat);
+    }
+
+    /// As [`wake`](Self::wake), for several seats behind one fence.
+    #[inline]
+    fn wake_after_fence(&self, seat: usize) {
         if wait::claim_wake(self.map.seat_word(seat, seat_word::WAITING)) {
-            crate::sys::failpoint::hit("wake.claimed");
-            self.bells[seat].signal();
+            failpoint::hit("wake.claimed");
+            self.bells.ring(seat);
         }
+    }
+
+    /// A look without a fence.
+    #[inline]
+    fn sleeps(&self, seat: usize) -> bool {
+        self.map.seat_word(seat, seat_word::WAITING).load(Ordering::Relaxed) != 0
+    }
+
+    /// Rings whoever sleeps, without claiming the wake: the caller may be somebody whose death the sleepers do not watch (it is
+    /// entering, or has no seat), so if it dies in here the next waker must find the words as they were.
+    fn wake_everybody(&self) {
+        fence_seq_cst();
+        (0..self.bells.len()).filter(|seat| self.sleeps(*seat)).for_each(|seat| self.bells.ring(seat));
     }
 
     fn members_changed(&self) {
         self.map.ring_word(ring_word::MEMBERS).fetch_add(1, Ordering::AcqRel);
-        (0..self.bells.len()).for_each(|seat| self.wake(seat));
+        self.wake_everybody();
     }
 
     /// The owner that `status` stands for is dead.
@@ -144,6 +192,7 @@ pub struct Builder {
     capacity: usize,
     participants: Option<usize>,
     on_full: OnFull,
+    path: Option<PathBuf>,
 }
 
 impl Builder {
@@ -169,21 +218,39 @@ impl Builder {
         self
     }
 
+    /// Gives the ring a name to [`attach_path`](RingBuffer::attach_path) to, instead of fds: a file on tmpfs. A name without a
+    /// slash lies in `$XDG_RUNTIME_DIR/offloop/`, or in `/dev/shm/offloop-<uid>/` without that. The name stays until
+    /// [`remove`](RingBuffer::remove); one that nobody is attached to is replaced, with what it holds.
+    #[must_use]
+    pub fn path(mut self, path: impl Into<PathBuf>) -> Builder {
+        self.path = Some(path.into());
+        self
+    }
+
     /// Makes the ring, in memory that is reserved in full.
     ///
     /// # Errors
-    /// `Invalid`, `TooLarge` for options outside their limits; `Os` when memory or fds are not there.
+    /// `Invalid`, `TooLarge` for options outside their limits; `Exists` while somebody is attached to a ring of that name;
+    /// `Os` when memory or fds are not there.
     pub fn create(self) -> Result<RingBuffer> {
         let participants = self.participants.unwrap_or(if self.kind == Kind::Spsc { 2 } else { DEFAULT_PARTICIPANTS });
         let mut header = Header::new(self.kind, self.capacity, participants, self.on_full)?;
-        if self.kind != Kind::Spsc {
-            return Err(Error::new(ErrorKind::Unsupported, "this kind of ring is not built yet").with("kind", self.kind.as_str()));
-        }
         header.pid = std::process::id();
         header.created_unix_ns = clock::unix_ns();
         getrandom::fill(&mut header.id).map_err(|e| Error::new(ErrorKind::Os, "no random bytes").with("error", e))?;
-        let bells = (0..participants).map(|_| EventFd::new()).collect::<Result<Vec<_>>>()?;
-        Ok(RingBuffer { shared: Shared::new(Map::create(header)?, bells) })
+        let Some(path) = self.path else {
+            let bells = (0..participants).map(|_| EventFd::new()).collect::<Result<Vec<_>>>()?;
+            return Ok(RingBuffer { shared: Shared::new(Map::create(header)?, Bells::passed(bells), None) });
+        };
+        let path = named::resolve(&path, true)?;
+        let named = Named::new(path.clone(), header.id);
+        let len = usize::try_from(header.total_len()).expect("a header's sizes are within the limits");
+        let map = Map::create_in(named::nameless(&path, len)?, header)?;
+        // Before the file has its name, or a cleaner could take it for stale.
+        let present = ofd::reopen(map.file())?;
+        ofd::try_share(present.as_fd(), named::PRESENT)?;
+        named::link(map.file(), &path)?;
+        Ok(RingBuffer { shared: Shared::new(map, Bells::beside(named, participants), Some(present)) })
     }
 }
 
@@ -200,20 +267,21 @@ impl RingBuffer {
     /// Options of a new ring.
     #[must_use]
     pub fn builder(kind: Kind) -> Builder {
-        Builder { kind, capacity: DEFAULT_CAPACITY, participants: None, on_full: OnFull::Wait }
+        Builder { kind, capacity: DEFAULT_CAPACITY, participants: None, on_full: OnFull::Wait, path: None }
     }
 
     /// What another process needs to [`attach`](Self::attach): the memory, then one doorbell per seat. Valid while this ring is;
     /// hand them over by inheritance or by `SCM_RIGHTS`.
     ///
     /// # Errors
-    /// `Forked`.
+    /// `Unsupported` for a ring with a name, which is attached to by it; `Forked`.
     pub fn fds(&self) -> Result<Vec<RawFd>> {
-        if self.shared.is_forked() {
-            self.shared.refuse()?;
-        }
-        let bells = self.shared.bells.iter().map(|b| b.fd().as_raw_fd());
-        Ok(std::iter::once(self.shared.map.file().as_raw_fd()).chain(bells).collect())
+        self.shared.check_fork()?;
+        let bells = self.shared.bells.fds().ok_or_else(|| {
+            let path = self.path().unwrap_or(Path::new("")).display();
+            Error::new(ErrorKind::Unsupported, "a ring with a name is attached to by its name").with("path", path)
+        })?;
+        Ok(std::iter::once(self.shared.map.file().as_raw_fd()).chain(bells.map(|fd| fd.as_raw_fd())).collect())
     }
 
     /// A ring that another process made, by what its [`fds`](Self::fds) gave. They are duplicated; the caller keeps its own.
@@ -232,7 +300,65 @@ impl RingBuffer {
                 .with("seats", map.header().seats));
         }
         let bells = bells.iter().map(|fd| EventFd::attach(*fd)).collect::<Result<Vec<_>>>()?;
-        Ok(RingBuffer { shared: Shared::new(map, bells) })
+        Ok(RingBuffer { shared: Shared::new(map, Bells::passed(bells), None) })
+    }
+
+    /// A ring that was made with a name ([`Builder::path`]).
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when the file is another user's, open to others, or not a plain file; `Corrupt`, `Version` and
+    /// `Unsupported` when it is not a ring of this version; `Os`.
+    pub fn attach_path(path: impl AsRef<Path>) -> Result<RingBuffer> {
+        let path = named::resolve(path.as_ref(), false)?;
+        let (file, present) = named::attach(&path)?;
+        let map = Map::attach_file(file.into())?;
+        let (named, seats) = (Named::new(path, map.header().id), map.header().seats as usize);
+        Ok(RingBuffer { shared: Shared::new(map, Bells::beside(named, seats), Some(present)) })
+    }
+
+    /// Takes a ring's name away; who is attached stays so. Done by nobody on its own: records wait in a named ring for
+    /// whoever attaches next.
+    ///
+    /// # Errors
+    /// `Unsupported` for a ring without a name, `Forked`.
+    pub fn remove(&self) -> Result<()> {
+        self.shared.check_fork()?;
+        let Some(named) = self.shared.bells.named() else {
+            return Err(Error::new(ErrorKind::Unsupported, "the ring has no name"));
+        };
+        named.remove(self.shared.bells.len());
+        Ok(())
+    }
+
+    /// Removes a named ring that nobody is attached to; false if somebody is, or there is none.
+    ///
+    /// # Errors
+    /// `Exists` when the file is not a ring, `Invalid` when it is not this user's alone, `Os`.
+    pub fn remove_stale(path: impl AsRef<Path>) -> Result<bool> {
+        named::remove_stale(&named::resolve(path.as_ref(), false)?)
+    }
+
+    /// Where a ring with a name lies.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.shared.bells.named().map(Named::path)
+    }
+
+    /// Header, participants and positions of this ring.
+    ///
+    /// # Errors
+    /// `Forked`, `Os`.
+    pub fn stat(&self) -> Result<RingStat> {
+        self.shared.check_fork()?;
+        stat::of(&self.shared.map)
+    }
+
+    /// As [`stat`](Self::stat), for a named ring that this process need not be attached to. Reads only.
+    ///
+    /// # Errors
+    /// Those of [`attach_path`](Self::attach_path).
+    pub fn inspect(path: impl AsRef<Path>) -> Result<RingStat> {
+        stat::inspect(path.as_ref())
     }
 
     /// Who writes and who reads.

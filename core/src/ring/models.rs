@@ -4,7 +4,8 @@
 //! What loom cannot model, and what covers it: two processes and their deaths (`core/tests/ring.rs`), bytes
 //! that change under the reader (`a_scribbler_gets_corrupt_or_data`), the payload's bytes in mapped memory (the stress tests).
 
-use super::spsc::{Lane, Reader, Writer};
+use super::broadcast::{self, Copying, Overwritten};
+use super::spsc::{Lane, Mark, Reader, Writer};
 use super::wait::{announce_sleep, claim_wake};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
@@ -183,21 +184,27 @@ fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
     });
 }
 
+/// As `Shared::wake`.
+fn fence_and_claim(waiting: &AtomicU32) -> bool {
+    crate::sync::fence_seq_cst();
+    claim_wake(waiting)
+}
+
 #[test]
 fn ring_wake_is_never_lost_and_claimed_once() {
-    wake_model(announce_sleep, claim_wake);
+    wake_model(announce_sleep, fence_and_claim);
 }
 
 #[test]
 #[should_panic(expected = "nobody rang")]
 fn ring_wake_without_the_wakers_fence_is_lost() {
-    wake_model(announce_sleep, |waiting| waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0);
+    wake_model(announce_sleep, claim_wake);
 }
 
 #[test]
 #[should_panic(expected = "nobody rang")]
 fn ring_wake_without_the_sleepers_fence_is_lost() {
-    wake_model(|waiting| waiting.store(1, Ordering::Relaxed), claim_wake);
+    wake_model(|waiting| waiting.store(1, Ordering::Relaxed), fence_and_claim);
 }
 
 #[test]
@@ -207,4 +214,183 @@ fn ring_wake_that_is_not_claimed_rings_twice() {
         crate::sync::fence_seq_cst();
         waiting.load(Ordering::Relaxed) != 0
     });
+}
+
+/// A broadcast lane of one record of 8 bytes: a reader joins while the writer wants the room of the record that is there.
+struct Join {
+    tail: AtomicU64,
+    gate: AtomicU64,
+    cursor: AtomicU64,
+    live: AtomicU32,
+    record: UnsafeCell<u64>,
+}
+
+// SAFETY: loom checks every access to the cell.
+unsafe impl Sync for Join {}
+// SAFETY: as above.
+unsafe impl Send for Join {}
+
+type JoinFn = fn(&Join) -> Mark;
+type MoveFn = fn(&Join, Mark) -> bool;
+
+fn cursors(j: &Join) -> impl Iterator<Item = Mark> {
+    (j.live.load(Ordering::Acquire) == 1).then(|| Mark::load(&j.cursor, Ordering::Acquire)).into_iter()
+}
+
+/// The writer overwrites only what no reader still has to read, and who joined reads what was published.
+fn join_model(join: JoinFn, move_gate: MoveFn) {
+    loom::model(move || {
+        let j = Arc::new(Join {
+            tail: AtomicU64::new(0),
+            gate: AtomicU64::new(0),
+            cursor: AtomicU64::new(0),
+            live: AtomicU32::new(0),
+            record: UnsafeCell::new(0),
+        });
+        let reader = {
+            let j = Arc::clone(&j);
+            thread::spawn(move || {
+                let at = join(&j);
+                let tail = Mark::load(&j.tail, Ordering::Acquire).at;
+                if tail - at.at == 8 {
+                    // SAFETY: loom checks the access.
+                    let value = j.record.with(|p| unsafe { *p });
+                    assert_eq!(value, u64::from(tail), "the record was overwritten under a reader");
+                }
+                assert!(tail - at.at <= 8, "the record was overwritten before a reader came to it");
+            })
+        };
+        for published in [0, 8] {
+            let full = published - Mark::load(&j.gate, Ordering::Relaxed).at >= 8;
+            if full && !move_gate(&j, Mark { at: published, count: 0 }) {
+                break;
+            }
+            // SAFETY: loom checks the access.
+            j.record.with_mut(|p| unsafe { *p = u64::from(published) + 8 });
+            Mark { at: published + 8, count: 0 }.store(&j.tail, Ordering::Release);
+        }
+        reader.join().expect("reader");
+    });
+}
+
+fn real_join(j: &Join) -> Mark {
+    broadcast::join(&j.tail, &j.gate, &j.cursor, 8, || j.live.store(1, Ordering::Release))
+}
+
+fn real_move(j: &Join, published: Mark) -> bool {
+    broadcast::move_gate(&j.gate, published, 8, || cursors(j)).expect("no damage")
+}
+
+#[test]
+fn ring_reader_that_joins_is_never_overrun() {
+    join_model(real_join, real_move);
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn ring_reader_that_does_not_look_at_the_gate_is_overrun() {
+    join_model(
+        |j| {
+            let at = Mark::load(&j.tail, Ordering::Acquire);
+            at.store(&j.cursor, Ordering::Release);
+            j.live.store(1, Ordering::Release);
+            at
+        },
+        real_move,
+    );
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn ring_writer_that_does_not_look_again_overruns_a_reader() {
+    join_model(real_join, |j, published| {
+        let to = cursors(j).next().unwrap_or(published);
+        let moved = to.at != Mark::load(&j.gate, Ordering::Relaxed).at;
+        to.store(&j.gate, Ordering::Release);
+        moved
+    });
+}
+
+/// An overwriting lane of 32 bytes: its words are atomics, as in mapped memory.
+struct OverwrittenLane {
+    tail: AtomicU64,
+    high: AtomicU32,
+    head: AtomicU64,
+    seen: AtomicU32,
+    data: [AtomicU64; 4],
+}
+
+impl Lane for OverwrittenLane {
+    type Position = AtomicU64;
+    type Word = AtomicU32;
+    fn tail(&self) -> &AtomicU64 {
+        &self.tail
+    }
+    fn high(&self) -> &AtomicU32 {
+        &self.high
+    }
+    fn head(&self) -> &AtomicU64 {
+        &self.head
+    }
+    fn seen(&self) -> &AtomicU32 {
+        &self.seen
+    }
+    fn record(&self, offset: u32) -> u64 {
+        self.data[offset as usize / 8].load(Ordering::Relaxed)
+    }
+    fn set_record(&self, offset: u32, word: u64) {
+        self.data[offset as usize / 8].store(word, Ordering::Relaxed);
+    }
+}
+
+impl Overwritten for OverwrittenLane {
+    fn gate(&self) -> &AtomicU64 {
+        &self.head
+    }
+}
+
+fn append(writer: &mut Writer, lane: &OverwrittenLane, value: u64) {
+    let offset = writer.claim(lane, 8).expect("no damage").expect("room was made");
+    lane.set_record(offset, value);
+    writer.commit(lane, 8);
+    writer.publish(lane);
+}
+
+/// What a reader of an overwriting lane believes is what was written at that number.
+fn overwrite_model(make_room: fn(&OverwrittenLane, Mark, u32)) {
+    loom::model(move || {
+        let word = || AtomicU64::new(0);
+        let (tail, head) = (word(), word());
+        let data = [word(), word(), word(), word()];
+        let lane = Arc::new(OverwrittenLane { tail, high: AtomicU32::new(0), head, seen: AtomicU32::new(0), data });
+        let mut writer = Writer::resume(&*lane, CAPACITY).expect("fresh");
+        append(&mut writer, &lane, 100);
+        append(&mut writer, &lane, 101);
+        let mut reader = Copying::begin(&*lane, CAPACITY);
+        let writer = {
+            let lane = Arc::clone(&lane);
+            thread::spawn(move || {
+                make_room(&lane, writer.tail(), writer.needs(8));
+                append(&mut writer, &lane, 102);
+            })
+        };
+        let first = reader.take(&*lane).expect("no damage");
+        if first.is_some() {
+            // SAFETY: the copy has the record's 8 bytes.
+            let value = unsafe { reader.copied().cast::<u64>().read() };
+            assert_eq!(value, 100 + reader.lost(), "a torn record was believed");
+        }
+        writer.join().expect("writer");
+    });
+}
+
+#[test]
+fn ring_overwritten_records_are_never_believed() {
+    overwrite_model(|lane, published, needed| broadcast::overwrite(lane, published, CAPACITY, needed).expect("no damage"));
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn ring_gate_that_moves_without_a_fence_is_too_late() {
+    overwrite_model(|lane, _, _| Mark { at: 16, count: 1 }.store(lane.head(), Ordering::Relaxed));
 }

@@ -1,13 +1,15 @@
 //! The handle that pushes.
 
 use super::Shared;
+use super::broadcast::{self, Overwritten};
 use super::raw::MappedLane;
 use super::seat::{Role, Seat};
-use super::spsc::Writer;
+use super::spsc::{Damage, Lane, Mark, Writer};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::fence_seq_cst;
 use crate::sync::mapped::Ordering;
-use crate::wire::ring::{CLOSED, OnFull, seat_word};
+use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, ring_word, seat_word};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// A producer with `batch` publishes by itself when this many bytes wait.
 const BATCH_BYTES: u32 = 4096;
-/// The seat of the consumer that frees room.
+/// The seat of the one consumer, in `spsc` and `mpsc`.
 const CONSUMER_SEAT: usize = 0;
 
 /// How a producer publishes.
@@ -33,6 +35,9 @@ pub struct ProducerOptions {
 pub struct Producer {
     writer: Writer,
     lane: MappedLane,
+    kind: Kind,
+    /// The living readers of a broadcast ring, as of this value of `members`.
+    readers: (Option<u32>, Vec<usize>),
     batch: bool,
     on_full: OnFull,
     sleeper: Sleeper,
@@ -47,12 +52,25 @@ impl Producer {
         if on_full == OnFull::Overwrite && header.on_full != OnFull::Overwrite {
             return Err(Error::invalid("ring was not made to be overwritten").with("on_full", header.on_full.as_str()));
         }
-        let seat = Seat::take(shared, 1..header.seats as usize, Role::Producer)?;
-        let lane = MappedLane::new(&shared.map, seat.number() - 1, seat.number(), seat.number());
+        let seats = header.seats as usize;
+        let broadcast = header.kind == Kind::Broadcast;
+        let (own, peers) = if broadcast { (0..1, 1..seats) } else { (1..seats, CONSUMER_SEAT..CONSUMER_SEAT + 1) };
+        let seat = Seat::take(shared, own, Role::Producer)?;
+        let lane = MappedLane::new(&shared.map, seat.number().saturating_sub(1), seat.number(), seat.number());
         let writer = Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?;
-        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), CONSUMER_SEAT..CONSUMER_SEAT + 1);
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), peers, !broadcast);
         seat.enter();
-        Ok(Producer { writer, lane, batch: options.batch, on_full, sleeper, shared: Arc::clone(shared), seat })
+        Ok(Producer {
+            writer,
+            lane,
+            kind: header.kind,
+            readers: (None, Vec::new()),
+            batch: options.batch,
+            on_full,
+            sleeper,
+            shared: Arc::clone(shared),
+            seat,
+        })
     }
 
     /// The number of this producer's seat, which is where its words lie (`wire::ring`).
@@ -65,6 +83,15 @@ impl Producer {
     #[must_use]
     pub fn max_record_len(&self) -> usize {
         self.writer.max_len() as usize
+    }
+
+    /// Spins; true when there may be room.
+    fn spin(&mut self) -> bool {
+        // The sleeper is apart while the others are looked at.
+        let Some(mut spin) = self.sleeper.take_spin() else { return false };
+        let came = spin.wait(|| self.sees_news());
+        self.sleeper.put_spin(spin);
+        came
     }
 
     fn check(&self) -> Result<()> {
@@ -102,12 +129,21 @@ impl Producer {
     fn place_in_full(&mut self, len: u32) -> Result<Option<NonNull<u8>>> {
         // Idle: what waits in the batch may be what the consumer waits for.
         self.flush()?;
+        if self.kind == Kind::Broadcast {
+            self.make_room(len).map_err(|d| self.shared.poison(d))?;
+            if let Some(offset) = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))? {
+                return Ok(Some(self.lane.payload(offset, len)));
+            }
+        }
         if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
         } else {
             self.sleeper.stalled()?;
         }
         let dead = self.sleeper.peer_is_dead();
+        if self.kind == Kind::Broadcast {
+            self.make_room(len).map_err(|d| self.shared.poison(d))?;
+        }
         let claimed = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))?;
         if let Some(offset) = claimed {
             if self.sleeper.is_polled() {
@@ -122,6 +158,32 @@ impl Producer {
         Ok(None)
     }
 
+    /// The cursors of a broadcast ring's living readers.
+    fn cursors(&self) -> impl Iterator<Item = Mark> {
+        self.living_readers().map(|seat| Mark::load(self.shared.map.seat_position(seat, seat_word::HEAD), Ordering::Acquire))
+    }
+
+    /// Moves the gate of a broadcast ring. Everything committed is published.
+    fn make_room(&mut self, len: u32) -> Result<(), Damage> {
+        let (published, capacity) = (self.writer.tail(), self.shared.map.header().capacity);
+        if self.on_full == OnFull::Overwrite {
+            return broadcast::overwrite(&self.lane, published, capacity, self.writer.needs(len));
+        }
+        broadcast::move_gate(self.lane.gate(), published, capacity, || self.cursors()).map(|_| ())
+    }
+
+    /// A consumer has read on, or come, or gone: a full ring may have room.
+    fn sees_news(&self) -> bool {
+        match self.kind {
+            // The gate stands where the oldest living reader stood.
+            Kind::Broadcast => {
+                let gate = Mark::load(self.lane.head(), Ordering::Relaxed).at;
+                self.cursors().all(|cursor| cursor.at != gate)
+            }
+            Kind::Spsc | Kind::Mpsc => self.writer.sees_news(&self.lane),
+        }
+    }
+
     /// As [`place`](Self::place), and waits for room.
     fn wait_place(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
         let mut until = None;
@@ -134,25 +196,51 @@ impl Producer {
                     .with("record_len", len)
                     .with("capacity", self.shared.map.header().capacity));
             }
-            let (writer, lane) = (&self.writer, &self.lane);
-            if self.sleeper.spin(|| writer.sees_news(lane)) {
+            if self.spin() {
                 continue;
             }
             let left = remaining(&mut until, timeout, "no room in the ring")?;
             self.sleeper.arm()?;
             // W2 of the wake protocol.
-            if !self.writer.sees_news(&self.lane) && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
+            if !self.sees_news() && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
                 self.sleeper.sleep(left)?;
             }
             self.sleeper.disarm();
         }
     }
 
+    #[inline]
+    fn wake_readers(&mut self) {
+        if self.kind != Kind::Broadcast {
+            return self.shared.wake(CONSUMER_SEAT);
+        }
+        fence_seq_cst();
+        // After the fence: a reader that came and sleeps already is in the list, or has seen what was published.
+        let members = self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Relaxed);
+        if self.readers.0 != Some(members) {
+            self.readers = (Some(members), self.living_readers().collect());
+        }
+        self.readers.1.iter().for_each(|seat| self.shared.wake_after_fence(*seat));
+    }
+
+    fn living_readers(&self) -> impl Iterator<Item = usize> {
+        let map = &self.shared.map;
+        // Acquire: pairs with `Seat::enter`, so that a living reader has its cursor.
+        (1..map.header().seats as usize).filter(|s| map.seat_word(*s, seat_word::STATUS).load(Ordering::Acquire) & 3 == SEAT_LIVE)
+    }
+
+    /// A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
+    #[inline]
+    fn reader_sleeps(&self) -> bool {
+        if self.kind == Kind::Broadcast {
+            return self.readers.1.iter().any(|seat| self.shared.sleeps(*seat));
+        }
+        self.shared.sleeps(CONSUMER_SEAT)
+    }
+
     fn finish(&mut self, len: u32) -> Result<()> {
         self.writer.commit(&self.lane, len);
-        // A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
-        let consumer_sleeps = || self.shared.map.seat_word(CONSUMER_SEAT, seat_word::WAITING).load(Ordering::Relaxed) != 0;
-        if self.batch && self.writer.unpublished() < BATCH_BYTES && !consumer_sleeps() {
+        if self.batch && self.writer.unpublished() < BATCH_BYTES && !self.reader_sleeps() {
             return Ok(());
         }
         self.flush()
@@ -248,7 +336,14 @@ impl Producer {
             self.shared.refuse()?;
         }
         if self.writer.publish(&self.lane) {
-            self.shared.wake(CONSUMER_SEAT);
+            if self.kind == Kind::Mpsc {
+                // A hint: the consumer looks at every lane before it sleeps.
+                let bit = 1 << (self.seat.number() - 1);
+                if self.shared.map.ready().load(Ordering::Relaxed) & bit == 0 {
+                    self.shared.map.ready().fetch_or(bit, Ordering::Relaxed);
+                }
+            }
+            self.wake_readers();
         }
         Ok(())
     }

@@ -3,11 +3,12 @@
 //! Nothing here is ever a reference to bytes of a record. Words are `&AtomicU32`, because that is what every participant
 //! makes of them; records are [`RecordRef`] and claims, pointer and length, copied in and out.
 
+use super::broadcast::Overwritten;
 use super::spsc::{Found, Lane};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::ring::{FIXED_LEN, Header, MAGIC, SEAT_LEN, SEATS_AT, seat_word};
+use crate::wire::ring::{FIXED_LEN, Header, MAGIC, SEAT_LEN, SEATS_AT, ring_word, seat_word};
 use memmap2::MmapRaw;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,10 +36,42 @@ impl Map {
     /// The ring behind a memfd that another process made.
     pub(crate) fn attach(fd: BorrowedFd<'_>) -> Result<Map> {
         let (file, map, len) = mem::attach_sealed(fd)?;
-        Map::from_file(file, map, len)
+        Map::checked(file, map, len)
     }
 
-    fn from_file(file: OwnedFd, map: MmapRaw, len: usize) -> Result<Map> {
+    /// A new ring in a file that has been reserved for it.
+    pub(crate) fn create_in(file: OwnedFd, header: Header) -> Result<Map> {
+        let len = usize::try_from(header.total_len()).expect("a header's sizes are within the limits");
+        let map = mem::map(&file, len)?;
+        let map = Map { map, file, header };
+        map.write_header();
+        Ok(map)
+    }
+
+    /// The ring in a named file.
+    pub(crate) fn attach_file(file: OwnedFd) -> Result<Map> {
+        let len = Map::file_len(&file)?;
+        let map = mem::map(&file, len)?;
+        Map::checked(file, map, len)
+    }
+
+    /// The ring in a file, to look at: nothing may be stored.
+    pub(crate) fn look_at(file: OwnedFd) -> Result<Map> {
+        let len = Map::file_len(&file)?;
+        let map = mem::map_to_read(&file, len)?;
+        Map::checked(file, map, len)
+    }
+
+    /// An empty mapping would be an error of the system that names no reason.
+    fn file_len(file: &OwnedFd) -> Result<usize> {
+        let len = mem::file_len(file.as_fd())?;
+        if len < FIXED_LEN {
+            return Err(Error::new(ErrorKind::Corrupt, "file is too short for a ring").with("file_len", len).with("min", FIXED_LEN));
+        }
+        Ok(len)
+    }
+
+    fn checked(file: OwnedFd, map: MmapRaw, len: usize) -> Result<Map> {
         if len < FIXED_LEN {
             return Err(Error::new(ErrorKind::Corrupt, "file is too short for a ring").with("file_len", len).with("min", FIXED_LEN));
         }
@@ -109,6 +142,14 @@ impl Map {
         unsafe { &*self.map.as_ptr().add(at).cast() }
     }
 
+    /// Bit *i*: lane *i* of an `mpsc` ring may have something new.
+    #[inline]
+    pub(crate) fn ready(&self) -> &AtomicU64 {
+        const { assert!(ring_word::READY + 8 <= SEATS_AT && ring_word::READY.is_multiple_of(8)) };
+        // SAFETY: inside the mapping, which is at least a header long, and aligned; every participant uses it as an atomic.
+        unsafe { &*self.map.as_ptr().add(ring_word::READY).cast() }
+    }
+
     /// Offset of a lane's data in the region.
     pub(crate) fn data_at(&self, lane: usize) -> usize {
         self.header.header_len as usize + lane * self.header.capacity as usize
@@ -122,6 +163,8 @@ pub(crate) struct MappedLane {
     high: NonNull<AtomicU32>,
     head: NonNull<AtomicU64>,
     seen: NonNull<AtomicU32>,
+    /// `head` of the writer's own seat, which only a broadcast ring uses.
+    gate: NonNull<AtomicU64>,
     data: NonNull<u8>,
     capacity: u32,
     /// Keeps what the pointers point into.
@@ -142,6 +185,7 @@ impl MappedLane {
             high: NonNull::from(map.seat_word(writer, seat_word::HIGH)),
             head: NonNull::from(map.seat_position(reader, seat_word::HEAD)),
             seen: NonNull::from(map.seat_word(reader, seat_word::SEEN)),
+            gate: NonNull::from(map.seat_position(writer, seat_word::HEAD)),
             data,
             capacity: map.header.capacity,
             _map: Arc::clone(map),
@@ -213,6 +257,14 @@ impl Lane for MappedLane {
     }
 }
 
+impl Overwritten for MappedLane {
+    #[inline(always)]
+    fn gate(&self) -> &AtomicU64 {
+        // SAFETY: points into `self._map`, see `new`.
+        unsafe { self.gate.as_ref() }
+    }
+}
+
 /// A record's payload in memory that a peer may write at any time: pointer and length, never a slice.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
@@ -223,6 +275,12 @@ pub struct RecordRef<'a> {
 }
 
 impl<'a> RecordRef<'a> {
+    /// A private copy of a record, which `ptr` points to for as long as `'a`.
+    pub(crate) fn copied(ptr: *const u8, len: u32) -> RecordRef<'a> {
+        let ptr = NonNull::new(ptr.cast_mut()).expect("a vector's pointer is not null");
+        RecordRef { ptr, len: len as usize, redelivered: false, _lane: PhantomData }
+    }
+
     /// Bytes of the payload.
     #[must_use]
     pub fn len(&self) -> usize {

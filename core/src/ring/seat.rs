@@ -51,6 +51,7 @@ impl Seat {
         for number in candidates.clone() {
             if ofd::try_lock(lock.as_fd(), number as u64)? {
                 failpoint::hit("seat.locked");
+                shared.bells.own(number)?;
                 let word = |at| shared.map.seat_word(number, at);
                 let generation = (word(seat_word::STATUS).load(Ordering::Relaxed) >> 2).wrapping_add(1);
                 word(seat_word::ROLE).store(role as u32, Ordering::Relaxed);

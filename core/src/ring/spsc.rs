@@ -52,7 +52,7 @@ impl Mark {
     }
 
     #[inline]
-    fn advance(&mut self, bytes: u32, records: u32) {
+    pub(super) fn advance(&mut self, bytes: u32, records: u32) {
         self.at = self.at.wrapping_add(bytes);
         self.count = self.count.wrapping_add(records);
     }
@@ -73,12 +73,12 @@ impl From<Damage> for Error {
 }
 
 #[cold]
-fn damage<T>(what: &'static str, value: impl Into<u64>, limit: impl Into<u64>) -> Result<T, Damage> {
+pub(super) fn damage<T>(what: &'static str, value: impl Into<u64>, limit: impl Into<u64>) -> Result<T, Damage> {
     Err(Damage { what, value: value.into(), limit: limit.into() })
 }
 
 /// Bytes between two positions of a lane, if they can be that.
-fn distance(from: u32, to: u32, capacity: u32, what: &'static str) -> Result<u32, Damage> {
+pub(super) fn distance(from: u32, to: u32, capacity: u32, what: &'static str) -> Result<u32, Damage> {
     let bytes = to.wrapping_sub(from);
     if bytes > capacity || !bytes.is_multiple_of(ALIGN) { damage(what, bytes, capacity) } else { Ok(bytes) }
 }
@@ -115,17 +115,27 @@ impl Writer {
         max_record(self.capacity)
     }
 
+    /// Bytes that a claim of `len` needs behind what is committed, padding included.
+    pub(crate) fn needs(&self, len: u32) -> u32 {
+        let (extent, room) = (record_extent(len), self.capacity - (self.tail.at & (self.capacity - 1)));
+        if extent > room { room + extent } else { extent }
+    }
+
+    /// Behind the last committed record, which is the last published one after [`publish`](Self::publish).
+    pub(crate) fn tail(&self) -> Mark {
+        self.tail
+    }
+
     /// Room for a payload of `len` (at most [`max_len`](Self::max_len)): its offset, or `None` while the lane is full.
     #[inline]
     pub(crate) fn claim<L: Lane>(&mut self, lane: &L, len: u32) -> Result<Option<u32>, Damage> {
         debug_assert!(self.claim.is_none() && len <= self.max_len());
         let offset = self.tail.at & (self.capacity - 1);
-        let extent = record_extent(len);
-        let room = self.capacity - offset;
-        let pad = if extent > room { room } else { 0 };
-        if !self.has_room(lane, pad + extent)? {
+        let needed = self.needs(len);
+        if !self.has_room(lane, needed)? {
             return Ok(None);
         }
+        let pad = needed - record_extent(len);
         self.claim = Some((pad, len));
         failpoint::hit("claim.made");
         let at = (offset + pad) & (self.capacity - 1);
@@ -235,6 +245,11 @@ impl Reader {
         }
         let again = distance(head.at, lane.seen().load(Ordering::Relaxed), used, "a reader has seen what was never published")?;
         Ok(Reader { capacity, head, published: head.at, tail, again })
+    }
+
+    /// Begins at a position that no writer overwrites.
+    pub(crate) fn begin(at: Mark, capacity: u32) -> Reader {
+        Reader { capacity, head: at, published: at.at, tail: at.at, again: 0 }
     }
 
     /// The oldest record, which stays where it is; `None` while the lane is empty.

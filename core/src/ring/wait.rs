@@ -26,16 +26,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// W1. What was published before the fence of [`claim_wake`] is seen by loads after this call, or the waker sees the word.
+/// W1. What was published before the fence that comes before [`claim_wake`] is seen by loads after this call, or the waker sees the word.
 pub(super) fn announce_sleep(waiting: &impl Word<u32>) {
     waiting.store(1, Ordering::Relaxed);
     fence_seq_cst();
 }
 
-/// W3, after publishing: true if the caller must ring the sleeper's doorbell.
+/// W3, after publishing and a SeqCst fence: true if the caller must ring the sleeper's doorbell.
 #[inline]
 pub(super) fn claim_wake(waiting: &impl Word<u32>) -> bool {
-    fence_seq_cst();
     waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0
 }
 
@@ -51,14 +50,14 @@ const LOOK: Duration = Duration::from_millis(20);
 const STALLS: u32 = 64;
 
 /// Spins where that has paid lately.
-#[derive(Debug)]
-struct Spin {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spin {
     budget: u32,
     sleeps: u32,
 }
 
 impl Spin {
-    fn wait(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+    pub(super) fn wait(&mut self, mut ready: impl FnMut() -> bool) -> bool {
         let budget = if self.sleeps.is_multiple_of(SPIN_RETRY) { SPIN_MAX } else { self.budget };
         for _ in 0..budget {
             if ready() {
@@ -89,6 +88,8 @@ pub(super) struct Sleeper {
     shared: Arc<Shared>,
     seat: usize,
     peers: Range<usize>,
+    /// There is one peer, and nothing goes on without it.
+    needs_peer: bool,
     watched: Vec<Watched>,
     /// The value of `members` that `watched` stands for.
     members: Option<u32>,
@@ -98,18 +99,23 @@ pub(super) struct Sleeper {
 }
 
 impl Sleeper {
-    pub(super) fn new(shared: Arc<Shared>, seat: usize, peers: Range<usize>) -> Sleeper {
+    pub(super) fn new(shared: Arc<Shared>, seat: usize, peers: Range<usize>, needs_peer: bool) -> Sleeper {
         let spin = Spin { budget: SPIN_MAX, sleeps: 0 };
-        Sleeper { shared, seat, peers, watched: Vec::new(), members: None, spin, stalls: 0, epoll: None }
+        Sleeper { shared, seat, peers, needs_peer, watched: Vec::new(), members: None, spin, stalls: 0, epoll: None }
     }
 
     fn waiting(&self) -> &impl Word<u32> {
         self.shared.map.seat_word(self.seat, seat_word::WAITING)
     }
 
-    /// True when `ready` came true while spinning.
-    pub(super) fn spin(&mut self, ready: impl FnMut() -> bool) -> bool {
-        self.shared.spare_core && self.spin.wait(ready)
+    /// How to spin, where spinning makes sense. The caller gives it back by [`put_spin`](Self::put_spin).
+    pub(super) fn take_spin(&self) -> Option<Spin> {
+        self.shared.spare_core.then_some(self.spin)
+    }
+
+    /// What was learnt.
+    pub(super) fn put_spin(&mut self, spin: Spin) {
+        self.spin = spin;
     }
 
     /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does.
@@ -127,8 +133,8 @@ impl Sleeper {
     /// Sleeps until the doorbell rings, a peer dies or `timeout` passes. May end early.
     pub(super) fn sleep(&mut self, timeout: Option<Duration>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let bell = &shared.bells[self.seat];
-        let mut fds = vec![poll::readable(bell.fd().as_raw_fd())];
+        let bell = shared.bells.get(self.seat);
+        let mut fds = vec![poll::readable(bell.as_fd().as_raw_fd())];
         fds.extend(self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())));
         let blind = self.watched.iter().any(|w| w.pidfd.is_none());
         let timeout = if blind { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
@@ -210,14 +216,18 @@ impl Sleeper {
     /// A peer that the others cannot do without is dead.
     pub(super) fn peer_is_dead(&self) -> bool {
         let status = |seat| self.shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
-        self.peers.len() == 1 && status(self.peers.start) & 3 == SEAT_DEAD
+        self.needs_peer && status(self.peers.start) & 3 == SEAT_DEAD
+    }
+
+    pub(super) fn first_peer(&self) -> usize {
+        self.peers.start
     }
 
     /// One fd that is readable when there may be something to do: the doorbell rang, or a peer died. Level-triggered.
     pub(super) fn fd(&mut self) -> Result<BorrowedFd<'_>> {
         if self.epoll.is_none() {
             let epoll = poll::Epoll::new()?;
-            epoll.add(self.shared.bells[self.seat].fd())?;
+            epoll.add(self.shared.bells.get(self.seat).as_fd())?;
             self.epoll = Some(epoll);
             self.members = None;
             self.watched.clear();
@@ -245,13 +255,13 @@ impl Sleeper {
                 self.bury()?;
             }
         }
-        self.shared.bells[self.seat].clear();
+        self.shared.bells.get(self.seat).clear();
         self.arm()
     }
 
     /// Leaves the fd readable: there is something to do already.
     pub(super) fn ring_own(&self) {
         self.disarm();
-        self.shared.bells[self.seat].signal();
+        self.shared.bells.get(self.seat).signal();
     }
 }

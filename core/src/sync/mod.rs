@@ -55,6 +55,24 @@ pub(crate) mod line;
 pub(crate) mod modelled;
 pub(crate) mod stack;
 
+/// What comes before is seen by whoever sees what is stored after.
+#[inline(always)]
+pub(crate) fn fence_release() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::Release);
+    #[cfg(not(loom))]
+    std::sync::atomic::fence(Ordering::Release);
+}
+
+/// What is loaded after is at least as new as what was loaded before.
+#[inline(always)]
+pub(crate) fn fence_acquire() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::Acquire);
+    #[cfg(not(loom))]
+    std::sync::atomic::fence(Ordering::Acquire);
+}
+
 use atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -5,7 +5,7 @@ use super::fork::ForkCell;
 use super::probe::{self, Call};
 use crate::error::{Error, ErrorKind, Result};
 use memmap2::{MmapOptions, MmapRaw};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub(super) const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
 
@@ -82,18 +82,26 @@ pub(super) fn seals(fd: BorrowedFd<'_>) -> Option<libc::c_int> {
     (seals >= 0).then_some(seals)
 }
 
-/// What `fstat` says about the size of `fd`.
+/// What `fstat` says.
 ///
 /// # Errors
 /// `Os`.
-pub(super) fn file_len(fd: BorrowedFd<'_>) -> Result<usize> {
+pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     // SAFETY: `libc::stat` is plain data, all-zero is a valid value.
     let mut st: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `st` is a valid out pointer.
     if unsafe { libc::fstat(fd.as_raw_fd(), &raw mut st) } != 0 {
         return Err(Error::last_os("fstat"));
     }
-    Ok(usize::try_from(st.st_size).unwrap_or(0))
+    Ok(st)
+}
+
+/// What `fstat` says about the size of `fd`.
+///
+/// # Errors
+/// `Os`.
+pub fn file_len(fd: BorrowedFd<'_>) -> Result<usize> {
+    Ok(usize::try_from(stat(fd)?.st_size).unwrap_or(0))
 }
 
 /// Fixes the size of a memfd for good.
@@ -108,6 +116,25 @@ pub(super) fn seal_size(fd: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
+/// `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
+fn fallocate(fd: BorrowedFd<'_>, size: libc::off_t) -> Result<()> {
+    // SAFETY: a plain call on an fd that the caller owns.
+    match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
+        0 => Ok(()),
+        errno => Err(Error::os("posix_fallocate", errno).with("len", size)),
+    }
+}
+
+/// Reserves `len` bytes of a file that has a name or will get one.
+///
+/// # Errors
+/// `Os` with `ENOSPC`, `ENOMEM` or `EFBIG`.
+pub fn reserve(fd: BorrowedFd<'_>, len: usize) -> Result<()> {
+    check_budget(len)?;
+    check_file_size(len)?;
+    fallocate(fd, libc::off_t::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, "file does not fit memory").with("len", len))?)
+}
+
 /// Makes a memfd of `len` bytes (at least 1), reserves every page, seals its size and maps it read-write.
 ///
 /// # Errors
@@ -118,19 +145,26 @@ pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, Mmap
     check_budget(len)?;
     check_file_size(len)?;
     let fd = memfd(name)?;
-    // `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
-    // SAFETY: a plain call on an fd that we own.
-    match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
-        0 => {}
-        errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
-    }
+    fallocate(fd.as_fd(), size)?;
     seal_size(&fd)?;
     let map = map(&fd, len.max(1))?;
     Ok((fd, map))
 }
 
-pub(super) fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
+/// Maps the first `len` bytes of a file read-write.
+///
+/// # Errors
+/// `Os`.
+pub fn map(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
     MmapOptions::new().len(len).map_raw(fd).map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len))
+}
+
+/// Maps the first `len` bytes of a file to look at. Nothing may be stored into the result.
+///
+/// # Errors
+/// `Os`.
+pub fn map_to_read(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
+    MmapOptions::new().len(len).map_raw_read_only(fd).map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len))
 }
 
 /// Maps a memfd that another process made. The fd is duplicated; the caller keeps its own.

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod cpu;
 pub mod eventfd;
 pub mod failpoint;
+pub mod fifo;
 pub mod fork;
 pub mod futex;
 pub mod mem;

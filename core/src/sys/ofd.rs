@@ -34,7 +34,19 @@ fn byte(kind: libc::c_int, at: u64) -> libc::flock {
 /// # Errors
 /// `Os`: `ENOLCK`, `EBADF` for a file that is not open for writing.
 pub fn try_lock(fd: BorrowedFd<'_>, at: u64) -> Result<bool> {
-    let mut lock = byte(libc::F_WRLCK, at);
+    set(fd, libc::F_WRLCK, at)
+}
+
+/// Locks one byte for `fd`'s open file and others who share it; false when another open file has it alone.
+///
+/// # Errors
+/// `Os`: `ENOLCK`.
+pub fn try_share(fd: BorrowedFd<'_>, at: u64) -> Result<bool> {
+    set(fd, libc::F_RDLCK, at)
+}
+
+fn set(fd: BorrowedFd<'_>, kind: libc::c_int, at: u64) -> Result<bool> {
+    let mut lock = byte(kind, at);
     // SAFETY: `lock` is a valid flock.
     if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) } == 0 {
         return Ok(true);
@@ -77,5 +89,17 @@ mod tests {
         drop(a);
         assert!(!is_locked(memfd.as_fd(), 3).expect("query"));
         assert!(try_lock(b.as_fd(), 3).expect("lock"));
+    }
+
+    #[test]
+    fn a_shared_byte_cannot_be_had_alone() {
+        let (memfd, _map) = mem::create_sealed(c"offloop-test", 4096).expect("memfd");
+        let [a, b, c] = [(); 3].map(|()| reopen(memfd.as_fd()).expect("reopen"));
+        assert!(try_share(a.as_fd(), 1 << 32).expect("share") && try_share(b.as_fd(), 1 << 32).expect("share"));
+        assert!(!try_lock(c.as_fd(), 1 << 32).expect("held"));
+        drop(a);
+        assert!(!try_lock(c.as_fd(), 1 << 32).expect("held"));
+        drop(b);
+        assert!(try_lock(c.as_fd(), 1 << 32).expect("free"));
     }
 }

@@ -1,0 +1,207 @@
+//! One writer, many readers that each see every record.
+//!
+//! The lane is that of `spsc.rs`. What differs is who says what the writer may overwrite: the *gate*, which the writer keeps
+//! itself in its seat's `head`.
+//!
+//! * **Lossless**: the gate is the oldest position of a living reader. A reader that comes announces itself and looks at the
+//!   gate afterwards; the writer moves the gate and looks for readers afterwards. Both put a SeqCst fence between, so one
+//!   of them sees the other: the writer then takes the gate back, or the reader begins further on.
+//! * **Overwriting**: the gate moves on as far as the writer needs, before it writes (a seqlock with positions for sequence
+//!   numbers). A reader copies first and believes what it copied only if the gate is not beyond it.
+//!
+//! | Word                     | Written by | Read by | Ordering                                             |
+//! |--------------------------|------------|---------|------------------------------------------------------|
+//! | gate (writer's `head`)   | writer     | readers | before the overwriting, Release fence; after the copy, Acquire fence |
+//! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
+
+use super::spsc::{Damage, Lane, Mark, damage, distance};
+use crate::sync::atomic::Ordering;
+use crate::sync::{Word, fence_acquire, fence_release, fence_seq_cst};
+use crate::wire::ring::{RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent};
+
+/// Moves the gate of a lossless lane to the oldest of `cursors`, the positions of living readers; to `published` if there
+/// are none. True if it moved.
+pub(super) fn move_gate<P: Word<u64>, I: Iterator<Item = Mark>>(
+    gate: &P,
+    published: Mark,
+    capacity: u32,
+    mut cursors: impl FnMut() -> I,
+) -> Result<bool, Damage> {
+    let now = Mark::load(gate, Ordering::Relaxed);
+    let held = distance(now.at, published.at, capacity, "writer's gate is outside the lane")?;
+    // A cursor behind the gate is that of a reader who is about to see that it came too late.
+    let mut oldest = || {
+        let behind = |m: &Mark| published.at.wrapping_sub(m.at);
+        cursors().filter(|m| behind(m) <= held && behind(m).is_multiple_of(8)).max_by_key(behind).unwrap_or(published)
+    };
+    let first = oldest();
+    if first.at == now.at {
+        return Ok(false);
+    }
+    first.store(gate, Ordering::Release);
+    // G1: pairs with the fence in `join`. Who is not seen by the second look sees the gate.
+    fence_seq_cst();
+    let second = oldest();
+    if published.at.wrapping_sub(second.at) > published.at.wrapping_sub(first.at) {
+        second.store(gate, Ordering::Release);
+    }
+    Ok(second.at != now.at)
+}
+
+/// Puts a reader's cursor at the writer's newest position, where no gate has passed it. `enter` makes the reader known; it
+/// is called once, after the cursor has its first value.
+pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, enter: impl FnOnce()) -> Mark {
+    let mut enter = Some(enter);
+    loop {
+        let at = Mark::load(tail, Ordering::Acquire);
+        at.store(cursor, Ordering::Release);
+        if let Some(enter) = enter.take() {
+            enter();
+        }
+        // G1: pairs with the fence in `move_gate`.
+        fence_seq_cst();
+        let gate = Mark::load(gate, Ordering::Acquire);
+        if at.at.wrapping_sub(gate.at) <= capacity {
+            return at;
+        }
+    }
+}
+
+/// Moves the gate of an overwriting lane past the oldest records, until `needed` more bytes fit behind `published`.
+pub(super) fn overwrite<L: Lane>(lane: &L, published: Mark, capacity: u32, needed: u32) -> Result<(), Damage> {
+    let mut gate = Mark::load(lane.head(), Ordering::Relaxed);
+    loop {
+        let held = distance(gate.at, published.at, capacity, "writer's gate is outside the lane")?;
+        if capacity - held >= needed {
+            break;
+        }
+        let (offset, word) = (gate.at & (capacity - 1), lane.record(gate.at & (capacity - 1)));
+        let (extent, records) = match (word >> 32, word as u32) {
+            (k, len) if k == u64::from(RECORD_PAD) && len == capacity - offset - RECORD_HEADER => (capacity - offset, 0),
+            (k, len) if k == u64::from(RECORD_DATA) && len <= max_record(capacity) => (record_extent(len), 1),
+            _ => return damage("record that is to be overwritten is damaged", word, held),
+        };
+        if extent > held {
+            return damage("record that is to be overwritten is damaged", extent, held);
+        }
+        gate.advance(extent, records);
+    }
+    // G2: the gate is seen to move before a byte changes. Pairs with the fence in `Copying::take`.
+    gate.store(lane.head(), Ordering::Relaxed);
+    fence_release();
+    Ok(())
+}
+
+/// A reader of an overwriting lane: copies, then checks that nothing was overwritten meanwhile.
+#[derive(Debug)]
+pub(super) struct Copying {
+    capacity: u32,
+    next: Mark,
+    /// The writer's `high` when `next` was last known to be there: tells a lap of 2^32 bytes from none.
+    high: u32,
+    copy: Vec<u64>,
+    lost: u64,
+}
+
+/// The gate, and the words that a reader of an overwriting lane copies from.
+pub(super) trait Overwritten: Lane {
+    /// The writer's gate.
+    fn gate(&self) -> &Self::Position;
+}
+
+impl Copying {
+    /// Begins with the oldest record that is still there.
+    pub(super) fn begin<L: Overwritten>(lane: &L, capacity: u32) -> Copying {
+        let high = lane.high().load(Ordering::Acquire);
+        Copying { capacity, next: Mark::load(lane.gate(), Ordering::Acquire), high, copy: Vec::new(), lost: 0 }
+    }
+
+    /// Copies the next record; its length, or `None` when there is none.
+    pub(super) fn take<L: Overwritten>(&mut self, lane: &L) -> Result<Option<u32>, Damage> {
+        // Who is lapped goes on with the oldest; who is lapped again while copying that, with the newest.
+        for attempt in 0..4 {
+            let tail = Mark::load(lane.tail(), Ordering::Acquire);
+            let gone = lane.high().load(Ordering::Relaxed).wrapping_sub(self.high) > 1;
+            let ready = tail.at.wrapping_sub(self.next.at);
+            if gone || ready > self.capacity {
+                self.skip(lane, attempt);
+                continue;
+            }
+            self.high = lane.high().load(Ordering::Relaxed);
+            if ready == 0 {
+                return Ok(None);
+            }
+            if !ready.is_multiple_of(8) {
+                return damage("writer's position is not aligned", ready, 8u32);
+            }
+            let mask = self.capacity - 1;
+            let mut at = self.next;
+            let mut word = lane.record(at.at & mask);
+            if word >> 32 == u64::from(RECORD_PAD) {
+                let room = self.capacity - (at.at & mask);
+                if room >= ready || word as u32 != room - RECORD_HEADER {
+                    if self.is_intact(lane) {
+                        return damage("bad padding record", word as u32, room - RECORD_HEADER);
+                    }
+                    self.skip(lane, attempt);
+                    continue;
+                }
+                at.advance(room, 0);
+                word = lane.record(0);
+            }
+            let (len, offset) = (word as u32, at.at & mask);
+            let valid = word >> 32 == u64::from(RECORD_DATA)
+                && len <= max_record(self.capacity)
+                && record_extent(len) <= (self.capacity - offset).min(tail.at.wrapping_sub(at.at));
+            if valid {
+                let words = len.div_ceil(8);
+                self.copy.clear();
+                self.copy.extend((0..words).map(|i| lane.record(offset + RECORD_HEADER + i * 8)));
+            }
+            if !self.is_intact(lane) {
+                self.skip(lane, attempt);
+                continue;
+            }
+            if !valid {
+                return damage("record claims more than was published", word, ready);
+            }
+            self.next = at;
+            return Ok(Some(len));
+        }
+        Ok(None)
+    }
+
+    /// Nothing that was copied since `next` was checked has been overwritten.
+    fn is_intact<L: Overwritten>(&self, lane: &L) -> bool {
+        // G2: pairs with the fence in `overwrite`.
+        fence_acquire();
+        let gate = Mark::load(lane.gate(), Ordering::Relaxed);
+        let same_lap = lane.high().load(Ordering::Relaxed).wrapping_sub(self.high) <= 1;
+        same_lap && self.next.at.wrapping_sub(gate.at) <= self.capacity
+    }
+
+    fn skip<L: Overwritten>(&mut self, lane: &L, attempt: u32) {
+        self.high = lane.high().load(Ordering::Acquire);
+        let to = if attempt == 0 { Mark::load(lane.gate(), Ordering::Acquire) } else { Mark::load(lane.tail(), Ordering::Acquire) };
+        self.lost += u64::from(to.count.wrapping_sub(self.next.count));
+        self.next = to;
+    }
+
+    /// The copy that [`take`](Self::take) made.
+    pub(super) fn copied(&self) -> *const u8 {
+        self.copy.as_ptr().cast()
+    }
+
+    /// Lets go of the record that was taken.
+    pub(super) fn release(&mut self, len: u32) {
+        self.next.advance(record_extent(len), 1);
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    pub(super) fn sees_news<L: Lane>(&self, lane: &L) -> bool {
+        Mark::load(lane.tail(), Ordering::Relaxed).at != self.next.at
+    }
+}

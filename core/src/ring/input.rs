@@ -1,0 +1,216 @@
+//! Where a consumer's records come from: one lane, a lane per producer, or copies of a lane that may be overwritten.
+
+use super::Shared;
+use super::broadcast::{self, Copying, Overwritten};
+use super::raw::{MappedLane, RecordRef};
+use super::spsc::{Damage, Found, Lane, Mark, Reader};
+use crate::sync::mapped::Ordering;
+use crate::wire::ring::{Kind, NEED_OVERWRITE};
+use std::sync::Arc;
+
+/// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
+const GIVE_BACK: u32 = 8;
+/// Records that a consumer takes from one lane before it looks at the next.
+const TURN: u32 = 32;
+/// Every so many times the consumer looks at every lane, whatever the `ready` words say: they are hints.
+const LOOK_AT_ALL: u32 = 64;
+
+/// One lane and this consumer's place in it.
+#[derive(Debug)]
+pub(super) struct End {
+    reader: Reader,
+    lane: MappedLane,
+    /// The seat of the lane's producer.
+    producer: usize,
+    give_back: u32,
+}
+
+impl End {
+    pub(super) fn new(lane: MappedLane, reader: Reader, producer: usize, capacity: u32) -> End {
+        End { reader, lane, producer, give_back: capacity / GIVE_BACK }
+    }
+
+    fn give_back(&mut self, shared: &Shared) {
+        if self.reader.publish(&self.lane) {
+            shared.wake(self.producer);
+        }
+    }
+
+    #[inline]
+    fn release(&mut self, shared: &Shared, len: u32) {
+        self.reader.release(len);
+        // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
+        if self.reader.unpublished() >= self.give_back || shared.sleeps(self.producer) {
+            self.give_back(shared);
+        }
+    }
+
+    /// A successor of a reader that left in peace has nothing to expect twice.
+    fn leave(&self) {
+        self.lane.seen().store(Mark::load(self.lane.head(), Ordering::Relaxed).at, Ordering::Relaxed);
+    }
+}
+
+/// The lanes of an `mpsc` ring.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    ends: Vec<End>,
+    /// Bit *i*: lane *i* may have something.
+    pending: u64,
+    /// The lane whose turn it is, and how many records it has had.
+    turn: usize,
+    taken: u32,
+    refills: u32,
+}
+
+impl Lanes {
+    fn look(&mut self, shared: &Shared) -> Result<Option<Found>, Damage> {
+        let all = u64::MAX >> (64 - self.ends.len());
+        let mut looked_at_all = false;
+        loop {
+            if self.pending == 0 {
+                if looked_at_all {
+                    return Ok(None);
+                }
+                self.refills = self.refills.wrapping_add(1);
+                // Acquire is not needed for the records: each lane's `tail` brings them.
+                self.pending =
+                    if self.refills.is_multiple_of(LOOK_AT_ALL) { 0 } else { shared.map.ready().swap(0, Ordering::Relaxed) & all };
+                if self.pending == 0 {
+                    self.pending = all;
+                    looked_at_all = true;
+                }
+            }
+            if self.taken >= TURN || self.pending >> self.turn & 1 == 0 {
+                self.next_turn();
+            }
+            if let Some(found) = {
+                let end = &mut self.ends[self.turn];
+                end.reader.peek(&end.lane)?
+            } {
+                return Ok(Some(found));
+            }
+            self.ends[self.turn].give_back(shared);
+            self.pending &= !(1 << self.turn);
+        }
+    }
+
+    /// The next lane after this one that may have something.
+    fn next_turn(&mut self) {
+        self.taken = 0;
+        let after = self.pending & (u64::MAX << self.turn << 1);
+        let from = if after != 0 { after } else { self.pending };
+        self.turn = from.trailing_zeros() as usize;
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Input {
+    /// `spsc`, and a lossless `broadcast`.
+    One(End),
+    /// `mpsc`.
+    Many(Lanes),
+    /// A `broadcast` that overwrites.
+    Copied(Copying, MappedLane),
+}
+
+impl Input {
+    pub(super) fn many(ends: Vec<End>) -> Input {
+        Input::Many(Lanes { ends, pending: 0, turn: 0, taken: 0, refills: 0 })
+    }
+
+    /// Finds the oldest record.
+    #[inline]
+    pub(super) fn look(&mut self, shared: &Shared) -> Result<Option<Found>, Damage> {
+        match self {
+            Input::One(end) => end.reader.peek(&end.lane),
+            Input::Many(lanes) => lanes.look(shared),
+            Input::Copied(copying, lane) => Ok(copying.take(lane)?.map(|len| Found { offset: 0, len, redelivered: false })),
+        }
+    }
+
+    /// The record that [`look`](Self::look) found last.
+    #[inline]
+    pub(super) fn record(&self, found: Found) -> RecordRef<'_> {
+        match self {
+            Input::One(end) => end.lane.found(found),
+            Input::Many(lanes) => lanes.ends[lanes.turn].lane.found(found),
+            Input::Copied(copying, _) => RecordRef::copied(copying.copied(), found.len),
+        }
+    }
+
+    /// Lets go of it.
+    #[inline]
+    pub(super) fn release(&mut self, shared: &Shared, len: u32) {
+        match self {
+            Input::One(end) => end.release(shared, len),
+            Input::Many(lanes) => {
+                lanes.taken += 1;
+                lanes.ends[lanes.turn].release(shared, len);
+            }
+            Input::Copied(copying, _) => copying.release(len),
+        }
+    }
+
+    /// Gives all room back that was let go.
+    pub(super) fn give_back(&mut self, shared: &Shared) {
+        match self {
+            Input::One(end) => end.give_back(shared),
+            Input::Many(lanes) => lanes.ends.iter_mut().for_each(|end| end.give_back(shared)),
+            Input::Copied(..) => {}
+        }
+    }
+
+    /// Would [`look`](Self::look) find something now?
+    #[inline]
+    pub(super) fn sees_news(&self) -> bool {
+        match self {
+            Input::One(end) => end.reader.sees_news(&end.lane),
+            Input::Many(lanes) => lanes.ends.iter().any(|end| end.reader.sees_news(&end.lane)),
+            Input::Copied(copying, lane) => copying.sees_news(lane),
+        }
+    }
+
+    pub(super) fn leave(&self) {
+        match self {
+            Input::One(end) => end.leave(),
+            Input::Many(lanes) => lanes.ends.iter().for_each(End::leave),
+            Input::Copied(..) => {}
+        }
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        if let Input::Copied(copying, _) = self { copying.lost() } else { 0 }
+    }
+}
+
+/// What a new consumer on `seat` reads. `enter` makes it known to the others.
+pub(super) fn open(shared: &Arc<Shared>, seat: usize, enter: impl FnOnce()) -> Result<Input, Damage> {
+    let header = shared.map.header();
+    let capacity = header.capacity;
+    match header.kind {
+        Kind::Spsc | Kind::Mpsc => {
+            let end = |lane: usize| {
+                let producer = lane + 1;
+                let mapped = MappedLane::new(&shared.map, lane, producer, producer);
+                let reader = Reader::resume(&mapped, capacity)?;
+                Ok(End::new(mapped, reader, producer, capacity))
+            };
+            let mut ends = (0..header.lanes as usize).map(end).collect::<Result<Vec<_>, Damage>>()?;
+            enter();
+            Ok(if header.kind == Kind::Spsc { Input::One(ends.remove(0)) } else { Input::many(ends) })
+        }
+        Kind::Broadcast => {
+            let lane = MappedLane::new(&shared.map, 0, 0, seat);
+            if header.need & NEED_OVERWRITE != 0 {
+                enter();
+                let copying = Copying::begin(&lane, capacity);
+                return Ok(Input::Copied(copying, lane));
+            }
+            let at = broadcast::join(lane.tail(), lane.gate(), lane.head(), capacity, enter);
+            lane.seen().store(at.at, Ordering::Relaxed);
+            let reader = Reader::begin(at, capacity);
+            Ok(Input::One(End::new(lane, reader, 0, capacity)))
+        }
+    }
+}

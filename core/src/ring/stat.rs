@@ -1,0 +1,128 @@
+//! What a ring looks like from outside: header, participants, positions. Reads only; the ring does not notice.
+
+use super::named;
+use super::raw::Map;
+use super::seat::Role;
+use crate::error::Result;
+use crate::sync::mapped::Ordering;
+use crate::sys::ofd;
+use crate::wire::ring::{CLOSED, CONSUMER, Header, Kind, OnFull, POISONED, PRODUCER, SEAT_FREE, SEAT_LIVE, ring_word, seat_word};
+use std::path::Path;
+
+/// A participant as its seat shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Participant {
+    /// Number of the seat.
+    pub seat: usize,
+    /// What it does; `None` for a role of a newer version.
+    pub role: Option<Role>,
+    /// Its process, in its own pid namespace.
+    pub pid: u32,
+    /// It lives: its lock is held. A dead one is shown until somebody takes its seat.
+    pub alive: bool,
+    /// It has said that it sleeps.
+    pub asleep: bool,
+}
+
+/// A lane's positions. Bytes and records are counted from the ring's begin and wrap at 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneStat {
+    /// Bytes published.
+    pub tail: u32,
+    /// Records published.
+    pub pushed: u32,
+    /// Bytes given back; in broadcast, by the slowest reader.
+    pub head: u32,
+    /// Records given back.
+    pub popped: u32,
+}
+
+impl LaneStat {
+    /// Bytes that hold records, with their padding.
+    #[must_use]
+    pub fn used(&self) -> u32 {
+        self.tail.wrapping_sub(self.head)
+    }
+
+    /// Records that hold these bytes.
+    #[must_use]
+    pub fn records(&self) -> u32 {
+        self.pushed.wrapping_sub(self.popped)
+    }
+}
+
+/// One look at a ring. The values are read one by one while the ring goes on, so they may be a moment apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingStat {
+    /// Who writes and who reads.
+    pub kind: Kind,
+    /// Bytes of a lane.
+    pub capacity: usize,
+    /// Participants at most.
+    pub max_participants: usize,
+    /// What a push does when there is no room, unless its producer was told otherwise.
+    pub on_full: OnFull,
+    /// The process that made the ring.
+    pub creator_pid: u32,
+    /// Nanoseconds since the Unix epoch.
+    pub created_unix_ns: u64,
+    /// Nothing more is pushed.
+    pub closed: bool,
+    /// A participant found damage.
+    pub poisoned: bool,
+    /// Who sits, or died, on a seat.
+    pub participants: Vec<Participant>,
+    /// One for `spsc` and `broadcast`, one per producer's seat for `mpsc`.
+    pub lanes: Vec<LaneStat>,
+}
+
+pub(super) fn of(map: &Map) -> Result<RingStat> {
+    let header: &Header = map.header();
+    let state = map.ring_word(ring_word::STATE).load(Ordering::Acquire);
+    let mut participants = Vec::new();
+    for seat in 0..header.seats as usize {
+        let word = |at| map.seat_word(seat, at).load(Ordering::Acquire);
+        let status = word(seat_word::STATUS) & 3;
+        if status == SEAT_FREE {
+            continue;
+        }
+        participants.push(Participant {
+            seat,
+            role: match word(seat_word::ROLE) {
+                PRODUCER => Some(Role::Producer),
+                CONSUMER => Some(Role::Consumer),
+                _ => None,
+            },
+            pid: word(seat_word::PID),
+            alive: status == SEAT_LIVE && ofd::is_locked(map.file(), seat as u64)?,
+            asleep: word(seat_word::WAITING) != 0,
+        });
+    }
+    let lane = |i: usize| {
+        let seat = if header.kind == Kind::Broadcast { 0 } else { i + 1 };
+        let mark = |at| {
+            let word = map.seat_position(seat, at).load(Ordering::Acquire);
+            (word as u32, (word >> 32) as u32)
+        };
+        let ((tail, pushed), (head, popped)) = (mark(seat_word::TAIL), mark(seat_word::HEAD));
+        LaneStat { tail, pushed, head, popped }
+    };
+    Ok(RingStat {
+        kind: header.kind,
+        capacity: header.capacity as usize,
+        max_participants: header.seats as usize,
+        on_full: header.on_full,
+        creator_pid: header.pid,
+        created_unix_ns: header.created_unix_ns,
+        closed: state & CLOSED != 0,
+        poisoned: state & POISONED != 0,
+        participants,
+        lanes: (0..header.lanes as usize).map(lane).collect(),
+    })
+}
+
+/// Looks at a named ring without attaching to it.
+pub(super) fn inspect(path: &Path) -> Result<RingStat> {
+    let file = named::open(&named::resolve(path, false)?, false)?;
+    of(&Map::look_at(file.into())?)
+}
