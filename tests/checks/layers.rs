@@ -4,8 +4,17 @@ use offloop_tests::{files, root, text};
 use std::collections::HashMap;
 
 /// Lowest first; modules of one row never import each other. `value` sits above `buffer` because a value may hold a buffer.
-const LAYERS: &[&[&str]] =
-    &[&["error", "sync"], &["sys", "wire"], &["metrics"], &["buffer"], &["ring", "value"], &["codec", "ops"], &["abi"], &["pool"], &["capi"]];
+const LAYERS: &[&[&str]] = &[
+    &["error", "sync"],
+    &["sys", "wire"],
+    &["metrics"],
+    &["buffer"],
+    &["ring", "value"],
+    &["codec", "ops"],
+    &["abi"],
+    &["pool"],
+    &["capi"],
+];
 
 /// `(row above all others)`: the crate root re-exports, so `crate::Error` counts as the module it comes from.
 fn reexports(lib: &str) -> HashMap<String, String> {
