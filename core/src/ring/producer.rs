@@ -348,6 +348,27 @@ impl Producer {
         Ok(())
     }
 
+    /// Begins anew at the position in memory, for a face that has pushed by itself since. What was not flushed is forgotten.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Forked`.
+    pub fn resync(&mut self) -> Result<()> {
+        self.shared.check()?;
+        self.writer = Writer::resume(&self.lane, self.shared.map.header().capacity).map_err(|d| self.shared.poison(d))?;
+        Ok(())
+    }
+
+    /// Arms the fd, for a face that pushes by itself: it looks for room once more, and sleeps if there is none. A dead peer's
+    /// seat says so afterwards.
+    ///
+    /// # Errors
+    /// `Os`, `Corrupt`, `Forked`.
+    pub fn arm(&mut self) -> Result<()> {
+        self.shared.check()?;
+        self.sleeper.fd()?;
+        self.sleeper.arm_polled()
+    }
+
     /// An fd that is readable when a full ring may have room again, for an event loop. From the first call on a `try_` call
     /// that finds the ring full has armed it.
     ///
