@@ -2,7 +2,8 @@
 //! mutant that must fail.
 //!
 //! What loom cannot model, and what covers it: two processes and their deaths (`core/tests/ring.rs`), bytes
-//! that change under the reader (`a_scribbler_gets_corrupt_or_data`), the payload's bytes in mapped memory (the stress tests).
+//! that change under the reader (`a_scribbler_gets_corrupt_or_data`), the payload's bytes in mapped memory (the stress tests), the `ready` hints
+//! (`a_lost_hint_loses_no_record`, `each_producer_keeps_its_order`), epoll and FIFOs.
 
 use super::broadcast::{self, Copying, Overwritten};
 use super::spsc::{Lane, Mark, Reader, Writer};
