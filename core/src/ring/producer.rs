@@ -49,8 +49,11 @@ impl Producer {
     pub(super) fn new(shared: &Arc<Shared>, options: ProducerOptions) -> Result<Producer> {
         let header = shared.map.header();
         let on_full = options.on_full.unwrap_or(header.on_full);
-        if on_full == OnFull::Overwrite && header.on_full != OnFull::Overwrite {
-            return Err(Error::invalid("ring was not made to be overwritten").with("on_full", header.on_full.as_str()));
+        // The readers of a ring that may be overwritten copy and check, and tell the writer nothing; others do neither.
+        if (on_full == OnFull::Overwrite) != (header.on_full == OnFull::Overwrite) {
+            return Err(Error::invalid("whether a ring is overwritten is decided when it is made")
+                .with("on_full", on_full.as_str())
+                .with("ring", header.on_full.as_str()));
         }
         let seats = header.seats as usize;
         let broadcast = header.kind == Kind::Broadcast;

@@ -202,6 +202,14 @@ fn a_reader_that_joins_in_the_middle_sees_an_unbroken_run() {
 }
 
 #[test]
+fn a_producer_cannot_decide_whether_a_ring_is_overwritten() {
+    let wait = ProducerOptions { on_full: Some(OnFull::Wait), ..Default::default() };
+    assert_eq!(kind(broadcast(OnFull::Overwrite).producer(wait)), ErrorKind::Invalid);
+    let overwrite = ProducerOptions { on_full: Some(OnFull::Overwrite), ..Default::default() };
+    assert_eq!(kind(broadcast(OnFull::Wait).producer(overwrite)), ErrorKind::Invalid);
+}
+
+#[test]
 fn a_slow_reader_of_an_overwriting_ring_loses_the_oldest_and_knows_how_many() {
     let ring = broadcast(OnFull::Overwrite);
     start_at(&ring, 0u32.wrapping_sub(1 << 20));
