@@ -15,8 +15,9 @@
 //! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
 
 use super::spsc::{Damage, Lane, Mark, damage, distance};
+use crate::sync::Word;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Word, fence_acquire, fence_release, fence_seq_cst};
+use crate::sync::modelled::fence;
 use crate::wire::ring::{RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent};
 
 /// Moves the gate of a lossless lane to the oldest of `cursors`, the positions of living readers; to `published` if there
@@ -40,7 +41,7 @@ pub(super) fn move_gate<P: Word<u64>, I: Iterator<Item = Mark>>(
     }
     first.store(gate, Ordering::Release);
     // G1: pairs with the fence in `join`. Who is not seen by the second look sees the gate.
-    fence_seq_cst();
+    fence(Ordering::SeqCst);
     let second = oldest();
     if published.at.wrapping_sub(second.at) > published.at.wrapping_sub(first.at) {
         second.store(gate, Ordering::Release);
@@ -59,7 +60,7 @@ pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, 
             enter();
         }
         // G1: pairs with the fence in `move_gate`.
-        fence_seq_cst();
+        fence(Ordering::SeqCst);
         let gate = Mark::load(gate, Ordering::Acquire);
         if at.at.wrapping_sub(gate.at) <= capacity {
             return at;
@@ -88,7 +89,7 @@ pub(super) fn overwrite<L: Lane>(lane: &L, published: Mark, capacity: u32, neede
     }
     // G2: the gate is seen to move before a byte changes. Pairs with the fence in `Copying::take`.
     gate.store(lane.head(), Ordering::Relaxed);
-    fence_release();
+    fence(Ordering::Release);
     Ok(())
 }
 
@@ -174,7 +175,7 @@ impl Copying {
     /// Nothing that was copied since `next` was checked has been overwritten.
     fn is_intact<L: Overwritten>(&self, lane: &L) -> bool {
         // G2: pairs with the fence in `overwrite`.
-        fence_acquire();
+        fence(Ordering::Acquire);
         let gate = Mark::load(lane.gate(), Ordering::Relaxed);
         let same_lap = lane.high().load(Ordering::Relaxed).wrapping_sub(self.high) <= 1;
         same_lap && self.next.at.wrapping_sub(gate.at) <= self.capacity

@@ -52,8 +52,8 @@ pub use seat::Role;
 pub use stat::{LaneStat, Participant, RingStat};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::fence_seq_cst;
 use crate::sync::mapped::Ordering;
+use crate::sync::modelled::fence;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::PrivateFd;
 use crate::sys::{clock, cpu, failpoint, fork, ofd, pidfd};
@@ -144,7 +144,7 @@ impl Shared {
     /// Rings a seat's doorbell if its owner sleeps. What was published before this call is seen by it.
     #[inline]
     fn wake(&self, seat: usize) {
-        fence_seq_cst();
+        fence(Ordering::SeqCst);
         self.wake_after_fence(seat);
     }
 
@@ -166,7 +166,7 @@ impl Shared {
     /// Rings whoever sleeps, without claiming the wake: the caller may be somebody whose death the sleepers do not watch (it is
     /// entering, or has no seat), so if it dies in here the next waker must find the words as they were.
     fn wake_everybody(&self) {
-        fence_seq_cst();
+        fence(Ordering::SeqCst);
         (0..self.bells.len()).filter(|seat| self.sleeps(*seat)).for_each(|seat| self.bells.ring(seat));
     }
 

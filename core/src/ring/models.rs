@@ -10,6 +10,7 @@ use super::spsc::{Lane, Mark, Reader, Writer};
 use super::wait::{announce_sleep, claim_wake};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
+use crate::sync::modelled::fence;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64};
@@ -187,7 +188,7 @@ fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
 
 /// As `Shared::wake`.
 fn fence_and_claim(waiting: &AtomicU32) -> bool {
-    crate::sync::fence_seq_cst();
+    fence(Ordering::SeqCst);
     claim_wake(waiting)
 }
 
@@ -212,7 +213,7 @@ fn ring_wake_without_the_sleepers_fence_is_lost() {
 #[should_panic(expected = "rung twice")]
 fn ring_wake_that_is_not_claimed_rings_twice() {
     wake_model(announce_sleep, |waiting| {
-        crate::sync::fence_seq_cst();
+        fence(Ordering::SeqCst);
         waiting.load(Ordering::Relaxed) != 0
     });
 }

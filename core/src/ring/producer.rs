@@ -7,8 +7,8 @@ use super::seat::{Role, Seat};
 use super::spsc::{Damage, Lane, Mark, Writer};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::fence_seq_cst;
 use crate::sync::mapped::Ordering;
+use crate::sync::modelled::fence;
 use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, ring_word, seat_word};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
@@ -217,7 +217,7 @@ impl Producer {
         if self.kind != Kind::Broadcast {
             return self.shared.wake(CONSUMER_SEAT);
         }
-        fence_seq_cst();
+        fence(Ordering::SeqCst);
         // After the fence: a reader that came and sleeps already is in the list, or has seen what was published.
         let members = self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Relaxed);
         if self.readers.0 != Some(members) {

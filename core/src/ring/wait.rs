@@ -17,8 +17,9 @@
 
 use super::Shared;
 use crate::error::Result;
+use crate::sync::Word;
 use crate::sync::atomic::Ordering;
-use crate::sync::{Word, fence_seq_cst};
+use crate::sync::modelled::fence;
 use crate::sys::{failpoint, ofd, pidfd, poll};
 use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
 use std::ops::Range;
@@ -29,7 +30,7 @@ use std::time::Duration;
 /// W1. What was published before the fence that comes before [`claim_wake`] is seen by loads after this call, or the waker sees the word.
 pub(super) fn announce_sleep(waiting: &impl Word<u32>) {
     waiting.store(1, Ordering::Relaxed);
-    fence_seq_cst();
+    fence(Ordering::SeqCst);
 }
 
 /// W3, after publishing and a SeqCst fence: true if the caller must ring the sleeper's doorbell.

@@ -1,5 +1,5 @@
-//! The only door to atomics and locks. What decides between "look" and "sleep" is `stack` and `pool::idle`, which `loom`
-//! models (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
+//! The only door to atomics and locks. What decides between "look" and "sleep" (`stack`, `pool::idle`, `ring`) is modelled by `loom`
+//! (`make loom`); the rest is covered by the stress tests that `stack` and the pool's module name.
 
 pub(crate) use std::sync::atomic;
 
@@ -7,6 +7,10 @@ pub(crate) use std::sync::atomic;
 pub(crate) mod mapped {
     pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 }
+
+pub(crate) mod line;
+pub(crate) mod modelled;
+pub(crate) mod stack;
 
 /// An atomic of a protocol that runs over mapped memory and, unchanged, under `loom`.
 pub(crate) trait Word<T> {
@@ -40,38 +44,6 @@ word!(mapped::AtomicU64, u64);
 word!(loom::sync::atomic::AtomicU32, u32);
 #[cfg(loom)]
 word!(loom::sync::atomic::AtomicU64, u64);
-
-/// The fence between "publish" and "does anybody sleep", and between "sleep" and "is there anything". Loom models it;
-/// SeqCst accesses it does not, so both sides use this.
-#[inline(always)]
-pub(crate) fn fence_seq_cst() {
-    #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::SeqCst);
-    #[cfg(not(loom))]
-    std::sync::atomic::fence(Ordering::SeqCst);
-}
-
-pub(crate) mod line;
-pub(crate) mod modelled;
-pub(crate) mod stack;
-
-/// What comes before is seen by whoever sees what is stored after.
-#[inline(always)]
-pub(crate) fn fence_release() {
-    #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::Release);
-    #[cfg(not(loom))]
-    std::sync::atomic::fence(Ordering::Release);
-}
-
-/// What is loaded after is at least as new as what was loaded before.
-#[inline(always)]
-pub(crate) fn fence_acquire() {
-    #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::Acquire);
-    #[cfg(not(loom))]
-    std::sync::atomic::fence(Ordering::Acquire);
-}
 
 use atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
