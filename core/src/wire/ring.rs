@@ -23,7 +23,7 @@
 //!              └───────────────────────────────────────────────────────────────┘
 //!
 //!  seat        0       4       8       12      16
-//!            0 │ status│ role  │ pid   │ pid_ns│ 0                               the owner, in this order backwards
+//!            0 │ status│ role  │ pid   │ pid_ns│ 0                               the owner, `status` last
 //!          128 │ tail  │ count │ high  │ 0                                       the lane's writer
 //!          256 │ head  │ count │ 0                                               the lane's reader; in broadcast see below
 //!          384 │ seen  │ 0                                                       the lane's reader
@@ -65,7 +65,7 @@ pub const FIXED_LEN: usize = 128;
 pub const SEATS_AT: usize = 512;
 /// Bytes from one seat to the next.
 pub const SEAT_LEN: usize = 1024;
-/// Seats of a ring at most: one byte of the `ready` words per lane, and what one message with fds can carry.
+/// Seats of a ring at most: the `ready` words have a bit per lane, and one message carries every doorbell's fd.
 pub const MAX_SEATS: usize = 65;
 /// The data begins on a page.
 pub const PAGE: usize = 4096;
