@@ -796,7 +796,6 @@ impl Control for Signals {
             Error::new(ErrorKind::Cancelled, "a signal handler raised")
         })
     }
-    fn progress(&self, _: Value) {}
 }
 
 /// No idle worker helps a small input.

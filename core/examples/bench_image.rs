@@ -20,7 +20,6 @@ impl Control for Watch {
         state.0 = now;
         Ok(())
     }
-    fn progress(&self, _: Value) {}
 }
 
 struct Alone;

@@ -20,7 +20,6 @@ impl Control for Count {
         let n = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
         if n >= self.stop_at { Err(Error::new(ErrorKind::Cancelled, "task was cancelled")) } else { Ok(()) }
     }
-    fn progress(&self, _: Value) {}
 }
 
 /// Lends as many threads as it says.

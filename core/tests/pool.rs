@@ -458,6 +458,39 @@ fn a_queue_delivers_every_task_once_with_its_tag_and_its_fd_is_level_triggered()
 }
 
 #[test]
+fn a_submitter_that_waits_sees_every_place_that_a_cancelled_task_leaves() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(1).build().expect("pool");
+    let (want, wanted) = mpsc::channel::<()>();
+    let (had, has) = mpsc::channel();
+    let waiter = {
+        let p = p.clone();
+        std::thread::spawn(move || {
+            for () in wanted {
+                let options = SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() };
+                had.send(p.submit(int(1), options).expect("room").wait(None)).expect("test waits");
+            }
+        })
+    };
+    for round in 0..if std::env::var_os("OFFLOOP_TORTURE").is_some() { 200_000 } else { 3_000 } {
+        let (open, running) = gate(&p, SubmitOptions::default());
+        let queued = p.submit(int(2), SubmitOptions::default()).expect("submit");
+        want.send(()).expect("waiter lives");
+        // The worker clears the queue while the place is being given away.
+        for _ in 0..(round % 64) * 8 {
+            std::hint::spin_loop();
+        }
+        drop(open);
+        queued.cancel();
+        has.recv_timeout(Duration::from_secs(20))
+            .unwrap_or_else(|_| panic!("round {round}: a place was free and nobody told"))
+            .expect("value");
+        running.wait(None).expect("value");
+    }
+    drop(want);
+    waiter.join().expect("waiter");
+}
+
+#[test]
 fn progress_reaches_the_queue_before_the_outcome() {
     let p = pool(1);
     let q = CompletionQueue::new().expect("queue");

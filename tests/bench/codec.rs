@@ -17,8 +17,8 @@ fn records() -> Value {
             ("id", Value::Int(i as i64 * 7919)),
             ("name", Value::from(format!("station-{i}"))),
             ("share", Value::Float(i as f64 / 3.0)),
-            ("active", Value::Bool(i % 3 == 0)),
-            ("note", if i % 2 == 0 { Value::Nil } else { Value::str("checked by hand, see the log") }),
+            ("active", Value::Bool(i.is_multiple_of(3))),
+            ("note", if i.is_multiple_of(2) { Value::Nil } else { Value::str("checked by hand, see the log") }),
             ("tags", Value::Array((0..4).map(|n| Value::Int((i + n) as i64)).collect())),
         ])
     };

@@ -139,10 +139,10 @@ pub unsafe extern "C" fn offloop_ctx_progress(ctx: *mut offloop_task_ctx, value_
         // SAFETY: this function's contract.
         let mut moved = unsafe { ffi::moved(value_io, "value_io") }?;
         value::owned(moved.object())?;
-        with(ctx, |c, _| {
-            c.ctx().progress(value::into_value(moved.done()));
-            Ok(())
-        })
+        // What it replaces may be a host's to free, so it is dropped without a lock.
+        let replaced = with(ctx, |c, _| Ok(c.ctx().replace_progress(value::into_value(moved.done()))))?;
+        drop(replaced);
+        Ok(())
     })
 }
 

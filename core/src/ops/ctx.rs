@@ -12,8 +12,10 @@ use std::sync::Mutex;
 pub trait Control: Sync {
     /// `Err(Cancelled)` or `Err(Timeout)` once the outcome no longer matters.
     fn check(&self) -> Result<()>;
-    /// Tells the caller how far the task is. Only the latest value is kept until it is read.
-    fn progress(&self, value: Value);
+    /// Tells the caller how far the task is. Only the latest value is kept until it is read; the one it replaces comes back.
+    fn progress(&self, _value: Value) -> Option<Value> {
+        None
+    }
 }
 
 /// Lends idle workers to one op.
@@ -32,7 +34,6 @@ impl Control for Inline {
     fn check(&self) -> Result<()> {
         Ok(())
     }
-    fn progress(&self, _: Value) {}
 }
 
 impl Splitter for Inline {
@@ -102,7 +103,12 @@ impl<'a> OpCtx<'a> {
 
     /// Tells the caller how far the task is.
     pub fn progress(&self, value: Value) {
-        self.control.progress(value);
+        drop(self.replace_progress(value));
+    }
+
+    /// As [`progress`](Self::progress), for a caller that holds a lock: dropping the value that was replaced may run a host's code.
+    pub(crate) fn replace_progress(&self, value: Value) -> Option<Value> {
+        self.control.progress(value)
     }
 
     /// Threads that could work on this op now, its own included.

@@ -24,7 +24,6 @@ impl Control for CancelAfter {
             Err(_) => Err(Error::new(ErrorKind::Cancelled, "the test cancelled")),
         }
     }
-    fn progress(&self, _: Value) {}
 }
 
 /// So many threads, all free.

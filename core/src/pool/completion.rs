@@ -192,8 +192,7 @@ impl CompletionQueue {
         }
     }
 
-    /// Blocks until there is something to drain, at most for `timeout`. True if there is. A signal handler that ran ends
-    /// the wait early, so that a host can look at its signals.
+    /// Blocks until there is something to drain, at most for `timeout`. True if there is.
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         let q = &*self.0.0;
@@ -209,9 +208,7 @@ impl CompletionQueue {
                 Some(left) => left,
                 None => None,
             };
-            if futex::wait(&q.rings, seen, left) == futex::Wake::Interrupted {
-                break q.has_work();
-            }
+            futex::wait(&q.rings, seen, left);
         };
         q.waiters.fetch_sub(1, Ordering::SeqCst);
         ready
@@ -269,12 +266,15 @@ impl Queue {
     /// Delivers at most `budget` progress values; the others wait for the next drain, unless newer ones replace them.
     fn deliver_progress(&self, budget: usize, deliver: &mut dyn FnMut(Event)) -> usize {
         let mut values = std::mem::take(&mut *lock(&self.progress));
-        let rest = values.split_off(values.len().min(budget));
+        let mut rest = values.split_off(values.len().min(budget));
         let n = values.len();
+        // Dropped after the lock is given back.
+        let _outdated: Vec<(u64, Value)>;
         if !rest.is_empty() {
             let mut all = lock(&self.progress);
             let newer = std::mem::take(&mut *all);
-            all.extend(rest.into_iter().filter(|(tag, _)| newer.iter().all(|(t, _)| t != tag)));
+            (rest, _outdated) = rest.into_iter().partition(|(tag, _)| newer.iter().all(|(t, _)| t != tag));
+            all.extend(rest);
             all.extend(newer);
             self.has_progress.store(true, Ordering::SeqCst);
         }
@@ -284,17 +284,21 @@ impl Queue {
         n
     }
 
-    pub(super) fn progress(&self, tag: u64, value: Value) {
-        {
-            let mut all = lock(&self.progress);
-            match all.iter_mut().find(|(t, _)| *t == tag) {
-                Some(slot) => slot.1 = value,
-                None => all.push((tag, value)),
+    /// Gives back the value that nobody has read.
+    pub(super) fn progress(&self, tag: u64, value: Value) -> Option<Value> {
+        let mut all = lock(&self.progress);
+        let replaced = match all.iter_mut().find(|(t, _)| *t == tag) {
+            Some(slot) => Some(std::mem::replace(&mut slot.1, value)),
+            None => {
+                all.push((tag, value));
+                None
             }
-        }
+        };
+        drop(all);
         if !self.has_progress.swap(true, Ordering::SeqCst) {
             self.ring();
         }
+        replaced
     }
 
     fn has_work(&self) -> bool {

@@ -96,6 +96,8 @@ impl Inner {
         if dropped > 0 {
             self.tombstones.fetch_sub(dropped as isize, Ordering::SeqCst);
             self.queued.fetch_sub(dropped, Ordering::SeqCst);
+            // Between the two steps, and to who read `queued` before and `tombstones` after them, the queue looked fuller than it was.
+            self.ring_space();
         }
     }
 

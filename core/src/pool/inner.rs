@@ -234,10 +234,7 @@ impl Inner {
                     if left.is_some_and(|l| l.is_zero()) {
                         break Err(self.full());
                     }
-                    if futex::wait(&self.space, seen, left) == futex::Wake::Interrupted {
-                        // A host looks at its signals and calls again.
-                        break Err(self.full().with("interrupted", true));
-                    }
+                    futex::wait(&self.space, seen, left);
                 };
                 self.space_waiters.fetch_sub(1, Ordering::SeqCst);
                 admitted

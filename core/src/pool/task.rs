@@ -381,10 +381,10 @@ impl Control for Core {
         }
     }
 
-    fn progress(&self, value: Value) {
+    fn progress(&self, value: Value) -> Option<Value> {
         match &self.queue {
             Some((queue, tag)) => queue.progress(*tag, value),
-            None => *lock(&self.rare().progress) = Some(value),
+            None => lock(&self.rare().progress).replace(value),
         }
     }
 }

@@ -337,7 +337,6 @@ impl Control for CancelAfter {
         let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         left.map(drop).map_err(|_| Error::new(ErrorKind::Cancelled, "task was cancelled"))
     }
-    fn progress(&self, _: Value) {}
 }
 
 fn run_with(op: &str, data: &[u8], options: &Value, checks: usize) -> (Result<Vec<u8>>, usize) {

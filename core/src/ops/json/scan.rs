@@ -48,7 +48,6 @@ impl Control for Short {
     fn check(&self) -> Result<()> {
         Ok(())
     }
-    fn progress(&self, _: crate::Value) {}
 }
 
 /// What a scan accepts.
