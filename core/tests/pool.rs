@@ -3,8 +3,8 @@
 use offloop::pool::{Deliver, Event, HostedWorker, Next, OnFull, SubmitOptions, Work};
 use offloop::{CompletionQueue, Error, ErrorKind, ThreadPool, Value};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::{Duration, Instant};
 
 fn pool(workers: usize) -> ThreadPool {
     ThreadPool::builder().max_workers(workers).name("test").build().expect("pool")
@@ -471,19 +471,25 @@ fn a_submitter_that_waits_sees_every_place_that_a_cancelled_task_leaves() {
             }
         })
     };
-    for round in 0..if std::env::var_os("OFFLOOP_TORTURE").is_some() { 200_000 } else { 3_000 } {
-        let (open, running) = gate(&p, SubmitOptions::default());
-        let queued = p.submit(int(2), SubmitOptions::default()).expect("submit");
+    let rounds = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 100_000 } else { 1_000 };
+    for round in 0..rounds {
+        let (runs, until) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::<Instant>::new()));
+        let (says, end) = (runs.clone(), until.clone());
+        let spin = Work::call(move |_| {
+            says.store(true, Ordering::Release);
+            while end.get().is_none_or(|end| Instant::now() < *end) {}
+            Ok(Value::Nil)
+        });
+        let running = p.submit(spin, SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() }).expect("submit");
+        while !runs.load(Ordering::Acquire) {}
+        let queued = p.submit(int(2), SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() }).expect("submit");
         want.send(()).expect("waiter lives");
+        std::thread::sleep(Duration::from_micros(60));
         // The worker clears the queue while the place is being given away.
-        for _ in 0..(round % 64) * 8 {
-            std::hint::spin_loop();
-        }
-        drop(open);
+        until.set(Instant::now() + Duration::from_nanos(round * 7_919 % 60_000)).expect("set once");
         queued.cancel();
-        has.recv_timeout(Duration::from_secs(20))
-            .unwrap_or_else(|_| panic!("round {round}: a place was free and nobody told"))
-            .expect("value");
+        let waited = has.recv_timeout(Duration::from_secs(20));
+        waited.unwrap_or_else(|_| panic!("round {round}: a place was free and the submitter sleeps")).expect("value");
         running.wait(None).expect("value");
     }
     drop(want);
