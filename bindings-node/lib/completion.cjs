@@ -59,6 +59,8 @@ const rejects = []
 const free = []
 const entries = new Map()
 const closing = new Map()
+/** Whom a note of a watched ring calls. */
+const watched = new Map()
 let lastEntry = 0
 let lastNote = 0
 let pending = 0
@@ -312,7 +314,7 @@ function poll() {
   }
 }
 
-/** Called by native code on this thread: results are waiting (0), or a pool has ended. */
+/** Called by native code on this thread: results are waiting (0), a pool has ended, or a ring is worth a look. */
 function wake(note) {
   if (note === 0) {
     if (polling) return
@@ -320,6 +322,7 @@ function wake(note) {
     drain()
     return
   }
+  watched.get(note)?.()
   const closed = closing.get(note)
   if (closed !== undefined) {
     closing.delete(note)
@@ -328,10 +331,15 @@ function wake(note) {
   }
 }
 
+/** A number that native code may wake this environment with. */
+const newNote = () => ++lastNote
+const onNote = (note, call) => watched.set(note, call)
+const offNote = (note) => watched.delete(note)
+
 /** A promise for the end of a pool; `start(note)` begins it. */
 function whenClosed(start) {
   return new Promise((resolve, reject) => {
-    const note = ++lastNote
+    const note = newNote()
     closing.set(note, resolve)
     begin()
     flush()
@@ -347,4 +355,4 @@ function whenClosed(start) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs), unwrapError)
 
-module.exports = { runPlain, flush, open, close, whenClosed, removeListener, abortOf }
+module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, removeListener, abortOf }

@@ -166,6 +166,121 @@ export class TransferBuffer {
 /** Frees the bytes behind a token that nobody will take. */
 export function revokeToken(token: TransferToken): void
 
+/** How a ring is made. */
+export interface RingOptions {
+  /** `spsc`: one producer, one consumer. `mpsc`: many producers. `broadcast`: every consumer sees every record. `mpmc`: many of both. */
+  kind: 'spsc' | 'mpsc' | 'mpmc' | 'broadcast'
+  /** Bytes of a lane, rounded up to a power of two, 4 KiB to 1 GiB. A record may take half of it. Default 4 MiB. */
+  capacity?: number | undefined
+  /** Bytes of a slot, where all slots have one size (`mpmc`). */
+  slotSize?: number | undefined
+  /** Producers and consumers at most, together. Default 2 for `spsc`, else 16. */
+  maxParticipants?: number | undefined
+  /** Names the ring, so that others attach by path. Without a slash: a file in `$XDG_RUNTIME_DIR/offloop`. Default: no name. */
+  path?: string | undefined
+  /** What `push` does when there is no room. Default `wait`; `overwrite` the oldest is for `broadcast`. */
+  onFull?: 'wait' | 'reject' | 'overwrite' | undefined
+}
+
+/** How long a `push` or a `pop` may wait. */
+export interface WaitOptions {
+  signal?: AbortSignal | undefined
+  /** In ms. Default: without end. */
+  timeout?: number | undefined
+}
+
+/** A look at a ring from outside. Positions count bytes from its begin and wrap at 2^32, as the numbers of records do. */
+export interface RingStat {
+  readonly kind: string
+  readonly capacity: number
+  readonly maxParticipants: number
+  readonly onFull: string
+  readonly creatorPid: number
+  readonly created: Date
+  readonly closed: boolean
+  /** A participant found bytes that cannot be. */
+  readonly poisoned: boolean
+  readonly participants: readonly { seat: number; role: 'producer' | 'consumer' | null; pid: number; alive: boolean; asleep: boolean }[]
+  readonly lanes: readonly { tail: number; pushed: number; head: number; popped: number; used: number; records: number }[]
+}
+
+/** A bounded queue of records in mapped memory, between threads, processes and languages, that survives `kill -9` of either side. */
+export class RingBuffer {
+  private constructor()
+  static create(options: RingOptions): RingBuffer
+  /**
+   * A ring that somebody else made: by its path, or by the file descriptors that its `fds` gave, as this process has them (a child
+   * inherits them by `stdio: [0, 1, 2, ...ring.fds]` as 3, 4, …; a worker thread uses the same numbers). They are duplicated.
+   */
+  static attach(from: string | readonly number[]): RingBuffer
+  /** Header, participants and positions of a named ring. Reads only. */
+  static inspect(path: string): RingStat
+  readonly kind: string
+  readonly capacity: number
+  /** Bytes of the longest record. */
+  readonly maxRecordLength: number
+  readonly onFull: string
+  /** Where a named ring lies, else null. */
+  readonly path: string | null
+  /** What another process or thread needs to attach to a ring without a name. They belong to this object: keep it until then. */
+  readonly fds: number[]
+  readonly closed: boolean
+  /** `batch`: records become visible by `flush`, every 4 KiB, when there is no room, or at once while the consumer sleeps. */
+  producer(options?: { batch?: boolean | undefined }): Producer
+  consumer(options?: { ack?: 'auto' | 'manual' | undefined }): Consumer
+  /** Ends it for everybody: nothing more is pushed, consumers get what is there. */
+  close(): void
+  /** Takes a named ring's name away; who is attached stays so. */
+  remove(): void
+}
+
+/** Pushes records. Bytes are copied, those of a TransferBuffer too: it is not moved. */
+export class Producer {
+  private constructor()
+  /** Pushes a copy; false while the ring is full, or an earlier `push` waits. */
+  tryPush(bytes: Bytes): boolean
+  /** Pushes a copy, and waits for room. It was made when this returns. */
+  push(bytes: Bytes, options?: WaitOptions | null): Promise<void>
+  /**
+   * Has `fill` write a record of `length` bytes where it lies; false, and not called, while there is no room. The view ends when
+   * `fill` returns: what is written to it later lands in other records. If `fill` throws, there is no record.
+   */
+  claim(length: number, fill: (view: Uint8Array) => void): boolean
+  /** Publishes what a producer with `batch` has committed. */
+  flush(): void
+  /** Publishes, and leaves the seat to a successor. The collector, the end of a thread and of the process do it too. */
+  close(): void
+  readonly closed: boolean
+  /** A pending `push` keeps the process alive (the default). */
+  ref(): this
+  unref(): this
+  [Symbol.dispose](): void
+}
+
+/** Pops records. Iteration ends when the ring is closed and drained, and throws when the producer died; `break` leaves it open. */
+export class Consumer implements AsyncIterable<Uint8Array> {
+  private constructor()
+  /** A copy of the oldest record; null while there is none, or an earlier `pop` waits. */
+  tryPop(): Uint8Array | null
+  /** A copy of the oldest record, as soon as there is one. */
+  pop(options?: WaitOptions | null): Promise<Uint8Array>
+  /**
+   * Shows `fn` up to `max` records where they lie, and returns how many there were. A view ends when `fn` returns: what it shows
+   * later is other records. `redelivered`: a consumer that died may have seen it. A record is let go of even if `fn` throws.
+   */
+  read(max: number, fn: (view: Uint8Array, redelivered: boolean) => void): number
+  /** Records of an overwriting ring that were overwritten before this consumer came to them. */
+  readonly lost: number
+  /** Gives back what was let go of, and leaves the seat to a successor. */
+  close(): void
+  readonly closed: boolean
+  /** A pending `pop` or iteration keeps the process alive (the default). */
+  ref(): this
+  unref(): this
+  [Symbol.dispose](): void
+  [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined, undefined>
+}
+
 /** What every failed call rejects or throws with. An abort has `name: 'AbortError'` and `cause: signal.reason`. */
 export class OffloopError extends Error {
   private constructor()

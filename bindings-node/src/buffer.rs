@@ -5,12 +5,15 @@
 //!   `ArrayBuffer` is collected, not when it is detached, so the count outlives every use.
 
 use crate::js::{Call, Env, JsResult, Raw};
+use crate::ring::End;
 use crate::state::State;
 use crate::value;
 use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
+use offloop::ring::{Consumer, Producer, RingBuffer};
 use offloop::value::{DType, TypedArray};
 use offloop::{Bytes, Error, ErrorKind, ThreadPool, TransferBuffer, Value};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -32,6 +35,9 @@ pub(crate) enum Handle {
     Staged(RefCell<Vec<u8>>),
     /// Params of a call, converted before any of its buffers is touched.
     Params(Value),
+    Ring(RingBuffer),
+    Producer(Rc<End<Producer>>),
+    Consumer(Rc<End<Consumer>>),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however
@@ -160,6 +166,17 @@ pub(crate) struct View {
     kind: sys::napi_typedarray_type,
 }
 
+impl View {
+    /// The bytes.
+    ///
+    /// # Safety
+    /// JavaScript does not run while the slice lives, and nobody reads more of it than a copy: another thread may write shared memory.
+    pub(crate) unsafe fn as_slice<'a>(&self) -> &'a [u8] {
+        // SAFETY: readable for `len` bytes, by this function's contract; an empty array may have no memory.
+        if self.len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(self.ptr, self.len) } }
+    }
+}
+
 /// Looks at a typed array.
 ///
 /// # Errors
@@ -247,7 +264,7 @@ impl<'a> Moves<'a> {
                 given.let_go(call.env);
                 Ok(std::mem::take(&mut *v.borrow_mut()).into())
             }
-            Handle::Pool(_) | Handle::Params(_) => Err(Error::invalid("input is no bytes").into()),
+            _ => Err(Error::invalid("input is no bytes").into()),
         }
     }
 
@@ -280,7 +297,14 @@ fn copied_arraybuffer(env: Env, bytes: &[u8]) -> JsResult<Raw> {
 /// What an external `ArrayBuffer` keeps alive.
 enum Guard {
     Bytes(Bytes),
-    Region { hold: Hold, _region: Arc<Region> },
+    Region {
+        hold: Hold,
+        _region: Arc<Region>,
+    },
+    /// Whatever keeps memory that is not the core's `Bytes` or `Region`.
+    Other {
+        _keeps: Box<dyn Any>,
+    },
 }
 
 /// An `ArrayBuffer` over memory that `guard` keeps; gives the guard back where the runtime refuses external memory.
@@ -294,6 +318,19 @@ fn external_arraybuffer(env: Env, ptr: *mut u8, len: usize, guard: Guard) -> Res
     }
     // SAFETY: the runtime did not take it.
     Err(*unsafe { Box::from_raw(hint) })
+}
+
+/// An `ArrayBuffer` over memory that `keeps` keeps alive; `None` where the runtime refuses external memory.
+pub(crate) fn outside_memory(env: Env, state: &State, at: *mut u8, len: usize, keeps: Box<dyn Any>) -> Option<Raw> {
+    if !state.external_allowed() {
+        return None;
+    }
+    let opened = external_arraybuffer(env, at, len, Guard::Other { _keeps: keeps }).ok();
+    if opened.is_none() {
+        env.take_exception();
+        state.forbid_external();
+    }
+    opened
 }
 
 unsafe extern "C" fn drop_guard(env: sys::napi_env, _: *mut c_void, hint: *mut c_void) {
@@ -487,13 +524,18 @@ pub(crate) fn revoke(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
-/// `bufferAttach(fd)`.
-pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
-    let given = call.env.f64(call.arg(0)).unwrap_or(f64::NAN);
+/// A file descriptor argument.
+pub(crate) fn raw_fd(env: Env, value: Raw) -> JsResult<RawFd> {
+    let given = env.f64(value).unwrap_or(f64::NAN);
     if given.fract() != 0.0 || !(0.0..=f64::from(RawFd::MAX)).contains(&given) {
         return Err(Error::invalid("file descriptor is out of range").with("fd", given).with("min", 0).with("max", RawFd::MAX).into());
     }
+    Ok(given as RawFd)
+}
+
+/// `bufferAttach(fd)`.
+pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     // SAFETY: not -1; the core checks that it is an open, sealed memfd and duplicates it.
-    let fd = unsafe { BorrowedFd::borrow_raw(given as RawFd) };
+    let fd = unsafe { BorrowedFd::borrow_raw(raw_fd(call.env, call.arg(0))?) };
     external(call.env, call.state, Handle::Buffer(TransferBuffer::attach(fd)?.into()))
 }

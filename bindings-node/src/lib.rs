@@ -4,11 +4,13 @@
 //! * `state`: what one environment holds: its completion queue, its wake, its hooks into JavaScript
 //! * `value`, `buffer`: values and bytes, both ways
 //! * `pool`: submit, drain, cancel, close, stats
+//! * `ring`: handles of rings, and the slow side of what `lib/lane.cjs` does itself
 //! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
 
 mod buffer;
 mod js;
 mod pool;
+mod ring;
 mod state;
 mod table;
 mod value;
@@ -59,6 +61,34 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"bufferAttach", buffer::attach),
     (c"detach", buffer::detach),
     (c"revokeToken", buffer::revoke),
+    (c"ringLayout", ring::layout),
+    (c"ringCreate", ring::create),
+    (c"ringAttach", ring::attach),
+    (c"ringOpen", ring::open),
+    (c"ringRemove", ring::remove),
+    (c"ringInspect", ring::inspect),
+    (c"ringFds", ring::fds),
+    (c"ringInfo", ring::info),
+    (c"ringIsClosed", ring::is_closed),
+    (c"ringClose", ring::close),
+    (c"ringMemory", ring::memory),
+    (c"ringProducer", ring::new_producer),
+    (c"ringConsumer", ring::new_consumer),
+    (c"ringOwn", ring::own),
+    (c"ringWake", ring::wake),
+    (c"ringLeave", ring::leave),
+    (c"producerTryPush", ring::try_push),
+    (c"producerPush", ring::push),
+    (c"producerClaim", ring::claim),
+    (c"producerCommit", ring::commit),
+    (c"producerAbort", ring::abort),
+    (c"producerFlush", ring::flush),
+    (c"producerWait", ring::wait_room),
+    (c"consumerFind", ring::find),
+    (c"consumerWait", ring::wait_record),
+    (c"consumerShow", ring::show),
+    (c"consumerLost", ring::lost),
+    (c"consumerRelease", ring::release),
 ];
 
 /// Runs once per environment.

@@ -36,12 +36,12 @@ fn pool<'a>(call: &'a Call<'_>) -> JsResult<&'a ThreadPool> {
     }
 }
 
-fn bad(name: &'static str, got: impl std::fmt::Display, want: &'static str) -> Fail {
+pub(crate) fn bad(name: &'static str, got: impl std::fmt::Display, want: &'static str) -> Fail {
     Error::invalid("option has the wrong type or is out of range").with("option", name).with("value", got).with("want", want).into()
 }
 
 /// How a value looks in a message.
-fn shown(env: Env, value: Raw) -> String {
+pub(crate) fn shown(env: Env, value: Raw) -> String {
     match (env.f64(value), env.text(value)) {
         (Some(n), _) => n.to_string(),
         (_, Some(text)) => format!("'{}'", text.chars().take(80).collect::<String>()),
@@ -57,7 +57,7 @@ fn whole(env: Env, value: Raw, name: &'static str) -> JsResult<i64> {
     }
 }
 
-fn count(env: Env, value: Raw, name: &'static str) -> JsResult<usize> {
+pub(crate) fn count(env: Env, value: Raw, name: &'static str) -> JsResult<usize> {
     usize::try_from(whole(env, value, name)?).map_err(|_| bad(name, shown(env, value), "a whole number from 0"))
 }
 

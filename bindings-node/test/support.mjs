@@ -2,6 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { createInterface } from 'node:readline'
 import { setImmediate as turn } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { ThreadPool } from '../lib/index.mjs'
@@ -65,4 +66,34 @@ export async function script(code, { args = [], env = {} } = {}) {
   })
   const [code_, signal] = await once(child, 'close')
   return { code: code_, signal, out, err }
+}
+
+/** A generator of numbers from 0 to below `n`, the same for the same seed. */
+export function random(seed) {
+  let x = seed >>> 0
+  return (n) => {
+    x = (Math.imul(x, 1664525) + 1013904223) >>> 0
+    return Math.floor((x / 2 ** 32) * n)
+  }
+}
+
+/** A child that runs `code` as a module and inherits `fds` as 3, 4, …; its lines come through `line()`. */
+export function openChild(t, code, fds = []) {
+  const child = spawn(
+    process.execPath,
+    ['--expose-gc', '--input-type=module', '-e', `import { RingBuffer } from ${JSON.stringify(entryUrl)};\n${code}`],
+    {
+      env: { ...process.env, NODE_OPTIONS: '' },
+      stdio: ['ignore', 'pipe', 'inherit', ...fds],
+    },
+  )
+  t.after(() => child.kill('SIGKILL'))
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+  const exited = once(child, 'exit')
+  return {
+    pid: child.pid,
+    kill: (signal) => child.kill(signal),
+    line: async () => (await lines.next()).value,
+    exited,
+  }
 }

@@ -17,6 +17,8 @@ use std::process::{Command, Stdio};
 enum Goal {
     /// Higher is better; at least so many times the peer.
     Times(f64),
+    /// Higher is better; at least this value, whatever the peer has.
+    AtLeast(f64),
     /// Lower is better; at most this multiple of the peer.
     Within(f64),
     /// Lower is better; at most this value, whatever the peer has.
@@ -54,6 +56,9 @@ const CASES: &[Case] = &[
     case("node.gzip_1m", "Node: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
     case("node.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
     case("node.transfer_16m", "Node: 16 MiB to a worker and back", "ms", Goal::Low),
+    case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
+    case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
+    case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
     case("py.await_noop", "Python: await no-op, 1000 in flight", "/s", Goal::Times(8.0)),
     case("py.await_noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("py.await_noop_1", "Python: await no-op, one after another", "/s", Goal::Times(8.0)),
@@ -146,7 +151,8 @@ fn main() -> std::process::ExitCode {
 }
 
 fn node(results: &mut Results) -> Result<(), String> {
-    results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))
+    results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))?;
+    results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))
 }
 
 fn python_command(script: &str) -> Command {
@@ -223,6 +229,7 @@ fn verdict(goal: Goal, ours: f64, ratio: f64, theirs: f64) -> String {
         Goal::Times(_) | Goal::Within(_) if theirs.is_nan() => "no peer ran".into(),
         Goal::Times(want) => format!("≥ {want} ×: {}", met(ratio >= want)),
         Goal::Within(want) => format!("≤ {want} ×: {}", met(ratio <= want)),
+        Goal::AtLeast(want) => format!("≥ {want}: {}", met(ours >= want)),
         Goal::AtMost(want) => format!("≤ {want}: {}", met(ours <= want)),
         Goal::Low => String::new(),
     }

@@ -4,6 +4,8 @@ import {
   OffloopError,
   ops,
   type PoolStats,
+  RingBuffer,
+  type RingStat,
   revokeToken,
   ThreadPool,
   type ThreadPoolOptions,
@@ -44,3 +46,18 @@ const page: string = metrics('prometheus')
 await pool.close({ grace: 100 })
 await using other: ThreadPool = new ThreadPool()
 void [text, direct, digest, many, verified, plugin, fd, p99, page, other]
+
+const ring: RingBuffer = RingBuffer.create({ kind: 'spsc', capacity: 1 << 20, onFull: 'wait' })
+using producer = ring.producer({ batch: true })
+const pushed: boolean = producer.tryPush(new ArrayBuffer(8)) && producer.claim(8, (view) => view.fill(1))
+await producer.push(bytes, { signal: AbortSignal.timeout(10), timeout: 5 })
+const consumer = RingBuffer.attach(ring.fds).consumer().unref()
+const popped: Uint8Array | null = consumer.tryPop()
+const count: number = consumer.read(10, (view, redelivered) => console.log(view.length, redelivered))
+for await (const record of consumer) console.log(record.length, pushed, popped, count)
+const stat: RingStat = RingBuffer.inspect('name')
+console.log(stat.participants[0]?.pid)
+// @ts-expect-error made by create or attach
+new RingBuffer()
+// @ts-expect-error no such kind
+RingBuffer.create({ kind: 'queue' })

@@ -5,7 +5,7 @@ use super::input::{self, Input};
 use super::producer::remaining;
 use super::raw::RecordRef;
 use super::seat::{Role, Seat};
-use super::spsc::Found;
+use super::spsc::{Cursor, Found};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
@@ -209,6 +209,31 @@ impl Consumer {
         self.shared.check()?;
         self.sleeper.fd()?;
         self.sleeper.arm_polled()
+    }
+
+    /// Where this handle stands, for a face that reads the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping);
+    /// `None` where there is more than one lane, or copies.
+    #[must_use]
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.input.cursor()
+    }
+
+    /// Goes on where such a face stands. No record is shown any more.
+    ///
+    /// # Errors
+    /// `Corrupt` when the positions cannot be, `Unsupported` where there is no cursor.
+    pub fn set_cursor(&mut self, to: Cursor) -> Result<()> {
+        self.shown = None;
+        if self.input.set_cursor(to)? {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Unsupported, "consumer has no single place in the ring"))
+        }
+    }
+
+    /// Wakes the producer if it sleeps: for such a face, after it has given room back.
+    pub fn wake(&self) {
+        self.shared.wake(self.sleeper.first_peer());
     }
 
     /// An fd that is readable when there may be something to pop, or a peer has died, for an event loop. Level-triggered: from

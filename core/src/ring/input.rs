@@ -3,13 +3,13 @@
 use super::Shared;
 use super::broadcast::{self, Copying, Overwritten};
 use super::raw::{MappedLane, RecordRef};
-use super::spsc::{Damage, Found, Lane, Mark, Reader};
+use super::spsc::{Cursor, Damage, Found, Lane, Mark, Reader};
 use crate::sync::mapped::Ordering;
 use crate::wire::ring::{Kind, NEED_OVERWRITE};
 use std::sync::Arc;
 
 /// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
-const GIVE_BACK: u32 = 8;
+pub const GIVE_BACK: u32 = 8;
 /// Records that a consumer takes from one lane before it looks at the next.
 const TURN: u32 = 32;
 /// Every so many times the consumer looks at every lane, whatever the `ready` words say: they are hints.
@@ -190,6 +190,17 @@ impl Input {
             Input::Many(lanes) => lanes.ends.iter().for_each(End::leave),
             Input::Copied(..) => {}
         }
+    }
+
+    /// Where the reader of one lane stands; of several, or of copies, nobody can go on.
+    pub(super) fn cursor(&self) -> Option<Cursor> {
+        if let Input::One(end) = self { Some(end.reader.cursor()) } else { None }
+    }
+
+    pub(super) fn set_cursor(&mut self, to: Cursor) -> Result<bool, Damage> {
+        let Input::One(end) = self else { return Ok(false) };
+        end.reader.set_cursor(to)?;
+        Ok(true)
     }
 
     pub(super) fn lost(&self) -> u64 {

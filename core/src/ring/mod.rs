@@ -46,9 +46,11 @@ mod models;
 
 pub use crate::wire::ring::{Kind, OnFull};
 pub use consumer::{Consumer, ConsumerOptions, Record};
-pub use producer::{ClaimMut, Producer, ProducerOptions};
+pub use input::GIVE_BACK;
+pub use producer::{BATCH_BYTES, CONSUMER_SEAT, ClaimMut, Producer, ProducerOptions};
 pub use raw::RecordRef;
 pub use seat::Role;
+pub use spsc::Cursor;
 pub use stat::{LaneStat, Participant, RingStat};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -377,6 +379,12 @@ impl RingBuffer {
     #[must_use]
     pub fn max_record_len(&self) -> usize {
         max_record(self.shared.map.header().capacity) as usize
+    }
+
+    /// What a producer does when there is no room, unless it was told otherwise.
+    #[must_use]
+    pub fn on_full(&self) -> OnFull {
+        self.shared.map.header().on_full
     }
 
     /// The first byte and the length of the mapping, for a face that follows `wire::ring` itself. It lives as long as this ring.

@@ -4,7 +4,7 @@ use super::Shared;
 use super::broadcast::{self, Overwritten};
 use super::raw::MappedLane;
 use super::seat::{Role, Seat};
-use super::spsc::{Damage, Lane, Mark, Writer};
+use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A producer with `batch` publishes by itself when this many bytes wait.
-const BATCH_BYTES: u32 = 4096;
+pub const BATCH_BYTES: u32 = 4096;
 /// The seat of the one consumer, in `spsc` and `mpsc`.
-const CONSUMER_SEAT: usize = 0;
+pub const CONSUMER_SEAT: usize = 0;
 
 /// How a producer publishes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -370,6 +370,25 @@ impl Producer {
         self.shared.check()?;
         self.sleeper.fd()?;
         self.sleeper.arm_polled()
+    }
+
+    /// Where this handle stands, for a face that writes the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping).
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        self.writer.cursor()
+    }
+
+    /// Goes on where such a face stands. It has given its claim up.
+    ///
+    /// # Errors
+    /// `Corrupt` when the positions cannot be.
+    pub fn set_cursor(&mut self, to: Cursor) -> Result<()> {
+        Ok(self.writer.set_cursor(&self.lane, to)?)
+    }
+
+    /// Wakes the consumer of an `spsc` ring if it sleeps: for such a face, after it has published.
+    pub fn wake(&self) {
+        self.shared.wake(CONSUMER_SEAT);
     }
 
     /// An fd that is readable when a full ring may have room again, for an event loop. From the first call on a `try_` call

@@ -83,6 +83,31 @@ pub(super) fn distance(from: u32, to: u32, capacity: u32, what: &'static str) ->
     if bytes > capacity || !bytes.is_multiple_of(ALIGN) { damage(what, bytes, capacity) } else { Ok(bytes) }
 }
 
+/// Where a handle stands in its lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Behind the last record that was committed, or let go of.
+    pub at: u32,
+    /// Records before `at`.
+    pub count: u32,
+    /// What the lane's own word holds: `tail` for a producer, `head` for a consumer.
+    pub published: u32,
+    /// The other side's word when it was last looked at.
+    pub peer: u32,
+    /// Consumer: bytes from `at` on that a dead one has looked at.
+    pub again: u32,
+}
+
+impl Cursor {
+    /// The positions in the order that they must have, from the lane's begin to its end.
+    fn check(&self, positions: [u32; 3], capacity: u32) -> Result<(), Damage> {
+        let [low, middle, high] = positions;
+        let known = distance(low, high, capacity, "cursor does not fit the lane")?;
+        distance(low, middle, known, "cursor does not fit the lane")?;
+        if self.at.is_multiple_of(ALIGN) { Ok(()) } else { damage("position is not aligned", self.at, ALIGN) }
+    }
+}
+
 /// The writer's private side.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -109,6 +134,19 @@ impl Writer {
             return damage("position is not aligned", tail.at, ALIGN);
         }
         Ok(Writer { capacity, tail, published: tail.at, head, high: lane.high().load(Ordering::Relaxed), claim: None })
+    }
+
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor { at: self.tail.at, count: self.tail.count, published: self.published, peer: self.head, again: 0 }
+    }
+
+    /// Goes on where a face stands that has written the lane itself.
+    pub(crate) fn set_cursor<L: Lane>(&mut self, lane: &L, to: Cursor) -> Result<(), Damage> {
+        to.check([to.peer, to.published, to.at], self.capacity)?;
+        let high = lane.high().load(Ordering::Relaxed);
+        let tail = Mark { at: to.at, count: to.count };
+        *self = Writer { capacity: self.capacity, tail, published: to.published, head: to.peer, high, claim: None };
+        Ok(())
     }
 
     pub(crate) fn max_len(&self) -> u32 {
@@ -250,6 +288,18 @@ impl Reader {
     /// Begins at a position that no writer overwrites.
     pub(crate) fn begin(at: Mark, capacity: u32) -> Reader {
         Reader { capacity, head: at, published: at.at, tail: at.at, again: 0 }
+    }
+
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor { at: self.head.at, count: self.head.count, published: self.published, peer: self.tail, again: self.again }
+    }
+
+    /// Goes on where a face stands that has read the lane itself.
+    pub(crate) fn set_cursor(&mut self, to: Cursor) -> Result<(), Damage> {
+        to.check([to.published, to.at, to.peer], self.capacity)?;
+        let head = Mark { at: to.at, count: to.count };
+        *self = Reader { capacity: self.capacity, head, published: to.published, tail: to.peer, again: to.again };
+        Ok(())
     }
 
     /// The oldest record, which stays where it is; `None` while the lane is empty.

@@ -20,4 +20,5 @@ pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod thread;
+pub mod watch;
 pub mod words;

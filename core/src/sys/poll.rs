@@ -26,6 +26,14 @@ pub fn is_ready(entry: &libc::pollfd) -> bool {
     entry.revents != 0
 }
 
+/// A second fd for the same open file.
+///
+/// # Errors
+/// `Os` with `EMFILE`.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))
+}
+
 /// One fd that is readable while any of its members is. A member leaves when its own fd is closed.
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
@@ -50,12 +58,47 @@ impl Epoll {
     /// # Errors
     /// `Os` with `ENOMEM` or `ENOSPC`.
     pub fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, 0)
+    }
+
+    /// Adds a member that says nothing until [`rearm`](Self::rearm).
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_silent(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, 0, token)
+    }
+
+    /// The member is told of once more when it is readable.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM`.
+    pub fn rearm(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN as u32 | libc::EPOLLONESHOT as u32, token)
+    }
+
+    /// Removes a member.
+    pub fn remove(&self, fd: BorrowedFd<'_>) {
+        // Fails only for what is no member.
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
+    }
+
+    fn control(&self, what: libc::c_int, fd: BorrowedFd<'_>, events: u32, token: u64) -> Result<()> {
+        let mut event = libc::epoll_event { events, u64: token };
         // SAFETY: `event` is valid for the call.
-        if unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) } != 0 {
+        if unsafe { libc::epoll_ctl(self.0.as_raw_fd(), what, fd.as_raw_fd(), &raw mut event) } != 0 {
             return Err(Error::last_os("epoll_ctl"));
         }
         Ok(())
+    }
+
+    /// Sleeps until members are ready and appends their tokens, as many as `ready` has room for. A signal ends it early.
+    pub fn wait(&self, ready: &mut Vec<u64>) {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        let room = events.len().min((ready.capacity() - ready.len()).max(1));
+        // SAFETY: `events` has `room` entries.
+        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), room as libc::c_int, -1) };
+        ready.extend(events.iter().take(usize::try_from(n).unwrap_or(0)).map(|event| event.u64));
     }
 }
 

@@ -1,5 +1,6 @@
 //! One process: order, sizes, policies, damage. Two processes: `core/tests/ring.rs`.
 
+mod cursor;
 mod many;
 mod named;
 

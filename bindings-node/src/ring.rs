@@ -1,0 +1,525 @@
+//! Ring buffers: handles, and the slow side of what JavaScript does itself.
+//!
+//! `lib/lane.cjs` writes and reads the lane of an `spsc` ring over the mapping, without a call per record. Where it stands is
+//! in a handle's *own words*, which both sides see: a call that needs the core (nothing there, no room, bytes that cannot
+//! be) begins where JavaScript stands, and JavaScript goes on where the call ended. Whoever drops the handle (the collector,
+//! the end of a thread or of the process) finds there what was committed and not yet published.
+//!
+//! Without external memory, and for other kinds, the handle itself stands where it stands and every record is a call.
+
+use crate::buffer::{self, Handle};
+use crate::js::{Call, Env, Fail, JsResult, Raw};
+use crate::pool::{bad, count, shown};
+use crate::value;
+use offloop::ring::{Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RingBuffer};
+use offloop::sys::watch::Watch;
+use offloop::value::Date;
+use offloop::wire::ring as layout;
+use offloop::{Bytes, Error, ErrorKind, Result, Value};
+use std::cell::{Cell, RefCell};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// A [`Cursor`], in the order of its fields. Only the environment's thread touches it.
+type OwnWords = [AtomicU32; 5];
+
+/// What both kinds of handles can.
+pub(crate) trait Side {
+    /// `None` when JavaScript could not go on there.
+    fn cursor(&self) -> Option<Cursor>;
+    fn set_cursor(&mut self, to: Cursor) -> Result<()>;
+    fn fd(&mut self) -> Result<BorrowedFd<'_>>;
+}
+
+macro_rules! side {
+    ($handle:ty, $cursor:expr) => {
+        impl Side for $handle {
+            fn cursor(&self) -> Option<Cursor> {
+                $cursor(self)
+            }
+            fn set_cursor(&mut self, to: Cursor) -> Result<()> {
+                <$handle>::set_cursor(self, to)
+            }
+            fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+                <$handle>::fd(self)
+            }
+        }
+    };
+}
+side!(Producer, |side| Some(Producer::cursor(side)));
+side!(Consumer, Consumer::cursor);
+
+/// A producer or a consumer of this environment.
+pub(crate) struct End<T: Side> {
+    /// Before `side`: it watches an fd of it.
+    watch: RefCell<Option<Watch>>,
+    side: RefCell<Option<T>>,
+    own: Arc<OwnWords>,
+    /// JavaScript follows the protocol itself, so `own` says where this handle stands.
+    mapped: Cell<bool>,
+    /// The room of an open claim.
+    room: Cell<Option<(NonNull<u8>, usize)>>,
+}
+
+impl<T: Side + 'static> End<T> {
+    fn new(side: T) -> Rc<End<T>> {
+        let end = Rc::new(End {
+            watch: RefCell::default(),
+            side: RefCell::new(Some(side)),
+            own: Arc::default(),
+            mapped: Cell::new(false),
+            room: Cell::new(None),
+        });
+        let weak: Weak<End<T>> = Rc::downgrade(&end);
+        ENDS.with_borrow_mut(|ends| {
+            ends.0.retain(|end| end.strong_count() > 0);
+            ends.0.push(weak);
+        });
+        end
+    }
+}
+
+impl<T: Side> End<T> {
+    /// Begins where JavaScript stands.
+    fn pull(&self, side: &mut T) -> Result<()> {
+        if !self.mapped.get() {
+            return Ok(());
+        }
+        let [at, count, published, peer, again] = std::array::from_fn(|i| self.own[i].load(Ordering::Relaxed));
+        side.set_cursor(Cursor { at, count, published, peer, again })
+    }
+
+    /// JavaScript goes on where the handle stands.
+    fn tell(&self, side: &T) {
+        let Some(Cursor { at, count, published, peer, again }) = side.cursor() else { return };
+        for (word, value) in self.own.iter().zip([at, count, published, peer, again]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
+        let mut side = self.side.borrow_mut();
+        let side = side.as_mut().ok_or_else(|| Error::new(ErrorKind::Closed, "handle of the ring was closed"))?;
+        self.pull(side)?;
+        let out = f(side);
+        self.tell(side);
+        out
+    }
+
+    /// Calls `note` of the environment once, when it is worth looking again.
+    fn arm(&self, call: &Call<'_>, note: usize) -> Result<()> {
+        if let Some(watch) = &*self.watch.borrow() {
+            return watch.arm();
+        }
+        let wake = Arc::clone(&call.state.wake);
+        let mut side = self.side.borrow_mut();
+        let side = side.as_mut().ok_or_else(|| Error::new(ErrorKind::Closed, "handle of the ring was closed"))?;
+        let watch = Watch::new(side.fd()?, move || wake.notify(note))?;
+        watch.arm()?;
+        *self.watch.borrow_mut() = Some(watch);
+        Ok(())
+    }
+}
+
+/// Ends of any type, to be left when their thread ends.
+trait Leave {
+    fn leave(&self);
+}
+
+impl<T: Side> Leave for End<T> {
+    /// Publishes what is committed or let go of, and frees the seat.
+    fn leave(&self) {
+        self.watch.take();
+        self.room.take();
+        let Some(mut side) = self.side.take() else { return };
+        // A cursor that the core refuses has nothing to publish; the ring is damaged then, and the others find out.
+        let _ = self.pull(&mut side);
+    }
+}
+
+impl<T: Side> Drop for End<T> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Ends of this thread. `process.exit()` runs no finalizers, but the C library runs the destructors of this thread.
+struct Ends(Vec<Weak<dyn Leave>>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        for end in self.0.drain(..).filter_map(|end| end.upgrade()) {
+            end.leave();
+        }
+    }
+}
+
+thread_local! {
+    static ENDS: RefCell<Ends> = const { RefCell::new(Ends(Vec::new())) };
+}
+
+fn wrong(want: &'static str) -> Fail {
+    Error::invalid("handle is of another kind").with("want", want).into()
+}
+
+fn ring<'a>(call: &'a Call<'_>) -> JsResult<&'a RingBuffer> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Ring(ring) => Ok(ring),
+        _ => Err(wrong("ring")),
+    }
+}
+
+fn producer<'a>(call: &'a Call<'_>) -> JsResult<&'a End<Producer>> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Producer(end) => Ok(end),
+        _ => Err(wrong("producer")),
+    }
+}
+
+fn consumer<'a>(call: &'a Call<'_>) -> JsResult<&'a End<Consumer>> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Consumer(end) => Ok(end),
+        _ => Err(wrong("consumer")),
+    }
+}
+
+/// What is the same for both kinds of handles.
+macro_rules! either {
+    ($call:expr, $end:ident => $body:expr) => {
+        match buffer::handle($call, $call.arg(0))? {
+            Handle::Producer($end) => $body,
+            Handle::Consumer($end) => $body,
+            _ => return Err(wrong("producer or consumer")),
+        }
+    };
+}
+
+fn word<T: std::str::FromStr<Err = Error>>(env: Env, value: Raw, name: &'static str) -> JsResult<T> {
+    match env.text(value) {
+        Some(text) => Ok(text.chars().take(80).collect::<String>().parse()?),
+        None => Err(bad(name, shown(env, value), "text")),
+    }
+}
+
+fn on_full(env: Env, value: Raw) -> JsResult<OnFull> {
+    if env.is_nullish(value) { Ok(OnFull::default()) } else { word(env, value, "onFull") }
+}
+
+fn path(call: &Call<'_>, at: usize) -> JsResult<String> {
+    call.env.text(call.arg(at)).ok_or_else(|| bad("path", shown(call.env, call.arg(at)), "text"))
+}
+
+/// `ringOpen(path)`.
+pub(crate) fn open(call: &Call<'_>) -> JsResult<Raw> {
+    buffer::external(call.env, call.state, Handle::Ring(RingBuffer::attach_path(path(call, 0)?)?))
+}
+
+/// `ringRemove(ring)`: takes its name away.
+pub(crate) fn remove(call: &Call<'_>) -> JsResult<Raw> {
+    ring(call)?.remove()?;
+    Ok(call.env.undefined())
+}
+
+/// `ringInspect(path)`.
+pub(crate) fn inspect(call: &Call<'_>) -> JsResult<Raw> {
+    let stat = RingBuffer::inspect(path(call, 0)?)?;
+    let n = |n: u32| Value::Int(n.into());
+    let participants = stat.participants.iter().map(|p| {
+        Value::map([
+            ("seat", Value::Int(p.seat as i64)),
+            ("role", p.role.map_or(Value::Nil, |role| Value::str(role.as_str()))),
+            ("pid", n(p.pid)),
+            ("alive", Value::Bool(p.alive)),
+            ("asleep", Value::Bool(p.asleep)),
+        ])
+    });
+    let lanes = stat.lanes.iter().map(|lane| {
+        Value::map([
+            ("tail", n(lane.tail)),
+            ("pushed", n(lane.pushed)),
+            ("head", n(lane.head)),
+            ("popped", n(lane.popped)),
+            ("used", n(lane.used())),
+            ("records", n(lane.records())),
+        ])
+    });
+    let pairs = [
+        ("kind", Value::str(stat.kind.as_str())),
+        ("capacity", Value::Int(stat.capacity as i64)),
+        ("maxParticipants", Value::Int(stat.max_participants as i64)),
+        ("onFull", Value::str(stat.on_full.as_str())),
+        ("creatorPid", n(stat.creator_pid)),
+        ("created", Date::from_millis(stat.created_unix_ns as f64 / 1e6).map_or(Value::Nil, Value::Date)),
+        ("closed", Value::Bool(stat.closed)),
+        ("poisoned", Value::Bool(stat.poisoned)),
+        ("participants", Value::Array(participants.collect())),
+        ("lanes", Value::Array(lanes.collect())),
+    ];
+    value::to_js(call.env, call.state, Value::map(pairs))
+}
+
+/// `ringCreate(kind, capacity, onFull, maxParticipants, slotSize, path)`.
+pub(crate) fn create(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let mut builder = RingBuffer::builder(word::<Kind>(env, call.arg(0), "kind")?).on_full(on_full(env, call.arg(2))?);
+    if !env.is_nullish(call.arg(1)) {
+        builder = builder.capacity(count(env, call.arg(1), "capacity")?);
+    }
+    if !env.is_nullish(call.arg(3)) {
+        builder = builder.max_participants(count(env, call.arg(3), "maxParticipants")?);
+    }
+    if !env.is_nullish(call.arg(4)) {
+        return Err(Error::new(ErrorKind::Unsupported, "no kind of ring has slots of one size yet").with("option", "slotSize").into());
+    }
+    if !env.is_nullish(call.arg(5)) {
+        builder = builder.path(path(call, 5)?);
+    }
+    buffer::external(env, call.state, Handle::Ring(builder.create()?))
+}
+
+/// `ringAttach(fds)`.
+pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let fds = (0..env.len(call.arg(0))?).map(|i| buffer::raw_fd(env, env.at(call.arg(0), i)?)).collect::<JsResult<Vec<RawFd>>>()?;
+    // SAFETY: none is -1; the core checks what they are and duplicates them.
+    let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
+    buffer::external(env, call.state, Handle::Ring(RingBuffer::attach(&fds)?))
+}
+
+/// `ringFds(ring)`.
+pub(crate) fn fds(call: &Call<'_>) -> JsResult<Raw> {
+    let fds = ring(call)?.fds()?.into_iter().map(|fd| Value::Int(fd.into()));
+    value::to_js(call.env, call.state, Value::Array(fds.collect()))
+}
+
+/// `ringInfo(ring)`.
+pub(crate) fn info(call: &Call<'_>) -> JsResult<Raw> {
+    let ring = ring(call)?;
+    let pairs = [
+        ("kind", Value::str(ring.kind().as_str())),
+        ("capacity", Value::Int(ring.capacity() as i64)),
+        ("maxRecordLength", Value::Int(ring.max_record_len() as i64)),
+        ("onFull", Value::str(ring.on_full().as_str())),
+        ("path", ring.path().map_or(Value::Nil, |path| Value::from(path.to_string_lossy().into_owned()))),
+    ];
+    value::to_js(call.env, call.state, Value::map(pairs))
+}
+
+/// `ringIsClosed(ring)`.
+pub(crate) fn is_closed(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.boolean(ring(call)?.is_closed())
+}
+
+/// `ringClose(ring)`: for everybody.
+pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
+    ring(call)?.close();
+    Ok(call.env.undefined())
+}
+
+/// `ringMemory(ring)`: the mapping as an `ArrayBuffer`; null where the runtime refuses it, or when `lib/lane.cjs` does not know
+/// the kind.
+pub(crate) fn memory(call: &Call<'_>) -> JsResult<Raw> {
+    let ring = ring(call)?;
+    if ring.kind() != Kind::Spsc {
+        return Ok(call.env.null());
+    }
+    let (at, len) = ring.mapping();
+    let opened = buffer::outside_memory(call.env, call.state, at, len, Box::new(ring.clone()));
+    Ok(opened.unwrap_or_else(|| call.env.null()))
+}
+
+/// `ringProducer(ring, batch)`.
+pub(crate) fn new_producer(call: &Call<'_>) -> JsResult<Raw> {
+    let batch = call.env.bool(call.arg(1)) == Some(true);
+    let made = ring(call)?.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
+    buffer::external(call.env, call.state, Handle::Producer(End::new(made)))
+}
+
+/// `ringConsumer(ring)`.
+pub(crate) fn new_consumer(call: &Call<'_>) -> JsResult<Raw> {
+    let made = ring(call)?.consumer(ConsumerOptions::default())?;
+    buffer::external(call.env, call.state, Handle::Consumer(End::new(made)))
+}
+
+/// `ringOwn(end)`: the own words of a handle as an `ArrayBuffer`, or null; JavaScript follows the protocol itself from now on.
+pub(crate) fn own(call: &Call<'_>) -> JsResult<Raw> {
+    either!(call, end => {
+        end.with(|_| Ok(()))?;
+        let at = end.own.as_ptr().cast_mut().cast();
+        let opened = buffer::outside_memory(call.env, call.state, at, size_of::<OwnWords>(), Box::new(Arc::clone(&end.own)));
+        end.mapped.set(opened.is_some());
+        Ok(opened.unwrap_or_else(|| call.env.null()))
+    })
+}
+
+/// `ringWake(end)`: the other side, if it sleeps; after JavaScript has published.
+pub(crate) fn wake(call: &Call<'_>) -> JsResult<Raw> {
+    either!(call, end => {
+        if let Some(side) = &*end.side.borrow() {
+            side.wake();
+        }
+    });
+    Ok(call.env.undefined())
+}
+
+/// `ringLeave(end)`.
+pub(crate) fn leave(call: &Call<'_>) -> JsResult<Raw> {
+    either!(call, end => end.leave());
+    Ok(call.env.undefined())
+}
+
+/// Copies a record from JavaScript's memory with `push`.
+fn push_with<R>(call: &Call<'_>, push: impl FnOnce(&mut Producer, &[u8]) -> Result<R>) -> JsResult<R> {
+    let end = producer(call)?;
+    let view = buffer::view(call.env, call.arg(1))?;
+    // SAFETY: the memory stays while this thread is not in JavaScript; the ring only copies from it.
+    let record = unsafe { view.as_slice() };
+    Ok(end.with(|side| push(side, record))?)
+}
+
+/// `producerTryPush(producer, view)`.
+pub(crate) fn try_push(call: &Call<'_>) -> JsResult<Raw> {
+    let pushed = push_with(call, Producer::try_push)?;
+    call.env.boolean(pushed)
+}
+
+/// `producerPush(producer, view)`, for a ring that does not wait: the core says what it does when there is no room.
+pub(crate) fn push(call: &Call<'_>) -> JsResult<Raw> {
+    push_with(call, |side, record| side.push(record, Some(Duration::ZERO)))?;
+    Ok(call.env.undefined())
+}
+
+/// `producerClaim(producer, len)`: false while there is no room.
+pub(crate) fn claim(call: &Call<'_>) -> JsResult<Raw> {
+    let end = producer(call)?;
+    let len = count(call.env, call.arg(1), "length")?;
+    let room = end.with(|side| side.try_claim_ptr(len))?;
+    end.room.set(room.map(|at| (at, len)));
+    call.env.boolean(room.is_some())
+}
+
+/// `producerCommit(producer, view)`: the claimed record, filled from a view of the claimed length.
+pub(crate) fn commit(call: &Call<'_>) -> JsResult<Raw> {
+    let end = producer(call)?;
+    let view = buffer::view(call.env, call.arg(1))?;
+    let (at, len) = end.room.take().ok_or_else(|| Error::invalid("nothing is claimed"))?;
+    if view.len != len {
+        return Err(Error::invalid("record is not as long as its claim").with("len", view.len).with("claimed", len).into());
+    }
+    // SAFETY: the open claim has `len` bytes, which only this handle writes; the view stays while this thread is in here.
+    unsafe { std::ptr::copy_nonoverlapping(view.as_slice().as_ptr(), at.as_ptr(), len) };
+    end.with(|side| side.commit_claim(len))?;
+    Ok(call.env.undefined())
+}
+
+/// `producerAbort(producer)`.
+pub(crate) fn abort(call: &Call<'_>) -> JsResult<Raw> {
+    let end = producer(call)?;
+    if end.room.take().is_some() {
+        end.with(|side| {
+            side.abort_claim();
+            Ok(())
+        })?;
+    }
+    Ok(call.env.undefined())
+}
+
+/// `producerFlush(producer)`.
+pub(crate) fn flush(call: &Call<'_>) -> JsResult<Raw> {
+    producer(call)?.with(Producer::flush)?;
+    Ok(call.env.undefined())
+}
+
+/// `producerWait(producer, len, note)`: true when there is room for a record of `len`, else `note` will tell.
+pub(crate) fn wait_room(call: &Call<'_>) -> JsResult<Raw> {
+    let end = producer(call)?;
+    let (len, note) = (count(call.env, call.arg(1), "length")?, call.env.u32(call.arg(2))? as usize);
+    let room = end.with(|side| {
+        // From its first call on, a look that finds nothing arms.
+        side.fd()?;
+        let room = side.try_claim_ptr(len)?.is_some();
+        side.abort_claim();
+        Ok(room)
+    })?;
+    if !room {
+        end.arm(call, note)?;
+    }
+    call.env.boolean(room)
+}
+
+/// `consumerFind(consumer)`: whether there is a record.
+pub(crate) fn find(call: &Call<'_>) -> JsResult<Raw> {
+    let found = consumer(call)?.with(|side| Ok(side.peek()?.is_some()))?;
+    call.env.boolean(found)
+}
+
+/// `consumerWait(consumer, note)`: true when there is a record, else `note` will tell.
+pub(crate) fn wait_record(call: &Call<'_>) -> JsResult<Raw> {
+    let end = consumer(call)?;
+    let note = call.env.u32(call.arg(1))? as usize;
+    let found = end.with(|side| {
+        side.fd()?;
+        Ok(side.peek()?.is_some())
+    })?;
+    if !found {
+        end.arm(call, note)?;
+    }
+    call.env.boolean(found)
+}
+
+/// `consumerShow(consumer)`: `[copy of the oldest record, redelivered]`, or null. It stays the oldest until `consumerRelease`.
+pub(crate) fn show(call: &Call<'_>) -> JsResult<Raw> {
+    let shown = consumer(call)?.with(|side| Ok(side.peek()?.map(|record| (record.to_vec(), record.is_redelivered()))))?;
+    let Some((record, redelivered)) = shown else { return Ok(call.env.null()) };
+    let out = call.env.array(2)?;
+    call.env.set_at(out, 0, buffer::uint8array(call.env, call.state, Bytes::from(record))?)?;
+    call.env.set_at(out, 1, call.env.boolean(redelivered)?)?;
+    Ok(out)
+}
+
+/// `consumerLost(consumer)`.
+pub(crate) fn lost(call: &Call<'_>) -> JsResult<Raw> {
+    let lost = consumer(call)?.with(|side| Ok(side.lost()))?;
+    call.env.number(lost as f64)
+}
+
+/// `consumerRelease(consumer)`: lets go of the record that was shown.
+pub(crate) fn release(call: &Call<'_>) -> JsResult<Raw> {
+    consumer(call)?.with(|side| {
+        side.release();
+        Ok(())
+    })?;
+    Ok(call.env.undefined())
+}
+
+/// `ringLayout()`: where the words lie, from the core's own table.
+pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
+    let facts: [(&'static str, usize); 21] = [
+        ("seatsAt", layout::SEATS_AT),
+        ("seatLength", layout::SEAT_LEN),
+        ("dataAt", layout::data_at(2)),
+        ("state", layout::ring_word::STATE),
+        ("status", layout::seat_word::STATUS),
+        ("role", layout::seat_word::ROLE),
+        ("pid", layout::seat_word::PID),
+        ("tail", layout::seat_word::TAIL),
+        ("high", layout::seat_word::HIGH),
+        ("head", layout::seat_word::HEAD),
+        ("seen", layout::seat_word::SEEN),
+        ("waiting", layout::seat_word::WAITING),
+        ("closed", layout::CLOSED as usize),
+        ("poisoned", layout::POISONED as usize),
+        ("recordHeader", layout::RECORD_HEADER as usize),
+        ("align", layout::ALIGN as usize),
+        ("data", layout::RECORD_DATA.into()),
+        ("pad", layout::RECORD_PAD.into()),
+        ("batchBytes", offloop::ring::BATCH_BYTES as usize),
+        ("giveBack", offloop::ring::GIVE_BACK as usize),
+        ("consumerSeat", offloop::ring::CONSUMER_SEAT),
+    ];
+    value::to_js(call.env, call.state, Value::map(facts.map(|(name, fact)| (name, Value::Int(fact as i64)))))
+}
