@@ -255,7 +255,7 @@ pub(crate) fn copy_buffer(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     Ok(out)
 }
 
-fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+pub(crate) fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
     let py = data.py();
     if !error.is_instance_of::<PyTypeError>(py) {
         return error;

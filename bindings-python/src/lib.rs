@@ -8,6 +8,7 @@
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
 //!   value buffer error                        types      late     references that native threads drop
+//!   ring     RingBuffer, Producer, Consumer    offloop._ring waits in event loops
 //! ```
 //!
 //! No native thread ever takes the GIL: `Python::attach` from one aborts a process that is shutting down. Whatever needs
@@ -22,6 +23,7 @@ mod hosted;
 mod late;
 mod pool;
 mod port;
+mod ring;
 mod table;
 mod value;
 mod wait;
@@ -58,6 +60,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     hosted::install(m)?;
     pool::install(m)?;
     port::install(m)?;
+    ring::install(m)?;
     table::install(m)?;
     value::install(m)?;
     wait::install(m)

@@ -13,7 +13,11 @@ const SLICE: Duration = Duration::from_millis(50);
 static LEAVING: AtomicBool = AtomicBool::new(false);
 
 /// Waits by `slice(at most)` until it returns true or `timeout` passes. Ctrl-C ends it.
-pub(crate) fn until(py: Python<'_>, timeout: Option<Duration>, slice: impl Fn(Duration) -> Result<bool, Error> + Sync) -> PyResult<bool> {
+pub(crate) fn until(
+    py: Python<'_>,
+    timeout: Option<Duration>,
+    mut slice: impl FnMut(Duration) -> Result<bool, Error> + Send,
+) -> PyResult<bool> {
     let end = timeout.and_then(|t| Instant::now().checked_add(t));
     loop {
         let left = end.map_or(SLICE, |e| e.saturating_duration_since(Instant::now()).min(SLICE));

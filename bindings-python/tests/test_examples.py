@@ -23,6 +23,16 @@ def test_quickstart():
     assert "10 tasks" in done.stdout
 
 
+def test_frames_through_a_ring():
+    done = subprocess.run([sys.executable, EXAMPLES / "ring_frames.py"], capture_output=True, text=True, env=ENV, check=True)
+    assert "500 frames" in done.stdout
+
+
+def test_the_page_about_rings(script):
+    for code in re.findall(r"```python\n(.*?)```", (ROOT.parent / "docs" / "rings.md").read_text(), re.DOTALL):
+        script(code)
+
+
 def test_readme(script):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "907060870\n1024\nca978112" in script(code).stdout

@@ -23,6 +23,8 @@ enum Goal {
     Within(f64),
     /// Lower is better; at most this value, whatever the peer has.
     AtMost(f64),
+    /// Higher is better; at least this value, whatever the peer has.
+    AtLeast(f64),
     /// Shown only; lower is better.
     Low,
 }
@@ -80,6 +82,10 @@ const CASES: &[Case] = &[
     case("py.transfer_16m", "Python: 16 MiB to a process and back", "ms", Goal::Low),
     case("py.reference_16m", "Python: the same, already in a buffer", "ms", Goal::Low),
     case("py.idle_thread", "Python: memory of an idle thread", "KiB", Goal::AtMost(200.0)),
+    case("py.ring_100", "Python: ring, 100 B one by one, two processes", "/s", Goal::Times(5.0)),
+    case("py.ring_100_fifo", "  against faster-fifo", "/s", Goal::Times(3.0)),
+    case("py.ring_100_batched", "  in batches of 256", "/s", Goal::AtLeast(1e6)),
+    case("py.ring_64k", "Python: ring, 64 KiB", "GB/s", Goal::AtLeast(5.0)),
     case("image.thumbnail", "4000×3000 JPEG to 200 px", "ms", Goal::Within(1.0)),
     // 0.7 × the speed of sharp.
     case("image.thumbnail_sharp", "  against sharp", "ms", Goal::Within(1.43)),
@@ -162,7 +168,8 @@ fn python_command(script: &str) -> Command {
 }
 
 fn python(results: &mut Results) -> Result<(), String> {
-    results.harness(&mut python_command("bench.py"))
+    results.harness(&mut python_command("bench.py"))?;
+    results.harness(&mut python_command("rings.py"))
 }
 
 /// A photograph enlarged to what a camera delivers; ours, Pillow and sharp in turns, each by its own script.
@@ -231,6 +238,7 @@ fn verdict(goal: Goal, ours: f64, ratio: f64, theirs: f64) -> String {
         Goal::Within(want) => format!("≤ {want} ×: {}", met(ratio <= want)),
         Goal::AtLeast(want) => format!("≥ {want}: {}", met(ours >= want)),
         Goal::AtMost(want) => format!("≤ {want}: {}", met(ours <= want)),
+        Goal::AtLeast(want) => format!("≥ {want}: {}", met(ours >= want)),
         Goal::Low => String::new(),
     }
 }

@@ -14,6 +14,7 @@ from . import ops
 from ._native import (
     CancelledError,
     ClosedError,
+    Consumer,
     CorruptError,
     DegradedError,
     DetachedError,
@@ -29,6 +30,8 @@ from ._native import (
     OsError,
     PanicError,
     PeerDiedError,
+    Producer,
+    RingBuffer,
     StartFailedError,
     Task,
     TaskFailedError,
@@ -50,6 +53,7 @@ from ._stats import Histogram, PoolStats
 __all__ = [
     "CancelledError",
     "ClosedError",
+    "Consumer",
     "CorruptError",
     "DegradedError",
     "DetachedError",
@@ -67,6 +71,8 @@ __all__ = [
     "PanicError",
     "PeerDiedError",
     "PoolStats",
+    "Producer",
+    "RingBuffer",
     "StartFailedError",
     "Task",
     "TaskFailedError",

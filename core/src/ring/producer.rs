@@ -97,6 +97,27 @@ impl Producer {
         came
     }
 
+    /// What [`push`](Self::push) does when there is no room.
+    #[must_use]
+    pub fn on_full(&self) -> OnFull {
+        self.on_full
+    }
+
+    /// Committed records wait to be published together ([`ProducerOptions::batch`]).
+    #[must_use]
+    pub fn is_batch(&self) -> bool {
+        self.batch
+    }
+
+    /// Changes that. Turned off, it publishes what waits.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn set_batch(&mut self, batch: bool) -> Result<()> {
+        self.batch = batch;
+        if batch { Ok(()) } else { self.flush() }
+    }
+
     fn check(&self) -> Result<()> {
         if self.shared.check()? & CLOSED != 0 {
             return Err(Error::new(ErrorKind::Closed, "ring was closed"));

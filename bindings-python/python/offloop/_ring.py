@@ -1,0 +1,80 @@
+"""asyncio: how a coroutine waits for a ring.
+
+Nothing is taken or pushed before the wait is over, so a cancelled await loses no record. While a task waits, the handle is
+its own: another caller would disarm the fd that the loop watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ._native import ClosedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from ._native import Consumer, Producer
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    # The fd is level-triggered: readable again before the task has run.
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _wake_from_anywhere(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    # A loop that is closed has nobody left to wake.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(_wake, waiter)
+
+
+async def _readable(handle: Producer | Consumer) -> None:
+    """Waits until the fd of a handle is readable, or the handle is closed."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    fd = handle.fileno()
+    handle._park(partial(_wake_from_anywhere, loop, waiter))
+    try:
+        loop.add_reader(fd, _wake, waiter)
+        await waiter
+    finally:
+        # Before the handle can be closed, and its number be another file's.
+        if not loop.is_closed():
+            loop.remove_reader(fd)
+        handle._unpark()
+
+
+async def pop(consumer: Consumer) -> bytes:
+    if consumer._spend():
+        await asyncio.sleep(0)
+    while (record := consumer.try_pop()) is None:
+        await _readable(consumer)
+    return record
+
+
+async def push(producer: Producer, record: Buffer) -> None:
+    if producer._spend():
+        await asyncio.sleep(0)
+    while not producer._offer(record):
+        await _readable(producer)
+
+
+class Records:
+    """What `async for` goes through: the records of a consumer, until the ring is closed and drained."""
+
+    __slots__ = ("_consumer",)
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def __aiter__(self) -> Records:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await pop(self._consumer)
+        except ClosedError:
+            raise StopAsyncIteration from None

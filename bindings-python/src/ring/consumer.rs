@@ -1,0 +1,298 @@
+//! The handle that pops.
+
+use super::exclusive::{Exclusive, Guard, Leave, enter};
+use super::record::to_bytes;
+use super::turn::Turn;
+use super::view::{View, Window, release};
+use crate::error::{error_class, number, raise};
+use crate::future::seconds;
+use crate::wait;
+use offloop::RingBuffer;
+use offloop::error::{Error, ErrorKind};
+use offloop::ring::{Consumer, ConsumerOptions};
+use pyo3::prelude::*;
+use pyo3::types::{PyList, PyMemoryView, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
+use std::any::Any;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A consumer of core, and the record that Python code looks at.
+struct Popping {
+    consumer: Consumer,
+    window: Arc<Window>,
+    /// The call is over, and a view of its record is alive.
+    orphaned: bool,
+    redelivered: bool,
+}
+
+impl Leave for Popping {
+    fn is_viewed(&self) -> bool {
+        !self.window.is_idle()
+    }
+}
+
+impl Popping {
+    /// The consumer, once nobody looks at the last record, which is then let go of.
+    #[inline]
+    fn ready(&mut self) -> Result<&mut Consumer, Error> {
+        if self.orphaned {
+            if self.is_viewed() {
+                return Err(viewed());
+            }
+            self.consumer.release();
+            self.orphaned = false;
+        }
+        Ok(&mut self.consumer)
+    }
+
+    /// The oldest record as `bytes`.
+    #[inline]
+    fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Some(record) = self.consumer.peek().map_err(|e| raise(py, &e))? else { return Ok(None) };
+        let redelivered = record.is_redelivered();
+        // SAFETY: the record stays readable until it is let go of, two lines below.
+        let bytes = unsafe { to_bytes(py, record.as_ptr(), record.len())? };
+        self.redelivered = redelivered;
+        self.consumer.release();
+        Ok(Some(bytes))
+    }
+}
+
+fn viewed() -> Error {
+    Error::new(ErrorKind::InUse, "a view of a record is still alive; copy what is kept, and drop what was made from it")
+}
+
+fn is_closed(py: Python<'_>, e: &PyErr) -> bool {
+    error_class(py, ErrorKind::Closed.status()).is_ok_and(|class| e.get_type(py).is(&class))
+}
+
+/// Pops records of a ring. One caller at a time; any thread. Gives its seat back when it is closed or dropped.
+///
+/// `for record in consumer` and `async for record in consumer` go on until the ring is closed and drained.
+#[pyclass(name = "Consumer", module = "offloop", frozen, weakref)]
+pub(crate) struct PyConsumer {
+    cell: Arc<Exclusive<Popping>>,
+    ring: RingBuffer,
+    turn: Turn,
+}
+
+impl PyConsumer {
+    pub(super) fn open(ring: &RingBuffer) -> Result<PyConsumer, Error> {
+        let consumer = ring.consumer(ConsumerOptions::default())?;
+        let popping = Popping { consumer, window: Window::new(), orphaned: false, redelivered: false };
+        Ok(PyConsumer { cell: Arc::new(Exclusive::new("consumer", popping)), ring: ring.clone(), turn: Turn::new() })
+    }
+
+    #[inline]
+    fn enter(&self, py: Python<'_>) -> PyResult<Guard<'_, Popping>> {
+        let mut popping = enter(py, &self.cell)?;
+        popping.ready().map_err(|e| raise(py, &e))?;
+        Ok(popping)
+    }
+
+    /// Waits for a record; `Timeout` after so long.
+    fn wait_record(&self, py: Python<'_>, popping: &mut Popping, timeout: Option<Duration>) -> PyResult<()> {
+        let consumer = &mut popping.consumer;
+        let found = wait::until(py, timeout, |slice| {
+            if self.cell.is_closing() {
+                return Err(self.cell.closed());
+            }
+            match consumer.wait(Some(slice)) {
+                Ok(()) => Ok(true),
+                Err(e) if e.kind() == ErrorKind::Timeout => Ok(false),
+                Err(e) => Err(e),
+            }
+        })?;
+        if found {
+            return Ok(());
+        }
+        let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
+        Err(raise(py, &Error::new(ErrorKind::Timeout, "no record in the ring").with("waited_ms", waited_ms)))
+    }
+
+    /// The oldest record as `bytes`; waits for it.
+    fn wait_take<'py>(&self, py: Python<'py>, popping: &mut Popping, timeout: Option<Duration>) -> PyResult<Bound<'py, PyAny>> {
+        loop {
+            if let Some(bytes) = popping.take(py)? {
+                return Ok(bytes);
+            }
+            self.wait_record(py, popping, timeout)?;
+        }
+    }
+
+    /// Shows one record to `fn`. It is taken, whatever `fn` does.
+    fn show(
+        py: Python<'_>,
+        popping: &mut Popping,
+        exporter: &Bound<'_, View>,
+        call: &Bound<'_, PyAny>,
+        at: (*mut u8, usize),
+    ) -> PyResult<()> {
+        popping.window.open(at.0, at.1);
+        let called = PyMemoryView::from(exporter.as_any()).and_then(|view| {
+            let called = call.call1((&view,));
+            release(&view);
+            called
+        });
+        if popping.window.shut() {
+            popping.consumer.release();
+            called.map(drop)
+        } else {
+            popping.orphaned = true;
+            // An exception of `fn` holds its frame, and with that the view, so it is the one to show.
+            called.and_then(|_| Err(raise(py, &viewed())))
+        }
+    }
+}
+
+#[pymethods]
+impl PyConsumer {
+    /// The oldest record, or None while the ring is empty. Drained, it raises ClosedError or PeerDiedError.
+    fn try_pop<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.enter(py)?.take(py)
+    }
+
+    /// The oldest record; waits, without the GIL, at most `timeout` seconds (None: without end). TimeoutError after that.
+    #[pyo3(signature = (timeout = None))]
+    fn pop<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+        let timeout = seconds(py, "timeout", timeout)?;
+        let mut popping = self.enter(py)?;
+        self.wait_take(py, &mut popping, timeout)
+    }
+
+    /// Waits until there is a record, for `read`; it stays where it is. TimeoutError after `timeout` seconds.
+    #[pyo3(signature = (timeout = None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = seconds(py, "timeout", timeout)?;
+        let mut popping = self.enter(py)?;
+        self.wait_record(py, &mut popping, timeout)
+    }
+
+    /// Waits for a record as `pop` does, and returns it with those behind it, at most `max`.
+    #[pyo3(signature = (max, timeout = None))]
+    fn pop_many<'py>(&self, py: Python<'py>, max: &Bound<'py, PyAny>, timeout: Option<f64>) -> PyResult<Bound<'py, PyList>> {
+        let timeout = seconds(py, "timeout", timeout)?;
+        let max: usize = number("max", max)?;
+        let records = PyList::empty(py);
+        if max == 0 {
+            return Ok(records);
+        }
+        let mut popping = self.enter(py)?;
+        records.append(self.wait_take(py, &mut popping, timeout)?)?;
+        for _ in 1..max {
+            match popping.take(py) {
+                Ok(Some(record)) => records.append(record)?,
+                Ok(None) => break,
+                // Told again by the next call, which then has nothing else to tell.
+                Err(_) => break,
+            }
+        }
+        Ok(records)
+    }
+
+    /// Passes up to `max` records to `fn`, oldest first, as memoryviews of the ring itself; returns how many. Does not wait.
+    ///
+    /// A view ends when `fn` returns; one that is kept raises InUseError. A record that `fn` was called with is taken, even if
+    /// it raises.
+    fn read(&self, py: Python<'_>, max: &Bound<'_, PyAny>, r#fn: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let max: usize = number("max", max)?;
+        let mut popping = self.enter(py)?;
+        let keep: Arc<dyn Any + Send + Sync> = self.cell.clone();
+        let exporter = Bound::new(py, View::new(&popping.window, false, keep, &self.ring))?;
+        let mut n = 0;
+        while n < max {
+            let (at, redelivered) = match popping.consumer.peek() {
+                Ok(Some(record)) => ((record.as_ptr().cast_mut(), record.len()), record.is_redelivered()),
+                Ok(None) => break,
+                // Told again by the next call, which then has nothing else to tell.
+                Err(_) if n > 0 => break,
+                Err(e) => return Err(raise(py, &e)),
+            };
+            popping.redelivered = redelivered;
+            Self::show(py, &mut popping, &exporter, r#fn, at)?;
+            n += 1;
+            if self.cell.is_closing() {
+                break;
+            }
+        }
+        Ok(n)
+    }
+
+    /// Whether a consumer that died may have seen the record that was taken last.
+    #[getter]
+    fn redelivered(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(enter(py, &self.cell)?.redelivered)
+    }
+
+    /// Records of an overwriting ring that were overwritten before this consumer came to them.
+    #[getter]
+    fn lost(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(enter(py, &self.cell)?.consumer.lost())
+    }
+
+    /// `pop` for a coroutine: others run while it waits. Cancelled, it has taken nothing.
+    fn apop<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        super::in_loop(slf.py(), "pop")?.call1((slf,))
+    }
+
+    /// An fd that is readable when there may be a record, or a peer died. From its first use on, a `try_pop` that returns None
+    /// arms it.
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        let mut popping = self.enter(py)?;
+        popping.consumer.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
+    }
+
+    /// Gives the seat back; the ring stays open. Idempotent; ends a call of another thread with ClosedError.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.cell.close(py)
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc))]
+    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.cell.close(py)
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let next = self.enter(py).and_then(|mut popping| self.wait_take(py, &mut popping, None));
+        match next {
+            Ok(record) => Ok(Some(record)),
+            Err(e) if is_closed(py, &e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn __aiter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        super::in_loop(slf.py(), "Records")?.call1((slf,))
+    }
+
+    fn _spend(&self) -> bool {
+        self.turn.spend()
+    }
+
+    fn _park(&self, py: Python<'_>, waker: Py<PyAny>) -> PyResult<()> {
+        self.cell.park(waker).map_err(|e| raise(py, &e))
+    }
+
+    fn _unpark(&self) {
+        self.cell.unpark();
+        self.turn.begin();
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.cell.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        self.cell.clear();
+    }
+}

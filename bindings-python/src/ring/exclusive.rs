@@ -1,0 +1,220 @@
+//! A handle of core that one caller uses at a time, and that anybody may close.
+//!
+//! ```text
+//!             enter                      park
+//!   BUSY  ◄───────────  FREE  ───────────────►  PARKED
+//!     │  ───────────►    │    ◄───────────────     │
+//!     │      leave       │          leave          │
+//!     │ close            │ close                   │ close
+//!     ▼                  ▼                         ▼
+//!   + CLOSING ────►   CLOSED   ◄──────────────  + CLOSING
+//!             leave                  leave
+//! ```
+//!
+//! A call has the handle while it is BUSY; a task that waits in an event loop has it while it is PARKED, so that nobody
+//! disarms the fd that the loop watches. Closing what somebody has is finished by whoever has it.
+
+use crate::error::raise;
+use offloop::error::{Error, ErrorKind};
+use offloop::sys::fork;
+use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
+use std::cell::UnsafeCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+const FREE: u32 = 0;
+const BUSY: u32 = 1;
+const PARKED: u32 = 2;
+const CLOSED: u32 = 4;
+/// Added to BUSY and PARKED.
+const CLOSING: u32 = 8;
+
+/// What the cell asks of a handle that it is about to drop.
+pub(super) trait Leave {
+    /// A view of the handle's memory is alive. Its seat is then kept until the last view is gone.
+    fn is_viewed(&self) -> bool;
+}
+
+pub(super) struct Exclusive<T: Leave> {
+    state: AtomicU32,
+    epoch: u64,
+    /// "producer" or "consumer".
+    what: &'static str,
+    /// Wakes the task that has the handle parked.
+    waker: Mutex<Option<Py<PyAny>>>,
+    handle: UnsafeCell<Option<T>>,
+}
+
+// SAFETY: `handle` is touched only by whoever moved `state` away from FREE, which one caller can.
+unsafe impl<T: Leave + Send> Sync for Exclusive<T> {}
+
+impl<T: Leave> Exclusive<T> {
+    pub(super) fn new(what: &'static str, handle: T) -> Exclusive<T> {
+        Exclusive {
+            state: AtomicU32::new(FREE),
+            epoch: fork::epoch(),
+            what,
+            waker: Mutex::new(None),
+            handle: UnsafeCell::new(Some(handle)),
+        }
+    }
+
+    /// The handle, for one call.
+    #[inline]
+    pub(super) fn enter(&self) -> Result<Guard<'_, T>, Error> {
+        // Acquire: what the last caller did is seen. Pairs with the Release in `leave`.
+        match self.state.compare_exchange(FREE, BUSY, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => Ok(Guard { cell: self }),
+            Err(state) => Err(self.refusal(state)),
+        }
+    }
+
+    #[cold]
+    fn refusal(&self, state: u32) -> Error {
+        if !fork::is_current(self.epoch) {
+            // The thread that has it may not exist here.
+            return Error::new(ErrorKind::Forked, "ring belongs to the parent of this forked process");
+        }
+        if state & (CLOSED | CLOSING) != 0 {
+            return self.closed();
+        }
+        let by = if state == PARKED { "a task that awaits it" } else { "another call" };
+        Error::new(ErrorKind::InUse, "one caller uses a producer or consumer at a time").with("handle", self.what).with("used_by", by)
+    }
+
+    pub(super) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, "this handle was closed").with("handle", self.what)
+    }
+
+    /// Somebody wants the call that has the handle to end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & CLOSING != 0
+    }
+
+    /// Gives the handle to a task that waits in an event loop; `waker` wakes it from any thread.
+    pub(super) fn park(&self, waker: Py<PyAny>) -> Result<(), Error> {
+        self.state.compare_exchange(FREE, PARKED, Ordering::Acquire, Ordering::Relaxed).map_err(|state| self.refusal(state))?;
+        let old = self.set_waker(Some(waker));
+        drop(old);
+        Ok(())
+    }
+
+    /// The task is awake.
+    pub(super) fn unpark(&self) {
+        let old = self.set_waker(None);
+        self.leave(PARKED);
+        drop(old);
+    }
+
+    // The lock is held for a few instructions and never while Python code runs.
+    fn set_waker(&self, waker: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
+        std::mem::replace(&mut *self.waker.lock().unwrap_or_else(PoisonError::into_inner), waker)
+    }
+
+    #[inline]
+    fn leave(&self, had: u32) {
+        // Release: pairs with the Acquire in `enter`.
+        if self.state.compare_exchange(had, FREE, Ordering::Release, Ordering::Relaxed).is_err() {
+            self.end();
+        }
+    }
+
+    /// Drops the handle. The caller has it.
+    #[cold]
+    fn end(&self) {
+        // SAFETY: `state` is not FREE, and the caller is the one who has the handle.
+        let handle = unsafe { &mut *self.handle.get() };
+        if handle.as_ref().is_some_and(|h| !h.is_viewed()) {
+            *handle = None;
+        }
+        self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// Closes the handle, now or when whoever has it is done. Does nothing in a forked child.
+    pub(super) fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if !fork::is_current(self.epoch) {
+            return Ok(());
+        }
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            let next = match state {
+                FREE => BUSY,
+                BUSY | PARKED => state | CLOSING,
+                _ => return Ok(()),
+            };
+            match self.state.compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(FREE) => {
+                    self.end();
+                    return Ok(());
+                }
+                Ok(PARKED) => {
+                    let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| w.clone_ref(py));
+                    return waker.map_or(Ok(()), |w| w.call0(py).map(drop));
+                }
+                Ok(_) => return Ok(()),
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Ok(waker) = self.waker.try_lock()
+            && let Some(waker) = &*waker
+        {
+            visit.call(waker)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn clear(&self) {
+        let old = self.set_waker(None);
+        drop(old);
+    }
+}
+
+impl<T: Leave> Drop for Exclusive<T> {
+    fn drop(&mut self) {
+        // A call keeps its handle alive, so only a forked child gets here while one is under way: half-way through a change.
+        if *self.state.get_mut() & BUSY != 0 {
+            std::mem::forget(self.handle.get_mut().take());
+        }
+    }
+}
+
+/// The handle during one call.
+pub(super) struct Guard<'a, T: Leave> {
+    cell: &'a Exclusive<T>,
+}
+
+impl<T: Leave> Deref for Guard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this guard's caller has the handle.
+        unsafe { &*self.cell.handle.get() }.as_ref().expect("a handle that can be entered was not dropped")
+    }
+}
+
+impl<T: Leave> DerefMut for Guard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as above.
+        unsafe { &mut *self.cell.handle.get() }.as_mut().expect("a handle that can be entered was not dropped")
+    }
+}
+
+impl<T: Leave> Drop for Guard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.cell.leave(BUSY);
+    }
+}
+
+/// `enter`, as what a Python function raises.
+#[inline]
+pub(super) fn enter<'a, T: Leave>(py: Python<'_>, cell: &'a Exclusive<T>) -> PyResult<Guard<'a, T>> {
+    cell.enter().map_err(|e| raise(py, &e))
+}

@@ -1,0 +1,351 @@
+//! The handle that pushes.
+
+use super::exclusive::{Exclusive, Guard, Leave, enter};
+use super::record::{LONG, Source};
+use super::turn::Turn;
+use super::view::{View, Window, release};
+use crate::error::{number, raise};
+use crate::future::seconds;
+use crate::wait;
+use offloop::RingBuffer;
+use offloop::error::{Error, ErrorKind};
+use offloop::ring::{OnFull, Producer, ProducerOptions};
+use pyo3::prelude::*;
+use pyo3::types::{PyMemoryView, PyTuple};
+use pyo3::{PyTraverseError, PyVisit, intern};
+use std::any::Any;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A producer of core, and the claim that a block of Python code writes.
+struct Pushing {
+    producer: Producer,
+    window: Arc<Window>,
+    /// The block is over, and a view of its claim is alive.
+    orphaned: bool,
+}
+
+impl Leave for Pushing {
+    fn is_viewed(&self) -> bool {
+        !self.window.is_idle()
+    }
+}
+
+impl Pushing {
+    /// The producer, once nobody can write what an aborted claim left. An open claim is core's to refuse.
+    #[inline]
+    fn ready(&mut self) -> Result<&mut Producer, Error> {
+        if self.orphaned {
+            if self.is_viewed() {
+                return Err(viewed());
+            }
+            self.producer.abort_claim();
+            self.orphaned = false;
+        }
+        Ok(&mut self.producer)
+    }
+}
+
+fn viewed() -> Error {
+    Error::new(ErrorKind::InUse, "a view of a claim is still alive, so its record was aborted; drop what was made from it")
+}
+
+/// Pushes records into a ring. One caller at a time; any thread. Gives its seat back when it is closed or dropped.
+#[pyclass(name = "Producer", module = "offloop", frozen, weakref)]
+pub(crate) struct PyProducer {
+    cell: Arc<Exclusive<Pushing>>,
+    ring: RingBuffer,
+    turn: Turn,
+}
+
+/// Waits for room for `len` bytes, which are then claimed: the first of them.
+fn wait_claim(
+    py: Python<'_>,
+    cell: &Exclusive<Pushing>,
+    producer: &mut Producer,
+    len: usize,
+    timeout: Option<Duration>,
+) -> PyResult<*mut u8> {
+    let mut at = 0;
+    let found = wait::until(py, timeout, |slice| {
+        if cell.is_closing() {
+            return Err(cell.closed());
+        }
+        match producer.claim_ptr(len, Some(slice)) {
+            Ok(room) => {
+                at = room.as_ptr() as usize;
+                Ok(true)
+            }
+            Err(e) if e.kind() == ErrorKind::Timeout => Ok(false),
+            Err(e) => Err(e),
+        }
+    })?;
+    if !found {
+        let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
+        return Err(raise(py, &Error::new(ErrorKind::Timeout, "no room in the ring").with("waited_ms", waited_ms)));
+    }
+    Ok(at as *mut u8)
+}
+
+/// Pushes one record, which may wait. The record's memory is only read while this thread has the interpreter.
+fn push(
+    py: Python<'_>,
+    cell: &Exclusive<Pushing>,
+    producer: &mut Producer,
+    record: &Bound<'_, PyAny>,
+    timeout: Option<Duration>,
+) -> PyResult<()> {
+    let source = Source::of(record)?;
+    let len = source.len();
+    if len < LONG && producer.try_push(source.as_slice()).map_err(|e| raise(py, &e))? {
+        return Ok(());
+    }
+    let room = wait_claim(py, cell, producer, len, timeout)?;
+    // SAFETY: `len` bytes were claimed, and the claim stays open until the next line.
+    unsafe { source.copy_to(py, room) };
+    producer.commit_claim(len).map_err(|e| raise(py, &e))
+}
+
+impl PyProducer {
+    pub(super) fn open(ring: &RingBuffer, batch: bool) -> Result<PyProducer, Error> {
+        let producer = ring.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
+        let pushing = Pushing { producer, window: Window::new(), orphaned: false };
+        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", pushing)), ring: ring.clone(), turn: Turn::new() })
+    }
+
+    fn try_push_source(py: Python<'_>, producer: &mut Producer, source: &Source<'_>) -> Result<bool, Error> {
+        let len = source.len();
+        if len < LONG {
+            return producer.try_push(source.as_slice());
+        }
+        let Some(room) = producer.try_claim_ptr(len)? else { return Ok(false) };
+        // SAFETY: `len` bytes were claimed, and the claim stays open until the next line.
+        unsafe { source.copy_to(py, room.as_ptr()) };
+        producer.commit_claim(len).map(|()| true)
+    }
+}
+
+#[pymethods]
+impl PyProducer {
+    /// Pushes a copy of any contiguous buffer; False while the ring is full.
+    fn try_push(&self, record: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = record.py();
+        let source = Source::of(record)?;
+        let mut pushing = enter(py, &self.cell)?;
+        pushing.ready().and_then(|p| Self::try_push_source(py, p, &source)).map_err(|e| raise(py, &e))
+    }
+
+    /// Pushes a copy of any contiguous buffer; waits for room, without the GIL, at most `timeout` seconds (None: without end).
+    ///
+    /// Raises TimeoutError; Full where the ring rejects instead of waiting; PeerDiedError when the ring is full and its
+    /// consumer dead.
+    #[pyo3(signature = (record, timeout = None))]
+    fn push(&self, record: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<()> {
+        let py = record.py();
+        let timeout = seconds(py, "timeout", timeout)?;
+        let mut pushing = enter(py, &self.cell)?;
+        let producer = pushing.ready().map_err(|e| raise(py, &e))?;
+        push(py, &self.cell, producer, record, timeout)
+    }
+
+    /// Pushes all records of a list in order, published together; returns how many. Waits for room as `push` does.
+    ///
+    /// An exception has an attribute `pushed`: so many of the records went in.
+    #[pyo3(signature = (records, timeout = None))]
+    fn push_many(&self, records: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<usize> {
+        let py = records.py();
+        let timeout = seconds(py, "timeout", timeout)?;
+        let mut pushing = enter(py, &self.cell)?;
+        let producer = pushing.ready().map_err(|e| raise(py, &e))?;
+        let mut pushed = 0;
+        let was_batch = producer.is_batch();
+        producer.set_batch(true).map_err(|e| raise(py, &e))?;
+        let outcome = records.try_iter().and_then(|items| {
+            for record in items {
+                push(py, &self.cell, producer, &record?, timeout)?;
+                pushed += 1;
+            }
+            Ok(())
+        });
+        let published = producer.set_batch(was_batch).map_err(|e| raise(py, &e));
+        match outcome.and(published) {
+            Ok(()) => Ok(pushed),
+            Err(e) => {
+                e.value(py).setattr(intern!(py, "pushed"), pushed)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// `with producer.claim(n) as view:` waits for room and gives `n` writable bytes of the ring itself. The end of the block
+    /// makes them a record; an exception in it, or a view that is kept (InUseError), makes none.
+    #[pyo3(signature = (n, timeout = None))]
+    fn claim(slf: &Bound<'_, Self>, n: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<Claim> {
+        let timeout = seconds(slf.py(), "timeout", timeout)?;
+        Ok(Claim { producer: slf.clone().unbind(), len: number("n", n)?, timeout, view: Mutex::new(None) })
+    }
+
+    /// Publishes what `batch` holds back.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let mut pushing = enter(py, &self.cell)?;
+        pushing.producer.flush().map_err(|e| raise(py, &e))
+    }
+
+    /// `push` for a coroutine: others run while it waits. Cancelled, it has not pushed.
+    fn apush<'py>(slf: &Bound<'py, Self>, record: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        super::in_loop(slf.py(), "push")?.call1((slf, record))
+    }
+
+    /// An fd that is readable when a full ring may have room again. From its first use on, a `try_push` that returns False arms it.
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        let mut pushing = enter(py, &self.cell)?;
+        pushing.producer.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
+    }
+
+    /// Publishes, and gives the seat back; the ring stays open. Idempotent; ends a call of another thread with ClosedError.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.cell.close(py)
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc))]
+    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.cell.close(py)
+    }
+
+    /// As `try_push`, and Full where the ring rejects.
+    fn _offer(&self, record: &Bound<'_, PyAny>) -> PyResult<bool> {
+        let py = record.py();
+        let source = Source::of(record)?;
+        let mut pushing = enter(py, &self.cell)?;
+        let offered = pushing.ready().and_then(|p| {
+            let pushed = Self::try_push_source(py, p, &source)?;
+            if !pushed && p.on_full() == OnFull::Reject {
+                return Err(Error::new(ErrorKind::Full, "ring is full").with("record_len", source.len()));
+            }
+            Ok(pushed)
+        });
+        offered.map_err(|e| raise(py, &e))
+    }
+
+    fn _spend(&self) -> bool {
+        self.turn.spend()
+    }
+
+    fn _park(&self, py: Python<'_>, waker: Py<PyAny>) -> PyResult<()> {
+        self.cell.park(waker).map_err(|e| raise(py, &e))
+    }
+
+    fn _unpark(&self) {
+        self.cell.unpark();
+        self.turn.begin();
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.cell.traverse(&visit)
+    }
+
+    fn __clear__(&self) {
+        self.cell.clear();
+    }
+}
+
+/// A block that writes one record in place.
+#[pyclass(name = "_Claim", module = "offloop._native", frozen)]
+pub(crate) struct Claim {
+    producer: Py<PyProducer>,
+    len: usize,
+    timeout: Option<Duration>,
+    view: Mutex<Option<Py<PyMemoryView>>>,
+}
+
+impl Claim {
+    fn take_view(&self) -> Option<Py<PyMemoryView>> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Ends the claim that is open: a record of `len` bytes, or none. False when a view of it lives on.
+    fn end(pushing: &mut Guard<'_, Pushing>, commit: Option<usize>) -> Result<bool, Error> {
+        if !pushing.window.shut() {
+            pushing.orphaned = true;
+            return Ok(false);
+        }
+        match commit {
+            Some(len) => pushing.producer.commit_claim(len),
+            None => {
+                pushing.producer.abort_claim();
+                Ok(())
+            }
+        }
+        .map(|()| true)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // A block that was entered and never left: its claim is given up with its view.
+        if self.take_view().is_some()
+            && let Ok(mut pushing) = self.producer.get().cell.enter()
+        {
+            pushing.window.shut();
+            pushing.orphaned = true;
+        }
+    }
+}
+
+#[pymethods]
+impl Claim {
+    fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        let this = self.producer.get();
+        let mut pushing = enter(py, &this.cell)?;
+        let producer = pushing.ready().map_err(|e| raise(py, &e))?;
+        let room = match producer.try_claim_ptr(self.len).map_err(|e| raise(py, &e))? {
+            Some(room) => room.as_ptr(),
+            None => wait_claim(py, &this.cell, producer, self.len, self.timeout)?,
+        };
+        pushing.window.open(room, self.len);
+        let keep: Arc<dyn Any + Send + Sync> = this.cell.clone();
+        let made = Bound::new(py, View::new(&pushing.window, true, keep, &this.ring)).and_then(|v| PyMemoryView::from(v.as_any()));
+        match made {
+            Ok(view) => {
+                let old = self.view.lock().unwrap_or_else(PoisonError::into_inner).replace(view.clone().unbind());
+                drop(old);
+                Ok(view)
+            }
+            Err(e) => {
+                Claim::end(&mut pushing, None).map_err(|e| raise(py, &e))?;
+                Err(e)
+            }
+        }
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: &Bound<'_, PyAny>,
+        _exc: &Bound<'_, PyAny>,
+        _traceback: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let Some(view) = self.take_view() else {
+            return Err(raise(py, &Error::invalid("this claim is not open")));
+        };
+        release(view.bind(py));
+        let failed = !exc_type.is_none();
+        let mut pushing = match self.producer.get().cell.enter() {
+            Ok(pushing) => pushing,
+            // The block's own exception says more.
+            Err(_) if failed => return Ok(()),
+            Err(e) => return Err(raise(py, &e)),
+        };
+        match Claim::end(&mut pushing, (!failed).then_some(self.len)) {
+            Ok(true) => Ok(()),
+            _ if failed => Ok(()),
+            Ok(false) => Err(raise(py, &viewed())),
+            Err(e) => Err(raise(py, &e)),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What Python sees of a claim or a record: a `memoryview` that ends with its block or call.
+//!
+//! The interpreter counts the exports of a buffer, so a view that somebody kept is known. Its memory is then neither
+//! written by others nor given back until it is gone.
+
+use offloop::RingBuffer;
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyMemoryView;
+use std::any::Any;
+use std::ffi::c_int;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+/// In `state`: no new exports. The rest of it counts the live ones.
+const SHUT: usize = 1 << (usize::BITS - 1);
+
+/// A window into a ring's memory.
+#[derive(Debug)]
+pub(super) struct Window {
+    at: AtomicPtr<u8>,
+    len: AtomicUsize,
+    state: AtomicUsize,
+}
+
+impl Window {
+    pub(super) fn new() -> Arc<Window> {
+        Arc::new(Window { at: AtomicPtr::new(ptr::null_mut()), len: AtomicUsize::new(0), state: AtomicUsize::new(SHUT) })
+    }
+
+    /// Shows `len` bytes. Nobody looks through the window yet.
+    pub(super) fn open(&self, at: *mut u8, len: usize) {
+        self.at.store(at, Ordering::Relaxed);
+        self.len.store(len, Ordering::Relaxed);
+        // Pairs with the Acquire in `export`.
+        self.state.store(0, Ordering::Release);
+    }
+
+    fn export(&self) -> Option<(*mut u8, usize)> {
+        let one_more = |state| if state & SHUT != 0 { None } else { Some(state + 1) };
+        self.state.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_more).ok()?;
+        Some((self.at.load(Ordering::Relaxed), self.len.load(Ordering::Relaxed)))
+    }
+
+    /// Ends it for new views. False while one is alive.
+    pub(super) fn shut(&self) -> bool {
+        self.state.fetch_or(SHUT, Ordering::AcqRel) & !SHUT == 0
+    }
+
+    /// Nobody looks through it. What was written through it is seen after this.
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) & !SHUT == 0
+    }
+}
+
+/// What exports a window's bytes. It keeps them, and the seat of the handle that they belong to.
+#[pyclass(name = "_View", module = "offloop._native", frozen)]
+pub(crate) struct View {
+    window: Arc<Window>,
+    writable: bool,
+    _handle: Arc<dyn Any + Send + Sync>,
+    /// Keeps the mapping when the handle was closed.
+    _ring: RingBuffer,
+}
+
+impl View {
+    pub(super) fn new(window: &Arc<Window>, writable: bool, handle: Arc<dyn Any + Send + Sync>, ring: &RingBuffer) -> View {
+        View { window: Arc::clone(window), writable, _handle: handle, _ring: ring.clone() }
+    }
+}
+
+#[pymethods]
+impl View {
+    /// # Safety
+    /// Called by the interpreter with a `Py_buffer` to fill.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let this = slf.get();
+        if view.is_null() {
+            return Err(PyBufferError::new_err("no Py_buffer to fill"));
+        }
+        let Some((at, len)) = this.window.export() else {
+            return Err(PyBufferError::new_err("the claim or record that this view showed is over"));
+        };
+        // SAFETY: `view` is a Py_buffer of the caller; the exporter is kept alive by `obj` and keeps the mapping.
+        let failed =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at.cast(), len as ffi::Py_ssize_t, c_int::from(!this.writable), flags) };
+        if failed != 0 {
+            this.window.state.fetch_sub(1, Ordering::Release);
+            return Err(PyErr::fetch(slf.py()));
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by the interpreter once per filled view.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.window.state.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Releases what the user was given; what was made from it may live on, which the window then tells.
+pub(super) fn release(view: &Bound<'_, PyMemoryView>) {
+    let _ = view.call_method0(intern!(view.py(), "release"));
+}
