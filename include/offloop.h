@@ -147,6 +147,11 @@ enum {
 typedef struct offloop_buffer offloop_buffer;
 
 /**
+ * Pops records from a ring.
+ */
+typedef struct offloop_consumer offloop_consumer;
+
+/**
  * Delivers outcomes to an event loop.
  */
 typedef struct offloop_cq offloop_cq;
@@ -157,9 +162,19 @@ typedef struct offloop_cq offloop_cq;
 typedef struct offloop_pool offloop_pool;
 
 /**
+ * Pushes records into a ring.
+ */
+typedef struct offloop_producer offloop_producer;
+
+/**
  * Where a plugin registers its ops, while it loads.
  */
 typedef struct offloop_registry offloop_registry;
+
+/**
+ * A bounded queue of records that threads and processes share.
+ */
+typedef struct offloop_ring offloop_ring;
 
 /**
  * One submitted call.
@@ -476,6 +491,127 @@ typedef struct {
    */
   const offloop_value *params;
 } offloop_call;
+
+/**
+ * How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_ring_options).
+   */
+  size_t struct_size;
+  /**
+   * Who writes and who reads: "spsc", "mpsc", "broadcast". Default "spsc".
+   */
+  const char *kind;
+  /**
+   * What a push does when there is no room: "wait", "reject", "overwrite" (broadcast only). Default "wait".
+   */
+  const char *on_full;
+  /**
+   * Bytes of a lane, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of them. Default 4 MiB.
+   */
+  size_t capacity;
+  /**
+   * Producers and consumers at most, together. Default 2 for "spsc", else 16.
+   */
+  size_t max_participants;
+  /**
+   * Gives the ring a name to attach to (offloop_ring_attach_path): a file on tmpfs; without a slash below $XDG_RUNTIME_DIR/offloop. It
+   * stays until offloop_ring_remove. NULL: no name.
+   */
+  const char *path;
+} offloop_ring_options;
+
+/**
+ * What a ring is.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_ring_state), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * "spsc", "mpsc" or "broadcast".
+   */
+  char kind[16];
+  /**
+   * Bytes of a lane.
+   */
+  size_t capacity;
+  /**
+   * The longest record.
+   */
+  size_t max_record_len;
+  /**
+   * Not 0: some participant has closed the ring.
+   */
+  uint32_t closed;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} offloop_ring_state;
+
+/**
+ * How a producer publishes. Start from OFFLOOP_PRODUCER_OPTIONS_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_producer_options).
+   */
+  size_t struct_size;
+  /**
+   * Not 0: committed records become visible by offloop_producer_flush, after 4 KiB of them, when there is no room, or at once
+   * while the consumer sleeps. 0: each record is published when it is committed.
+   */
+  uint32_t batch;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * What a push of this producer does when there is no room; NULL: what the ring's maker chose.
+   */
+  const char *on_full;
+} offloop_producer_options;
+
+/**
+ * The bytes of one record.
+ */
+typedef struct {
+  /**
+   * The first byte. What a consumer gives lies in the ring, 8-aligned: read only, and a peer that breaks the protocol can
+   * change it meanwhile, so copy it before you check it if you do not trust the peer.
+   */
+  const void *data;
+  /**
+   * Bytes.
+   */
+  size_t len;
+  /**
+   * Not 0: a consumer that died may have seen this record. Ignored when pushing.
+   */
+  uint32_t redelivered;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} offloop_record;
+
+/**
+ * How a consumer reads. It has no options yet; pass NULL or OFFLOOP_CONSUMER_OPTIONS_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_consumer_options).
+   */
+  size_t struct_size;
+  /**
+   * 0.
+   */
+  uint64_t reserved;
+} offloop_consumer_options;
 
 /**
  * One op of a plugin. Fill `abi_version` with OFFLOOP_ABI_VERSION (OFFLOOP_OP_DEF_INIT does).
@@ -1132,6 +1268,200 @@ offloop_status offloop_task_cancel(offloop_task *task);
 void offloop_task_free(offloop_task *task);
 
 /**
+ * Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
+ * the death of either side. `options` may be NULL: all defaults.
+ */
+offloop_status offloop_ring_create(const offloop_ring_options *options,
+                                   offloop_ring **out);
+
+/**
+ * Attaches to a ring that another process made, by what its offloop_ring_fds gave. The fds are duplicated and stay the caller's.
+ * OFFLOOP_ERR_INVALID when they are not a ring's, OFFLOOP_ERR_CORRUPT and OFFLOOP_ERR_VERSION when the memory is not a ring of this version.
+ */
+offloop_status offloop_ring_attach(const int32_t *fds,
+                                   size_t count,
+                                   offloop_ring **out);
+
+/**
+ * Attaches to a ring that was made with a name. OFFLOOP_ERR_NOT_FOUND without one; OFFLOOP_ERR_INVALID when the file is another user's, open
+ * to others, or not a plain file; OFFLOOP_ERR_CORRUPT and OFFLOOP_ERR_VERSION when it is not a ring of this version.
+ */
+offloop_status offloop_ring_attach_path(const char *name,
+                                        offloop_ring **out);
+
+/**
+ * Takes a ring's name away; who is attached stays so. OFFLOOP_ERR_UNSUPPORTED for a ring without a name.
+ */
+offloop_status offloop_ring_remove(offloop_ring *ring);
+
+/**
+ * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
+ * created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
+ * popped: bytes and records, which wrap at 2^32). The caller frees it.
+ */
+offloop_status offloop_ring_inspect(const char *name,
+                                    offloop_value **out);
+
+/**
+ * Gives what another process needs to attach, to be inherited or sent by SCM_RIGHTS: the memory, then one doorbell per participant.
+ * `*count` is how many there are; at most `max` are written, so ask with 0 first. They are the ring's: valid while it or one
+ * of its producers and consumers is.
+ */
+offloop_status offloop_ring_fds(offloop_ring *ring,
+                                int32_t *fds,
+                                size_t max,
+                                size_t *count);
+
+/**
+ * Tells kind, sizes and whether the ring is closed. The caller sets `state_io->struct_size`.
+ */
+offloop_status offloop_ring_info(offloop_ring *ring, offloop_ring_state *state_io);
+
+/**
+ * Ends the ring for everybody: nothing more is pushed, consumers get what is there, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait.
+ */
+offloop_status offloop_ring_close(offloop_ring *ring);
+
+/**
+ * Frees the handle; the ring stays open, and its producers and consumers go on. NULL is allowed.
+ */
+void offloop_ring_free(offloop_ring *ring);
+
+/**
+ * Makes a producer, for one thread at a time. OFFLOOP_ERR_IN_USE while others take every place of one; a dead process takes none.
+ * `options` may be NULL: all defaults.
+ */
+offloop_status offloop_producer_new(offloop_ring *ring,
+                                    const offloop_producer_options *options,
+                                    offloop_producer **out);
+
+/**
+ * Pushes a copy of `len` bytes; waits for room at most `timeout_ns` (below 0: for ever), unless the policy is "reject", which gives
+ * OFFLOOP_ERR_FULL. OFFLOOP_ERR_PEER_DIED when the ring is full and its consumer dead.
+ */
+offloop_status offloop_producer_push(offloop_producer *producer,
+                                     const void *data,
+                                     size_t len,
+                                     int64_t timeout_ns);
+
+/**
+ * Pushes a copy of `len` bytes, or nothing: OFFLOOP_ERR_FULL while there is no room.
+ */
+offloop_status offloop_producer_try_push(offloop_producer *producer, const void *data, size_t len);
+
+/**
+ * Pushes copies of at most `count` records in one call: waits for room for the first like offloop_producer_push, then pushes as many
+ * more as fit. `*pushed` is how many, at least 1; what stops a later one is told by the call that begins with it.
+ */
+offloop_status offloop_producer_push_many(offloop_producer *producer,
+                                          const offloop_record *records,
+                                          size_t count,
+                                          int64_t timeout_ns,
+                                          size_t *pushed);
+
+/**
+ * Claims room for `len` bytes, to be written in place: `*data` is valid until offloop_producer_commit or _abort, and what is there are
+ * old bytes of the ring. Waits like offloop_producer_push. A producer has one claim at a time: OFFLOOP_ERR_IN_USE.
+ */
+offloop_status offloop_producer_claim(offloop_producer *producer,
+                                      size_t len,
+                                      int64_t timeout_ns,
+                                      void **data);
+
+/**
+ * Claims room as offloop_producer_claim does, without waiting: OFFLOOP_ERR_FULL while there is none.
+ */
+offloop_status offloop_producer_try_claim(offloop_producer *producer, size_t len, void **data);
+
+/**
+ * Makes the first `len` bytes of the claim a record. OFFLOOP_ERR_INVALID without a claim, or when `len` is more than was claimed,
+ * and then it stays open.
+ */
+offloop_status offloop_producer_commit(offloop_producer *producer,
+                                       size_t len);
+
+/**
+ * Gives the claim up, if there is one: no record was made.
+ */
+offloop_status offloop_producer_abort(offloop_producer *producer);
+
+/**
+ * Publishes what was committed and wakes the consumer if it sleeps; needed only with the option `batch`.
+ */
+offloop_status offloop_producer_flush(offloop_producer *producer);
+
+/**
+ * Gives an fd to poll for reading, level-triggered: readable when a full ring may have room again. A call that says OFFLOOP_ERR_FULL
+ * has armed it. It is the producer's: never read it, never close it.
+ */
+offloop_status offloop_producer_fd(offloop_producer *producer,
+                                   int32_t *out);
+
+/**
+ * Frees a producer: publishes what was committed, gives an open claim up and leaves its place to a successor. NULL is allowed.
+ */
+void offloop_producer_free(offloop_producer *producer);
+
+/**
+ * Makes a consumer, for one thread at a time. It goes on where its predecessor let go: what a dead one may have seen comes again,
+ * marked. OFFLOOP_ERR_IN_USE while others take every place of one. `options` may be NULL.
+ */
+offloop_status offloop_consumer_new(offloop_ring *ring,
+                                    const offloop_consumer_options *options,
+                                    offloop_consumer **out);
+
+/**
+ * Takes the oldest record; waits for one at most `timeout_ns` (below 0: for ever). It stays in the ring, where `record` points, until
+ * the next call with this consumer (or offloop_consumer_release), which lets go of it; a successor of a consumer that dies before that gets it
+ * again, marked. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED.
+ */
+offloop_status offloop_consumer_pop(offloop_consumer *consumer,
+                                    int64_t timeout_ns,
+                                    offloop_record *record);
+
+/**
+ * Takes the oldest record as offloop_consumer_pop does, without waiting: OFFLOOP_ERR_EMPTY while there is none.
+ */
+offloop_status offloop_consumer_try_pop(offloop_consumer *consumer, offloop_record *record);
+
+/**
+ * Takes at most `max` records in one call, without waiting: `*count` is how many, at least 1, else OFFLOOP_ERR_EMPTY. All of them stay
+ * where they are until the next call with this consumer.
+ */
+offloop_status offloop_consumer_read(offloop_consumer *consumer,
+                                     offloop_record *records,
+                                     size_t max,
+                                     size_t *count);
+
+/**
+ * Waits until there is a record to take, at most `timeout_ns` (below 0: for ever). Lets go of what was taken before.
+ */
+offloop_status offloop_consumer_wait(offloop_consumer *consumer, int64_t timeout_ns);
+
+/**
+ * Lets go of what was taken, before the next call does: the producer may have the room again.
+ */
+offloop_status offloop_consumer_release(offloop_consumer *consumer);
+
+/**
+ * Gives an fd to poll for reading, level-triggered: readable when there may be a record, the ring was closed, or a peer has died. A
+ * call that says OFFLOOP_ERR_EMPTY (or CLOSED, PEER_DIED) has armed it: it looked once more after that, so nothing is missed. Until such a call the fd stays
+ * readable. It is the consumer's: never read it, never close it.
+ */
+offloop_status offloop_consumer_fd(offloop_consumer *consumer,
+                                   int32_t *out);
+
+/**
+ * Gives how many records of an overwriting ring were overwritten before this consumer came to them.
+ */
+offloop_status offloop_consumer_lost(offloop_consumer *consumer, uint64_t *count);
+
+/**
+ * Frees a consumer: lets go of what was taken and leaves its place to a successor. NULL is allowed.
+ */
+void offloop_consumer_free(offloop_consumer *consumer);
+
+/**
  * Gives the metrics of all pools of this process as a text value; per pool see offloop_pool_stats.
  */
 offloop_status offloop_metrics(uint32_t format, offloop_value **out);
@@ -1149,6 +1479,15 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
 /** All defaults. */
 #define OFFLOOP_CODEC_OPTIONS_INIT \
   { sizeof(offloop_codec_options), 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_RING_OPTIONS_INIT \
+  { sizeof(offloop_ring_options), NULL, NULL, 0, 0, NULL }
+/** All defaults. */
+#define OFFLOOP_PRODUCER_OPTIONS_INIT \
+  { sizeof(offloop_producer_options), 0, 0, NULL }
+/** All defaults. */
+#define OFFLOOP_CONSUMER_OPTIONS_INIT \
+  { sizeof(offloop_consumer_options), 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -1,6 +1,7 @@
 //! Rings between two processes, against a pipe and a socket pair in the same run.
 //!
-//! `cargo run --release -p offloop --no-default-features --example bench_ring [rounds]` prints medians. Both processes are
+//! `cargo run --release -p offloop --no-default-features --example bench_ring [rounds]` prints medians; `rows` in place of
+//! the number prints every round as `R case who value`, which `make bench` reads. Both processes are
 //! pinned, every transport copies in from and out to a private buffer unless the line says zero-copy, and the time for a
 //! cache line to travel there and back stands beside the numbers, because they follow it.
 
@@ -66,10 +67,21 @@ fn borrow(fds: &[RawFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect()
 }
 
-fn median(rounds: usize, mut f: impl FnMut() -> f64) -> f64 {
-    let mut v: Vec<f64> = (0..rounds).map(|_| f()).collect();
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
+/// What `f` gives, round by round, and where the rounds are printed.
+struct Rounds {
+    rounds: usize,
+    rows: bool,
+}
+
+impl Rounds {
+    fn median(&self, case: &str, who: &str, mut f: impl FnMut() -> f64) -> f64 {
+        let mut v: Vec<f64> = (0..self.rounds).map(|_| f()).collect();
+        if self.rows {
+            v.iter().for_each(|ns| println!("R ring.{case} {who} {ns}"));
+        }
+        v.sort_by(f64::total_cmp);
+        v[v.len() / 2]
+    }
 }
 
 /// One word per page, as someone does who fills or reads a frame elsewhere.
@@ -90,6 +102,7 @@ fn touch(ptr: *mut u8, len: usize, write: Option<u64>) -> u64 {
 
 #[derive(Clone, Copy)]
 struct Stream {
+    id: &'static str,
     name: &'static str,
     len: usize,
     records: usize,
@@ -98,11 +111,11 @@ struct Stream {
 }
 
 const STREAMS: [Stream; 5] = [
-    Stream { name: "64 B, batched", len: 64, records: 8_000_000, batch: true, zero_copy: false },
-    Stream { name: "64 B, each published", len: 64, records: 3_000_000, batch: false, zero_copy: false },
-    Stream { name: "1 KiB, batched", len: 1024, records: 3_000_000, batch: true, zero_copy: false },
-    Stream { name: "64 KiB, copied", len: 65536, records: 100_000, batch: false, zero_copy: false },
-    Stream { name: "64 KiB, zero-copy", len: 65536, records: 1_000_000, batch: false, zero_copy: true },
+    Stream { id: "64_batch", name: "64 B, batched", len: 64, records: 8_000_000, batch: true, zero_copy: false },
+    Stream { id: "64", name: "64 B, each published", len: 64, records: 3_000_000, batch: false, zero_copy: false },
+    Stream { id: "1k_batch", name: "1 KiB, batched", len: 1024, records: 3_000_000, batch: true, zero_copy: false },
+    Stream { id: "64k", name: "64 KiB, copied", len: 65536, records: 100_000, batch: false, zero_copy: false },
+    Stream { id: "64k_zero_copy", name: "64 KiB, zero-copy", len: 65536, records: 1_000_000, batch: false, zero_copy: true },
 ];
 
 fn produce(p: &mut Producer, s: Stream) {
@@ -323,21 +336,27 @@ fn main() {
     if args.get(1).is_some_and(|a| a == "child") {
         return child_main(&args[2], args[3].parse().unwrap());
     }
-    let rounds = args.get(1).and_then(|a| a.parse().ok()).unwrap_or(5);
-    println!("cache line there and back: {:.0} ns", median(rounds, line));
+    let rows = args.get(1).is_some_and(|a| a == "rows");
+    let all = Rounds { rounds: args.get(1).and_then(|a| a.parse().ok()).unwrap_or(5), rows };
+    let few = Rounds { rounds: all.rounds.min(3), rows };
+    println!("cache line there and back: {:.0} ns", all.median("line", "offloop", line));
     for (i, s) in STREAMS.iter().enumerate() {
-        let ns = median(rounds, || stream(i));
+        let ns = all.median(s.id, "offloop", || stream(i));
         let peers = [("pipe", false), ("SEQPACKET", true)].map(|(name, socket)| {
-            let peer = median(rounds.min(3), || kernel(socket, s.len, (s.records / 20).max(20_000)));
+            let peer = few.median(s.id, name, || kernel(socket, s.len, (s.records / 20).max(20_000)));
             format!("{name} {peer:.0} ns ({:.1} ×)", peer / ns)
         });
         println!("{}: {ns:.1} ns, {:.1} GiB/s; {}", s.name, s.len as f64 / ns * 1e9 / f64::from(1 << 30), peers.join(", "));
     }
-    for (name, asleep) in [("hot", false), ("both sides asleep in poll", true)] {
-        let mut all: Vec<(f64, f64)> = (0..rounds).map(|_| round_trips(asleep)).collect();
-        all.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (p50, p99) = all[all.len() / 2];
-        println!("round trip of 64 B, {name}: p50 {p50:.0} ns, p99 {p99:.0} ns");
+    for (id, name, asleep) in [("trip_hot", "hot", false), ("trip_asleep", "both sides asleep in poll", true)] {
+        let mut worst = Vec::new();
+        let p50 = all.median(id, "offloop", || {
+            let (p50, p99) = round_trips(asleep);
+            worst.push(p99);
+            p50
+        });
+        worst.sort_by(f64::total_cmp);
+        println!("round trip of 64 B, {name}: p50 {p50:.0} ns, p99 {:.0} ns", worst[worst.len() / 2]);
     }
-    println!("cache line there and back: {:.0} ns", median(rounds, line));
+    println!("cache line there and back: {:.0} ns", all.median("line", "offloop", line));
 }

@@ -1,4 +1,4 @@
-//! Benchmarks: ours and the peer in one run, in turns, as ratios of medians. `bench [rust] [c] [codec] [node] [python] [image]`; all by default.
+//! Benchmarks: ours and the peer in one run, in turns, as ratios of medians. `bench [rust] [c] [codec] [ring] [node] [python] [image]`; all by default.
 //!
 //! Figures stand here and nowhere else; no test asserts them. Harnesses print `R case who value`, one line per round.
 
@@ -49,6 +49,15 @@ const CASES: &[Case] = &[
     case("codec.write", "codec: write a record of six fields", "ns", Goal::Within(1.0)),
     case("codec.read", "codec: read it", "ns", Goal::Within(1.0)),
     case("codec.array", "codec: read 16 MiB of floats", "µs", Goal::Within(0.1)),
+    // Between two processes. The figures hold where a cache line takes at most 110 ns; elsewhere the ratios count.
+    case("ring.line", "a cache line there and back", "ns", Goal::Low),
+    case("ring.64_batch", "ring: 64 B, batched", "ns/record", Goal::AtMost(40.0)),
+    case("ring.64", "ring: 64 B, each published", "ns/record", Goal::Within(1.0)),
+    case("ring.1k_batch", "ring: 1 KiB, batched", "ns/record", Goal::AtMost(30.0)),
+    case("ring.64k", "ring: 64 KiB, copied in and out", "ns/record", Goal::Within(1.0)),
+    case("ring.64k_zero_copy", "ring: 64 KiB, zero-copy", "ns/record", Goal::AtMost(300.0)),
+    case("ring.trip_hot", "ring: round trip of 64 B", "ns", Goal::AtMost(250.0)),
+    case("ring.trip_asleep", "  the other side asleep", "ns", Goal::AtMost(45_000.0)),
     case("node.noop", "Node: no-op, 1000 in flight", "/s", Goal::Times(4.0)),
     case("node.noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("node.sha256_1k", "Node: sha256 of 1 KiB, 1000 in flight", "/s", Goal::Times(6.0)),
@@ -139,7 +148,8 @@ fn main() -> std::process::ExitCode {
     let mut results = Results::default();
     let mut failed = false;
     type Group = (&'static str, fn(&mut Results) -> Result<(), String>);
-    let groups: [Group; 5] = [("rust", native::run), ("codec", codec::run), ("node", node), ("python", python), ("image", image)];
+    let groups: [Group; 6] =
+        [("rust", native::run), ("codec", codec::run), ("ring", ring), ("node", node), ("python", python), ("image", image)];
     for (group, run) in groups {
         // C and Rust take turns against the same peer.
         if !(wanted(group) || (group == "rust" && wanted("c"))) {
@@ -154,6 +164,10 @@ fn main() -> std::process::ExitCode {
     print(&results);
     machine_load("after");
     if failed { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
+}
+
+fn ring(results: &mut Results) -> Result<(), String> {
+    results.harness(Command::new(target_dir().join("release/examples/bench_ring")).arg("rows"))
 }
 
 fn node(results: &mut Results) -> Result<(), String> {

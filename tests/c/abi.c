@@ -1,9 +1,8 @@
-/* The C ABI under good and bad use. `abi` runs every section, `abi SECTION…` some; `abi child FD` is the other process of the
+/* The C ABI under good and bad use; rings are in rings.c. `abi` runs every section, `abi SECTION…` some; `abi child FD` is the other process of the
  * buffer test. Compiled with -DFAILPOINTS against a library with that feature, it also makes every export panic. */
 #define _GNU_SOURCE
+#include "check.h"
 #include <dirent.h>
-#include <offloop.h>
-#include <offloop.h> /* twice on purpose */
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -13,19 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static long checks;
-#define CHECK(cond) \
-  do { \
-    checks++; \
-    if (!(cond)) { \
-      fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #cond, offloop_last_error()); \
-      exit(1); \
-    } \
-  } while (0)
-#define OK(call) CHECK((call) == OFFLOOP_OK)
-#define IS(call, status) CHECK((call) == OFFLOOP_ERR_##status)
-
-#define FORGED ((void *)0x00005555deadbee0)
+long checks;
 #define MISALIGNED ((void *)((uintptr_t)scratch + 1))
 static uint64_t scratch[64];
 
@@ -1014,7 +1001,7 @@ static long status_kb(const char *key) {
   if (f) fclose(f);
   return kb;
 }
-static int open_fds(void) {
+int open_fds(void) {
   int n = 0;
   DIR *d = opendir("/proc/self/fd");
   while (d && readdir(d)) n++;
@@ -1060,15 +1047,16 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings},
 #ifdef FAILPOINTS
-    {"panics", panics},
+    {"panics", panics}, {"ring_panics", ring_panics},
 #endif
     {"random_handles", random_handles}, {"cycles", cycles}};
   size_t i;
   int a;
   setvbuf(stdout, NULL, _IONBF, 0);
   if (argc == 3 && !strcmp(argv[1], "child")) return child(argv[2]);
+  if (argc > 2 && !strcmp(argv[1], "ring")) return ring_child(argc - 2, argv + 2);
   for (i = 0; i < sizeof all / sizeof *all; i++) {
     struct timespec from, to;
     int wanted = argc == 1;

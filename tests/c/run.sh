@@ -8,7 +8,7 @@ out="$target/c"
 mkdir -p "$out"
 CC=${CC:-cc} CXX=${CXX:-c++}
 strict=(-Wall -Wextra -Werror -pedantic -Iinclude)
-suite=(-std=c99 -g -O1 -Wall -Wextra -Werror -Wno-misleading-indentation -Iinclude tests/c/abi.c)
+suite=(-std=c99 -g -O1 -Wall -Wextra -Werror -Wno-misleading-indentation -Iinclude tests/c/abi.c tests/c/rings.c)
 
 step() { # NAME COMMAND…
     local name="$1" from to
@@ -22,7 +22,7 @@ step() { # NAME COMMAND…
 if [ "$1" = --asan ]; then
     step "compile and link with ASan" "$CC" "${suite[@]}" -fsanitize=address -DFAILPOINTS "$2" -o "$out/abi-asan" -lpthread -ldl -lm
     # The backtraces of the panics that the suite provokes are noise; a sanitizer's report is not.
-    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion values codec bad_inputs panics random_handles 2>"$out/asan.log" ||
+    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion values codec bad_inputs rings panics ring_panics random_handles 2>"$out/asan.log" ||
         { grep -v 'panicked at\|^failpoint$\|^note: run with\|^$' "$out/asan.log" | head -60 >&2; return 1; }; }
     step "ABI suite under ASan and LSan" asan
     exit
@@ -34,7 +34,7 @@ ln -sf liboffloop.so.0 "$out/liboffloop.so"
 link=(-L"$out" -loffloop -lpthread -Wl,-rpath,"$out")
 
 headers() {
-    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; return (int)(o.priority + p.nice) + (int)d.reserved; }\n' >"$out/header.c"
+    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; offloop_ring_options r = OFFLOOP_RING_OPTIONS_INIT; offloop_producer_options w = OFFLOOP_PRODUCER_OPTIONS_INIT;\n offloop_consumer_options c = OFFLOOP_CONSUMER_OPTIONS_INIT; return (int)(o.priority + p.nice) + (int)(d.reserved + r.capacity + w.batch + c.reserved); }\n' >"$out/header.c"
     "$CC" -std=c99 "${strict[@]}" -c "$out/header.c" -o "$out/header.o" && "$CXX" -x c++ -std=c++17 "${strict[@]}" -c "$out/header.c" -o "$out/header.o"
 }
 symbols() { # exactly the functions of the header, nothing else
@@ -49,16 +49,20 @@ plugin() { # links to nothing at all
 }
 examples() {
     local name
-    for name in ops loop functions; do
+    for name in ops loop functions ring_frames; do
         "$CC" -std=c99 -O1 -g "${strict[@]}" "examples/c/$name.c" -o "$out/$name" "${link[@]}"
     done
     [ "$("$out/ops")" = 2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 ]
     [ "$(seq 3 | "$out/loop" | sort | sed -n 3p)" = "line 3: 4e074085, 32 bytes" ]
     "$out/functions" | grep -q '78498 (OFFLOOP_OK)'
+    "$out/ring_frames" | grep -qx '60 frames, 1 camera died, 0 frames torn'
 }
 memcheck() {
     if command -v valgrind >/dev/null; then
-        valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite "$out/ops" >/dev/null
+        local name
+        for name in ops ring_frames; do
+            valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite "$out/$name" >/dev/null
+        done
     else
         echo "skipped: valgrind is not installed"
     fi
@@ -69,6 +73,6 @@ step "symbols: the header's and no others" symbols
 step "SONAME, nodelete" elf
 step "plugin that links to nothing" plugin
 step "examples" examples
-step "memcheck of the quick start" memcheck
+step "memcheck of the examples" memcheck
 step "compile the ABI suite" "$CC" "${suite[@]}" -o "$out/abi" "${link[@]}"
 step "ABI suite" "$out/abi"

@@ -5,10 +5,14 @@
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
 
-use offloop_tests::driver::{Driver, LANGS, command};
-use offloop_tests::scenario::{Scenario, Step};
+use offloop::ring::{Kind, RingBuffer};
+use offloop_tests::driver::{Driver, FIRST_FD, LANGS, command};
+use offloop_tests::scenario::{Ring, Scenario, Step};
 use offloop_tests::{files, root};
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// How a case ended.
@@ -84,8 +88,15 @@ fn cases(scenario: &Scenario) -> Vec<Vec<&'static str>> {
 fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
     let deadline = Instant::now() + scenario.timeout;
     let mut drivers: HashMap<&str, Driver> = HashMap::new();
+    let ring = match scenario.ring.as_ref().map(make_ring).transpose() {
+        Ok(ring) => ring,
+        Err(why) => return Outcome::Failed(why),
+    };
+    let numbers: Vec<RawFd> = ring.as_ref().and_then(|r| r.fds().ok()).unwrap_or_default();
+    // SAFETY: `ring` keeps them open for the length of this function.
+    let fds: Vec<BorrowedFd<'_>> = numbers.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect();
     for (actor, lang) in scenario.actors.iter().zip(langs) {
-        match Driver::start(lang, deadline) {
+        match Driver::start(lang, &fds, deadline) {
             Ok(driver) => {
                 if let Some(cap) = scenario.requires.iter().find(|c| !driver.caps.contains(c)) {
                     return Outcome::Skipped(format!("the {lang} face has no `{cap}`"));
@@ -95,7 +106,8 @@ fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
             Err(why) => return Outcome::Failed(why),
         }
     }
-    let mut saved: HashMap<String, String> = HashMap::new();
+    let inherited: Vec<String> = (FIRST_FD..).take(fds.len()).map(|n| n.to_string()).collect();
+    let mut saved: HashMap<String, String> = HashMap::from([("ring".to_owned(), inherited.join(","))]);
     let mut started: HashMap<String, (String, u64)> = HashMap::new();
     for (i, step) in scenario.steps.iter().enumerate() {
         if let Err(why) = run_step(step, &mut drivers, &mut saved, &mut started, deadline) {
@@ -108,6 +120,17 @@ fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
         }
     }
     Outcome::Passed
+}
+
+/// The ring that the actors of a scenario meet in.
+fn make_ring(want: &Ring) -> Result<RingBuffer, String> {
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(want.capacity).create().map_err(|e| e.to_string())?;
+    if let Some((at, bytes)) = &want.scribble {
+        let memory = ring.fds().map_err(|e| e.to_string())?[0];
+        let file = File::options().write(true).open(format!("/proc/self/fd/{memory}")).map_err(|e| e.to_string())?;
+        file.write_all_at(bytes, *at).map_err(|e| e.to_string())?;
+    }
+    Ok(ring)
 }
 
 fn run_step(

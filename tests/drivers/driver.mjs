@@ -1,7 +1,9 @@
 // The Node.js driver of the conformance runner: PROTOCOL.md through the public API of the package.
 import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
-import { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken } from '../../bindings-node/lib/index.mjs'
+import * as offloop from '../../bindings-node/lib/index.mjs'
+
+const { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken, RingBuffer } = offloop
 
 const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
 const kindOf = new Map(table.map((row) => [row.code, row.kind]))
@@ -9,6 +11,9 @@ const kindOf = new Map(table.map((row) => [row.code, row.kind]))
 const pools = new Map()
 const tasks = new Map()
 const buffers = new Map()
+const rings = new Map()
+const producers = new Map()
+const consumers = new Map()
 let order = []
 
 class DriverError extends Error {}
@@ -72,11 +77,14 @@ function track(name, promise, abort) {
   tasks.set(name, { outcome, abort })
 }
 
+const record = (args) => (args.len === undefined ? Buffer.from(args.data, 'hex') : Buffer.alloc(Number(args.len)))
+const within = (args) => (args.timeout === undefined ? undefined : { timeout: Number(args.timeout) })
+
 /** Calls what may throw at once, as a promise. */
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => 'lang=node abi=1 wire=1 caps=back,ordered,grace,zero',
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero${RingBuffer ? ',rings' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
@@ -142,7 +150,34 @@ const verbs = {
       closeSync(opened)
     }
   },
-  'buffer.free': (args) => void buffers.delete(args.buf)
+  'buffer.free': (args) => void buffers.delete(args.buf),
+  'ring.create'(args) {
+    const options = { kind: args.kind ?? 'spsc' }
+    if (args.capacity) options.capacity = Number(args.capacity)
+    if (args.on_full) options.onFull = args.on_full
+    rings.set(args.ring, RingBuffer.create(options))
+  },
+  'ring.attach': (args) => void rings.set(args.ring, RingBuffer.attach(args.fds.split(',').map(Number))),
+  'ring.close': (args) => void need(rings, args, 'ring').close(),
+  'ring.producer': (args) => void producers.set(args.producer, need(rings, args, 'ring').producer({ batch: args.batch === '1' })),
+  'ring.push': (args) => need(producers, args, 'producer').push(record(args), within(args)),
+  'ring.try_push': (args) => `pushed=${Number(need(producers, args, 'producer').tryPush(record(args)))}`,
+  'ring.claim'(args) {
+    const bytes = record(args)
+    return `pushed=${Number(need(producers, args, 'producer').claim(bytes.length, (view) => view.set(bytes)))}`
+  },
+  'ring.flush': (args) => void need(producers, args, 'producer').flush(),
+  'ring.consumer': (args) => void consumers.set(args.consumer, need(rings, args, 'ring').consumer()),
+  'ring.pop': async (args) => `data=${hex(await need(consumers, args, 'consumer').pop(within(args)))}`,
+  'ring.try_pop'(args) {
+    const bytes = need(consumers, args, 'consumer').tryPop()
+    return bytes === null ? 'empty=1' : `data=${hex(bytes)}`
+  },
+  'ring.read'(args) {
+    const records = []
+    need(consumers, args, 'consumer').read(Number(args.max), (view) => void records.push(hex(view)))
+    return `data=${records.join(',')}`
+  }
 }
 
 async function handle(id, verb, args) {

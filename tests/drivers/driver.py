@@ -11,6 +11,9 @@ LOCK = threading.Lock()
 POOLS: dict[str, ThreadPool] = {}
 TASKS: dict[str, "Outcome"] = {}
 BUFFERS: dict[str, TransferBuffer] = {}
+RINGS: dict[str, object] = {}
+PRODUCERS: dict[str, object] = {}
+CONSUMERS: dict[str, object] = {}
 ORDER: list[str] = []
 WAITING: list[ThreadPool] = []  # pools whose submit may block
 
@@ -253,8 +256,74 @@ def buffer_free(args):
     return ""
 
 
+def record(args):
+    return bytes(int(args["len"])) if "len" in args else bytes.fromhex(args["data"])
+
+
+def within(args):
+    return float(args["timeout"]) / 1e3 if "timeout" in args else None
+
+
+def ring_create(args):
+    options = {}
+    if "capacity" in args:
+        options["capacity"] = int(args["capacity"])
+    if "on_full" in args:
+        options["on_full"] = args["on_full"]
+    RINGS[args["ring"]] = offloop.RingBuffer.create(args.get("kind", "spsc"), **options)
+    return ""
+
+
+def ring_attach(args):
+    RINGS[args["ring"]] = offloop.RingBuffer.attach([int(n) for n in args["fds"].split(",")])
+    return ""
+
+
+def ring_close(args):
+    need(RINGS, args, "ring").close()
+    return ""
+
+
+def ring_producer(args):
+    PRODUCERS[args["producer"]] = need(RINGS, args, "ring").producer(batch=args.get("batch") == "1")
+    return ""
+
+
+def ring_push(args):
+    need(PRODUCERS, args, "producer").push(record(args), timeout=within(args))
+    return ""
+
+
+def ring_claim(args):
+    data = record(args)
+    with need(PRODUCERS, args, "producer").claim(len(data)) as view:
+        view[:] = data
+    return "pushed=1"
+
+
+def ring_flush(args):
+    need(PRODUCERS, args, "producer").flush()
+    return ""
+
+
+def ring_consumer(args):
+    CONSUMERS[args["consumer"]] = need(RINGS, args, "ring").consumer()
+    return ""
+
+
+def ring_try_pop(args):
+    data = need(CONSUMERS, args, "consumer").try_pop()
+    return "empty=1" if data is None else f"data={data.hex()}"
+
+
+def ring_read(args):
+    records = []
+    need(CONSUMERS, args, "consumer").read(int(args["max"]), lambda view: records.append(bytes(view).hex()))
+    return f"data={','.join(records)}"
+
+
 VERBS = {
-    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero",
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero" + (",rings" if hasattr(offloop, "RingBuffer") else ""),
     "pool.new": pool_new,
     "pool.submit_many": submit_many,
     "pool.stats": pool_stats,
@@ -271,12 +340,29 @@ VERBS = {
     "buffer.revoke": buffer_revoke,
     "buffer.attach": buffer_attach,
     "buffer.free": buffer_free,
+    "ring.create": ring_create,
+    "ring.attach": ring_attach,
+    "ring.close": ring_close,
+    "ring.producer": ring_producer,
+    "ring.try_push": lambda args: f"pushed={int(need(PRODUCERS, args, 'producer').try_push(record(args)))}",
+    "ring.claim": ring_claim,
+    "ring.flush": ring_flush,
+    "ring.consumer": ring_consumer,
+    "ring.try_pop": ring_try_pop,
+    "ring.read": ring_read,
 }
 
 
 def later(number, call):
     """Answers from a thread of its own, so that the driver goes on reading."""
     threading.Thread(target=lambda: say(number, call()), daemon=True).start()
+
+
+def reply_of(call):
+    try:
+        return f"ok {call()}"
+    except BaseException as error:  # noqa: BLE001  every outcome is a reply
+        return show_error(error)
 
 
 def task_wait(outcome):
@@ -300,6 +386,10 @@ def handle(number, verb, args):
         later(number, lambda: closed(pool))
     elif verb == "op.run":
         later(number, lambda: outcome_of(lambda: offloop.default_pool().submit(args["op"], *inputs(args), **params(args)).result()))
+    elif verb == "ring.push":
+        later(number, lambda: reply_of(lambda: ring_push(args)))
+    elif verb == "ring.pop":
+        later(number, lambda: reply_of(lambda: f"data={need(CONSUMERS, args, 'consumer').pop(timeout=within(args)).hex()}"))
     elif verb in VERBS:
         say(number, f"ok {VERBS[verb](args)}")
     else:

@@ -1,8 +1,10 @@
 //! Drivers: one process per actor, one line in, one line out.
 
+use crate::inherit::inherit;
 use crate::{root, target_dir};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -16,28 +18,50 @@ pub const LANGS: &[&str] = &["rust", "c", "node", "python"];
 /// # Errors
 /// The reason, with what would make it start.
 pub fn command(lang: &str) -> Result<Command, String> {
-    let drivers = root().join("tests/drivers");
+    program(lang, &Program { rust: "driver", c: "conformance/driver-c", scripts: "tests/drivers/driver" })
+}
+
+/// A program that stands in the tree once per language.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The binary, by its name.
+    pub rust: &'static str,
+    /// The binary, below the target directory.
+    pub c: &'static str,
+    /// The scripts, without `.mjs` and `.py`.
+    pub scripts: &'static str,
+}
+
+/// How to start a language's `program`, or why it cannot be started here.
+///
+/// # Errors
+/// The reason, with what would make it start.
+pub fn program(lang: &str, program: &Program) -> Result<Command, String> {
+    let script = |ending: &str| root().join(format!("{}.{ending}", program.scripts));
     let need = |path: PathBuf, cure: &str| {
         if path.exists() { Ok(path) } else { Err(format!("{} is not there; run `{cure}`", path.display())) }
     };
     match lang {
-        "rust" => Ok(Command::new(need(target_dir().join("release/driver"), "make core")?)),
-        "c" => Ok(Command::new(need(target_dir().join("conformance/driver-c"), "make capi")?)),
+        "rust" => Ok(Command::new(need(target_dir().join("release").join(program.rust), "make core")?)),
+        "c" => Ok(Command::new(need(target_dir().join(program.c), "make c-programs")?)),
         "node" => {
             need(root().join("bindings-node/lib/index.mjs"), "make node")?;
             let mut command = Command::new("node");
-            command.arg(drivers.join("driver.mjs"));
+            command.arg(script("mjs"));
             Ok(command)
         }
         "python" => {
             need(root().join("bindings-python/python/offloop"), "make python")?;
             let mut command = Command::new(need(root().join(".venv/bin/python"), "make python")?);
-            command.arg(drivers.join("driver.py"));
+            command.arg(script("py"));
             Ok(command)
         }
         other => Err(format!("no driver speaks {other}")),
     }
 }
+
+/// The number of the first fd that a driver inherits.
+pub const FIRST_FD: RawFd = 100;
 
 /// A running driver.
 pub struct Driver {
@@ -52,12 +76,14 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts a driver and greets it.
+    /// Starts a driver, with `fds` from [`FIRST_FD`] on, and greets it.
     ///
     /// # Errors
     /// The reason in words.
-    pub fn start(lang: &str, deadline: Instant) -> Result<Driver, String> {
-        let mut child = command(lang)?
+    pub fn start(lang: &str, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<Driver, String> {
+        let mut command = command(lang)?;
+        inherit(&mut command, fds, FIRST_FD).map_err(|e| format!("fds of a ring: {e}"))?;
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .current_dir(root())
@@ -130,10 +156,11 @@ impl Driver {
 
     /// Ends the driver by SIGKILL.
     pub fn kill(&mut self) {
-        self.stdin = None;
         // It may have ended by itself; either way it is gone after this.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Not before: the end of its input would let it leave in peace.
+        self.stdin = None;
     }
 
     /// Closes the driver's input; it must end by itself, without an error.

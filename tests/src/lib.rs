@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod generated;
+pub mod inherit;
 pub mod load;
 pub mod scenario;
 pub mod spread;

@@ -20,8 +20,19 @@ pub struct Scenario {
     pub requires: Vec<String>,
     /// A watchdog, not an assertion.
     pub timeout: Duration,
+    /// A ring that the runner makes; every actor inherits its fds, whose numbers are saved as `ring`.
+    pub ring: Option<Ring>,
     /// The steps, in order.
     pub steps: Vec<Step>,
+}
+
+/// The runner's ring.
+#[derive(Clone, Debug, Default)]
+pub struct Ring {
+    /// Bytes of a lane.
+    pub capacity: usize,
+    /// `offset:hex`: bytes that are overwritten before anybody attaches.
+    pub scribble: Option<(u64, Vec<u8>)>,
 }
 
 /// One step.
@@ -97,7 +108,7 @@ impl Scenario {
         let strings = |v: Option<&Value>| -> Vec<String> {
             v.and_then(Value::as_array).map(|a| a.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
         };
-        let known = ["about", "actors", "matrix", "requires", "timeout_s", "step"];
+        let known = ["about", "actors", "matrix", "requires", "timeout_s", "ring", "step"];
         if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
             return Err(format!("{name}: unknown key {bad}"));
         }
@@ -117,12 +128,26 @@ impl Scenario {
                 Some(other) => return Err(format!("{name}: matrix {other} does not fit {} actors", actors.len())),
             },
             requires: strings(table.get("requires")),
+            ring: table.get("ring").map(read_ring).transpose().map_err(|e| format!("{name}: {e}"))?,
             timeout: Duration::from_secs(u64::try_from(table.get("timeout_s").and_then(Value::as_integer).unwrap_or(60)).unwrap_or(60)),
             name,
             actors,
             steps,
         })
     }
+}
+
+fn read_ring(ring: &Value) -> Result<Ring, String> {
+    let capacity = ring.get("capacity").and_then(Value::as_integer).and_then(|n| usize::try_from(n).ok());
+    let scribble = ring.get("scribble").and_then(Value::as_str).map(|text| {
+        let (at, hex) = text.split_once(':')?;
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok()).collect();
+        Some((at.parse().ok()?, bytes?))
+    });
+    Ok(Ring {
+        capacity: capacity.ok_or("ring has no capacity")?,
+        scribble: scribble.map(|s| s.ok_or("scribble is not offset:hex")).transpose()?,
+    })
 }
 
 fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {

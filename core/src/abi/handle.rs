@@ -33,10 +33,24 @@ pub enum Kind {
     Pool,
     Task,
     Queue,
+    Ring,
+    Producer,
+    Consumer,
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [Kind::Value, Kind::Buffer, Kind::Ctx, Kind::Registry, Kind::Pool, Kind::Task, Kind::Queue];
+    const ALL: [Kind; 10] = [
+        Kind::Value,
+        Kind::Buffer,
+        Kind::Ctx,
+        Kind::Registry,
+        Kind::Pool,
+        Kind::Task,
+        Kind::Queue,
+        Kind::Ring,
+        Kind::Producer,
+        Kind::Consumer,
+    ];
 
     fn from_u8(n: u8) -> Option<Kind> {
         Kind::ALL.into_iter().find(|k| *k as u8 == n)
@@ -53,6 +67,9 @@ impl Kind {
             Kind::Pool => "pool",
             Kind::Task => "task",
             Kind::Queue => "completion queue",
+            Kind::Ring => "ring",
+            Kind::Producer => "producer",
+            Kind::Consumer => "consumer",
         }
     }
 }
@@ -124,7 +141,7 @@ pub enum Object {
     Ctx(Box<CtxState>),
     /// A loading plugin.
     Registry(Vec<Registration>),
-    /// An object of a layer above: pool, task, completion queue.
+    /// An object of a layer above: pool, task, completion queue, ring.
     Shared(Arc<dyn Any + Send + Sync>),
 }
 

@@ -1,4 +1,4 @@
-//! The C ABI of pools, tasks and completion queues (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
+//! The C ABI of pools, tasks, completion queues and rings (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
 //! because plugins need them in every build.
 //!
 //! `include/offloop.h` is written from these two modules and from the tables of errors, types and options:
@@ -8,6 +8,7 @@
 pub mod completion;
 pub mod metrics;
 pub mod pool;
+pub mod ring;
 pub mod task;
 
 /// A pool of native threads.
@@ -28,7 +29,32 @@ pub struct offloop_cq {
     _opaque: (),
 }
 
-crate::abi::kinds!(offloop_pool = Pool, offloop_task = Task, offloop_cq = Queue);
+/// A bounded queue of records that threads and processes share.
+#[derive(Debug)]
+pub struct offloop_ring {
+    _opaque: (),
+}
+
+/// Pushes records into a ring.
+#[derive(Debug)]
+pub struct offloop_producer {
+    _opaque: (),
+}
+
+/// Pops records from a ring.
+#[derive(Debug)]
+pub struct offloop_consumer {
+    _opaque: (),
+}
+
+crate::abi::kinds!(
+    offloop_pool = Pool,
+    offloop_task = Task,
+    offloop_cq = Queue,
+    offloop_ring = Ring,
+    offloop_producer = Producer,
+    offloop_consumer = Consumer
+);
 
 /// Makes the next call of this thread panic inside its boundary. Only in test builds (feature `failpoints`).
 #[cfg(feature = "failpoints")]

@@ -122,13 +122,17 @@ impl Consumer {
         Ok(if self.find()? { self.shown.map(|f| self.input.record(f)) } else { None })
     }
 
-    /// Lets go of the record that [`peek`](Self::peek) showed; does nothing when it showed none.
+    /// Lets go of the record that [`peek`](Self::peek) showed, and of those of [`read_held`](Self::read_held).
     #[inline]
     pub fn release(&mut self) {
-        let Some(found) = self.shown.take() else { return };
+        let shown = self.shown.take();
         // A forked child must not speak for its parent.
-        if !self.shared.is_forked() {
-            self.input.release(&self.shared, found.len);
+        if self.shared.is_forked() {
+            return;
+        }
+        match shown {
+            Some(found) => self.input.release(&self.shared, found.len),
+            None => self.input.give_back_if_due(&self.shared),
         }
     }
 
@@ -234,6 +238,27 @@ impl Consumer {
     /// Wakes the producer if it sleeps: for such a face, after it has given room back.
     pub fn wake(&self) {
         self.shared.wake(self.sleeper.first_peer());
+    }
+
+    /// As [`read`](Self::read), but all records stay where they are, readable, until the next call on this consumer: no room is
+    /// given back before it.
+    ///
+    /// # Errors
+    /// Those of [`try_pop`](Self::try_pop), if there was no record before it.
+    pub fn read_held(&mut self, max: usize, mut f: impl FnMut(RecordRef<'_>)) -> Result<usize> {
+        if self.shown.is_none() {
+            self.release(); // those of the last call
+        }
+        let mut n = 0;
+        while n < max {
+            // Damage behind the first record is told by the next call.
+            let found = if n == 0 { self.find().map(|_| self.shown.take())? } else { self.input.look_behind().unwrap_or(None) };
+            let Some(found) = found else { break };
+            f(self.input.record(found));
+            self.input.let_go(found.len);
+            n += 1;
+        }
+        Ok(n)
     }
 
     /// An fd that is readable when there may be something to pop, or a peer has died, for an event loop. Level-triggered: from

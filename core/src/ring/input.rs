@@ -39,6 +39,11 @@ impl End {
     #[inline]
     fn release(&mut self, shared: &Shared, len: u32) {
         self.reader.release(len);
+        self.give_back_if_due(shared);
+    }
+
+    #[inline]
+    fn give_back_if_due(&mut self, shared: &Shared) {
         // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
         if self.reader.unpublished() >= self.give_back || shared.sleeps(self.producer) {
             self.give_back(shared);
@@ -149,6 +154,41 @@ impl Input {
                 lanes.ends[lanes.turn].release(shared, len);
             }
             Input::Copied(copying, _) => copying.release(len),
+        }
+    }
+
+    /// The record behind the one that [`look`](Self::look) found and that was let go of. Gives no room back, so that one stays
+    /// readable; `None` where that cannot be had.
+    pub(super) fn look_behind(&mut self) -> Result<Option<Found>, Damage> {
+        match self {
+            Input::One(end) => end.reader.peek(&end.lane),
+            Input::Many(lanes) if lanes.taken < TURN => {
+                let end = &mut lanes.ends[lanes.turn];
+                end.reader.peek(&end.lane)
+            }
+            Input::Many(_) | Input::Copied(..) => Ok(None),
+        }
+    }
+
+    /// [`release`](Self::release) without giving room back.
+    pub(super) fn let_go(&mut self, len: u32) {
+        match self {
+            Input::One(end) => end.reader.release(len),
+            Input::Many(lanes) => {
+                lanes.taken += 1;
+                lanes.ends[lanes.turn].reader.release(len);
+            }
+            Input::Copied(copying, _) => copying.release(len),
+        }
+    }
+
+    /// Gives room back if enough was let go, or the producer sleeps.
+    #[inline]
+    pub(super) fn give_back_if_due(&mut self, shared: &Shared) {
+        match self {
+            Input::One(end) => end.give_back_if_due(shared),
+            Input::Many(lanes) => lanes.ends[lanes.turn].give_back_if_due(shared),
+            Input::Copied(..) => {}
         }
     }
 

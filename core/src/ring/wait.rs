@@ -249,12 +249,13 @@ impl Sleeper {
         // What is found about the peers now is told by this call, and need not ring.
         self.disarm();
         self.refresh()?;
-        if self.watched.iter().any(|w| w.pidfd.is_some()) {
-            let mut fds: Vec<_> = self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())).collect();
+        let mut fds: Vec<_> = self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())).collect();
+        if !fds.is_empty() {
             poll::wait_readable(&mut fds, Some(Duration::ZERO));
-            if fds.iter().any(poll::is_ready) {
-                self.bury()?;
-            }
+        }
+        // A peer without a pidfd rings nothing when it dies: this call is the only one that sees it.
+        if fds.len() < self.watched.len() || fds.iter().any(poll::is_ready) {
+            self.bury()?;
         }
         self.shared.bells.get(self.seat).clear();
         self.arm()

@@ -40,10 +40,18 @@ typedef struct {
   offloop_buffer *buffer; /* NULL once it was moved */
 } buffer_entry;
 
+typedef struct {
+  char *name;
+  offloop_ring *ring;
+  offloop_producer *producer;
+  offloop_consumer *consumer;
+} ring_entry;
+
 static task_entry tasks[MAX_NAMED];
 static pool_entry pools[MAX_NAMED];
 static buffer_entry buffers[MAX_NAMED];
-static int task_count, pool_count, buffer_count, freed_count;
+static ring_entry rings[MAX_NAMED]; /* rings, producers and consumers */
+static int task_count, pool_count, buffer_count, ring_count, freed_count;
 static char order[4096];
 
 /* ---- text ---- */
@@ -528,6 +536,149 @@ static char *buffer_verb(const char *verb, const args_t *args) {
   return format("ok");
 }
 
+/* ---- rings ---- */
+
+static ring_entry *ring_named(const char *name) {
+  for (int i = 0; name != NULL && i < ring_count; i++) {
+    if (strcmp(rings[i].name, name) == 0) return &rings[i];
+  }
+  return NULL;
+}
+
+static char *keep_ring(const char *name, ring_entry made, offloop_status status) {
+  if (status != OFFLOOP_OK) return last_error(status);
+  if (name == NULL || ring_count == MAX_NAMED) return driver_error("no name, or too many");
+  made.name = grab(strdup(name));
+  rings[ring_count++] = made;
+  return format("ok");
+}
+
+static unsigned char *record_of(const args_t *args, size_t *len) {
+  if (get(args, "len") == NULL) return unhex(get(args, "data"), len);
+  *len = (size_t)number(args, "len", 0);
+  return grab(calloc(*len + 1, 1));
+}
+
+static char *show_record(offloop_status status, const offloop_record *record) {
+  if (status == OFFLOOP_ERR_EMPTY) return format("ok empty=1");
+  if (status != OFFLOOP_OK) return last_error(status);
+  char *h = hex(record->data, record->len);
+  char *reply = format("ok data=%s", h);
+  free(h);
+  return reply;
+}
+
+static char *show_pushed(offloop_status status) {
+  if (status != OFFLOOP_OK && status != OFFLOOP_ERR_FULL) return last_error(status);
+  return format("ok pushed=%d", status == OFFLOOP_OK);
+}
+
+static void *push_thread(void *arg) {
+  args_t *args = arg;
+  size_t len;
+  unsigned char *bytes = record_of(args, &len);
+  int64_t timeout = get(args, "timeout") == NULL ? -1 : ms(args, "timeout");
+  offloop_status status = offloop_producer_push(ring_named(get(args, "producer"))->producer, bytes, len, timeout);
+  say(args->number, status == OFFLOOP_OK ? format("ok") : last_error(status));
+  free(bytes);
+  release(args);
+  return NULL;
+}
+
+static void *pop_thread(void *arg) {
+  args_t *args = arg;
+  offloop_record record;
+  offloop_consumer *consumer = ring_named(get(args, "consumer"))->consumer;
+  offloop_status status = offloop_consumer_pop(consumer, get(args, "timeout") == NULL ? -1 : ms(args, "timeout"), &record);
+  char *reply = show_record(status, &record);
+  offloop_consumer_release(consumer);
+  say(args->number, reply);
+  release(args);
+  return NULL;
+}
+
+static char *ring_make(const char *verb, const args_t *args) {
+  ring_entry made = {0}, *ring = ring_named(get(args, "ring"));
+  if (strcmp(verb, "ring.create") == 0) {
+    offloop_ring_options options = OFFLOOP_RING_OPTIONS_INIT;
+    options.kind = get(args, "kind");
+    options.on_full = get(args, "on_full");
+    options.capacity = (size_t)number(args, "capacity", 0);
+    offloop_status status = offloop_ring_create(&options, &made.ring);
+    return keep_ring(get(args, "ring"), made, status);
+  }
+  if (strcmp(verb, "ring.attach") == 0) {
+    int32_t fds[MAX_NAMED];
+    size_t count = 0;
+    char *list = grab(strdup(get(args, "fds"))), *rest = list, *one;
+    while ((one = strsep(&rest, ",")) != NULL && count < MAX_NAMED) fds[count++] = atoi(one);
+    free(list);
+    offloop_status status = offloop_ring_attach(fds, count, &made.ring);
+    return keep_ring(get(args, "ring"), made, status);
+  }
+  if (ring == NULL) return driver_error("no such ring, or no such verb");
+  if (strcmp(verb, "ring.producer") == 0) {
+    offloop_producer_options options = OFFLOOP_PRODUCER_OPTIONS_INIT;
+    options.batch = get(args, "batch") != NULL;
+    offloop_status status = offloop_producer_new(ring->ring, &options, &made.producer);
+    return keep_ring(get(args, "producer"), made, status);
+  }
+  if (strcmp(verb, "ring.consumer") == 0) {
+    offloop_status status = offloop_consumer_new(ring->ring, NULL, &made.consumer);
+    return keep_ring(get(args, "consumer"), made, status);
+  }
+  if (strcmp(verb, "ring.close") != 0) return driver_error("no such verb");
+  offloop_status status = offloop_ring_close(ring->ring);
+  return status == OFFLOOP_OK ? format("ok") : last_error(status);
+}
+
+static char *ring_verb(const char *verb, args_t *args) {
+  ring_entry *producer = ring_named(get(args, "producer")), *consumer = ring_named(get(args, "consumer"));
+  if (get(args, "ring") != NULL) return ring_make(verb, args);
+  if (producer != NULL) {
+    if (strcmp(verb, "ring.push") == 0) return later(push_thread, args);
+    if (strcmp(verb, "ring.flush") == 0) {
+      offloop_status status = offloop_producer_flush(producer->producer);
+      return status == OFFLOOP_OK ? format("ok") : last_error(status);
+    }
+    size_t len;
+    void *room;
+    unsigned char *bytes = record_of(args, &len);
+    offloop_status status;
+    if (strcmp(verb, "ring.claim") == 0) {
+      status = offloop_producer_try_claim(producer->producer, len, &room);
+      if (status == OFFLOOP_OK) {
+        memcpy(room, bytes, len);
+        status = offloop_producer_commit(producer->producer, len);
+      }
+    } else {
+      status = offloop_producer_try_push(producer->producer, bytes, len);
+    }
+    free(bytes);
+    return show_pushed(status);
+  }
+  if (consumer == NULL) return driver_error("no such producer or consumer");
+  if (strcmp(verb, "ring.pop") == 0) return later(pop_thread, args);
+  offloop_record records[MAX_NAMED];
+  size_t count = 0, max = (size_t)number(args, "max", 1);
+  if (strcmp(verb, "ring.try_pop") == 0) {
+    char *reply = show_record(offloop_consumer_try_pop(consumer->consumer, records), records);
+    offloop_consumer_release(consumer->consumer);
+    return reply;
+  }
+  offloop_status status = offloop_consumer_read(consumer->consumer, records, max < MAX_NAMED ? max : MAX_NAMED, &count);
+  if (status != OFFLOOP_OK && status != OFFLOOP_ERR_EMPTY) return last_error(status);
+  char *reply = format("ok data=");
+  for (size_t i = 0; i < count; i++) {
+    char *h = hex(records[i].data, records[i].len), *longer = format("%s%s%s", reply, i == 0 ? "" : ",", h);
+    free(h);
+    free(reply);
+    reply = longer;
+  }
+  offloop_consumer_release(consumer->consumer);
+  return reply;
+}
+
 /* ---- the loop ---- */
 
 /* NULL when the reply comes later, from a thread that owns `args`. */
@@ -536,7 +687,7 @@ static char *run(args_t *args) {
   pool_entry *pool = pool_of(args);
   task_entry *task;
   if (strcmp(verb, "hello") == 0) {
-    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,rings", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
   }
   if (strcmp(verb, "pool.new") == 0) return pool_new(args);
   if (strcmp(verb, "order.take") == 0) {
@@ -554,6 +705,7 @@ static char *run(args_t *args) {
   }
   if (strcmp(verb, "op.run") == 0) return later(op_thread, args);
   if (strncmp(verb, "buffer.", 7) == 0) return buffer_verb(verb, args);
+  if (strncmp(verb, "ring.", 5) == 0) return ring_verb(verb, args);
   if (strncmp(verb, "task.", 5) == 0) {
     if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
     if (strcmp(verb, "task.wait") == 0) return later(wait_thread, args);

@@ -21,6 +21,7 @@ const SOURCES: &[&str] = &[
     "capi/completion.rs",
     "capi/pool.rs",
     "capi/task.rs",
+    "capi/ring.rs",
     "capi/metrics.rs",
     "abi/host.rs",
 ];
@@ -30,6 +31,9 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_pool_options", "OFFLOOP_POOL_OPTIONS_INIT"),
     ("offloop_submit_options", "OFFLOOP_SUBMIT_OPTIONS_INIT"),
     ("offloop_codec_options", "OFFLOOP_CODEC_OPTIONS_INIT"),
+    ("offloop_ring_options", "OFFLOOP_RING_OPTIONS_INIT"),
+    ("offloop_producer_options", "OFFLOOP_PRODUCER_OPTIONS_INIT"),
+    ("offloop_consumer_options", "OFFLOOP_CONSUMER_OPTIONS_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 

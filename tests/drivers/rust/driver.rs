@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, reason = "the protocol is spoken on standard output")]
 
+mod ring;
+
 use offloop::buffer::revoke_token;
 use offloop::pool::{Deliver, OnFull, SubmitOptions, Work};
 use offloop::{Bytes, Error, Task, ThreadPool, TransferBuffer, Value};
@@ -52,6 +54,7 @@ struct Driver {
     foreign: HashMap<String, Bytes>,
     freed: Arc<AtomicUsize>,
     order: Arc<Mutex<Vec<String>>>,
+    rings: ring::Rings,
 }
 
 /// Memory that somebody else owns: counts when it is given back.
@@ -256,7 +259,7 @@ impl Driver {
 
     fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
         match verb {
-            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero".into()),
+            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,rings".into()),
             "pool.new" => {
                 let mut builder = ThreadPool::builder();
                 if let Some(n) = args.number("max_workers") {
@@ -327,6 +330,7 @@ impl Driver {
                 Ok("later".into())
             }
             "foreign.freed" => Ok(format!("count={}", self.freed.load(Ordering::SeqCst))),
+            _ if verb.starts_with("ring.") => self.rings.run(id, verb, args),
             _ => self.run_buffer(verb, args),
         }
     }

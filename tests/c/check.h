@@ -1,0 +1,29 @@
+/* What the parts of the ABI suite have in common. */
+#ifndef CHECK_H
+#define CHECK_H
+#include <offloop.h>
+#include <offloop.h> /* twice on purpose */
+#include <stdio.h>
+#include <stdlib.h>
+
+extern long checks;
+#define CHECK(cond) \
+  do { \
+    checks++; \
+    if (!(cond)) { \
+      fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #cond, offloop_last_error()); \
+      exit(1); \
+    } \
+  } while (0)
+#define OK(call) CHECK((call) == OFFLOOP_OK)
+#define IS(call, status) CHECK((call) == OFFLOOP_ERR_##status)
+
+#define FORGED ((void *)0x00005555deadbee0)
+
+int open_fds(void);
+
+/* rings.c */
+void rings(void);
+int ring_child(int count, char **args);
+void ring_panics(void);
+#endif

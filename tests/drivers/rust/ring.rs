@@ -1,0 +1,116 @@
+//! The verbs of rings.
+
+use super::{Args, Reply, hex, missing, say, show, unhex};
+use offloop::ring::{Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
+use offloop::{Error, Value};
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+#[derive(Default)]
+pub(crate) struct Rings {
+    rings: HashMap<String, RingBuffer>,
+    producers: HashMap<String, Arc<Mutex<Producer>>>,
+    consumers: HashMap<String, Arc<Mutex<Consumer>>>,
+}
+
+fn record(args: &Args) -> Result<Vec<u8>, Error> {
+    match args.number("len") {
+        Some(len) => Ok(vec![0; len]),
+        None => args.text("data").map(unhex),
+    }
+}
+
+/// What waits, on a thread of its own, so that the driver goes on reading.
+fn later(id: &str, work: impl FnOnce() -> Reply + Send + 'static) -> Reply {
+    let id = id.to_owned();
+    std::thread::spawn(move || match work() {
+        Ok(fields) => say(&id, &format!("ok {fields}")),
+        Err(e) => say(&id, &show(Err::<Value, _>(e))),
+    });
+    Ok("later".into())
+}
+
+impl Rings {
+    fn producer(&self, args: &Args) -> Result<Arc<Mutex<Producer>>, Error> {
+        let name = args.text("producer")?;
+        self.producers.get(name).cloned().ok_or_else(|| missing("producer", name))
+    }
+
+    fn consumer(&self, args: &Args) -> Result<Arc<Mutex<Consumer>>, Error> {
+        let name = args.text("consumer")?;
+        self.consumers.get(name).cloned().ok_or_else(|| missing("consumer", name))
+    }
+
+    pub(crate) fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
+        let lock = "no panic under the lock";
+        match verb {
+            "ring.create" => {
+                let mut builder = RingBuffer::builder(args.get("kind").map_or(Ok(Kind::Spsc), str::parse)?);
+                if let Some(n) = args.number("capacity") {
+                    builder = builder.capacity(n);
+                }
+                if let Some(policy) = args.get("on_full") {
+                    builder = builder.on_full(policy.parse()?);
+                }
+                self.rings.insert(args.text("ring")?.to_owned(), builder.create()?);
+            }
+            "ring.attach" => {
+                let numbers = args.text("fds")?.split(',').filter_map(|n| n.parse::<RawFd>().ok());
+                // SAFETY: the runner put them there, and they stay open.
+                let fds: Vec<_> = numbers.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
+                self.rings.insert(args.text("ring")?.to_owned(), RingBuffer::attach(&fds)?);
+            }
+            "ring.push" => {
+                let (producer, bytes, timeout) = (self.producer(args)?, record(args)?, args.ms("timeout"));
+                return later(id, move || producer.lock().expect(lock).push(&bytes, timeout).map(|()| String::new()));
+            }
+            "ring.try_push" => {
+                let pushed = self.producer(args)?.lock().expect(lock).try_push(&record(args)?)?;
+                return Ok(format!("pushed={}", i32::from(pushed)));
+            }
+            "ring.claim" => {
+                let (producer, bytes) = (self.producer(args)?, record(args)?);
+                let mut producer = producer.lock().expect(lock);
+                let Some(mut claim) = producer.try_claim(bytes.len())? else { return Ok("pushed=0".into()) };
+                assert!(claim.write_at(0, &bytes), "a claim is as long as asked for");
+                claim.commit()?;
+                return Ok("pushed=1".into());
+            }
+            "ring.flush" => self.producer(args)?.lock().expect(lock).flush()?,
+            "ring.pop" => {
+                let (consumer, timeout) = (self.consumer(args)?, args.ms("timeout"));
+                return later(id, move || consumer.lock().expect(lock).pop(timeout).map(|r| format!("data={}", hex(&r.to_vec()))));
+            }
+            "ring.try_pop" => {
+                let consumer = self.consumer(args)?;
+                let mut consumer = consumer.lock().expect(lock);
+                return Ok(consumer.try_pop()?.map_or("empty=1".into(), |r| format!("data={}", hex(&r.to_vec()))));
+            }
+            "ring.read" => {
+                let mut records = Vec::new();
+                let max = args.number("max").unwrap_or(1);
+                self.consumer(args)?.lock().expect(lock).read(max, |r| records.push(hex(&r.to_vec())))?;
+                return Ok(format!("data={}", records.join(",")));
+            }
+            _ => {
+                let name = args.text("ring")?;
+                let ring = self.rings.get(name).ok_or_else(|| missing("ring", name))?;
+                match verb {
+                    "ring.close" => ring.close(),
+                    "ring.producer" => {
+                        let options = ProducerOptions { batch: args.get("batch") == Some("1"), ..ProducerOptions::default() };
+                        let producer = Arc::new(Mutex::new(ring.producer(options)?));
+                        self.producers.insert(args.text("producer")?.to_owned(), producer);
+                    }
+                    "ring.consumer" => {
+                        let consumer = Arc::new(Mutex::new(ring.consumer(ConsumerOptions::default())?));
+                        self.consumers.insert(args.text("consumer")?.to_owned(), consumer);
+                    }
+                    _ => return Err(Error::invalid("unknown verb").with("verb", verb)),
+                }
+            }
+        }
+        Ok(String::new())
+    }
+}
