@@ -23,8 +23,6 @@ enum Goal {
     Within(f64),
     /// Lower is better; at most this value, whatever the peer has.
     AtMost(f64),
-    /// Higher is better; at least this value, whatever the peer has.
-    AtLeast(f64),
     /// Shown only; lower is better.
     Low,
 }
@@ -252,7 +250,6 @@ fn verdict(goal: Goal, ours: f64, ratio: f64, theirs: f64) -> String {
         Goal::Within(want) => format!("≤ {want} ×: {}", met(ratio <= want)),
         Goal::AtLeast(want) => format!("≥ {want}: {}", met(ours >= want)),
         Goal::AtMost(want) => format!("≤ {want}: {}", met(ours <= want)),
-        Goal::AtLeast(want) => format!("≥ {want}: {}", met(ours >= want)),
         Goal::Low => String::new(),
     }
 }

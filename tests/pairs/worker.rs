@@ -45,7 +45,7 @@ fn patient<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
 
 fn push(producer: &mut Producer, number: u64, bytes: &[u8]) -> Result<(), Error> {
     loop {
-        let pushed = if number % 3 == 0 {
+        let pushed = if number.is_multiple_of(3) {
             producer.claim(bytes.len(), None).and_then(|mut claim| {
                 assert!(claim.write_at(0, bytes), "a claim is as long as asked for");
                 claim.commit()

@@ -193,28 +193,6 @@ impl Consumer {
         Ok(n)
     }
 
-    /// Begins anew at the position in memory, for a face that has popped by itself since. Does nothing in an overwriting ring,
-    /// whose readers have no position there.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Forked`.
-    pub fn resync(&mut self) -> Result<()> {
-        self.shared.check()?;
-        self.shown = None;
-        self.input.resync(self.shared.map.header().capacity).map_err(|d| self.shared.poison(d))
-    }
-
-    /// Arms the fd, for a face that pops by itself: it looks for a record once more, and sleeps if there is none. A dead peer's
-    /// seat says so afterwards.
-    ///
-    /// # Errors
-    /// `Os`, `Corrupt`, `Forked`.
-    pub fn arm(&mut self) -> Result<()> {
-        self.shared.check()?;
-        self.sleeper.fd()?;
-        self.sleeper.arm_polled()
-    }
-
     /// Where this handle stands, for a face that reads the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping);
     /// `None` where there is more than one lane, or copies.
     #[must_use]

@@ -211,19 +211,6 @@ impl Input {
         }
     }
 
-    /// Begins anew where the words in memory are.
-    pub(super) fn resync(&mut self, capacity: u32) -> Result<(), Damage> {
-        let ends = match self {
-            Input::One(end) => std::slice::from_mut(end),
-            Input::Many(lanes) => &mut lanes.ends[..],
-            Input::Copied(..) => &mut [],
-        };
-        for end in ends {
-            end.reader = Reader::resume(&end.lane, capacity)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn leave(&self) {
         match self {
             Input::One(end) => end.leave(),

@@ -393,20 +393,6 @@ impl RingBuffer {
         (self.shared.map.base(), self.shared.map.len())
     }
 
-    /// Rings the doorbell of a seat if its owner sleeps. For a face that follows `wire::ring` itself, after it has published and
-    /// seen the seat's `waiting` word.
-    ///
-    /// # Errors
-    /// `Invalid` when there is no such seat, `Forked`.
-    pub fn wake(&self, seat: usize) -> Result<()> {
-        self.shared.check_fork()?;
-        if seat >= self.shared.bells.len() {
-            return Err(Error::invalid("ring has no such seat").with("seat", seat).with("seats", self.shared.bells.len()));
-        }
-        self.shared.wake(seat);
-        Ok(())
-    }
-
     /// The one producer of an `spsc` or `broadcast` ring, or a further one of an `mpsc` ring.
     ///
     /// # Errors

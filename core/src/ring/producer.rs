@@ -372,27 +372,6 @@ impl Producer {
         Ok(())
     }
 
-    /// Begins anew at the position in memory, for a face that has pushed by itself since. What was not flushed is forgotten.
-    ///
-    /// # Errors
-    /// `Corrupt`, `Forked`.
-    pub fn resync(&mut self) -> Result<()> {
-        self.shared.check()?;
-        self.writer = Writer::resume(&self.lane, self.shared.map.header().capacity).map_err(|d| self.shared.poison(d))?;
-        Ok(())
-    }
-
-    /// Arms the fd, for a face that pushes by itself: it looks for room once more, and sleeps if there is none. A dead peer's
-    /// seat says so afterwards.
-    ///
-    /// # Errors
-    /// `Os`, `Corrupt`, `Forked`.
-    pub fn arm(&mut self) -> Result<()> {
-        self.shared.check()?;
-        self.sleeper.fd()?;
-        self.sleeper.arm_polled()
-    }
-
     /// Where this handle stands, for a face that writes the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping).
     #[must_use]
     pub fn cursor(&self) -> Cursor {

@@ -565,26 +565,3 @@ fn a_wait_is_no_shorter_than_asked() {
     assert!(from.elapsed() >= SHORT.expect("some"));
     assert_eq!(kind(c.pop(Some(Duration::ZERO)).map(|_| ())), ErrorKind::Timeout);
 }
-
-/// What a face does that follows the layout itself: it moves the words, and calls only to sleep, to wake and to come back.
-#[test]
-fn a_face_that_moves_the_words_itself_can_come_back() {
-    let (ring, mut p, mut c) = ring(4096);
-    c.arm().expect("arm");
-    assert!(!readable(c.fd().expect("fd")), "armed");
-    // Pushes one record of 8 bytes by hand.
-    set_record(&ring, 0, record_word(RECORD_DATA, 8));
-    ring.shared.map.seat_position(1, seat_word::TAIL).store(16 | 1 << 32, Ordering::Release);
-    assert_eq!(word(&ring, 0, seat_word::WAITING).load(Ordering::Relaxed), 1);
-    ring.wake(0).expect("wake");
-    assert!(readable(c.fd().expect("fd")));
-    assert_eq!(kind(ring.wake(2)), ErrorKind::Invalid);
-    p.resync().expect("resync");
-    assert!(p.try_push(b"next").expect("push"));
-    // Pops the first by hand.
-    word(&ring, 1, seat_word::SEEN).store(16, Ordering::Relaxed);
-    ring.shared.map.seat_position(1, seat_word::HEAD).store(16 | 1 << 32, Ordering::Release);
-    c.resync().expect("resync");
-    assert_eq!(pop(&mut c).expect("the second"), b"next");
-    assert_eq!(ring.stat().expect("stat").lanes[0].pushed, 2);
-}
