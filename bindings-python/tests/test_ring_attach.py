@@ -140,6 +140,7 @@ def path():
 
 
 def test_a_ring_with_a_path(path):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     ring = RingBuffer.create("spsc", capacity=8192, path=path, on_full="reject")
     assert ring.path == path
@@ -191,6 +192,7 @@ def test_paths_that_are_no_rings(path):
 
 
 def test_attached_twice_is_the_same_ring(ring):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     other = RingBuffer.attach(ring.fds)
     other.producer().push(b"apple")
