@@ -571,6 +571,26 @@ fn callbacks_run_once_on_an_offloop_thread() {
 }
 
 #[test]
+fn a_callback_that_waits_does_not_stop_deadlines() {
+    let (p, other) = (pool(1), pool(1));
+    let (open, _first) = gate(&p, SubmitOptions::default());
+    let (unblock, blocked) = mpsc::channel::<()>();
+    let (called, calls) = mpsc::channel();
+    let deliver = Deliver::Callback(Box::new(move |_| {
+        called.send(()).expect("test waits");
+        let _ = blocked.recv();
+    }));
+    // Ends from outside, so its callback is not called on a worker.
+    assert!(p.submit(int(1), SubmitOptions { deliver, ..Default::default() }).expect("submit").cancel());
+    calls.recv().expect("called");
+    let options = SubmitOptions { timeout: Some(Duration::from_millis(1)), ..Default::default() };
+    let (open_other, late) = gate(&other, options);
+    assert_eq!(kind(late.wait(Some(Duration::from_secs(30)))), ErrorKind::Timeout);
+    assert!(late.is_done(), "the deadline's own outcome");
+    drop((unblock, open, open_other));
+}
+
+#[test]
 fn on_done_is_called_before_and_after_the_fact() {
     let p = pool(1);
     let (tx, rx) = mpsc::channel();

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::metrics::Counter;
+use crate::pool::callbacks;
 use crate::pool::inner::{Inner, State};
 use crate::pool::service::{self, Due};
 use crate::pool::task::{Core, Ended};
@@ -174,7 +175,7 @@ impl Inner {
             return;
         }
         for f in state.on_closed.drain(..) {
-            service::run(f);
+            callbacks::run(f);
         }
         self.closed.store(1, Ordering::SeqCst);
         futex::wake(&self.closed, u32::MAX);

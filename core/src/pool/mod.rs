@@ -14,10 +14,11 @@
 //! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
 //! * `ending`: deadlines, cancelling, lost threads, the end of a pool.
 //! * `split`: lends idle workers to one op.
-//! * `service`: one thread for deadlines, ticks and callbacks.
+//! * `service`: one thread for deadlines and ticks; `callbacks`: one for users' callbacks.
 //! * `completion`: how outcomes reach an event loop.
 //! * `plugin`: loads ops from shared libraries.
 
+mod callbacks;
 mod completion;
 mod config;
 mod crew;

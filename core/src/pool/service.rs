@@ -1,7 +1,8 @@
-//! One native thread per process for deadlines, ticks and callbacks, started at first use. It never runs a task.
+//! One native thread per process for deadlines and ticks, started at first use. It runs neither tasks nor callbacks.
 //!
-//! Deadlines of one duration arrive in order, so each duration has a queue of its own whose front is the earliest;
-//! finished tasks are dropped from the front as new ones arrive, which keeps a queue as long as what is really in flight.
+//! Deadlines of one duration arrive in order, so each duration has a queue of its own whose front is the earliest.
+//! Finished tasks are dropped from the front as new ones arrive; those behind one that is not finished are swept out when
+//! the number of deadlines has doubled since the last sweep, so that they are in proportion to what is really in flight.
 
 use crate::pool::inner::Inner;
 use crate::pool::task::Core;
@@ -41,16 +42,55 @@ impl Timer {
 
 type Call = Box<dyn FnOnce() + Send>;
 
+/// Fewer deadlines are not worth a sweep.
+const SWEEP_FROM: usize = 128;
+
 #[derive(Default)]
 struct State {
     lanes: HashMap<(Due, u64), VecDeque<Timer>>,
-    calls: VecDeque<Call>,
+    /// Number of timers in all lanes.
+    timers: usize,
+    /// How many of them the last sweep left.
+    unsettled: usize,
     later: Vec<(u64, Call)>,
     ticks: Vec<Weak<Inner>>,
     tick_at_ns: u64,
     /// When the thread wakes by itself; `u64::MAX` when it sleeps without end.
     sleeps_until_ns: u64,
     started: bool,
+}
+
+impl State {
+    /// Adds a timer to its lane. The tasks that were looked at go to `seen`.
+    fn push(&mut self, due: Due, after_ns: u64, timer: Timer, seen: &mut Vec<Arc<Core>>) {
+        let lane = self.lanes.entry((due, after_ns)).or_default();
+        // At most two finished ones per new one: amortised constant, and the queue shrinks under load.
+        for _ in 0..2 {
+            if lane.front().is_some_and(|t| t.is_settled(due, seen)) {
+                lane.pop_front();
+                self.timers -= 1;
+            }
+        }
+        lane.push_back(timer);
+        self.timers += 1;
+        if self.timers >= SWEEP_FROM.max(2 * self.unsettled) {
+            self.sweep(seen);
+        }
+    }
+
+    /// Drops every settled timer, and the lanes that are then empty. As many were added since the last sweep as it left,
+    /// so its cost per timer is constant.
+    fn sweep(&mut self, seen: &mut Vec<Arc<Core>>) {
+        let mut left = 0;
+        self.lanes.retain(|(due, _), lane| {
+            lane.retain(|t| !t.is_settled(*due, seen));
+            lane.shrink_to(2 * lane.len());
+            left += lane.len();
+            !lane.is_empty()
+        });
+        self.lanes.shrink_to(2 * self.lanes.len());
+        (self.timers, self.unsettled) = (left, left);
+    }
 }
 
 #[derive(Default)]
@@ -89,15 +129,7 @@ fn add(change: impl FnOnce(&mut State) -> u64) {
     }
 }
 
-/// Calls `f` on the service thread. `f` must be short or be the user's own callback.
-pub(super) fn run(f: Call) {
-    add(|s| {
-        s.calls.push_back(f);
-        0
-    });
-}
-
-/// Calls `f` on the service thread `after` from now on.
+/// Calls `f` on the service thread `after` from now on. It must be short: the deadlines of everybody wait meanwhile.
 pub(super) fn run_after(after: Duration, f: Call) {
     let when_ns = clock::monotonic_ns().saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX));
     add(|s| {
@@ -113,14 +145,7 @@ pub(super) fn arm(due: Due, task: &Arc<Core>, now_ns: u64, after: Duration) {
     // Dropped after the lock: the last owner of a task may run a user's free function.
     let mut seen = Vec::new();
     add(|s| {
-        let lane = s.lanes.entry((due, after_ns)).or_default();
-        // At most two finished ones per new one: amortised constant, and the queue shrinks under load.
-        for _ in 0..2 {
-            if lane.front().is_some_and(|t| t.is_settled(due, &mut seen)) {
-                lane.pop_front();
-            }
-        }
-        lane.push_back(Timer { when_ns, task: Arc::downgrade(task) });
+        s.push(due, after_ns, Timer { when_ns, task: Arc::downgrade(task) }, &mut seen);
         when_ns
     });
 }
@@ -143,9 +168,11 @@ fn run_loop(service: &'static Service) {
         let mut due: Vec<(Due, Arc<Core>)> = Vec::new();
         let mut next = u64::MAX;
         let mut settled = Vec::new();
-        let (calls, ticks);
+        let mut calls: Vec<Call> = Vec::new();
+        let ticks;
         {
             let mut s = lock(&service.state);
+            let mut timers = 0;
             s.lanes.retain(|(kind, _), lane| {
                 while lane.front().is_some_and(|t| t.when_ns <= now) {
                     let timer = lane.pop_front().expect("looked at above");
@@ -154,18 +181,20 @@ fn run_loop(service: &'static Service) {
                 while lane.front().is_some_and(|t| t.is_settled(*kind, &mut settled)) {
                     lane.pop_front();
                 }
+                timers += lane.len();
                 if let Some(front) = lane.front() {
                     next = next.min(front.when_ns);
                 }
                 !lane.is_empty()
             });
+            s.timers = timers;
+            s.unsettled = s.unsettled.min(timers);
             // Few at any time (one per pool that is closing with a grace), so a list does.
             while let Some(at) = s.later.iter().position(|(when, _)| *when <= now) {
                 let (_, call) = s.later.swap_remove(at);
-                s.calls.push_back(call);
+                calls.push(call);
             }
             next = s.later.iter().map(|(when, _)| *when).fold(next, u64::min);
-            calls = std::mem::take(&mut s.calls);
             ticks = if s.tick_at_ns <= now { std::mem::take(&mut s.ticks) } else { Vec::new() };
             if !s.ticks.is_empty() {
                 next = next.min(s.tick_at_ns);
@@ -193,5 +222,66 @@ fn run_loop(service: &'static Service) {
             let timeout = (next != u64::MAX).then(|| Duration::from_nanos(next.saturating_sub(clock::monotonic_ns())));
             futex::wait(&service.bell, seen, timeout);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{SubmitOptions, Task, ThreadPool, Work};
+    use crate::value::Value;
+    use std::sync::mpsc;
+
+    const HOUR_NS: u64 = 3_600_000_000_000;
+
+    fn push(state: &mut State, after_ns: u64, task: &Task) {
+        let timer = Timer { when_ns: HOUR_NS, task: Arc::downgrade(&task.0) };
+        state.push(Due::Timeout, after_ns, timer, &mut Vec::new());
+    }
+
+    /// A task that runs until the sender is dropped, and one that is done.
+    fn running_and_done(pool: &ThreadPool) -> (mpsc::Sender<()>, Task, Task) {
+        let done = pool.submit(Work::call(|_| Ok(Value::Nil)), SubmitOptions::default()).expect("submit");
+        done.wait(None).expect("outcome");
+        let (open, gate) = mpsc::channel::<()>();
+        let (started, starts) = mpsc::channel();
+        let work = Work::call(move |_| {
+            started.send(()).expect("test waits");
+            let _ = gate.recv();
+            Ok(Value::Nil)
+        });
+        let running = pool.submit(work, SubmitOptions::default()).expect("submit");
+        starts.recv().expect("started");
+        (open, running, done)
+    }
+
+    #[test]
+    fn finished_tasks_behind_a_slow_one_are_forgotten() {
+        let pool = ThreadPool::builder().max_workers(1).build().expect("pool");
+        let (_open, running, done) = running_and_done(&pool);
+        let mut state = State::default();
+        push(&mut state, HOUR_NS, &running);
+        for _ in 0..10 * SWEEP_FROM {
+            push(&mut state, HOUR_NS, &done);
+        }
+        let lane = &state.lanes[&(Due::Timeout, HOUR_NS)];
+        assert!(lane.len() <= SWEEP_FROM, "{} deadlines for one running task", lane.len());
+        assert_eq!(lane.len(), state.timers);
+        assert!(Weak::ptr_eq(&lane[0].task, &Arc::downgrade(&running.0)), "the running one keeps its place");
+    }
+
+    #[test]
+    fn finished_tasks_with_timeouts_of_their_own_are_forgotten() {
+        let pool = ThreadPool::builder().max_workers(1).build().expect("pool");
+        let (_open, running, done) = running_and_done(&pool);
+        let mut state = State::default();
+        for i in 0..10 * SWEEP_FROM as u64 {
+            push(&mut state, HOUR_NS + i, &done);
+        }
+        assert!(state.lanes.len() <= SWEEP_FROM, "{} lanes for no running task", state.lanes.len());
+        for i in 0..10 * SWEEP_FROM as u64 {
+            push(&mut state, HOUR_NS + i, &running);
+        }
+        assert!(state.timers >= 10 * SWEEP_FROM, "deadlines that matter stay");
     }
 }

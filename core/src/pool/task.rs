@@ -23,10 +23,11 @@ use crate::abi::ctx::Function;
 use crate::buffer::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Control, OpCtx, OpDef, Params};
+use crate::pool::callbacks;
 use crate::pool::completion::Queue;
 use crate::pool::inner::Inner;
 use crate::pool::options::Deliver;
-use crate::pool::service::{self, Due};
+use crate::pool::service::Due;
 use crate::pool::{DynOp, sched};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock;
@@ -366,7 +367,7 @@ fn run_on_offloop_thread(on_worker: bool, f: Box<dyn FnOnce() + Send>) {
         // A callback that panics must not take the worker along; there is nobody to tell.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
     } else {
-        service::run(f);
+        callbacks::run(f);
     }
 }
 
@@ -495,7 +496,7 @@ impl Task {
             // The finisher may have looked before the flag was set; whoever takes the list calls it.
             for callback in std::mem::take(&mut *lock(&core.rare().callbacks)) {
                 let task = self.clone();
-                service::run(Box::new(move || callback(&task)));
+                callbacks::run(Box::new(move || callback(&task)));
             }
         }
     }

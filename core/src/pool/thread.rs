@@ -4,6 +4,7 @@ use crate::buffer::Bytes;
 use crate::error::{Error, Result};
 use crate::metrics::Counter;
 use crate::ops::{self, Params};
+use crate::pool::callbacks;
 use crate::pool::config::Config;
 use crate::pool::hosted::Spawner;
 use crate::pool::inner::{Inner, closed};
@@ -420,7 +421,7 @@ impl ThreadPool {
         {
             let mut state = lock(&inner.state);
             if state.closed {
-                service::run(on_closed);
+                callbacks::run(on_closed);
             } else {
                 state.on_closed.push(on_closed);
             }
