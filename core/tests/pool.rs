@@ -359,6 +359,82 @@ fn a_hosted_pool_is_closed_when_its_last_task_has_returned() {
     assert!(second.1.is_done());
 }
 
+/// A pool of host threads that answers `Work::hosted` with 7, and may start a thread while `allowed` is above 0.
+fn limited_pool(workers: usize, allowed: &Arc<AtomicUsize>) -> ThreadPool {
+    let allowed = allowed.clone();
+    let spawner = move |mut worker: HostedWorker| {
+        if allowed.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err() {
+            return Err(worker);
+        }
+        std::thread::spawn(move || {
+            loop {
+                match worker.next() {
+                    Next::Task(mut task) => {
+                        let gate = task.take_payload().expect("payload").downcast::<Option<mpsc::Receiver<()>>>().expect("a gate");
+                        let _ = gate.map(|gate| gate.recv());
+                        worker.finish(task, Ok(Value::Int(7)));
+                    }
+                    Next::Interrupted => {}
+                    Next::Exit => return,
+                }
+            }
+        });
+        Ok(())
+    };
+    ThreadPool::builder().max_workers(workers).hosted(Arc::new(spawner)).build().expect("pool")
+}
+
+fn answer() -> Work {
+    Work::hosted(Box::new(None::<mpsc::Receiver<()>>))
+}
+
+#[test]
+fn tasks_of_a_pool_that_can_start_no_worker_end_with_the_reason() {
+    let allowed = Arc::new(AtomicUsize::new(0));
+    let pool = limited_pool(2, &allowed);
+    for key in [None, Some("k".to_owned())] {
+        let task = pool.submit(answer(), SubmitOptions { key, ..Default::default() }).expect("submit");
+        assert_eq!(kind(task.wait(Some(Duration::from_secs(30)))), ErrorKind::StartFailed);
+    }
+    let submitters: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            std::thread::spawn(move || {
+                for _ in 0..2000 {
+                    let task = pool.submit(answer(), SubmitOptions::default()).expect("submit");
+                    assert_eq!(kind(task.wait(Some(Duration::from_secs(30)))), ErrorKind::StartFailed);
+                }
+            })
+        })
+        .collect();
+    for submitter in submitters {
+        submitter.join().expect("every task has its outcome");
+    }
+    assert_eq!(pool.stats().queued, 0);
+    allowed.store(2, Ordering::SeqCst);
+    let task = pool.submit(answer(), SubmitOptions::default()).expect("submit");
+    assert_eq!(task.wait(Some(Duration::from_secs(30))).expect("value").as_int(), Some(7), "the machine has threads again");
+    pool.shutdown(None).expect("shutdown");
+}
+
+#[test]
+fn a_worker_that_does_not_start_harms_nothing_while_others_are_there() {
+    let allowed = Arc::new(AtomicUsize::new(1));
+    let pool = limited_pool(4, &allowed);
+    let (open, gate) = mpsc::channel::<()>();
+    let first = pool.submit(Work::hosted(Box::new(Some(gate))), SubmitOptions::default()).expect("submit");
+    while !first.is_running() {
+        std::thread::yield_now();
+    }
+    let keys = (0..16).map(|k| Some(k.to_string())).chain([None]);
+    let tasks: Vec<_> = keys.map(|key| pool.submit(answer(), SubmitOptions { key, ..Default::default() }).expect("submit")).collect();
+    allowed.store(3, Ordering::SeqCst);
+    drop(open);
+    for task in tasks.iter().chain([&first]) {
+        assert_eq!(task.wait(Some(Duration::from_secs(30))).expect("value").as_int(), Some(7));
+    }
+}
+
 #[test]
 fn a_dropped_pool_still_runs_what_is_queued() {
     let p = pool(2);

@@ -1,5 +1,6 @@
 //! The workers of a pool as a whole: waking, starting, leaving, lending. Who is woken when is decided by [`Idle`](super::idle).
 
+use crate::error::{Error, ErrorKind};
 use crate::pool::HostedWorker;
 use crate::pool::idle::{Crew, Idle, TOKEN};
 use crate::pool::inner::{Inner, State};
@@ -30,6 +31,10 @@ impl Crew for Arc<Inner> {
             }
         };
         self.start(turn, true)
+    }
+
+    fn give_up(&self) {
+        self.end_stranded();
     }
 
     fn hand(&self, slot: usize, token: u32) {
@@ -95,20 +100,56 @@ impl Inner {
         sys::thread::Options { name, stack_size: None, nice: self.config.options.nice }
     }
 
-    /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now.
+    /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now: the workers that
+    /// are there do its work, or it is tried again in a millisecond. Without any, [`end_stranded`](Self::end_stranded).
     pub(super) fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
         let started = match &self.config.hosted {
-            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(HostedWorker::disarm).is_ok(),
+            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(|worker| {
+                worker.disarm();
+                Error::new(ErrorKind::StartFailed, "the host has no thread for a worker")
+            }),
             None => {
                 let pool = self.clone();
                 let options = self.thread_options(format!("{}-{}", self.config.options.name, turn.slot));
-                sys::thread::spawn(&options, move || worker::run(pool, turn, searching)).is_ok()
+                sys::thread::spawn(&options, move || worker::run(pool, turn, searching)).map(drop)
             }
         };
-        if !started {
-            self.leave(&mut lock(&self.state), turn.slot);
+        let Err(error) = started else { return true };
+        let others = {
+            let mut state = lock(&self.state);
+            state.start_error = Some(error.with("pool", &self.config.options.name));
+            self.leave(&mut state, turn.slot);
+            state.workers > 0
+        };
+        if others {
+            self.arm_tick();
+        } else if !searching {
+            self.end_stranded(); // a searcher's caller does so once it has given the role back
         }
-        started
+        false
+    }
+
+    /// Ends what is queued with the reason why no worker could be started, if there is none. Whoever failed to start one
+    /// calls it afterwards, so that no task waits for a worker that will not come.
+    fn end_stranded(self: &Arc<Inner>) {
+        if self.workers.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let state = lock(&self.state);
+        let Some(error) = state.start_error.clone().filter(|_| state.workers == 0) else { return };
+        self.end_waiting(state, &error);
+        self.check_closed(&mut lock(&self.state));
+    }
+
+    /// Slots with tasks of their own whose worker could not be started.
+    fn orphans(&self) -> Vec<usize> {
+        let keyed = |slot: &usize| self.slot(*slot).keyed.load(Ordering::Relaxed) > 0;
+        let waiting: Vec<usize> = (0..self.slots().count()).filter(keyed).collect();
+        if waiting.is_empty() {
+            return waiting;
+        }
+        let state = lock(&self.state);
+        waiting.into_iter().filter(|slot| !state.is_alive(*slot)).collect()
     }
 
     /// A worker leaves its slot; the caller holds the lock.
@@ -134,9 +175,16 @@ impl Inner {
     /// Once per millisecond while work waits and workers sleep. True to go on.
     pub(super) fn on_tick(self: &Arc<Inner>) -> bool {
         let work = || self.has_waiting_work() || self.has_batches();
+        let orphans = self.orphans();
+        for slot in &orphans {
+            self.wake_slot(*slot);
+        }
         if work() {
             self.wake_one();
             return true;
+        }
+        if !orphans.is_empty() {
+            return true; // until one look finds that all have started
         }
         self.tick_armed.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);

@@ -10,7 +10,7 @@ use crate::pool::worker::Turn;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sys::{clock, futex};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 /// How long a cancelled function may go on before its thread is replaced.
@@ -182,8 +182,7 @@ impl Inner {
     }
 
     /// Takes everything that no worker has started out of the scheduler and out of the workers' batches.
-    pub(super) fn take_waiting(self: &Arc<Inner>) -> Vec<Arc<Core>> {
-        let mut state = lock(&self.state);
+    fn take_waiting(&self, mut state: MutexGuard<'_, State>) -> Vec<Arc<Core>> {
         self.take_injected(&mut state);
         let mut taken = state.sched.drain_all();
         let dropped = state.sched.take_dropped();
@@ -206,14 +205,20 @@ impl Inner {
 
     /// Cancels what is not started. Returns how many tasks that ended.
     pub(super) fn cancel_queued(self: &Arc<Inner>, why: &str) -> usize {
+        let error = Error::new(ErrorKind::Cancelled, why.to_owned()).with("pool", &self.config.options.name);
+        let ended = self.end_waiting(lock(&self.state), &error);
+        self.wake_all(); // workers of a closing pool look whether there is anything left
+        ended
+    }
+
+    /// Ends what is not started with `error`. Returns how many tasks that ended.
+    pub(super) fn end_waiting(self: &Arc<Inner>, state: MutexGuard<'_, State>, error: &Error) -> usize {
         let mut ended = 0;
-        for core in self.take_waiting() {
-            let error = Error::new(ErrorKind::Cancelled, why.to_owned()).with("pool", &self.config.options.name);
-            ended += usize::from(self.end_queued(&core, error));
+        for core in self.take_waiting(state) {
+            ended += usize::from(self.end_queued(&core, error.clone()));
             // Buried before or here: either way it is a tombstone that nobody will find in the queue.
             self.tombstones.fetch_sub(1, Ordering::SeqCst);
         }
-        self.wake_all(); // workers of a closing pool look whether there is anything left
         ended
     }
 

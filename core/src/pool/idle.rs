@@ -46,6 +46,8 @@ pub(super) trait Crew {
     fn may_grow(&self) -> bool;
     /// Starts one more worker, which holds the role of searcher. False if none can be had.
     fn grow(&self) -> bool;
+    /// None could be started. If there is nobody else either, what is queued ends here.
+    fn give_up(&self);
     /// Ends the sleep of a worker that was claimed.
     fn hand(&self, slot: usize, token: u32);
 }
@@ -94,6 +96,7 @@ impl Idle {
             }
             // The sleeper took itself off, or there is no thread to be had. Who queued work meanwhile saw the role taken.
             self.end_search(true);
+            crew.give_up();
             if self.sleepers.load(Ordering::Relaxed) == 0 || !crew.has_work() {
                 return;
             }
@@ -183,6 +186,7 @@ mod models {
             }
             self.mutant.drops_the_role
         }
+        fn give_up(&self) {}
         fn hand(&self, slot: usize, token: u32) {
             self.tokens[slot].store(token, Ordering::Release);
         }

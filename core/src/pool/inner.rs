@@ -53,6 +53,8 @@ pub(super) struct State {
     pub(super) replaced: usize,
     pub(super) on_closed: Vec<Box<dyn FnOnce() + Send>>,
     pub(super) closed: bool,
+    /// Why the last worker that did not start did not.
+    pub(super) start_error: Option<Error>,
 }
 
 impl State {
@@ -109,6 +111,7 @@ impl Inner {
                 replaced: 0,
                 on_closed: Vec::new(),
                 closed: false,
+                start_error: None,
             })),
             slots: [const { OnceLock::new() }; MAX_WORKERS / CHUNK],
             space: AtomicU32::new(0),

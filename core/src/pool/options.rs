@@ -25,7 +25,8 @@ pub struct PoolOptions {
     pub max_queue: usize,
     /// Most replacement threads for tasks that ignore their deadline. Default: `max_workers`.
     pub max_overdue: Option<usize>,
-    /// Niceness of the workers, −20 to 19; below 0 needs privileges. Default 0.
+    /// Niceness of the workers, −20 to 19. Below 0 needs privileges: without them no worker starts, and every task ends with
+    /// `Os` (`EACCES`, `setpriority`). Default 0.
     pub nice: i32,
     /// Name in metrics and of threads. Default `pool`.
     pub name: String,
