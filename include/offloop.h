@@ -280,7 +280,8 @@ typedef struct {
    */
   int64_t idle_timeout_ns;
   /**
-   * Niceness of the workers, -20 to 19. Default 0.
+   * Niceness of the workers, -20 to 19. Below 0 needs privileges: without them no worker starts, and every task ends with
+   * OFFLOOP_ERR_OS (EACCES of setpriority). Default 0.
    */
   int32_t nice;
   /**
@@ -445,7 +446,8 @@ typedef struct {
    */
   uint64_t tag;
   /**
-   * Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock.
+   * Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock. By then the submit
+   * has written `inputs_io` and `out` and touches neither again.
    */
   offloop_done_fn on_done;
   /**

@@ -8,7 +8,7 @@ use crate::capi::completion::{Callback, Queue, offloop_done_fn};
 use crate::capi::{offloop_cq, offloop_pool, offloop_task};
 use crate::error::{Error, Result};
 use crate::metrics::Histogram;
-use crate::pool::{Deliver, OnFull, PoolStats, SubmitError, SubmitOptions, ThreadPool, Work};
+use crate::pool::{Deliver, OnFull, PoolStats, SubmitError, SubmitOptions, Task, ThreadPool, Work};
 use crate::value::Value;
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -31,7 +31,8 @@ pub struct offloop_pool_options {
     pub max_overdue: i64,
     /// How long an idle worker above min_workers stays, in nanoseconds. Default 30 s.
     pub idle_timeout_ns: i64,
-    /// Niceness of the workers, -20 to 19. Default 0.
+    /// Niceness of the workers, -20 to 19. Below 0 needs privileges: without them no worker starts, and every task ends with
+    /// OFFLOOP_ERR_OS (EACCES of setpriority). Default 0.
     pub nice: i32,
     /// 0.
     pub reserved: u32,
@@ -73,7 +74,8 @@ pub struct offloop_submit_options {
     pub cq: *mut offloop_cq,
     /// Comes back in the event, below 2^63. offloop_pool_submit_many counts up from it.
     pub tag: u64,
-    /// Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock.
+    /// Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock. By then the submit
+    /// has written `inputs_io` and `out` and touches neither again.
     pub on_done: offloop_done_fn,
     /// Passed to on_done.
     pub user: *mut c_void,
@@ -495,14 +497,17 @@ fn submit_one(
     options: SubmitOptions,
     place: Option<(ffi::Out<*mut offloop_task>, Place)>,
 ) -> Result<()> {
-    match place {
-        Some((out, place)) => out.set(place.fill_shared(Arc::new(pool.submit(call.work, options).map_err(refused)?))),
-        None => pool.post(call.work, options).map_err(refused)?,
-    }
-    for input in call.inputs {
-        drop(input.done());
-    }
-    Ok(())
+    // Of a refused call they go back to the caller, after the work that borrows them.
+    let mut inputs = call.inputs;
+    let commit = |task: &Task| {
+        for input in inputs.drain(..) {
+            drop(input.done());
+        }
+        if let Some((out, place)) = place {
+            out.set(place.fill_shared(Arc::new(task.clone())));
+        }
+    };
+    pool.submit_with(call.work, options, commit).map_err(refused)
 }
 
 fn task_place(out: *mut *mut offloop_task) -> Result<Option<(ffi::Out<*mut offloop_task>, Place)>> {
@@ -613,21 +618,78 @@ pub unsafe extern "C" fn offloop_pool_submit_many(
                     ffi::keep_args(works);
                     return Err(e);
                 }
-                match tasks_out {
-                    None => pool.post_many(works, &options).map_err(refused)?,
-                    Some(out) => {
-                        let tasks = pool.submit_many(works, &options).map_err(refused)?;
-                        for (i, (task, place)) in tasks.into_iter().zip(places).enumerate() {
+                let commit = |tasks: &[Task]| {
+                    for input in inputs.drain(..) {
+                        drop(input.done());
+                    }
+                    if let Some(out) = tasks_out {
+                        for (i, (task, place)) in tasks.iter().zip(places).enumerate() {
                             // SAFETY: the caller's array has `call_count` places, as many as there are tasks.
-                            out.add(i).write(place.fill_shared(Arc::new(task)));
+                            out.add(i).write(place.fill_shared(Arc::new(task.clone())));
                         }
                     }
-                }
-                for input in inputs {
-                    drop(input.done());
-                }
-                Ok(())
+                };
+                pool.submit_many_with(works, &options, commit).map_err(refused)
             })
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::buffer;
+    use std::ptr;
+    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    struct Request {
+        input: AtomicPtr<offloop_buffer>,
+        task: AtomicPtr<offloop_task>,
+        torn: AtomicUsize,
+        called: mpsc::Sender<()>,
+    }
+
+    unsafe extern "C" fn on_done(user: *mut c_void, _: i32, value: *mut offloop_value) {
+        // SAFETY: the test's request lives until its last call; `value` is this function's.
+        let request = unsafe { &*user.cast::<Request>() };
+        // SAFETY: as above.
+        unsafe { value::offloop_value_free(value) };
+        let early = !request.input.load(Ordering::Relaxed).is_null() || request.task.load(Ordering::Relaxed).is_null();
+        request.torn.fetch_add(usize::from(early), Ordering::Relaxed);
+        let _ = request.called.send(());
+    }
+
+    #[test]
+    fn a_submit_has_written_what_it_writes_before_on_done() {
+        let (called, calls) = mpsc::channel();
+        let request = Request { input: AtomicPtr::default(), task: AtomicPtr::default(), torn: AtomicUsize::new(0), called };
+        let mut pool = ptr::null_mut();
+        // SAFETY: every pointer is NULL where that is allowed, or valid; `request` lives until the last call has been made.
+        unsafe {
+            assert_eq!(offloop_pool_new(ptr::null(), &raw mut pool), 0);
+            let mut options: offloop_submit_options = std::mem::zeroed();
+            options.struct_size = size_of::<offloop_submit_options>();
+            options.on_done = Some(on_done);
+            options.user = (&raw const request).cast_mut().cast();
+            for _ in 0..2000 {
+                assert_eq!(buffer::offloop_buffer_new(16, request.input.as_ptr()), 0);
+                request.task.store(ptr::null_mut(), Ordering::Relaxed);
+                let status = offloop_pool_submit_op(
+                    pool,
+                    c"noop".as_ptr(),
+                    request.input.as_ptr(),
+                    1,
+                    ptr::null(),
+                    &raw const options,
+                    request.task.as_ptr(),
+                );
+                assert_eq!(status, 0);
+                calls.recv().expect("called");
+                crate::capi::task::offloop_task_free(request.task.load(Ordering::Relaxed));
+            }
+            offloop_pool_free(pool);
+        }
+        assert_eq!(request.torn.load(Ordering::Relaxed), 0, "calls of on_done before the submit had written everything");
+    }
 }

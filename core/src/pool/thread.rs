@@ -218,10 +218,7 @@ impl ThreadPool {
     /// # Errors
     /// `Full`, `Closed`, `Invalid` options; the work comes back, and nothing of `options` is called.
     pub fn submit(&self, work: Work, options: SubmitOptions) -> Result<Task, SubmitError> {
-        let core = self.admit_one(work, options)?;
-        let task = Task(core.clone());
-        self.inner().launch(core);
-        Ok(task)
+        self.submit_with(work, options, Task::clone)
     }
 
     /// As [`submit`](Self::submit), for a caller that keeps no handle: the outcome goes where `options` say, or nowhere.
@@ -229,9 +226,20 @@ impl ThreadPool {
     /// # Errors
     /// As `submit`.
     pub fn post(&self, work: Work, options: SubmitOptions) -> Result<(), SubmitError> {
-        let core = self.admit_one(work, options)?;
-        self.inner().launch(core);
-        Ok(())
+        self.submit_with(work, options, |_| ())
+    }
+
+    /// As [`submit`](Self::submit), with `commit` called once the task is accepted and before anybody can run or end it: what
+    /// the caller gives up with the submit, or reads in its callback, is settled by then.
+    pub(crate) fn submit_with<R>(&self, work: Work, options: SubmitOptions, commit: impl FnOnce(&Task) -> R) -> Result<R, SubmitError> {
+        let queue_timeout = options.queue_timeout;
+        let task = Task(self.admit_one(work, options)?);
+        let committed = commit(&task);
+        if let Some(limit) = queue_timeout {
+            service::arm(Due::QueueTimeout, &task.0, task.0.submitted_ns, limit);
+        }
+        self.inner().launch(task.0);
+        Ok(committed)
     }
 
     /// Counted as queued, and not yet where a worker looks.
@@ -257,9 +265,6 @@ impl ThreadPool {
             },
         );
         inner.metrics.add(Counter::Submitted, 1);
-        if let Some(limit) = options.queue_timeout {
-            service::arm(Due::QueueTimeout, &core, now, limit);
-        }
         Ok(core)
     }
 
@@ -269,10 +274,7 @@ impl ThreadPool {
     /// # Errors
     /// As [`submit`](Self::submit); all work comes back.
     pub fn submit_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<Vec<Task>, SubmitError> {
-        let cores = self.admit_many(work, options)?;
-        let tasks = cores.iter().map(|core| Task(core.clone())).collect();
-        self.inner().launch_all(cores);
-        Ok(tasks)
+        self.submit_many_with(work, options, <[Task]>::to_vec)
     }
 
     /// As [`submit_many`](Self::submit_many), for a caller that keeps no handles.
@@ -280,12 +282,28 @@ impl ThreadPool {
     /// # Errors
     /// As `submit_many`.
     pub fn post_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<(), SubmitError> {
-        let cores = self.admit_many(work, options)?;
-        self.inner().launch_all(cores);
-        Ok(())
+        self.submit_many_with(work, options, |_| ())
     }
 
-    fn admit_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<Vec<Arc<Core>>, SubmitError> {
+    /// As [`submit_many`](Self::submit_many), with `commit` as in [`submit_with`](Self::submit_with).
+    pub(crate) fn submit_many_with<R>(
+        &self,
+        work: Vec<Work>,
+        options: &SubmitOptions,
+        commit: impl FnOnce(&[Task]) -> R,
+    ) -> Result<R, SubmitError> {
+        let tasks = self.admit_many(work, options)?;
+        let committed = commit(&tasks);
+        if let Some(limit) = options.queue_timeout {
+            for Task(core) in &tasks {
+                service::arm(Due::QueueTimeout, core, core.submitted_ns, limit);
+            }
+        }
+        self.inner().launch_all(tasks.into_iter().map(|task| task.0).collect());
+        Ok(committed)
+    }
+
+    fn admit_many(&self, work: Vec<Work>, options: &SubmitOptions) -> Result<Vec<Task>, SubmitError> {
         let checked = self.check_open().and_then(|inner| {
             options.check()?;
             if matches!(options.deliver, Deliver::Callback(_)) {
@@ -304,7 +322,7 @@ impl ThreadPool {
         }
         let now = clock::monotonic_ns();
         let key = options.key.as_ref().map(|k| self.0.config.hash_key(k));
-        let cores: Vec<Arc<Core>> = work
+        let tasks = work
             .into_iter()
             .zip(0u64..)
             .map(|(work, i)| {
@@ -313,16 +331,11 @@ impl ThreadPool {
                     _ => Deliver::Wait,
                 };
                 let new = NewCore { work: work.0, deliver, priority: options.priority, key, submitted_ns: now, timeout: options.timeout };
-                Core::new(inner.clone(), new)
+                Task(Core::new(inner.clone(), new))
             })
             .collect();
         inner.metrics.add(Counter::Submitted, n as u64);
-        if let Some(limit) = options.queue_timeout {
-            for core in &cores {
-                service::arm(Due::QueueTimeout, core, now, limit);
-            }
-        }
-        Ok(cores)
+        Ok(tasks)
     }
 
     /// Submits as many tasks as the queue takes, in their order, with one clock read and one wake: what a host's loop has
