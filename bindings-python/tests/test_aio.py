@@ -144,6 +144,27 @@ def test_steps_run_in_the_context_of_their_task(run, pool):
     run(main())
 
 
+def test_a_loop_keeps_no_context_of_its_first_caller(run, pool):
+    class Session:
+        pass
+
+    var = contextvars.ContextVar("session")
+
+    async def request():
+        session = Session()
+        var.set(session)
+        await pool.run("noop")
+        return weakref.ref(session)
+
+    async def main():
+        session = await asyncio.create_task(request())
+        await asyncio.sleep(0)
+        gc.collect()
+        assert session() is None
+
+    run(main())
+
+
 def test_the_loop_goes_on_while_it_is_saturated(run, pool):
     async def main():
         stop = False

@@ -51,6 +51,28 @@ pool.submit("noop", bytes(1 << 20), sleep_ms=3_000_000, ignore_cancel=True)
     assert done.stdout.split() == ["907060870"]
 
 
+def test_ops_that_a_living_thread_waits_for_are_finished_at_exit(script):
+    done = script(
+        """
+import offloop, threading, time
+pool = offloop.ThreadPool(2)
+def wait(get):
+    print(get(), flush=True)
+for get in (
+    lambda: pool.submit("noop", b"apple", sleep_ms=300).result(),
+    lambda: offloop.ops.noop(b"a" * (1 << 20), sleep_ms=300) and b"apple",
+):
+    threading.Thread(target=wait, args=(get,)).start()
+pool.submit("noop", sleep_ms=3_000_000)
+while pool.stats.running < 2:
+    time.sleep(0.001)
+while offloop.default_pool().stats.running < 1:
+    time.sleep(0.001)
+"""
+    )
+    assert done.stdout.split() == ["b'apple'"] * 2
+
+
 def test_submit_at_exit_is_refused(script):
     done = script(
         """

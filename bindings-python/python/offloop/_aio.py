@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +30,8 @@ def port_for(loop: asyncio.AbstractEventLoop) -> _Port:
         return port
     port = _Port(weakref.ref(loop), False)
     try:
-        loop.add_reader(port.fileno(), port.drain)
+        # The reader's handle keeps its context, which must not be that of whoever came first.
+        contextvars.Context().run(loop.add_reader, port.fileno(), port.drain)
     except NotImplementedError:
         port = _Port(weakref.ref(loop), True)
         _held[loop] = port

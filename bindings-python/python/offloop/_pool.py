@@ -47,8 +47,11 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     `max_overdue` (default: `max_workers`): most threads that replace those stuck in a function whose task has timed out
     or was killed. `nice` (default 0): niceness of native threads. `context`: what `current_task().context` is.
 
-    At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback
-    waits for them, and cancelled otherwise. A forked child begins with an empty pool; inherited futures raise ForkedError.
+    At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback waits for
+    them or while threads that are no daemons live, and cancelled otherwise. A forked child begins with an empty pool; inherited
+    futures raise ForkedError.
+
+    `loop.set_default_executor` takes nothing but ThreadPoolExecutor itself: pass a ThreadPool to `run_in_executor`.
     """
 
     def __init__(

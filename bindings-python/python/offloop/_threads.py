@@ -39,30 +39,38 @@ def _work(worker: _native._Worker) -> None:
 def _exit() -> None:
     """Ends every pool before the interpreter finalizes, as ThreadPoolExecutor does.
 
-    Callables that were submitted are finished. Ops are finished when somebody will hear of them by a callback, and
-    cancelled otherwise: nobody is left to take their results.
+    Callables that were submitted are finished, and ops of which somebody will hear by a callback. What else is under way
+    goes on as long as the interpreter waits for threads that are no daemons: they may wait for it.
     """
     _native._exiting()
-    open_pools = list(pools)
-    for pool in open_pools:
+    for pool in list(pools):
         pool._close()
+    _finish()
+
+
+def _finish() -> None:
     # A worker that ends may leave its place to another, whose thread is not started yet.
     while _workers or _native._pending():
         for thread in list(_workers):
             if thread.is_alive():
                 thread.join()
         time.sleep(0.001)
-    # A daemon thread that waits for an op would get CancelledError and print it into the end of the program.
-    if not any(thread.is_alive() and not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        _native._leaving()
-    for pool in open_pools:
+
+
+def _leave() -> None:
+    """Cancels the ops that are left when only daemon threads are: nobody is left to take their results."""
+    _finish()
+    # From here on daemon threads do not come back from native code. One that waits for an op would get CancelledError and
+    # print it into the end of the program.
+    _native._leaving()
+    for pool in list(pools):
         pool._terminate_ops()
 
 
-# Runs before the interpreter joins its threads; `atexit` would be too late for them. ThreadPoolExecutor uses it too.
+# Runs last, after the interpreter joined the threads that are no daemons.
+atexit.register(_leave)
+# Runs before it joins them; `atexit` would be too late for workers. ThreadPoolExecutor uses it too.
 getattr(threading, "_register_atexit", atexit.register)(_exit)
-# Runs last: only daemon threads are left, and from here on they do not come back from native code.
-atexit.register(_native._leaving)
 
 
 def _after_fork_in_child() -> None:
