@@ -342,6 +342,29 @@ def test_a_copy_under_way_is_cancelled_with_what_waits_and_by_its_task(run):
     run(main())
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_calls_of_one_key_are_in_order_although_inputs_are_copied(run, cancelled):
+    async def main():
+        with offloop.ThreadPool(4) as pool:
+            keyed = pool.options(key="account-7")
+            order = []
+
+            async def one(n, *args, **kwargs):
+                await keyed.options(priority=1).run(*args, **kwargs)
+                order.append(n)
+
+            tasks = [asyncio.ensure_future(one(0, "noop", bytearray(16 << 20), sleep_ms=20))]
+            tasks += [asyncio.ensure_future(one(n, "noop", b"x")) for n in (1, 2)]
+            tasks += [asyncio.ensure_future(one(3, "noop", bytearray(8 << 20))), asyncio.ensure_future(one(4, "noop", b"x"))]
+            await asyncio.sleep(0)
+            if cancelled:
+                tasks.pop(0).cancel()
+            await asyncio.gather(*tasks)
+            assert order == list(range(cancelled, 5))
+
+    run(main())
+
+
 def test_what_a_copied_call_is_refused_for_is_its_own_error(run, pool):
     async def main():
         with pytest.raises(offloop.InvalidError, match="rounds"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._native import TransferBuffer, _Port
@@ -50,33 +51,53 @@ async def await_future(future: Future[T]) -> T:
 
 
 class _Copying:
-    """A call that was taken in and is submitted once its long writable inputs are copied."""
+    """A call that was taken in and is submitted once its long writable inputs are copied.
 
-    def __init__(self, inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None]) -> None:
+    Its short inputs are copied at the call.
+    """
+
+    def __init__(self, inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None], line: tuple[int, str] | None) -> None:
         self.loop = asyncio.get_running_loop()
         self.submit = submit
         self.release = release
+        self.line = None if line is None else (self.loop, *line)
         self.inputs: list[Any] = []
-        self.slices = self._copy(inputs)
+        self.views: list[tuple[int, memoryview]] = []
+        self.slices = self._copy()
         self.submitted: Any = None
         self.refused: Exception | None = None
+        try:
+            for data in inputs:
+                self.inputs.append(self._take(data))
+        except BaseException:
+            self.end()
+            raise
+        _copying[self] = None
+        if self.line is not None:
+            _lines.setdefault(self.line, deque()).append(self)
 
-    def _copy(self, inputs: Sequence[Any]) -> Generator[None]:
-        for data in inputs:
-            if isinstance(data, (bytes, TransferBuffer)):
-                self.inputs.append(data)
-                continue
-            with memoryview(data) as view:
-                if view.nbytes <= _SLICE or not view.c_contiguous:
-                    self.inputs.append(bytes(view))
-                    continue
-                with view.cast("B") as source:
-                    buffer = TransferBuffer(len(source))
-                    with memoryview(buffer) as target:
-                        for at in range(0, len(source), _SLICE):
-                            target[at : at + _SLICE] = source[at : at + _SLICE]
-                            yield
-                    self.inputs.append(buffer)
+    def _take(self, data: Any) -> Any:
+        if isinstance(data, (bytes, TransferBuffer)):
+            return data
+        try:
+            view = memoryview(data)
+        except TypeError:
+            return data  # `submit` says what is wrong with it
+        if view.nbytes <= _SLICE or not view.c_contiguous:
+            with view:
+                return bytes(view)
+        self.views.append((len(self.inputs), view))
+        return view
+
+    def _copy(self) -> Generator[None]:
+        for place, view in self.views:
+            with view.cast("B") as source:
+                buffer = TransferBuffer(len(source))
+                with memoryview(buffer) as target:
+                    for at in range(0, len(source), _SLICE):
+                        target[at : at + _SLICE] = source[at : at + _SLICE]
+                        yield
+            self.inputs[place] = buffer
 
     def advance(self) -> bool:
         """Copies one slice. True once the task was submitted, or refused."""
@@ -86,40 +107,59 @@ class _Copying:
                 return False
             except StopIteration:
                 pass
+            if self.line is not None and _lines[self.line][0] is not self:
+                return False
             try:
                 self.submitted = self.submit(*self.inputs)
             except Exception as e:
                 self.refused = e
-            self.release()
+            self.end()
         return True
 
     def end(self) -> None:
-        """Leaves no export and no ticket behind, wherever the copying was given up."""
+        """Leaves no export, no ticket and no place in the line behind, wherever the copying was given up."""
+        _copying.pop(self, None)
         self.slices.close()
+        for _, view in self.views:
+            view.release()
+        if self.line is not None and (line := _lines.get(self.line)) is not None and self in line:
+            line.remove(self)
+            if not line:
+                del _lines[self.line]
         self.release()
 
 
-_copying: set[_Copying] = set()
+# In the order of their calls.
+_copying: dict[_Copying, None] = {}
+# The calls of one loop, pool and key, from the first one that is not submitted yet.
+_lines: dict[tuple[asyncio.AbstractEventLoop, int, str], deque[_Copying]] = {}
 
 
-async def copied(inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None]) -> Any:
-    """Submits a call with its long writable inputs copied, in slices between which the loop goes on."""
-    copying = _Copying(inputs, submit, release)
-    _copying.add(copying)
+async def copied(
+    inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None], line: tuple[int, str] | None = None
+) -> Any:
+    """Submits a call with its long writable inputs copied, in slices between which the loop goes on.
+
+    Calls of one `line` are submitted in the order in which they came.
+    """
+    copying = _Copying(inputs, submit, release, line)
     try:
         while not copying.advance():
             await asyncio.sleep(0)
     finally:
-        _copying.discard(copying)
         copying.end()
     if copying.refused is not None:
         raise copying.refused
     return await copying.submitted
 
 
+def has_line(pool: int, key: str) -> bool:
+    return (asyncio._get_running_loop(), pool, key) in _lines
+
+
 def finish_copies() -> None:
     """Submits what the loop of this thread is copying, before the thread waits for it and the loop stands still."""
     loop = asyncio._get_running_loop()
-    for copying in [c for c in _copying if loop is not None and c.loop is loop]:
+    for copying in [c for c in list(_copying) if loop is not None and c.loop is loop]:
         while not copying.advance():
             pass
