@@ -365,6 +365,42 @@ def test_calls_of_one_key_are_in_order_although_inputs_are_copied(run, cancelled
     run(main())
 
 
+class Nesting(asyncio.SelectorEventLoop):
+    """A loop that runs inside its own steps, as nest_asyncio makes one."""
+
+    _nest_patched = True
+
+    def run_inside(self, coroutine):
+        outer = asyncio.current_task()
+        asyncio.tasks._leave_task(self, outer)
+        task = self.create_task(coroutine)
+        while not task.done():
+            self._run_once()
+        asyncio.tasks._enter_task(self, outer)
+        for _ in range(100):
+            self.call_soon(int)  # the outer turn takes as many handles as it saw
+        return task.result()
+
+
+def test_a_loop_may_run_inside_a_step(pool):
+    errors = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, about: errors.append(about))
+        before = asyncio.ensure_future(pool.run("noop", b"b", sleep_ms=20))
+        await pool.run("noop")
+
+        async def inner():
+            return await pool.run("noop", b"a"), await offloop.ops.aio.noop(b"c"), await before
+
+        return loop.run_inside(asyncio.wait_for(inner(), 60))
+
+    with asyncio.Runner(loop_factory=Nesting) as runner:
+        assert runner.run(main()) == (b"a", b"c", b"b")
+    assert not errors
+
+
 def test_what_a_copied_call_is_refused_for_is_its_own_error(run, pool):
     async def main():
         with pytest.raises(offloop.InvalidError, match="rounds"):

@@ -40,6 +40,14 @@ def port_for(loop: asyncio.AbstractEventLoop) -> _Port:
     return port
 
 
+def nests() -> bool:
+    """The running loop may run inside a step (nest_asyncio), so no step may run inside the port's reader.
+
+    It could not be called again before the step ends, and the loop would spin on its fd.
+    """
+    return hasattr(asyncio._get_running_loop(), "_nest_patched")
+
+
 async def await_future(future: Future[T]) -> T:
     """What `await future` does; cancelling it kills the task."""
     wrapped: asyncio.Future[T] = asyncio.wrap_future(future)
@@ -56,7 +64,9 @@ class _Copying:
     Its short inputs are copied at the call.
     """
 
-    def __init__(self, inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None], line: tuple[int, str] | None) -> None:
+    def __init__(
+        self, inputs: Sequence[Any], submit: Callable[..., Any], release: Callable[[], None], line: tuple[int, str] | None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.submit = submit
         self.release = release

@@ -97,6 +97,8 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         which the loop goes on. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
         runs later with its `key` comes after it. `submit` does not know of it.
         """
+        if _aio.nests():
+            return await _aio.await_future(self._admit(op_or_fn, *args, **kwargs))
         line = self._line
         behind = line is not None and isinstance(op_or_fn, str) and _aio.has_line(*line)
         started = None if behind else self._start(op_or_fn, *args, **kwargs)
