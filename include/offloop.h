@@ -931,7 +931,8 @@ offloop_status offloop_value_get_stack(const offloop_value *value, const char **
 
 /**
  * Sets a part of an error (NUL-terminated UTF-8), replacing its old value: "stack" (a text), "cause" (any value, usually an error),
- * or a property of its own, "code" among them. The item is moved; the error's views end.
+ * or a property of its own, "code" among them. The item is moved; the error's views end. OFFLOOP_ERR_TOO_LARGE beyond 512 levels
+ * of arrays, maps and errors.
  */
 offloop_status offloop_value_error_set(offloop_value *error,
                                        const char *name,
@@ -948,9 +949,10 @@ offloop_status offloop_value_error_get(const offloop_value *error, const char *n
 offloop_status offloop_value_take_buffer(offloop_value **value_io, offloop_buffer **out);
 
 /**
- * Appends to an array. The item is moved; the array's views end.
+ * Appends to an array. The item is moved; the array's views end. OFFLOOP_ERR_TOO_LARGE beyond 512 levels of arrays, maps and errors.
  */
-offloop_status offloop_value_array_push(offloop_value *array, offloop_value **item_io);
+offloop_status offloop_value_array_push(offloop_value *array,
+                                        offloop_value **item_io);
 
 /**
  * Gives the number of items of an array.
@@ -964,6 +966,7 @@ offloop_status offloop_value_array_get(const offloop_value *array, size_t index,
 
 /**
  * Sets a key (NUL-terminated UTF-8) of a map, replacing its old value. The item is moved; the map's views end.
+ * OFFLOOP_ERR_TOO_LARGE beyond 512 levels of arrays, maps and errors.
  */
 offloop_status offloop_value_map_set(offloop_value *map, const char *key, offloop_value **item_io);
 

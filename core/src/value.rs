@@ -312,6 +312,24 @@ impl Value {
         }
     }
 
+    /// Arrays, maps and errors inside each other, counted as [`crate::codec`] counts them. Looks no deeper than `most`.
+    pub(crate) fn depth(&self, most: usize) -> usize {
+        let Some(most) = most.checked_sub(1) else { return 0 };
+        let inside = |values: &mut dyn Iterator<Item = &Value>, most| values.map(|v| v.depth(most)).max().unwrap_or(0);
+        match self {
+            Value::Array(items) => 1 + inside(&mut items.iter(), most),
+            Value::Map(pairs) => 1 + inside(&mut pairs.iter().flat_map(|(k, v)| [k, v]), most),
+            Value::Error(e) => {
+                let cause = inside(&mut e.cause.iter(), most);
+                // The properties are a map of their own.
+                let own = usize::from(most > 0 && !e.properties.is_empty());
+                let properties = own + inside(&mut e.properties.iter().map(|(_, v)| v), most.saturating_sub(1));
+                1 + cause.max(properties)
+            }
+            _ => 0,
+        }
+    }
+
     /// A deep copy. Buffers are copied into plain bytes, because a buffer has one owner.
     pub fn deep_clone(&self) -> Result<Value> {
         Ok(match self {
@@ -405,6 +423,20 @@ mod tests {
     #[test]
     fn the_last_pair_of_a_key_counts() {
         assert_eq!(Value::map([("a", 1.into()), ("a", 2.into())]).get("a").and_then(Value::as_int), Some(2));
+    }
+
+    #[test]
+    fn depth_counts_containers_up_to_the_most_that_is_asked_for() {
+        let list = |inner| Value::Array(vec![Value::Nil, inner]);
+        assert_eq!(Value::Int(1).depth(9), 0);
+        assert_eq!(Value::Array(vec![]).depth(9), 1);
+        assert_eq!(Value::map([("a", list(list(Value::Nil))), ("b", Value::Nil)]).depth(9), 3);
+        let mut error = ErrorValue { cause: Some(list(Value::Nil)), ..ErrorValue::default() };
+        assert_eq!(Value::from(error).depth(9), 2);
+        error = ErrorValue::default();
+        error.set_property("list", list(Value::Nil));
+        let error = Value::from(error);
+        assert_eq!([1, 2, 3, 4].map(|most| error.depth(most)), [1, 2, 3, 3]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::abi::ffi::{self, offloop_status};
 use crate::abi::handle::{self, Handle, Kind, Object, Place};
 use crate::abi::{offloop_buffer, offloop_value};
 use crate::buffer::TransferBuffer;
+use crate::codec::MAX_DEPTH;
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
 use std::collections::HashMap;
@@ -21,11 +22,38 @@ pub(crate) type Views = HashMap<usize, Handle>;
 pub struct Root {
     pub(crate) value: Value,
     pub(crate) views: Views,
+    /// At least the value's depth, so that nesting costs no walk per item; counted when somebody first needs it.
+    depth: Option<usize>,
 }
 
 impl Root {
     pub(crate) fn object(value: Value) -> Object {
-        Object::Value(Box::new(Root { value, views: Views::default() }))
+        Object::Value(Box::new(Root { value, ..Root::default() }))
+    }
+
+    /// At least the value's depth. A value that came from elsewhere may be deeper than the limit: one level beyond says so.
+    fn depth(&mut self) -> usize {
+        *self.depth.get_or_insert_with(|| self.value.depth(MAX_DEPTH + 1))
+    }
+
+    /// The depth of a value that holds this one `levels` further down. Dropping and copying a value recurse, as the codec does:
+    /// so nothing is built that it would refuse.
+    fn depth_below(&mut self, levels: usize) -> Result<usize> {
+        if self.depth() + levels > MAX_DEPTH {
+            // What was replaced since counts no longer.
+            self.depth = None;
+        }
+        let depth = self.depth() + levels;
+        if depth > MAX_DEPTH {
+            return Err(Error::new(ErrorKind::TooLarge, "value is nested too deeply").with("depth", depth).with("max_depth", MAX_DEPTH));
+        }
+        Ok(depth)
+    }
+
+    /// The value, about to hold an item that makes it so deep.
+    fn deepen(&mut self, depth: usize) -> &mut Value {
+        self.depth = Some(self.depth().max(depth));
+        &mut self.value
     }
 }
 
@@ -48,7 +76,7 @@ fn at_root<R>(p: *const offloop_value, f: impl FnOnce(&Value, &mut Views, Handle
     let mut view = None;
     let done = handle::with(own, Some(Kind::Value), |object| match object {
         Object::Value(root) => {
-            let Root { value, views } = &mut **root;
+            let Root { value, views, .. } = &mut **root;
             f.take().map(|f| f(value, views, own)).transpose()
         }
         Object::View { root, at } => {
@@ -101,12 +129,12 @@ pub(crate) fn view(at: &Value, views: &mut Views, root: Handle) -> Result<*const
 }
 
 /// Changes an owned value, which other calls see as `InUse` meanwhile; its views end.
-fn change<R>(p: *mut offloop_value, f: impl FnOnce(&mut Value) -> Result<R>) -> Result<R> {
+fn change<R>(p: *mut offloop_value, f: impl FnOnce(&mut Root) -> Result<R>) -> Result<R> {
     let mut reserved = handle::reserve(Handle::of(p), Kind::Value)?;
     let Object::Value(root) = reserved.object() else {
         return Err(Error::invalid("borrowed value cannot be changed"));
     };
-    let done = f(&mut root.value)?;
+    let done = f(root)?;
     let views = std::mem::take(&mut root.views);
     drop(reserved);
     end_views(views);
@@ -115,8 +143,12 @@ fn change<R>(p: *mut offloop_value, f: impl FnOnce(&mut Value) -> Result<R>) -> 
 
 /// The value inside a moved parameter; refuses a view.
 pub(crate) fn owned(object: &mut Object) -> Result<&mut Value> {
+    owned_root(object).map(|root| &mut root.value)
+}
+
+fn owned_root(object: &mut Object) -> Result<&mut Root> {
     match object {
-        Object::Value(root) => Ok(&mut root.value),
+        Object::Value(root) => Ok(root),
         _ => Err(Error::invalid("borrowed value cannot be moved; copy it with offloop_value_copy")),
     }
 }
@@ -575,7 +607,8 @@ pub unsafe extern "C" fn offloop_value_get_stack(value: *const offloop_value, te
 }
 
 /// Sets a part of an error (NUL-terminated UTF-8), replacing its old value: "stack" (a text), "cause" (any value, usually an error),
-/// or a property of its own, "code" among them. The item is moved; the error's views end.
+/// or a property of its own, "code" among them. The item is moved; the error's views end. OFFLOOP_ERR_TOO_LARGE beyond 512 levels
+/// of arrays, maps and errors.
 ///
 /// # Safety
 /// `name` is NUL-terminated, `item_io` points at a handle.
@@ -593,8 +626,10 @@ pub unsafe extern "C" fn offloop_value_error_set(
             ("stack", other) => return Err(wrong_type("string", other)),
             _ => None,
         };
-        change(error, |v| {
-            let Value::Error(e) = v else { return Err(wrong_type("error", v)) };
+        // The properties of an error are a map of their own.
+        let depth = owned_root(item.object())?.depth_below(if name == "cause" { 1 } else { 2 })?;
+        change(error, |root| {
+            let Value::Error(e) = root.deepen(depth) else { return Err(wrong_type("error", &root.value)) };
             let item = into_value(item.done());
             match (name, stack) {
                 (_, Some(stack)) => e.stack = stack,
@@ -656,7 +691,7 @@ pub unsafe extern "C" fn offloop_value_take_buffer(value_io: *mut *mut offloop_v
     })
 }
 
-/// Appends to an array. The item is moved; the array's views end.
+/// Appends to an array. The item is moved; the array's views end. OFFLOOP_ERR_TOO_LARGE beyond 512 levels of arrays, maps and errors.
 ///
 /// # Safety
 /// `item_io` points at a handle.
@@ -665,9 +700,9 @@ pub unsafe extern "C" fn offloop_value_array_push(array: *mut offloop_value, ite
     ffi::call(|| {
         // SAFETY: this function's contract.
         let mut item = unsafe { ffi::moved(item_io, "item_io") }?;
-        owned(item.object())?;
-        change(array, |v| {
-            let Value::Array(items) = v else { return Err(wrong_type("array", v)) };
+        let depth = owned_root(item.object())?.depth_below(1)?;
+        change(array, |root| {
+            let Value::Array(items) = root.deepen(depth) else { return Err(wrong_type("array", &root.value)) };
             items.push(into_value(item.done()));
             Ok(())
         })
@@ -707,6 +742,7 @@ pub unsafe extern "C" fn offloop_value_array_get(
 }
 
 /// Sets a key (NUL-terminated UTF-8) of a map, replacing its old value. The item is moved; the map's views end.
+/// OFFLOOP_ERR_TOO_LARGE beyond 512 levels of arrays, maps and errors.
 ///
 /// # Safety
 /// `key` is NUL-terminated, `item_io` points at a handle.
@@ -719,9 +755,9 @@ pub unsafe extern "C" fn offloop_value_map_set(
     ffi::call(|| {
         // SAFETY: this function's contract.
         let (key, mut item) = unsafe { (ffi::str(key, "key")?, ffi::moved(item_io, "item_io")?) };
-        owned(item.object())?;
-        change(map, |v| {
-            let Value::Map(pairs) = v else { return Err(wrong_type("map", v)) };
+        let depth = owned_root(item.object())?.depth_below(1)?;
+        change(map, |root| {
+            let Value::Map(pairs) = root.deepen(depth) else { return Err(wrong_type("map", &root.value)) };
             let item = into_value(item.done());
             match pairs.iter_mut().rfind(|(k, _)| k.as_str() == Some(key)) {
                 Some((_, old)) => *old = item,
@@ -843,6 +879,65 @@ mod tests {
             assert!(!list.is_null());
             assert_eq!(offloop_value_array_len(list, &raw mut len), 0);
             offloop_value_free(list);
+        }
+    }
+
+    /// Puts a value into a new array, map or error, or frees both.
+    fn wrap(way: usize, item: *mut offloop_value) -> (offloop_status, *mut offloop_value) {
+        let outer =
+            [Value::Array(vec![Value::Nil]), Value::Map(vec![]), ErrorValue::default().into()].into_iter().nth(way).expect("three ways");
+        let (outer, mut item) = (give(outer).expect("handle"), item);
+        // SAFETY: every pointer is a local of this function.
+        let status = unsafe {
+            match way {
+                0 => offloop_value_array_push(outer, &raw mut item),
+                1 => offloop_value_map_set(outer, c"k".as_ptr(), &raw mut item),
+                _ => offloop_value_error_set(outer, c"cause".as_ptr(), &raw mut item),
+            }
+        };
+        if status == 0 {
+            return (0, outer);
+        }
+        // SAFETY: an owned handle.
+        unsafe { offloop_value_free(outer) };
+        (status, item)
+    }
+
+    #[test]
+    fn nesting_beyond_the_limit_is_refused_and_the_item_stays() {
+        let mut value = int(1);
+        for level in 0..MAX_DEPTH {
+            let (status, outer) = wrap(level % 3, value);
+            assert_eq!(status, 0, "level {level}");
+            value = outer;
+        }
+        for way in 0..3 {
+            let (status, item) = wrap(way, value);
+            assert_eq!((status, item), (ErrorKind::TooLarge.status(), value));
+        }
+        // A copy is counted anew, and is as deep.
+        let mut copy = std::ptr::null_mut();
+        // SAFETY: every pointer is a local of this test.
+        unsafe {
+            assert_eq!(offloop_value_copy(value, &raw mut copy), 0);
+            assert_eq!(wrap(0, copy).0, ErrorKind::TooLarge.status());
+            offloop_value_free(copy);
+            offloop_value_free(value);
+        }
+    }
+
+    #[test]
+    fn what_was_replaced_no_longer_counts() {
+        let deep = (0..MAX_DEPTH - 1).fold(Value::Nil, |inner, _| Value::Array(vec![inner]));
+        let (map, mut deep, mut flat) = (give(Value::Map(vec![])).expect("map"), give(deep).expect("deep"), int(1));
+        // SAFETY: every pointer is a local of this test.
+        unsafe {
+            assert_eq!(offloop_value_map_set(map, c"k".as_ptr(), &raw mut deep), 0);
+            assert_eq!(wrap(0, map), (ErrorKind::TooLarge.status(), map));
+            assert_eq!(offloop_value_map_set(map, c"k".as_ptr(), &raw mut flat), 0);
+            let (status, outer) = wrap(0, map);
+            assert_eq!(status, 0);
+            offloop_value_free(outer);
         }
     }
 
