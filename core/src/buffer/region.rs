@@ -1,7 +1,8 @@
 //! Memory of buffers, and the cache that reuses it.
 //!
 //! A fresh mapping costs a page fault per 4 KiB, which makes it no faster than a pipe. So freed regions of 64 KiB and
-//! more are kept by size class (a power of two) and handed out again, up to [`CACHE_BYTES`] in all.
+//! more are kept by size class (a power of two) and handed out again, up to [`CACHE_BYTES`] and [`CACHE_FDS`] in all. Where memory
+//! or fds run out the cache gives back what it has.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex};
 const CACHE_MIN: usize = 64 << 10;
 /// What the cache keeps at most, both kinds together.
 const CACHE_BYTES: usize = 64 << 20;
+/// Shared regions that the cache keeps at most: each holds an fd, and a process may have no more than 1024.
+const CACHE_FDS: usize = 32;
 
 enum Memory {
     Heap {
@@ -65,8 +68,33 @@ impl std::fmt::Debug for Region {
 
 #[derive(Default)]
 struct Cache {
+    /// Oldest first: shared or not, size, memory.
     free: Vec<(bool, usize, Memory)>,
     bytes: usize,
+    fds: usize,
+}
+
+impl Cache {
+    fn put(&mut self, shared: bool, size: usize, memory: Memory) {
+        self.bytes += size;
+        self.fds += usize::from(shared);
+        self.free.push((shared, size, memory));
+    }
+
+    fn take(&mut self, at: usize) -> Memory {
+        let (shared, size, memory) = self.free.remove(at);
+        self.bytes -= size;
+        self.fds -= usize::from(shared);
+        memory
+    }
+
+    /// The oldest entry of what there is too much of.
+    fn surplus(&self) -> Option<usize> {
+        if self.fds > CACHE_FDS {
+            return self.free.iter().position(|(shared, ..)| *shared);
+        }
+        (self.bytes > CACHE_BYTES).then_some(0)
+    }
 }
 
 static CACHE: ForkCell<Mutex<Cache>> = ForkCell::new();
@@ -74,8 +102,20 @@ static CACHE: ForkCell<Mutex<Cache>> = ForkCell::new();
 fn cached(shared: bool, size: usize) -> Option<Memory> {
     let mut c = lock(CACHE.get(Mutex::default));
     let at = c.free.iter().rposition(|(s, n, _)| *s == shared && *n == size)?;
-    c.bytes -= size;
-    Some(c.free.swap_remove(at).2)
+    Some(c.take(at))
+}
+
+/// Calls `make`, and once more without the cache when memory or fds ran out.
+fn or_without_cache<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    let exhausted = |e: &Error| e.errno().is_some_and(|(errno, _)| matches!(errno, libc::ENOMEM | libc::EMFILE | libc::ENFILE));
+    match make() {
+        Err(e) if exhausted(&e) => {
+            let all = std::mem::take(&mut *lock(CACHE.get(Mutex::default)));
+            drop(all); // unmapped outside the lock
+            make()
+        }
+        done => done,
+    }
 }
 
 fn size_class(len: usize) -> usize {
@@ -109,12 +149,14 @@ impl Region {
             None => {
                 let layout = Layout::from_size_align(size, 64)
                     .map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
-                // SAFETY: the layout's size is at least 1.
-                let ptr = unsafe { alloc_zeroed(layout) };
-                if ptr.is_null() {
-                    return Err(Error::os("malloc", libc::ENOMEM).with("len", len));
-                }
-                Memory::Heap { ptr, layout }
+                or_without_cache(|| {
+                    // SAFETY: the layout's size is at least 1.
+                    let ptr = unsafe { alloc_zeroed(layout) };
+                    if ptr.is_null() {
+                        return Err(Error::os("malloc", libc::ENOMEM).with("len", len));
+                    }
+                    Ok(Memory::Heap { ptr, layout })
+                })?
             }
         };
         Ok(Region::new(memory, len, false))
@@ -135,7 +177,7 @@ impl Region {
                 m
             }
             None => {
-                let (fd, map) = sys::mem::create_sealed(c"offloop-buffer", len)?;
+                let (fd, map) = or_without_cache(|| sys::mem::create_sealed(c"offloop-buffer", len))?;
                 Memory::Shared { map, fd }
             }
         };
@@ -147,7 +189,7 @@ impl Region {
     /// # Errors
     /// `Invalid` for an fd that is no sealed memfd, `Os`.
     pub fn attach(fd: BorrowedFd<'_>) -> Result<Arc<Region>> {
-        let (fd, map, len) = sys::mem::attach_sealed(fd)?;
+        let (fd, map, len) = or_without_cache(|| sys::mem::attach_sealed(fd))?;
         Ok(Region::new(Memory::Shared { map, fd }, len, true))
     }
 
@@ -230,12 +272,9 @@ impl Drop for Region {
         let mut evicted = Vec::new();
         {
             let mut c = lock(CACHE.get(Mutex::default));
-            c.bytes += size;
-            c.free.push((shared, size, memory));
-            while c.bytes > CACHE_BYTES {
-                let oldest = c.free.remove(0);
-                c.bytes -= oldest.1;
-                evicted.push(oldest);
+            c.put(shared, size, memory);
+            while let Some(oldest) = c.surplus() {
+                evicted.push(c.take(oldest));
             }
         }
         drop(evicted); // unmapped outside the lock
@@ -262,6 +301,32 @@ mod tests {
         let again = Region::heap(1 << 20).expect("heap");
         // SAFETY: the test owns the region.
         assert!(unsafe { std::slice::from_raw_parts(again.as_ptr(), 1 << 20) }.iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn the_cache_keeps_few_fds() {
+        for extra in 0..3 * CACHE_FDS {
+            drop(Region::shared(CACHE_MIN + extra).expect("shared"));
+            assert!(lock(CACHE.get(Mutex::default)).fds <= CACHE_FDS);
+        }
+    }
+
+    #[test]
+    fn memory_and_fds_that_run_out_are_tried_again_without_the_cache() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            let mut calls = 0;
+            let made = or_without_cache(|| {
+                calls += 1;
+                if calls == 1 { Err(Error::os("memfd_create", errno)) } else { Ok(()) }
+            });
+            assert_eq!((made.is_ok(), calls), (true, 2), "{errno}");
+        }
+        let mut calls = 0;
+        let refused = or_without_cache(|| {
+            calls += 1;
+            Err::<(), _>(Error::os("memfd_create", libc::EPERM))
+        });
+        assert_eq!((refused.is_err(), calls), (true, 1));
     }
 
     #[test]
