@@ -136,7 +136,7 @@ impl TransferBuffer {
     /// A copy of the bytes.
     ///
     /// # Errors
-    /// `Detached`, `Forked`.
+    /// `Detached`, `Forked`, `Os` (`ENOMEM`).
     pub fn to_vec(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         self.append_to(&mut out)?;
@@ -146,10 +146,10 @@ impl TransferBuffer {
     /// Appends a copy of the bytes.
     ///
     /// # Errors
-    /// `Detached`, `Forked`.
+    /// `Detached`, `Forked`, `Os` (`ENOMEM`).
     pub fn append_to(&self, out: &mut Vec<u8>) -> Result<()> {
         let r = self.region()?;
-        out.reserve(r.len());
+        out.try_reserve(r.len()).map_err(|_| Error::os("malloc", libc::ENOMEM).with("len", r.len()))?;
         // SAFETY: the region has `len` readable bytes, `out` has room; no reference to memory that a peer may write.
         unsafe {
             std::ptr::copy_nonoverlapping(r.as_ptr(), out.as_mut_ptr().add(out.len()), r.len());
@@ -241,6 +241,13 @@ impl TransferBuffer {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_copy_without_memory_is_an_error() {
+        // SAFETY: no vector is as long as this claims to be, so nothing is read.
+        let b = unsafe { TransferBuffer::from_foreign(std::ptr::null_mut(), usize::MAX, Box::new(())) };
+        assert_eq!(b.to_vec().expect_err("no memory").errno(), Some((libc::ENOMEM, "malloc")));
+    }
 
     #[test]
     fn transfer_detaches_and_is_one_shot() {
