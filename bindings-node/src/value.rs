@@ -19,8 +19,9 @@ use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::state::State;
 use napi::sys;
 use offloop::codec::{self, Options};
-use offloop::value::{BigInt, DType, Date, ErrorValue, TypedArray};
+use offloop::value::{BigInt, DType, Date, ErrorValue, MAX_HOST_ITEMS, TypedArray};
 use offloop::{Error, ErrorKind, Value};
+use std::cell::Cell;
 
 const MAX_SAFE: i64 = (1 << 53) - 1;
 
@@ -30,25 +31,33 @@ fn unserializable(what: &str) -> Fail {
 
 /// A JavaScript value as a tree. Bytes are copied.
 pub(crate) fn from_js(call: &Call<'_>, value: Raw) -> JsResult<Value> {
-    from_js_at(call, value, Place::default())
+    from_js_at(call, value, Place { depth: 0, in_property: false, items: &Cell::new(0) })
 }
 
 /// Where in the tree a value is.
-#[derive(Clone, Copy, Default)]
-struct Place {
+#[derive(Clone, Copy)]
+struct Place<'a> {
     depth: usize,
     /// Inside a property of an error.
     in_property: bool,
+    /// Values of the whole tree so far.
+    items: &'a Cell<usize>,
 }
 
-impl Place {
-    fn inside(self) -> Place {
+impl Place<'_> {
+    fn inside(self) -> Self {
         Place { depth: self.depth + 1, ..self }
     }
 }
 
-fn from_js_at(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
+fn from_js_at(call: &Call<'_>, value: Raw, at: Place<'_>) -> JsResult<Value> {
     let env = call.env;
+    let items = at.items.get() + 1;
+    at.items.set(items);
+    if items > MAX_HOST_ITEMS {
+        let e = Error::new(ErrorKind::TooLarge, "value has too many items").with("items", items).with("max_items", MAX_HOST_ITEMS);
+        return Err(e.into());
+    }
     // A cycle ends here too.
     let max_depth = Options::default().max_depth;
     if at.depth > max_depth {
@@ -79,7 +88,7 @@ fn bigint(negative: bool, words: &[u64]) -> Value {
     BigInt { negative, magnitude: words.iter().flat_map(|w| w.to_le_bytes()).collect() }.into_value()
 }
 
-fn object(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
+fn object(call: &Call<'_>, value: Raw, at: Place<'_>) -> JsResult<Value> {
     let env = call.env;
     if env.is_array(value)? {
         let len = env.len(value)?;
@@ -127,7 +136,7 @@ fn object(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
 }
 
 /// An error, which JavaScript takes apart: `[name, message, stack, cause, properties]`.
-fn error(call: &Call<'_>, value: Raw, at: Place) -> JsResult<Value> {
+fn error(call: &Call<'_>, value: Raw, at: Place<'_>) -> JsResult<Value> {
     let env = call.env;
     let parts = env.call(call.state.unwrap_error(env)?, &[value])?;
     let text = |i| Ok::<_, Fail>(env.text(env.at(parts, i)?).unwrap_or_default());

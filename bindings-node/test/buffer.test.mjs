@@ -28,6 +28,14 @@ test('alloc is zeroed and bytes() is the same view each time, without a copy', (
   }
 })
 
+test('a value that holds one list many times is bounded', () => {
+  let many = []
+  for (let depth = 0; depth < 40; depth++) many = [many, many]
+  throws(() => native.roundTrip(many), 'ERR_OFFLOOP_TOO_LARGE', /max_items=262144/)
+  throws(() => native.roundTrip(new Array(262_144).fill(0)), 'ERR_OFFLOOP_TOO_LARGE', /items=262144/)
+  assert.equal(native.roundTrip(new Array(262_143).fill(0)).length, 262_143)
+})
+
 test('transfer detaches the handle and every view; the token is one-shot', () => {
   const buffer = TransferBuffer.from(Buffer.from('hello'))
   const view = buffer.bytes()

@@ -5,11 +5,12 @@ use crate::error::{raise, shown};
 use offloop::TransferBuffer;
 use offloop::codec::{self, Options};
 use offloop::error::{Error, ErrorKind};
-use offloop::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
+use offloop::value::{BigInt, DType, Date, ErrorValue, MAX_HOST_ITEMS, TypedArray, Value};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBaseException, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
+use std::cell::Cell;
 use std::ffi::CStr;
 
 /// Arrays of at least so many bytes are views of the value's own memory, shorter ones copies.
@@ -17,19 +18,25 @@ const VIEW_FROM: usize = 4096;
 
 /// The tree of a Python object. A `TransferBuffer` inside is copied: a call moves inputs, not options.
 pub(crate) fn from_python(object: &Bound<'_, PyAny>) -> PyResult<Value> {
-    convert(object, Place::default())
+    convert(object, Place::root(&Cell::new(0)))
 }
 
 /// Where in the tree a value is.
-#[derive(Clone, Copy, Default)]
-struct Place {
+#[derive(Clone, Copy)]
+struct Place<'a> {
     depth: usize,
     /// Inside a property of an exception.
     in_property: bool,
+    /// Values of the whole tree so far.
+    items: &'a Cell<usize>,
 }
 
-impl Place {
-    fn inside(self) -> Place {
+impl<'a> Place<'a> {
+    fn root(items: &'a Cell<usize>) -> Place<'a> {
+        Place { depth: 0, in_property: false, items }
+    }
+
+    fn inside(self) -> Place<'a> {
         Place { depth: self.depth + 1, ..self }
     }
 }
@@ -38,16 +45,23 @@ impl Place {
 pub(crate) fn options(kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Value> {
     let Some(kwargs) = kwargs.filter(|k| !k.is_empty()) else { return Ok(Value::Nil) };
     let mut pairs = Vec::with_capacity(kwargs.len());
+    let items = Cell::new(0);
     for (key, value) in kwargs {
         if !value.is_none() {
-            pairs.push((convert(&key, Place::default())?, convert(&value, Place::default())?));
+            pairs.push((convert(&key, Place::root(&items))?, convert(&value, Place::root(&items))?));
         }
     }
     Ok(if pairs.is_empty() { Value::Nil } else { Value::Map(pairs) })
 }
 
-fn convert(object: &Bound<'_, PyAny>, at: Place) -> PyResult<Value> {
+fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
     let py = object.py();
+    let items = at.items.get() + 1;
+    at.items.set(items);
+    if items > MAX_HOST_ITEMS {
+        let e = Error::new(ErrorKind::TooLarge, "value has too many items").with("items", items).with("max_items", MAX_HOST_ITEMS);
+        return Err(raise(py, &e));
+    }
     // A list that contains itself ends here too.
     let max_depth = Options::default().max_depth;
     if at.depth > max_depth {
@@ -141,7 +155,7 @@ fn epoch(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 }
 
 /// An exception: class name, text, traceback, cause, and its attributes. One that came from elsewhere goes on as it came.
-fn error(object: &Bound<'_, PyAny>, at: Place) -> PyResult<ErrorValue> {
+fn error(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<ErrorValue> {
     let py = object.py();
     let attributes = object.getattr("__dict__")?.cast_into::<PyDict>()?;
     let mut e = ErrorValue::default();

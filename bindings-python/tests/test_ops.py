@@ -249,6 +249,35 @@ def test_arrow_opens_in_pyarrow():
         assert reader.read_all().to_pydict() == {"name": ["ann", "bob"], "age": [31, 27]}
 
 
+def test_a_copy_without_memory_is_an_error(script):
+    done = script(
+        """
+import errno, offloop, resource
+data = bytearray(64 << 20)
+offloop.ops.noop(b"")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), -1))
+try:
+    offloop.TransferBuffer.from_bytes(data)
+except offloop.OsError as e:
+    print(e.errno == errno.ENOMEM)
+"""
+    )
+    assert done.stdout.split() == ["True"]
+
+
+def test_options_that_hold_one_list_many_times_are_bounded():
+    many = []
+    for _ in range(40):
+        many = [many, many]
+    with pytest.raises(offloop.TooLargeError, match="max_items=262144"):
+        ops.noop(sleep_ms=many)
+    with pytest.raises(offloop.TooLargeError, match="max_items=262144"):
+        ops.noop(sleep_ms=[0] * 262_144)
+    with pytest.raises(offloop.InvalidError):
+        ops.noop(sleep_ms=[0] * 262_142)
+
+
 def test_option_values_of_every_kind_are_checked():
     for bad in (float("nan"), [1], {"a": 1}, b"x", datetime.now(UTC), 2**70, True):
         with pytest.raises(offloop.InvalidError):

@@ -4,6 +4,11 @@ use crate::buffer::{Bytes, TransferBuffer};
 use crate::error::{ERROR_TABLE, Error, ErrorKind, Result};
 use std::borrow::Cow;
 
+/// Most items, keys and values together of what Node.js and Python convert from their own objects. Fewer than
+/// [`codec::Options::max_items`](crate::codec::Options::max_items), because the caller's thread waits meanwhile, and because 25 lists
+/// that each hold the next one twice are 2²⁵ items.
+pub const MAX_HOST_ITEMS: usize = 1 << 18;
+
 /// Element type of a [`TypedArray`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
