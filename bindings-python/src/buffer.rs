@@ -47,18 +47,26 @@ impl PyTransferBuffer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves the bytes out. On error the buffer is untouched.
-    pub(crate) fn take_bytes(&self) -> Result<Bytes, Error> {
+    /// Moves the buffer out. On error it is untouched.
+    fn take(&self) -> Result<TransferBuffer, Error> {
         let mut state = self.lock();
         state.check_movable()?;
-        state.buffer.take_bytes()
+        state.buffer.view()?;
+        Ok(std::mem::take(&mut state.buffer))
     }
+}
 
-    /// Undoes [`take_bytes`](Self::take_bytes) for a task that was not accepted.
-    pub(crate) fn put_back(&self, bytes: Bytes) {
-        if let Ok(buffer) = TransferBuffer::from_bytes(bytes) {
-            self.lock().buffer = buffer;
-        }
+/// A buffer that a call moved: its bytes are lent to a task, which may yet be refused. Dropping this lets them go with the task.
+pub(crate) struct Moved<'py> {
+    owner: Bound<'py, PyTransferBuffer>,
+    buffer: TransferBuffer,
+}
+
+impl Moved<'_> {
+    /// Undoes the move for a task that was not accepted; the bytes that were lent are dropped before. The same memory, so
+    /// that a shared buffer stays shared.
+    pub(crate) fn put_back(self) {
+        self.owner.get().lock().buffer = self.buffer;
     }
 }
 
@@ -238,7 +246,8 @@ pub(crate) fn copy_buffer(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
         return data.py().import("builtins")?.call_method1("memoryview", (data,))?.call_method0("tobytes")?.extract();
     }
     let len = view.len_bytes();
-    let mut out: Vec<u8> = Vec::with_capacity(len);
+    let mut out: Vec<u8> = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| raise(py, &Error::os("malloc", libc::ENOMEM).with("len", len)))?;
     while out.len() < len {
         let at = out.len();
         let n = COPY_SLICE.min(len - at);
@@ -266,22 +275,35 @@ pub(crate) fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
 }
 
 /// The input of a task. `TransferBuffer` is moved, long `bytes` are borrowed, everything else is copied now.
-pub(crate) fn input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+pub(crate) fn input<'py>(data: &Bound<'py, PyAny>, moved: &mut Vec<Moved<'py>>) -> PyResult<Bytes> {
     if let Ok(bytes) = data.cast_exact::<PyBytes>() {
         let slice = bytes.as_bytes();
         return Ok(if slice.len() < BORROW_FROM { Bytes::from(slice) } else { borrow(bytes) });
     }
-    if let Ok(buffer) = data.cast::<PyTransferBuffer>() {
-        return buffer.get().take_bytes().map_err(|e| raise(data.py(), &e));
+    if let Ok(owner) = data.cast::<PyTransferBuffer>() {
+        let buffer = owner.get().take().map_err(|e| raise(data.py(), &e))?;
+        // SAFETY: nobody has the handle but `Moved`, which writes nothing, and there is no view of it.
+        let bytes = unsafe { buffer.lend() };
+        let one = Moved { owner: owner.clone(), buffer };
+        return match bytes {
+            Ok(bytes) => {
+                moved.push(one);
+                Ok(bytes)
+            }
+            Err(e) => {
+                one.put_back();
+                Err(raise(data.py(), &e))
+            }
+        };
     }
     Ok(copy_buffer(data)?.into())
 }
 
 /// As [`input`], for a call that returns before its caller can drop the object: no `bytes` are copied.
-pub(crate) fn borrowed_input(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+pub(crate) fn borrowed_input<'py>(data: &Bound<'py, PyAny>, moved: &mut Vec<Moved<'py>>) -> PyResult<Bytes> {
     match data.cast_exact::<PyBytes>() {
         Ok(bytes) => Ok(borrow(bytes)),
-        Err(_) => input(data),
+        Err(_) => input(data, moved),
     }
 }
 

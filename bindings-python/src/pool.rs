@@ -1,6 +1,6 @@
 //! `ThreadPool`: two core pools behind one executor. Ops run on native threads, Python callables on Python threads.
 
-use crate::buffer::{self, PyTransferBuffer};
+use crate::buffer::{self, Moved};
 use crate::dispatch;
 use crate::error::{invalid, number, raise, shown, text};
 use crate::future::{PyFuture, head, seconds};
@@ -80,7 +80,7 @@ pub(crate) struct PyPool {
 /// The inputs of one call, and where they came from, so that a call that was not accepted loses nothing.
 struct Inputs<'py> {
     bytes: Vec<Bytes>,
-    moved: Vec<(usize, Bound<'py, PyTransferBuffer>)>,
+    moved: Vec<Moved<'py>>,
 }
 
 impl<'py> Inputs<'py> {
@@ -90,17 +90,12 @@ impl<'py> Inputs<'py> {
 
     fn take_with(
         objects: impl Iterator<Item = Bound<'py, PyAny>>,
-        convert: fn(&Bound<'py, PyAny>) -> PyResult<Bytes>,
+        convert: fn(&Bound<'py, PyAny>, &mut Vec<Moved<'py>>) -> PyResult<Bytes>,
     ) -> PyResult<Inputs<'py>> {
         let mut inputs = Inputs { bytes: Vec::new(), moved: Vec::new() };
         for object in objects {
-            match convert(&object) {
-                Ok(bytes) => {
-                    if let Ok(moved) = object.cast_into::<PyTransferBuffer>() {
-                        inputs.moved.push((inputs.bytes.len(), moved));
-                    }
-                    inputs.bytes.push(bytes);
-                }
+            match convert(&object, &mut inputs.moved) {
+                Ok(bytes) => inputs.bytes.push(bytes),
                 Err(e) => {
                     let bytes = std::mem::take(&mut inputs.bytes);
                     inputs.restore(bytes);
@@ -111,13 +106,10 @@ impl<'py> Inputs<'py> {
         Ok(inputs)
     }
 
-    /// Gives moved buffers their bytes back.
-    fn restore(&self, bytes: Vec<Bytes>) {
-        for (at, bytes) in bytes.into_iter().enumerate() {
-            if let Some((_, buffer)) = self.moved.iter().find(|(n, _)| *n == at) {
-                buffer.get().put_back(bytes);
-            }
-        }
+    /// Gives moved buffers back, now that no task has their bytes.
+    fn restore(self, bytes: Vec<Bytes>) {
+        drop(bytes);
+        self.moved.into_iter().for_each(Moved::put_back);
     }
 }
 
@@ -486,8 +478,8 @@ impl PyPool {
             let params = value::options(kwargs)?;
             let mut work = Vec::with_capacity(items.len());
             let mut sources: Vec<Inputs<'_>> = Vec::with_capacity(items.len());
-            let restore = |sources: &[Inputs<'_>], work: Vec<Work>| {
-                for (source, work) in sources.iter().zip(work) {
+            let restore = |sources: Vec<Inputs<'_>>, work: Vec<Work>| {
+                for (source, work) in sources.into_iter().zip(work) {
                     source.restore(work.into_inputs());
                 }
             };
@@ -499,7 +491,7 @@ impl PyPool {
                     }
                     Ok(Job::Call(_)) => unreachable!("a name makes an op"),
                     Err(e) => {
-                        restore(&sources, work);
+                        restore(sources, work);
                         return Err(e);
                     }
                 }
@@ -507,7 +499,7 @@ impl PyPool {
             return match pools.place(py, work, &pools.ops, many) {
                 Ok(tasks) => PyList::new(py, tasks.into_iter().map(PyFuture::of).map(|f| Bound::new(py, f)).collect::<PyResult<Vec<_>>>()?),
                 Err((e, work)) => {
-                    restore(&sources, work);
+                    restore(sources, work);
                     Err(e)
                 }
             };
@@ -831,8 +823,8 @@ fn _call(py: Python<'_>, name: &str, inputs: &Bound<'_, PyTuple>, params: &Bound
     let op = ops::find(name).map_err(|e| raise(py, &e))?;
     let params = Params::check(op.name, op.params, &params).map_err(|e| raise(py, &e))?;
     // `bytes` are borrowed: `inputs` outlives the call.
-    let inputs = Inputs::take_with(inputs.iter(), buffer::borrowed_input)?;
-    let bytes = inputs.bytes;
+    let Inputs { bytes, moved } = Inputs::take_with(inputs.iter(), buffer::borrowed_input)?;
+    drop(moved);
     let signals = Signals { last: Mutex::new(Instant::now()), raised: Mutex::new(None) };
     let result = wait::detached(py, || {
         let run = AssertUnwindSafe(|| (op.run)(&mut OpCtx::new(bytes, &params, &signals, &Alone)));

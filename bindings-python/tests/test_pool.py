@@ -192,6 +192,20 @@ def test_a_callable_may_fill_its_own_pools_queue():
         assert [f.result() for f in futures] == [2**n for n in range(10)]
 
 
+def test_a_refused_shared_buffer_stays_shared(pool):
+    buffer = offloop.TransferBuffer(100_000, shared=True)
+    fd = buffer.fd
+    for refused in (lambda: pool.submit("noop", buffer, nonsense=1), lambda: pool.submit_many("noop", [buffer, "no bytes"])):
+        with pytest.raises(offloop.InvalidError):
+            refused()
+        assert buffer.fd == fd
+    peer = offloop.TransferBuffer.attach(fd)
+    memoryview(buffer)[7] = 9
+    assert peer.nbytes == 100_000 and memoryview(peer)[7] == 9
+    assert pool.submit("noop", buffer).result()[7] == 9
+    assert buffer.detached
+
+
 def test_batches_are_all_or_none(gate):
     with offloop.ThreadPool(max_workers=1, max_queue=3, on_full="reject") as pool:
         occupy(pool, gate)

@@ -11,7 +11,7 @@ pub const MAX_LEN: usize = 1 << 50;
 
 /// Bytes with one owner. `transfer` moves them; the old handle is then *detached* and has length 0.
 ///
-/// States: Owned (heap) or Shared (a memfd, allocated in full and sealed) → Detached.
+/// States: Owned (heap) or Shared (a memfd, allocated in full and sealed) → Detached, which is the default.
 ///
 /// ```
 /// use offloop::{ErrorKind, TransferBuffer};
@@ -23,7 +23,7 @@ pub const MAX_LEN: usize = 1 << 50;
 /// assert_eq!(TransferBuffer::receive(token).unwrap_err().kind(), ErrorKind::Detached);
 /// # Ok::<(), offloop::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TransferBuffer {
     region: Option<Arc<Region>>,
 }
