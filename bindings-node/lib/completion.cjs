@@ -71,11 +71,17 @@ let drained = 0
 let drainedAt = 0
 const resolved = Promise.resolve()
 
-let grabbedResolve
-let grabbedReject
+let grabbing = 0
 const grab = (resolve, reject) => {
-  grabbedResolve = resolve
-  grabbedReject = reject
+  resolves[grabbing] = resolve
+  rejects[grabbing] = reject
+}
+
+/** The functions of a settled promise would keep it and its result alive. */
+function release(slot) {
+  resolves[slot] = undefined
+  rejects[slot] = undefined
+  free.push(slot)
 }
 
 function begin() {
@@ -89,9 +95,8 @@ function end() {
 /** One task without options: the hot path. `input` is a Uint8Array or undefined. */
 function runPlain(pool, op, input) {
   const slot = free.length > 0 ? free.pop() : resolves.length
+  grabbing = slot
   const promise = new Promise(grab)
-  resolves[slot] = grabbedResolve
-  rejects[slot] = grabbedReject
   if (pending >= COLLECT_FROM) {
     const length = input === undefined ? NO_INPUT : lengthOf(input)
     // An input of length 0 may be detached: native code looks.
@@ -105,8 +110,8 @@ function runPlain(pool, op, input) {
   try {
     native.poolSubmit(pool, op, slot, input)
   } catch (error) {
-    free.push(slot)
-    grabbedReject(error)
+    rejects[slot](error)
+    release(slot)
     return promise
   }
   if (pending++ === 0) native.keepAlive(true)
@@ -145,7 +150,7 @@ function settleRefused() {
   for (let i = 0; i < refused.length; i += 2) {
     const slot = refused[i]
     rejects[slot](refused[i + 1])
-    free.push(slot)
+    release(slot)
   }
   pending -= refused.length / 2
   refused.length = 0
@@ -275,7 +280,7 @@ function drain() {
       if (kind <= VALUE) resolves[index](value)
       else if (kind === ERROR) rejects[index](value)
       else continue
-      free.push(index)
+      release(index)
       plain++
     } else if (kind <= ERROR) {
       settle(entries.get(entry), index, kind === ERROR, value)
