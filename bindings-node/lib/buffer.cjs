@@ -27,6 +27,8 @@ const memoryOf = getter('buffer')
 
 let beginMove
 let endMove
+let takeAway
+let giveBack
 
 class TransferBuffer {
   #handle
@@ -51,6 +53,17 @@ class TransferBuffer {
         native.detach(memoryOf(buffer.#view))
       }
       buffer.#view = null
+    }
+    // Moves the bytes to a handle that only the caller has: for a submit that comes after code of the user.
+    takeAway = (buffer) => {
+      const token = native.bufferTransfer(beginMove(buffer))
+      endMove(buffer)
+      return native.bufferReceive(token)
+    }
+    // What was taken away comes back; its views stay detached.
+    giveBack = (buffer, handle) => {
+      buffer.#handle = handle
+      buffer.#detached = false
     }
   }
 
@@ -131,4 +144,4 @@ function revokeToken(token) {
   native.revokeToken(token)
 }
 
-module.exports = { TransferBuffer, revokeToken, beginMove, endMove, viewOf, lengthOf, notBytes, wrapBuffer, unwrap }
+module.exports = { TransferBuffer, revokeToken, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes, wrapBuffer, unwrap }

@@ -6,7 +6,7 @@ const { AsyncResource } = require('node:async_hooks')
 const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
-const { TransferBuffer, beginMove, endMove, viewOf, notBytes } = require('./buffer.cjs')
+const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
 const { runPlain, flush, open, close, whenClosed, removeListener, abortOf } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
@@ -106,7 +106,7 @@ class ThreadPool {
       this.#defaults === null &&
       !this.#shared.wait &&
       !this.#shared.closing &&
-      (input === undefined || (isUint8Array(input) && input.byteLength <= SLICE))
+      (input === undefined || (isUint8Array(input) && lengthOf(input) <= SLICE))
     ) {
       const number = opNumbers.get(op)
       if (number !== undefined) return runPlain(this.#shared.handle, number, input)
@@ -115,7 +115,12 @@ class ThreadPool {
   }
 
   runMany(op, inputs, params, options) {
-    if (!Array.isArray(inputs)) return Promise.reject(fail('Invalid', 'inputs are not an array', { got: typeName(inputs) }))
+    try {
+      if (!Array.isArray(inputs)) throw fail('Invalid', 'inputs are not an array', { got: typeName(inputs) })
+    } catch (error) {
+      // Also of a revoked proxy.
+      return Promise.reject(error)
+    }
     return this.#submit(op, inputs, params, options, true)
   }
 
@@ -141,32 +146,52 @@ class ThreadPool {
         onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
       }
       const { handle, wait } = shared
-      const submit = (list) => {
+      const submit = (list, moved) => {
         let next = 0
         const inputs = groups.map((group) => group.map(() => list[next++]))
         let id
         try {
           flush()
           id = open(entry)
-          for (const [at, buffer] of moved) inputs[at[0]][at[1]] = beginMove(buffer)
+          for (const { place, buffer } of moved) inputs[place[0]][place[1]] = beginMove(buffer)
           native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, run.queueTimeout, run.key, wait)
         } catch (error) {
           if (id !== undefined) close(entry)
-          reject(error)
-          return
+          throw error
         }
-        for (const [, buffer] of moved) endMove(buffer)
+        for (const { buffer } of moved) endMove(buffer)
       }
-      if (bytes > SLICE) copyLater(shared, run, views, submit, reject)
-      else if (run.key !== undefined && isCopying(handle, run.key)) {
+      const behind = run.key !== undefined && isCopying(handle, run.key)
+      if (bytes <= SLICE && !behind) return submit(views, moved)
+      const list = bytes > SLICE ? views : views.map((view) => view && copyNow(view))
+      // The call owns its buffers from now on, until the pool has them or the call is refused.
+      const taken = []
+      const refuse = (error) => {
+        for (const [buffer, handle] of taken) giveBack(buffer, handle)
+        reject(error)
+      }
+      try {
+        for (const { at, buffer } of moved) {
+          list[at] = takeAway(buffer)
+          taken.push([buffer, list[at]])
+        }
         copyLater(
           shared,
           run,
-          views.map((view) => view && copyNow(view)),
-          submit,
-          reject,
+          list,
+          (copied) => {
+            try {
+              submit(copied, [])
+              taken.length = 0
+            } catch (error) {
+              refuse(error)
+            }
+          },
+          refuse,
         )
-      } else submit(views)
+      } catch (error) {
+        refuse(error)
+      }
     })
   }
 
@@ -195,26 +220,18 @@ class ThreadPool {
   close(options = {}) {
     const shared = this.#shared
     if (!shared.ours) return Promise.reject(fail('Invalid', 'the default pool belongs to the whole process and is not closed'))
+    let grace
+    try {
+      grace = closeGrace(options)
+    } catch (error) {
+      return Promise.reject(error)
+    }
     if (shared.closed === null) {
+      shared.closing = true
       shared.closed = new Promise((resolve) => {
-        const { grace, ...unknown } = checkOptions(options)
-        checkKnown(unknown, 'grace')
-        if (grace !== undefined && grace !== null && !(typeof grace === 'number' && grace >= 0)) {
-          throw fail('Invalid', 'option has the wrong type or is out of range', {
-            option: 'grace',
-            value: grace,
-            want: 'milliseconds from 0',
-          })
-        }
-        shared.closing = true
-        afterCopies(shared, grace ?? Number.POSITIVE_INFINITY, (left) => {
+        afterCopies(shared, grace, (left) => {
           resolve(whenClosed((note) => native.poolClose(shared.handle, left, note)))
         })
-      })
-      // A refused close (bad grace) has not closed anything.
-      shared.closed.catch(() => {
-        shared.closed = null
-        shared.closing = false
       })
     }
     return shared.closed
@@ -223,6 +240,15 @@ class ThreadPool {
   [Symbol.asyncDispose]() {
     return this.close()
   }
+}
+
+/** The grace of a close in ms, checked before anything is closed. */
+function closeGrace(options) {
+  const { grace, ...unknown } = checkOptions(options)
+  checkKnown(unknown, 'grace')
+  if (grace === undefined || grace === null) return Number.POSITIVE_INFINITY
+  if (typeof grace === 'number' && grace >= 0) return grace
+  throw fail('Invalid', 'option has the wrong type or is out of range', { option: 'grace', value: grace, want: 'milliseconds from 0' })
 }
 
 /** The inputs of each task in arrays of this package's own: what native code reads later is what was checked. */
@@ -244,13 +270,13 @@ function prepare(groups) {
   groups.forEach((group, i) => {
     group.forEach((input, j) => {
       if (input instanceof TransferBuffer) {
-        moved.push([[i, j], input])
+        moved.push({ place: [i, j], at: views.length, buffer: input })
         views.push(null)
         return
       }
       const view = viewOf(input)
       if (view === null) throw notBytes(input)
-      bytes += view.byteLength
+      bytes += isUint8Array(view) ? lengthOf(view) : view.byteLength
       views.push(view)
     })
   })

@@ -464,3 +464,58 @@ test('an input that is detached, shrunk or grown while it is copied fails its ta
   assert.ok((await mixed).every((byte) => byte === 1 || byte === 2))
   assert.equal(pool.stats.submitted, 1)
 })
+
+test('a buffer behind a copy is moved when run returns, and comes back when the call is refused', async (t) => {
+  const pool = openPool(t, { maxWorkers: 2 })
+  const big = new Uint8Array(4 << 20)
+  const check = async (call, text) => {
+    const buffer = TransferBuffer.from(bytes(text))
+    const view = buffer.bytes()
+    const result = call(buffer)
+    assert.deepEqual([buffer.detached, buffer.byteLength, view.length], [true, 0, 0])
+    assert.throws(() => buffer.bytes(), { code: 'ERR_OFFLOOP_DETACHED' })
+    return result
+  }
+  const first = pool.run('noop', big, undefined, { key: 'k' })
+  const behind = await check((buffer) => pool.run('noop', buffer, undefined, { key: 'k' }), 'keyed')
+  assert.equal(Buffer.from(behind).toString(), 'keyed')
+  await first
+  const many = await check((buffer) => pool.runMany('noop', [big, buffer]), 'beside')
+  assert.equal(Buffer.from(many[1]).toString(), 'beside')
+
+  const abort = new AbortController()
+  const kept = TransferBuffer.from(bytes('kept'))
+  const dropped = rejection(pool.runMany('noop', [kept, big], undefined, { signal: abort.signal }))
+  assert.equal(kept.detached, true)
+  abort.abort()
+  assert.equal((await dropped).name, 'AbortError')
+  assert.equal(Buffer.from(kept.bytes()).toString(), 'kept')
+  const again = TransferBuffer.from(bytes('again'))
+  assert.equal((await rejection(pool.runMany('noop', [again, big, again]))).code, 'ERR_OFFLOOP_DETACHED')
+  assert.equal(Buffer.from(again.bytes()).toString(), 'again')
+})
+
+test('a close that is refused closes nothing, also beside one that is not', async () => {
+  const pool = new ThreadPool({ maxWorkers: 1 })
+  const refused = rejection(pool.close({ grace: -1 }))
+  const closing = pool.close()
+  assert.equal((await refused).code, 'ERR_OFFLOOP_INVALID')
+  await closing
+  assert.equal((await rejection(pool.close({ grace: 'x' }))).code, 'ERR_OFFLOOP_INVALID')
+  assert.equal((await rejection(pool.run('noop'))).code, 'ERR_OFFLOOP_CLOSED')
+})
+
+test('run and runMany reject instead of throwing, whatever the input is', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  await pool.run('noop')
+  const own = Object.defineProperty(new Uint8Array(4), 'byteLength', {
+    get() {
+      throw new Error('on purpose')
+    },
+  })
+  assert.equal((await pool.run('noop', own)).length, 4)
+  const { proxy, revoke } = Proxy.revocable([], {})
+  revoke()
+  assert.ok((await rejection(pool.run('noop', proxy))) instanceof TypeError)
+  assert.ok((await rejection(pool.runMany('noop', proxy))) instanceof TypeError)
+})
