@@ -1,12 +1,22 @@
 'use strict'
 
 const native = require('./native.cjs')
-const { OffloopError } = require('./error.cjs')
-const { TransferBuffer, revokeToken } = require('./buffer.cjs')
-const { ThreadPool, defaultPool } = require('./pool.cjs')
-const { RingBuffer, Producer, Consumer } = require('./ring.cjs')
-const { ops } = require('./ops.cjs')
 
-const metrics = (format) => native.metrics(format)
+// A loaded native library calls one set of functions. A second evaluation of this package over the same library (a test
+// runner that resets its modules) takes the first one's: with functions of its own, it would leave that one's promises pending.
+const LOADED = Symbol.for('offloop.loaded')
 
-module.exports = { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, RingBuffer, Producer, Consumer, OffloopError, metrics }
+function load() {
+  const { OffloopError } = require('./error.cjs')
+  const { TransferBuffer, revokeToken } = require('./buffer.cjs')
+  const { ThreadPool, defaultPool } = require('./pool.cjs')
+  const { RingBuffer, Producer, Consumer } = require('./ring.cjs')
+  const { ops } = require('./ops.cjs')
+
+  const metrics = (format) => native.metrics(format)
+
+  return { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, RingBuffer, Producer, Consumer, OffloopError, metrics }
+}
+
+if (native[LOADED] === undefined) Object.defineProperty(native, LOADED, { value: load() })
+module.exports = native[LOADED]

@@ -221,3 +221,21 @@ test('1,000 create, use and close cycles leave threads, descriptors and memory w
   )
   assert.equal(code, 0, err)
 })
+
+test('a second evaluation of the package over one native library shares the first', async () => {
+  const { code, out, err } = await script(`
+    import { createRequire } from 'node:module'
+    import { fileURLToPath } from 'node:url'
+    const require = createRequire(offloopUrl)
+    const entry = fileURLToPath(new URL('./index.cjs', offloopUrl))
+    const first = require(entry)
+    const pool = new first.ThreadPool({ maxWorkers: 1 })
+    const pending = pool.run('noop', new Uint8Array(8), { sleepMs: 20 })
+    for (const file of Object.keys(require.cache)) if (!file.endsWith('.node')) delete require.cache[file]
+    const second = require(entry)
+    const other = new second.ThreadPool({ maxWorkers: 1 })
+    const results = await Promise.all([pending, other.run('noop', new Uint8Array(8)), pool.run('noop', new Uint8Array(8))])
+    console.log(results.length, pool instanceof second.ThreadPool)
+  `)
+  assert.deepEqual([code, out, err], [0, '3 true\n', ''])
+})
