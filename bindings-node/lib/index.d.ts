@@ -78,7 +78,7 @@ export interface PoolBase extends AsyncDisposable {
   options(options: RunOptions): this
   /** Changes the limits. More workers start when work waits; surplus ones leave after what they hold. */
   resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
-  /** Refuses new tasks, lets what is queued run, and after `grace` ms (default: never) cancels the rest. */
+  /** Refuses new tasks, lets what is queued run, and after `grace` ms (default: never) cancels the rest. A later call may shorten the grace. */
   close(options?: { grace?: number | undefined }): Promise<void>
 }
 

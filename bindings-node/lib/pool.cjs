@@ -226,14 +226,16 @@ class ThreadPool {
     } catch (error) {
       return Promise.reject(error)
     }
-    if (shared.closed === null) {
-      shared.closing = true
-      shared.closed = new Promise((resolve) => {
+    const begin = () =>
+      new Promise((resolve) => {
         afterCopies(shared, grace, (left) => {
           resolve(whenClosed((note) => native.poolClose(shared.handle, left, note)))
         })
       })
-    }
+    shared.closing = true
+    if (shared.closed === null) shared.closed = begin()
+    // The shortest grace counts.
+    else if (grace !== Number.POSITIVE_INFINITY) begin()
     return shared.closed
   }
 
@@ -314,8 +316,10 @@ function afterCopies(shared, grace, end) {
     for (const job of [...shared.copies]) job.drop(fail('Closed', 'grace of the close ended before the input was copied', { grace }))
   }
   const timer = grace === Number.POSITIVE_INFINITY ? undefined : setTimeout(drop, Math.min(grace, MAX_TIMER))
+  const { onCopied } = shared
   shared.onCopied = () => {
     clearTimeout(timer)
+    onCopied?.()
     end(Math.max(0, grace - (performance.now() - started)))
   }
 }

@@ -519,3 +519,18 @@ test('run and runMany reject instead of throwing, whatever the input is', async 
   assert.ok((await rejection(pool.run('noop', proxy))) instanceof TypeError)
   assert.ok((await rejection(pool.runMany('noop', proxy))) instanceof TypeError)
 })
+
+test('a later close shortens the grace of an earlier one', async () => {
+  for (const length of [8, 64 << 20]) {
+    const pool = new ThreadPool({ maxWorkers: 1 })
+    const stuck = rejection(pool.run('noop', bytes('x'), { sleepMs: 600_000 }))
+    const other = rejection(pool.run('noop', new Uint8Array(length), { sleepMs: 600_000 }))
+    const closing = pool.close()
+    assert.equal(pool.close({ grace: 1 }), closing)
+    await closing
+    for (const error of [await stuck, await other]) {
+      assert.ok(['ERR_OFFLOOP_CANCELLED', 'ERR_OFFLOOP_CLOSED'].includes(error.code), error.code)
+    }
+    await pool.close({ grace: 0 })
+  }
+})
