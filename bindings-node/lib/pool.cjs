@@ -96,6 +96,7 @@ class ThreadPool {
       throw fail('Invalid', 'option is not one of its words', { option: 'onFull', value: String(onFull), want: 'reject wait' })
     }
     this.#shared = new Shared(native.poolNew(poolOptions), onFull === 'wait', true)
+    checkRun(this.#shared, run)
     this.#defaults = Object.keys(run).length > 0 ? run : null
   }
 
@@ -134,9 +135,9 @@ class ThreadPool {
       const groups = plainGroups(inputs)
       const { moved, views, bytes } = prepare(groups)
       if (run.signal?.aborted) throw aborted(run.signal.reason)
-      if (many && groups.length === 0) return resolve([])
       const shared = this.#shared
       if (shared.closing) throw fail('Closed', 'the pool is closed')
+      if (many && groups.length === 0) return resolve([])
       const entry = {
         resolve,
         reject,
@@ -197,6 +198,7 @@ class ThreadPool {
 
   options(options) {
     const { run } = runOptions(options, true)
+    checkRun(this.#shared, run)
     return new ThreadPool(MADE_HERE, this.#shared, { ...this.#defaults, ...run })
   }
 
@@ -242,6 +244,17 @@ class ThreadPool {
   [Symbol.asyncDispose]() {
     return this.close()
   }
+}
+
+/** Checks defaults as a call does: it is a submit of no task. */
+function checkRun({ handle }, { priority, timeout, queueTimeout, key }) {
+  try {
+    native.poolSubmitMany(handle, 0, 0, [], undefined, priority, timeout, queueTimeout, key, true)
+  } catch (error) {
+    // A view of a closed pool is no error; its calls are.
+    if (error.code !== 'ERR_OFFLOOP_CLOSED') throw error
+  }
+  native.poolForget(0)
 }
 
 /** The grace of a close in ms, checked before anything is closed. */

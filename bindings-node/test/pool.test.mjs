@@ -534,3 +534,15 @@ test('a later close shortens the grace of an earlier one', async () => {
     await pool.close({ grace: 0 })
   }
 })
+
+test('defaults are checked as options of a call are, and a closed pool takes no empty runMany', async () => {
+  const pool = new ThreadPool({ maxWorkers: 1 })
+  for (const options of [{ priority: 1000 }, { timeout: -1 }, { key: 5 }, { queueTimeout: 'z' }, { retries: -1 }]) {
+    assert.throws(() => new ThreadPool(options), { code: 'ERR_OFFLOOP_INVALID' })
+    assert.throws(() => pool.options(options), { code: 'ERR_OFFLOOP_INVALID' })
+  }
+  await pool.options({ priority: 1, key: 'k', timeout: 600_000 }).run('noop')
+  await pool.close()
+  assert.equal((await rejection(pool.runMany('noop', []))).code, 'ERR_OFFLOOP_CLOSED')
+  assert.equal((await rejection(pool.options({ priority: 1 }).run('noop'))).code, 'ERR_OFFLOOP_CLOSED')
+})
