@@ -110,4 +110,16 @@ function checkKnown(unknown, known) {
   if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known })
 }
 
-module.exports = { OffloopError, fromNative, wrapError, unwrapError, fail, aborted, typeName, checkObject, checkOptions, checkKnown, CANCELLED }
+module.exports = {
+  OffloopError,
+  fromNative,
+  wrapError,
+  unwrapError,
+  fail,
+  aborted,
+  typeName,
+  checkObject,
+  checkOptions,
+  checkKnown,
+  CANCELLED,
+}

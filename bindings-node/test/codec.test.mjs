@@ -105,7 +105,11 @@ test('codec: what @msgpack/msgpack writes is read, and the other way round', () 
   assert.equal(hex(native.encode(value)), hex(msgpack.encode(value)))
   // Every form that a writer may choose.
   assert.deepStrictEqual(native.decode(msgpack.encode([1.5, -2], { forceFloat32: true })), [1.5, -2])
-  assert.deepStrictEqual(native.decode(msgpack.encode([1n, 2n ** 64n - 1n, -(2n ** 63n)], { useBigInt64: true })), [1, 2n ** 64n - 1n, -(2n ** 63n)])
+  assert.deepStrictEqual(native.decode(msgpack.encode([1n, 2n ** 64n - 1n, -(2n ** 63n)], { useBigInt64: true })), [
+    1,
+    2n ** 64n - 1n,
+    -(2n ** 63n),
+  ])
   // What MessagePack has no form for is an extension that another reader may skip or keep.
   const foreign = msgpack.decode(native.encode([Float64Array.of(1.5), 7]))
   assert.deepStrictEqual([foreign[0].type, foreign[1]], [2, 7])

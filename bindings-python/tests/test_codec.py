@@ -145,7 +145,16 @@ def test_arrays_of_another_order_travel_in_c_order():
 
 
 def test_numpy_scalars_are_plain_values():
-    scalars = [numpy.int8(-3), numpy.uint64(2**64 - 1), numpy.float32(1.5), numpy.float64(0.1), numpy.bool_(True), numpy.str_("t"), numpy.bytes_(b"b"), numpy.array(7)]
+    scalars = [
+        numpy.int8(-3),
+        numpy.uint64(2**64 - 1),
+        numpy.float32(1.5),
+        numpy.float64(0.1),
+        numpy.bool_(True),
+        numpy.str_("t"),
+        numpy.bytes_(b"b"),
+        numpy.array(7),
+    ]
     assert decode(encode(scalars)) == [-3, 2**64 - 1, 1.5, 0.1, True, "t", b"b", 7]
     assert decode(encode(numpy.datetime64("2024-01-02T03:04:05.678901"))) == datetime(2024, 1, 2, 3, 4, 5, 678901).astimezone(UTC)
     with pytest.raises(offloop.UnserializableError):
