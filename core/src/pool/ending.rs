@@ -96,9 +96,8 @@ impl Inner {
     pub(super) fn forget_tombstones(&self, dropped: usize) {
         if dropped > 0 {
             self.tombstones.fetch_sub(dropped as isize, Ordering::SeqCst);
-            self.queued.fetch_sub(dropped, Ordering::SeqCst);
-            // Between the two steps, and to who read `queued` before and `tombstones` after them, the queue looked fuller than it was.
-            self.ring_space();
+            // It rings: between the two steps, and to who read `queued` before and `tombstones` after them, the queue looked fuller than it was.
+            self.release_space(dropped);
         }
     }
 
