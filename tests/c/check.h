@@ -21,6 +21,7 @@ extern long checks;
 #define FORGED ((void *)0x00005555deadbee0)
 
 int open_fds(void);
+int fds_settle(int most);
 
 /* rings.c */
 void rings(void);
