@@ -43,6 +43,7 @@ static void use(void) {
   offloop_ring_state state;
   offloop_record record, records[8];
   struct pollfd poll_fd = {0, POLLIN, 0};
+  static const char zeros[1000];
   char *room;
   size_t i, n;
   int j;
@@ -115,7 +116,7 @@ static void use(void) {
 
   /* the producer's fd: readable when a full ring has room again */
   OK(offloop_producer_fd(p, &poll_fd.fd));
-  while (!offloop_producer_try_push(p, &state, 1000)) {}
+  while (!offloop_producer_try_push(p, zeros, sizeof zeros)) {}
   CHECK(poll(&poll_fd, 1, 0) == 0);
   while (!offloop_consumer_try_pop(c, &record)) {}
   CHECK(poll(&poll_fd, 1, -1) == 1);
@@ -140,11 +141,11 @@ static void use(void) {
   po.batch = 0;
   po.on_full = "wait";
   OK(offloop_producer_new(r, &po, &p));
-  while (!offloop_producer_try_push(p, &state, 64)) {}
-  IS(offloop_producer_push(p, &state, 64, 1000000), TIMEOUT); /* its own policy */
+  while (!offloop_producer_try_push(p, zeros, 64)) {}
+  IS(offloop_producer_push(p, zeros, 64, 1000000), TIMEOUT); /* its own policy */
   offloop_producer_free(p);
   p = producer_of(r);
-  IS(offloop_producer_push(p, &state, 64, -1), FULL); /* the ring's */
+  IS(offloop_producer_push(p, zeros, 64, -1), FULL); /* the ring's */
   IS(offloop_producer_claim(p, 64, -1, (void **)&room), FULL);
   IS(offloop_producer_try_claim(p, 64, (void **)&room), FULL);
 
