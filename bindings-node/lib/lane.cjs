@@ -293,8 +293,8 @@ class MappedReader extends MappedEnd {
     if (kind !== DATA || length < 0 || length > this.maxLength) return -1
     const extent = extentOf(length)
     if (extent > ready || extent > capacity - offset) return -1
-    // From here on the record may have had effects, which the reader's successor should know.
-    words[this.seen] = head + extent
+    // From here on the record may have had effects, which the reader's successor should know; what a dead one saw stays seen.
+    if (extent > own[AGAIN]) words[this.seen] = head + extent
     this.length = length
     return data + offset + HEADER
   }

@@ -164,6 +164,19 @@ for (const way of ['mapped', 'native']) {
   })
 }
 
+test('what a dead consumer saw stays marked when its successor dies as well', async (t) => {
+  const ring = open()
+  const producer = ring.producer()
+  for (let n = 0; n < 5; n++) producer.tryPush(Uint8Array.of(n))
+  for (const last of [3, 1]) {
+    const child = openChild(t, `${attach} ring.consumer().read(9, ([n]) => n === ${last} && process.kill(process.pid, 'SIGKILL'))`, ring.fds)
+    assert.deepEqual(await child.exited, [null, 'SIGKILL'])
+  }
+  const marks = []
+  ring.consumer().read(9, (_, redelivered) => marks.push(redelivered))
+  assert.deepEqual(marks, [true, true, true, true, false])
+})
+
 test('a stopped producer is not a dead one', async (t) => {
   const ring = open()
   const child = openChild(

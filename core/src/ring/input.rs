@@ -3,7 +3,7 @@
 use super::Shared;
 use super::broadcast::{self, Copying, Overwritten};
 use super::raw::{MappedLane, RecordRef};
-use super::spsc::{Cursor, Damage, Found, Lane, Mark, Reader};
+use super::spsc::{Cursor, Damage, Found, Lane, Reader};
 use crate::sync::mapped::Ordering;
 use crate::wire::ring::{Kind, NEED_OVERWRITE};
 use std::sync::Arc;
@@ -50,9 +50,8 @@ impl End {
         }
     }
 
-    /// A successor of a reader that left in peace has nothing to expect twice.
     fn leave(&self) {
-        self.lane.seen().store(Mark::load(self.lane.head(), Ordering::Relaxed).at, Ordering::Relaxed);
+        self.reader.leave(&self.lane);
     }
 }
 

@@ -328,8 +328,11 @@ impl Reader {
         if len > max_record(self.capacity) || record_extent(len) > ready {
             return damage("record claims more than was published", len, ready.saturating_sub(RECORD_HEADER));
         }
-        // From here on the record may have had effects, which the reader's successor should know.
-        lane.seen().store(self.head.at.wrapping_add(record_extent(len)), Ordering::Relaxed);
+        // From here on the record may have had effects, which the reader's successor should know. What a dead predecessor saw
+        // stays seen if this reader dies as well.
+        if record_extent(len) > self.again {
+            lane.seen().store(self.head.at.wrapping_add(record_extent(len)), Ordering::Relaxed);
+        }
         failpoint::hit("pop.shown");
         Ok(Some(Found { offset: offset + RECORD_HEADER, len, redelivered: self.again > 0 }))
     }
@@ -372,6 +375,12 @@ impl Reader {
         self.published = self.head.at;
         failpoint::hit("head.after");
         true
+    }
+
+    /// Ends in peace, with everything given back: a successor has nothing to expect twice but what a dead predecessor saw and this
+    /// reader did not come to.
+    pub(crate) fn leave<L: Lane>(&self, lane: &L) {
+        lane.seen().store(self.published.wrapping_add(self.again), Ordering::Relaxed);
     }
 
     /// Would [`peek`](Self::peek) find something now? For the look after a reader has said that it will sleep.

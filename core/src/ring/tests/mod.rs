@@ -237,6 +237,37 @@ fn a_successor_goes_on_where_its_predecessor_left() {
 }
 
 #[test]
+fn what_a_dead_reader_saw_stays_marked_until_somebody_lets_go_of_it() {
+    let (ring, mut p, c) = ring(4096);
+    drop(c);
+    for n in 0..6u8 {
+        p.try_push(&[n; 10]).expect("push");
+    }
+    let lane = raw::MappedLane::new(&ring.shared.map, 0, 1, 1);
+    let look = |count| {
+        let mut reader = spsc::Reader::resume(&lane, 4096).expect("positions");
+        let marks: Vec<bool> = (0..count)
+            .map(|_| {
+                let found = reader.peek(&lane).expect("peek").expect("record");
+                reader.release(found.len);
+                found.redelivered
+            })
+            .collect();
+        (reader, marks)
+    };
+    // Readers that are forgotten have died without giving anything back.
+    assert_eq!(look(4).1, [false; 4]);
+    assert_eq!(look(1).1, [true]);
+    assert_eq!(look(0).1, []);
+    // One that leaves in peace has let go of two.
+    let (mut reader, marks) = look(2);
+    assert_eq!(marks, [true; 2]);
+    assert!(reader.publish(&lane));
+    reader.leave(&lane);
+    assert_eq!(look(4).1, [true, true, false, false]);
+}
+
+#[test]
 fn another_attachment_by_fds_is_the_same_ring() {
     let (ring, mut p, c) = ring(8000);
     drop(c);
