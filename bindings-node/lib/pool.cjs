@@ -137,7 +137,11 @@ class ThreadPool {
       if (run.signal?.aborted) throw aborted(run.signal.reason)
       const shared = this.#shared
       if (shared.closing) throw fail('Closed', 'the pool is closed')
-      if (many && groups.length === 0) return resolve([])
+      if (many && groups.length === 0) {
+        native.poolCheckOp(shared.handle, number, given)
+        checkRun(shared, run)
+        return resolve([])
+      }
       const entry = {
         resolve,
         reject,

@@ -38,6 +38,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"poolSubmit", pool::submit),
     (c"poolSubmitEach", pool::submit_each),
     (c"poolParams", pool::params),
+    (c"poolCheckOp", pool::check_op),
     (c"poolSubmitMany", pool::submit_many),
     (c"poolCancel", pool::cancel),
     (c"poolForget", pool::forget),

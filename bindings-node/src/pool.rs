@@ -197,6 +197,24 @@ pub(crate) fn params(call: &Call<'_>) -> JsResult<Raw> {
     buffer::external(call.env, call.state, Handle::Params(value::from_js(call, call.arg(0))?))
 }
 
+/// What `params` of an argument stand for: undefined, or made by [`params`].
+fn given_params<'a>(call: &'a Call<'_>, at: usize) -> JsResult<&'a Value> {
+    match call.arg(at) {
+        v if call.env.is_nullish(v) => Ok(&Value::Nil),
+        v => match buffer::handle(call, v)? {
+            Handle::Params(p) => Ok(p),
+            _ => Err(Error::invalid("handle is no params").into()),
+        },
+    }
+}
+
+/// `poolCheckOp(pool, op, params)`: what a submit of no tasks checks.
+pub(crate) fn check_op(call: &Call<'_>) -> JsResult<Raw> {
+    let op = call.env.u32(call.arg(1))?;
+    pool(call)?.check_op(op_name(&call.state.names.borrow(), op)?, given_params(call, 2)?)?;
+    Ok(call.env.undefined())
+}
+
 /// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
 /// `inputs`, each a list of inputs; all of them or none. `params` is undefined or made by [`params`]; the arrays are plain
 /// ones of this package: no code of the user runs while buffers are lent.
@@ -218,13 +236,7 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
         on_full: if env.bool(call.arg(9)) == Some(true) { OnFull::Admit } else { OnFull::Reject },
         deliver: Deliver::Queue(call.state.queue.clone(), tag(entry, 0)),
     };
-    let params = match call.arg(4) {
-        v if env.is_nullish(v) => &Value::Nil,
-        v => match buffer::handle(call, v)? {
-            Handle::Params(p) => p,
-            _ => return Err(Error::invalid("handle is no params").into()),
-        },
-    };
+    let params = given_params(call, 4)?;
     let groups = call.arg(3);
     let count = env.len(groups)?;
     let mut works = Vec::with_capacity(count as usize);

@@ -476,6 +476,9 @@ impl PyPool {
         if let Ok(name) = op_or_fn.cast::<PyString>() {
             let name = op_name(name)?;
             let params = value::options(kwargs)?;
+            if items.is_empty() {
+                pools.ops.check_op(&name, &params).map_err(|e| raise(py, &e))?;
+            }
             let mut work = Vec::with_capacity(items.len());
             let mut sources: Vec<Inputs<'_>> = Vec::with_capacity(items.len());
             let restore = |sources: Vec<Inputs<'_>>, work: Vec<Work>| {

@@ -223,6 +223,19 @@ def test_batches_are_all_or_none(gate):
         assert pool.submit_many("noop", []) == []
 
 
+def test_a_batch_of_nothing_is_checked_as_any_other(pool):
+    with pytest.raises(offloop.NotFoundError, match="nope"):
+        pool.submit_many("nope", [])
+    with pytest.raises(offloop.InvalidError, match="nonsense"):
+        pool.submit_many("noop", [], nonsense=1)
+    with pytest.raises(offloop.InvalidError, match="int"):
+        pool.submit_many(7, [])
+    assert pool.submit_many("noop", iter(()), sleep_ms=1) == []
+    pool.shutdown()
+    with pytest.raises(offloop.ClosedError):
+        pool.submit_many("noop", [])
+
+
 def test_timeout_ends_the_wait_of_the_caller_and_counts(pool):
     future = pool.options(timeout=0.02).submit("noop", sleep_ms=60_000)
     assert isinstance(future.exception(), offloop.TimeoutError)

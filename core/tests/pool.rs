@@ -90,6 +90,7 @@ fn full_queue_rejects_gives_the_work_back_and_goes_on() {
     let waited = p.submit(int(4), SubmitOptions { on_full: OnFull::Wait(Some(Duration::from_millis(5))), ..Default::default() });
     assert_eq!(waited.expect_err("full").error.kind(), ErrorKind::Full);
     assert_eq!(p.submit_many(vec![int(1), int(2)], &SubmitOptions::default()).expect_err("full").work.len(), 2);
+    assert!(p.submit_many(Vec::new(), &SubmitOptions::default()).expect("nothing needs no room").is_empty());
     assert_eq!(p.stats().queued, 3);
     drop(open);
     for (t, n) in [(first, 7), (a, 1), (b, 2), (c, 3)] {

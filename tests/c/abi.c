@@ -257,6 +257,12 @@ static void ops(void) {
   o.on_done = on_done;
   IS(offloop_pool_submit_many(pool, calls, 100, &o, tasks), INVALID);
   CHECK(read_counter(&freed) == 0);
+  o.on_done = NULL;
+  o.priority = 128; /* a batch of nothing is checked as any other */
+  IS(offloop_pool_submit_many(pool, NULL, 0, &o, NULL), INVALID);
+  CHECK(strstr(offloop_last_error(), "priority"));
+  o.priority = 0;
+  OK(offloop_pool_submit_many(pool, NULL, 0, &o, tasks));
   OK(offloop_pool_submit_many(pool, calls, 100, NULL, tasks));
   for (i = 0; i < 100; i++) {
     OK(offloop_task_wait(tasks[i], -1, &v));
@@ -274,6 +280,7 @@ static void ops(void) {
   await_count(&freed, 50);
 
   OK(offloop_pool_shutdown(pool, -1));
+  IS(offloop_pool_submit_many(pool, NULL, 0, NULL, NULL), CLOSED);
   memset(&stats, 0, sizeof stats);
   stats.struct_size = sizeof stats;
   OK(offloop_pool_stats(pool, &stats));

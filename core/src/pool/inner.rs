@@ -212,7 +212,8 @@ impl Inner {
     }
 
     pub(super) fn admit(&self, n: usize, on_full: OnFull) -> Result<()> {
-        if self.reserve(n) {
+        // Nothing needs no room, not even in a queue beyond its bound.
+        if n == 0 || self.reserve(n) {
             return Ok(());
         }
         match on_full {

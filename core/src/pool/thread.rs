@@ -195,13 +195,27 @@ impl ThreadPool {
                 Err(e) => Err((e, inputs)),
             };
         }
-        let Some(plugin) = self.0.config.plugins().find(|p| p.name() == name) else {
-            return Err((ops::not_found(name, ops::all().map(|o| o.name).chain(self.0.config.plugins().map(|p| p.name()))), inputs));
-        };
-        match params.deep_clone() {
-            Ok(params) => Ok(Work(WorkKind::Plugin(plugin.clone(), inputs, Params::raw(params)))),
+        match self.plugin(name).and_then(|plugin| Ok((plugin.clone(), params.deep_clone()?))) {
+            Ok((plugin, params)) => Ok(Work(WorkKind::Plugin(plugin, inputs, Params::raw(params)))),
             Err(e) => Err((e, inputs)),
         }
+    }
+
+    /// What [`op`](Self::op) checks when there are no inputs to prepare: a batch of no calls names its op and options too.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn check_op(&self, name: &str, params: &Value) -> Result<()> {
+        match ops::lookup(name) {
+            Some(op) => Params::check(op.name, op.params, params).map(drop),
+            None => self.plugin(name).map(drop),
+        }
+    }
+
+    fn plugin(&self, name: &str) -> Result<&Arc<dyn DynOp>> {
+        let plugins = || self.0.config.plugins();
+        let found = plugins().find(|p| p.name() == name);
+        found.ok_or_else(|| ops::not_found(name, ops::all().map(|o| o.name).chain(plugins().map(|p| p.name()))))
     }
 
     /// [`op`](Self::op) and [`submit`](Self::submit).
