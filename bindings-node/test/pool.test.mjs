@@ -243,6 +243,9 @@ test('a full queue rejects, or waits where the pool says so', async (t) => {
     assert.equal(error.retry, 'now')
     assert.match(error.message, /max_queue=2/)
   }
+  const batch = await rejection(pool.runMany('noop', [kept, bytes('1'), bytes('2')]))
+  assert.equal(batch.code, 'ERR_OFFLOOP_FULL')
+  assert.match(batch.message, /longer than the pool's queue .*max_queue=2, batch=3/)
   assert.equal(Buffer.from(kept.bytes()).toString(), 'kept', 'a refused call gives the buffer back')
   await held.release()
   await Promise.all(queued)
@@ -250,11 +253,13 @@ test('a full queue rejects, or waits where the pool says so', async (t) => {
   const patient = openPool(t, { maxWorkers: 1, maxQueue: 2, onFull: 'wait' })
   const other = await hold(patient)
   const all = Array.from({ length: 20 }, (_, i) => patient.run('noop', bytes(`${i}`)))
+  const many = patient.runMany('noop', Array(20).fill(bytes('x')))
   await other.release()
   assert.deepEqual(
     (await Promise.all(all)).map((r) => Buffer.from(r).toString()),
     all.map((_, i) => `${i}`),
   )
+  assert.equal((await many).length, 20, 'a batch that is longer than the queue too')
 })
 
 test('higher priority goes first, equal priority in order', async (t) => {

@@ -236,8 +236,7 @@ impl Pools {
                 Ok(done) => return Ok(done),
                 Err(e) => e,
             };
-            let batch_never_fits = refused.error.context().iter().any(|(name, _)| *name == "batch");
-            if refused.error.kind() != ErrorKind::Full || batch_never_fits {
+            if refused.error.kind() != ErrorKind::Full || refused.work.len() > pool.max_queue() {
                 return Err((raise(py, &refused.error), refused.work));
             }
             if let Err(e) = py.check_signals() {

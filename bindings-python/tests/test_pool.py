@@ -210,9 +210,14 @@ def test_a_refused_shared_buffer_stays_shared(pool):
 def test_batches_are_all_or_none(gate):
     with offloop.ThreadPool(max_workers=1, max_queue=3, on_full="reject") as pool:
         occupy(pool, gate)
-        with pytest.raises(offloop.Full):
+        with pytest.raises(offloop.Full, match="max_queue=3, batch=4"):
             pool.submit_many(pow, range(4))
         gate.set()
+    with offloop.ThreadPool(max_workers=1, max_queue=3, on_full="wait") as pool:
+        for op, items in ((pow, range(4)), ("noop", [b"x"] * 4)):
+            with pytest.raises(offloop.Full, match=r"longer than the pool's queue .*max_queue=3, batch=4"):
+                pool.submit_many(op, items)
+        assert [f.result() for f in pool.submit_many("noop", [b"x"] * 3)] == [b"x"] * 3
     with offloop.ThreadPool(max_workers=1) as pool:
         buffers = [offloop.TransferBuffer.from_bytes(b"a"), offloop.TransferBuffer.from_bytes(b"b"), "no bytes"]
         with pytest.raises(offloop.InvalidError):

@@ -89,7 +89,13 @@ fn full_queue_rejects_gives_the_work_back_and_goes_on() {
     let c = p.submit(int(3), SubmitOptions { on_full: OnFull::Admit, ..Default::default() }).expect("admitted");
     let waited = p.submit(int(4), SubmitOptions { on_full: OnFull::Wait(Some(Duration::from_millis(5))), ..Default::default() });
     assert_eq!(waited.expect_err("full").error.kind(), ErrorKind::Full);
-    assert_eq!(p.submit_many(vec![int(1), int(2)], &SubmitOptions::default()).expect_err("full").work.len(), 2);
+    for (batch, on_full) in [(2, OnFull::Reject), (2, OnFull::Wait(Some(Duration::ZERO))), (3, OnFull::Reject), (3, OnFull::Wait(None))] {
+        let refused = p.submit_many((0..batch).map(int).collect(), &SubmitOptions { on_full, ..Default::default() }).expect_err("full");
+        assert_eq!((refused.error.kind(), refused.work.len()), (ErrorKind::Full, batch as usize));
+        let text = refused.error.to_string();
+        assert!(text.contains(&format!("max_queue=2, batch={batch}")), "{text}");
+        assert_eq!(text.contains("longer than the pool's queue"), batch > 2, "{text}");
+    }
     assert!(p.submit_many(Vec::new(), &SubmitOptions::default()).expect("nothing needs no room").is_empty());
     assert_eq!(p.stats().queued, 3);
     drop(open);

@@ -233,6 +233,20 @@ static void ops(void) {
   offloop_task_free(task);
   offloop_value_free(params);
 
+  /* a batch that never fits is told so, and waits for nothing */
+  {
+    offloop_pool *narrow = pool_of(1, 2);
+    memset(calls, 0, sizeof calls);
+    for (i = 0; i < 3; i++) calls[i].function = add_one;
+    for (i = OFFLOOP_ON_FULL_REJECT; i <= OFFLOOP_ON_FULL_WAIT; i++) {
+      o.on_full = (uint32_t)i;
+      IS(offloop_pool_submit_many(narrow, calls, 3, &o, NULL), FULL);
+      CHECK(strstr(offloop_last_error(), "max_queue=2, batch=3"));
+    }
+    o.on_full = 0;
+    offloop_pool_free(narrow);
+  }
+
   /* all or nothing */
   freed = 0;
   memset(calls, 0, sizeof calls);

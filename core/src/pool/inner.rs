@@ -204,11 +204,15 @@ impl Inner {
         fits
     }
 
-    pub(super) fn full(&self) -> Error {
-        Error::new(ErrorKind::Full, "the pool's queue is full")
+    /// Why `n` tasks are not taken in.
+    pub(super) fn full(&self, n: usize) -> Error {
+        let max = self.config.options.max_queue;
+        let message = if n > max { "the batch is longer than the pool's queue" } else { "the pool's queue is full" };
+        let error = Error::new(ErrorKind::Full, message)
             .with("pool", &self.config.options.name)
             .with("queued", self.queued())
-            .with("max_queue", self.config.options.max_queue)
+            .with("max_queue", max);
+        if n > 1 { error.with("batch", n) } else { error }
     }
 
     pub(super) fn admit(&self, n: usize, on_full: OnFull) -> Result<()> {
@@ -221,8 +225,9 @@ impl Inner {
                 self.queued.fetch_add(n, Ordering::SeqCst);
                 Ok(())
             }
-            OnFull::Reject => Err(self.full()),
-            OnFull::Wait(_) if n > self.config.options.max_queue => Err(self.full().with("batch", n)),
+            OnFull::Reject => Err(self.full(n)),
+            // There will never be room.
+            OnFull::Wait(_) if n > self.config.options.max_queue => Err(self.full(n)),
             OnFull::Wait(timeout) => {
                 let end = timeout.and_then(|t| Instant::now().checked_add(t));
                 self.space_waiters.fetch_add(1, Ordering::SeqCst);
@@ -236,7 +241,7 @@ impl Inner {
                     }
                     let left = end.map(|e| e.saturating_duration_since(Instant::now()));
                     if left.is_some_and(|l| l.is_zero()) {
-                        break Err(self.full());
+                        break Err(self.full(n));
                     }
                     futex::wait(&self.space, seen, left);
                 };

@@ -99,7 +99,8 @@ pub enum OnFull {
     /// `Full` at once.
     #[default]
     Reject,
-    /// Blocks this thread until there is room, at most so long (`None`: for ever), then `Full`.
+    /// Blocks this thread until there is room, at most so long (`None`: for ever), then `Full`. A batch that is longer than the
+    /// queue is `Full` at once.
     Wait(Option<Duration>),
     /// Takes the task beyond the bound: for an async host, whose caller awaits and holds the input anyway.
     Admit,

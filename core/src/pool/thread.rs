@@ -378,7 +378,7 @@ impl ThreadPool {
             return Ok(());
         }
         inner.metrics.add(Counter::Rejected, rest.len() as u64);
-        Err(SubmitError { error: inner.full(), work: rest })
+        Err(SubmitError { error: inner.full(1), work: rest })
     }
 
     /// Adds an op to this pool.
@@ -408,6 +408,12 @@ impl ThreadPool {
     #[must_use]
     pub fn max_workers(&self) -> usize {
         self.0.config.max_workers.load(Ordering::Relaxed)
+    }
+
+    /// The most tasks that may be queued: a longer batch never fits.
+    #[must_use]
+    pub fn max_queue(&self) -> usize {
+        self.0.config.options.max_queue
     }
 
     /// Changes the limits. More workers start when work waits; surplus ones leave after what they hold.
