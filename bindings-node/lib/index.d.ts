@@ -8,7 +8,7 @@ export type * from './ops.js'
  */
 export type Bytes = Uint8Array | ArrayBuffer | SharedArrayBuffer | DataView | TransferBuffer
 
-/** How one task is run. Durations are milliseconds. */
+/** How one task is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one. */
 export interface RunOptions {
   /** Cancels: a queued task at once, a running one when its op looks. Rejects with `name: 'AbortError'`. */
   signal?: AbortSignal | undefined

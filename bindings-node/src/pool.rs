@@ -67,9 +67,8 @@ fn duration(env: Env, value: Raw, name: &'static str) -> JsResult<Option<Duratio
         return Ok(None);
     }
     match env.f64(value) {
-        Some(f64::INFINITY) => Ok(None),
-        Some(ms) if ms >= 0.0 => Ok(Some(Duration::try_from_secs_f64(ms / 1e3).unwrap_or(Duration::MAX))),
-        _ => Err(bad(name, shown(env, value), "milliseconds from 0")),
+        Some(ms) => Ok(offloop::pool::duration(name, ms, 1000)?),
+        None => Err(bad(name, shown(env, value), "milliseconds from 0")),
     }
 }
 
@@ -414,7 +413,8 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `poolClose(pool, graceMs, note)`: starts the end; the wake hook gets `note` once every task has its outcome.
 pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
-    let grace = duration(call.env, call.arg(1), "grace")?;
+    // `closeGrace` in lib/pool.cjs has checked it. What no clock measures is for ever.
+    let grace = call.env.f64(call.arg(1)).and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
     let note = call.env.u32(call.arg(2))? as usize;
     let wake = call.state.wake.clone();
     pool(call)?.close_within(grace, Box::new(move || wake.notify(note)));

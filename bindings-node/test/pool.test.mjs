@@ -120,10 +120,25 @@ test('bad input is a typed error that names the value, and the pool still works'
     [run('noop', bytes('x'), { sleepMs: () => 1 }), 'ERR_OFFLOOP_UNSERIALIZABLE', /function/],
     [run('noop', bytes('x'), undefined, 'fast'), 'ERR_OFFLOOP_INVALID', /options.*string/],
     [run('noop', bytes('x'), undefined, { timeOut: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option.*timeOut/],
-    [run('noop', bytes('x'), undefined, { timeout: -1 }), 'ERR_OFFLOOP_INVALID', /timeout.*-1/],
-    [run('noop', bytes('x'), undefined, { timeout: '1s' }), 'ERR_OFFLOOP_INVALID', /timeout.*1s/],
-    [run('noop', bytes('x'), undefined, { timeout: Number.NaN }), 'ERR_OFFLOOP_INVALID', /timeout.*NaN/],
-    [run('noop', bytes('x'), undefined, { queueTimeout: 1e300 }), 'ERR_OFFLOOP_INVALID', /queue_timeout/],
+    ...['timeout', 'queueTimeout'].flatMap((option) =>
+      [
+        [Number.NaN, 'NaN, min=0, max=2592000000'],
+        [Number.NEGATIVE_INFINITY, '-inf'],
+        [-1, '-1'],
+        [1e300, '1e300'],
+        [2_592_000_001, '2592000001'],
+        ['5', "'5', want=milliseconds from 0"],
+        [true, 'neither a number nor text'],
+        [5n, 'neither a number nor text'],
+      ].flatMap(([value, shown]) => {
+        const message = new RegExp(`option=${option}, value=${shown}`)
+        return [
+          [run('noop', bytes('x'), undefined, { [option]: value }), 'ERR_OFFLOOP_INVALID', message],
+          [async () => pool.options({ [option]: value }), 'ERR_OFFLOOP_INVALID', message],
+        ]
+      }),
+    ),
+    [async () => new ThreadPool({ idleTimeout: 1e300 }), 'ERR_OFFLOOP_INVALID', /idleTimeout.*1e300/],
     [run('noop', bytes('x'), undefined, { priority: 128 }), 'ERR_OFFLOOP_INVALID', /priority.*128.*min=-128.*max=127/],
     [run('noop', bytes('x'), undefined, { priority: 0.5 }), 'ERR_OFFLOOP_INVALID', /priority.*0.5/],
     [run('noop', bytes('x'), undefined, { key: 7 }), 'ERR_OFFLOOP_INVALID', /key.*7/],
@@ -229,7 +244,8 @@ test('timeout ends a running task and queueTimeout a waiting one', async (t) => 
   assert.equal((await rejection(pool.run('noop', bytes('x'), undefined, { queueTimeout: 5 }))).code, 'ERR_OFFLOOP_TIMEOUT')
   await held.release()
   assert.equal(pool.stats.timedOut, 2)
-  await pool.run('noop', bytes('x'), undefined, { timeout: Number.POSITIVE_INFINITY, queueTimeout: undefined })
+  const view = pool.options({ timeout: 1, queueTimeout: 600_000 })
+  await view.run('noop', bytes('x'), { sleepMs: 30 }, { timeout: Number.POSITIVE_INFINITY, queueTimeout: Number.POSITIVE_INFINITY })
 })
 
 test('a full queue rejects, or waits where the pool says so', async (t) => {

@@ -1,10 +1,11 @@
 //! Exception classes, built at import from core's error table.
 
 use offloop::error::{ERROR_TABLE, Error, ErrorKind};
-use pyo3::exceptions::{PyException, PyOverflowError};
+use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyMappingProxy, PyString, PyTuple, PyType};
+use pyo3::types::{PyBool, PyDict, PyMappingProxy, PyString, PyTuple, PyType};
+use std::time::Duration;
 
 struct Classes {
     base: Py<PyType>,
@@ -138,6 +139,27 @@ pub(crate) fn number<T: TryFrom<i64>>(name: &'static str, value: &Bound<'_, PyAn
         Err(e) if e.is_instance_of::<PyOverflowError>(py) => Err(out_of_range()),
         Err(e) => Err(e),
     }
+}
+
+/// A limit in seconds; infinity is none. Neither text nor bool is a number of seconds.
+pub(crate) fn duration(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
+    let py = value.py();
+    let given =
+        || value.repr().map_or_else(|_| "too long to show".to_owned(), |s| s.to_string_lossy().chars().take(80).collect::<String>());
+    let seconds = match value.extract::<f64>() {
+        Ok(seconds) if !value.is_instance_of::<PyBool>() => seconds,
+        // An int beyond floats has a sign, and is out of range either way.
+        Err(e) if e.is_instance_of::<PyOverflowError>(py) => {
+            let e = Error::invalid("option is out of range").with("option", name).with("value", given());
+            return Err(raise(py, &e));
+        }
+        Err(e) if !e.is_instance_of::<PyTypeError>(py) => return Err(e),
+        _ => {
+            let e = Error::invalid("option has the wrong type").with("option", name).with("value", given()).with("want", "seconds from 0");
+            return Err(raise(py, &e));
+        }
+    };
+    offloop::pool::duration(name, seconds, 1).map_err(|e| raise(py, &e))
 }
 
 /// A text argument. A lone surrogate has no UTF-8 form.

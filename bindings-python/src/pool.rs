@@ -2,8 +2,8 @@
 
 use crate::buffer::{self, Moved};
 use crate::dispatch;
-use crate::error::{invalid, number, raise, shown, text};
-use crate::future::{PyFuture, head, seconds};
+use crate::error::{duration, invalid, number, raise, shown, text};
+use crate::future::{PyFuture, head};
 use crate::hosted::{self, Call, Hosting, Target, looking};
 use crate::late::{self, Late};
 use crate::port::{self, Port, PyAwaitable};
@@ -424,8 +424,8 @@ impl PyPool {
         &self,
         py: Python<'_>,
         other: &PyPool,
-        timeout: Option<f64>,
-        queue_timeout: Option<f64>,
+        timeout: Option<Bound<'_, PyAny>>,
+        queue_timeout: Option<Bound<'_, PyAny>>,
         priority: Option<Bound<'_, PyAny>>,
         key: Option<Bound<'_, PyString>>,
     ) -> PyResult<()> {
@@ -434,11 +434,8 @@ impl PyPool {
         for (name, given, slot) in
             [("timeout", timeout, &mut defaults.timeout), ("queue_timeout", queue_timeout, &mut defaults.queue_timeout)]
         {
-            if let Some(s) = given {
-                if s < 0.0 || s.is_nan() {
-                    return Err(raise(py, &Error::invalid("option is out of range").with("option", name).with("value", s).with("min", 0)));
-                }
-                *slot = Some(seconds(py, name, given)?.unwrap_or(Duration::MAX));
+            if let Some(given) = given {
+                *slot = duration(name, &given)?;
             }
         }
         if let Some(p) = priority {

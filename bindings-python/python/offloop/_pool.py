@@ -196,7 +196,8 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     ) -> Self:
         """A view of this pool whose calls have these options; it shares threads, queue and end with the pool.
 
-        `timeout`: seconds from start to outcome. `queue_timeout`: longest wait from submit to start, in seconds.
+        `timeout`: seconds from start to outcome. `queue_timeout`: longest wait from submit to start, in seconds. Infinity is no
+        limit, 30 days are the longest one.
         `priority`: -128 to 127, higher first. `key`: tasks with one key run in order, one at a time. `retries`: re-runs after
         a lost worker; threads are not lost, so it changes nothing here.
         """

@@ -38,7 +38,7 @@ mod worker;
 
 pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
-pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, priority};
+pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
 pub use stats::PoolStats;
 pub use task::{Task, Work};
 pub use thread::{Builder, SubmitError, ThreadPool};

@@ -157,6 +157,28 @@ impl SubmitOptions {
     }
 }
 
+/// The duration of a host's number, of which `per_second` make a second. Infinity is no limit.
+///
+/// # Errors
+/// `Invalid` for what is no number, below 0 or longer than [`MAX_DURATION`], in the host's own unit.
+pub fn duration(option: &'static str, value: f64, per_second: u32) -> Result<Option<Duration>> {
+    if value == f64::INFINITY {
+        return Ok(None);
+    }
+    match Duration::try_from_secs_f64(value / f64::from(per_second)) {
+        Ok(duration) if duration <= MAX_DURATION => Ok(Some(duration)),
+        _ => {
+            // Not three hundred digits.
+            let shown = if value.abs() < 1e15 || value.is_nan() { value.to_string() } else { format!("{value:e}") };
+            Err(Error::invalid("option is out of range")
+                .with("option", option)
+                .with("value", shown)
+                .with("min", 0)
+                .with("max", MAX_DURATION.as_secs() * u64::from(per_second)))
+        }
+    }
+}
+
 /// The priority of a host's number.
 ///
 /// # Errors
@@ -165,4 +187,29 @@ pub fn priority(value: i64) -> Result<i8> {
     i8::try_from(value).map_err(|_| {
         Error::invalid("option is out of range").with("option", "priority").with("value", value).with("min", -128).with("max", 127)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_of_hosts_are_whole_or_refused_with_their_value() {
+        assert_eq!(duration("timeout", 1.5, 1).expect("seconds"), Some(Duration::from_millis(1500)));
+        assert_eq!(duration("timeout", 1.5, 1000).expect("milliseconds"), Some(Duration::from_micros(1500)));
+        assert_eq!(duration("timeout", 0.0, 1).expect("at once"), Some(Duration::ZERO));
+        assert_eq!(duration("timeout", 2_592_000.0, 1).expect("the limit"), Some(MAX_DURATION));
+        assert_eq!(duration("timeout", f64::INFINITY, 1).expect("none"), None);
+        for (value, text) in [
+            (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-inf"),
+            (-1.0, "-1"),
+            (-1e-6, "-0.000001"),
+            (2_592_000.5, "2592000.5"),
+            (1e300, "1e300"),
+        ] {
+            let error = duration("timeout", value, 1).expect_err(text).to_string();
+            assert_eq!(error, format!("invalid: option is out of range (option=timeout, value={text}, min=0, max=2592000)"));
+        }
+    }
 }
