@@ -148,6 +148,17 @@ impl PyTransferBuffer {
         moved.map(|t| t.to_string()).map_err(|e| raise(py, &e))
     }
 
+    /// Moves the bytes to a buffer that only the caller has: for a call that owns its inputs before it is submitted.
+    fn _move_out(&self, py: Python<'_>) -> PyResult<PyTransferBuffer> {
+        self.take().map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
+    }
+
+    /// Undoes `_move_out` for a call that was not submitted.
+    fn _move_back(&self, moved: &PyTransferBuffer) {
+        let buffer = std::mem::take(&mut moved.lock().buffer);
+        self.lock().buffer = buffer;
+    }
+
     fn __len__(&self) -> usize {
         self.nbytes()
     }

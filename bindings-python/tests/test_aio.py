@@ -365,6 +365,31 @@ def test_calls_of_one_key_are_in_order_although_inputs_are_copied(run, cancelled
     run(main())
 
 
+def test_buffers_beside_a_long_input_move_at_the_call_and_come_back_if_it_is_refused(run, pool):
+    async def main():
+        shared = offloop.TransferBuffer(100_000, shared=True)
+        fd = shared.fd
+        for ending in ("refused", "cancelled"):
+            task = asyncio.ensure_future(pool.run("sha256", bytearray(16 << 20), shared))
+            await asyncio.sleep(0)
+            assert not pool.stats.submitted
+            assert shared.detached
+            with pytest.raises(offloop.DetachedError):
+                shared.transfer()
+            if ending == "cancelled":
+                task.cancel()
+            with pytest.raises((offloop.InvalidError, asyncio.CancelledError)):
+                await task
+            assert shared.fd == fd
+        with memoryview(shared), pytest.raises(offloop.InUseError):
+            await pool.run("sha256", bytearray(16 << 20), shared)
+        with pytest.raises(offloop.DetachedError):
+            await pool.run("sha256", shared, shared, bytearray(16 << 20))
+        assert shared.fd == fd
+
+    run(main())
+
+
 class Nesting(asyncio.SelectorEventLoop):
     """A loop that runs inside its own steps, as nest_asyncio makes one."""
 

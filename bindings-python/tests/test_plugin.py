@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from pathlib import Path
@@ -32,6 +33,22 @@ def test_a_plugin_adds_ops_to_its_pool(pool, plugin):
     assert pool.submit("wordcount", b"one two threes", min_length=4).result() == {"words": 1, "longest": 6}
     with pytest.raises(offloop.InvalidError, match="min_length"):
         pool.submit("wordcount", b"x", min_length="y").result()
+
+
+def test_a_buffer_moves_at_the_call_although_another_input_is_copied_first(pool, plugin):
+    pool.load(plugin)
+
+    async def main():
+        text = offloop.TransferBuffer.from_bytes(b"one two threes")
+        task = asyncio.ensure_future(pool.run("wordcount", text, bytearray(16 << 20)))
+        await asyncio.sleep(0)
+        assert not pool.stats.submitted
+        with pytest.raises(offloop.DetachedError):
+            memoryview(text)
+        assert (await task)["longest"] == 6
+        assert text.detached
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library"])

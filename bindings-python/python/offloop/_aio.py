@@ -61,7 +61,7 @@ async def await_future(future: Future[T]) -> T:
 class _Copying:
     """A call that was taken in and is submitted once its long writable inputs are copied.
 
-    Its short inputs are copied at the call.
+    At the call its TransferBuffers move and its short inputs are copied. Buffers come back if it is not submitted.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class _Copying:
         self.release = release
         self.line = None if line is None else (self.loop, *line)
         self.inputs: list[Any] = []
+        self.moved: list[tuple[TransferBuffer, TransferBuffer]] = []
         self.views: list[tuple[int, memoryview]] = []
         self.slices = self._copy()
         self.submitted: Any = None
@@ -87,7 +88,11 @@ class _Copying:
             _lines.setdefault(self.line, deque()).append(self)
 
     def _take(self, data: Any) -> Any:
-        if isinstance(data, (bytes, TransferBuffer)):
+        if isinstance(data, TransferBuffer):
+            moved = data._move_out()
+            self.moved.append((data, moved))
+            return moved
+        if isinstance(data, bytes):
             return data
         try:
             view = memoryview(data)
@@ -132,6 +137,10 @@ class _Copying:
         self.slices.close()
         for _, view in self.views:
             view.release()
+        if self.submitted is None:
+            for given, moved in self.moved:
+                given._move_back(moved)
+        self.moved.clear()
         if self.line is not None and (line := _lines.get(self.line)) is not None and self in line:
             line.remove(self)
             if not line:
