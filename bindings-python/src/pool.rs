@@ -142,6 +142,20 @@ impl Pools {
         self.tickets.get(AtomicUsize::default)
     }
 
+    /// What stands for this pool in `_aio`, where calls of one key queue behind a copy.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Asks a function of `_aio` about the calls of this key for which the running loop is copying inputs.
+    fn ask_line(&self, py: Python<'_>, defaults: &Defaults, function: &str) -> PyResult<bool> {
+        let Some(key) = &defaults.key else { return Ok(false) };
+        if self.tickets().load(Ordering::SeqCst) == 0 {
+            return Ok(false);
+        }
+        py.import("offloop._aio")?.call_method1(function, (self.id(), key))?.is_truthy()
+    }
+
     /// Refuses new tasks; what was taken in still runs.
     fn close(&self) {
         self.closing.store(true, Ordering::SeqCst);
@@ -328,7 +342,11 @@ impl PyPool {
         let py = args.py();
         let (pools, defaults) = self.inner()?;
         pools.check_open(py)?;
-        if head(args)?.is_exact_instance_of::<PyString>() {
+        let first = head(args)?;
+        if first.is_instance_of::<PyString>() {
+            pools.ask_line(py, defaults, "finish_line")?;
+        }
+        if first.is_exact_instance_of::<PyString>() {
             let job = pools.job(args, kwargs, || unreachable!("an op has no target"))?;
             let task = pools.submit_one(py, job, defaults, on_full, &|| Deliver::Wait)?;
             return Bound::new(py, PyFuture::of(task));
@@ -470,6 +488,7 @@ impl PyPool {
         let many =
             |pool: &ThreadPool, work: Vec<Work>, on_full: OnFull| pool.submit_many(work, &defaults.submit_options(on_full, Deliver::Wait));
         if let Ok(name) = op_or_fn.cast::<PyString>() {
+            pools.ask_line(py, defaults, "finish_line")?;
             let name = op_name(name)?;
             let params = value::options(kwargs)?;
             if items.is_empty() {
@@ -532,13 +551,14 @@ impl PyPool {
     }
 
     /// Starts a task for the running event loop and returns what `run` awaits, or None when an input is so long that it
-    /// must be copied in pieces first.
+    /// must be copied in pieces first, or the task is behind such a one of its key.
     #[pyo3(signature = (*args, **kwargs))]
     fn _start<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Option<Bound<'py, PyAwaitable>>> {
         let py = args.py();
         let (pools, defaults) = self.inner()?;
         pools.check_open(py)?;
-        if head(args)?.is_instance_of::<PyString>() && args.iter().skip(1).any(|a| buffer::copy_len(&a) > COPY_AT_ONCE) {
+        let long = || args.iter().skip(1).any(|a| buffer::copy_len(&a) > COPY_AT_ONCE);
+        if head(args)?.is_instance_of::<PyString>() && (long() || pools.ask_line(py, defaults, "has_line")?) {
             return Ok(None);
         }
         pools.start(args, kwargs, defaults).map(Some)
@@ -715,6 +735,12 @@ impl PyTicket {
             return Err(raise(args.py(), &Error::new(ErrorKind::Cancelled, "the pool's waiting tasks were cancelled")));
         }
         self.pools.start(args, kwargs, &self.defaults)
+    }
+
+    /// The pool and the key whose calls are submitted in order.
+    #[getter]
+    fn line(&self) -> Option<(usize, &str)> {
+        self.defaults.key.as_deref().map(|key| (self.pools.id(), key))
     }
 
     /// Gives the ticket back: the task was submitted, or will never be.

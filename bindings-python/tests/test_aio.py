@@ -365,6 +365,24 @@ def test_calls_of_one_key_are_in_order_although_inputs_are_copied(run, cancelled
     run(main())
 
 
+@pytest.mark.parametrize("submit", ["submit", "submit_many", "map"])
+def test_a_keyed_submit_does_not_overtake_a_run_whose_input_is_copied(run, submit):
+    async def main():
+        with offloop.ThreadPool(4) as pool:
+            keyed = pool.options(key="account-7")
+            first = asyncio.ensure_future(keyed.run("noop", bytearray(16 << 20), sleep_ms=50))
+            other = asyncio.ensure_future(pool.options(key="account-8").run("noop", bytearray(64 << 20)))
+            await asyncio.sleep(0)
+            assert not pool.stats.submitted
+            later = getattr(keyed, submit)("noop", *([b"x"] if submit == "submit" else [[b"x"]]))
+            assert pool.stats.submitted == 2, "a copy for another key is not hurried"
+            assert (later.result() if submit == "submit" else next(iter(later)) if submit == "map" else later[0].result()) == b"x"
+            assert pool.stats.completed == 2
+            await asyncio.gather(first, other)
+
+    run(main())
+
+
 def test_buffers_beside_a_long_input_move_at_the_call_and_come_back_if_it_is_refused(run, pool):
     async def main():
         shared = offloop.TransferBuffer(100_000, shared=True)

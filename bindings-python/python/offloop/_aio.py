@@ -118,22 +118,28 @@ class _Copying:
         """Copies one slice. True once the task was submitted, or refused."""
         if self.submitted is None and self.refused is None:
             try:
-                next(self.slices)
-                return False
-            except StopIteration:
-                pass
-            if self.line is not None and _lines[self.line][0] is not self:
-                return False
-            try:
+                for _ in self.slices:
+                    return False
+                if self.line is not None and _lines[self.line][0] is not self:
+                    return False
+                # `submit` may run code of the user, which must not find this call waiting.
+                self._withdraw()
                 self.submitted = self.submit(*self.inputs)
             except Exception as e:
                 self.refused = e
             self.end()
         return True
 
+    def _withdraw(self) -> None:
+        _copying.pop(self, None)
+        if self.line is not None and (line := _lines.get(self.line)) is not None and self in line:
+            line.remove(self)
+            if not line:
+                del _lines[self.line]
+
     def end(self) -> None:
         """Leaves no export, no ticket and no place in the line behind, wherever the copying was given up."""
-        _copying.pop(self, None)
+        self._withdraw()
         self.slices.close()
         for _, view in self.views:
             view.release()
@@ -141,10 +147,6 @@ class _Copying:
             for given, moved in self.moved:
                 given._move_back(moved)
         self.moved.clear()
-        if self.line is not None and (line := _lines.get(self.line)) is not None and self in line:
-            line.remove(self)
-            if not line:
-                del _lines[self.line]
         self.release()
 
 
@@ -176,9 +178,18 @@ def has_line(pool: int, key: str) -> bool:
     return (asyncio._get_running_loop(), pool, key) in _lines
 
 
+def finish_line(pool: int, key: str) -> None:
+    """Submits what the loop of this thread is copying for a key, before a call that cannot wait is submitted."""
+    _finish(list(_lines.get((asyncio._get_running_loop(), pool, key), ())))
+
+
 def finish_copies() -> None:
     """Submits what the loop of this thread is copying, before the thread waits for it and the loop stands still."""
     loop = asyncio._get_running_loop()
-    for copying in [c for c in list(_copying) if loop is not None and c.loop is loop]:
+    _finish([c for c in list(_copying) if loop is not None and c.loop is loop])
+
+
+def _finish(calls: list[_Copying]) -> None:
+    for copying in calls:
         while not copying.advance():
             pass

@@ -54,10 +54,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     `loop.set_default_executor` takes nothing but ThreadPoolExecutor itself: pass a ThreadPool to `run_in_executor`.
     """
 
-    # The pool that a view is one of, and what its calls of one key have in common.
-    _origin: ThreadPool | None = None
-    _line: tuple[int, str] | None = None
-
     def __init__(
         self,
         max_workers: int | None = None,
@@ -95,16 +91,14 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices between
         which the loop goes on. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
-        runs later with its `key` comes after it. `submit` does not know of it.
+        runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
         """
         if _aio.nests():
             return await _aio.await_future(self._admit(op_or_fn, *args, **kwargs))
-        line = self._line
-        behind = line is not None and isinstance(op_or_fn, str) and _aio.has_line(*line)
-        started = None if behind else self._start(op_or_fn, *args, **kwargs)
+        started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
             ticket = self._accept()
-            return await _aio.copied(args, functools.partial(ticket.start, op_or_fn, **kwargs), ticket.release, line)
+            return await _aio.copied(args, functools.partial(ticket.start, op_or_fn, **kwargs), ticket.release, ticket.line)
         return await started
 
     def map(
@@ -205,8 +199,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
             raise InvalidError(f"invalid: option is out of range (option=retries, value={retries!r}, min=0)")
         view = self.__class__.__new__(self.__class__)
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)
-        view._origin = self._origin or self
-        view._line = self._line if key is None else (id(view._origin), key)
         return view
 
     def load(self, plugin: str | os.PathLike[str]) -> list[str]:
