@@ -15,10 +15,10 @@ mod state;
 mod table;
 mod value;
 
-use js::{Body, Env};
+use js::{Body, Call, Env, JsResult, Raw};
 use napi::bindgen_prelude::{JsValue, Object};
 use state::State;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 
 /// What `lib/native.cjs` exports.
 const FUNCTIONS: &[(&CStr, Body)] = &[
@@ -90,7 +90,17 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"consumerShow", ring::show),
     (c"consumerLost", ring::lost),
     (c"consumerRelease", ring::release),
+    (c"cli", cli),
 ];
+
+/// `cli(args)`: the `offloop` command, which writes to this process's output itself; gives its exit status.
+fn cli(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, args) = (call.env, call.arg(0));
+    let given = (0..env.len(args)?).map(|i| Ok(env.text(env.at(args, i)?).unwrap_or_default().into()));
+    let command: Vec<OsString> = std::iter::once(Ok("offloop".into())).chain(given).collect::<JsResult<_>>()?;
+    let status = offloop::cli::run(command, &mut std::io::stdout().lock(), &mut std::io::stderr());
+    env.number(status.into())
+}
 
 /// Runs once per environment.
 #[napi_derive::napi(module_exports)]

@@ -31,6 +31,7 @@ mod wait;
 use pyo3::exceptions::PyImportError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use std::ffi::OsString;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// The interpreter that loaded this module first; −1 before.
@@ -48,6 +49,12 @@ fn guard_interpreter() -> PyResult<()> {
     }
 }
 
+/// The `offloop` command, which writes to this process's output itself; gives its exit status.
+#[pyfunction]
+fn _cli(py: Python<'_>, args: Vec<OsString>) -> u8 {
+    py.detach(|| offloop::cli::run(args, &mut std::io::stdout().lock(), &mut std::io::stderr()))
+}
+
 #[pymodule(gil_used = true)]
 fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     guard_interpreter()?;
@@ -63,5 +70,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     ring::install(m)?;
     table::install(m)?;
     value::install(m)?;
-    wait::install(m)
+    wait::install(m)?;
+    m.add_function(wrap_pyfunction!(_cli, m)?)
 }

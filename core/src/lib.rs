@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync   ←   sys wire   ←   metrics   ←   buffer   ←   ring value   ←   codec ops   ←   abi   ←   pool   ←   capi, bindings
+//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  abi  ←  pool  ←  capi cli, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -12,6 +12,8 @@ pub mod abi;
 pub mod buffer;
 #[cfg(feature = "capi")]
 pub mod capi;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod codec;
 pub mod error;
 pub mod metrics;

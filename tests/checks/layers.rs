@@ -9,11 +9,13 @@ const LAYERS: &[&[&str]] = &[
     &["sys", "wire"],
     &["metrics"],
     &["buffer"],
-    &["ring", "value"],
+    &["value"],
+    &["ring"],
     &["codec", "ops"],
     &["abi"],
     &["pool"],
-    &["capi"],
+    &["capi", "cli"],
+    &["bin"],
 ];
 
 /// `(row above all others)`: the crate root re-exports, so `crate::Error` counts as the module it comes from.

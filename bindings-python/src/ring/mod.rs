@@ -16,15 +16,16 @@ mod turn;
 mod view;
 
 use crate::error::{invalid, number, raise};
+use crate::value::to_python;
 use consumer::PyConsumer;
 use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
-use offloop::ring::{OnFull, RingStat, Role};
+use offloop::ring::OnFull;
 use producer::PyProducer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple, PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{PyString, PyTuple, PyType, PyWeakrefMethods, PyWeakrefReference};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -71,43 +72,6 @@ fn unsupported(py: Python<'_>, what: &'static str, name: &'static str, value: im
 /// A function or class of `offloop._ring`, which waits in event loops.
 fn in_loop<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("offloop._ring")?.getattr(name)
-}
-
-/// One look at a ring, as plain values.
-fn stat<'py>(py: Python<'py>, ring: &RingStat) -> PyResult<Bound<'py, PyDict>> {
-    let participants = PyList::empty(py);
-    for p in &ring.participants {
-        let d = PyDict::new(py);
-        d.set_item("seat", p.seat)?;
-        d.set_item("role", p.role.map(Role::as_str))?;
-        d.set_item("pid", p.pid)?;
-        d.set_item("alive", p.alive)?;
-        d.set_item("asleep", p.asleep)?;
-        participants.append(d)?;
-    }
-    let lanes = PyList::empty(py);
-    for lane in &ring.lanes {
-        let d = PyDict::new(py);
-        d.set_item("tail", lane.tail)?;
-        d.set_item("pushed", lane.pushed)?;
-        d.set_item("head", lane.head)?;
-        d.set_item("popped", lane.popped)?;
-        d.set_item("used", lane.used())?;
-        d.set_item("records", lane.records())?;
-        lanes.append(d)?;
-    }
-    let d = PyDict::new(py);
-    d.set_item("kind", ring.kind.as_str())?;
-    d.set_item("capacity", ring.capacity)?;
-    d.set_item("max_participants", ring.max_participants)?;
-    d.set_item("on_full", ring.on_full.as_str())?;
-    d.set_item("creator_pid", ring.creator_pid)?;
-    d.set_item("created_unix_ns", ring.created_unix_ns)?;
-    d.set_item("closed", ring.closed)?;
-    d.set_item("poisoned", ring.poisoned)?;
-    d.set_item("participants", participants)?;
-    d.set_item("lanes", lanes)?;
-    Ok(d)
 }
 
 #[pymethods]
@@ -174,8 +138,8 @@ impl PyRing {
 
     /// Header, participants and positions of a ring at a path, without attaching to it.
     #[classmethod]
-    fn inspect<'py>(_cls: &Bound<'py, PyType>, py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyDict>> {
-        stat(py, &RingBuffer::inspect(path).map_err(|e| raise(py, &e))?)
+    fn inspect<'py>(_cls: &Bound<'py, PyType>, py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, RingBuffer::inspect(path).map_err(|e| raise(py, &e))?.to_value())
     }
 
     /// Removes a ring at a path that nobody is attached to; False if somebody is, or there is none.
@@ -185,8 +149,8 @@ impl PyRing {
     }
 
     /// As `inspect`, for this ring.
-    fn stat<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        stat(py, &self.ring.stat().map_err(|e| raise(py, &e))?)
+    fn stat<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        to_python(py, self.ring.stat().map_err(|e| raise(py, &e))?.to_value())
     }
 
     /// Where a ring that was made with a path lies, else None.

@@ -282,7 +282,7 @@ pub unsafe extern "C" fn offloop_ring_remove(ring: *mut offloop_ring) -> offloop
 
 /// Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
 /// created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
-/// popped: bytes and records, which wrap at 2^32). The caller frees it.
+/// popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
 ///
 /// # Safety
 /// `name` is NUL-terminated, `out` is valid for writing.
@@ -292,43 +292,9 @@ pub unsafe extern "C" fn offloop_ring_inspect(name: *const c_char, out: *mut *mu
         let out = ffi::out(out, "out")?;
         // SAFETY: this function's contract.
         let stat = RingBuffer::inspect(unsafe { path(name) }?)?;
-        out.set(value::give(value_of(&stat))?);
+        out.set(value::give(stat.to_value())?);
         Ok(())
     })
-}
-
-fn value_of(stat: &RingStat) -> Value {
-    let number = |n: u64| i64::try_from(n).map_or(Value::Nil, Value::Int);
-    let map = |pairs: Vec<(&'static str, Value)>| Value::Map(pairs.into_iter().map(|(k, v)| (Value::str(k), v)).collect());
-    let participant = |p: &Participant| {
-        map(vec![
-            ("seat", number(p.seat as u64)),
-            ("role", p.role.map_or(Value::Nil, |r| Value::str(r.as_str()))),
-            ("pid", number(p.pid.into())),
-            ("alive", Value::Bool(p.alive)),
-            ("asleep", Value::Bool(p.asleep)),
-        ])
-    };
-    let lane = |l: &LaneStat| {
-        map(vec![
-            ("tail", number(l.tail.into())),
-            ("pushed", number(l.pushed.into())),
-            ("head", number(l.head.into())),
-            ("popped", number(l.popped.into())),
-        ])
-    };
-    map(vec![
-        ("kind", Value::str(stat.kind.as_str())),
-        ("capacity", number(stat.capacity as u64)),
-        ("max_participants", number(stat.max_participants as u64)),
-        ("on_full", Value::str(stat.on_full.as_str())),
-        ("creator_pid", number(stat.creator_pid.into())),
-        ("created_unix_ns", number(stat.created_unix_ns)),
-        ("closed", Value::Bool(stat.closed)),
-        ("poisoned", Value::Bool(stat.poisoned)),
-        ("participants", Value::Array(stat.participants.iter().map(participant).collect())),
-        ("lanes", Value::Array(stat.lanes.iter().map(lane).collect())),
-    ])
 }
 
 /// Gives what another process needs to attach, to be inherited or sent by SCM_RIGHTS: the memory, then one doorbell per participant.

@@ -6,6 +6,7 @@ use super::seat::Role;
 use crate::error::Result;
 use crate::sync::mapped::Ordering;
 use crate::sys::ofd;
+use crate::value::Value;
 use crate::wire::ring::{CLOSED, CONSUMER, Header, Kind, OnFull, POISONED, PRODUCER, SEAT_FREE, SEAT_LIVE, ring_word, seat_word};
 use std::path::Path;
 
@@ -74,6 +75,45 @@ pub struct RingStat {
     pub participants: Vec<Participant>,
     /// One for `spsc` and `broadcast`, one per producer's seat for `mpsc`.
     pub lanes: Vec<LaneStat>,
+}
+
+impl RingStat {
+    /// The same as maps and lists, under the names that other languages show. Sizes beyond 64 signed bits do not occur.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let number = |n: u64| i64::try_from(n).map_or(Value::Nil, Value::Int);
+        let participant = |p: &Participant| {
+            Value::map([
+                ("seat", number(p.seat as u64)),
+                ("role", p.role.map_or(Value::Nil, |r| Value::str(r.as_str()))),
+                ("pid", number(p.pid.into())),
+                ("alive", Value::Bool(p.alive)),
+                ("asleep", Value::Bool(p.asleep)),
+            ])
+        };
+        let lane = |l: &LaneStat| {
+            Value::map([
+                ("tail", number(l.tail.into())),
+                ("pushed", number(l.pushed.into())),
+                ("head", number(l.head.into())),
+                ("popped", number(l.popped.into())),
+                ("used", number(l.used().into())),
+                ("records", number(l.records().into())),
+            ])
+        };
+        Value::map([
+            ("kind", Value::str(self.kind.as_str())),
+            ("capacity", number(self.capacity as u64)),
+            ("max_participants", number(self.max_participants as u64)),
+            ("on_full", Value::str(self.on_full.as_str())),
+            ("creator_pid", number(self.creator_pid.into())),
+            ("created_unix_ns", number(self.created_unix_ns)),
+            ("closed", Value::Bool(self.closed)),
+            ("poisoned", Value::Bool(self.poisoned)),
+            ("participants", Value::Array(self.participants.iter().map(participant).collect())),
+            ("lanes", Value::Array(self.lanes.iter().map(lane).collect())),
+        ])
+    }
 }
 
 pub(super) fn of(map: &Map) -> Result<RingStat> {

@@ -1,0 +1,164 @@
+//! The `offloop` command. The binary of this crate and the commands of the npm and PyPI packages all call [`run`].
+
+mod ring;
+
+use crate::error::{Error, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Everything went well.
+const SUCCESS: u8 = 0;
+/// The command was understood and failed.
+const FAILURE: u8 = 1;
+/// The command was not understood.
+const USAGE: u8 = 2;
+
+/// Why a command ended early.
+enum Stop {
+    Failed(Error),
+    /// Whoever reads the output has seen enough (`offloop … | head`), or its place is full.
+    Output(io::Error),
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Stop {
+        Stop::Failed(e)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Stop {
+        Stop::Output(e)
+    }
+}
+
+fn command() -> Command {
+    let path = || Arg::new("path").value_name("PATH").required(true).value_parser(value_parser!(PathBuf));
+    let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object a line");
+    let stat = Command::new("stat").about("Show header, participants and positions").args([path(), json()]);
+    let tail = Command::new("tail")
+        .about("Show the rate of pushes and pops, line by line, until the ring is removed")
+        .args([path(), json()])
+        .arg(
+            Arg::new("interval")
+                .long("interval")
+                .value_name("SECONDS")
+                .default_value("1")
+                .value_parser(ring::interval)
+                .help("Seconds between two lines, 0.01 to 3600"),
+        )
+        .arg(
+            Arg::new("count").short('n').long("count").value_name("LINES").value_parser(value_parser!(u64)).help("End after so many lines"),
+        );
+    let ring = Command::new("ring")
+        .about("Look at a ring that was made with a path, without attaching to it")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([stat, tail]);
+    Command::new("offloop")
+        .about("Looks after what the offloop library shares between processes")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(ring)
+}
+
+fn dispatch(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Stop> {
+    match matches.subcommand() {
+        Some(("ring", ring)) => match ring.subcommand() {
+            Some(("stat", args)) => ring::stat(args, out),
+            Some(("tail", args)) => ring::tail(args, out),
+            _ => unreachable!("clap requires a known subcommand"),
+        },
+        _ => unreachable!("clap requires a known subcommand"),
+    }
+}
+
+/// Runs a command line, `args[0]` being the program's name, and returns its exit status: 0, or 1 when it failed, or 2 when it was
+/// not understood. It blocks, writes to `out` and `err`, and never ends the process.
+pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let matches = match command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(e) => {
+            // A reader that is gone needs no text.
+            if e.use_stderr() {
+                let _ = write!(err, "{e}");
+                return USAGE;
+            }
+            let _ = write!(out, "{e}");
+            return SUCCESS;
+        }
+    };
+    match dispatch(&matches, out).and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => SUCCESS,
+        Err(Stop::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => SUCCESS,
+        Err(stop) => {
+            let e = match stop {
+                Stop::Failed(e) => e,
+                Stop::Output(e) => Error::new(ErrorKind::Os, "output cannot be written").with("error", e),
+            };
+            let _ = writeln!(err, "offloop: {e}");
+            FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Exit status, output and errors of a command line.
+    pub(super) fn offloop(args: &[&str]) -> (u8, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let status = run(std::iter::once("offloop").chain(args.iter().copied()).map(OsString::from), &mut out, &mut err);
+        (status, String::from_utf8(out).expect("text"), String::from_utf8(err).expect("text"))
+    }
+
+    #[test]
+    fn the_definition_of_the_command_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_asked_for_goes_to_the_output_and_mistakes_go_to_the_errors() {
+        let (status, out, err) = offloop(&["--version"]);
+        assert_eq!((status, out.as_str(), err.as_str()), (SUCCESS, concat!("offloop ", env!("CARGO_PKG_VERSION"), "\n"), ""));
+        let (status, out, err) = offloop(&["ring", "tail", "--help"]);
+        assert!(status == SUCCESS && out.contains("--interval <SECONDS>") && err.is_empty(), "{out}{err}");
+        for (wrong, told) in [
+            (&["rong"][..], "rong"),
+            (&["ring"], "Usage: offloop ring"),
+            (&["ring", "stat"], "<PATH>"),
+            (&["ring", "tail", "x", "--interval", "0"], "interval"),
+            (&["ring", "tail", "x", "--interval", "NaN"], "NaN"),
+            (&["ring", "tail", "x", "--count", "-1"], "-1"),
+        ] {
+            let (status, out, err) = offloop(wrong);
+            assert!(status == USAGE && out.is_empty() && err.contains(told), "{wrong:?}: {status} {out}{err}");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_failure_and_a_full_disk_is_one() {
+        struct Broken(io::ErrorKind);
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let folder = std::env::temp_dir().join(format!("offloop-cli-{}", std::process::id()));
+        let ring = crate::ring::RingBuffer::builder(crate::ring::Kind::Spsc).path(&folder).create().expect("ring");
+        let args = || ["offloop", "ring", "stat"].map(OsString::from).into_iter().chain([folder.clone().into_os_string()]);
+        let mut err = Vec::new();
+        assert_eq!(run(args(), &mut Broken(io::ErrorKind::BrokenPipe), &mut err), SUCCESS);
+        assert!(err.is_empty());
+        assert_eq!(run(args(), &mut Broken(io::ErrorKind::StorageFull), &mut err), FAILURE);
+        assert!(String::from_utf8_lossy(&err).contains("output cannot be written"));
+        ring.remove().expect("its name");
+    }
+}
