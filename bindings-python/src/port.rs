@@ -4,6 +4,10 @@
 //! that a drain can step the waiting task at once, in the task's own context, instead of scheduling that with a handle
 //! per task. A drain takes few events at a time from the queue and stops after [`SLICE`]: what it leaves stays in the queue,
 //! whose fd is readable as long, so that timers and other readers of the loop have their turn.
+//!
+//! A step may run the loop from inside (nest_asyncio, debuggers) and wait there for another task. A handle of the loop that is
+//! running cannot run again below itself, its context being entered, so no step runs inside the fd's reader: that one only asks for a
+//! drain ([`Port::soon`]). And a drain that steps one task asks for the next drain beforehand, if there are tasks behind it.
 
 use crate::dispatch::{self, Item};
 use crate::fast;
@@ -36,14 +40,13 @@ pub(crate) struct Port {
     /// Weak: the loop's reader holds the port.
     event_loop: Py<PyAny>,
     state: Mutex<PortState>,
-    draining: AtomicBool,
     ringer: Arc<Ringer>,
 }
 
-/// How a loop without `add_reader` hears of events.
+/// Who asked for a drain, and how a loop without `add_reader` hears of events.
 #[derive(Default)]
 struct Ringer {
-    /// A weak reference to the port.
+    /// A weak reference to the port, for a loop without `add_reader`.
     port: OnceLock<Late<Py<PyAny>>>,
     /// A drain will come that has not begun. Set by whoever asks for one, cleared before that one looks into the queue.
     rung: AtomicBool,
@@ -155,36 +158,48 @@ impl Port {
         let this = slf.get();
         let started = Instant::now();
         loop {
-            // First what an exception kept an earlier drain from delivering.
-            while let Some((awaitable, result)) = this.next_ready() {
+            while let Some((awaitable, result, last)) = this.next_ready() {
+                if !last {
+                    // What is in `ready` is not in the queue any more and rings nobody, wherever this step goes.
+                    Self::soon(slf)?;
+                }
                 PyAwaitable::finish(awaitable.bind(py), result)?;
             }
-            if started.elapsed() > SLICE {
-                return Ok(());
-            }
-            let mut state = this.lock();
-            let taken = this.queue.drain(CHUNK, &mut |event| {
-                if let Event::Done { tag, result } = event
-                    && let Some(awaitable) = state.take(tag)
-                {
-                    state.ready.push_back((awaitable, result));
-                }
-            });
-            if taken == 0 {
+            if started.elapsed() > SLICE || !this.take() {
                 return Ok(());
             }
         }
     }
 
-    fn next_ready(&self) -> Option<(Py<PyAwaitable>, Result<Value, Error>)> {
-        self.lock().ready.pop_front()
+    /// Moves events from the queue to `ready`, at most a chunk; false if there were none. Whatever stays in the queue keeps the fd
+    /// readable.
+    fn take(&self) -> bool {
+        let mut state = self.lock();
+        self.queue.drain(CHUNK, &mut |event| {
+            if let Event::Done { tag, result } = event
+                && let Some(awaitable) = state.take(tag)
+            {
+                state.ready.push_back((awaitable, result));
+            }
+        }) > 0
     }
 
-    /// Asks for one more drain: what is in `ready` is not in the queue any more and does not ring.
-    fn again(slf: &Bound<'_, Port>) -> PyResult<()> {
-        let event_loop = slf.get().event_loop.bind(slf.py()).call0()?;
+    /// The next one to step, and whether it is the last one.
+    fn next_ready(&self) -> Option<(Py<PyAwaitable>, Result<Value, Error>, bool)> {
+        let mut state = self.lock();
+        let (awaitable, result) = state.ready.pop_front()?;
+        Some((awaitable, result, state.ready.is_empty()))
+    }
+
+    /// Has the loop drain from its own queue, once.
+    fn soon(slf: &Bound<'_, Port>) -> PyResult<()> {
+        let py = slf.py();
+        if slf.get().ringer.rung.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let event_loop = slf.get().event_loop.bind(py).call0()?;
         if !event_loop.is_none() {
-            event_loop.call_method1("call_soon", (slf.getattr("drain")?,))?;
+            event_loop.call_method1(intern!(py, "call_soon"), (slf.getattr(intern!(py, "drain"))?,))?;
         }
         Ok(())
     }
@@ -208,8 +223,7 @@ impl Port {
         } else {
             CompletionQueue::new().map_err(|e| crate::error::raise(py, &e))?
         };
-        let port =
-            Py::new(py, Port { queue, event_loop, state: Mutex::default(), draining: AtomicBool::new(false), ringer: ringer.clone() })?;
+        let port = Py::new(py, Port { queue, event_loop, state: Mutex::default(), ringer: ringer.clone() })?;
         if ring {
             let weak = py.import("weakref")?.call_method1("ref", (&port,))?;
             let _ = ringer.port.set(Late::new(weak.unbind()));
@@ -222,21 +236,21 @@ impl Port {
         self.queue.fd().map_err(|e| crate::error::raise(py, &e))
     }
 
-    /// Delivers finished tasks to their awaiters. What the loop calls when the fd is readable.
-    fn drain(slf: &Bound<'_, Port>) -> PyResult<()> {
-        // A step that runs the loop from inside (a debugger) must not drain below this drain.
-        if slf.get().draining.swap(true, Ordering::Relaxed) {
+    /// What the loop calls when the fd is readable. Taking the events here keeps the loop from calling it again before the drain.
+    fn wake(slf: &Bound<'_, Port>) -> PyResult<()> {
+        let this = slf.get();
+        // Who drains looks into the queue itself.
+        if this.ringer.rung.load(Ordering::Acquire) || !this.take() {
             return Ok(());
         }
+        Self::soon(slf)
+    }
+
+    /// Delivers finished tasks to their awaiters.
+    fn drain(slf: &Bound<'_, Port>) -> PyResult<()> {
         late::collect(slf.py());
         slf.get().ringer.rung.store(false, Ordering::Release);
-        let delivered = Self::deliver(slf);
-        slf.get().draining.store(false, Ordering::Relaxed);
-        if delivered.is_err() {
-            // Ctrl-C or SystemExit leaves through the loop; what is left is delivered if the loop goes on.
-            Self::again(slf)?;
-        }
-        delivered
+        Self::deliver(slf)
     }
 
     /// Tasks that this loop awaits.

@@ -200,7 +200,7 @@ def test_a_saturated_loop_has_one_drain_waiting_at_most(pool):
         lanes = [asyncio.create_task(lane()) for _ in range(1000)]
         for _ in range(200):
             await asyncio.sleep(0)
-            most = max(most, sum("_Port" in repr(handle) for handle in loop._ready))
+            most = max(most, sum("_Port.drain" in repr(handle) for handle in loop._ready))
         stop = True
         await asyncio.gather(*lanes)
         assert most <= 1
@@ -409,9 +409,7 @@ def test_buffers_beside_a_long_input_move_at_the_call_and_come_back_if_it_is_ref
 
 
 class Nesting(asyncio.SelectorEventLoop):
-    """A loop that runs inside its own steps, as nest_asyncio makes one."""
-
-    _nest_patched = True
+    """A loop that runs inside its own steps, as nest_asyncio and debuggers have it."""
 
     def run_inside(self, coroutine):
         outer = asyncio.current_task()
@@ -425,12 +423,28 @@ class Nesting(asyncio.SelectorEventLoop):
         return task.result()
 
 
-def test_a_loop_may_run_inside_a_step(pool):
-    errors = []
+class NestingNoReaders(Nesting, NoReaders):
+    pass
 
+
+@pytest.fixture(params=[Nesting, NestingNoReaders], ids=lambda f: f.__name__)
+def nest(request):
+    """Runs a coroutine in a loop that nests; an error that only the loop hears of fails the test."""
+
+    def nest(coroutine):
+        errors = []
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            runner.get_loop().set_exception_handler(lambda _, about: errors.append(about))
+            result = runner.run(coroutine)
+        assert not errors
+        return result
+
+    return nest
+
+
+def test_a_loop_may_run_inside_a_step(nest, pool):
     async def main():
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, about: errors.append(about))
         before = asyncio.ensure_future(pool.run("noop", b"b", sleep_ms=20))
         await pool.run("noop")
 
@@ -439,9 +453,30 @@ def test_a_loop_may_run_inside_a_step(pool):
 
         return loop.run_inside(asyncio.wait_for(inner(), 60))
 
-    with asyncio.Runner(loop_factory=Nesting) as runner:
-        assert runner.run(main()) == (b"a", b"c", b"b")
-    assert not errors
+    assert nest(main()) == (b"a", b"c", b"b")
+
+
+def test_a_step_that_runs_the_loop_waits_for_tasks_that_were_drained_with_it(nest, pool):
+    count = 50
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        async def plain(n):
+            return await pool.run("noop", b"%d" % n)
+
+        async def nesting(n):
+            await plain(n)
+            return loop.run_inside(asyncio.wait_for(asyncio.gather(*(asyncio.shield(t) for t in tasks[n + 1 :])), 60))
+
+        tasks = [loop.create_task(nesting(0)), loop.create_task(nesting(1)), *(loop.create_task(plain(n)) for n in range(2, count))]
+        await asyncio.sleep(0)
+        while pool.stats.completed < count:  # all of them are there before the loop drains
+            pass
+        return await asyncio.gather(*tasks)
+
+    rest = [b"%d" % n for n in range(2, count)]
+    assert nest(main()) == [[rest, *rest], rest, *rest]
 
 
 def test_what_a_copied_call_is_refused_for_is_its_own_error(run, pool):

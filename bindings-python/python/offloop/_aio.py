@@ -32,20 +32,12 @@ def port_for(loop: asyncio.AbstractEventLoop) -> _Port:
     port = _Port(weakref.ref(loop), False)
     try:
         # The reader's handle keeps its context, which must not be that of whoever came first.
-        contextvars.Context().run(loop.add_reader, port.fileno(), port.drain)
+        contextvars.Context().run(loop.add_reader, port.fileno(), port.wake)
     except NotImplementedError:
         port = _Port(weakref.ref(loop), True)
         _held[loop] = port
     _ports[loop] = weakref.ref(port)
     return port
-
-
-def nests() -> bool:
-    """The running loop may run inside a step (nest_asyncio), so no step may run inside the port's reader.
-
-    It could not be called again before the step ends, and the loop would spin on its fd.
-    """
-    return hasattr(asyncio._get_running_loop(), "_nest_patched")
 
 
 async def await_future(future: Future[T]) -> T:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _aio, _native, _pool
+from . import _aio, _native
 
 call = _native._call
 
 
 async def acall(name: str, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-    if _aio.nests():
-        return await _aio.await_future(_pool.default_pool()._admit(name, *inputs, **params))
     started = _native._start(name, inputs, params)
     if started is None:
         return await _aio.copied(inputs, lambda *copies: _native._start(name, copies, params), lambda: None)

@@ -93,8 +93,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         which the loop goes on. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
         runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
         """
-        if _aio.nests():
-            return await _aio.await_future(self._admit(op_or_fn, *args, **kwargs))
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
             ticket = self._accept()
