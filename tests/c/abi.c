@@ -1,5 +1,6 @@
-/* The C ABI under good and bad use; rings are in rings.c. `abi` runs every section, `abi SECTION…` some; `abi child FD` is the other process of the
- * buffer test. Compiled with -DFAILPOINTS against a library with that feature, it also makes every export panic. */
+/* The C ABI under good and bad use; rings are in rings.c, threads that get in each other's way in waits.c. `abi` runs every section,
+ * `abi SECTION…` some; `abi child FD` is the other process of the buffer test. Compiled with -DFAILPOINTS against a library with that
+ * feature, it also makes every export panic. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <dirent.h>
@@ -1073,7 +1074,7 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"reentry", reentry}, {"signals", signals}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings},
 #ifdef FAILPOINTS
     {"panics", panics}, {"ring_panics", ring_panics},
 #endif

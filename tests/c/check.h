@@ -23,6 +23,10 @@ extern long checks;
 int open_fds(void);
 int fds_settle(int most);
 
+/* waits.c */
+void reentry(void);
+void signals(void);
+
 /* rings.c */
 void rings(void);
 int ring_child(int count, char **args);
