@@ -855,7 +855,8 @@ offloop_status offloop_value_new_error(const char *name, const char *message, of
 offloop_status offloop_value_copy(const offloop_value *value, offloop_value **out);
 
 /**
- * Frees an owned value and ends its views. NULL is allowed. A borrowed value needs no free and is left alone.
+ * Frees an owned value and ends its views. NULL is allowed. A borrowed value needs no free and is left alone. A value that
+ * another thread's call is moving or changing ends with that call.
  */
 void offloop_value_free(offloop_value *value);
 
@@ -1067,7 +1068,7 @@ offloop_status offloop_buffer_receive(const offloop_token *from, offloop_buffer 
 offloop_status offloop_token_revoke(const offloop_token *which);
 
 /**
- * Frees a buffer. NULL is allowed.
+ * Frees a buffer. NULL is allowed. A buffer that another thread's call is moving ends with that call, or goes where it moves it.
  */
 void offloop_buffer_free(offloop_buffer *buffer);
 
@@ -1235,7 +1236,8 @@ offloop_status offloop_pool_submit_op(offloop_pool *pool,
 
 /**
  * Submits a batch in one crossing: all of it or, on error, nothing. `tasks_out` is NULL or has room for `call_count` handles. The
- * options hold for every call, with tags that count up; on_done is not for batches.
+ * options hold for every call, with tags that count up; on_done is not for batches. A batch that is longer than max_queue is
+ * OFFLOOP_ERR_FULL at once, also with OFFLOOP_ON_FULL_WAIT.
  */
 offloop_status offloop_pool_submit_many(offloop_pool *pool,
                                         const offloop_call *calls,

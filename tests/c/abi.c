@@ -1074,7 +1074,7 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"reentry", reentry}, {"signals", signals}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"reentry", reentry}, {"signals", signals}, {"frees", frees}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings},
 #ifdef FAILPOINTS
     {"panics", panics}, {"ring_panics", ring_panics},
 #endif

@@ -26,6 +26,7 @@ int fds_settle(int most);
 /* waits.c */
 void reentry(void);
 void signals(void);
+void frees(void);
 
 /* rings.c */
 void rings(void);

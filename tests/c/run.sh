@@ -22,7 +22,7 @@ step() { # NAME COMMAND…
 if [ "$1" = --asan ]; then
     step "compile and link with ASan" "$CC" "${suite[@]}" -fsanitize=address -DFAILPOINTS "$2" -o "$out/abi-asan" -lpthread -ldl -lm
     # The backtraces of the panics that the suite provokes are noise; a sanitizer's report is not.
-    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion reentry signals values codec bad_inputs rings panics ring_panics random_handles 2>"$out/asan.log" ||
+    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion reentry signals frees values codec bad_inputs rings panics ring_panics random_handles 2>"$out/asan.log" ||
         { grep -v 'panicked at\|^failpoint$\|^note: run with\|^$' "$out/asan.log" | head -60 >&2; return 1; }; }
     step "ABI suite under ASan and LSan" asan
     exit

@@ -1,4 +1,4 @@
-/* Calls from inside callbacks, and endless waits that signals interrupt: parts of the ABI suite. */
+/* Calls from inside callbacks, endless waits that signals interrupt, and frees of what another thread's call holds: parts of the ABI suite. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <pthread.h>
@@ -284,4 +284,74 @@ void signals(void) {
   offloop_consumer_free(s.consumer);
   offloop_ring_free(ring);
   CHECK(sigaction(SIGUSR1, &old, NULL) == 0);
+}
+
+/* ---- a free of what another thread's call is moving ---- */
+
+struct moving {
+  offloop_pool *pool;
+  offloop_buffer *buffer;
+  offloop_status status;
+  offloop_task *task;
+};
+static void *move_into_full_pool(void *arg) {
+  struct moving *m = arg;
+  offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  o.on_full = OFFLOOP_ON_FULL_WAIT;
+  m->status = offloop_pool_submit_op(m->pool, "noop", &m->buffer, 1, NULL, &o, &m->task);
+  return NULL;
+}
+static int buffers_freed;
+static void on_buffer_free(void *user) {
+  (void)user;
+  add(&buffers_freed);
+}
+
+void frees(void) {
+  static char text[] = "the caller's bytes";
+  int accepted;
+  for (accepted = 0; accepted < 2; accepted++) {
+    struct scene s;
+    struct moving m;
+    offloop_buffer *buffer = NULL;
+    offloop_value *v = NULL;
+    pthread_t thread;
+    uint8_t *data;
+    const uint8_t *bytes;
+    size_t len;
+
+    memset(&s, 0, sizeof s);
+    memset(&m, 0, sizeof m);
+    set(&buffers_freed, 0);
+    hold_pool(&s);
+    OK(offloop_pool_submit(s.pool, give_int, NULL, NULL, NULL, NULL)); /* the queue is full */
+    OK(offloop_buffer_from_foreign(text, sizeof text, NULL, on_buffer_free, &buffer));
+    m.pool = s.pool;
+    m.buffer = buffer;
+    CHECK(pthread_create(&thread, NULL, move_into_full_pool, &m) == 0);
+    while (offloop_buffer_data(buffer, &data, &len) != OFFLOOP_ERR_IN_USE) sched_yield();
+    offloop_buffer_free(buffer);
+    IS(offloop_buffer_data(buffer, &data, &len), INVALID); /* at once */
+    offloop_buffer_free(buffer);
+    CHECK(get(&buffers_freed) == 0); /* the call has its bytes */
+    if (accepted) {
+      set(&gate, 1);
+      CHECK(pthread_join(thread, NULL) == 0);
+      CHECK(m.status == OFFLOOP_OK && m.buffer == NULL);
+      OK(offloop_task_wait(m.task, -1, &v));
+      OK(offloop_value_get_bytes(v, &bytes, &len));
+      CHECK(len == sizeof text && memcmp(bytes, text, len) == 0);
+      offloop_value_free(v);
+      offloop_task_free(m.task);
+    } else {
+      OK(offloop_pool_shutdown(s.pool, 0));
+      CHECK(pthread_join(thread, NULL) == 0);
+      CHECK(m.status == OFFLOOP_ERR_CLOSED && m.buffer == buffer);
+      set(&gate, 1);
+    }
+    IS(offloop_buffer_data(buffer, &data, &len), INVALID);
+    until(&buffers_freed, 1);
+    end_pool(&s);
+    CHECK(get(&buffers_freed) == 1);
+  }
 }

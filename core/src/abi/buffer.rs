@@ -199,13 +199,13 @@ pub unsafe extern "C" fn offloop_token_revoke(which: *const offloop_token) -> of
     ffi::call(|| revoke_token(unsafe { token(which) }?))
 }
 
-/// Frees a buffer. NULL is allowed.
+/// Frees a buffer. NULL is allowed. A buffer that another thread's call is moving ends with that call, or goes where it moves it.
 ///
 /// # Safety
 /// Any pointer is safe.
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_buffer_free(buffer: *mut offloop_buffer) {
     if !buffer.is_null() {
-        ffi::call(|| handle::take(Handle::of(buffer), Kind::Buffer).map(drop));
+        ffi::call(|| handle::free(buffer));
     }
 }

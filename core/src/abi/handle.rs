@@ -11,14 +11,14 @@
 
 use crate::abi::ctx::CtxState;
 use crate::abi::host::Registration;
-use crate::abi::value::Root;
+use crate::abi::value::{self, Root};
 use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
 use crate::value::Value;
 use std::any::Any;
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// What a handle stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,12 @@ pub enum Object {
     /// Nothing.
     Vacant,
     /// Moved out for the length of a call.
-    Busy,
+    Busy {
+        /// What was moved out is a view, which nobody frees by hand.
+        view: bool,
+    },
+    /// Moved out and freed meanwhile: the handle has ended, and the end of the call ends the object.
+    Freed,
     /// An owned value.
     Value(Box<Root>),
     /// A place in the tree of `root`, which knows its views and ends them.
@@ -261,15 +266,25 @@ fn slot(handle: Handle) -> Option<&'static Mutex<Slot>> {
     CHUNKS[index >> CHUNK_BITS].get().map(|c| &c[index & (CHUNK - 1)])
 }
 
-fn with_slot<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Slot) -> Result<R>) -> Result<R> {
+/// Locks the slot of a living handle.
+fn living(handle: Handle, kind: Option<Kind>) -> Result<MutexGuard<'static, Slot>> {
     let bad = || invalid(handle, kind);
     let own = handle.kind().filter(|k| kind.is_none_or(|want| want == *k)).ok_or_else(bad)?;
-    let mut slot = lock(slot(handle).ok_or_else(bad)?);
+    let slot = lock(slot(handle).ok_or_else(bad)?);
     if slot.kind != Some(own) || slot.generation != handle.generation() {
         return Err(bad());
     }
-    if matches!(slot.object, Object::Busy) {
-        return Err(Error::new(ErrorKind::InUse, "handle is being moved by another call").with("type", own.as_str()));
+    Ok(slot)
+}
+
+fn in_use(slot: &Slot) -> Error {
+    Error::new(ErrorKind::InUse, "handle is being moved by another call").with("type", slot.kind.map_or("value", Kind::as_str))
+}
+
+fn with_slot<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Slot) -> Result<R>) -> Result<R> {
+    let mut slot = living(handle, kind)?;
+    if matches!(slot.object, Object::Busy { .. }) {
+        return Err(in_use(&slot));
     }
     f(&mut slot)
 }
@@ -326,9 +341,14 @@ pub fn with<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Object) -
     with_slot(handle, kind, |slot| f(&mut slot.object))
 }
 
-fn vacate(slot: &mut Slot, handle: Handle) -> Object {
+/// The handle is `Invalid` from now on.
+fn end(slot: &mut Slot) {
     slot.kind = None;
     slot.generation = slot.generation.wrapping_add(1);
+}
+
+/// Empties the slot of an ended handle, for the next one.
+fn vacate(slot: &mut Slot, handle: Handle) -> Object {
     let object = std::mem::replace(&mut slot.object, Object::Vacant);
     // A slot whose generations are used up is never handed out again.
     if slot.generation != first_generation(handle.index()) {
@@ -342,10 +362,40 @@ fn vacate(slot: &mut Slot, handle: Handle) -> Object {
 /// # Errors
 /// `Invalid`, `InUse` as [`with`].
 pub fn take(handle: Handle, kind: Kind) -> Result<Object> {
-    with_slot(handle, Some(kind), |slot| Ok(vacate(slot, handle)))
+    with_slot(handle, Some(kind), |slot| {
+        end(slot);
+        Ok(vacate(slot, handle))
+    })
 }
 
-/// An object that a call has moved out. Put back when dropped, unless it was [`commit`](Reserved::commit)ted.
+/// Ends a handle and its object. An object that another call has moved out ends with that call, unless the call keeps it: what
+/// frees a handle has no result to say that it could not.
+///
+/// # Errors
+/// `Invalid` for what is no living handle of that kind, and for a view.
+pub fn free<T: Kinded>(p: *const T) -> Result<()> {
+    let handle = Handle::of(p);
+    let mut slot = living(handle, Some(T::KIND))?;
+    if matches!(slot.object, Object::View { .. } | Object::Busy { view: true }) {
+        return Err(Error::invalid("borrowed value ends with the value it came from, not by a free"));
+    }
+    end(&mut slot);
+    if matches!(slot.object, Object::Busy { .. }) {
+        slot.object = Object::Freed;
+        return Ok(());
+    }
+    let object = vacate(&mut slot, handle);
+    drop(slot);
+    dispose(object);
+    Ok(())
+}
+
+/// Drops an object that no handle stands for any more, and the views of its tree. No lock is held.
+fn dispose(object: Object) {
+    drop(value::into_value(object));
+}
+
+/// An object that a call has moved out. Put back when dropped, unless it was [`commit`](Reserved::commit)ted or its handle freed.
 pub struct Reserved {
     handle: Handle,
     object: Object,
@@ -362,7 +412,11 @@ impl Reserved {
     pub fn commit(mut self) -> Object {
         let object = std::mem::replace(&mut self.object, Object::Vacant);
         if let Some(slot) = slot(self.handle) {
-            vacate(&mut lock(slot), self.handle);
+            let mut slot = lock(slot);
+            if !matches!(slot.object, Object::Freed) {
+                end(&mut slot);
+            }
+            vacate(&mut slot, self.handle);
         }
         std::mem::forget(self); // nothing to put back; holds no other resource
         object
@@ -371,8 +425,15 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(slot) = slot(self.handle) {
-            lock(slot).object = std::mem::replace(&mut self.object, Object::Vacant);
+        let object = std::mem::replace(&mut self.object, Object::Vacant);
+        let Some(slot) = slot(self.handle) else { return };
+        let mut slot = lock(slot);
+        if matches!(slot.object, Object::Freed) {
+            vacate(&mut slot, self.handle);
+            drop(slot);
+            dispose(object);
+        } else {
+            slot.object = object;
         }
     }
 }
@@ -382,7 +443,10 @@ impl Drop for Reserved {
 /// # Errors
 /// `Invalid`, `InUse` as [`with`].
 pub fn reserve(handle: Handle, kind: Kind) -> Result<Reserved> {
-    with_slot(handle, Some(kind), |slot| Ok(Reserved { handle, object: std::mem::replace(&mut slot.object, Object::Busy) }))
+    with_slot(handle, Some(kind), |slot| {
+        let busy = Object::Busy { view: matches!(slot.object, Object::View { .. }) };
+        Ok(Reserved { handle, object: std::mem::replace(&mut slot.object, busy) })
+    })
 }
 
 /// The object of a layer above, with a reference of its own, so that freeing the handle meanwhile is safe.
@@ -443,6 +507,54 @@ mod tests {
         with(h, Some(Kind::Buffer), |_| Ok(())).expect("back");
         drop(reserve(h, Kind::Buffer).expect("reserve").commit());
         assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_reserved_object_that_is_freed_ends_with_the_call_and_its_handle_at_once() {
+        let weak_one = || {
+            let object = Arc::new(7u64);
+            (Arc::downgrade(&object), insert(Kind::Buffer, Object::Shared(object)).expect("insert"))
+        };
+        for keeps in [false, true] {
+            let (object, h) = weak_one();
+            let r = reserve(h, Kind::Buffer).expect("reserve");
+            free(h.as_ptr::<offloop_buffer>()).expect("free");
+            assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid);
+            assert_eq!(kind_of(free(h.as_ptr::<offloop_buffer>())), ErrorKind::Invalid, "freed once");
+            assert_ne!(buffer().index(), h.index(), "the slot is not free yet");
+            assert_eq!(object.strong_count(), 1);
+            if keeps {
+                let kept = r.commit();
+                assert_eq!(object.strong_count(), 1);
+                drop(kept);
+            } else {
+                drop(r);
+            }
+            assert_eq!(object.strong_count(), 0);
+            let next = buffer();
+            assert_eq!(next.index(), h.index(), "the slot is handed out again, once");
+            assert_eq!(kind_of(with(h, Some(Kind::Buffer), |_| Ok(()))), ErrorKind::Invalid);
+            with(next, Some(Kind::Buffer), |_| Ok(())).expect("the next one lives");
+            assert_ne!(buffer().index(), h.index());
+        }
+    }
+
+    #[test]
+    fn a_tree_that_is_freed_while_it_changes_ends_its_views() {
+        let mut root = Root::default();
+        let inner = Value::Int(7);
+        let h = insert(Kind::Value, Object::Vacant).expect("insert");
+        let view = Handle::of(value::view(&inner, &mut root.views, h).expect("view"));
+        with(h, Some(Kind::Value), |o| Ok(*o = Object::Value(Box::new(root)))).expect("alive");
+        assert_eq!(kind_of(free(view.as_ptr::<offloop_value>())), ErrorKind::Invalid, "a view is not freed");
+        let r = reserve(h, Kind::Value).expect("reserve");
+        let moving = reserve(view, Kind::Value).expect("a view may be moved out by a call that then refuses it");
+        assert_eq!(kind_of(free(view.as_ptr::<offloop_value>())), ErrorKind::Invalid);
+        drop(moving);
+        with(view, Some(Kind::Value), |_| Ok(())).expect("there as before");
+        free(h.as_ptr::<offloop_value>()).expect("free");
+        drop(r);
+        assert_eq!(kind_of(with(view, Some(Kind::Value), |_| Ok(()))), ErrorKind::Invalid);
     }
 
     #[test]

@@ -365,21 +365,16 @@ pub unsafe extern "C" fn offloop_value_copy(value: *const offloop_value, out: *m
     make(out, || read(value, Value::deep_clone))
 }
 
-/// Frees an owned value and ends its views. NULL is allowed. A borrowed value needs no free and is left alone.
+/// Frees an owned value and ends its views. NULL is allowed. A borrowed value needs no free and is left alone. A value that
+/// another thread's call is moving or changing ends with that call.
 ///
 /// # Safety
 /// Any pointer is safe.
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_value_free(value: *mut offloop_value) {
-    if value.is_null() {
-        return;
+    if !value.is_null() {
+        ffi::call(|| handle::free(value));
     }
-    ffi::call(|| {
-        let mut object = handle::reserve(Handle::of(value), Kind::Value)?;
-        owned(object.object())?;
-        drop(into_value(object.commit()));
-        Ok(())
-    });
 }
 
 /// Gives the type of a value: one of OFFLOOP_TYPE_….

@@ -1,7 +1,7 @@
 //! Completion queues for C, and the callbacks that outcomes are passed to.
 
 use crate::abi::ffi::{self, UserArg, offloop_status};
-use crate::abi::handle::{self, Handle, Kinded, Place};
+use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_value, value};
 use crate::capi::offloop_cq;
 use crate::error::{Error, ErrorKind, Result};
@@ -231,6 +231,6 @@ pub unsafe extern "C" fn offloop_cq_drain(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_cq_free(cq: *mut offloop_cq) {
     if !cq.is_null() {
-        ffi::call(|| handle::take(Handle::of(cq), offloop_cq::KIND).map(drop));
+        ffi::call(|| handle::free(cq));
     }
 }

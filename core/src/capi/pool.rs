@@ -2,7 +2,7 @@
 
 use crate::abi::ctx::{Function, offloop_fn};
 use crate::abi::ffi::{self, Moved, Options, UserArg, offloop_status};
-use crate::abi::handle::{self, Handle, Kinded, Object, Place};
+use crate::abi::handle::{self, Object, Place};
 use crate::abi::{buffer::offloop_free_fn, offloop_buffer, offloop_value, value};
 use crate::capi::completion::{Callback, Queue, offloop_done_fn};
 use crate::capi::{offloop_cq, offloop_pool, offloop_task};
@@ -281,7 +281,7 @@ pub unsafe extern "C" fn offloop_pool_default(out: *mut *mut offloop_pool) -> of
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_pool_free(pool: *mut offloop_pool) {
     if !pool.is_null() {
-        ffi::call(|| handle::take(Handle::of(pool), offloop_pool::KIND).map(drop));
+        ffi::call(|| handle::free(pool));
     }
 }
 
@@ -578,7 +578,8 @@ pub unsafe extern "C" fn offloop_pool_submit_op(
 }
 
 /// Submits a batch in one crossing: all of it or, on error, nothing. `tasks_out` is NULL or has room for `call_count` handles. The
-/// options hold for every call, with tags that count up; on_done is not for batches.
+/// options hold for every call, with tags that count up; on_done is not for batches. A batch that is longer than max_queue is
+/// OFFLOOP_ERR_FULL at once, also with OFFLOOP_ON_FULL_WAIT.
 ///
 /// # Safety
 /// `calls` points at `call_count` calls, each as with the single functions; `tasks_out` as said.

@@ -1,7 +1,7 @@
 //! Rings for C.
 
 use crate::abi::ffi::{self, Options, Out, offloop_status};
-use crate::abi::handle::{self, Handle, Kinded, Place};
+use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_value, value};
 use crate::capi::{offloop_consumer, offloop_producer, offloop_ring};
 use crate::error::{Error, ErrorKind, Result};
@@ -363,7 +363,7 @@ pub unsafe extern "C" fn offloop_ring_close(ring: *mut offloop_ring) -> offloop_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_ring_free(ring: *mut offloop_ring) {
     if !ring.is_null() {
-        ffi::call(|| handle::take(Handle::of(ring), offloop_ring::KIND).map(drop));
+        ffi::call(|| handle::free(ring));
     }
 }
 
@@ -541,7 +541,7 @@ pub unsafe extern "C" fn offloop_producer_fd(producer: *mut offloop_producer, ou
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_producer_free(producer: *mut offloop_producer) {
     if !producer.is_null() {
-        ffi::call(|| handle::take(Handle::of(producer), offloop_producer::KIND).map(drop));
+        ffi::call(|| handle::free(producer));
     }
 }
 
@@ -700,6 +700,6 @@ pub unsafe extern "C" fn offloop_consumer_lost(consumer: *mut offloop_consumer, 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_consumer_free(consumer: *mut offloop_consumer) {
     if !consumer.is_null() {
-        ffi::call(|| handle::take(Handle::of(consumer), offloop_consumer::KIND).map(drop));
+        ffi::call(|| handle::free(consumer));
     }
 }

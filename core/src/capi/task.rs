@@ -1,7 +1,7 @@
 //! Tasks for C.
 
 use crate::abi::ffi::{self, UserArg, offloop_status};
-use crate::abi::handle::{self, Handle, Kinded};
+use crate::abi::handle;
 use crate::abi::{buffer::offloop_free_fn, offloop_value, value};
 use crate::capi::completion::{Callback, offloop_done_fn};
 use crate::capi::offloop_task;
@@ -78,6 +78,6 @@ pub unsafe extern "C" fn offloop_task_cancel(task: *mut offloop_task) -> offloop
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_task_free(task: *mut offloop_task) {
     if !task.is_null() {
-        ffi::call(|| handle::take(Handle::of(task), offloop_task::KIND).map(drop));
+        ffi::call(|| handle::free(task));
     }
 }
