@@ -3,7 +3,7 @@
 use super::exclusive::{Exclusive, Guard, Leave, enter};
 use super::record::to_bytes;
 use super::turn::Turn;
-use super::view::{View, Window, release};
+use super::view::{Lend, Lent, View, release};
 use crate::error::{error_class, number, raise};
 use crate::future::seconds;
 use crate::wait;
@@ -18,50 +18,39 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+impl Lend for Consumer {
+    const KEPT: &'static str = "a view of a record is still alive; copy what is kept, and drop what was made from it";
+
+    fn give_up(&mut self) {
+        self.release();
+    }
+}
+
 /// A consumer of core, and the record that Python code looks at.
 struct Popping {
-    consumer: Consumer,
-    window: Arc<Window>,
-    /// The call is over, and a view of its record is alive.
-    orphaned: bool,
+    lent: Lent<Consumer>,
+    /// Of the record that was taken last.
     redelivered: bool,
 }
 
 impl Leave for Popping {
     fn is_viewed(&self) -> bool {
-        !self.window.is_idle()
+        self.lent.is_viewed()
     }
 }
 
 impl Popping {
-    /// The consumer, once nobody looks at the last record, which is then let go of.
-    #[inline]
-    fn ready(&mut self) -> Result<&mut Consumer, Error> {
-        if self.orphaned {
-            if self.is_viewed() {
-                return Err(viewed());
-            }
-            self.consumer.release();
-            self.orphaned = false;
-        }
-        Ok(&mut self.consumer)
-    }
-
     /// The oldest record as `bytes`.
     #[inline]
     fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(record) = self.consumer.peek().map_err(|e| raise(py, &e))? else { return Ok(None) };
+        let Some(record) = self.lent.handle.peek().map_err(|e| raise(py, &e))? else { return Ok(None) };
         let redelivered = record.is_redelivered();
         // SAFETY: the record stays readable until it is let go of, two lines below.
         let bytes = unsafe { to_bytes(py, record.as_ptr(), record.len())? };
         self.redelivered = redelivered;
-        self.consumer.release();
+        self.lent.handle.release();
         Ok(Some(bytes))
     }
-}
-
-fn viewed() -> Error {
-    Error::new(ErrorKind::InUse, "a view of a record is still alive; copy what is kept, and drop what was made from it")
 }
 
 fn is_closed(py: Python<'_>, e: &PyErr) -> bool {
@@ -81,20 +70,20 @@ pub(crate) struct PyConsumer {
 impl PyConsumer {
     pub(super) fn open(ring: &RingBuffer) -> Result<PyConsumer, Error> {
         let consumer = ring.consumer(ConsumerOptions::default())?;
-        let popping = Popping { consumer, window: Window::new(), orphaned: false, redelivered: false };
+        let popping = Popping { lent: Lent::new(consumer), redelivered: false };
         Ok(PyConsumer { cell: Arc::new(Exclusive::new("consumer", popping)), ring: ring.clone(), turn: Turn::new() })
     }
 
     #[inline]
     fn enter(&self, py: Python<'_>) -> PyResult<Guard<'_, Popping>> {
         let mut popping = enter(py, &self.cell)?;
-        popping.ready().map_err(|e| raise(py, &e))?;
+        popping.lent.ready().map_err(|e| raise(py, &e))?;
         Ok(popping)
     }
 
     /// Waits for a record; `Timeout` after so long.
     fn wait_record(&self, py: Python<'_>, popping: &mut Popping, timeout: Option<Duration>) -> PyResult<()> {
-        let consumer = &mut popping.consumer;
+        let consumer = &mut popping.lent.handle;
         let found = wait::until(py, timeout, |slice| {
             if self.cell.is_closing() {
                 return Err(self.cell.closed());
@@ -130,19 +119,18 @@ impl PyConsumer {
         call: &Bound<'_, PyAny>,
         at: (*mut u8, usize),
     ) -> PyResult<()> {
-        popping.window.open(at.0, at.1);
+        popping.lent.window.open(at.0, at.1);
         let called = PyMemoryView::from(exporter.as_any()).and_then(|view| {
             let called = call.call1((&view,));
             release(&view);
             called
         });
-        if popping.window.shut() {
-            popping.consumer.release();
+        if let Some(consumer) = popping.lent.end() {
+            consumer.release();
             called.map(drop)
         } else {
-            popping.orphaned = true;
             // An exception of `fn` holds its frame, and with that the view, so it is the one to show.
-            called.and_then(|_| Err(raise(py, &viewed())))
+            called.and_then(|_| Err(raise(py, &Lent::<Consumer>::kept())))
         }
     }
 }
@@ -200,10 +188,10 @@ impl PyConsumer {
         let max: usize = number("max", max)?;
         let mut popping = self.enter(py)?;
         let keep: Arc<dyn Any + Send + Sync> = self.cell.clone();
-        let exporter = Bound::new(py, View::new(&popping.window, false, keep, &self.ring))?;
+        let exporter = Bound::new(py, View::new(&popping.lent.window, false, keep, &self.ring))?;
         let mut n = 0;
         while n < max {
-            let (at, redelivered) = match popping.consumer.peek() {
+            let (at, redelivered) = match popping.lent.handle.peek() {
                 Ok(Some(record)) => ((record.as_ptr().cast_mut(), record.len()), record.is_redelivered()),
                 Ok(None) => break,
                 // Told again by the next call, which then has nothing else to tell.
@@ -229,7 +217,7 @@ impl PyConsumer {
     /// Records of an overwriting ring that were overwritten before this consumer came to them.
     #[getter]
     fn lost(&self, py: Python<'_>) -> PyResult<u64> {
-        Ok(enter(py, &self.cell)?.consumer.lost())
+        Ok(enter(py, &self.cell)?.lent.handle.lost())
     }
 
     /// `pop` for a coroutine: others run while it waits. Cancelled, it has taken nothing.
@@ -241,7 +229,7 @@ impl PyConsumer {
     /// arms it.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         let mut popping = self.enter(py)?;
-        popping.consumer.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
+        popping.lent.handle.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
     }
 
     /// Gives the seat back; the ring stays open. Idempotent; ends a call of another thread with ClosedError.

@@ -1,9 +1,9 @@
 //! The handle that pushes.
 
-use super::exclusive::{Exclusive, Guard, Leave, enter};
+use super::exclusive::{Exclusive, Guard, enter};
 use super::record::{LONG, Source};
 use super::turn::Turn;
-use super::view::{View, Window, release};
+use super::view::{Lend, Lent, View, release};
 use crate::error::{number, raise};
 use crate::future::seconds;
 use crate::wait;
@@ -18,37 +18,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// A producer of core, and the claim that a block of Python code writes.
-struct Pushing {
-    producer: Producer,
-    window: Arc<Window>,
-    /// The block is over, and a view of its claim is alive.
-    orphaned: bool,
-}
+/// A producer of core, and the claim that a block of Python code writes. An open claim is core's to refuse.
+type Pushing = Lent<Producer>;
 
-impl Leave for Pushing {
-    fn is_viewed(&self) -> bool {
-        !self.window.is_idle()
+impl Lend for Producer {
+    const KEPT: &'static str = "a view of a claim is still alive, so its record was aborted; drop what was made from it";
+
+    fn give_up(&mut self) {
+        self.abort_claim();
     }
-}
-
-impl Pushing {
-    /// The producer, once nobody can write what an aborted claim left. An open claim is core's to refuse.
-    #[inline]
-    fn ready(&mut self) -> Result<&mut Producer, Error> {
-        if self.orphaned {
-            if self.is_viewed() {
-                return Err(viewed());
-            }
-            self.producer.abort_claim();
-            self.orphaned = false;
-        }
-        Ok(&mut self.producer)
-    }
-}
-
-fn viewed() -> Error {
-    Error::new(ErrorKind::InUse, "a view of a claim is still alive, so its record was aborted; drop what was made from it")
 }
 
 /// Pushes records into a ring. One caller at a time; any thread. Gives its seat back when it is closed or dropped.
@@ -110,8 +88,7 @@ fn push(
 impl PyProducer {
     pub(super) fn open(ring: &RingBuffer, batch: bool) -> Result<PyProducer, Error> {
         let producer = ring.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
-        let pushing = Pushing { producer, window: Window::new(), orphaned: false };
-        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", pushing)), ring: ring.clone(), turn: Turn::new() })
+        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", Lent::new(producer))), ring: ring.clone(), turn: Turn::new() })
     }
 
     fn try_push_source(py: Python<'_>, producer: &mut Producer, source: &Source<'_>) -> Result<bool, Error> {
@@ -189,7 +166,7 @@ impl PyProducer {
     /// Publishes what `batch` holds back.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
         let mut pushing = enter(py, &self.cell)?;
-        pushing.producer.flush().map_err(|e| raise(py, &e))
+        pushing.handle.flush().map_err(|e| raise(py, &e))
     }
 
     /// `push` for a coroutine: others run while it waits. Cancelled, it has not pushed.
@@ -200,7 +177,7 @@ impl PyProducer {
     /// An fd that is readable when a full ring may have room again. From its first use on, a `try_push` that returns False arms it.
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
         let mut pushing = enter(py, &self.cell)?;
-        pushing.producer.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
+        pushing.handle.fd().map(|fd| fd.as_raw_fd()).map_err(|e| raise(py, &e))
     }
 
     /// Publishes, and gives the seat back; the ring stays open. Idempotent; ends a call of another thread with ClosedError.
@@ -270,18 +247,14 @@ impl Claim {
 
     /// Ends the claim that is open: a record of `len` bytes, or none. False when a view of it lives on.
     fn end(pushing: &mut Guard<'_, Pushing>, commit: Option<usize>) -> Result<bool, Error> {
-        if !pushing.window.shut() {
-            pushing.orphaned = true;
-            return Ok(false);
-        }
+        let Some(producer) = pushing.end() else { return Ok(false) };
         match commit {
-            Some(len) => pushing.producer.commit_claim(len),
+            Some(len) => producer.commit_claim(len).map(|()| true),
             None => {
-                pushing.producer.abort_claim();
-                Ok(())
+                producer.abort_claim();
+                Ok(true)
             }
         }
-        .map(|()| true)
     }
 }
 
@@ -291,8 +264,7 @@ impl Drop for Claim {
         if self.take_view().is_some()
             && let Ok(mut pushing) = self.producer.get().cell.enter()
         {
-            pushing.window.shut();
-            pushing.orphaned = true;
+            let _ = Claim::end(&mut pushing, None);
         }
     }
 }
@@ -344,7 +316,7 @@ impl Claim {
         match Claim::end(&mut pushing, (!failed).then_some(self.len)) {
             Ok(true) => Ok(()),
             _ if failed => Ok(()),
-            Ok(false) => Err(raise(py, &viewed())),
+            Ok(false) => Err(raise(py, &Pushing::kept())),
             Err(e) => Err(raise(py, &e)),
         }
     }

@@ -3,7 +3,9 @@
 //! The interpreter counts the exports of a buffer, so a view that somebody kept is known. Its memory is then neither
 //! written by others nor given back until it is gone.
 
+use super::exclusive::Leave;
 use offloop::RingBuffer;
+use offloop::error::{Error, ErrorKind};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::intern;
@@ -27,10 +29,6 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new() -> Arc<Window> {
-        Arc::new(Window { at: AtomicPtr::new(ptr::null_mut()), len: AtomicUsize::new(0), state: AtomicUsize::new(SHUT) })
-    }
-
     /// Shows `len` bytes. Nobody looks through the window yet.
     pub(super) fn open(&self, at: *mut u8, len: usize) {
         self.at.store(at, Ordering::Relaxed);
@@ -46,13 +44,66 @@ impl Window {
     }
 
     /// Ends it for new views. False while one is alive.
-    pub(super) fn shut(&self) -> bool {
+    fn shut(&self) -> bool {
         self.state.fetch_or(SHUT, Ordering::AcqRel) & !SHUT == 0
     }
 
     /// Nobody looks through it. What was written through it is seen after this.
-    pub(super) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.state.load(Ordering::Acquire) & !SHUT == 0
+    }
+}
+
+/// A handle of core that has a claim or a record which Python code may look at.
+pub(super) trait Lend {
+    /// What the user hears who kept a view.
+    const KEPT: &'static str;
+
+    /// Lets go of the claim or the record.
+    fn give_up(&mut self);
+}
+
+/// A handle, and the window on what it lent.
+pub(super) struct Lent<H: Lend> {
+    pub(super) handle: H,
+    pub(super) window: Arc<Window>,
+    /// The block or the call is over, and a view of it was alive.
+    orphaned: bool,
+}
+
+impl<H: Lend> Lent<H> {
+    pub(super) fn new(handle: H) -> Lent<H> {
+        let window = Window { at: AtomicPtr::new(ptr::null_mut()), len: AtomicUsize::new(0), state: AtomicUsize::new(SHUT) };
+        Lent { handle, window: Arc::new(window), orphaned: false }
+    }
+
+    /// The handle, once nobody looks at what it lent before; that is then given up.
+    #[inline]
+    pub(super) fn ready(&mut self) -> Result<&mut H, Error> {
+        if self.orphaned {
+            if self.is_viewed() {
+                return Err(Lent::<H>::kept());
+            }
+            self.handle.give_up();
+            self.orphaned = false;
+        }
+        Ok(&mut self.handle)
+    }
+
+    /// The block or the call is over: the handle, to finish what was lent, or None while a view of it lives on.
+    pub(super) fn end(&mut self) -> Option<&mut H> {
+        self.orphaned = !self.window.shut();
+        if self.orphaned { None } else { Some(&mut self.handle) }
+    }
+
+    pub(super) fn kept() -> Error {
+        Error::new(ErrorKind::InUse, H::KEPT)
+    }
+}
+
+impl<H: Lend> Leave for Lent<H> {
+    fn is_viewed(&self) -> bool {
+        !self.window.is_idle()
     }
 }
 

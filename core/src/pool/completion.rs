@@ -214,11 +214,6 @@ impl CompletionQueue {
         ready
     }
 
-    /// Wakes a thread in [`wait`](Self::wait) and makes the fd readable once, without an event.
-    pub fn interrupt(&self) {
-        self.0.0.ring();
-    }
-
     pub(super) fn shared(&self) -> Arc<Queue> {
         self.0.0.clone()
     }
