@@ -172,7 +172,9 @@ def has_line(pool: int, key: str) -> bool:
 
 def finish_line(pool: int, key: str) -> None:
     """Submits what the loop of this thread is copying for a key, before a call that cannot wait is submitted."""
-    _finish(list(_lines.get((asyncio._get_running_loop(), pool, key), ())))
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        _finish(list(_lines.get((loop, pool, key), ())))
 
 
 def finish_copies() -> None:
