@@ -545,7 +545,11 @@ mod tests {
         let inner = Value::Int(7);
         let h = insert(Kind::Value, Object::Vacant).expect("insert");
         let view = Handle::of(value::view(&inner, &mut root.views, h).expect("view"));
-        with(h, Some(Kind::Value), |o| Ok(*o = Object::Value(Box::new(root)))).expect("alive");
+        let filled = with(h, Some(Kind::Value), |object| {
+            *object = Object::Value(Box::new(root));
+            Ok(())
+        });
+        filled.expect("alive");
         assert_eq!(kind_of(free(view.as_ptr::<offloop_value>())), ErrorKind::Invalid, "a view is not freed");
         let r = reserve(h, Kind::Value).expect("reserve");
         let moving = reserve(view, Kind::Value).expect("a view may be moved out by a call that then refuses it");

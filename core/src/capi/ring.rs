@@ -5,10 +5,7 @@ use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_value, value};
 use crate::capi::{offloop_consumer, offloop_producer, offloop_ring};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ring::{
-    Consumer, ConsumerOptions, Kind, LaneStat, OnFull, Participant, Producer, ProducerOptions, RecordRef, RingBuffer, RingStat,
-};
-use crate::value::Value;
+use crate::ring::{Consumer, ConsumerOptions, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
