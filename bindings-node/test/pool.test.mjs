@@ -298,8 +298,9 @@ test('tasks with one key run in order, also when a large input is still being co
   const order = []
   const small = (i) => pool.run('noop', bytes(`${i}`), { sleepMs: i % 3 }, { key: 'k' }).then(() => order.push(i))
   const large = (i) => pool.run('noop', new Uint8Array(3 << 20), undefined, { key: 'k' }).then(() => order.push(i))
+  const many = (i) => pool.runMany('noop', [bytes('a'), bytes('b')], undefined, { key: 'k' }).then(() => order.push(i))
   const tasks = []
-  for (let i = 0; i < 24; i++) tasks.push(i % 8 === 0 ? large(i) : small(i))
+  for (let i = 0; i < 24; i++) tasks.push(i % 8 === 0 ? large(i) : i % 8 === 1 ? many(i) : small(i))
   await Promise.all(tasks)
   assert.deepEqual(
     order,

@@ -129,7 +129,7 @@ pub enum Object {
         /// What was moved out is a view, which nobody frees by hand.
         view: bool,
     },
-    /// Moved out and freed meanwhile: the handle has ended, and the end of the call ends the object.
+    /// Moved out and freed meanwhile: the handle is `Invalid`, and the end of the call ends the object.
     Freed,
     /// An owned value.
     Value(Box<Root>),
@@ -341,14 +341,10 @@ pub fn with<R>(handle: Handle, kind: Option<Kind>, f: impl FnOnce(&mut Object) -
     with_slot(handle, kind, |slot| f(&mut slot.object))
 }
 
-/// The handle is `Invalid` from now on.
-fn end(slot: &mut Slot) {
+/// Ends the handle and empties its slot, for the next one.
+fn vacate(slot: &mut Slot, handle: Handle) -> Object {
     slot.kind = None;
     slot.generation = slot.generation.wrapping_add(1);
-}
-
-/// Empties the slot of an ended handle, for the next one.
-fn vacate(slot: &mut Slot, handle: Handle) -> Object {
     let object = std::mem::replace(&mut slot.object, Object::Vacant);
     // A slot whose generations are used up is never handed out again.
     if slot.generation != first_generation(handle.index()) {
@@ -362,10 +358,7 @@ fn vacate(slot: &mut Slot, handle: Handle) -> Object {
 /// # Errors
 /// `Invalid`, `InUse` as [`with`].
 pub fn take(handle: Handle, kind: Kind) -> Result<Object> {
-    with_slot(handle, Some(kind), |slot| {
-        end(slot);
-        Ok(vacate(slot, handle))
-    })
+    with_slot(handle, Some(kind), |slot| Ok(vacate(slot, handle)))
 }
 
 /// Ends a handle and its object. An object that another call has moved out ends with that call, unless the call keeps it: what
@@ -379,8 +372,9 @@ pub fn free<T: Kinded>(p: *const T) -> Result<()> {
     if matches!(slot.object, Object::View { .. } | Object::Busy { view: true }) {
         return Err(Error::invalid("borrowed value ends with the value it came from, not by a free"));
     }
-    end(&mut slot);
     if matches!(slot.object, Object::Busy { .. }) {
+        // A slot without a kind fits no handle: this one is `Invalid` from now on. The call empties the slot.
+        slot.kind = None;
         slot.object = Object::Freed;
         return Ok(());
     }
@@ -412,11 +406,7 @@ impl Reserved {
     pub fn commit(mut self) -> Object {
         let object = std::mem::replace(&mut self.object, Object::Vacant);
         if let Some(slot) = slot(self.handle) {
-            let mut slot = lock(slot);
-            if !matches!(slot.object, Object::Freed) {
-                end(&mut slot);
-            }
-            vacate(&mut slot, self.handle);
+            vacate(&mut lock(slot), self.handle);
         }
         std::mem::forget(self); // nothing to put back; holds no other resource
         object
