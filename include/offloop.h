@@ -1304,7 +1304,7 @@ offloop_status offloop_ring_remove(offloop_ring *ring);
 /**
  * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
  * created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
- * popped: bytes and records, which wrap at 2^32). The caller frees it.
+ * popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
  */
 offloop_status offloop_ring_inspect(const char *name,
                                     offloop_value **out);
