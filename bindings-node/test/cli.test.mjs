@@ -15,7 +15,9 @@ const { bin, version } = JSON.parse(readFileSync(new URL('package.json', root), 
 /** Status, output and errors of a command line. */
 const offloop = (...args) =>
   new Promise((resolve) => {
-    execFile(process.execPath, [fileURLToPath(new URL(bin.offloop, root)), ...args], (error, out, err) => resolve([error?.code ?? 0, out, err]))
+    execFile(process.execPath, [fileURLToPath(new URL(bin.offloop, root)), ...args], (error, out, err) =>
+      resolve([error?.code ?? 0, out, err]),
+    )
   })
 
 test('ring stat and tail look at a ring that others use', async (t) => {

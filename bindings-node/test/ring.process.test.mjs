@@ -169,7 +169,11 @@ test('what a dead consumer saw stays marked when its successor dies as well', as
   const producer = ring.producer()
   for (let n = 0; n < 5; n++) producer.tryPush(Uint8Array.of(n))
   for (const last of [3, 1]) {
-    const child = openChild(t, `${attach} ring.consumer().read(9, ([n]) => n === ${last} && process.kill(process.pid, 'SIGKILL'))`, ring.fds)
+    const child = openChild(
+      t,
+      `${attach} ring.consumer().read(9, ([n]) => n === ${last} && process.kill(process.pid, 'SIGKILL'))`,
+      ring.fds,
+    )
     assert.deepEqual(await child.exited, [null, 'SIGKILL'])
   }
   const marks = []
