@@ -503,7 +503,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Who writes and who reads: "spsc", "mpsc", "broadcast". Default "spsc".
+   * Who writes and who reads: "spsc", "mpsc", "mpmc", "broadcast". Default "spsc".
    */
   const char *kind;
   /**
@@ -511,7 +511,8 @@ typedef struct {
    */
   const char *on_full;
   /**
-   * Bytes of a lane, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of them. Default 4 MiB.
+   * Bytes of a lane, or of all slots of "mpmc", rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of a lane.
+   * Default 4 MiB.
    */
   size_t capacity;
   /**
@@ -523,6 +524,11 @@ typedef struct {
    * stays until offloop_ring_remove. NULL: no name.
    */
   const char *path;
+  /**
+   * Bytes of a slot of "mpmc", rounded up to a power of two from 64 to half of the capacity: a record and 16 bytes. Default 256. The
+   * other kinds have no slots.
+   */
+  size_t slot_size;
 } offloop_ring_options;
 
 /**
@@ -534,17 +540,21 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * "spsc", "mpsc" or "broadcast".
+   * "spsc", "mpsc", "mpmc" or "broadcast".
    */
   char kind[16];
   /**
-   * Bytes of a lane.
+   * Bytes of a lane, or of all slots.
    */
   size_t capacity;
   /**
    * The longest record.
    */
   size_t max_record_len;
+  /**
+   * Bytes of a slot of "mpmc", else 0.
+   */
+  size_t slot_size;
   /**
    * Not 0: some participant has closed the ring.
    */
@@ -592,17 +602,21 @@ typedef struct {
    */
   size_t len;
   /**
-   * Not 0: a consumer that died may have seen this record. Ignored when pushing.
+   * Not 0: a consumer that died, or gave it back, may have seen this record. Ignored when pushing.
    */
   uint32_t redelivered;
   /**
    * 0.
    */
   uint32_t reserved;
+  /**
+   * What offloop_consumer_ack wants, with `ack` "manual"; else 0.
+   */
+  uint64_t delivery;
 } offloop_record;
 
 /**
- * How a consumer reads. It has no options yet; pass NULL or OFFLOOP_CONSUMER_OPTIONS_INIT.
+ * How a consumer reads. Start from OFFLOOP_CONSUMER_OPTIONS_INIT.
  */
 typedef struct {
   /**
@@ -610,9 +624,10 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * 0.
+   * When a record of an "mpmc" ring is dealt with: "auto", when it is let go of, or "manual", when offloop_consumer_ack is told so.
+   * Default "auto"; the other kinds know no other.
    */
-  uint64_t reserved;
+  const char *ack;
 } offloop_consumer_options;
 
 /**
@@ -1302,9 +1317,9 @@ offloop_status offloop_ring_attach_path(const char *name,
 offloop_status offloop_ring_remove(offloop_ring *ring);
 
 /**
- * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
- * created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
- * popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
+ * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, slot_size, max_participants, on_full,
+ * creator_pid, created_unix_ns, closed, poisoned, returned, participants (maps of seat, role, pid, alive, asleep, in_flight) and lanes
+ * (maps of tail, pushed, head, popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
  */
 offloop_status offloop_ring_inspect(const char *name,
                                     offloop_value **out);
@@ -1411,7 +1426,8 @@ void offloop_producer_free(offloop_producer *producer);
 
 /**
  * Makes a consumer, for one thread at a time. It goes on where its predecessor let go: what a dead one may have seen comes again,
- * marked. OFFLOOP_ERR_IN_USE while others take every place of one. `options` may be NULL.
+ * marked. OFFLOOP_ERR_IN_USE while others take every place of one; OFFLOOP_ERR_UNSUPPORTED for `ack` "manual" where the ring is not "mpmc".
+ * `options` may be NULL.
  */
 offloop_status offloop_consumer_new(offloop_ring *ring,
                                     const offloop_consumer_options *options,
@@ -1420,7 +1436,9 @@ offloop_status offloop_consumer_new(offloop_ring *ring,
 /**
  * Takes the oldest record; waits for one at most `timeout_ns` (below 0: for ever). It stays in the ring, where `record` points, until
  * the next call with this consumer (or offloop_consumer_release), which lets go of it; a successor of a consumer that dies before that gets it
- * again, marked. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED.
+ * again, marked. With `ack` "manual" it stays, and comes again, until it is acknowledged; a consumer has 128 such records at most, and
+ * then waits. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED. An "mpmc" ring is drained when no other consumer
+ * has a record that could come back; one that has to acknowledge some itself is not kept waiting for others.
  */
 offloop_status offloop_consumer_pop(offloop_consumer *consumer,
                                     int64_t timeout_ns,
@@ -1449,6 +1467,19 @@ offloop_status offloop_consumer_wait(offloop_consumer *consumer, int64_t timeout
  * Lets go of what was taken, before the next call does: the producer may have the room again.
  */
 offloop_status offloop_consumer_release(offloop_consumer *consumer);
+
+/**
+ * Tells that a record is dealt with (`ack` "manual"): it is not delivered again. From any thread, also while another one waits with this
+ * consumer. OFFLOOP_ERR_INVALID for a delivery that was acknowledged or given back before, or came from another consumer.
+ */
+offloop_status offloop_consumer_ack(offloop_consumer *consumer,
+                                    uint64_t delivery);
+
+/**
+ * Gives a record back (`ack` "manual"): some consumer, this one perhaps, gets it at once, marked. Otherwise as offloop_consumer_ack.
+ */
+offloop_status offloop_consumer_nack(offloop_consumer *consumer,
+                                     uint64_t delivery);
 
 /**
  * Gives an fd to poll for reading, level-triggered: readable when there may be a record, the ring was closed, or a peer has died. A
@@ -1488,13 +1519,13 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_codec_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_RING_OPTIONS_INIT \
-  { sizeof(offloop_ring_options), NULL, NULL, 0, 0, NULL }
+  { sizeof(offloop_ring_options), NULL, NULL, 0, 0, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_PRODUCER_OPTIONS_INIT \
   { sizeof(offloop_producer_options), 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CONSUMER_OPTIONS_INIT \
-  { sizeof(offloop_consumer_options), 0 }
+  { sizeof(offloop_consumer_options), NULL }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

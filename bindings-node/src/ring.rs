@@ -50,7 +50,7 @@ macro_rules! side {
         }
     };
 }
-side!(Producer, |side| Some(Producer::cursor(side)));
+side!(Producer, Producer::cursor);
 side!(Consumer, Consumer::cursor);
 
 /// A producer or a consumer of this environment.
@@ -501,7 +501,7 @@ pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
     let facts: [(&'static str, usize); 21] = [
         ("seatsAt", layout::SEATS_AT),
         ("seatLength", layout::SEAT_LEN),
-        ("dataAt", layout::data_at(2)),
+        ("dataAt", layout::data_at(Kind::Spsc, 2)),
         ("state", layout::ring_word::STATE),
         ("status", layout::seat_word::STATUS),
         ("role", layout::seat_word::ROLE),

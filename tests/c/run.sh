@@ -34,7 +34,7 @@ ln -sf liboffloop.so.0 "$out/liboffloop.so"
 link=(-L"$out" -loffloop -lpthread -Wl,-rpath,"$out")
 
 headers() {
-    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; offloop_ring_options r = OFFLOOP_RING_OPTIONS_INIT; offloop_producer_options w = OFFLOOP_PRODUCER_OPTIONS_INIT;\n offloop_consumer_options c = OFFLOOP_CONSUMER_OPTIONS_INIT; return (int)(o.priority + p.nice) + (int)(d.reserved + r.capacity + w.batch + c.reserved); }\n' >"$out/header.c"
+    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; offloop_ring_options r = OFFLOOP_RING_OPTIONS_INIT; offloop_producer_options w = OFFLOOP_PRODUCER_OPTIONS_INIT;\n offloop_consumer_options c = OFFLOOP_CONSUMER_OPTIONS_INIT; return (int)(o.priority + p.nice) + (int)(d.reserved + r.capacity + w.batch + (c.ack != 0)); }\n' >"$out/header.c"
     "$CC" -std=c99 "${strict[@]}" -c "$out/header.c" -o "$out/header.o" && "$CXX" -x c++ -std=c++17 "${strict[@]}" -c "$out/header.c" -o "$out/header.o"
 }
 symbols() { # exactly the functions of the header, nothing else

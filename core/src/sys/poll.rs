@@ -34,6 +34,42 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))
 }
 
+/// An fd that is readable from some time on.
+#[derive(Debug)]
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// One that does not run.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub fn new() -> Result<Timer> {
+        // SAFETY: a plain call.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(Error::last_os("timerfd_create"));
+        }
+        // SAFETY: the kernel just gave us this fd, nobody else owns it.
+        Ok(Timer(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Readable after `delay`, and not before; `None`: not at all.
+    pub fn set(&self, delay: Option<Duration>) {
+        let zero = timespec(Duration::ZERO);
+        // A delay of nothing would stop the timer.
+        let it_value = delay.map_or(zero, |d| timespec(d.max(Duration::from_nanos(1))));
+        let setting = libc::itimerspec { it_interval: zero, it_value };
+        // SAFETY: the fd is a timer, `setting` is valid; the old one is not asked for. It cannot fail then.
+        unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, ptr::null_mut()) };
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// One fd that is readable while any of its members is. A member leaves when its own fd is closed.
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
