@@ -53,6 +53,7 @@ pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};
 pub use consumer::{Consumer, ConsumerOptions, Record};
 pub use input::GIVE_BACK;
+pub(crate) use named::resolve as resolve_path;
 pub use producer::{BATCH_BYTES, CONSUMER_SEAT, ClaimMut, Producer, ProducerOptions};
 pub use raw::RecordRef;
 pub use seat::Role;

@@ -496,6 +496,18 @@ impl<'a> RecordRef<'a> {
         out
     }
 
+    /// A copy of what lies behind the first `offset` bytes.
+    pub(crate) fn tail_to_vec(&self, offset: usize) -> Vec<u8> {
+        let len = self.len.saturating_sub(offset);
+        let mut out = Vec::with_capacity(len);
+        // SAFETY: `offset + len` bytes are readable where `len` is not 0, `out` has room for them; as in `to_vec`.
+        unsafe {
+            ptr::copy_nonoverlapping(self.ptr.as_ptr().add(self.len - len), out.as_mut_ptr(), len);
+            out.set_len(len);
+        }
+        out
+    }
+
     /// The payload as a slice, without a copy.
     ///
     /// # Safety

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
-/// Sleeps until one of `fds` is readable, at most for `timeout` (`None`: without end). A signal ends it early.
+/// Sleeps until one of `fds` is readable, or whatever else its entry asks for, at most for `timeout` (`None`: without end). A signal ends it early.
 pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
     let ts = timeout.map(timespec);
     let ts: *const libc::timespec = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
@@ -18,6 +18,12 @@ pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
 #[must_use]
 pub fn readable(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// As [`readable`], for room to write.
+#[must_use]
+pub fn writable(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLOUT, revents: 0 }
 }
 
 /// Something to read, or an error that a read would show.
@@ -95,6 +101,23 @@ impl Epoll {
     /// `Os` with `ENOMEM` or `ENOSPC`.
     pub fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, 0)
+    }
+
+    /// Adds a member that tells when it has room to be written.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_writable(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLOUT as u32, 0)
+    }
+
+    /// Adds a member that tells nothing but that its other end is gone.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_hang_up(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        // The kernel tells EPOLLHUP and EPOLLERR unasked.
+        self.control(libc::EPOLL_CTL_ADD, fd, 0, 0)
     }
 
     /// Adds a member that says nothing until [`rearm`](Self::rearm).
