@@ -74,7 +74,7 @@ fn parcel(n: u64) -> (Value, Option<File>) {
     let bytes = vec![n as u8; (n.wrapping_mul(0x9E37_79B9) >> 7) as usize % 900];
     let mut items = vec![Value::Int(n as i64), Value::from(bytes)];
     if n % 7 == 3 {
-        let mut buffer = if n % 2 == 0 { TransferBuffer::alloc(50) } else { TransferBuffer::alloc_shared(5000) }.unwrap();
+        let mut buffer = if n.is_multiple_of(2) { TransferBuffer::alloc(50) } else { TransferBuffer::alloc_shared(5000) }.unwrap();
         buffer.write_at(40, &n.to_le_bytes()).unwrap();
         items.push(Value::Buffer(buffer));
     }
@@ -413,7 +413,7 @@ fn a_hundred_channels_leave_no_fds() {
         let _ = a.fd().unwrap();
         a.send(&mut Value::Buffer(TransferBuffer::alloc_shared(10).unwrap()), &[null.as_fd()], None).unwrap();
         // Every third message is never received.
-        if n % 3 != 0 {
+        if !n.is_multiple_of(3) {
             message(&b);
         }
         let _ = a.try_recv();
