@@ -36,10 +36,12 @@ pub enum Kind {
     Ring,
     Producer,
     Consumer,
+    Channel,
+    Listener,
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 12] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -50,6 +52,8 @@ impl Kind {
         Kind::Ring,
         Kind::Producer,
         Kind::Consumer,
+        Kind::Channel,
+        Kind::Listener,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -70,6 +74,8 @@ impl Kind {
             Kind::Ring => "ring",
             Kind::Producer => "producer",
             Kind::Consumer => "consumer",
+            Kind::Channel => "channel",
+            Kind::Listener => "listener",
         }
     }
 }

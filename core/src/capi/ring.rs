@@ -3,13 +3,11 @@
 use crate::abi::ffi::{self, Options, Out, offloop_status};
 use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_value, value};
-use crate::capi::{offloop_consumer, offloop_producer, offloop_ring};
+use crate::capi::{offloop_consumer, offloop_producer, offloop_ring, path};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::{Ack, Acks, Consumer, ConsumerOptions, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
-use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -223,14 +221,6 @@ unsafe fn parsed<T: std::str::FromStr<Err = Error>>(word: *const c_char, what: &
     }
     // SAFETY: this function's contract.
     unsafe { ffi::str(word, what) }?.parse().map(Some)
-}
-
-/// # Safety
-/// `text` is NULL or NUL-terminated.
-unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path> {
-    let _ = ffi::out(text.cast_mut(), "path")?; // for NULL
-    // SAFETY: not NULL, NUL-terminated by contract. A path is bytes, not text.
-    Ok(Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(text) }.to_bytes())))
 }
 
 /// Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
