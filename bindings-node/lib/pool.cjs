@@ -203,7 +203,8 @@ class ThreadPool {
   options(options) {
     const { run } = runOptions(options, true)
     checkRun(this.#shared, run)
-    return new ThreadPool(MADE_HERE, this.#shared, { ...this.#defaults, ...run })
+    // Of the caller's own class, without running its constructor.
+    return Reflect.construct(ThreadPool, [MADE_HERE, this.#shared, { ...this.#defaults, ...run }], this.constructor)
   }
 
   load(plugin) {

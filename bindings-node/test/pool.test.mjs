@@ -312,6 +312,14 @@ test('options() is a view with other defaults', async (t) => {
   const pool = openPool(t, { maxWorkers: 1 })
   const quick = pool.options({ timeout: 5 })
   assert.ok(quick instanceof ThreadPool)
+  class Named extends ThreadPool {
+    hello() {
+      return 'hello'
+    }
+  }
+  const named = new Named({ maxWorkers: 1 })
+  t.after(() => named.close())
+  assert.equal(named.options({ timeout: 600_000 }).hello(), 'hello', 'a view is of its pool’s class')
   assert.equal((await rejection(quick.run('noop', bytes('x'), { sleepMs: 600_000 }))).code, 'ERR_OFFLOOP_TIMEOUT')
   assert.equal(pool.stats.timedOut, 1)
   assert.equal(quick.stats.timedOut, 1)

@@ -652,6 +652,9 @@ impl PyPool {
     /// Waits until a closing pool has run what it took in. Ctrl-C ends the wait.
     fn _wait_closed(&self, py: Python<'_>) -> PyResult<()> {
         let (pools, _) = self.inner()?;
+        if hosted::is_worker_of(&pools.hosting) {
+            return Err(raise(py, &Error::invalid("a callable cannot wait for the end of the pool that runs it")));
+        }
         for pool in [&pools.ops, &pools.calls] {
             wait::until(py, None, |slice| Ok(pool.wait_closed(Some(slice))))?;
         }

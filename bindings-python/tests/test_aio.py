@@ -548,3 +548,28 @@ def test_ctrl_c_inside_a_step_leaves_the_loop_and_loses_nothing(pool):
     assert loop.run_until_complete(asyncio.gather(*tasks)) == list(range(50))
     assert isinstance(breaker.exception(), KeyboardInterrupt)
     loop.close()
+
+
+def test_the_timeout_of_amap_is_told_to_its_consumer_and_cancels_nobody(run, pool):
+    late = threading.Event()
+
+    async def consume():
+        got = 0
+        with pytest.raises(offloop.TimeoutError):
+            async for _ in pool.amap(lambda wait: wait and late.wait(), [False, True], timeout=0.05):
+                got += 1
+                await asyncio.sleep(0.1)  # longer than the timeout, which runs out meanwhile
+        return got
+
+    async def main():
+        task = asyncio.create_task(consume())
+        assert await task == 1
+        assert not task.cancelled()
+        late.set()
+        # Who left the loop early and holds the iterator is left alone.
+        results = pool.amap("noop", [b"1", b"2"], timeout=0.01)
+        assert await anext(results) == b"1"
+        await asyncio.sleep(0.05)
+        await results.aclose()
+
+    run(main())

@@ -8,6 +8,7 @@ import contextvars
 import gc
 import itertools
 import os
+import queue
 import threading
 import time
 import weakref
@@ -653,3 +654,28 @@ def test_values_beyond_their_type_are_named(pool, call, words):
         call(pool)
     for word in words:
         assert word in str(e.value)
+
+
+@pytest.mark.parametrize("how", ["callable", "with", "callback"])
+def test_a_callable_that_waits_for_the_end_of_its_own_pool_is_told(how):
+    pool = offloop.ThreadPool(1)
+    told = queue.SimpleQueue()
+
+    def end(_=None):
+        try:
+            if how == "with":
+                with pool:
+                    pass
+            else:
+                pool.shutdown(wait=True)
+        except offloop.InvalidError as e:
+            told.put(str(e))
+
+    if how == "callback":
+        go = threading.Event()
+        pool.submit(go.wait).add_done_callback(end)  # runs on the worker, which was not done when it was added
+        go.set()
+    else:
+        pool.submit(end)
+    assert "the pool that runs it" in told.get()
+    pool.shutdown(wait=True)

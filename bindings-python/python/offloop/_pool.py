@@ -130,7 +130,11 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         ordered: bool = True,
         **kwargs: Any,
     ) -> AsyncIterator[Any]:
-        """`map` for `async for`: over plain and async iterables. Leaving the loop cancels what is in flight."""
+        """`map` for `async for`: over plain and async iterables. Leaving the loop cancels what is in flight.
+
+        `timeout` counts seconds from the first step to each result; a result that is late raises TimeoutError at the step that
+        waits for it.
+        """
         window = self._window()
         running: deque[asyncio.Task[Any]] = deque()
         finished: deque[asyncio.Task[Any]] = deque()
@@ -142,37 +146,41 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         items = _azip(iterables)
         more = True
-        scope = asyncio.timeout(timeout)
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
-            async with scope:
-                while True:
-                    while more and len(running) < window:
-                        try:
-                            args = await anext(items)
-                        except StopAsyncIteration:
-                            more = False
-                            break
-                        task = asyncio.ensure_future(self.run(fn, *args, **kwargs))
-                        running.append(task)
-                        if not ordered:
-                            task.add_done_callback(on_done)
-                        if len(running) % _BATCH == 0:
-                            await asyncio.sleep(0)
-                    if not running:
-                        return
-                    if ordered:
-                        yield await running.popleft()
-                        continue
-                    while not finished:
-                        wake.clear()
-                        await wake.wait()
-                    task = finished.popleft()
-                    running.remove(task)
-                    yield task.result()
-        except builtin_timeout:
-            if not scope.expired():
-                raise  # a task's own
-            raise TimeoutError("timeout: the results are not there yet") from None
+            while True:
+                # One for each result and none around the `yield`: it would cancel whoever holds this iterator (PEP 789).
+                scope = asyncio.timeout_at(until)
+                try:
+                    async with scope:
+                        while more and len(running) < window:
+                            try:
+                                args = await anext(items)
+                            except StopAsyncIteration:
+                                more = False
+                                break
+                            task = asyncio.ensure_future(self.run(fn, *args, **kwargs))
+                            running.append(task)
+                            if not ordered:
+                                task.add_done_callback(on_done)
+                            if len(running) % _BATCH == 0:
+                                await asyncio.sleep(0)
+                        if not running:
+                            return
+                        if ordered:
+                            result = await running.popleft()
+                        else:
+                            while not finished:
+                                wake.clear()
+                                await wake.wait()
+                            task = finished.popleft()
+                            running.remove(task)
+                            result = task.result()
+                except builtin_timeout:
+                    if not scope.expired():
+                        raise  # a task's own
+                    raise TimeoutError("timeout: the results are not there yet") from None
+                yield result
         finally:
             for task in running:
                 task.cancel()
@@ -190,7 +198,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         `timeout`: seconds from start to outcome. `queue_timeout`: longest wait from submit to start, in seconds. Infinity is no
         limit, 30 days are the longest one.
-        `priority`: -128 to 127, higher first. `key`: tasks with one key run in order, one at a time. `retries`: re-runs after
+        `priority`: -128 to 127, higher first. `key`: ops with one key run in order, one at a time, and so do callables. `retries`: re-runs after
         a lost worker; threads are not lost, so it changes nothing here.
         """
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
@@ -224,7 +232,11 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         return self._op_names()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuses new tasks; with `wait` returns when what was submitted is done. Ctrl-C ends the wait."""
+        """Refuses new tasks; with `wait` returns when what was submitted is done. Ctrl-C ends the wait.
+
+        A callable of this pool that waits for the pool's end would wait for itself: it gets an InvalidError, and the pool is
+        closed.
+        """
         self._close()
         if cancel_futures:
             self._cancel_queued()
