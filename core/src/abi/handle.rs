@@ -170,14 +170,14 @@ type Chunk = Box<[Mutex<Slot>]>;
 
 static CHUNKS: [OnceLock<Chunk>; MAX_HANDLES / CHUNK] = [const { OnceLock::new() }; MAX_HANDLES / CHUNK];
 
-#[derive(Default)]
-struct Free {
-    indices: Vec<u32>,
-    /// Slots that have ever been handed out.
-    fresh: u32,
-}
+/// Slots that were handed out and came back. A forked child begins with none, because a thread that it does not have may hold the lock.
+static FREE: ForkCell<Mutex<Vec<u32>>> = ForkCell::new();
+/// Slots that have ever been handed out, by this process or by those that it was forked from. Written under the lock of `FREE`.
+static FRESH: AtomicU32 = AtomicU32::new(0);
 
-static FREE: Mutex<Free> = Mutex::new(Free { indices: Vec::new(), fresh: 0 });
+fn free_slots() -> MutexGuard<'static, Vec<u32>> {
+    lock(FREE.get(Mutex::default))
+}
 
 /// Free slots that one thread keeps to itself, so that most handles are made without the common lock.
 struct Local(Vec<u32>);
@@ -187,7 +187,7 @@ const LOCAL_MAX: usize = 128;
 
 impl Drop for Local {
     fn drop(&mut self) {
-        lock(&FREE).indices.append(&mut self.0);
+        free_slots().append(&mut self.0);
     }
 }
 
@@ -201,13 +201,14 @@ fn first_generation(index: u32) -> u32 {
 }
 
 fn fill(local: &mut Vec<u32>, want: usize) {
-    let mut free = lock(&FREE);
+    let mut free = free_slots();
     while local.len() < want {
-        if let Some(index) = free.indices.pop() {
+        let fresh = FRESH.load(Ordering::Relaxed);
+        if let Some(index) = free.pop() {
             local.push(index);
-        } else if (free.fresh as usize) < MAX_HANDLES {
-            local.push(free.fresh);
-            free.fresh += 1;
+        } else if (fresh as usize) < MAX_HANDLES {
+            local.push(fresh);
+            FRESH.store(fresh + 1, Ordering::Relaxed);
         } else {
             return;
         }
@@ -239,8 +240,8 @@ fn free_index(index: u32) {
     });
     match spilled {
         Ok(None) => {}
-        Ok(Some(mut many)) => lock(&FREE).indices.append(&mut many),
-        Err(_) => lock(&FREE).indices.push(index),
+        Ok(Some(mut many)) => free_slots().append(&mut many),
+        Err(_) => free_slots().push(index),
     }
 }
 
@@ -555,6 +556,28 @@ mod tests {
         free(h.as_ptr::<offloop_value>()).expect("free");
         drop(r);
         assert_eq!(kind_of(with(view, Some(Kind::Value), |_| Ok(()))), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_child_forked_while_the_free_list_was_locked_makes_handles() {
+        let h = buffer();
+        let locked = free_slots();
+        // SAFETY: the child makes handles and leaves by `_exit`; the alarm ends it if it waits for this thread's lock.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: plain calls.
+            unsafe { libc::alarm(20) };
+            // More than the thread's own cache holds. None of them is what the parent's handle stands for.
+            let fine = (0..=LOCAL_MAX).all(|_| buffer().index() != h.index());
+            // SAFETY: as above.
+            unsafe { libc::_exit(i32::from(!fine)) };
+        }
+        drop(locked);
+        let mut status = 0;
+        // SAFETY: our own child, a valid place for its status.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0, "the child ended otherwise than by its own exit");
+        take(h, Kind::Buffer).expect("free");
     }
 
     #[test]

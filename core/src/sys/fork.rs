@@ -95,6 +95,7 @@ impl Drop for PrivateFd {
     fn drop(&mut self) {
         // The handler has closed it in a child, where the number may be another file's by now.
         if is_current(self.epoch) {
+            super::ofd::unlock_all(self.as_fd());
             self.entry.store(-1, Ordering::Relaxed);
             // SAFETY: dropped once, here.
             unsafe { ManuallyDrop::drop(&mut self.fd) };

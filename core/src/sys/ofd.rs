@@ -45,6 +45,15 @@ pub fn unlock(fd: BorrowedFd<'_>, at: u64) -> Result<()> {
     set(fd, libc::F_UNLCK, at).map(|_| ())
 }
 
+/// Gives back whatever `fd`'s open file has locked. Closing does so too, but not before the last copy of the fd is closed, which a child that
+/// is being started has until its `exec`. Does nothing for what cannot be locked.
+pub fn unlock_all(fd: BorrowedFd<'_>) {
+    let mut lock = byte(libc::F_UNLCK, 0);
+    lock.l_len = 0; // to the end
+    // SAFETY: `lock` is a valid flock.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) };
+}
+
 /// Locks one byte for `fd`'s open file and others who share it; false when another open file has it alone.
 ///
 /// # Errors
@@ -99,6 +108,18 @@ mod tests {
         drop(a);
         assert!(!is_locked(memfd.as_fd(), 3).expect("query"));
         assert!(try_lock(b.as_fd(), 3).expect("lock"));
+    }
+
+    #[test]
+    fn a_private_fd_gives_its_locks_back_at_once_though_a_child_still_has_a_copy() {
+        let (memfd, _map) = mem::create_sealed(c"offloop-test", 4096).expect("memfd");
+        let (a, b) = (reopen(memfd.as_fd()).expect("reopen"), reopen(memfd.as_fd()).expect("reopen"));
+        let copy = a.try_clone().expect("what a child has between fork and exec");
+        let a = super::super::fork::PrivateFd::new(a);
+        assert!(try_lock(a.as_fd(), 3).expect("lock") && try_lock(a.as_fd(), 1 << 33).expect("lock"));
+        drop(a);
+        assert!(try_lock(b.as_fd(), 3).expect("free") && try_lock(b.as_fd(), 1 << 33).expect("free"));
+        drop(copy);
     }
 
     #[test]
