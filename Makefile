@@ -96,7 +96,7 @@ c-programs:
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 	mkdir -p $(TARGET)/conformance $(TARGET)/demo $(TARGET)/bench
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c tests/drivers/c/driver.c $(C_OFFLOOP) -lpthread
-	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP)
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
 
 # libuv is the peer of one benchmark; without its headers that peer is left out, with a line that says so.

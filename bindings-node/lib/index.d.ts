@@ -281,6 +281,89 @@ export class Consumer implements AsyncIterable<Uint8Array> {
   [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined, undefined>
 }
 
+/** What `Channel.send` takes beside its value. */
+export interface SendOptions {
+  /** Names what moves, as a check: a `TransferBuffer` in the value moves in any case. */
+  transfer?: TransferBuffer[]
+  /** Open files, by their numbers or as a `FileHandle`, `net.Socket` or `net.Server`. They are duplicated. */
+  fds?: unknown[]
+}
+
+/** Sizes of a channel; whoever makes it (`pair`, `listen`) decides on `capacity`. */
+export interface ChannelOptions {
+  /** Bytes of the ring of each direction: 256 KiB. A message of more than half of them goes beside it. */
+  capacity?: number
+  /** Bytes of the longest message, without the buffers that move: 256 MiB. */
+  maxMessage?: number
+  /** Bytes that wait when there is no room, at most: 16 MiB. */
+  maxQueued?: number
+}
+
+/** What is to be answered, once. `fds` are the receiver's to close. */
+export interface ChannelRequest {
+  readonly value: any
+  readonly fds: number[]
+  reply(value?: unknown, options?: SendOptions | TransferBuffer[] | null): void
+  /** Whoever asked gets this error. */
+  fail(error: unknown): void
+}
+
+export interface ChannelEvents {
+  /** `fds` are the receiver's to close; without a listener they are closed. */
+  message: [value: any, fds: number[]]
+  request: [request: ChannelRequest]
+  /** There is room again, after a `send` that returned false. */
+  drain: []
+  /** The last event: `Closed` by either end, `PeerDied`, or what else ended the channel. */
+  close: [why: OffloopError]
+}
+
+/** Accepts channels at a path until it is closed; channels that were accepted go on. It keeps the process alive (`unref`). */
+export interface ChannelListener extends Disposable {
+  readonly path: string
+  readonly closed: boolean
+  close(): void
+  ref(): this
+  unref(): this
+}
+
+/**
+ * One end of a two-way connection between two processes. What comes is read while there is a listener for `message`, `request` or
+ * `close`, or a request waits; a channel that is read keeps the process alive (`unref`).
+ */
+export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
+  private constructor()
+  /** Two ends. Either may be used here, or by a child that inherits its `fd` and calls `attach`; `close` this end then. */
+  static pair(options?: ChannelOptions | null): [Channel, Channel]
+  /** The end of a pair whose `fd` this process inherited; the fd belongs to the channel from now on. */
+  static attach(fd: number, options?: ChannelOptions | null): Channel
+  /** `path`: a file, or a name below `$XDG_RUNTIME_DIR/offloop`. Only this user's processes can connect. */
+  static listen(path: string, fn: (channel: Channel) => void): ChannelListener
+  static listen(path: string, options: ChannelOptions | null | undefined, fn: (channel: Channel) => void): ChannelListener
+  static connect(path: string, options?: (ChannelOptions & WaitOptions) | null): Promise<Channel>
+  /** The socket of an end that was not used yet, for a child to inherit (`stdio`). */
+  readonly fd: number
+  readonly closed: boolean
+  readonly stats: {
+    sent: number
+    received: number
+    pending: number
+    lateReplies: number
+    queued: number
+    peerPid: number | null
+  }
+  /** False: it waits for room, until `drain`. Throws `Full` when too much does. */
+  send(value: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
+  /** The reply, or the error of whoever was asked. */
+  request(value: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
+  request(value: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
+  /** The other end gets what was sent, and `close` after it. */
+  close(): void
+  ref(): this
+  unref(): this
+  [Symbol.dispose](): void
+}
+
 /** What every failed call rejects or throws with. An abort has `name: 'AbortError'` and `cause: signal.reason`. */
 export class OffloopError extends Error {
   private constructor()

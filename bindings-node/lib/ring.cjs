@@ -348,8 +348,8 @@ class RingBuffer {
 
 /** A name without a slash is the core's to place; a path is taken from where the process is now. */
 function pathOf(file) {
-  if (typeof file !== 'string') throw fail('Invalid', 'path of the ring is not text', { got: typeName(file) })
+  if (typeof file !== 'string') throw fail('Invalid', 'path is not text', { got: typeName(file) })
   return file.includes('/') ? path.resolve(file) : file
 }
 
-module.exports = { RingBuffer, Producer, Consumer }
+module.exports = { RingBuffer, Producer, Consumer, pathOf }

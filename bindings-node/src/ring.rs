@@ -75,10 +75,7 @@ impl<T: Side + 'static> End<T> {
             room: Cell::new(None),
         });
         let weak: Weak<End<T>> = Rc::downgrade(&end);
-        ENDS.with_borrow_mut(|ends| {
-            ends.0.retain(|end| end.strong_count() > 0);
-            ends.0.push(weak);
-        });
+        leave_at_exit(weak);
         end
     }
 }
@@ -126,7 +123,7 @@ impl<T: Side> End<T> {
 }
 
 /// Ends of any type, to be left when their thread ends.
-trait Leave {
+pub(crate) trait Leave {
     fn leave(&self);
 }
 
@@ -156,6 +153,14 @@ impl Drop for Ends {
             end.leave();
         }
     }
+}
+
+/// Leaves `end` when this thread ends, if it still lives then.
+pub(crate) fn leave_at_exit(end: Weak<dyn Leave>) {
+    ENDS.with_borrow_mut(|ends| {
+        ends.0.retain(|end| end.strong_count() > 0);
+        ends.0.push(end);
+    });
 }
 
 thread_local! {

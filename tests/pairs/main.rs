@@ -1,6 +1,7 @@
-//! Rings between every two languages: a stream of records each way, and `SIGKILL` of either side (`README.md` beside this file).
+//! Rings and channels between every two languages: a stream of records, messages both ways at once, and `SIGKILL` of either side
+//! (`README.md` beside this file).
 //!
-//! `cargo test -p offloop-tests --test pairs -- [stream|kill] [rust→c]…` selects. One line of JSON per row; a row with fewer trials than
+//! `cargo test -p offloop-tests --test pairs -- [stream|kill|talk|death] [rust→c]…` selects. One line of JSON per row; a row with fewer trials than
 //! its figure fails. `OFFLOOP_TORTURE=1` takes the figures of the long run, `OFFLOOP_SEED` another seed, and `OFFLOOP_REQUIRE=rust,c,node,python`
 //! makes a worker that cannot run a failure instead of a reason.
 
@@ -9,6 +10,7 @@
 mod child;
 
 use child::{Progress, Worker};
+use offloop::channel::{Channel, Options};
 use offloop::ring::{Kind, RingBuffer};
 use offloop_tests::driver::LANGS;
 use std::collections::BTreeMap;
@@ -18,11 +20,13 @@ use std::time::{Duration, Instant};
 struct Figures {
     records: u64,
     kills: u64,
+    messages: u64,
+    deaths: u64,
 }
 
-const SMOKE: Figures = Figures { records: 20_000, kills: 19 };
+const SMOKE: Figures = Figures { records: 20_000, kills: 19, messages: 2000, deaths: 2 };
 /// Sixteen pairs: 1 M records each way, and more than 10,000 deaths altogether.
-const TORTURE: Figures = Figures { records: 1_000_000, kills: 630 };
+const TORTURE: Figures = Figures { records: 1_000_000, kills: 630, messages: 100_000, deaths: 100 };
 
 /// How long a side may make no progress: a watchdog, not an assertion.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,14 +69,20 @@ fn main() -> std::process::ExitCode {
         }
     }
     let mut deaths = 0;
-    for (row, want) in [("stream", figures.records), ("kill", figures.kills)] {
+    for (row, want) in [("stream", figures.records), ("kill", figures.kills), ("talk", figures.messages), ("death", figures.deaths)] {
         for (i, (producer, consumer)) in langs.iter().flat_map(|p| langs.iter().map(move |c| (*p, *c))).enumerate() {
             let name = format!("{row} {producer}→{consumer}");
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) {
                 continue;
             }
             let (from, seed) = (Instant::now(), seed.wrapping_add(i as u64 * 0x9E37_79B9) | 1);
-            let result = if row == "stream" { stream(producer, consumer, want, seed) } else { kill(producer, consumer, want, seed) };
+            let run = match row {
+                "stream" => stream,
+                "kill" => kill,
+                "talk" => talk,
+                _ => death,
+            };
+            let result = run(producer, consumer, want, seed);
             let (found, why) = match result {
                 Ok(found) if found.trials < want => (found, Some("fewer trials than the figure".to_owned())),
                 Ok(found) => (found, None),
@@ -90,7 +100,7 @@ fn main() -> std::process::ExitCode {
                 println!("FAIL  {name}: {why}");
                 failed += 1;
             }
-            deaths += if row == "kill" { found.trials } else { 0 };
+            deaths += if ["kill", "death"].contains(&row) { found.trials } else { 0 };
         }
     }
     println!("\npairs: {} of {} languages, {deaths} deaths, {failed} failures", langs.len(), LANGS.len());
@@ -163,6 +173,43 @@ fn kill(producer: &str, consumer: &str, rounds: u64, seed: u64) -> Result<Found,
             return Err(format!("incarnation {inc} pushed {known} records, {got} were seen"));
         }
         found.records += got;
+    }
+    Ok(found)
+}
+
+/// Two workers with an end each of a small channel, so that both wait for room.
+fn ends(a: &str, b: &str, seed: u64, count: u64) -> Result<(Worker, Worker), String> {
+    let (end_a, end_b) = Channel::pair(Options { capacity: 16 << 10, ..Options::default() }).map_err(|e| e.to_string())?;
+    let args = format!("role=talk seed={} count={count}", seed as u32);
+    // The ends are the workers' once they are started: here they are dropped.
+    Ok((Worker::start_talk(a, &end_a, &args)?, Worker::start_talk(b, &end_b, &args)?))
+}
+
+/// `count` messages each way at once, every sixteenth with a buffer that moves, and a request from each side.
+fn talk(a: &str, b: &str, count: u64, seed: u64) -> Result<Found, String> {
+    let (mut a, mut b) = ends(a, b, seed, count)?;
+    let (came_a, came_b) = (a.done(PATIENCE)?, b.done(PATIENCE)?);
+    if came_a != count || came_b != count {
+        return Err(format!("{count} messages were sent each way, {came_a} and {came_b} came"));
+    }
+    Ok(Found { trials: count, records: came_a + came_b, again: 0 })
+}
+
+/// Either side is killed while both send and receive; the other one is told, and no message that it saw was wrong.
+fn death(a: &str, b: &str, rounds: u64, seed: u64) -> Result<Found, String> {
+    let (mut found, mut random) = (Found::default(), Random(seed));
+    while found.trials < rounds {
+        let (mut a, mut b) = ends(a, b, seed, 0)?;
+        // Now and then the blow falls while one has not opened its end yet.
+        if random.below(4) != 0 {
+            a.ready(PATIENCE)?;
+            b.ready(PATIENCE)?;
+        }
+        std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        let (victim, other) = if random.below(2) == 0 { (&mut a, &mut b) } else { (&mut b, &mut a) };
+        victim.kill()?;
+        found.records += other.saw_death(PATIENCE)?;
+        found.trials += 1;
     }
     Ok(found)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a worker speaks on standard output")]
 
 mod record;
+mod talk;
 
 use offloop::ring::{Consumer, ConsumerOptions, Producer, ProducerOptions, RingBuffer};
 use offloop::{Error, ErrorKind};
@@ -25,7 +26,7 @@ impl Args {
     }
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     println!("{line}");
     // A runner that is gone needs no answer.
     let _ = std::io::stdout().flush();
@@ -160,6 +161,9 @@ fn run(args: &Args) -> Result<(), String> {
         // SAFETY: the runner put the ring's fds here, and they are nobody else's.
         .map(|i| unsafe { OwnedFd::from_raw_fd(PROGRESS + i) })
         .collect();
+    if args.0.get("role").is_some_and(|role| role == "talk") {
+        return talk::talk(fds, args.number("seed") as u32, args.number("count"));
+    }
     let ring = RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(|e| e.to_string())?;
     drop(fds);
     match args.0.get("role").map(String::as_str) {

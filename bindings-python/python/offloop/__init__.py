@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from . import ops
+from ._channel import Channel, Listener, Message
 from ._native import (
     CancelledError,
     ClosedError,
@@ -52,6 +53,7 @@ from ._stats import Histogram, PoolStats
 
 __all__ = [
     "CancelledError",
+    "Channel",
     "ClosedError",
     "Consumer",
     "CorruptError",
@@ -65,6 +67,8 @@ __all__ = [
     "Histogram",
     "InUseError",
     "InvalidError",
+    "Listener",
+    "Message",
     "NotFoundError",
     "OffloopError",
     "OsError",

@@ -54,7 +54,7 @@ mod tests;
 
 pub use listener::Listener;
 
-use crate::codec;
+use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::{Consumer, Producer};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -399,9 +399,7 @@ impl Inner {
     fn is_sent(&self, value: &mut Value, buffers: usize) {
         self.sent.fetch_add(1, Ordering::Relaxed);
         if buffers > 0 {
-            // Only buffers are taken, which are moved: nothing that could fail.
-            let moved = codec::take_buffers(value, &codec::Options { out_of_band: Some(usize::MAX), ..codec::Options::default() });
-            drop(moved);
+            value.each_buffer_mut(&mut TransferBuffer::detach);
         }
     }
 
@@ -931,6 +929,14 @@ impl Channel {
     pub fn try_open(&self) -> Result<bool> {
         self.inner.check_open()?;
         Ok(self.inner.open()?.is_some())
+    }
+
+    /// As [`try_open`](Self::try_open), and waits at most `timeout`; may be called again after `Timeout`.
+    ///
+    /// # Errors
+    /// Those of [`connect`](Self::connect).
+    pub fn wait_open(&self, timeout: Option<Duration>) -> Result<()> {
+        self.inner.wait_open(Deadline::new(timeout)).map(|_| ())
     }
 
     /// The socket of an end that was not used yet, for a child process to inherit. Close this end once the child is started.
