@@ -94,13 +94,14 @@ class Channel extends EventEmitter {
   #resume = () => this.#receive()
 
   static {
-    opened = (handle) => new Channel(MADE_HERE, handle)
+    opened = (handle, note = 0) => new Channel(MADE_HERE, handle, note)
   }
 
-  constructor(key, handle) {
+  constructor(key, handle, note) {
     if (key !== MADE_HERE) throw fail('Invalid', 'a Channel is made by pair, listen, connect or attach, not by new')
     super()
     this.#handle = handle
+    this.#note = note
     const changed = (name) => {
       // Behind this turn's other listeners, so that none misses the first message.
       if (RECEIVES.includes(name)) queueMicrotask(() => this.#listen())
@@ -110,7 +111,7 @@ class Channel extends EventEmitter {
   }
 
   static pair(options) {
-    return native.channelPair(...sizes(options)).map(opened)
+    return native.channelPair(...sizes(options)).map((handle) => opened(handle))
   }
 
   static attach(fd, options) {
@@ -215,7 +216,8 @@ class Channel extends EventEmitter {
   #start() {
     if (!this.#started) {
       this.#started = true
-      this.#note = newNote()
+      // A handle that was watched before has its note for good.
+      this.#note ||= newNote()
       onNote(this.#note, this.#resume)
       inNextTurn(this.#resume)
       // Somebody has to begin the turn.
@@ -343,7 +345,7 @@ class Connecting {
       if (done) return
       try {
         this.#handle ??= native.channelConnect(path, ...given)
-        if (native.channelTryOpen(this.#handle)) return this.#settle(resolve, opened(this.#handle))
+        if (native.channelTryOpen(this.#handle)) return this.#settle(resolve, opened(this.#handle, this.#note))
         onNote(this.#note, look)
         native.channelArm(this.#handle, this.#note)
       } catch (error) {

@@ -145,28 +145,27 @@ fn sending<R>(call: &Call<'_>, at: usize, send: impl FnOnce(&mut Value, &[Borrow
     }
     let cells: Vec<_> = moving.iter().map(|owned| owned.buffer()).collect::<Option<_>>().ok_or_else(|| wrong("buffer"))?;
     // One that is there twice is detached the second time, which the codec refuses.
-    swap(&mut value, &cells);
+    exchange(&mut value, &cells, |place, own| *place = std::mem::take(own));
     match send(&mut value, &fds) {
         Ok(sent) => {
             moving.iter().for_each(|owned| owned.let_go(env));
             Ok(sent)
         }
         Err(e) => {
-            swap(&mut value, &cells);
+            exchange(&mut value, &cells, |place, own| {
+                if !place.is_detached() {
+                    *own = std::mem::take(place);
+                }
+            });
             Err(e.into())
         }
     }
 }
 
-/// Exchanges the buffers of a value with those of the handles, where one of the two has one.
-fn swap(value: &mut Value, cells: &[&RefCell<TransferBuffer>]) {
+/// Shows `f` each buffer of a value with that of its handle.
+fn exchange(value: &mut Value, cells: &[&RefCell<TransferBuffer>], f: impl Fn(&mut TransferBuffer, &mut TransferBuffer)) {
     let mut cells = cells.iter();
-    value.each_buffer_mut(&mut |place| {
-        let mut own = cells.next().expect("a handle for each buffer").borrow_mut();
-        if place.is_detached() != own.is_detached() {
-            std::mem::swap(place, &mut own);
-        }
-    });
+    value.each_buffer_mut(&mut |place| f(place, &mut cells.next().expect("a handle for each buffer").borrow_mut()));
 }
 
 /// `channelPost(channel, value, fds)`: false when it is queued.

@@ -195,7 +195,9 @@ def test_waits_end_at_their_timeouts(ends):
         a.recv(timeout=0.01)
     assert a.try_recv() is None
     b.send(0)
-    assert a.recv(timeout=0).value == 0
+    assert a.recv().value == 0
+    b.send(1)
+    assert a.recv(timeout=0).value == 1
     small, other = Channel.pair(capacity=4096)
     with small, other, pytest.raises(offloop.TimeoutError, match="no room"):
         while True:

@@ -682,6 +682,7 @@ impl Inner {
     fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
         let what = if asks { "no reply in time" } else { "no message on the channel" };
         let mut inbox = lock(&self.inbox);
+        let mut looked = false;
         loop {
             self.check_fork()?;
             if let Some(found) = take(&mut inbox)? {
@@ -697,8 +698,14 @@ impl Inner {
             if self.closing.load(Ordering::Relaxed) {
                 return Err(own_close());
             }
-            let left = deadline.left(what)?;
-            if inbox.pumping || (asks && inbox.len() >= MAX_INBOX) {
+            let busy = inbox.pumping || (asks && inbox.len() >= MAX_INBOX);
+            // What is there is given to a call that must not wait, too.
+            let left = match deadline.left(what) {
+                Err(_) if !busy && !looked => Some(Duration::ZERO),
+                left => left?,
+            };
+            looked = true;
+            if busy {
                 inbox.followers += 1;
                 inbox = turns::sleep(&self.arrived, inbox, left);
                 inbox.followers -= 1;

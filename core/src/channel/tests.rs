@@ -113,6 +113,17 @@ fn a_message_longer_than_the_ring_is_spilled() {
 }
 
 #[test]
+fn a_call_that_must_not_wait_gets_what_is_there() {
+    let (a, b) = pair();
+    assert_eq!(b.recv(Some(Duration::ZERO)).expect_err("nothing").kind(), ErrorKind::Timeout);
+    send(&a, 1);
+    // The first look finds the greeting.
+    while b.try_recv().expect("recv").is_none() {}
+    send(&a, 2);
+    assert!(matches!(b.recv(Some(Duration::ZERO)).expect("there"), Incoming::Message(m) if m.value.as_int() == Some(2)));
+}
+
+#[test]
 fn fds_go_along_and_stay_the_senders() {
     let (a, b) = pair();
     let (mut read, mut write) = std::io::pipe().expect("pipe");
