@@ -166,4 +166,17 @@ function revokeToken(token) {
   native.revokeToken(token)
 }
 
-module.exports = { TransferBuffer, revokeToken, movingBuffers, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes, wrapBuffer, unwrap }
+module.exports = {
+  TransferBuffer,
+  revokeToken,
+  movingBuffers,
+  beginMove,
+  endMove,
+  takeAway,
+  giveBack,
+  viewOf,
+  lengthOf,
+  notBytes,
+  wrapBuffer,
+  unwrap,
+}

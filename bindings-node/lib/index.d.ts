@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events'
 import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
 export type * from './ops.js'

@@ -13,7 +13,9 @@ import { entryUrl, rejection, script, until } from './support.mjs'
 
 function open(t, options) {
   const ends = Channel.pair(options)
-  t.after(() => ends.forEach((end) => end.close()))
+  t.after(() => {
+    for (const end of ends) end.close()
+  })
   return ends
 }
 
@@ -34,7 +36,18 @@ const nextMessage = async (channel) => (await once(channel, 'message'))[0]
 
 test('values go both ways in order, as they are', async (t) => {
   const [a, b] = open(t)
-  const values = [null, true, 1.5, 2n ** 70n, 'text', new Uint8Array([1, 2]), { a: [1, { b: null }] }, new Date(5), new Float64Array([1, 2]), new Map([[1, 2]])]
+  const values = [
+    null,
+    true,
+    1.5,
+    2n ** 70n,
+    'text',
+    new Uint8Array([1, 2]),
+    { a: [1, { b: null }] },
+    new Date(5),
+    new Float64Array([1, 2]),
+    new Map([[1, 2]]),
+  ]
   for (const [from, to] of [
     [a, b],
     [b, a],
@@ -267,7 +280,7 @@ test('two processes exchange messages, requests and buffers', async (t) => {
   own.on('message', (value) => got.push(value))
   for (let n = 0; n < 2000; n++) own.send({ n, text: 'x'.repeat(n % 700) })
   await until(() => got.length === 2000)
-  got.forEach((value, n) => assert.deepEqual(value, { n, text: 'x'.repeat(n % 700) }))
+  for (const [n, value] of got.entries()) assert.deepEqual(value, { n, text: 'x'.repeat(n % 700) })
   for (const shared of [false, true]) {
     const buffer = TransferBuffer.alloc(5000, { shared })
     buffer.bytes().fill(21)
@@ -321,7 +334,9 @@ test('channels by a path', async (t) => {
   assert.equal(listener.path, path)
   assert.throws(() => Channel.listen(path, () => {}), { code: 'ERR_OFFLOOP_EXISTS' })
   const channels = await Promise.all([1, 2, 3].map(() => Channel.connect(path)))
-  t.after(() => channels.forEach((channel) => channel.close()))
+  t.after(() => {
+    for (const channel of channels) channel.close()
+  })
   assert.deepEqual(await Promise.all(channels.map((channel, n) => channel.request(n))), [[0], [1], [2]])
   listener.close()
   // Those that were accepted go on.

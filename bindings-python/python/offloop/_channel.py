@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._native import ClosedError, Full, InvalidError, OffloopError, OsError, TaskFailedError, TransferBuffer, UnserializableError
+from ._ring import _wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -141,9 +142,7 @@ class Channel:
             return cls(end)
 
     @classmethod
-    async def aconnect(
-        cls, path: str | os.PathLike[str], *, max_message: int | None = None, max_queued: int | None = None
-    ) -> Self:
+    async def aconnect(cls, path: str | os.PathLike[str], *, max_message: int | None = None, max_queued: int | None = None) -> Self:
         """As `connect`, for a coroutine."""
         while True:
             try:
@@ -294,7 +293,7 @@ class Channel:
 async def _readable(fd: SupportsInt) -> None:
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(int(fd), lambda: waiter.done() or waiter.set_result(None))
+    loop.add_reader(int(fd), _wake, waiter)
     try:
         await waiter
     finally:
@@ -379,7 +378,8 @@ class _Reader:
     def _end(self, why: Exception) -> None:
         self.why = why
         self._update()
-        for waiter in [*self.waiters, *self.room, *self.asked.values()]:
+        pending: list[asyncio.Future[Any]] = [*self.waiters, *self.room, *self.asked.values()]
+        for waiter in pending:
             if not waiter.done():
                 waiter.set_exception(why)
         self.room.clear()
@@ -472,7 +472,8 @@ class Listener:
         self._listener.close()
 
     def _ready(self) -> None:
-        assert self._fn is not None and self._loop is not None
+        assert self._fn is not None
+        assert self._loop is not None
         try:
             end = self._listener.try_accept()
         except OsError:
