@@ -89,8 +89,8 @@ def test_an_end_in_peace_is_a_close(start):
 def test_ctrl_c_ends_a_wait(start):
     own, peer = start(
         """
-channel.send('ready')
 try:
+    channel.send('ready')
     channel.recv()
 except KeyboardInterrupt:
     channel.send('interrupted')
