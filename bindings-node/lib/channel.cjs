@@ -2,7 +2,7 @@
 // Channel: events and promises of what the core's channel brings.
 
 // As they are when the package loads: fake timers of a test would stop the messages.
-const { setTimeout, clearTimeout } = require('node:timers')
+const { setImmediate, setTimeout, clearTimeout } = require('node:timers')
 const { EventEmitter } = require('node:events')
 const { close: closeFd } = require('node:fs')
 const native = require('./native.cjs')
@@ -314,8 +314,8 @@ class Channel extends EventEmitter {
     for (const id of [...this.#asked.keys()]) this.#settle(id, true, why)
     this.#queued = false
     this.#keepAlive()
-    // As for a socket, not inside the call that closes.
-    process.nextTick(() => this.emit('close', why))
+    // Behind what the last replies and messages have set going.
+    setImmediate(() => this.emit('close', why))
   }
 }
 

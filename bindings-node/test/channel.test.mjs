@@ -249,6 +249,21 @@ test('a request that is not answered ends with the channel', async (t) => {
   assert.equal((await asking).code, 'ERR_OFFLOOP_CLOSED')
 })
 
+test('close comes behind what the last reply has set going', async (t) => {
+  const [a, b] = open(t)
+  b.on('request', (request) => {
+    request.reply(1)
+    b.close()
+  })
+  const order = []
+  a.on('close', () => order.push('close'))
+  await a.request(null)
+  await null
+  order.push('reply')
+  await once(a, 'close')
+  assert.deepEqual(order, ['reply', 'close'])
+})
+
 test('a listener that throws loses no message', async (t) => {
   const [a, b] = open(t)
   const seen = []
