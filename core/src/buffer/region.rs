@@ -3,13 +3,16 @@
 //! A fresh mapping costs a page fault per 4 KiB, which makes it no faster than a pipe. So freed regions of 64 KiB and
 //! more are kept by size class (a power of two) and handed out again, up to [`CACHE_BYTES`] and [`CACHE_FDS`] in all. Where memory
 //! or fds run out the cache gives back what it has.
+//!
+//! A region above [`CACHE_MAX`] is never kept, so it has no class: it takes what was asked for, in fresh pages of the kernel that are
+//! zero already and cost nothing until they are touched.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::{self, fork::ForkCell};
 use memmap2::MmapRaw;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -18,12 +21,18 @@ use std::sync::{Arc, Mutex};
 const CACHE_MIN: usize = 64 << 10;
 /// What the cache keeps at most, both kinds together.
 const CACHE_BYTES: usize = 64 << 20;
+/// Largest size that is cached.
+const CACHE_MAX: usize = CACHE_BYTES / 2;
 /// Shared regions that the cache keeps at most: each holds an fd, and a process may have no more than 1024.
 const CACHE_FDS: usize = 32;
+/// Of heap regions: a cache line, and what vector loads like.
+const ALIGN: usize = 64;
 
 enum Memory {
     Heap {
+        /// First byte that is used, in `base`.
         ptr: *mut u8,
+        base: *mut u8,
         layout: Layout,
     },
     Shared {
@@ -44,9 +53,9 @@ unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if let Memory::Heap { ptr, layout } = *self {
-            // SAFETY: allocated with this layout in `Region::heap`, freed once, here.
-            unsafe { dealloc(ptr, layout) }
+        if let Memory::Heap { base, layout, .. } = *self {
+            // SAFETY: allocated with this layout in `heap_memory`, freed once, here.
+            unsafe { dealloc(base, layout) }
         }
     }
 }
@@ -118,8 +127,29 @@ fn or_without_cache<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
+/// What is allocated for `len` bytes of heap.
 fn size_class(len: usize) -> usize {
-    if len < CACHE_MIN { len.max(1) } else { len.checked_next_power_of_two().unwrap_or(len) }
+    if (CACHE_MIN..=CACHE_MAX).contains(&len) { len.next_power_of_two() } else { len.max(1) }
+}
+
+/// The class of `len`, in memory that no region had before: zero if `zero`, else whatever the allocator has.
+fn heap_memory(len: usize, zero: bool) -> Result<Memory> {
+    let size = size_class(len);
+    // An allocator that is asked for zeroes and an alignment of its own gets no help from the kernel: it writes every byte. Without
+    // the alignment it is `calloc`, which hands out untouched pages. Small regions stay exact, so that a checker sees the byte behind.
+    let layout =
+        if size < CACHE_MIN { Layout::from_size_align(size, ALIGN) } else { Layout::from_size_align(size.saturating_add(ALIGN - 1), 1) };
+    let layout = layout.map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+    or_without_cache(|| {
+        // SAFETY: the layout's size is at least 1.
+        let base = unsafe { if zero { alloc_zeroed(layout) } else { alloc(layout) } };
+        if base.is_null() {
+            return Err(Error::os("malloc", libc::ENOMEM).with("len", len));
+        }
+        // SAFETY: fewer than `ALIGN` bytes, which the layout has on top where `base` may be unaligned.
+        let ptr = unsafe { base.add(base.align_offset(ALIGN)) };
+        Ok(Memory::Heap { ptr, base, layout })
+    })
 }
 
 impl Region {
@@ -131,14 +161,14 @@ impl Region {
         Region::heap_inner(len, true)
     }
 
-    /// Heap bytes that the caller overwrites at once; a reused region still holds old bytes of this process.
+    /// Heap bytes that the caller writes before anybody reads them: they may be uninitialised, or old bytes of this process.
     pub(crate) fn heap_for_overwrite(len: usize) -> Result<Arc<Region>> {
         Region::heap_inner(len, false)
     }
 
     fn heap_inner(len: usize, zero: bool) -> Result<Arc<Region>> {
         let size = size_class(len);
-        let memory = match (size >= CACHE_MIN).then(|| cached(false, size)).flatten() {
+        let memory = match (CACHE_MIN..=CACHE_MAX).contains(&size).then(|| cached(false, size)).flatten() {
             Some(memory) => {
                 if let (true, Memory::Heap { ptr, .. }) = (zero, &memory) {
                     // SAFETY: `ptr` owns at least `size >= len` bytes and nobody else has it.
@@ -146,18 +176,7 @@ impl Region {
                 }
                 memory
             }
-            None => {
-                let layout = Layout::from_size_align(size, 64)
-                    .map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
-                or_without_cache(|| {
-                    // SAFETY: the layout's size is at least 1.
-                    let ptr = unsafe { alloc_zeroed(layout) };
-                    if ptr.is_null() {
-                        return Err(Error::os("malloc", libc::ENOMEM).with("len", len));
-                    }
-                    Ok(Memory::Heap { ptr, layout })
-                })?
-            }
+            None => heap_memory(len, zero)?,
         };
         Ok(Region::new(memory, len, false))
     }
@@ -260,12 +279,12 @@ impl Drop for Region {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         let size = match &memory {
-            Memory::Heap { layout, .. } => layout.size(),
+            Memory::Heap { .. } => size_class(self.len),
             Memory::Shared { .. } => self.len,
             // Never kept: the owner wants it back now.
             Memory::Foreign { .. } => return,
         };
-        if !(CACHE_MIN..=CACHE_BYTES / 2).contains(&size) || self.is_exported() || self.is_forked() {
+        if !(CACHE_MIN..=CACHE_MAX).contains(&size) || self.is_exported() || self.is_forked() {
             return;
         }
         let shared = matches!(memory, Memory::Shared { .. });
@@ -301,6 +320,60 @@ mod tests {
         let again = Region::heap(1 << 20).expect("heap");
         // SAFETY: the test owns the region.
         assert!(unsafe { std::slice::from_raw_parts(again.as_ptr(), 1 << 20) }.iter().all(|b| *b == 0));
+    }
+
+    /// Bytes of memory that this process has touched and not given back.
+    #[cfg(target_os = "linux")]
+    fn resident() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+        let pages: usize = statm.split(' ').nth(1).expect("second field").parse().expect("a number");
+        pages * 4096
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_large_region_takes_memory_as_it_is_touched() {
+        const LEN: usize = (256 << 20) + 1;
+        for make in [Region::heap, Region::heap_for_overwrite] {
+            // Other tests of this process allocate meanwhile: one quiet round in a few is enough.
+            let cost = || {
+                let before = resident();
+                let region = make(LEN).expect("heap");
+                (resident().saturating_sub(before), region)
+            };
+            let (cost, region) = (0..5).map(|_| cost()).find(|c| c.0 < 8 << 20).unwrap_or_else(cost);
+            assert!(cost < 8 << 20, "{cost} bytes for a region that nobody touched");
+            // Each page once, both ends, and nothing behind the end.
+            // SAFETY: the test owns the region.
+            unsafe {
+                (0..LEN).step_by(4096).chain([LEN - 1]).for_each(|at| region.as_ptr().add(at).write(1));
+            }
+        }
+    }
+
+    #[test]
+    fn heap_regions_are_zero_and_aligned_at_every_size() {
+        for len in [0, 1, 63, 4096, CACHE_MIN - 1, CACHE_MIN, CACHE_MIN + 1, (1 << 20) + 5, CACHE_MAX, CACHE_MAX + 1, 70 << 20] {
+            for round in 0..2 {
+                let region = Region::heap(len).expect("heap");
+                assert_eq!(region.as_ptr().align_offset(ALIGN), 0, "{len}");
+                // SAFETY: the test owns the region.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(region.as_ptr(), len) };
+                assert!(bytes.iter().all(|b| *b == 0), "{len} bytes, round {round}");
+                bytes.fill(0xAA);
+                let again = Region::heap_for_overwrite(len).expect("heap");
+                assert_eq!(again.as_ptr().align_offset(ALIGN), 0, "{len}");
+                // SAFETY: as above.
+                unsafe { again.as_ptr().write_bytes(0xAA, len) };
+            }
+        }
+    }
+
+    #[test]
+    fn a_size_that_does_not_fit_memory_is_an_error() {
+        assert_eq!(Region::heap(isize::MAX as usize - 8).expect_err("too large").kind(), ErrorKind::TooLarge);
+        assert_eq!(Region::heap(usize::MAX).expect_err("too large").kind(), ErrorKind::TooLarge);
+        assert_eq!(Region::heap(1 << 60).expect_err("no memory").errno().map(|e| e.0), Some(libc::ENOMEM));
     }
 
     #[test]
