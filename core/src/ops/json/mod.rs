@@ -254,7 +254,7 @@ fn format(ctx: &mut OpCtx<'_>) -> Result<Value> {
 fn pointer(ctx: &mut OpCtx<'_>) -> Result<Value> {
     let (text, params) = (ctx.input(), ctx.params());
     let names = params.str_list("pointers");
-    let pointers = pointer::Pointers::parse(&names)?;
+    let pointers = pointer::Pointers::parse(&names, ctx.control())?;
     let mut finder = pointer::Finder::new(text, &pointers);
     scan::scan(text, limits(params), ctx.control(), &mut finder).map_err(|stop| stop.into_error(text))?;
     let found = finder.found();
@@ -263,8 +263,12 @@ fn pointer(ctx: &mut OpCtx<'_>) -> Result<Value> {
     {
         return Err(Error::new(ErrorKind::NotFound, "json pointer leads to nothing").with("pointer", names[at]));
     }
-    let value = |span: Option<(usize, usize)>| span.map_or(Value::Nil, |(a, b)| Value::Bytes(Bytes::from(&text[a..b])));
-    Ok(Value::Array(found.into_iter().map(value).collect()))
+    // Pointers to one large value copy it once each.
+    let value = |span: Option<(usize, usize)>| {
+        ctx.check()?;
+        Ok(span.map_or(Value::Nil, |(a, b)| Value::Bytes(Bytes::from(&text[a..b]))))
+    };
+    Ok(Value::Array(found.into_iter().map(value).collect::<Result<_>>()?))
 }
 
 fn query(ctx: &mut OpCtx<'_>) -> Result<Value> {
@@ -311,7 +315,7 @@ fn filter_lines(ctx: &mut OpCtx<'_>) -> Result<Value> {
     let params = ctx.params();
     let project = match params.any("project") {
         None => lines::Project::Whole,
-        Some(Value::Str(pointer)) => lines::Project::Value(pointer::Pointers::parse(&[pointer])?),
+        Some(Value::Str(pointer)) => lines::Project::Value(pointer::Pointers::parse(&[pointer], ctx.control())?),
         Some(Value::Map(pairs)) if !pairs.is_empty() => {
             let (mut names, mut pointers) = (Vec::new(), Vec::new());
             for (name, pointer) in pairs {
@@ -324,7 +328,7 @@ fn filter_lines(ctx: &mut OpCtx<'_>) -> Result<Value> {
                 names.push(text);
                 pointers.push(pointer);
             }
-            lines::Project::Object(names, pointer::Pointers::parse(&pointers)?)
+            lines::Project::Object(names, pointer::Pointers::parse(&pointers, ctx.control())?)
         }
         Some(other) => {
             return Err(Error::invalid("project is neither a JSON pointer nor a map of some").with("got", other.type_name()));

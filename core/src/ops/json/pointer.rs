@@ -3,27 +3,36 @@
 
 use super::scan::{Sink, unescape};
 use crate::error::{Error, Result};
+use crate::ops::Control;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Bytes of pointers between two looks at the token.
+const LOOK_EVERY: usize = 16 << 10;
+/// What a token costs besides its bytes, in the same currency.
+const TOKEN_COST: usize = 64;
 
 /// Pointers as a tree of tokens.
 pub(super) struct Pointers {
+    /// The root, and each step behind the one above it.
     steps: Vec<Step>,
-    targets: usize,
+    /// The step at which each pointer ends.
+    ends: Vec<usize>,
 }
 
 #[derive(Default)]
 struct Step {
-    /// Sorted by token.
-    below: Vec<(Vec<u8>, usize)>,
-    /// Which pointers end here.
-    targets: Vec<usize>,
+    above: usize,
+    below: BTreeMap<Vec<u8>, usize>,
 }
 
 impl Pointers {
     /// Parses pointers; `Invalid` names the broken one.
-    pub(super) fn parse(pointers: &[&str]) -> Result<Pointers> {
+    pub(super) fn parse(pointers: &[&str], control: &dyn Control) -> Result<Pointers> {
         let mut steps = vec![Step::default()];
-        for (target, pointer) in pointers.iter().enumerate() {
+        let mut ends = Vec::with_capacity(pointers.len());
+        let mut work = 0;
+        for pointer in pointers {
             let broken = |why| {
                 let shown: String = pointer.chars().take(200).collect();
                 Error::invalid("not a JSON pointer").with("pointer", shown).with("why", why)
@@ -32,26 +41,27 @@ impl Pointers {
             if !pointer.is_empty() {
                 let rest = pointer.strip_prefix('/').ok_or_else(|| broken("it begins with neither / nor its end"))?;
                 for token in rest.split('/') {
+                    work += token.len() + TOKEN_COST;
+                    if work >= LOOK_EVERY {
+                        control.check()?;
+                        work = 0;
+                    }
                     let token = unescape_token(token).ok_or_else(|| broken("~ is followed by neither 0 nor 1"))?;
-                    at = match steps[at].below.binary_search_by(|(t, _)| t.cmp(&token)) {
-                        Ok(i) => steps[at].below[i].1,
-                        Err(i) => {
-                            let new = steps.len();
-                            steps.push(Step::default());
-                            steps[at].below.insert(i, (token, new));
-                            new
-                        }
-                    };
+                    let new = steps.len();
+                    let next = *steps[at].below.entry(token).or_insert(new);
+                    if next == new {
+                        steps.push(Step { above: at, below: BTreeMap::new() });
+                    }
+                    at = next;
                 }
             }
-            steps[at].targets.push(target);
+            ends.push(at);
         }
-        Ok(Pointers { steps, targets: pointers.len() })
+        Ok(Pointers { steps, ends })
     }
 
     fn below(&self, step: usize, token: &[u8]) -> Option<usize> {
-        let below = &self.steps[step].below;
-        below.binary_search_by(|(t, _)| t.as_slice().cmp(token)).ok().map(|i| below[i].1)
+        self.steps[step].below.get(token).copied()
     }
 }
 
@@ -88,18 +98,24 @@ pub(super) struct Finder<'a> {
     dead: usize,
     /// Where the value leads that comes next in a live object.
     named: Option<usize>,
-    /// Start and end of each pointer's value.
+    /// Start and end of the last value of each step.
     found: Vec<Option<(usize, usize)>>,
 }
 
 impl<'a> Finder<'a> {
     pub(super) fn new(text: &'a [u8], pointers: &'a Pointers) -> Finder<'a> {
-        Finder { text, pointers, live: Vec::new(), dead: 0, named: None, found: vec![None; pointers.targets] }
+        Finder { text, pointers, live: Vec::new(), dead: 0, named: None, found: vec![None; pointers.steps.len()] }
     }
 
     /// Per pointer: start and end of its value.
     pub(super) fn found(self) -> Vec<Option<(usize, usize)>> {
-        self.found
+        let Finder { pointers, mut found, .. } = self;
+        // What an earlier member of the same name held lies outside of the value that counts. Steps above come first.
+        for (step, above) in pointers.steps.iter().map(|s| s.above).enumerate().skip(1) {
+            let around = found[above];
+            found[step] = found[step].filter(|(start, end)| around.is_some_and(|(from, to)| from <= *start && *end <= to));
+        }
+        pointers.ends.iter().map(|step| found[*step]).collect()
     }
 
     /// The step of the value that begins now.
@@ -117,23 +133,6 @@ impl<'a> Finder<'a> {
                 let mut digits = [0; 20];
                 self.pointers.below(step, decimal(index, &mut digits))
             }
-        }
-    }
-
-    fn record(&mut self, step: usize, start: usize, end: usize) {
-        for &target in &self.pointers.steps[step].targets {
-            self.found[target] = Some((start, end));
-        }
-    }
-
-    /// Forgets what an earlier member of the same name held.
-    fn forget(&mut self, step: usize) {
-        let mut todo = vec![step];
-        while let Some(step) = todo.pop() {
-            for &target in &self.pointers.steps[step].targets {
-                self.found[target] = None;
-            }
-            todo.extend(self.pointers.steps[step].below.iter().map(|b| b.1));
         }
     }
 }
@@ -170,7 +169,7 @@ impl Sink for Finder<'_> {
             self.dead -= 1;
         } else {
             let Live { step, start, .. } = self.live.pop().expect("the scanner closes what it opened");
-            self.record(step, start, at + 1);
+            self.found[step] = Some((start, at + 1));
         }
         Ok(())
     }
@@ -184,9 +183,6 @@ impl Sink for Finder<'_> {
         let quoted = &self.text[start..end];
         let name = if escaped { Cow::Owned(unescape(quoted)) } else { Cow::Borrowed(&quoted[1..quoted.len() - 1]) };
         self.named = self.pointers.below(step, &name);
-        if let Some(step) = self.named {
-            self.forget(step);
-        }
         Ok(())
     }
 
@@ -195,7 +191,7 @@ impl Sink for Finder<'_> {
         if self.dead == 0
             && let Some(step) = self.begin()
         {
-            self.record(step, start, end);
+            self.found[step] = Some((start, end));
         }
         Ok(())
     }

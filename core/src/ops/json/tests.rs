@@ -166,6 +166,47 @@ fn a_query_that_does_much_work_on_a_short_text_sees_cancellation() {
 }
 
 #[test]
+fn many_pointers_are_found_and_parsing_them_sees_cancellation() {
+    const MANY: usize = 200_000;
+    // From the last to the first, so that each goes in front of the ones before it.
+    let names: Vec<String> = (0..MANY).rev().map(|i| format!("/k{i:06}/v")).collect();
+    let params = |more: &[&str]| {
+        let all = names.iter().map(String::as_str).chain(more.iter().copied());
+        Value::map([("pointers", Value::Array(all.map(|n| Value::from(n.to_owned())).collect()))])
+    };
+    // Whoever parses to the end meets the broken one.
+    let e = run_with("json.pointer", b"{}", &params(&["broken"]), &CancelAfter::new(MANY / 512), 1).expect_err("cancelled while parsing");
+    assert_eq!(e.kind(), ErrorKind::Cancelled);
+
+    let text = b"{\"k000003\":{\"v\":3},\"k199999\":{\"v\":[4]}}";
+    let Value::Array(found) = run_with("json.pointer", text, &params(&[]), &CancelAfter::new(usize::MAX), 1).expect("found") else {
+        panic!("json.pointer returns an array")
+    };
+    let found: Vec<(usize, Vec<u8>)> =
+        found.into_iter().enumerate().filter_map(|(i, v)| Some((i, v.into_bytes().ok()?.to_vec()))).collect();
+    assert_eq!(found, [(0, b"[4]".to_vec()), (MANY - 4, b"3".to_vec())]);
+}
+
+#[test]
+fn of_members_with_one_name_the_last_counts_with_all_below_it() {
+    let cases = [
+        (r#"{"a":{"b":1,"c":2},"a":{"b":3}}"#, [Some("{\"b\":3}"), Some("3"), None, None]),
+        (r#"{"a":{"b":1},"a":5}"#, [Some("5"), None, None, None]),
+        (r#"{"a":5,"a":{"c":{"d":1},"b":2,"c":{}}}"#, [Some(r#"{"c":{"d":1},"b":2,"c":{}}"#), Some("2"), Some("{}"), None]),
+        (r#"{"a":{"c":{"d":1}},"x":{"c":1},"a":{"c":{"d":2}}}"#, [Some(r#"{"c":{"d":2}}"#), None, Some(r#"{"d":2}"#), Some("2")]),
+    ];
+    let pointers = Value::map([("pointers", Value::Array(["/a", "/a/b", "/a/c", "/a/c/d"].map(Value::from).into()))]);
+    for (text, expected) in cases {
+        let Ok(Value::Array(found)) = run_inline("json.pointer", vec![Bytes::from(text.as_bytes())], &pointers) else {
+            panic!("json.pointer returns an array")
+        };
+        let found: Vec<Option<String>> =
+            found.into_iter().map(|v| v.into_bytes().ok().map(|b| String::from_utf8_lossy(&b).into_owned())).collect();
+        assert_eq!(found, expected.map(|e| e.map(str::to_owned)), "{text}");
+    }
+}
+
+#[test]
 fn depth_is_a_number_and_not_a_stack() {
     let deep = format!("{}{}", "[".repeat(1_000_000), "]".repeat(1_000_000));
     let depth = || ("max_depth", Value::Int(1_000_000));
