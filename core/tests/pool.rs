@@ -221,7 +221,9 @@ fn queue_timeout_ends_a_waiting_task_and_is_inert_after_start() {
     let limit = SubmitOptions { queue_timeout: Some(Duration::from_millis(10)), ..Default::default() };
     let (open, first) = gate(&p, limit);
     let waiting = p.submit(int(1), SubmitOptions { queue_timeout: Some(Duration::from_millis(10)), ..Default::default() }).expect("submit");
-    assert_eq!(kind(waiting.wait(None)), ErrorKind::Timeout);
+    let e = waiting.wait(None).expect_err("timeout");
+    assert_eq!(e.kind(), ErrorKind::Timeout);
+    assert!(e.to_string().contains("limit_ms=10, waited_ms="), "{e}");
     drop(open);
     assert_eq!(first.wait(None).expect("it had started").as_int(), Some(7));
 }

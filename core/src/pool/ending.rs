@@ -101,16 +101,17 @@ impl Inner {
         }
     }
 
-    /// A deadline passed; called by the service thread.
-    pub(super) fn on_due(self: &Arc<Inner>, due: Due, core: &Arc<Core>) {
-        let late = |what: &'static str, limit: Duration| Error::new(ErrorKind::Timeout, what).with("limit_ms", limit.as_secs_f64() * 1e3);
+    /// A deadline of `limit` passed; called by the service thread.
+    pub(super) fn on_due(self: &Arc<Inner>, due: Due, limit: Duration, core: &Arc<Core>) {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let late = |what: &'static str| Error::new(ErrorKind::Timeout, what).with("limit_ms", ms(limit));
         match due {
             Due::QueueTimeout => {
                 let waited = Duration::from_nanos(clock::monotonic_ns().saturating_sub(core.submitted_ns));
-                self.end_queued(core, late("the task waited too long in the queue", waited));
+                self.end_queued(core, late("the task waited too long in the queue").with("waited_ms", ms(waited)));
             }
             Due::Timeout => {
-                self.end(core, late("the task ran too long", core.timeout.unwrap_or_default()));
+                self.end(core, late("the task ran too long"));
             }
             Due::Replace => self.replace(core),
         }

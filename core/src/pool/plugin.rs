@@ -49,6 +49,10 @@ fn name_of(path: &Path) -> String {
 
 /// `dlopen` reports a text, not an errno, so what it would say about a missing file is found out before.
 fn open(path: &Path) -> Result<Library> {
+    if path.as_os_str().as_encoded_bytes().contains(&0) {
+        // Shown escaped: a C caller would read the message up to the byte.
+        return Err(Error::invalid("plugin path holds a NUL byte").with("path", name_of(path).replace('\0', "\\0")));
+    }
     std::fs::metadata(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "no plugin of that path").with("path", name_of(path)),
         _ => Error::os("stat", e.raw_os_error().unwrap_or(0)).with("path", name_of(path)),
@@ -212,6 +216,7 @@ mod tests {
         let text = compile("empty_text", "/* a library without the symbol */ typedef int x;\n");
         let cases = [
             (PathBuf::from("/no/such/plugin.so"), ErrorKind::NotFound, "no plugin of that path"),
+            (PathBuf::from("/a\0b"), ErrorKind::Invalid, "path=/a\\0b"),
             (root().join("Cargo.toml"), ErrorKind::Invalid, "can be loaded"),
             (text, ErrorKind::NotFound, "exports no offloop_plugin"),
             (compile("abi", &with_op("t.abi", "return 0;", "def.abi_version = 99;")), ErrorKind::Version, "plugin_abi=99"),

@@ -165,7 +165,7 @@ fn run_loop(service: &'static Service) {
     loop {
         let seen = service.bell.load(Ordering::Acquire);
         let now = clock::monotonic_ns();
-        let mut due: Vec<(Due, Arc<Core>)> = Vec::new();
+        let mut due: Vec<(Due, Duration, Arc<Core>)> = Vec::new();
         let mut next = u64::MAX;
         let mut settled = Vec::new();
         let mut calls: Vec<Call> = Vec::new();
@@ -173,10 +173,10 @@ fn run_loop(service: &'static Service) {
         {
             let mut s = lock(&service.state);
             let mut timers = 0;
-            s.lanes.retain(|(kind, _), lane| {
+            s.lanes.retain(|(kind, after_ns), lane| {
                 while lane.front().is_some_and(|t| t.when_ns <= now) {
                     let timer = lane.pop_front().expect("looked at above");
-                    due.extend(timer.task.upgrade().map(|c| (*kind, c)));
+                    due.extend(timer.task.upgrade().map(|c| (*kind, Duration::from_nanos(*after_ns), c)));
                 }
                 while lane.front().is_some_and(|t| t.is_settled(*kind, &mut settled)) {
                     lane.pop_front();
@@ -207,9 +207,9 @@ fn run_loop(service: &'static Service) {
         for call in calls {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
         }
-        for (kind, core) in due {
+        for (kind, limit, core) in due {
             // A user's free function may run, and panic; the deadlines of everybody else go on.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || core.pool.clone().on_due(kind, &core)));
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || core.pool.clone().on_due(kind, limit, &core)));
         }
         for pool in ticks {
             if let Some(pool) = pool.upgrade()
