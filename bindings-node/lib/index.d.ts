@@ -171,9 +171,9 @@ export function revokeToken(token: TransferToken): void
 export interface RingOptions {
   /** `spsc`: one producer, one consumer. `mpsc`: many producers. `broadcast`: every consumer sees every record. `mpmc`: many of both. */
   kind: 'spsc' | 'mpsc' | 'mpmc' | 'broadcast'
-  /** Bytes of a lane, rounded up to a power of two, 4 KiB to 1 GiB. A record may take half of it. Default 4 MiB. */
+  /** Bytes of a lane, or of all slots of `mpmc`, rounded up to a power of two, 4 KiB to 1 GiB. A record may take half of a lane. Default 4 MiB. */
   capacity?: number | undefined
-  /** Bytes of a slot, where all slots have one size (`mpmc`). */
+  /** Bytes of a slot of `mpmc`, rounded up to a power of two from 64: a record and 16 bytes. Default 256. The other kinds have no slots. */
   slotSize?: number | undefined
   /** Producers and consumers at most, together. Default 2 for `spsc`, else 16. */
   maxParticipants?: number | undefined
@@ -194,6 +194,8 @@ export interface WaitOptions {
 export interface RingStat {
   readonly kind: string
   readonly capacity: number
+  /** Bytes of a slot of `mpmc`, else 0. */
+  readonly slotSize: number
   readonly maxParticipants: number
   readonly onFull: string
   readonly creatorPid: number
@@ -201,7 +203,17 @@ export interface RingStat {
   readonly closed: boolean
   /** A participant found bytes that cannot be. */
   readonly poisoned: boolean
-  readonly participants: readonly { seat: number; role: 'producer' | 'consumer' | null; pid: number; alive: boolean; asleep: boolean }[]
+  /** Records of `mpmc` that were taken, and wait to be taken again. */
+  readonly returned: number
+  readonly participants: readonly {
+    seat: number
+    role: 'producer' | 'consumer' | null
+    pid: number
+    alive: boolean
+    asleep: boolean
+    /** Records of `mpmc` that it has taken and that are not dealt with. */
+    inFlight: number
+  }[]
   readonly lanes: readonly { tail: number; pushed: number; head: number; popped: number; used: number; records: number }[]
 }
 
@@ -218,6 +230,8 @@ export class RingBuffer {
   static inspect(path: string): RingStat
   readonly kind: string
   readonly capacity: number
+  /** Bytes of a slot of `mpmc`, else 0. */
+  readonly slotSize: number
   /** Bytes of the longest record. */
   readonly maxRecordLength: number
   readonly onFull: string
@@ -228,8 +242,14 @@ export class RingBuffer {
   readonly closed: boolean
   /** `batch`: records become visible by `flush`, every 4 KiB, when there is no room, or at once while the consumer sleeps. */
   producer(options?: { batch?: boolean | undefined }): Producer
-  consumer(options?: { ack?: 'auto' | 'manual' | undefined }): Consumer
-  /** Ends it for everybody: nothing more is pushed, consumers get what is there. */
+  consumer(options?: { ack?: 'auto' | undefined }): Consumer
+  /** `ack: 'manual'`, in `mpmc`: a record is in flight until its delivery is acknowledged, and comes again if this consumer leaves or dies. */
+  consumer(options: { ack: 'manual' }): Consumer<Delivery>
+  consumer(options: { ack?: 'auto' | 'manual' | undefined }): Consumer | Consumer<Delivery>
+  /**
+   * Ends it for everybody: nothing more is pushed, consumers get what is there; in `mpmc` they wait for what others have in flight, too,
+   * unless they have something to acknowledge themselves.
+   */
   close(): void
   /** Takes a named ring's name away; who is attached stays so. */
   remove(): void
@@ -258,18 +278,31 @@ export class Producer {
   [Symbol.dispose](): void
 }
 
-/** Pops records. Iteration ends when the ring is closed and drained, and throws when the producer died; `break` leaves it open. */
-export class Consumer implements AsyncIterable<Uint8Array> {
+/** A record of a consumer with `ack: 'manual'`. It comes again, to some consumer and marked, until somebody acknowledges it. */
+export class Delivery {
   private constructor()
-  /** A copy of the oldest record; null while there is none, or an earlier `pop` waits. */
-  tryPop(): Uint8Array | null
-  /** A copy of the oldest record, as soon as there is one. */
-  pop(options?: WaitOptions | null): Promise<Uint8Array>
+  /** A copy of the record. */
+  readonly bytes: Uint8Array
+  /** A consumer that died, or gave it back, may have seen it. */
+  readonly redelivered: boolean
+  /** It is dealt with, and is not delivered again. */
+  ack(): void
+  /** Gives it back: some consumer, this one perhaps, gets it at once. */
+  nack(): void
+}
+
+/** Pops records. Iteration ends when the ring is closed and drained, and throws when the producer died; `break` leaves it open. */
+export class Consumer<R = Uint8Array> implements AsyncIterable<R> {
+  private constructor()
+  /** The oldest record, a copy or its Delivery; null while there is none, or an earlier `pop` waits. */
+  tryPop(): R | null
+  /** The oldest record, as soon as there is one. With `ack: 'manual'` a consumer has 128 in flight at most, and then waits for an `ack`. */
+  pop(options?: WaitOptions | null): Promise<R>
   /**
    * Shows `fn` up to `max` records where they lie, and returns how many there were. A view ends when `fn` returns: what it shows
    * later is other records. `redelivered`: a consumer that died may have seen it. A record is let go of even if `fn` throws.
    */
-  read(max: number, fn: (view: Uint8Array, redelivered: boolean) => void): number
+  read(max: number, fn: (view: R, redelivered: boolean) => void): number
   /** Records of an overwriting ring that were overwritten before this consumer came to them. */
   readonly lost: number
   /** Gives back what was let go of, and leaves the seat to a successor. */
@@ -279,7 +312,7 @@ export class Consumer implements AsyncIterable<Uint8Array> {
   ref(): this
   unref(): this
   [Symbol.dispose](): void
-  [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined, undefined>
+  [Symbol.asyncIterator](): AsyncIterator<R, undefined, undefined>
 }
 
 /** What `Channel.send` takes beside its value. */

@@ -50,6 +50,19 @@ def test_a_node_server_that_asks_python(tmp_path):
     assert server.returncode == 0
 
 
+@pytest.mark.skipif(not list((ROOT.parent / "bindings-node").glob("*.node")), reason="the Node.js face is not built")
+def test_task_queue_with_nodes_tasks(tmp_path):
+    # The example imports the package by its name, as a user's does.
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "offloop").symlink_to(ROOT.parent / "bindings-node")
+    for folder, name in (("node", "task-queue.mjs"), ("python", "task_worker.py")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text((EXAMPLES.parent / folder / name).read_text())
+    command = ["node", tmp_path / "node" / "task-queue.mjs"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENV, "PYTHON": sys.executable}, check=True)
+    assert done.stdout == "200 tasks: 200 done, 1 of them again after its worker was killed\n"
+
+
 def test_the_page_about_rings(script):
     for code in re.findall(r"```python\n(.*?)```", (ROOT.parent / "docs" / "rings.md").read_text(), re.DOTALL):
         script(code)

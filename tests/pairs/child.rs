@@ -62,6 +62,21 @@ impl Progress {
         Ok((self.word(16)?, self.word(24)?))
     }
 
+    /// Waits until the producer has pushed `records`, or somebody died young.
+    pub(crate) fn await_pushed(&self, records: u64, workers: &mut [&mut Worker], patience: Duration) -> Result<(), String> {
+        let until = Instant::now() + patience;
+        while self.pushed()? < records {
+            for worker in workers.iter_mut() {
+                worker.check_alive()?;
+            }
+            if Instant::now() > until {
+                return Err(format!("nothing moves: the producer has pushed {} of {records}", self.pushed()?));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
     /// Waits until the consumer has gone on by `records`, or the producer died young.
     pub(crate) fn await_records(&self, records: u64, workers: &mut [&mut Worker], patience: Duration) -> Result<(), String> {
         let (mut at, mut gone, until) = (self.seen()?, 0, Instant::now() + patience);
@@ -191,6 +206,14 @@ impl Worker {
         self.await_line("\0", Duration::from_secs(1)).map(drop)
     }
 
+    /// Everything that an ended worker said.
+    pub(crate) fn all(&mut self) -> Result<&[String], String> {
+        while let Ok(line) = self.lines.recv() {
+            self.hear(line)?;
+        }
+        Ok(&self.said)
+    }
+
     /// SIGKILL; afterwards the kernel has taken its locks away.
     pub(crate) fn kill(&mut self) -> Result<(), String> {
         self.child.kill().map_err(io(&self.name))?;
@@ -200,9 +223,7 @@ impl Worker {
 
     /// Everything that an ended consumer said about whole incarnations; gives how many records came again.
     pub(crate) fn collect(&mut self, seen: &mut BTreeMap<u64, u64>) -> Result<u64, String> {
-        while let Ok(line) = self.lines.recv() {
-            self.hear(line)?;
-        }
+        self.all()?;
         for line in &self.said {
             let numbers: Vec<u64> = line.split(' ').skip(1).filter_map(|n| n.parse().ok()).collect();
             if let (true, [inc, records]) = (line.starts_with("inc "), &numbers[..]) {

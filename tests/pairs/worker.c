@@ -126,19 +126,24 @@ static int again, fresh;
 
 #define U(n) (unsigned long long)(n)
 
-static void see(const offloop_record *record) {
+/* Incarnation and number of a record that is whole. */
+static void check_record(const offloop_record *record, uint32_t *inc, uint64_t *number) {
   const uint8_t *bytes = record->data;
-  uint32_t crc, inc;
-  uint64_t number;
+  uint32_t crc;
   size_t len;
   if (record->len < HEAD) FAIL("a record of %zu bytes", record->len);
   memcpy(&crc, bytes, 4);
-  memcpy(&inc, bytes + 4, 4);
-  memcpy(&number, bytes + 8, 8);
-  if (crc32(bytes + 4, record->len - 4) != crc) FAIL("record %u:%llu is torn", inc, U(number));
-  const uint8_t *body = body_of(number, &len);
-  if (record->len != HEAD + len || memcmp(bytes + HEAD, body, len) != 0) FAIL("record %u:%llu is another one", inc, U(number));
+  memcpy(inc, bytes + 4, 4);
+  memcpy(number, bytes + 8, 8);
+  if (crc32(bytes + 4, record->len - 4) != crc) FAIL("record %u:%llu is torn", *inc, U(*number));
+  const uint8_t *body = body_of(*number, &len);
+  if (record->len != HEAD + len || memcmp(bytes + HEAD, body, len) != 0) FAIL("record %u:%llu is another one", *inc, U(*number));
+}
 
+static void see(const offloop_record *record) {
+  uint32_t inc;
+  uint64_t number;
+  check_record(record, &inc, &number);
   if (inc < incarnation || (inc == incarnation && number < next)) {
     int follows = !again || (again_incarnation == inc && again_number + 1 == number) || (again_incarnation < inc && number == 0);
     if (!record->redelivered || fresh || !follows) {
@@ -284,6 +289,27 @@ static void talk(void) {
   if (gone != NULL) died();
   offloop_channel_free(channel);
   say("done %llu", U(next));
+/* Tasks, until the ring is closed: what came, and what was acknowledged. */
+static void work(offloop_ring *ring) {
+  offloop_consumer_options options = OFFLOOP_CONSUMER_OPTIONS_INIT;
+  offloop_consumer *consumer = NULL;
+  offloop_record record;
+  offloop_status status;
+  options.ack = "manual";
+  check(offloop_consumer_new(ring, &options, &consumer));
+  say("ready");
+  while ((status = offloop_consumer_pop(consumer, -1, &record)) != OFFLOOP_ERR_CLOSED) {
+    uint32_t inc;
+    uint64_t number;
+    check(status);
+    check_record(&record, &inc, &number);
+    say("got %u %llu %d", inc, U(number), record.redelivered != 0);
+    check(offloop_consumer_ack(consumer, record.delivery));
+    say("ack %u %llu", inc, U(number));
+    records++;
+  }
+  offloop_consumer_free(consumer);
+  say("done %llu", U(records));
 }
 
 int main(int argc, char **argv) {
@@ -308,6 +334,8 @@ int main(int argc, char **argv) {
   for (size_t i = 0; i < count; i++) close(fds[i]);
   if (strcmp(arg("role"), "produce") == 0) {
     produce(ring);
+  } else if (strcmp(arg("role"), "work") == 0) {
+    work(ring);
   } else {
     consume(ring);
   }

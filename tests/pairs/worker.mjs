@@ -203,6 +203,20 @@ async function talk() {
   })
   say(`${await ended} ${next}`)
   channel.close()
+
+/** Tasks, until the ring is closed: what came, and what was acknowledged. */
+async function work(ring) {
+  const consumer = ring.consumer({ ack: 'manual' })
+  say('ready')
+  let done = 0
+  for await (const delivery of consumer) {
+    const [incarnation, n] = check(delivery.bytes)
+    say(`got ${incarnation} ${n} ${Number(delivery.redelivered)}`)
+    delivery.ack()
+    say(`ack ${incarnation} ${n}`)
+    done++
+  }
+  say(`done ${done}`)
 }
 
 if (args.role === 'hello') {
@@ -215,7 +229,7 @@ if (args.role === 'hello') {
       const fds = Array.from({ length: number('fds') }, (_, i) => PROGRESS + 1 + i)
       const ring = offloop.RingBuffer.attach(fds)
       fds.forEach(closeSync)
-      await (args.role === 'produce' ? produce(ring) : consume(ring))
+      await { produce, consume, work }[args.role](ring)
     }
   } catch (error) {
     say(`fail ${error instanceof Failure ? error.message : String(error?.stack ?? error).replaceAll('\n', ' | ')}`)

@@ -199,6 +199,20 @@ class Talk:
         self.channel.close()
 
 
+def work(ring):
+    """Tasks, until the ring is closed: what came, and what was acknowledged."""
+    consumer = ring.consumer(ack="manual")
+    say("ready")
+    done = 0
+    for delivery in consumer:
+        incarnation, n = check(delivery.bytes)
+        say(f"got {incarnation} {n} {int(delivery.redelivered)}")
+        delivery.ack()
+        say(f"ack {incarnation} {n}")
+        done += 1
+    say(f"done {done}")
+
+
 def main():
     if ARGS.get("role") == "hello":
         say("rings" if hasattr(offloop, "RingBuffer") else "the Python face has no RingBuffer yet")
@@ -211,7 +225,7 @@ def main():
         ring = offloop.RingBuffer.attach(fds)
         for fd in fds:
             os.close(fd)
-        produce(ring) if ARGS["role"] == "produce" else consume(ring)
+        {"produce": produce, "consume": consume, "work": work}[ARGS["role"]](ring)
     except BaseException as error:  # noqa: BLE001  the runner is told of every end
         say(f"fail {type(error).__name__}: {error}".replace("\n", " | "))
         return 1

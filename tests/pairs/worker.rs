@@ -5,7 +5,7 @@
 mod record;
 mod talk;
 
-use offloop::ring::{Consumer, ConsumerOptions, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Producer, ProducerOptions, RingBuffer};
 use offloop::{Error, ErrorKind};
 use record::Records;
 use std::collections::HashMap;
@@ -154,6 +154,28 @@ fn consume(ring: &RingBuffer, args: &Args, progress: Option<&File>) -> Result<()
     Ok(())
 }
 
+/// Tasks, until the ring is closed: what came, and what was acknowledged.
+fn work(ring: &RingBuffer, args: &Args) -> Result<(), String> {
+    let text = |e: Error| e.to_string();
+    let mut consumer = ring.consumer(ConsumerOptions { ack: Ack::Manual }).map_err(text)?;
+    say("ready");
+    let (records, mut done) = (Records::new(args.number("seed") as u32), 0);
+    loop {
+        let (record, marked, delivery) = match consumer.pop(None) {
+            Ok(r) => (r.to_vec(), r.is_redelivered(), r.delivery()),
+            Err(e) if e.kind() == ErrorKind::Closed => break,
+            Err(e) => return Err(text(e)),
+        };
+        let (incarnation, number) = records.check(&record)?;
+        say(&format!("got {incarnation} {number} {}", u8::from(marked)));
+        consumer.ack(delivery).map_err(text)?;
+        say(&format!("ack {incarnation} {number}"));
+        done += 1;
+    }
+    say(&format!("done {done}"));
+    Ok(())
+}
+
 fn run(args: &Args) -> Result<(), String> {
     // SAFETY: the runner put a file here, and it is nobody else's.
     let progress = (args.number("progress") == 1).then(|| File::from(unsafe { OwnedFd::from_raw_fd(PROGRESS) }));
@@ -168,6 +190,7 @@ fn run(args: &Args) -> Result<(), String> {
     drop(fds);
     match args.0.get("role").map(String::as_str) {
         Some("produce") => produce(&ring, args, progress.as_ref()),
+        Some("work") => work(&ring, args),
         Some("consume") => consume(&ring, args, progress.as_ref()),
         other => Err(format!("no role {other:?}")),
     }

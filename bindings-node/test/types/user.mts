@@ -56,6 +56,12 @@ const consumer = RingBuffer.attach(ring.fds).consumer().unref()
 const popped: Uint8Array | null = consumer.tryPop()
 const count: number = consumer.read(10, (view, redelivered) => console.log(view.length, redelivered))
 for await (const record of consumer) console.log(record.length, pushed, popped, count)
+const worker = RingBuffer.create({ kind: 'mpmc', slotSize: 1024 }).consumer({ ack: 'manual' })
+for await (const delivery of worker) {
+  const bytes: Uint8Array = delivery.bytes
+  if (delivery.redelivered && bytes.length > 0) delivery.nack()
+  else delivery.ack()
+}
 const stat: RingStat = RingBuffer.inspect('name')
 console.log(stat.participants[0]?.pid)
 

@@ -271,13 +271,22 @@ impl Taking {
         shared.wake_some(&self.slots, Role::Producer);
     }
 
-    /// Would [`look`](Self::look) find something now?
-    pub(super) fn sees_news(&self) -> bool {
-        let full = match &self.owner {
+    /// As many are in flight as one consumer may have.
+    fn is_full(&self) -> bool {
+        match &self.owner {
             Owner::Auto { .. } => false,
             Owner::Manual(ledger) => lock(&ledger.table).count >= HOLDS,
-        };
-        !full && self.popper.sees_news(&self.slots)
+        }
+    }
+
+    /// May [`look`](Self::look) find something now?
+    pub(super) fn sees_news(&self) -> bool {
+        !self.is_full() && self.popper.sees_news(&self.slots)
+    }
+
+    /// Would [`look`](Self::look) take something, if nobody else does?
+    pub(super) fn may_take(&self) -> bool {
+        !self.is_full() && Popper::has_more(&self.slots)
     }
 
     /// A closed ring has ended for this consumer: nothing waits, and nothing can come back from the others. One that has records

@@ -152,6 +152,18 @@ impl Consumer {
         Ok(if self.find()? { self.shown.map(|f| self.input.record(f)) } else { None })
     }
 
+    /// Is there a record for this consumer? If not, an fd that is polled has been armed. In `mpmc` a record that is seen is not taken yet,
+    /// and may be another's by the next call.
+    ///
+    /// # Errors
+    /// Those of [`try_pop`](Self::try_pop).
+    pub fn has_record(&mut self) -> Result<bool> {
+        if self.shown.is_none() && self.input.taking().is_some_and(super::ack::Taking::may_take) {
+            return self.shared.check().map(|_| true);
+        }
+        self.find()
+    }
+
     /// Lets go of the record that [`peek`](Self::peek) showed, and of those of [`read_held`](Self::read_held). With [`Ack::Manual`]
     /// they stay in flight until they are acknowledged.
     #[inline]

@@ -90,6 +90,10 @@ fn step<S: Slots>(s: &S, at: u64) {
     let _ = s.head().compare_exchange(at, at.wrapping_add(1), Ordering::AcqRel);
 }
 
+/// Looks that one call makes at words which others may change meanwhile. An honest change or two is seen; a peer that changes them without end
+/// must not keep the call.
+const LOOKS: usize = 64;
+
 /// What a producer that found no room saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sight {
@@ -271,20 +275,26 @@ impl Held {
         let (slot, lap) = (slot_of(s, self.position), lap_of(s, self.position));
         if self.passable {
             let mut w = s.word(slot).load(Ordering::Relaxed);
-            loop {
+            for _ in 0..LOOKS {
                 if state_of(w) != slot_state::HELD || w >> 2 < lap {
-                    return damage("slot of a kept record is in a state that it cannot have", w, word(lap, slot_state::HELD));
+                    break;
                 }
                 // S3: as below. A producer that passes over the slot meanwhile is seen here.
                 match s.word(slot).compare_exchange(w, word((w >> 2).wrapping_add(1), slot_state::FREE), Ordering::AcqRel) {
-                    Ok(_) => break,
+                    Ok(_) => return self.forget(s, seat),
                     Err(now) => w = now,
                 }
             }
+            return damage("slot of a kept record is in a state that it cannot have", w, word(lap, slot_state::HELD));
         } else {
             // S3: nothing of the record is read any more. Pairs with S4.
             s.word(slot).store(word(lap.wrapping_add(1), slot_state::FREE), Ordering::Release);
         }
+        self.forget(s, seat)
+    }
+
+    #[inline]
+    fn forget<S: Slots>(&self, s: &S, seat: usize) -> Result<(), Damage> {
         failpoint::hit("hold.freed");
         s.hold(seat, self.hold).store(hold_state::NONE, Ordering::Release);
         Ok(())
@@ -497,7 +507,7 @@ fn settle_claim<S: Slots>(s: &S, seat: usize, is_dead: &mut impl FnMut(usize) ->
 fn decide<S: Slots>(s: &S, seat: usize, p: u64, mut owned: bool, is_dead: &mut impl FnMut(usize) -> bool) -> bool {
     let (slot, lap) = (slot_of(s, p), lap_of(s, p));
     let undecided = [word(lap, slot_state::FREE), word(lap.wrapping_sub(1), slot_state::HELD)];
-    loop {
+    for _ in 0..LOOKS {
         let w = s.word(slot).load(Ordering::Acquire);
         if !undecided.contains(&w) {
             return true; // committed, passed over or aborted
@@ -526,6 +536,7 @@ fn decide<S: Slots>(s: &S, seat: usize, p: u64, mut owned: bool, is_dead: &mut i
             return true;
         }
     }
+    false
 }
 
 fn settle_hold<S: Slots>(s: &S, seat: usize, i: usize, is_dead: &mut impl FnMut(usize) -> bool) -> bool {
@@ -551,13 +562,13 @@ fn settle_hold<S: Slots>(s: &S, seat: usize, i: usize, is_dead: &mut impl FnMut(
     true
 }
 
-/// Did a dead consumer get the record that it wanted? `None`: a living one that wanted it too is about to say.
+/// Did a dead consumer get the record that it wanted? `None`: a living one that wanted it too is about to say, or the words do not stand still.
 fn owns_wanted<S: Slots>(s: &S, seat: usize, i: usize, q: u64, is_dead: &mut impl FnMut(usize) -> bool) -> Option<bool> {
     // S0, as in `settle_claim`.
     if s.head().load(Ordering::Acquire).wrapping_sub(q).cast_signed() <= 0 {
         return Some(false);
     }
-    loop {
+    for _ in 0..LOOKS {
         let moves = s.moves().load(Ordering::Acquire);
         let mut wanted_by_living = false;
         for other in 0..s.seats() {
@@ -580,6 +591,7 @@ fn owns_wanted<S: Slots>(s: &S, seat: usize, i: usize, q: u64, is_dead: &mut imp
             return Some(true);
         }
     }
+    None
 }
 
 /// Some record waits to be taken from a hold: sets the hint that a dead one may not have set.
