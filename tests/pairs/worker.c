@@ -289,6 +289,8 @@ static void talk(void) {
   if (gone != NULL) died();
   offloop_channel_free(channel);
   say("done %llu", U(next));
+}
+
 /* Tasks, until the ring is closed: what came, and what was acknowledged. */
 static void work(offloop_ring *ring) {
   offloop_consumer_options options = OFFLOOP_CONSUMER_OPTIONS_INIT;

@@ -204,6 +204,8 @@ async function talk() {
   say(`${await ended} ${next}`)
   channel.close()
 
+}
+
 /** Tasks, until the ring is closed: what came, and what was acknowledged. */
 async function work(ring) {
   const consumer = ring.consumer({ ack: 'manual' })
