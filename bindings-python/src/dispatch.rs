@@ -1,16 +1,20 @@
 //! What native threads leave for a thread that has the interpreter.
 //!
-//! Two daemon threads wait here without the GIL. `offloop-callbacks` calls done-callbacks and rings event loops that cannot
-//! watch an fd; `offloop-starter` starts threads that a pool asked for at an awkward moment. They are two, because a callback
-//! may wait for a callable whose thread is not started yet.
+//! Three daemon threads wait here without the GIL, each for what must not wait for the others:
+//!
+//! - `offloop-results` makes the end of a task known to whom the stdlib makes wait for it (`wait`, `as_completed`, event loops). It
+//!   runs no callback of a user, so nobody can hold it up.
+//! - `offloop-callbacks` calls done-callbacks, which may take their time and wait for other futures.
+//! - `offloop-starter` starts threads that a pool asked for at an awkward moment. A callback may wait for a callable whose thread is
+//!   not started yet.
 
-use crate::future::{PyFuture, tell_guarded};
+use crate::future::{PyFuture, announce_guarded, tell_guarded};
 use crate::hosted::Hosting;
 use crate::port::{Bell, Port};
 use crate::wait;
 use offloop::sys::fork::ForkCell;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyCFunction, PyDict};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +24,8 @@ use std::time::Duration;
 pub(crate) enum Item {
     /// A future with callbacks or waiters is done.
     Done(Py<PyFuture>),
+    /// It was announced, and has callbacks of the user.
+    Call(Py<PyFuture>),
     /// A pool of callables wants threads.
     Start(Arc<Hosting>),
     /// A loop without `add_reader` has events.
@@ -33,6 +39,7 @@ struct Dispatch {
     started: AtomicBool,
 }
 
+static RESULTS: ForkCell<Dispatch> = ForkCell::new();
 static CALLBACKS: ForkCell<Dispatch> = ForkCell::new();
 static STARTER: ForkCell<Dispatch> = ForkCell::new();
 static PENDING: AtomicUsize = AtomicUsize::new(0);
@@ -62,37 +69,55 @@ impl Drop for Pending {
     }
 }
 
-/// The thread that starts threads, or the one for all else.
-fn dispatch(starter: bool) -> &'static Dispatch {
-    if starter { STARTER.get(Dispatch::default) } else { CALLBACKS.get(Dispatch::default) }
+/// One of the threads.
+#[derive(Clone, Copy)]
+pub(crate) enum Role {
+    Results,
+    Callbacks,
+    Starter,
+}
+
+impl Role {
+    fn dispatch(self) -> &'static Dispatch {
+        match self {
+            Role::Results => &RESULTS,
+            Role::Callbacks => &CALLBACKS,
+            Role::Starter => &STARTER,
+        }
+        .get(Dispatch::default)
+    }
+
+    fn thread(self) -> &'static str {
+        match self {
+            Role::Results => "offloop-results",
+            Role::Callbacks => "offloop-callbacks",
+            Role::Starter => "offloop-starter",
+        }
+    }
 }
 
 pub(crate) fn push(item: Item) {
-    let d = dispatch(matches!(item, Item::Start(_)));
+    let role = match item {
+        Item::Done(_) | Item::Ring(_) => Role::Results,
+        Item::Call(_) => Role::Callbacks,
+        Item::Start(_) => Role::Starter,
+    };
+    let d = role.dispatch();
     d.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(item);
     d.bell.notify_one();
 }
 
-/// Starts the thread `offloop-callbacks`, once per process.
-pub(crate) fn ensure_thread(py: Python<'_>) {
-    ensure(py, false);
-}
-
-/// Starts the thread `offloop-starter`, once per process.
-pub(crate) fn ensure_starter(py: Python<'_>) {
-    ensure(py, true);
-}
-
-fn ensure(py: Python<'_>, starter: bool) {
-    let d = dispatch(starter);
+/// Starts the thread of that role, once per process.
+pub(crate) fn ensure(py: Python<'_>, role: Role) {
+    let d = role.dispatch();
     if d.started.load(Ordering::Relaxed) || d.started.swap(true, Ordering::Relaxed) {
         return;
     }
     let started = (|| {
+        let body = PyCFunction::new_closure(py, None, None, move |args, _| serve(args.py(), d))?;
         let kwargs = PyDict::new(py);
-        kwargs.set_item("target", wrap_pyfunction!(_dispatch, py)?)?;
-        kwargs.set_item("args", (starter,))?;
-        kwargs.set_item("name", if starter { "offloop-starter" } else { "offloop-callbacks" })?;
+        kwargs.set_item("target", body)?;
+        kwargs.set_item("name", role.thread())?;
         kwargs.set_item("daemon", true)?;
         py.import("threading")?.getattr("Thread")?.call((), Some(&kwargs))?.call_method0("start").map(drop)
     })();
@@ -102,10 +127,8 @@ fn ensure(py: Python<'_>, starter: bool) {
     }
 }
 
-/// The body of either thread.
-#[pyfunction]
-fn _dispatch(py: Python<'_>, starter: bool) {
-    let d = dispatch(starter);
+/// The body of each thread.
+fn serve(py: Python<'_>, d: &Dispatch) {
     loop {
         let items = wait::detached(py, || {
             let queue = d.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -115,7 +138,8 @@ fn _dispatch(py: Python<'_>, starter: bool) {
         });
         for item in items {
             match item {
-                Item::Done(future) => tell_guarded(py, &future),
+                Item::Done(future) => announce_guarded(py, future),
+                Item::Call(future) => tell_guarded(py, &future),
                 Item::Start(hosting) => hosting.start_wanted(py),
                 Item::Ring(bell) => Port::ring(py, &bell),
             }
@@ -151,7 +175,6 @@ fn _after_fork_in_child() {
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_function(wrap_pyfunction!(_dispatch, m)?)?;
     m.add_function(wrap_pyfunction!(_pending, m)?)?;
     m.add_function(wrap_pyfunction!(_after_fork_in_child, m)?)
 }

@@ -7,7 +7,7 @@
 //! they look, and expect that nothing changes meanwhile. A native task does not ask, so once `_condition` was handed out,
 //! `_state` says what was *published* under it, while `done()` and `result()` say what is.
 
-use crate::dispatch::{self, Item, Pending};
+use crate::dispatch::{self, Item, Pending, Role};
 use crate::error::{invalid, raise};
 use crate::late;
 use crate::value;
@@ -15,9 +15,10 @@ use crate::wait;
 use offloop::error::{Error, ErrorKind};
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyBaseException, PyException};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyList, PyTuple, PyType};
+use pyo3::types::{PyDict, PyFunction, PyList, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -81,7 +82,9 @@ struct State {
     /// What the callable returned or raised, until core says that it counts.
     host: Option<PyResult<Py<PyAny>>>,
     callbacks: Vec<Py<PyAny>>,
-    /// Held while callbacks wait: the exit of the interpreter waits for them.
+    /// Callbacks by which asyncio hears of the end: they only ring a loop.
+    loops: Vec<Py<PyAny>>,
+    /// Held while either wait: the exit of the interpreter waits for them.
     pending: Option<Pending>,
     /// A native callback will bring this future to a Python thread when it is done.
     watched: bool,
@@ -149,7 +152,7 @@ impl PyFuture {
 
     /// Makes sure that a Python thread hears of the end.
     fn watch(slf: &Bound<'_, Self>) {
-        dispatch::ensure_thread(slf.py());
+        dispatch::ensure(slf.py(), Role::Results);
         let this = slf.clone().unbind();
         slf.get().task().on_done(move |_| {
             // A worker that finishes a callable tells the future itself, on its own Python thread.
@@ -159,26 +162,41 @@ impl PyFuture {
         });
     }
 
-    /// Calls the callbacks and tells the stdlib's waiters. The task is done. Harmless when called twice.
-    ///
-    /// # Errors
-    /// The first KeyboardInterrupt or SystemExit of a callback; the others were called nevertheless.
-    pub(crate) fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
+    /// Tells the stdlib's waiters and event loops. The task is done. Harmless when called twice. True if callbacks of the user are
+    /// left; `told` gets the first KeyboardInterrupt or SystemExit.
+    fn announce(slf: &Bound<'_, Self>, told: &mut PyResult<()>) -> bool {
         let py = slf.py();
-        let this = slf.get();
-        let (callbacks, _pending, stdlib) = {
-            let mut state = this.lock();
-            let stdlib = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
-            (std::mem::take(&mut state.callbacks), state.pending.take(), stdlib)
+        let (condition, loops) = {
+            let mut state = slf.get().lock();
+            let condition = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
+            (condition, std::mem::take(&mut state.loops))
         };
-        if let Some(condition) = stdlib
+        if let Some(condition) = condition
             && let Err(e) = Self::publish(slf, condition.bind(py))
         {
             e.write_unraisable(py, Some(slf.as_any()));
         }
+        call_all(slf, loops, told);
+        let mut state = slf.get().lock();
+        let left = !state.callbacks.is_empty();
+        let pending = if left { None } else { state.pending.take() };
+        drop(state);
+        drop(pending);
+        left
+    }
+
+    /// Announces the end and calls the callbacks. The task is done. Harmless when called twice.
+    ///
+    /// # Errors
+    /// The first KeyboardInterrupt or SystemExit of a callback; the others were called nevertheless.
+    pub(crate) fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
         let mut told = Ok(());
-        for callback in callbacks {
-            told = told.and(call_callback(slf, callback.bind(py)));
+        if Self::announce(slf, &mut told) {
+            let (callbacks, _pending) = {
+                let mut state = slf.get().lock();
+                (std::mem::take(&mut state.callbacks), state.pending.take())
+            };
+            call_all(slf, callbacks, &mut told);
         }
         told
     }
@@ -188,10 +206,8 @@ impl PyFuture {
         condition.call_method0("__enter__")?;
         let waiters = {
             let mut state = slf.get().lock();
-            state.stdlib.as_mut().map(|s| {
-                s.published = true;
-                s.waiters.clone_ref(py)
-            })
+            // Once, and not by whoever waited for the condition meanwhile: a waiter counts what it is told.
+            state.stdlib.as_mut().and_then(|s| (!std::mem::replace(&mut s.published, true)).then(|| s.waiters.clone_ref(py)))
         };
         let method = match slf.get().outcome(py) {
             Outcome::Value(_) => "add_result",
@@ -202,6 +218,25 @@ impl PyFuture {
         let notified = condition.call_method0("notify_all").map(drop);
         condition.call_method1("__exit__", (py.None(), py.None(), py.None()))?;
         told.and(notified)
+    }
+}
+
+/// Whether a callback is the one by which asyncio chains one of its futures to ours (`wrap_future`, and so `await future` and
+/// `run_in_executor`). It calls `call_soon_threadsafe` and returns, so it need not wait behind callbacks of the user.
+fn rings_a_loop(callback: &Bound<'_, PyAny>) -> bool {
+    let py = callback.py();
+    let module = callback.cast_exact::<PyFunction>().ok().and_then(|f| f.getattr(intern!(py, "__module__")).ok());
+    module.is_some_and(|m| m.eq(intern!(py, "asyncio.futures")).unwrap_or(false))
+}
+
+/// Calls every one, whatever the others raise; `told` gets the first error that is the caller's.
+fn call_all(future: &Bound<'_, PyFuture>, callbacks: Vec<Py<PyAny>>, told: &mut PyResult<()>) {
+    for callback in callbacks {
+        if let Err(e) = call_callback(future, callback.bind(future.py()))
+            && told.is_ok()
+        {
+            *told = Err(e);
+        }
     }
 }
 
@@ -302,13 +337,19 @@ impl PyFuture {
     /// thread `offloop-callbacks`.
     fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) -> PyResult<()> {
         let this = slf.get();
+        let rings = rings_a_loop(&r#fn);
+        if !rings && !this.is_done() {
+            // Before the callback is there: the thread that announces cannot start another one while the interpreter exits.
+            dispatch::ensure(slf.py(), Role::Callbacks);
+        }
         let watch = {
             let mut state = this.lock();
             // Under the lock: whoever tells takes the list after the task is done.
             if this.is_done() {
                 None
             } else {
-                state.callbacks.push(r#fn.clone().unbind());
+                let list = if rings { &mut state.loops } else { &mut state.callbacks };
+                list.push(r#fn.clone().unbind());
                 state.pending.get_or_insert_with(Pending::new);
                 Some(!std::mem::replace(&mut state.watched, true))
             }
@@ -407,7 +448,7 @@ impl PyFuture {
         }
         // Locked: another thread is inside a few instructions, and the object is reachable from it.
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
-        for callback in &state.callbacks {
+        for callback in state.callbacks.iter().chain(&state.loops) {
             visit.call(callback)?;
         }
         if let Some(Ok(v)) = &state.host {
@@ -426,6 +467,18 @@ impl PyFuture {
             drop(state);
             drop(old);
         }
+    }
+}
+
+/// Announces the end of `future`, and leaves its callbacks to their thread.
+pub(crate) fn announce_guarded(py: Python<'_>, future: Py<PyFuture>) {
+    let mut told = Ok(());
+    let left = PyFuture::announce(future.bind(py), &mut told);
+    if let Err(e) = told {
+        e.write_unraisable(py, Some(future.bind(py).as_any()));
+    }
+    if left {
+        dispatch::push(Item::Call(future));
     }
 }
 

@@ -214,7 +214,7 @@ impl Pools {
             return Err(raise(py, &Error::invalid("task is neither an op's name nor a callable").with("type", name)));
         }
         // Core may want a thread long after this call, when no Python thread is about to look.
-        dispatch::ensure_starter(py);
+        dispatch::ensure(py, dispatch::Role::Starter);
         Ok(())
     }
 

@@ -9,7 +9,7 @@
 //! running cannot run again below itself, its context being entered, so no step runs inside the fd's reader: that one only asks for a
 //! drain ([`Port::soon`]). And a drain that steps one task asks for the next drain beforehand, if there are tasks behind it.
 
-use crate::dispatch::{self, Item};
+use crate::dispatch::{self, Item, Role};
 use crate::fast;
 use crate::future::Outcome;
 use crate::late::{self, Late};
@@ -52,7 +52,7 @@ struct Ringer {
     rung: AtomicBool,
 }
 
-/// A bell for the thread `offloop-callbacks`.
+/// A bell for the thread `offloop-results`.
 pub(crate) struct Bell(Arc<Ringer>);
 
 #[derive(Default)]
@@ -136,7 +136,7 @@ impl Port {
         self.lock().take(tag)
     }
 
-    /// Rings a loop that has no `add_reader`. On the thread `offloop-callbacks`.
+    /// Rings a loop that has no `add_reader`. On the thread `offloop-results`.
     pub(crate) fn ring(py: Python<'_>, bell: &Bell) {
         let rung = (|| {
             let Some(weak) = bell.0.port.get() else { return Ok(()) };
@@ -212,7 +212,7 @@ impl Port {
     fn py_new(py: Python<'_>, event_loop: Py<PyAny>, ring: bool) -> PyResult<Py<Port>> {
         let ringer: Arc<Ringer> = Arc::default();
         let queue = if ring {
-            dispatch::ensure_thread(py);
+            dispatch::ensure(py, Role::Results);
             let bell = ringer.clone();
             // A drain that leaves events behind rings too, once per chunk.
             CompletionQueue::with_notify(Box::new(move || {

@@ -144,6 +144,90 @@ def test_a_callback_of_an_op_runs_on_the_callback_thread(pool):
     assert names == ["offloop-callbacks"]
 
 
+def by_wait(future):
+    return len(cf.wait([future]).done)
+
+
+def by_as_completed(future):
+    return len(list(cf.as_completed([future])))
+
+
+def by_await(future):
+    async def main():
+        await future
+        return 1
+
+    return asyncio.run(main())
+
+
+def by_wrap_future(future):
+    async def main():
+        return len(await asyncio.gather(asyncio.wrap_future(future)))
+
+    return asyncio.run(main())
+
+
+def by_result(future):
+    future.result()
+    return 1
+
+
+@pytest.mark.parametrize("wait", [by_wait, by_as_completed, by_await, by_wrap_future, by_result])
+@pytest.mark.parametrize("kind", ["op", "callable"])
+def test_a_callback_may_wait_for_another_future(pool, wait, kind):
+    opened = threading.Event()
+    first = pool.submit("noop", sleep_ms=50) if kind == "op" else pool.submit(opened.wait)
+    told = []
+    done = threading.Event()
+    second = None
+
+    def callback(_):
+        told.append(wait(second))
+        done.set()
+
+    # Not over before the callback waits for it.
+    second = pool.submit("noop", sleep_ms=200)
+    first.add_done_callback(callback)
+    opened.set()
+    assert done.wait(60)
+    assert told == [1]
+
+
+def test_a_callback_that_waits_holds_up_nobody_else(pool, gate):
+    entered = threading.Event()
+    first = pool.submit("noop", sleep_ms=50)
+    first.add_done_callback(lambda _: (entered.set(), gate.wait()))
+    assert entered.wait(60)
+    # The gate opens when all of these were heard of.
+    future = pool.submit("noop", b"a", sleep_ms=20)
+    assert cf.wait([future], timeout=60).done == {future}
+
+    async def main():
+        assert await pool.submit("noop", b"b", sleep_ms=20) == b"b"
+        assert await pool.run("noop", b"c", sleep_ms=20) == b"c"
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    later = threading.Event()
+    pool.submit("noop", sleep_ms=20).add_done_callback(lambda _: later.set())
+    gate.set()
+    assert later.wait(60)
+
+
+def test_a_callback_of_the_user_stays_off_the_thread_of_results_whatever_it_says_it_is(pool):
+    class Callback:
+        __module__ = "asyncio.futures"
+
+        def __call__(self, future):
+            names.append(threading.current_thread().name)
+            done.set()
+
+    names = []
+    done = threading.Event()
+    pool.submit("noop", sleep_ms=50).add_done_callback(Callback())
+    assert done.wait(60)
+    assert names == ["offloop-callbacks"]
+
+
 def test_cancel_calls_the_callbacks_before_it_returns(gate):
     with offloop.ThreadPool(max_workers=1) as pool:
         pool.submit(gate.wait)
