@@ -575,15 +575,15 @@ impl PyPool {
     /// Counts of both kinds together, and their histograms as tuples.
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (pools, _) = self.inner()?;
-        let (a, b) = (pools.ops.stats(), pools.calls.stats());
+        let stats = pools.ops.stats_with(&pools.calls);
         let d = PyDict::new(py);
         for (name, of) in COUNTS {
-            d.set_item(name, of(&a) + of(&b))?;
+            d.set_item(name, of(&stats))?;
         }
         // The share of `max_workers`, which bounds each kind.
-        d.set_item("utilization", a.utilization.max(b.utilization))?;
-        d.set_item("wait", merged(&a.wait, &b.wait))?;
-        d.set_item("run", merged(&a.run, &b.run))?;
+        d.set_item("utilization", stats.utilization)?;
+        d.set_item("wait", in_seconds(&stats.wait))?;
+        d.set_item("run", in_seconds(&stats.run))?;
         Ok(d)
     }
 
@@ -772,14 +772,10 @@ const COUNTS: &[Count] = &[
     ("lost", |s| s.lost),
 ];
 
-/// `(count, mean, p50, p90, p99, max)` in seconds. Exact when one kind ran nothing; else the percentiles are those of the
-/// kind with more tasks, because two summaries do not add up to one.
-fn merged(a: &Histogram, b: &Histogram) -> (u64, f64, f64, f64, f64, f64) {
-    let count = a.count + b.count;
-    let main = if a.count >= b.count { a } else { b };
-    let mean_ns = if count == 0 { 0.0 } else { (a.mean_ns * a.count as f64 + b.mean_ns * b.count as f64) / count as f64 };
+/// `(count, mean, p50, p90, p99, max)`.
+fn in_seconds(h: &Histogram) -> (u64, f64, f64, f64, f64, f64) {
     let s = |ns: u64| ns as f64 / 1e9;
-    (count, mean_ns / 1e9, s(main.p50_ns), s(main.p90_ns), s(main.p99_ns), s(a.max_ns.max(b.max_ns)))
+    (h.count, h.mean_ns / 1e9, s(h.p50_ns), s(h.p90_ns), s(h.p99_ns), s(h.max_ns))
 }
 
 /// An op of the default pool, submitted without a bound: its caller waits for it.

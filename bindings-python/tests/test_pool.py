@@ -402,6 +402,19 @@ def test_a_failing_initializer_breaks_the_pool(caplog):
         assert pool.submit("noop", b"x").result() == b"x"
 
 
+def test_percentiles_are_those_of_ops_and_callables_together(pool):
+    slow = [pool.submit("noop", sleep_ms=50) for _ in range(10)]
+    quick = [pool.submit(int) for _ in range(30)]
+    for future in slow + quick:
+        future.result()
+    # The last worker counts its task a moment after the outcome is known.
+    while (run := pool.stats.run).count < 40:
+        threading.Event().wait(0.001)
+    # A quarter of all took 50 ms, so the slow ones begin at the 75th percentile, though most tasks are of the other kind.
+    assert run.p50 < 0.05 <= run.p90 * 1.02
+    assert run.p90 <= run.p99 <= run.max
+
+
 def test_stats_count_every_outcome(pool):
     pool.submit(pow, 2, 3).result()
     pool.submit("noop").result()

@@ -307,6 +307,14 @@ impl PoolMetrics {
         self.sums().snapshot(self.age_ns())
     }
 
+    /// The numbers of this pool and of `other` together, their percentiles too; the age is that of the older one.
+    #[must_use]
+    pub fn snapshot_with(&self, other: &PoolMetrics) -> Snapshot {
+        let mut sums = self.sums();
+        sums.merge(&other.sums());
+        sums.snapshot(self.age_ns().max(other.age_ns()))
+    }
+
     pub(super) fn age_ns(&self) -> u64 {
         clock::monotonic_ns().saturating_sub(self.created_ns)
     }

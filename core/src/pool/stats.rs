@@ -1,6 +1,6 @@
 //! What a pool says of itself.
 
-use crate::metrics::{Counter, Histogram};
+use crate::metrics::{Counter, Histogram, Snapshot};
 use crate::pool::inner::Inner;
 use crate::sync::atomic::Ordering;
 
@@ -51,6 +51,32 @@ impl PoolStats {
             running,
             workers,
             overdue,
+            utilization: if capacity_ns > 0.0 { (s.busy_ns as f64 / capacity_ns).min(1.0) } else { 0.0 },
+            ..PoolStats::recorded(&s)
+        }
+    }
+
+    /// Of two pools that are one to their user. The utilization is that of the busier one.
+    pub(super) fn of_both(a: &Inner, b: &Inner) -> PoolStats {
+        let (x, y) = (PoolStats::of(a), PoolStats::of(b));
+        PoolStats {
+            queued: x.queued + y.queued,
+            running: x.running + y.running,
+            workers: x.workers + y.workers,
+            overdue: x.overdue + y.overdue,
+            utilization: x.utilization.max(y.utilization),
+            // Two summaries do not add up to one: the percentiles are taken of the sum.
+            ..PoolStats::recorded(&a.metrics.snapshot_with(&b.metrics))
+        }
+    }
+
+    /// What was recorded until now, with nothing under way.
+    fn recorded(s: &Snapshot) -> PoolStats {
+        PoolStats {
+            queued: 0,
+            running: 0,
+            workers: 0,
+            overdue: 0,
             submitted: s.get(Counter::Submitted),
             completed: s.get(Counter::Completed),
             failed: s.get(Counter::Failed),
@@ -58,7 +84,7 @@ impl PoolStats {
             cancelled: s.get(Counter::Cancelled),
             lost: s.get(Counter::Lost),
             rejected: s.get(Counter::Rejected),
-            utilization: if capacity_ns > 0.0 { (s.busy_ns as f64 / capacity_ns).min(1.0) } else { 0.0 },
+            utilization: 0.0,
             wait: s.wait,
             run: s.run,
         }

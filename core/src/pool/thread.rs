@@ -404,6 +404,12 @@ impl ThreadPool {
         PoolStats::of(self.inner())
     }
 
+    /// Counts and times of this pool and of `other` as of one, for a face that shows two pools as one.
+    #[must_use]
+    pub fn stats_with(&self, other: &ThreadPool) -> PoolStats {
+        PoolStats::of_both(self.inner(), other.inner())
+    }
+
     /// The most workers it may have now.
     #[must_use]
     pub fn max_workers(&self) -> usize {
