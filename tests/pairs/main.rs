@@ -219,6 +219,7 @@ fn death(a: &str, b: &str, rounds: u64, seed: u64) -> Result<Found, String> {
         found.records += other.saw_death(PATIENCE)?;
         found.trials += 1;
     }
+    Ok(found)
 }
 
 /// What became of one task.
