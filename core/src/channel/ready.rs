@@ -10,8 +10,7 @@
 
 use crate::error::Result;
 use crate::sys::eventfd::EventFd;
-use crate::sys::poll::Epoll;
-use crate::sys::timer::Timer;
+use crate::sys::poll::{Epoll, Timer};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -99,6 +98,11 @@ impl Ready {
         if std::mem::take(&mut self.has_room) {
             self.epoll.remove(fd);
         }
+    }
+
+    /// Somebody waits for room in the socket.
+    pub(super) fn watches_for_fds(&self) -> bool {
+        self.socket == Some(Interest::Writable)
     }
 
     pub(super) fn has_room(&self) -> bool {
