@@ -1004,6 +1004,10 @@ mod at_each_failpoint {
                 if name.starts_with("seat.le") {
                     ring.close();
                 }
+                if name.starts_with("wake.") {
+                    // A producer that never had to sleep has nobody who wakes it.
+                    peer.child.kill(libc::SIGKILL).unwrap();
+                }
                 assert_eq!(peer.wait(), KILLED, "{name} was passed");
                 while let Some(r) = peer.report() {
                     ledger.note(r);

@@ -561,6 +561,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "the host that forks")]
     fn a_child_forked_while_the_free_list_was_locked_makes_handles() {
         let h = buffer();
         let locked = free_slots();
