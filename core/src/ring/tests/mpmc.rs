@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ring::mpmc::Slots;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 
 const MANUAL: ConsumerOptions = ConsumerOptions { ack: Ack::Manual };
 /// Slots of the ring that most tests use.
