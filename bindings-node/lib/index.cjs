@@ -16,7 +16,20 @@ function load() {
 
   const metrics = (format) => native.metrics(format)
 
-  return { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, RingBuffer, Producer, Consumer, Delivery, Channel, OffloopError, metrics }
+  return {
+    ThreadPool,
+    ops,
+    defaultPool,
+    TransferBuffer,
+    revokeToken,
+    RingBuffer,
+    Producer,
+    Consumer,
+    Delivery,
+    Channel,
+    OffloopError,
+    metrics,
+  }
 }
 
 if (native[LOADED] === undefined) Object.defineProperty(native, LOADED, { value: load() })

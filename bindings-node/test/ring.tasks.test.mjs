@@ -41,7 +41,10 @@ test('a record that does not fit a slot names the slot', async () => {
   throws(() => producer.tryPush(long), 'ERR_OFFLOOP_TOO_LARGE', /slot_size=64/)
   assert.equal((await rejection(producer.push(long))).code, 'ERR_OFFLOOP_TOO_LARGE')
   throws(() => producer.claim(49, assert.fail), 'ERR_OFFLOOP_TOO_LARGE')
-  assert.equal(producer.claim(48, (view) => view.fill(7)), true)
+  assert.equal(
+    producer.claim(48, (view) => view.fill(7)),
+    true,
+  )
 })
 
 test('pop and iteration wait, and read shows deliveries', async () => {
