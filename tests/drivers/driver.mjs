@@ -164,6 +164,7 @@ const verbs = {
     const options = { kind: args.kind ?? 'spsc' }
     if (args.capacity) options.capacity = Number(args.capacity)
     if (args.on_full) options.onFull = args.on_full
+    if (args.slot_size) options.slotSize = Number(args.slot_size)
     rings.set(args.ring, RingBuffer.create(options))
   },
   'ring.attach': (args) => void rings.set(args.ring, RingBuffer.attach(args.fds.split(',').map(Number))),
