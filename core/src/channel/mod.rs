@@ -652,12 +652,10 @@ impl Inner {
         if !ready.has_consumer {
             ready.watch_consumer(consumer.fd().map_err(|e| line.why(e))?)?;
         }
-        match line.other() {
-            None => ready.watch_socket(line.socket(), Interest::Readable),
-            // Fds that came before their record are no news: an end that was stopped between the two would keep a loop busy.
-            Some(_) if !ready.watches_for_fds() => ready.watch_socket(line.socket(), Interest::HangUp),
-            Some(_) => Ok(()),
+        if self.wants_room.load(Ordering::Relaxed) {
+            return Ok(()); // the sending side says what the socket is watched for
         }
+        ready.watch_socket(line.socket(), if line.other().is_some() { Interest::HangUp } else { Interest::Readable })
     }
 
     /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.

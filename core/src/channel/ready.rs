@@ -10,7 +10,8 @@
 
 use crate::error::Result;
 use crate::sys::eventfd::EventFd;
-use crate::sys::poll::{Epoll, Timer};
+use crate::sys::poll::Epoll;
+use crate::sys::timer::Timer;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -98,11 +99,6 @@ impl Ready {
         if std::mem::take(&mut self.has_room) {
             self.epoll.remove(fd);
         }
-    }
-
-    /// Somebody waits for room in the socket.
-    pub(super) fn watches_for_fds(&self) -> bool {
-        self.socket == Some(Interest::Writable)
     }
 
     pub(super) fn has_room(&self) -> bool {

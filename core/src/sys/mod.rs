@@ -21,5 +21,6 @@ pub mod probe;
 pub mod process;
 pub mod socket;
 pub mod thread;
+pub mod timer;
 pub mod watch;
 pub mod words;
