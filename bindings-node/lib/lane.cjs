@@ -358,16 +358,15 @@ class NativeWriter {
 }
 
 class NativeReader {
-  /** `deliver(bytes, redelivered, delivery)` makes what is given of a record that is to be acknowledged; without it, that is its bytes. */
-  constructor(handle, deliver) {
+  constructor(handle) {
     this.handle = handle
-    this.deliver = deliver
   }
 
   take() {
-    const taken = native.consumerTake(this.handle)
-    if (taken === null) return null
-    return this.deliver === undefined ? taken[0] : this.deliver(...taken)
+    const shown = native.consumerShow(this.handle)
+    if (shown === null) return null
+    native.consumerRelease(this.handle)
+    return shown[0]
   }
 
   glance() {
@@ -385,7 +384,7 @@ class NativeReader {
     }
     if (shown === null) return false
     try {
-      fn(this.deliver === undefined ? shown[0] : this.deliver(...shown), shown[1])
+      fn(shown[0], shown[1])
     } finally {
       native.consumerRelease(this.handle)
     }
@@ -399,9 +398,9 @@ function openWriter(handle, mapping, batch) {
   return own ? new MappedWriter(handle, mapping, own, batch) : new NativeWriter(handle)
 }
 
-function openReader(handle, mapping, deliver) {
+function openReader(handle, mapping) {
   const own = mapping && native.ringOwn(handle)
-  return own ? new MappedReader(handle, mapping, own) : new NativeReader(handle, deliver)
+  return own ? new MappedReader(handle, mapping, own) : new NativeReader(handle)
 }
 
 module.exports = { Mapping, openWriter, openReader, isMapped: (lane) => lane instanceof MappedEnd }

@@ -4,7 +4,6 @@
 //! * Memory of the core becomes an external `ArrayBuffer` that owns one count of it. A finalizer runs when the
 //!   `ArrayBuffer` is collected, not when it is detached, so the count outlives every use.
 
-use crate::channel::{Accepting, ChannelEnd};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::ring::End;
 use crate::state::State;
@@ -39,8 +38,6 @@ pub(crate) enum Handle {
     Ring(RingBuffer),
     Producer(Rc<End<Producer>>),
     Consumer(Rc<End<Consumer>>),
-    Channel(Rc<ChannelEnd>),
-    Listener(Rc<Accepting>),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however
@@ -84,8 +81,7 @@ impl Hold {
     }
 }
 
-/// What an external value points at.
-pub(crate) struct Owned {
+struct Owned {
     handle: Handle,
     /// Of the buffer, until it is moved away.
     hold: Cell<Option<Hold>>,
@@ -94,13 +90,8 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
-    /// The buffer of this handle; `None` for another kind.
-    pub(crate) fn buffer(&self) -> Option<&RefCell<TransferBuffer>> {
-        if let Handle::Buffer(buffer) = &self.handle { Some(buffer) } else { None }
-    }
-
     /// The memory is no longer this handle's.
-    pub(crate) fn let_go(&self, env: Env) {
+    fn let_go(&self, env: Env) {
         adjust(env, -self.staged.take());
         if let Some(hold) = self.hold.take() {
             hold.release(env);
@@ -150,7 +141,7 @@ pub(crate) fn handle<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Handle>
     Ok(&owned(call, value)?.handle)
 }
 
-pub(crate) fn owned<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Owned> {
+fn owned<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Owned> {
     let mut data = null_mut();
     // SAFETY: `value` is an argument of the running call, `data` a local.
     let status = unsafe { sys::napi_get_value_external(call.env.0, value, &mut data) };

@@ -15,7 +15,6 @@
 //! the interpreter is queued for a thread that has it.
 
 mod buffer;
-mod channel;
 mod dispatch;
 mod error;
 mod fast;
@@ -63,7 +62,6 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::install(m)?;
     buffer::install(m)?;
-    channel::install(m)?;
     dispatch::install(m)?;
     future::install(m)?;
     hosted::install(m)?;

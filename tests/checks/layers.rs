@@ -12,7 +12,6 @@ const LAYERS: &[&[&str]] = &[
     &["value"],
     &["ring"],
     &["codec", "ops"],
-    &["channel"],
     &["abi"],
     &["pool"],
     &["capi", "cli"],

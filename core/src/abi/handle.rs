@@ -38,12 +38,10 @@ pub enum Kind {
     Ring,
     Producer,
     Consumer,
-    Channel,
-    Listener,
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 10] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -54,8 +52,6 @@ impl Kind {
         Kind::Ring,
         Kind::Producer,
         Kind::Consumer,
-        Kind::Channel,
-        Kind::Listener,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -76,8 +72,6 @@ impl Kind {
             Kind::Ring => "ring",
             Kind::Producer => "producer",
             Kind::Consumer => "consumer",
-            Kind::Channel => "channel",
-            Kind::Listener => "listener",
         }
     }
 }

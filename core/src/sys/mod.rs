@@ -19,8 +19,6 @@ pub mod pidfd;
 pub mod poll;
 pub mod probe;
 pub mod process;
-pub mod socket;
 pub mod thread;
-pub mod timer;
 pub mod watch;
 pub mod words;
