@@ -51,7 +51,7 @@ static offloop_value *integer(int64_t n) {
   OK(offloop_value_new_int(n, &v));
   return v;
 }
-static offloop_pool *pool_of(int64_t workers, int64_t queue) {
+offloop_pool *pool_of(int64_t workers, int64_t queue) {
   offloop_pool_options o = OFFLOOP_POOL_OPTIONS_INIT;
   offloop_pool *p = NULL;
   o.max_workers = workers;

@@ -20,6 +20,8 @@ extern long checks;
 
 #define FORGED ((void *)0x00005555deadbee0)
 
+/* abi.c */
+offloop_pool *pool_of(int64_t workers, int64_t queue);
 int open_fds(void);
 int fds_settle(int most);
 

@@ -6,19 +6,12 @@
 #include <signal.h>
 #include <string.h>
 
+/* Without a lock, because a signal handler counts too. */
 static int get(int *flag) { return __atomic_load_n(flag, __ATOMIC_SEQ_CST); }
 static void set(int *flag, int to) { __atomic_store_n(flag, to, __ATOMIC_SEQ_CST); }
 static void add(int *flag) { __atomic_add_fetch(flag, 1, __ATOMIC_SEQ_CST); }
 static void until(int *flag, int want) { while (get(flag) < want) sched_yield(); }
 
-static offloop_pool *pool_of(int64_t workers, int64_t queue) {
-  offloop_pool_options o = OFFLOOP_POOL_OPTIONS_INIT;
-  offloop_pool *p = NULL;
-  o.max_workers = workers;
-  o.max_queue = queue;
-  OK(offloop_pool_new(&o, &p));
-  return p;
-}
 static int32_t give_int(offloop_task_ctx *ctx, void *arg) {
   offloop_value *v = NULL;
   OK(offloop_value_new_int((intptr_t)arg, &v));
