@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture node-versions dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -133,6 +133,13 @@ bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the pe
 torture: build  ## the long runs: seeded storms, 10^7 completion rounds
 	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
 	OFFLOOP_TORTURE=1 $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring
+
+NODES ?= 22 24
+node-versions: node  ## the Node suite on other releases of Node (NODES='22 24')
+	set -e; for version in $(NODES); do \
+		npx --yes --package=node@$$version -- node --version; \
+		npx --yes --package=node@$$version -- $(NPM) --prefix bindings-node test --silent; \
+	done
 
 loom:  ## every interleaving of the lock-free stack, of waking and of the ring's lanes, and mutants that must fail
 	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib models::

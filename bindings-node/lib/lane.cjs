@@ -143,6 +143,7 @@ class MappedWriter extends MappedEnd {
     }
     const pad = this.pad
     fill(new Uint8Array(this.memory, at, length))
+    this.checkMemory()
     this.pad = pad
     this.commit(length)
     return true
@@ -196,6 +197,7 @@ class MappedWriter extends MappedEnd {
   }
 
   publish() {
+    this.checkMemory()
     const { words, own } = this
     const tail = own[AT]
     const published = own[PUBLISHED]
@@ -314,6 +316,7 @@ class MappedReader extends MappedEnd {
   }
 
   publish() {
+    this.checkMemory()
     const { words, own } = this
     const head = own[AT]
     if (head === own[PUBLISHED]) return

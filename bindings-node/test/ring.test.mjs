@@ -496,10 +496,15 @@ test('a handle that was closed is closed, and its waits fail', async () => {
 test('memory that was transferred away is an error', {
   skip: !ArrayBuffer.prototype.transfer && 'no ArrayBuffer.prototype.transfer',
 }, () => {
-  const { producer, consumer } = pair('mapped', 'mapped')
-  producer.tryPush(record(9, 9))
-  consumer.read(1, (view) => view.buffer.transfer())
-  throws(() => consumer.tryPop(), 'ERR_OFFLOOP_DETACHED')
+  const detach = (view) => view.buffer.transfer() && undefined
+  const reading = pair('mapped', 'mapped')
+  reading.producer.tryPush(record(9, 9))
+  throws(() => reading.consumer.read(1, detach), 'ERR_OFFLOOP_DETACHED')
+  throws(() => reading.consumer.tryPop(), 'ERR_OFFLOOP_DETACHED')
+  const writing = pair('mapped', 'mapped')
+  throws(() => writing.producer.claim(9, detach), 'ERR_OFFLOOP_DETACHED')
+  throws(() => writing.producer.tryPush(record(9, 9)), 'ERR_OFFLOOP_DETACHED')
+  assert.equal(writing.consumer.tryPop(), null)
 })
 
 test('many producers, one consumer', async () => {
