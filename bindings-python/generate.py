@@ -32,8 +32,8 @@ def docstring(op: Op) -> list[str]:
         elif p["default"] is not None:
             facts.append(f"default {p['default']!r}")
         out.append(f"{p['name']}: {p['about']}" + (f" ({'; '.join(facts)})" if facts else ""))
-    if not op["cancellable"]:
-        out += ["", "It does not look at its cancellation while it runs."]
+    if op["uncancellable"]:
+        out += ["", f"It does not look at its cancellation {op['uncancellable']}."]
     while out[-1] == "":
         out.pop()
     text = [line.replace("\\", "\\\\") for line in out]

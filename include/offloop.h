@@ -18,6 +18,8 @@
  *  - Options structs begin with struct_size; start from OFFLOOP_X_OPTIONS_INIT. 0 and NULL are the defaults. Options that a library
  *    does not know yet must be 0, else OFFLOOP_ERR_VERSION.
  *  - Texts are UTF-8. Durations are nanoseconds; below 0 a wait is for ever.
+ *  - Threads of the library block every asynchronous signal, so some thread of the program's must take SIGTERM and the like. A main that
+ *    ends by pthread_exit leaves the process without one unless another thread of its own goes on: return, call exit, or wait there.
  *  - After fork, a child that goes on without exec must not use handles of its parent.
  *
  * A plugin includes this header and links to nothing; see offloop_plugin at the end.
@@ -127,7 +129,8 @@ enum {
 #define OFFLOOP_ON_FULL_REJECT 0
 
 /**
- * A full queue blocks the calling thread until there is room, at most full_timeout_ns.
+ * A full queue blocks the calling thread until there is room, at most full_timeout_ns. OFFLOOP_ERR_INVALID inside a function of the pool
+ * that would wait for ever.
  */
 #define OFFLOOP_ON_FULL_WAIT 1
 
@@ -446,8 +449,9 @@ typedef struct {
    */
   uint64_t tag;
   /**
-   * Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock. By then the submit
-   * has written `inputs_io` and `out` and touches neither again.
+   * Called with the outcome: in offloop_cq_drain if cq is set, else on a thread of offloop that belongs to no pool and holds no lock, so
+   * that it may wait for other tasks. Callbacks without a cq run one after another, unless one takes longer than 10 ms: then others run
+   * beside it, up to 64 at once. By then the submit has written `inputs_io` and `out` and touches neither again.
    */
   offloop_done_fn on_done;
   /**
@@ -823,19 +827,22 @@ offloop_status offloop_value_new_array(offloop_value **out);
 offloop_status offloop_value_new_map(offloop_value **out);
 
 /**
- * Makes a date: milliseconds since 1970-01-01 UTC.
+ * Makes a date: milliseconds since 1970-01-01 UTC. A host that cannot show a date (Python: years 1 to 9999, Node.js: 100 million days
+ * around 1970) gives its user OFFLOOP_ERR_UNSUPPORTED in place of the result.
  */
-offloop_status offloop_value_new_date(double unix_ms, offloop_value **out);
+offloop_status offloop_value_new_date(double unix_ms,
+                                      offloop_value **out);
 
 /**
  * Makes a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them, as in struct timespec.
+ * Hosts show it as offloop_value_new_date says.
  */
 offloop_status offloop_value_new_time(int64_t seconds,
                                       uint32_t nanos,
                                       offloop_value **out);
 
 /**
- * Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths. Copied.
+ * Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths, at most 64. Copied.
  */
 offloop_status offloop_value_new_typed(uint32_t dtype,
                                        const uint64_t *shape,
@@ -1177,7 +1184,8 @@ void offloop_pool_free(offloop_pool *pool);
 
 /**
  * Closes the pool, waits until every accepted task has its outcome, at most `grace_ns` (below 0: for ever), then cancels
- * the rest. Later calls get OFFLOOP_ERR_CLOSED. Not to be called on a thread of this pool.
+ * the rest. Later calls get OFFLOOP_ERR_CLOSED. Inside a function of this pool, OFFLOOP_ERR_INVALID with a grace below 0: it would wait for
+ * itself.
  */
 offloop_status offloop_pool_shutdown(offloop_pool *pool,
                                      int64_t grace_ns);
@@ -1210,6 +1218,10 @@ offloop_status offloop_pool_ops(offloop_pool *pool, offloop_value **out);
 
 /**
  * Submits a C function. `out` may be NULL when nobody waits for the task.
+ *
+ * The function runs on a thread of the pool and keeps it until it returns. One that waits for another task of its own pool (or for
+ * that task's callback, by a lock of its own) needs a second thread there; offloop_task_wait without a limit, OFFLOOP_ON_FULL_WAIT
+ * without one and offloop_pool_shutdown are OFFLOOP_ERR_INVALID in it when they would wait for ever.
  *
  * `arg_free(arg)`, unless NULL, is called exactly once for an accepted task, whatever its outcome: after the function returned, or
  * when it will never run (cancelled, timed out in the queue, pool ended). If this call fails nothing was taken: `arg` is still
@@ -1248,14 +1260,15 @@ offloop_status offloop_pool_submit_many(offloop_pool *pool,
 /**
  * Waits for the outcome and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). Returns the task's own status: OFFLOOP_OK
  * with its result in `*out` (NULL when it has none), or its error, with the text in offloop_last_error. OFFLOOP_ERR_TIMEOUT
- * when it is not done in time; the task goes on. An outcome can be taken once. `out` may be NULL.
+ * when it is not done in time; the task goes on. OFFLOOP_ERR_INVALID, without a limit, inside a function of the task's pool when no other
+ * thread is left there to run the task. An outcome can be taken once. `out` may be NULL.
  */
 offloop_status offloop_task_wait(offloop_task *task,
                                  int64_t timeout_ns,
                                  offloop_value **out);
 
 /**
- * Calls `on_done` once with the outcome, on an offloop thread that holds no lock; soon, if the task is done. It takes the outcome,
+ * Calls `on_done` once with the outcome, as a submit with on_done and without cq does; soon, if the task is done. It takes the outcome,
  * so that a later wait gets OFFLOOP_ERR_INVALID. `user_free(user)` is called after it. If this call fails, neither is called.
  */
 offloop_status offloop_task_on_done(offloop_task *task,

@@ -78,7 +78,7 @@ export interface Crc32Params {
 
 /** Options of `password.hash`. */
 export interface PasswordHashParams {
-  /** Algorithm. bcrypt reads 72 bytes at most; longer passwords are `Invalid`. (default 'argon2id') */
+  /** Algorithm. bcrypt reads 72 bytes at most, up to a zero byte; passwords beyond that are `Invalid`. (default 'argon2id') */
   algorithm?: 'argon2id' | 'argon2i' | 'argon2d' | 'scrypt' | 'bcrypt' | 'pbkdf2-sha256' | 'pbkdf2-sha512' | undefined
   /** argon2: memory in KiB, at least 8 per lane; default 19456 (19 MiB). (no default; 8 to 4294967296) */
   memoryKib?: number | undefined
@@ -356,6 +356,8 @@ export interface JsonPointerParams {
   maxDepth?: number | undefined
   /** Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default false) */
   allowBom?: boolean | undefined
+  /** Most bytes of the result; more is TooLarge. Default 1 GiB. (default 1073741824; 0 to 9223372036854775807) */
+  maxOutput?: number | undefined
 }
 
 /** Options of `json.query`. */
@@ -424,6 +426,8 @@ export interface CsvToArrowParams {
   trim?: boolean | undefined
   /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
   ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** false makes every column a string that schema does not name. (default true) */
+  inferTypes?: boolean | undefined
   /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
   inferRows?: number | undefined
   /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
@@ -458,6 +462,8 @@ export interface CsvProbeParams {
   trim?: boolean | undefined
   /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
   ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** false makes every column a string that schema does not name. (default true) */
+  inferTypes?: boolean | undefined
   /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
   inferRows?: number | undefined
   /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
@@ -502,6 +508,8 @@ export interface CsvAggregateParams {
   trim?: boolean | undefined
   /** What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (default 'fail') */
   ragged?: 'fail' | 'fill' | 'skip' | undefined
+  /** false makes every column a string that schema does not name. (default true) */
+  inferTypes?: boolean | undefined
   /** Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (default 0; 0 to 9223372036854775807) */
   inferRows?: number | undefined
   /** Most rows; more is TooLarge. No limit by default. (no default; 0 to 9223372036854775807) */
@@ -573,7 +581,7 @@ export interface Ops {
      */
     hash(data: Bytes, params?: PasswordHashParams, options?: RunOptions): Promise<string>
     /**
-     * Tells whether a password belongs to a hash string of argon2, scrypt, bcrypt or PBKDF2, in constant time; a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`.
+     * Tells whether a password belongs to a hash string of argon2, scrypt, bcrypt or PBKDF2, in constant time; a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`. So is a password that bcrypt would read only in part, over 72 bytes or with a zero byte, as in password.hash: for a hash that another library made of its first 72 bytes, cut it before the call.
      *
      * It does not see cancellation while it runs.
      */
@@ -588,11 +596,23 @@ export interface Ops {
   image: {
     /** Reads format, stored size, colour, alpha, bits per sample, EXIF orientation, animation and progressive coding from the headers, without decoding. */
     probe(data: Bytes, params?: Record<string, never>, options?: RunOptions): Promise<{ format: 'jpeg' | 'png' | 'webp' | 'gif' | 'bmp'; width: number; height: number; color: 'gray' | 'rgb' | 'indexed' | 'cmyk'; alpha: boolean; bits: number; orientation: number; animated: boolean; progressive: boolean }>
-    /** Makes a small picture, decoding a jpeg at a reduced scale of at least twice the size; never enlarges. */
+    /**
+     * Makes a small picture, decoding a jpeg at a reduced scale of at least twice the size; never enlarges.
+     *
+     * It does not see cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
+     */
     thumbnail(data: Bytes, params?: ImageThumbnailParams, options?: RunOptions): Promise<Uint8Array>
-    /** Makes a picture of another size, decoding a jpeg at a reduced scale of at least twice the size where that is enough. */
+    /**
+     * Makes a picture of another size, decoding a jpeg at a reduced scale of at least twice the size where that is enough.
+     *
+     * It does not see cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
+     */
     resize(data: Bytes, params?: ImageResizeParams, options?: RunOptions): Promise<Uint8Array>
-    /** Writes a picture in another format, or again in its own without its metadata. */
+    /**
+     * Writes a picture in another format, or again in its own without its metadata.
+     *
+     * It does not see cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
+     */
     convert(data: Bytes, params?: ImageConvertParams, options?: RunOptions): Promise<Uint8Array>
   }
   json: {
@@ -610,7 +630,7 @@ export interface Ops {
     filterLines(data: Bytes, params?: JsonFilterLinesParams, options?: RunOptions): Promise<Uint8Array>
   }
   csv: {
-    /** Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to Arrow IPC. Types are inferred from all rows: bool (true, false), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after a closing quote and invalid UTF-8 are Corrupt with the line. */
+    /** Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to Arrow IPC. Types are inferred from all rows: bool (true, True, TRUE, false, False, FALSE; other cases are text), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after a closing quote and invalid UTF-8 are Corrupt with the line. */
     toArrow(data: Bytes, params?: CsvToArrowParams, options?: RunOptions): Promise<Uint8Array>
     /** Reads CSV as csv.to_arrow does and returns its columns, with the names and types that csv.to_arrow gives them and whether nulls were seen, and the number of rows. */
     probe(data: Bytes, params?: CsvProbeParams, options?: RunOptions): Promise<{ columns: { name: string; type: string; nullable: boolean }[]; rows: number }>

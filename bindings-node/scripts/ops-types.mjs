@@ -69,7 +69,7 @@ export function generate(table = native.opTable()) {
   }
   const member = (op, indent) => {
     const lines = [safe(op.about)]
-    if (!op.cancellable) lines.push('', 'It does not see cancellation while it runs.')
+    if (op.uncancellable) lines.push('', `It does not see cancellation ${op.uncancellable}.`)
     const [first, ...others] = signatures(op)
     return `${comment(lines, indent)}${[first, ...others].map((one) => `${indent}${op.member}${one}\n`).join('')}`
   }

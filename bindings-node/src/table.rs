@@ -81,7 +81,7 @@ pub(crate) fn ops(call: &Call<'_>) -> JsResult<Raw> {
             ("maxInputs", Value::Int(max)),
             ("params", Value::Array(params.collect())),
             ("returns", Value::str(returns)),
-            ("cancellable", Value::Bool(op.cancellable)),
+            ("uncancellable", op.cancellable.exception().map_or(Value::Nil, Value::str)),
         ])
     });
     value::to_js(call.env, call.state, Value::Array(rows.collect()))

@@ -4,7 +4,7 @@
 //! |------------------|-------------------------------------------------------------------|
 //! | Nil              | `null`; `undefined` becomes Nil as well                           |
 //! | Bool, Str        | boolean, string                                                   |
-//! | Date             | Date: whole milliseconds, rounded down                            |
+//! | Date             | Date: whole milliseconds, rounded down; Unsupported beyond ±8.64e15 |
 //! | Int, Big         | number up to ±(2^53 − 1), BigInt beyond                           |
 //! | Float            | number; a number without a fraction becomes Int, but −0 stays     |
 //! | Bytes            | Uint8Array; every byte view and ArrayBuffer becomes Bytes (copied) |
@@ -24,6 +24,8 @@ use offloop::{Error, ErrorKind, Value};
 use std::cell::Cell;
 
 const MAX_SAFE: i64 = (1 << 53) - 1;
+/// ECMA-262, 21.4.1.1: a Date beyond is an invalid one.
+const MAX_DATE_MS: f64 = 8.64e15;
 
 fn unserializable(what: &str) -> Fail {
     Error::new(ErrorKind::Unserializable, "value cannot travel").with("type", what).into()
@@ -212,7 +214,11 @@ pub(crate) fn to_js(env: Env, state: &State, value: Value) -> JsResult<Raw> {
         }
         Value::Map(pairs) => map(env, state, pairs),
         // JavaScript itself rounds towards zero.
-        Value::Date(date) => env.date(date.as_millis().floor()),
+        Value::Date(date) if date.as_millis().floor().abs() <= MAX_DATE_MS => env.date(date.as_millis().floor()),
+        Value::Date(date) => {
+            let beyond = Error::new(ErrorKind::Unsupported, "date is more than 100 million days from 1970");
+            Err(beyond.with("seconds", date.seconds()).into())
+        }
         Value::Typed(array) => {
             let TypedArray { dtype, bytes, .. } = *array;
             buffer::typedarray(env, state, bytes, typedarray_type(dtype), dtype.size())

@@ -44,6 +44,27 @@ test('a plugin adds ops that take buffers, options, progress and cancellation', 
   assert.ok(seen.length > 0 && seen.every((value) => value > 0 && value < 1), `${seen}`)
 })
 
+// tests/plugins/odd.c; the Python suite has the same table.
+test('a result that a host cannot show is a typed error', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  pool.load(compile('odd', path.join(root, 'tests/plugins/odd.c')))
+  const odd = (name) => pool.run('odd', Buffer.from(name))
+  assert.equal((await odd('first of node')).getTime(), -8.64e15)
+  assert.equal((await odd('last of node')).getTime(), 8.64e15)
+  for (const name of ['before python', 'after python']) assert.ok(Number.isFinite((await odd(name)).getTime()), name)
+  for (const name of ['before node', 'after node', 'far']) {
+    const error = await rejection(odd(name))
+    assert.equal(error.code, 'ERR_OFFLOOP_UNSUPPORTED', name)
+    assert.match(error.message, /seconds=-?\d+/)
+  }
+  for (const name of ['no date', 'far behind nothing', 'far before nothing'])
+    assert.equal((await rejection(odd(name))).code, 'ERR_OFFLOOP_INVALID', name)
+  assert.deepEqual(await odd('empty'), new Uint16Array())
+  assert.deepEqual(await odd('empty rows'), new Uint16Array())
+  assert.deepEqual(await odd('square'), Uint16Array.of(0x201, 0x403, 0x605, 0x807))
+  assert.deepEqual(await odd('scalar'), Uint16Array.of(0x201))
+})
+
 test('an exception in onProgress is an uncaught one, and the pool goes on', async () => {
   const { code, out, err } = await script(`
     const { ThreadPool } = await import(offloopUrl)

@@ -141,6 +141,7 @@ impl PyFuture {
     fn wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<&Outcome> {
         if !self.is_done() {
             let task = self.task();
+            let _waits = if timeout.is_none() { task.begin_wait().map_err(|e| raise(py, &e))? } else { None };
             let done = wait::until(py, timeout, |slice| task.wait_slice(slice))?;
             if !done {
                 let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
@@ -154,7 +155,7 @@ impl PyFuture {
     fn watch(slf: &Bound<'_, Self>) {
         dispatch::ensure(slf.py(), Role::Results);
         let this = slf.clone().unbind();
-        slf.get().task().on_done(move |_| {
+        slf.get().task().on_done_inline(move |_| {
             // A worker that finishes a callable tells the future itself, on its own Python thread.
             if !dispatch::worker_tells() {
                 dispatch::push(Item::Done(this));

@@ -31,7 +31,7 @@ fn _op_table(py: Python<'_>) -> PyResult<Bound<'_, PyList>> {
             Returns::Value(_, python) => python,
         };
         d.set_item("returns", returns)?;
-        d.set_item("cancellable", op.cancellable)?;
+        d.set_item("uncancellable", op.cancellable.exception())?;
         d.set_item("params", op.params.iter().map(|p| param(py, p)).collect::<PyResult<Vec<_>>>()?)?;
         table.append(d)?;
     }

@@ -383,6 +383,10 @@ fn typed<'py>(py: Python<'py>, array: TypedArray) -> PyResult<Bound<'py, PyAny>>
     if let Ok(numpy) = py.import("numpy") {
         return numpy.call_method1("frombuffer", (bytes, numpy_name))?.call_method1("reshape", (shape,));
     }
+    if array.shape.len() > 1 && array.shape.contains(&0) {
+        let shape = format!("{:?}", array.shape);
+        return Err(raise(py, &Error::new(ErrorKind::Unsupported, "memoryview has no such shape, numpy has").with("shape", shape)));
+    }
     let view = PyMemoryView::from(&bytes)?;
     if array.shape.len() == 1 { view.call_method1("cast", (format,)) } else { view.call_method1("cast", (format, shape.to_list())) }
 }

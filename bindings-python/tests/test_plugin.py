@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 
 import offloop
@@ -14,14 +15,17 @@ ROOT = Path(__file__).parent.parent.parent
 COMPILER = shutil.which("cc")
 
 
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory):
+def compiled(tmp_path_factory, source):
     if COMPILER is None:
         pytest.skip("no C compiler here")
-    out = tmp_path_factory.mktemp("plugin") / "wordcount.so"
-    source = ROOT / "examples" / "plugin" / "wordcount.c"
+    out = tmp_path_factory.mktemp("plugin") / f"{source.stem}.so"
     subprocess.run([COMPILER, "-shared", "-fPIC", "-O2", "-I", ROOT / "include", "-o", out, source], check=True)
     return out
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    return compiled(tmp_path_factory, ROOT / "examples" / "plugin" / "wordcount.c")
 
 
 def test_a_plugin_adds_ops_to_its_pool(pool, plugin):
@@ -33,6 +37,27 @@ def test_a_plugin_adds_ops_to_its_pool(pool, plugin):
     assert pool.submit("wordcount", b"one two threes", min_length=4).result() == {"words": 1, "longest": 6}
     with pytest.raises(offloop.InvalidError, match="min_length"):
         pool.submit("wordcount", b"x", min_length="y").result()
+
+
+def test_a_result_that_a_host_cannot_show_is_a_typed_error(pool, tmp_path_factory):
+    """tests/plugins/odd.c; the Node.js suite has the same table."""
+    pool.load(compiled(tmp_path_factory, ROOT / "tests" / "plugins" / "odd.c"))
+
+    def odd(name):
+        return pool.submit("odd", name.encode()).result()
+
+    assert odd("first of python") == datetime(1, 1, 1, tzinfo=timezone.utc)
+    assert odd("last of python") == datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    for name in ["before python", "after python", "first of node", "last of node", "before node", "after node", "far"]:
+        with pytest.raises(offloop.UnsupportedError, match=r"seconds=-?\d+"):
+            odd(name)
+    for name in ["no date", "far behind nothing", "far before nothing"]:
+        with pytest.raises(offloop.InvalidError):
+            odd(name)
+    assert list(odd("empty")) == []
+    assert odd("empty rows").shape == (0, 3)
+    assert odd("square").tolist() == [[0x201, 0x403], [0x605, 0x807]]
+    assert odd("scalar").shape == ()
 
 
 def test_a_buffer_moves_at_the_call_although_another_input_is_copied_first(pool, plugin):

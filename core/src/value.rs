@@ -42,11 +42,13 @@ impl DType {
         }
     }
 
-    /// Bytes of the elements of a shape; `None` when no memory holds them.
+    /// Bytes of the elements of a shape; `None` when no memory holds them. A length of 0 excuses no other one, as in
+    /// numpy, so that every host takes the same shapes.
     #[must_use]
     pub fn byte_len(self, shape: &[u64]) -> Option<usize> {
-        let len = shape.iter().try_fold(self.size() as u64, |len, n| len.checked_mul(*n))?;
-        usize::try_from(len).ok()
+        let len = shape.iter().filter(|n| **n > 0).try_fold(self.size() as u64, |len, n| len.checked_mul(*n))?;
+        let len = isize::try_from(len).ok()?.unsigned_abs();
+        Some(if shape.contains(&0) { 0 } else { len })
     }
 
     /// The element type with that number.

@@ -656,6 +656,109 @@ fn callbacks_run_once_on_an_offloop_thread() {
 }
 
 #[test]
+fn a_callback_may_wait_for_tasks_of_its_pool_and_for_their_callbacks() {
+    fn nested(pool: &ThreadPool, levels: usize, done: mpsc::Sender<usize>) {
+        let inner = pool.clone();
+        let deliver = Deliver::Callback(Box::new(move |_| {
+            inner.submit(int(1), SubmitOptions::default()).expect("submit").wait(None).expect("a worker is free");
+            if levels > 0 {
+                let (says, said) = mpsc::channel();
+                nested(&inner, levels - 1, says);
+                assert_eq!(said.recv(), Ok(levels - 1));
+            }
+            done.send(levels).expect("the level above waits");
+        }));
+        pool.post(int(levels as i64), SubmitOptions { deliver, ..Default::default() }).expect("submit");
+    }
+    let p = pool(1);
+    let (done, said) = mpsc::channel();
+    nested(&p, 5, done.clone());
+    assert_eq!(said.recv_timeout(Duration::from_secs(60)), Ok(5));
+    // `on_done` too.
+    let inner = p.clone();
+    p.submit(int(1), SubmitOptions::default()).expect("submit").on_done(move |_| {
+        let other = inner.submit(int(2), SubmitOptions::default()).expect("submit");
+        let (says, said) = mpsc::channel();
+        other.on_done(move |_| says.send(()).expect("the callback waits"));
+        said.recv().expect("called meanwhile");
+        done.send(99).expect("test waits");
+    });
+    assert_eq!(said.recv_timeout(Duration::from_secs(60)), Ok(99));
+}
+
+/// What a function that runs in `pool` gets from `f`.
+fn inside<R: Send + 'static>(pool: &ThreadPool, f: impl FnOnce(&ThreadPool) -> R + Send + 'static) -> R {
+    let (says, said) = mpsc::channel();
+    let own = pool.clone();
+    let work = Work::call(move |_| {
+        says.send(f(&own)).expect("test waits");
+        Ok(Value::Nil)
+    });
+    pool.post(work, SubmitOptions { on_full: OnFull::Admit, ..Default::default() }).expect("submit");
+    said.recv_timeout(Duration::from_secs(60)).expect("the function does not hang")
+}
+
+#[test]
+fn a_function_that_would_wait_for_ever_for_its_own_pool_is_told_so() {
+    let p = ThreadPool::builder().max_workers(1).max_queue(1).build().expect("pool");
+    let submit = |pool: &ThreadPool| pool.submit(int(1), SubmitOptions::default()).expect("submit");
+    let told = inside(&p, move |pool| {
+        let task = submit(pool);
+        let told = task.wait(None);
+        // A wait that ends is nobody's harm, nor is one for another pool.
+        assert_eq!(kind(task.wait(Some(Duration::from_millis(1)))), ErrorKind::Timeout);
+        let full = pool.submit(int(2), SubmitOptions { on_full: OnFull::Wait(None), ..Default::default() });
+        assert_eq!(full.expect_err("full for ever").error.kind(), ErrorKind::Invalid);
+        assert_eq!(pool.shutdown(None).expect_err("its own end").kind(), ErrorKind::Invalid);
+        task.cancel();
+        self::pool(1).submit(int(3), SubmitOptions::default()).expect("submit").wait(None).expect("value");
+        told
+    });
+    let text = told.as_ref().expect_err("stuck").to_string();
+    assert_eq!(kind(told), ErrorKind::Invalid);
+    assert!(text.contains("wait for ever") && text.contains("max_workers=1"), "{text}");
+    assert_eq!(p.submit(int(4), SubmitOptions::default()).expect("open").wait(None).expect("value").as_int(), Some(4));
+}
+
+#[test]
+fn a_function_may_wait_for_its_own_pool_while_a_thread_is_left() {
+    let p = pool(2);
+    for round in 0..200 {
+        let got = inside(&p, move |pool| pool.submit(int(round), SubmitOptions::default()).expect("submit").wait(None));
+        assert_eq!(got.expect("the other worker").as_int(), Some(round));
+    }
+    // The last of two that wait for what neither can run is told, the other gets its value then.
+    let both = Arc::new(std::sync::Barrier::new(2));
+    let waits = |_| {
+        let (own, both) = (p.clone(), both.clone());
+        let work = Work::call(move |_| {
+            both.wait();
+            let inner = own.submit(int(5), SubmitOptions::default())?;
+            inner.wait(None)
+        });
+        p.submit(work, SubmitOptions::default()).expect("submit")
+    };
+    let tasks: Vec<_> = (0..2).map(waits).collect();
+    let outcomes: Vec<_> = tasks.iter().map(|t| t.wait(Some(Duration::from_secs(60)))).collect();
+    assert!(outcomes.iter().any(|o| o.as_ref().is_ok_and(|v| v.as_int() == Some(5))), "{outcomes:?}");
+    assert!(outcomes.into_iter().filter_map(Result::err).all(|e| e.kind() == ErrorKind::Invalid));
+}
+
+#[test]
+fn a_function_is_told_that_a_key_binds_the_task_it_waits_for_to_its_own_thread() {
+    let p = pool(4);
+    let keyed = || SubmitOptions { key: Some("k".into()), ..Default::default() };
+    let (says, said) = mpsc::channel();
+    let own = p.clone();
+    let work = Work::call(move |_| {
+        says.send(own.submit(int(1), keyed())?.wait(None)).expect("test waits");
+        Ok(Value::Nil)
+    });
+    p.submit(work, keyed()).expect("submit");
+    assert_eq!(kind(said.recv_timeout(Duration::from_secs(60)).expect("does not hang")), ErrorKind::Invalid);
+}
+
+#[test]
 fn a_callback_that_waits_does_not_stop_deadlines() {
     let (p, other) = (pool(1), pool(1));
     let (open, _first) = gate(&p, SubmitOptions::default());

@@ -211,6 +211,20 @@ fn peer() {
                 std::thread::park();
             }
         }
+        // As fork, past the atfork handlers: the child keeps the lock of the seat.
+        "clone" => {
+            let mut p = producer(&ring);
+            p.push(&record(0), None).unwrap();
+            // SAFETY: as `fork`; the child reports, which allocates nothing, and sleeps.
+            let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+            if pid == 0 {
+                // SAFETY: a plain query; `getpid` of libc may be cached.
+                report(unsafe { libc::syscall(libc::SYS_getpid) }.unsigned_abs(), true);
+            }
+            loop {
+                std::thread::park();
+            }
+        }
         other => panic!("no such script: {other}"),
     }
 }
@@ -380,6 +394,43 @@ fn a_forked_child_neither_uses_nor_keeps_its_parents_seat() {
     assert!(c.try_pop().unwrap().is_none(), "what the child did reached nobody");
     peer.kill();
     assert_eq!(c.pop(None).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    // SAFETY: the test's own grandchild.
+    unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+}
+
+#[test]
+fn a_death_is_seen_although_a_forked_child_keeps_the_lock() {
+    let watched_before = |ring: &RingBuffer, c: &mut Consumer, peer: &mut Peer| {
+        let (pid, _) = peer.report().unwrap();
+        assert_eq!(number(&c.pop(None).unwrap().to_vec()), 0);
+        assert_eq!(c.pop(SOON).map(|_| ()).unwrap_err().kind(), ErrorKind::Timeout, "the peer lives");
+        assert!(ring.stat().unwrap().participants.iter().all(|p| p.alive));
+        pid
+    };
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let mut peer = Peer::start(&ring, "clone");
+    let pid = watched_before(&ring, &mut c, &mut peer);
+    peer.kill();
+    assert!(ring.stat().unwrap().participants.iter().all(|p| p.alive == (p.seat == 0)), "{:?}", ring.stat());
+    assert_eq!(c.pop(Some(Duration::from_secs(60))).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    // Who comes later has no pidfd of its own from before.
+    drop(c);
+    let mut late = consumer(&ring);
+    assert_eq!(late.pop(Some(Duration::from_secs(60))).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    // SAFETY: the test's own grandchild.
+    unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+}
+
+#[test]
+fn who_attaches_after_a_death_sees_it_although_a_forked_child_keeps_the_lock() {
+    let ring = spsc(4096);
+    let mut peer = Peer::start(&ring, "clone");
+    let (pid, _) = peer.report().unwrap();
+    peer.kill();
+    let mut c = consumer(&ring);
+    assert_eq!(number(&c.pop(None).unwrap().to_vec()), 0);
+    assert_eq!(c.pop(Some(Duration::from_secs(60))).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
     // SAFETY: the test's own grandchild.
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };
 }

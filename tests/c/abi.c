@@ -606,6 +606,19 @@ static void values(void) {
   OK(offloop_value_new_typed(OFFLOOP_DTYPE_I16, shape, 2, numbers, sizeof numbers, &v));
   OK(offloop_value_map_set(map, "typed", &v));
   IS(offloop_value_new_typed(OFFLOOP_DTYPE_I16, shape, 2, numbers, 11, &v), INVALID);
+  { /* what some host could not hold is refused here, in any order */
+    static const uint64_t far[2][2] = {{0, UINT64_MAX}, {UINT64_MAX, 0}}, nothing[2] = {0, 3};
+    uint64_t ones[65];
+    for (n = 0; n < 65; n++) ones[n] = 1;
+    IS(offloop_value_new_typed(OFFLOOP_DTYPE_I8, far[0], 2, numbers, 0, &v), INVALID);
+    IS(offloop_value_new_typed(OFFLOOP_DTYPE_I8, far[1], 2, numbers, 0, &v), INVALID);
+    IS(offloop_value_new_typed(OFFLOOP_DTYPE_I8, ones, 65, numbers, 1, &v), INVALID);
+    CHECK(strstr(offloop_last_error(), "dimensions=65, max=64"));
+    OK(offloop_value_new_typed(OFFLOOP_DTYPE_I8, ones, 64, numbers, 1, &v));
+    offloop_value_free(v);
+    OK(offloop_value_new_typed(OFFLOOP_DTYPE_I8, nothing, 2, numbers, 0, &v));
+    offloop_value_free(v);
+  }
   IS(offloop_value_new_typed(99, shape, 2, numbers, 12, &v), INVALID);
   OK(offloop_value_new_bool(true, &v));
   OK(offloop_value_map_set(map, "flag", &v));

@@ -102,6 +102,65 @@ static void on_cancelled(void *user, offloop_status status, offloop_value *value
   add(&r->done);
 }
 
+/* What may wait for what, with one thread: a callback for tasks and for other callbacks; a function for its own pool never. */
+static void on_inner(void *user, offloop_status status, offloop_value *value) {
+  CHECK(status == OFFLOOP_OK);
+  offloop_value_free(value);
+  set(user, 1);
+}
+static void on_outer(void *user, offloop_status status, offloop_value *value) {
+  struct request *r = user;
+  offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  offloop_task *task = NULL;
+  int inner = 0, attached = 0;
+  CHECK(status == OFFLOOP_OK && int_of(value) == 1);
+  o.on_done = on_inner;
+  o.user = &inner;
+  OK(offloop_pool_submit(r->pool, give_int, (void *)2, NULL, &o, NULL));
+  until(&inner, 1);
+  OK(offloop_pool_submit(r->pool, give_int, (void *)3, NULL, NULL, &task));
+  OK(offloop_task_on_done(task, on_inner, &attached, NULL));
+  until(&attached, 1);
+  offloop_task_free(task);
+  set(&r->done, 1);
+}
+static int32_t wait_for_own_pool(offloop_task_ctx *ctx, void *arg) {
+  struct request *r = arg;
+  offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  offloop_task *task = NULL;
+  OK(offloop_pool_submit(r->pool, give_int, (void *)4, NULL, NULL, &task));
+  IS(offloop_task_wait(task, -1, NULL), INVALID);
+  CHECK(strstr(offloop_last_error(), "wait for ever") && strstr(offloop_last_error(), "max_workers=1"));
+  IS(offloop_task_wait(task, 1000000, NULL), TIMEOUT);
+  o.on_full = OFFLOOP_ON_FULL_WAIT;
+  IS(offloop_pool_submit(r->pool, give_int, NULL, NULL, &o, NULL), INVALID);
+  IS(offloop_pool_shutdown(r->pool, -1), INVALID);
+  r->task = task;
+  return give_int(ctx, (void *)5);
+}
+static void nested_waits(void) {
+  offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  struct request r;
+  offloop_task *task = NULL;
+  offloop_value *v = NULL;
+
+  memset(&r, 0, sizeof r);
+  r.pool = pool_of(1, 1);
+  o.on_done = on_outer;
+  o.user = &r;
+  OK(offloop_pool_submit(r.pool, give_int, (void *)1, NULL, &o, NULL));
+  until(&r.done, 1);
+  OK(offloop_pool_submit(r.pool, wait_for_own_pool, &r, NULL, NULL, &task));
+  OK(offloop_task_wait(task, -1, &v));
+  CHECK(int_of(v) == 5);
+  OK(offloop_task_wait(r.task, -1, &v));
+  CHECK(int_of(v) == 4);
+  offloop_task_free(r.task);
+  offloop_task_free(task);
+  OK(offloop_pool_shutdown(r.pool, -1));
+  offloop_pool_free(r.pool);
+}
+
 void reentry(void) {
   enum { ROUNDS = 200 };
   offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
@@ -110,6 +169,7 @@ void reentry(void) {
   size_t count;
   int with_queue;
 
+  nested_waits();
   memset(&r, 0, sizeof r);
   r.pool = pool_of(2, 100);
   r.thread = pthread_self();

@@ -2,7 +2,7 @@
 //! `make check` fails when one differs from what its function gives.
 
 use offloop::error::ERROR_TABLE;
-use offloop::ops::{self, Inputs, OpDef, ParamDef, ParamDefault, ParamType, Returns};
+use offloop::ops::{self, Cancellable, Inputs, OpDef, ParamDef, ParamDefault, ParamType, Returns};
 use std::fmt::Write as _;
 
 /// One generated file.
@@ -75,7 +75,11 @@ fn op_md(out: &mut String, op: &OpDef) {
         Returns::Value(ts, python) if ts == python => format!("`{ts}`"),
         Returns::Value(ts, python) => format!("`{ts}` (Node.js), `{python}` (Python)"),
     };
-    let stops = if op.cancellable { "at least every 1 MiB or 5 ms of work" } else { "not before it ends" };
+    let stops = match op.cancellable {
+        Cancellable::Always => "at least every 1 MiB or 5 ms of work".to_owned(),
+        Cancellable::Except(stages) => format!("at least every 1 MiB or 5 ms of work, but not {stages}"),
+        Cancellable::Never => "not before it ends".to_owned(),
+    };
     let _ = writeln!(out, "Inputs: {inputs}. Returns {returns}. Sees cancellation {stops}.");
     if op.params.is_empty() {
         return;

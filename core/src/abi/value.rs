@@ -11,6 +11,7 @@ use crate::buffer::TransferBuffer;
 use crate::codec::MAX_DEPTH;
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
+use crate::wire::value::MAX_DIMENSIONS;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 
@@ -287,7 +288,8 @@ pub unsafe extern "C" fn offloop_value_new_map(out: *mut *mut offloop_value) -> 
     make(out, || Ok(Value::Map(Vec::new())))
 }
 
-/// Makes a date: milliseconds since 1970-01-01 UTC.
+/// Makes a date: milliseconds since 1970-01-01 UTC. A host that cannot show a date (Python: years 1 to 9999, Node.js: 100 million days
+/// around 1970) gives its user OFFLOOP_ERR_UNSUPPORTED in place of the result.
 ///
 /// # Safety
 /// `out` is valid for writing.
@@ -300,6 +302,7 @@ pub unsafe extern "C" fn offloop_value_new_date(unix_ms: f64, out: *mut *mut off
 }
 
 /// Makes a date to the nanosecond: seconds since 1970-01-01 UTC, rounded down, and nanoseconds after them, as in struct timespec.
+/// Hosts show it as offloop_value_new_date says.
 ///
 /// # Safety
 /// `out` is valid for writing.
@@ -312,7 +315,7 @@ pub unsafe extern "C" fn offloop_value_new_time(seconds: i64, nanos: u32, out: *
     })
 }
 
-/// Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths. Copied.
+/// Makes an array of elements of one type (OFFLOOP_DTYPE_…) in C order; `shape` has `dimensions` lengths, at most 64. Copied.
 ///
 /// # Safety
 /// `shape` points at `dimensions` numbers, `data` at `len` bytes, `out` is valid for writing.
@@ -332,6 +335,9 @@ pub unsafe extern "C" fn offloop_value_new_typed(
             .ok_or_else(|| Error::invalid("no element type of that number").with("dtype", dtype))?;
         // SAFETY: this function's contract.
         let (shape, data) = unsafe { (ffi::slice(shape, dimensions, "shape")?, ffi::slice(data.cast::<u8>(), len, "data")?) };
+        if shape.len() > MAX_DIMENSIONS {
+            return Err(Error::invalid("typed array has too many dimensions").with("dimensions", shape.len()).with("max", MAX_DIMENSIONS));
+        }
         if dtype.byte_len(shape) != Some(len) {
             return Err(Error::invalid("bytes do not fill the shape").with("len", len).with("shape", format_args!("{shape:?}")));
         }

@@ -4,14 +4,15 @@
 //! more are kept by size class (a power of two) and handed out again, up to [`CACHE_BYTES`] and [`CACHE_FDS`] in all. Where memory
 //! or fds run out the cache gives back what it has.
 //!
-//! A region above [`CACHE_MAX`] is never kept, so it has no class: it takes what was asked for, in fresh pages of the kernel that are
-//! zero already and cost nothing until they are touched.
+//! Whoever asks for zeroes gets a kept region only up to [`CLEARED_AT_ONCE`]: clearing more in one step would hold an event loop. Beyond
+//! that it is fresh pages of the kernel, which are zero already and cost nothing until they are touched. A region above [`CACHE_MAX`] is
+//! never kept, so it has no class: it takes what was asked for.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::{self, fork::ForkCell};
-use memmap2::MmapRaw;
+use memmap2::{MmapOptions, MmapRaw};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -25,6 +26,8 @@ const CACHE_BYTES: usize = 64 << 20;
 const CACHE_MAX: usize = CACHE_BYTES / 2;
 /// Shared regions that the cache keeps at most: each holds an fd, and a process may have no more than 1024.
 const CACHE_FDS: usize = 32;
+/// What is cleared in one step at most: about 0.5 ms.
+const CLEARED_AT_ONCE: usize = 4 << 20;
 /// Of heap regions: a cache line, and what vector loads like.
 const ALIGN: usize = 64;
 
@@ -35,6 +38,8 @@ enum Memory {
         base: *mut u8,
         layout: Layout,
     },
+    /// Pages of the kernel's own: an allocator may give large memory that it has to clear first.
+    Mapped(MmapRaw),
     Shared {
         map: MmapRaw,
         fd: OwnedFd,
@@ -141,6 +146,12 @@ fn heap_memory(len: usize, zero: bool) -> Result<Memory> {
         if size < CACHE_MIN { Layout::from_size_align(size, ALIGN) } else { Layout::from_size_align(size.saturating_add(ALIGN - 1), 1) };
     let layout = layout.map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
     or_without_cache(|| {
+        if size > CLEARED_AT_ONCE {
+            let map = MmapOptions::new().len(size).map_anon();
+            return map
+                .map(|map| Memory::Mapped(map.into()))
+                .map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len));
+        }
         // SAFETY: the layout's size is at least 1.
         let base = unsafe { if zero { alloc_zeroed(layout) } else { alloc(layout) } };
         if base.is_null() {
@@ -168,7 +179,8 @@ impl Region {
 
     fn heap_inner(len: usize, zero: bool) -> Result<Arc<Region>> {
         let size = size_class(len);
-        let memory = match (CACHE_MIN..=CACHE_MAX).contains(&size).then(|| cached(false, size)).flatten() {
+        let most = if zero { CLEARED_AT_ONCE } else { CACHE_MAX };
+        let memory = match (CACHE_MIN..=most).contains(&size).then(|| cached(false, size)).flatten() {
             Some(memory) => {
                 if let (true, Memory::Heap { ptr, .. }) = (zero, &memory) {
                     // SAFETY: `ptr` owns at least `size >= len` bytes and nobody else has it.
@@ -231,7 +243,7 @@ impl Region {
     pub fn as_ptr(&self) -> *mut u8 {
         match self.memory.as_ref() {
             Some(Memory::Heap { ptr, .. } | Memory::Foreign { ptr, .. }) => *ptr,
-            Some(Memory::Shared { map, .. }) => map.as_mut_ptr(),
+            Some(Memory::Mapped(map) | Memory::Shared { map, .. }) => map.as_mut_ptr(),
             None => std::ptr::null_mut(),
         }
     }
@@ -279,7 +291,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         let size = match &memory {
-            Memory::Heap { .. } => size_class(self.len),
+            Memory::Heap { .. } | Memory::Mapped(_) => size_class(self.len),
             Memory::Shared { .. } => self.len,
             // Never kept: the owner wants it back now.
             Memory::Foreign { .. } => return,
@@ -352,8 +364,44 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn a_region_that_was_used_is_not_cleared_in_one_large_step() {
+        const LEN: usize = CACHE_MAX;
+        // Other tests of this process allocate meanwhile: one quiet round in a few is enough.
+        let cost = || {
+            let used = Region::heap_for_overwrite(LEN).expect("heap");
+            // SAFETY: the test owns the region.
+            unsafe { used.as_ptr().write_bytes(0xAA, LEN) };
+            drop(used);
+            let before = resident();
+            let region = Region::heap(LEN).expect("heap");
+            let cost = resident().saturating_sub(before);
+            // SAFETY: as above.
+            assert!(unsafe { std::slice::from_raw_parts(region.as_ptr(), LEN) }.iter().step_by(511).all(|b| *b == 0));
+            // The kept memory is still there for who writes it all.
+            (cost, cached(false, LEN).is_some())
+        };
+        let quiet = (0..20).map(|_| cost()).find(|(cost, kept)| *cost < 1 << 20 && *kept);
+        assert!(quiet.is_some(), "every page was touched");
+    }
+
+    #[test]
     fn heap_regions_are_zero_and_aligned_at_every_size() {
-        for len in [0, 1, 63, 4096, CACHE_MIN - 1, CACHE_MIN, CACHE_MIN + 1, (1 << 20) + 5, CACHE_MAX, CACHE_MAX + 1, 70 << 20] {
+        for len in [
+            0,
+            1,
+            63,
+            4096,
+            CACHE_MIN - 1,
+            CACHE_MIN,
+            CACHE_MIN + 1,
+            (1 << 20) + 5,
+            CLEARED_AT_ONCE,
+            CLEARED_AT_ONCE + 1,
+            CACHE_MAX,
+            CACHE_MAX + 1,
+            70 << 20,
+        ] {
             for round in 0..2 {
                 let region = Region::heap(len).expect("heap");
                 assert_eq!(region.as_ptr().align_offset(ALIGN), 0, "{len}");

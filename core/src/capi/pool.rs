@@ -48,7 +48,8 @@ unsafe impl Options for offloop_pool_options {
 
 /// A full queue refuses the call with OFFLOOP_ERR_FULL.
 pub const OFFLOOP_ON_FULL_REJECT: u32 = 0;
-/// A full queue blocks the calling thread until there is room, at most full_timeout_ns.
+/// A full queue blocks the calling thread until there is room, at most full_timeout_ns. OFFLOOP_ERR_INVALID inside a function of the pool
+/// that would wait for ever.
 pub const OFFLOOP_ON_FULL_WAIT: u32 = 1;
 
 /// How a task is run and where its outcome goes. 0 or NULL means the default everywhere; start from
@@ -74,8 +75,9 @@ pub struct offloop_submit_options {
     pub cq: *mut offloop_cq,
     /// Comes back in the event, below 2^63. offloop_pool_submit_many counts up from it.
     pub tag: u64,
-    /// Called with the outcome: in offloop_cq_drain if cq is set, else on an offloop thread that holds no lock. By then the submit
-    /// has written `inputs_io` and `out` and touches neither again.
+    /// Called with the outcome: in offloop_cq_drain if cq is set, else on a thread of offloop that belongs to no pool and holds no lock, so
+    /// that it may wait for other tasks. Callbacks without a cq run one after another, unless one takes longer than 10 ms: then others run
+    /// beside it, up to 64 at once. By then the submit has written `inputs_io` and `out` and touches neither again.
     pub on_done: offloop_done_fn,
     /// Passed to on_done.
     pub user: *mut c_void,
@@ -286,7 +288,8 @@ pub unsafe extern "C" fn offloop_pool_free(pool: *mut offloop_pool) {
 }
 
 /// Closes the pool, waits until every accepted task has its outcome, at most `grace_ns` (below 0: for ever), then cancels
-/// the rest. Later calls get OFFLOOP_ERR_CLOSED. Not to be called on a thread of this pool.
+/// the rest. Later calls get OFFLOOP_ERR_CLOSED. Inside a function of this pool, OFFLOOP_ERR_INVALID with a grace below 0: it would wait for
+/// itself.
 ///
 /// # Safety
 /// Any pointer is safe.
@@ -515,6 +518,10 @@ fn task_place(out: *mut *mut offloop_task) -> Result<Option<(ffi::Out<*mut offlo
 }
 
 /// Submits a C function. `out` may be NULL when nobody waits for the task.
+///
+/// The function runs on a thread of the pool and keeps it until it returns. One that waits for another task of its own pool (or for
+/// that task's callback, by a lock of its own) needs a second thread there; offloop_task_wait without a limit, OFFLOOP_ON_FULL_WAIT
+/// without one and offloop_pool_shutdown are OFFLOOP_ERR_INVALID in it when they would wait for ever.
 ///
 /// `arg_free(arg)`, unless NULL, is called exactly once for an accepted task, whatever its outcome: after the function returned, or
 /// when it will never run (cancelled, timed out in the queue, pool ended). If this call fails nothing was taken: `arg` is still

@@ -18,7 +18,8 @@ fn lookup(task: *const offloop_task) -> Result<Arc<Task>> {
 
 /// Waits for the outcome and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). Returns the task's own status: OFFLOOP_OK
 /// with its result in `*out` (NULL when it has none), or its error, with the text in offloop_last_error. OFFLOOP_ERR_TIMEOUT
-/// when it is not done in time; the task goes on. An outcome can be taken once. `out` may be NULL.
+/// when it is not done in time; the task goes on. OFFLOOP_ERR_INVALID, without a limit, inside a function of the task's pool when no other
+/// thread is left there to run the task. An outcome can be taken once. `out` may be NULL.
 ///
 /// # Safety
 /// `out` is NULL or valid for writing.
@@ -37,7 +38,7 @@ pub unsafe extern "C" fn offloop_task_wait(task: *mut offloop_task, timeout_ns: 
     })
 }
 
-/// Calls `on_done` once with the outcome, on an offloop thread that holds no lock; soon, if the task is done. It takes the outcome,
+/// Calls `on_done` once with the outcome, as a submit with on_done and without cq does; soon, if the task is done. It takes the outcome,
 /// so that a later wait gets OFFLOOP_ERR_INVALID. `user_free(user)` is called after it. If this call fails, neither is called.
 ///
 /// # Safety

@@ -10,7 +10,7 @@
 //! Every op looks at its token before each MiB ([`STEP`]) of input.
 
 use crate::error::{Error, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
 use crate::sync::lock;
 use crate::value::Value;
 use blake3::hazmat::{self, HasherExt, Mode};
@@ -40,7 +40,7 @@ macro_rules! sha2_op {
             inputs: Inputs::One,
             params: &[ENCODING],
             returns: Returns::Encoded,
-            cancellable: true,
+            cancellable: Cancellable::Always,
             run: |ctx| sha2_digest::<$hash>(ctx),
         }
     };
@@ -79,7 +79,7 @@ pub(super) const OPS: &[OpDef] = &[
             },
         ],
         returns: Returns::Encoded,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: blake3_hash,
     },
     OpDef {
@@ -103,7 +103,7 @@ pub(super) const OPS: &[OpDef] = &[
             },
         ],
         returns: Returns::Encoded,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: xxh3,
     },
     OpDef {
@@ -118,7 +118,7 @@ pub(super) const OPS: &[OpDef] = &[
             about: "CRC-32 of the bytes before this input, to go on from there.",
         }],
         returns: Returns::Int,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: crc32,
     },
 ];

@@ -60,6 +60,29 @@ pub enum Returns {
     Value(&'static str, &'static str),
 }
 
+/// When an op that runs sees that it was cancelled. The caller has its outcome at once in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancellable {
+    /// At least every 1 MiB or 5 ms of work.
+    Always,
+    /// As `Always`, but not during the stages that the text names.
+    Except(&'static str),
+    /// Not before it ends.
+    Never,
+}
+
+impl Cancellable {
+    /// What is to be said about it beside "at least every 1 MiB or 5 ms of work".
+    #[must_use]
+    pub const fn exception(self) -> Option<&'static str> {
+        match self {
+            Cancellable::Always => None,
+            Cancellable::Except(stages) => Some(stages),
+            Cancellable::Never => Some("while it runs"),
+        }
+    }
+}
+
 /// The function of an op.
 pub type OpRun = fn(&mut OpCtx<'_>) -> Result<Value>;
 
@@ -76,8 +99,8 @@ pub struct OpDef {
     pub params: &'static [ParamDef],
     /// Result.
     pub returns: Returns,
-    /// Sees cancellation at least every 1 MiB or 5 ms of work; `false` only for what the docs name.
-    pub cancellable: bool,
+    /// When it sees cancellation.
+    pub cancellable: Cancellable,
     /// The function.
     pub run: OpRun,
 }
@@ -108,7 +131,7 @@ const NOOP: OpDef = OpDef {
         },
     ],
     returns: Returns::Bytes,
-    cancellable: true,
+    cancellable: Cancellable::Always,
     run: noop,
 };
 

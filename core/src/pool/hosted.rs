@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::Control;
 use crate::pool::inner::Inner;
+use crate::pool::stuck;
 use crate::pool::task::{Core, WorkKind};
 use crate::pool::worker::{Found, Turn, Worker};
 use crate::value::Value;
@@ -93,7 +94,10 @@ impl HostedWorker {
     fn begin(&mut self, core: Arc<Core>) -> Option<HostedTask> {
         let (work, started) = self.0.start(&core)?;
         match work {
-            WorkKind::Hosted(payload) => Some(HostedTask { core, started, payload: Some(payload), finished: false }),
+            WorkKind::Hosted(payload) => {
+                stuck::running(Some((&*core.pool, self.0.me)));
+                Some(HostedTask { core, started, payload: Some(payload), finished: false })
+            }
             _ => {
                 self.0.finish(
                     &core,
@@ -108,6 +112,7 @@ impl HostedWorker {
     /// Ends a task. A result that came too late (timeout, cancel) is dropped.
     pub fn finish(&mut self, mut task: HostedTask, result: Result<Value>) {
         task.finished = true;
+        stuck::running(None);
         self.0.finish(&task.core, task.started, result);
     }
 }

@@ -7,6 +7,7 @@ use crate::pool::config::Config;
 use crate::pool::idle::Idle;
 use crate::pool::options::{MAX_WORKERS, OnFull};
 use crate::pool::sched::{Place, Sched};
+use crate::pool::stuck::{self, Waits};
 use crate::pool::task::{ByInject, Core, RUNNING};
 use crate::sync::atomic::{AtomicBool, AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::line::Line;
@@ -79,6 +80,7 @@ pub(crate) struct Inner {
     pub(super) overdue: AtomicIsize,
     pub(super) workers: AtomicUsize,
     pub(super) state: Line<Mutex<State>>,
+    pub(super) waits: Mutex<Waits>,
     slots: [OnceLock<Box<[Slot]>>; MAX_WORKERS / CHUNK],
     space: AtomicU32,
     pub(super) space_waiters: AtomicU32,
@@ -113,6 +115,7 @@ impl Inner {
                 closed: false,
                 start_error: None,
             })),
+            waits: Mutex::default(),
             slots: [const { OnceLock::new() }; MAX_WORKERS / CHUNK],
             space: AtomicU32::new(0),
             space_waiters: AtomicU32::new(0),
@@ -192,6 +195,12 @@ impl Inner {
         self.queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
     }
 
+    /// `n` more queued tasks would be within the bound.
+    pub(super) fn has_room(&self, n: usize) -> bool {
+        let queued = (self.queued.load(Ordering::SeqCst) + n) as isize - self.tombstones.load(Ordering::SeqCst);
+        queued <= self.config.options.max_queue as isize
+    }
+
     /// Counts as many of `n` more queued tasks as the bound allows; returns how many.
     pub(super) fn reserve_some(&self, n: usize) -> usize {
         let max = self.config.options.max_queue as isize;
@@ -215,7 +224,7 @@ impl Inner {
         if n > 1 { error.with("batch", n) } else { error }
     }
 
-    pub(super) fn admit(&self, n: usize, on_full: OnFull) -> Result<()> {
+    pub(super) fn admit(self: &Arc<Inner>, n: usize, on_full: OnFull) -> Result<()> {
         // Nothing needs no room, not even in a queue beyond its bound.
         if n == 0 || self.reserve(n) {
             return Ok(());
@@ -230,6 +239,7 @@ impl Inner {
             OnFull::Wait(_) if n > self.config.options.max_queue => Err(self.full(n)),
             OnFull::Wait(timeout) => {
                 let end = timeout.and_then(|t| Instant::now().checked_add(t));
+                let _waits = if end.is_none() { stuck::begin(self, stuck::For::Room(n))? } else { None };
                 self.space_waiters.fetch_add(1, Ordering::SeqCst);
                 let admitted = loop {
                     let seen = self.space.load(Ordering::SeqCst);

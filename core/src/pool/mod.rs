@@ -14,7 +14,8 @@
 //! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
 //! * `ending`: deadlines, cancelling, lost threads, the end of a pool.
 //! * `split`: lends idle workers to one op.
-//! * `service`: one thread for deadlines and ticks; `callbacks`: one for users' callbacks.
+//! * `stuck`: waits of a pool's own functions that could never end.
+//! * `service`: one thread for deadlines and ticks; `callbacks`: those for users' callbacks.
 //! * `completion`: how outcomes reach an event loop.
 //! * `plugin`: loads ops from shared libraries.
 
@@ -32,6 +33,7 @@ mod sched;
 mod service;
 mod split;
 mod stats;
+mod stuck;
 mod task;
 mod thread;
 mod worker;
@@ -40,6 +42,7 @@ pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
 pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
 pub use stats::PoolStats;
+pub use stuck::WaitGuard;
 pub use task::{Task, Work};
 pub use thread::{Builder, SubmitError, ThreadPool};
 pub use worker::silence_panics;

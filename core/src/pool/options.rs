@@ -100,7 +100,7 @@ pub enum OnFull {
     #[default]
     Reject,
     /// Blocks this thread until there is room, at most so long (`None`: for ever), then `Full`. A batch that is longer than the
-    /// queue is `Full` at once.
+    /// queue is `Full` at once. `None` inside a function of the pool is `Invalid` when no other thread of it is left to make room.
     Wait(Option<Duration>),
     /// Takes the task beyond the bound: for an async host, whose caller awaits and holds the input anyway.
     Admit,
@@ -114,7 +114,7 @@ pub enum Deliver {
     Wait,
     /// To a queue, with a tag.
     Queue(CompletionQueue, u64),
-    /// To a function, on an offloop thread that holds no lock.
+    /// To a function, on a thread of offloop that is no pool's and holds no lock: it may wait, for tasks too.
     Callback(Box<dyn FnOnce(Result<Value>) + Send>),
 }
 

@@ -193,15 +193,18 @@ impl<T: Item> Sched<T> {
         (0..self.slots).max_by_key(|slot| mix(key ^ mix(*slot as u64 + 1))).unwrap_or(0)
     }
 
+    /// The slot that runs the tasks of a key.
+    pub(crate) fn slot_of(&self, key: u64) -> usize {
+        self.pins.get(&key).map_or_else(|| self.home(key), |pin| pin.slot)
+    }
+
     pub(crate) fn push(&mut self, item: T) -> Place {
         let Some(key) = item.key() else {
             self.free.push(item);
             return Place::Anywhere;
         };
-        let home = self.home(key);
-        let pin = self.pins.entry(key).or_insert(Pin { slot: home, tasks: 0 });
-        pin.tasks += 1;
-        let slot = pin.slot;
+        let slot = self.slot_of(key);
+        self.pins.entry(key).or_insert(Pin { slot, tasks: 0 }).tasks += 1;
         if self.keyed.len() <= slot {
             self.keyed.resize_with(slot + 1, ReadyQueue::new);
         }

@@ -28,6 +28,7 @@ use crate::pool::completion::Queue;
 use crate::pool::inner::Inner;
 use crate::pool::options::Deliver;
 use crate::pool::service::Due;
+use crate::pool::stuck::{self, WaitGuard};
 use crate::pool::{DynOp, sched};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock;
@@ -44,8 +45,8 @@ pub(super) const RUNNING: u32 = 1;
 const FINISHING: u32 = 2;
 pub(super) const DONE: u32 = 3;
 
-/// Set in `waiters` when `callbacks` is not empty.
-const HAS_CALLBACKS: u32 = 1 << 31;
+/// Set in `waiters` when `listeners` is not empty.
+const HAS_LISTENERS: u32 = 1 << 31;
 
 /// What a task does.
 pub struct Work(pub(super) WorkKind);
@@ -108,6 +109,24 @@ impl std::fmt::Debug for Work {
 
 type OnDone = Box<dyn FnOnce(&Task) + Send>;
 
+/// Who is told of the end of a task.
+enum Listener {
+    /// A user's callback, which may block.
+    Callback(OnDone),
+    /// A face's own function, which does not: a worker calls it itself.
+    Inline(OnDone),
+}
+
+impl Listener {
+    fn tell(self, task: Task, on_worker: bool) {
+        match self {
+            // One that panics must not take the worker along; there is nobody to tell.
+            Listener::Inline(f) if on_worker => drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(&task)))),
+            Listener::Inline(f) | Listener::Callback(f) => callbacks::run(Box::new(move || f(&task))),
+        }
+    }
+}
+
 /// The shared part of a task.
 pub(crate) struct Core {
     inject: Link,
@@ -138,7 +157,7 @@ pub(crate) struct Core {
 /// What few tasks need.
 #[derive(Default)]
 struct Rare {
-    callbacks: Mutex<Vec<OnDone>>,
+    listeners: Mutex<Vec<Listener>>,
     progress: Mutex<Option<Value>>,
 }
 
@@ -270,10 +289,9 @@ impl Core {
         self.state.swap(DONE, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) != 0 {
             futex::wake(&self.state, u32::MAX);
-            if self.waiters.load(Ordering::SeqCst) & HAS_CALLBACKS != 0 {
-                for callback in std::mem::take(&mut *lock(&self.rare().callbacks)) {
-                    let task = Task(self.clone());
-                    run_on_offloop_thread(on_worker, Box::new(move || callback(&task)));
+            if self.waiters.load(Ordering::SeqCst) & HAS_LISTENERS != 0 {
+                for listener in std::mem::take(&mut *lock(&self.rare().listeners)) {
+                    listener.tell(Task(self.clone()), on_worker);
                 }
             }
         }
@@ -281,7 +299,7 @@ impl Core {
             queue.push(self.clone());
         } else if let Deliver::Callback(callback) = deliver {
             let result = self.take_result().unwrap_or_else(|| Err(already_taken()));
-            run_on_offloop_thread(on_worker, Box::new(move || callback(result)));
+            callbacks::run(Box::new(move || callback(result)));
         }
     }
 
@@ -308,6 +326,11 @@ impl Core {
             Due::Timeout => state != RUNNING,
             Due::Replace => self.returned.load(Ordering::Relaxed),
         }
+    }
+
+    /// Nobody has decided its outcome.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Acquire) < FINISHING
     }
 
     fn rare(&self) -> &Rare {
@@ -362,15 +385,6 @@ fn already_taken() -> Error {
     Error::invalid("result was already taken")
 }
 
-fn run_on_offloop_thread(on_worker: bool, f: Box<dyn FnOnce() + Send>) {
-    if on_worker {
-        // A callback that panics must not take the worker along; there is nobody to tell.
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    } else {
-        callbacks::run(f);
-    }
-}
-
 impl Control for Core {
     fn check(&self) -> Result<()> {
         match self.token.load(Ordering::Acquire) {
@@ -421,9 +435,11 @@ impl Task {
     /// Waits for the outcome and takes it. The task goes on when the wait times out.
     ///
     /// # Errors
-    /// The task's own; `Timeout` of this wait; `Invalid` when the outcome was taken before; `Forked`.
+    /// The task's own; `Timeout` of this wait; `Invalid` when the outcome was taken before, and on a thread of the task's pool when the
+    /// wait could never end, see [`begin_wait`](Self::begin_wait); `Forked`.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Value> {
         let end = timeout.and_then(|t| Instant::now().checked_add(t));
+        let _waits = if end.is_none() { self.begin_wait()? } else { None };
         loop {
             let left = end.map(|e| e.saturating_duration_since(Instant::now()));
             if self.wait_slice(left.unwrap_or(Duration::MAX))? {
@@ -434,6 +450,15 @@ impl Task {
                 return Err(Error::new(ErrorKind::Timeout, "the task is not done yet").with("waited_ms", ms));
             }
         }
+    }
+
+    /// Announces a wait without end, which lasts as long as the guard. Costs nothing outside of the task's own pool.
+    ///
+    /// # Errors
+    /// `Invalid` inside a function of the task's own pool when nobody is left who could run the task: all of the pool's threads
+    /// wait for its tasks, or the task's key binds it to this thread.
+    pub fn begin_wait(&self) -> Result<Option<WaitGuard>> {
+        stuck::begin(&self.0.pool, stuck::For::Task(self.0.clone()))
     }
 
     /// Waits at most so long; true if the task is done. Ends early when a signal handler ran.
@@ -487,16 +512,25 @@ impl Task {
         !self.0.is_forked() && self.0.pool.end_queued(&self.0, Error::new(ErrorKind::Cancelled, "the task was cancelled"))
     }
 
-    /// Calls `f` on an offloop thread once the task is done; soon, if it is.
+    /// Calls `f` once the task is done, soon if it is, on a thread of offloop that is no pool's: it may wait, for tasks too.
     pub fn on_done(&self, f: impl FnOnce(&Task) + Send + 'static) {
+        self.listen(Listener::Callback(Box::new(f)));
+    }
+
+    /// As [`on_done`](Self::on_done), but where a worker ends the task that worker calls `f` itself, without a change of
+    /// threads: `f` must not block.
+    pub fn on_done_inline(&self, f: impl FnOnce(&Task) + Send + 'static) {
+        self.listen(Listener::Inline(Box::new(f)));
+    }
+
+    fn listen(&self, listener: Listener) {
         let core = &*self.0;
-        lock(&core.rare().callbacks).push(Box::new(f));
-        core.waiters.fetch_or(HAS_CALLBACKS, Ordering::SeqCst);
+        lock(&core.rare().listeners).push(listener);
+        core.waiters.fetch_or(HAS_LISTENERS, Ordering::SeqCst);
         if core.state.load(Ordering::SeqCst) == DONE {
-            // The finisher may have looked before the flag was set; whoever takes the list calls it.
-            for callback in std::mem::take(&mut *lock(&core.rare().callbacks)) {
-                let task = self.clone();
-                callbacks::run(Box::new(move || callback(&task)));
+            // The finisher may have looked before the flag was set; whoever takes the list tells them.
+            for listener in std::mem::take(&mut *lock(&core.rare().listeners)) {
+                listener.tell(self.clone(), false);
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::pool::inner::{Inner, closed};
 use crate::pool::options::{Deliver, MAX_WORKERS, PoolOptions, SubmitOptions, check_range};
 use crate::pool::service::{self, Due};
 use crate::pool::stats::PoolStats;
+use crate::pool::stuck;
 use crate::pool::task::{Core, NewCore, Task, Work, WorkKind};
 use crate::pool::{CompletionQueue, DynOp};
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
@@ -483,8 +484,11 @@ impl ThreadPool {
     /// rest. Every task has its outcome when it returns; functions that ignore their token may still run.
     ///
     /// # Errors
-    /// None today.
+    /// `Invalid` without a limit inside a function of this pool, which could never end; nothing is closed then.
     pub fn shutdown(&self, grace: Option<Duration>) -> Result<()> {
+        if grace.is_none() && stuck::slot_here(self.inner()).is_some() {
+            return Err(Error::invalid("a function of the pool cannot wait for the pool's end").with("pool", &self.0.config.options.name));
+        }
         self.close();
         if !self.wait_closed(grace) {
             self.inner().terminate();

@@ -7,6 +7,7 @@ use crate::pool::idle::{Idle, TOKEN_SEARCH};
 use crate::pool::inner::Inner;
 use crate::pool::sched::Take;
 use crate::pool::service::{self, Due};
+use crate::pool::stuck;
 use crate::pool::task::{Core, WorkKind};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
@@ -478,7 +479,9 @@ impl Worker {
             WorkKind::Function(f) => f.run(&mut OpCtx::new(Vec::new(), &Params::NONE, &*core, pool)),
             WorkKind::Hosted(_) => Err(Error::new(ErrorKind::Unsupported, "a hosted task needs a thread of its host")),
         };
+        stuck::running(Some((pool, self.me)));
         let result = catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(panicked(&*panic)));
+        stuck::running(None);
         self.finish(&core, started, result);
     }
 }

@@ -4,13 +4,15 @@
 //! away when its holder dies. The words of the seat only tell others where to look.
 
 use super::Shared;
+use super::raw::Map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sys::fork::PrivateFd;
+use crate::sys::pidfd::{self, Opened};
 use crate::sys::{failpoint, ofd};
 use crate::wire::ring::{CONSUMER, PRODUCER, SEAT_FREE, SEAT_LIVE, seat_word};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// What a participant does.
@@ -32,6 +34,44 @@ impl Role {
             Role::Consumer => "consumer",
         }
     }
+}
+
+/// Who sits on a seat, as far as this process can know.
+#[derive(Debug)]
+pub(super) enum Owner {
+    /// This process.
+    Here,
+    /// A process that is watched by its pidfd, or (`None`) by its lock alone: another pid namespace, a seccomp policy.
+    Alive(Option<OwnedFd>),
+    /// Its process has ended, or gave the seat up.
+    Dead,
+}
+
+/// Looks who owns a seat that says *live*.
+pub(super) fn owner(map: &Map, seat: usize, own_namespace: u32) -> Result<Owner> {
+    let word = |at| map.seat_word(seat, at).load(Ordering::Relaxed);
+    let pidfd = if word(seat_word::PID_NS) == own_namespace {
+        match pidfd::open(word(seat_word::PID))? {
+            // A child that was forked past the atfork handler may still have a copy of the lock.
+            Opened::Gone => return Ok(Owner::Dead),
+            Opened::Process(fd) => Some(fd),
+            Opened::Denied => None,
+        }
+    } else {
+        None
+    };
+    // Alive after the fd was opened, so the number was not another process's by then.
+    if !is_alive(map, seat, pidfd.as_ref())? {
+        return Ok(Owner::Dead);
+    }
+    let here = word(seat_word::PID_NS) == own_namespace && word(seat_word::PID) == std::process::id();
+    Ok(if here { Owner::Here } else { Owner::Alive(pidfd) })
+}
+
+/// The owner of a seat lives. A pidfd that says otherwise is believed over the lock, which a child that was forked past the atfork
+/// handler keeps: if the number was another process's by the time the fd was opened, the owner had ended even before.
+pub(super) fn is_alive(map: &Map, seat: usize, pidfd: Option<&OwnedFd>) -> Result<bool> {
+    Ok(!pidfd.is_some_and(|fd| pidfd::has_ended(fd.as_fd())) && ofd::is_locked(map.file(), seat as u64)?)
 }
 
 /// A seat that this handle owns until it is dropped.

@@ -2,10 +2,10 @@
 
 use super::named;
 use super::raw::Map;
-use super::seat::Role;
+use super::seat::{self, Owner, Role};
 use crate::error::Result;
 use crate::sync::mapped::Ordering;
-use crate::sys::ofd;
+use crate::sys::pidfd;
 use crate::value::Value;
 use crate::wire::ring::{CLOSED, CONSUMER, Header, Kind, OnFull, POISONED, PRODUCER, SEAT_FREE, SEAT_LIVE, ring_word, seat_word};
 use std::path::Path;
@@ -19,7 +19,7 @@ pub struct Participant {
     pub role: Option<Role>,
     /// Its process, in its own pid namespace.
     pub pid: u32,
-    /// It lives: its lock is held. A dead one is shown until somebody takes its seat.
+    /// It lives. A dead one is shown until somebody takes its seat.
     pub alive: bool,
     /// It has said that it sleeps.
     pub asleep: bool,
@@ -119,6 +119,7 @@ impl RingStat {
 pub(super) fn of(map: &Map) -> Result<RingStat> {
     let header: &Header = map.header();
     let state = map.ring_word(ring_word::STATE).load(Ordering::Acquire);
+    let namespace = pidfd::namespace();
     let mut participants = Vec::new();
     for seat in 0..header.seats as usize {
         let word = |at| map.seat_word(seat, at).load(Ordering::Acquire);
@@ -134,7 +135,7 @@ pub(super) fn of(map: &Map) -> Result<RingStat> {
                 _ => None,
             },
             pid: word(seat_word::PID),
-            alive: status == SEAT_LIVE && ofd::is_locked(map.file(), seat as u64)?,
+            alive: status == SEAT_LIVE && !matches!(seat::owner(map, seat, namespace)?, Owner::Dead),
             asleep: word(seat_word::WAITING) != 0,
         });
     }

@@ -16,11 +16,12 @@
 //! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
 
 use super::Shared;
+use super::seat::{self, Owner};
 use crate::error::Result;
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
-use crate::sys::{failpoint, ofd, pidfd, poll};
+use crate::sys::{failpoint, poll};
 use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -165,20 +166,15 @@ impl Sleeper {
             if now & 3 != SEAT_LIVE || self.watched.iter().any(|w| w.seat == seat) {
                 continue;
             }
-            let pid = map.seat_word(seat, seat_word::PID).load(Ordering::Relaxed);
-            let namespace = map.seat_word(seat, seat_word::PID_NS).load(Ordering::Relaxed);
-            let pidfd = if namespace == self.shared.pid_namespace { pidfd::open(pid)? } else { None };
-            // Alive after the fd was opened, so the number was not another process's by then.
-            if ofd::is_locked(map.file(), seat as u64)? {
-                if pid == std::process::id() && namespace == self.shared.pid_namespace {
-                    continue; // does not die without this process
+            match seat::owner(&map, seat, self.shared.pid_namespace)? {
+                Owner::Here => {} // does not die without this process
+                Owner::Dead => self.shared.mark_dead(seat, now),
+                Owner::Alive(pidfd) => {
+                    if let (Some(epoll), Some(fd)) = (&self.epoll, &pidfd) {
+                        epoll.add(fd.as_fd())?;
+                    }
+                    self.watched.push(Watched { seat, status: now, pidfd });
                 }
-                if let (Some(epoll), Some(fd)) = (&self.epoll, &pidfd) {
-                    epoll.add(fd.as_fd())?;
-                }
-                self.watched.push(Watched { seat, status: now, pidfd });
-            } else {
-                self.shared.mark_dead(seat, now);
             }
         }
         self.members = Some(members);
@@ -189,7 +185,7 @@ impl Sleeper {
     fn bury(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut failed = None;
-        self.watched.retain(|w| match ofd::is_locked(shared.map.file(), w.seat as u64) {
+        self.watched.retain(|w| match seat::is_alive(&shared.map, w.seat, w.pidfd.as_ref()) {
             Ok(true) => true,
             Ok(false) => {
                 shared.mark_dead(w.seat, w.status);

@@ -57,6 +57,8 @@ const CONVENTIONS: &str = r#"/* offloop: native pools, transferable buffers and 
  *  - Options structs begin with struct_size; start from OFFLOOP_X_OPTIONS_INIT. 0 and NULL are the defaults. Options that a library
  *    does not know yet must be 0, else OFFLOOP_ERR_VERSION.
  *  - Texts are UTF-8. Durations are nanoseconds; below 0 a wait is for ever.
+ *  - Threads of the library block every asynchronous signal, so some thread of the program's must take SIGTERM and the like. A main that
+ *    ends by pthread_exit leaves the process without one unless another thread of its own goes on: return, call exit, or wait there.
  *  - After fork, a child that goes on without exec must not use handles of its parent.
  *
  * A plugin includes this header and links to nothing; see offloop_plugin at the end.

@@ -60,15 +60,16 @@ def format(data: Buffer, /, *, indent: int | None = None, tabs: bool | None = No
     return result
 
 
-def pointer(data: Buffer, /, *, pointers: Sequence[str], missing: Literal["nil", "fail"] | None = None, max_depth: int | None = None, allow_bom: bool | None = None) -> list[bytes | None]:
+def pointer(data: Buffer, /, *, pointers: Sequence[str], missing: Literal["nil", "fail"] | None = None, max_depth: int | None = None, allow_bom: bool | None = None, max_output: int | None = None) -> list[bytes | None]:
     """Finds the values that JSON Pointers (RFC 6901) name, all in one pass without building a tree, and returns the JSON text of each in the order of the pointers, nil where there is none. Of members with one name the last counts. The whole input is checked.
 
     pointers: Pointers such as /items/0/name; the empty text names the whole document. (required)
     missing: What a pointer to nothing does: nil in its place, or NotFound for the call. (one of `nil`, `fail`; default 'nil')
     max_depth: Most objects and arrays inside each other; more is TooLarge. 0 admits only a string, number, true, false or null. (0 to 10000000; default 1024)
     allow_bom: Skips a UTF-8 byte order mark at the start instead of refusing it as Corrupt. (default False)
+    max_output: Most bytes of the result; more is TooLarge. Default 1 GiB. (0 to 9223372036854775807; default 1073741824)
     """
-    result: list[bytes | None] = call("json.pointer", (data,), {"pointers": pointers, "missing": missing, "max_depth": max_depth, "allow_bom": allow_bom})
+    result: list[bytes | None] = call("json.pointer", (data,), {"pointers": pointers, "missing": missing, "max_depth": max_depth, "allow_bom": allow_bom, "max_output": max_output})
     return result
 
 

@@ -19,7 +19,7 @@ mod lz4;
 mod zstd;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, OpRun, ParamDef, ParamDefault, ParamType, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, OpRun, ParamDef, ParamDefault, ParamType, Returns};
 use crate::value::Value;
 
 /// Default of `max_output`: 1 GiB.
@@ -55,7 +55,7 @@ const DEFLATE_LEVEL: ParamDef = ParamDef {
 
 /// A row with one input and bytes as result.
 const fn op(name: &'static str, about: &'static str, params: &'static [ParamDef], run: OpRun) -> OpDef {
-    OpDef { name, about, inputs: Inputs::One, params, returns: Returns::Bytes, cancellable: true, run }
+    OpDef { name, about, inputs: Inputs::One, params, returns: Returns::Bytes, cancellable: Cancellable::Always, run }
 }
 
 /// The ops of this family.

@@ -17,7 +17,7 @@ mod types;
 mod write;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::lock;
 use crate::value::Value;
@@ -94,6 +94,12 @@ const INFER_ROWS: ParamDef = ParamDef {
     about: "Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that \
             every field fits.",
 };
+const INFER_TYPES: ParamDef = ParamDef {
+    name: "infer_types",
+    ty: ParamType::Bool,
+    default: ParamDefault::Bool(true),
+    about: "false makes every column a string that schema does not name.",
+};
 const MAX_ROWS: ParamDef = ParamDef {
     name: "max_rows",
     ty: ParamType::Int { min: 0, max: i64::MAX },
@@ -126,7 +132,7 @@ const CONTAINER: ParamDef = ParamDef {
 };
 
 /// How CSV is read, the same for every op.
-const READING: [ParamDef; 15] = [
+const READING: [ParamDef; 16] = [
     DELIMITER,
     QUOTE,
     ESCAPE,
@@ -137,6 +143,7 @@ const READING: [ParamDef; 15] = [
     NULL_VALUES,
     TRIM,
     RAGGED,
+    INFER_TYPES,
     INFER_ROWS,
     MAX_ROWS,
     MAX_COLUMNS,
@@ -161,12 +168,12 @@ pub(super) const OPS: &[OpDef] = &[
     OpDef {
         name: "csv.to_arrow",
         about: "Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to \
-                Arrow IPC. Types are inferred from all rows: bool (true, false), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, \
+                Arrow IPC. Types are inferred from all rows: bool (true, True, TRUE, false, False, FALSE; other cases are text), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, \
                 seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers \
                 with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after \
                 a closing quote and invalid UTF-8 are Corrupt with the line.",
         inputs: Inputs::One,
-        params: &and_reading::<3, 18>([
+        params: &and_reading::<3, 19>([
             CONTAINER,
             ParamDef {
                 name: "columns",
@@ -182,7 +189,7 @@ pub(super) const OPS: &[OpDef] = &[
             },
         ]),
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: to_arrow,
     },
     OpDef {
@@ -195,7 +202,7 @@ pub(super) const OPS: &[OpDef] = &[
             "{ columns: { name: string; type: string; nullable: boolean }[]; rows: number }",
             "dict[str, list[dict[str, str | bool]] | int]",
         ),
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: probe,
     },
     OpDef {
@@ -205,7 +212,7 @@ pub(super) const OPS: &[OpDef] = &[
                 there is one. Sums of integers are exact and TooLarge beyond 64 bits; sums of floats are compensated and do not depend on the \
                 number of threads; NaN is the greatest number.",
         inputs: Inputs::One,
-        params: &and_reading::<5, 20>([
+        params: &and_reading::<5, 21>([
             ParamDef {
                 name: "group_by",
                 ty: ParamType::StrList,
@@ -237,7 +244,7 @@ pub(super) const OPS: &[OpDef] = &[
             },
         ]),
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: aggregate,
     },
 ];

@@ -95,7 +95,7 @@ impl<'a> Table<'a> {
         };
         let names = distinct(names);
         let body = if header { reader.pos() } else { start };
-        let mut given = vec![None; names.len()];
+        let mut given = vec![(!params.bool("infer_types")).then_some(DataType::Utf8); names.len()];
         match params.any("schema") {
             None => {}
             Some(Value::Map(pairs)) => {

@@ -82,7 +82,8 @@ fn classify(text: &[u8]) -> (u8, u8) {
             }
             time_class(text)
         }
-        b't' | b'T' | b'f' | b'F' if text.eq_ignore_ascii_case(b"true") || text.eq_ignore_ascii_case(b"false") => (BOOL, 0),
+        // What Arrow's own CSV reader takes for booleans by default, without its 1 and 0, which are integers first there too.
+        b't' | b'T' | b'f' | b'F' if matches!(text, b"true" | b"True" | b"TRUE" | b"false" | b"False" | b"FALSE") => (BOOL, 0),
         b'N' | b'n' | b'i' | b'I' if parse_float(text).is_some() => (FLOAT, 0),
         _ => (TEXT, 0),
     }

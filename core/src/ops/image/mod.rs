@@ -26,7 +26,7 @@ mod resize;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Returns};
 use crate::value::Value;
 use encode::Settings;
 use probe::Format;
@@ -115,6 +115,10 @@ const WITHOUT_ENLARGEMENT: ParamDef = ParamDef {
     about: "Keeps a picture that is smaller than asked for at its size.",
 };
 
+/// The libraries for these do a whole picture between two looks at the token.
+const STAGES: Cancellable =
+    Cancellable::Except("while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole");
+
 /// The ops of this family.
 pub(super) const OPS: &[OpDef] = &[
     OpDef {
@@ -128,7 +132,7 @@ pub(super) const OPS: &[OpDef] = &[
              alpha: boolean; bits: number; orientation: number; animated: boolean; progressive: boolean }",
             "dict[str, str | int | bool]",
         ),
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: run_probe,
     },
     OpDef {
@@ -137,7 +141,7 @@ pub(super) const OPS: &[OpDef] = &[
         inputs: Inputs::One,
         params: &[WIDTH, HEIGHT, FIT, POSITION, FILTER, FORMAT, QUALITY, SUBSAMPLING, COMPRESSION, BACKGROUND, AUTO_ORIENT, MAX_PIXELS],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: STAGES,
         run: run_thumbnail,
     },
     OpDef {
@@ -160,7 +164,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_PIXELS,
         ],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: STAGES,
         run: run_resize,
     },
     OpDef {
@@ -169,7 +173,7 @@ pub(super) const OPS: &[OpDef] = &[
         inputs: Inputs::One,
         params: &[FORMAT, QUALITY, SUBSAMPLING, COMPRESSION, BACKGROUND, AUTO_ORIENT, MAX_PIXELS],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: STAGES,
         run: run_convert,
     },
 ];

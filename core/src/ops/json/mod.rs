@@ -21,7 +21,7 @@ mod tests;
 
 use crate::buffer::Bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Params, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Params, Returns};
 use crate::value::Value;
 use scan::{Ignore, Limits};
 
@@ -80,7 +80,7 @@ pub(super) const OPS: &[OpDef] = &[
             },
         ],
         returns: Returns::Bool,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: validate,
     },
     OpDef {
@@ -90,7 +90,7 @@ pub(super) const OPS: &[OpDef] = &[
         inputs: Inputs::One,
         params: &[MAX_DEPTH, ALLOW_BOM],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: minify,
     },
     OpDef {
@@ -111,7 +111,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_OUTPUT,
         ],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: format,
     },
     OpDef {
@@ -134,9 +134,10 @@ pub(super) const OPS: &[OpDef] = &[
             },
             MAX_DEPTH,
             ALLOW_BOM,
+            MAX_OUTPUT,
         ],
         returns: Returns::Value("(Uint8Array | null)[]", "list[bytes | None]"),
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: pointer,
     },
     OpDef {
@@ -163,7 +164,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_OUTPUT,
         ],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: query,
     },
     OpDef {
@@ -211,7 +212,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_OUTPUT,
         ],
         returns: Returns::Bytes,
-        cancellable: true,
+        cancellable: Cancellable::Always,
         run: filter_lines,
     },
 ];
@@ -263,7 +264,12 @@ fn pointer(ctx: &mut OpCtx<'_>) -> Result<Value> {
     {
         return Err(Error::new(ErrorKind::NotFound, "json pointer leads to nothing").with("pointer", names[at]));
     }
-    // Pointers to one large value copy it once each.
+    // Pointers to one large value copy it once each, so the sum has no bound but this.
+    let max_output = params.int("max_output") as u64;
+    let bytes: u64 = found.iter().flatten().map(|(a, b)| (b - a) as u64).fold(0, u64::saturating_add);
+    if bytes > max_output {
+        return Err(Error::new(ErrorKind::TooLarge, "output is over the limit").with("bytes", bytes).with("max_output", max_output));
+    }
     let value = |span: Option<(usize, usize)>| {
         ctx.check()?;
         Ok(span.map_or(Value::Nil, |(a, b)| Value::Bytes(Bytes::from(&text[a..b]))))

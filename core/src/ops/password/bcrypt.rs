@@ -25,11 +25,11 @@ pub(super) fn check_password(op: &'static str, password: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Longer passwords are cut at 72 bytes, as every `$2b$` library does.
+/// The password has passed [`check_password`].
 pub(super) fn bcrypt(ctx: &OpCtx<'_>, cost: u8, salt: [u8; 16], password: &[u8]) -> Result<[u8; 24]> {
     // "OrpheanBeholderScryDoubt" as big-endian words.
     let mut text: [u32; 6] = [0x4f72_7068, 0x6561_6e42, 0x6568_6f6c, 0x6465_7253, 0x6372_7944, 0x6f75_6274];
-    let mut key = password[..password.len().min(MAX_PASSWORD)].to_vec();
+    let mut key = password.to_vec();
     key.push(0);
     key.truncate(MAX_PASSWORD);
     let mut state = Blowfish::bc_init_state();

@@ -15,7 +15,7 @@
 //! [`Cost::work_ms`], measured on one core of a server (AMD EPYC, third generation); it is an estimate, not a clock.
 //!
 //! **Cancellation.** scrypt, bcrypt and PBKDF2 look at their token every few milliseconds. Argon2 looks before it starts and
-//! when it is done: the library that computes it has no place to stop. That is why the ops say `cancellable: false`;
+//! when it is done: the library that computes it has no place to stop. That is why the ops say `Cancellable::Never`;
 //! a task that is cancelled meanwhile holds its worker for at most the estimate.
 
 mod bcrypt;
@@ -24,7 +24,7 @@ mod phc;
 mod scrypt;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Params, Returns};
+use crate::ops::{Cancellable, Inputs, OpCtx, OpDef, ParamDef, ParamDefault, ParamType, Params, Returns};
 use crate::value::Value;
 use phc::Parsed;
 use subtle::ConstantTimeEq;
@@ -81,7 +81,7 @@ pub(super) const OPS: &[OpDef] = &[
                 name: "algorithm",
                 ty: ParamType::Enum(&["argon2id", "argon2i", "argon2d", "scrypt", "bcrypt", "pbkdf2-sha256", "pbkdf2-sha512"]),
                 default: ParamDefault::Str("argon2id"),
-                about: "Algorithm. bcrypt reads 72 bytes at most; longer passwords are `Invalid`.",
+                about: "Algorithm. bcrypt reads 72 bytes at most, up to a zero byte; passwords beyond that are `Invalid`.",
             },
             MEMORY_KIB,
             ITERATIONS,
@@ -94,13 +94,15 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_WORK_MS,
         ],
         returns: Returns::Str,
-        cancellable: false,
+        cancellable: Cancellable::Never,
         run: hash,
     },
     OpDef {
         name: "password.verify",
         about: "Tells whether a password belongs to a hash string of argon2, scrypt, bcrypt or PBKDF2, in constant time; \
-                a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`.",
+                a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`. So is a password that bcrypt would \
+                read only in part, over 72 bytes or with a zero byte, as in password.hash: for a hash that another library made of its \
+                first 72 bytes, cut it before the call.",
         inputs: Inputs::One,
         params: &[
             ParamDef {
@@ -114,7 +116,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_WORK_MS,
         ],
         returns: Returns::Bool,
-        cancellable: false,
+        cancellable: Cancellable::Never,
         run: verify,
     },
     OpDef {
@@ -146,7 +148,7 @@ pub(super) const OPS: &[OpDef] = &[
             MAX_WORK_MS,
         ],
         returns: Returns::Bytes,
-        cancellable: false,
+        cancellable: Cancellable::Never,
         run: derive,
     },
 ];
@@ -345,6 +347,9 @@ fn verify(ctx: &mut OpCtx<'_>) -> Result<Value> {
     let Parsed { cost, salt, hash } = phc::parse(OP, params.str("hash"))?;
     if params.has("secret") && !matches!(cost, Cost::Argon2 { .. }) {
         return Err(Error::invalid("option belongs to another algorithm").with("op", OP).with("option", "secret"));
+    }
+    if let Cost::Bcrypt { .. } = cost {
+        bcrypt::check_password(OP, ctx.input())?;
     }
     cost.check(OP, params, hash.len())?;
     let mut out = vec![0; hash.len()];

@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-async def to_arrow(data: Buffer, /, *, container: Literal["stream", "file"] | None = None, columns: Sequence[str] | None = None, batch_rows: int | None = None, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> bytes:
-    """Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to Arrow IPC. Types are inferred from all rows: bool (true, false), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after a closing quote and invalid UTF-8 are Corrupt with the line.
+async def to_arrow(data: Buffer, /, *, container: Literal["stream", "file"] | None = None, columns: Sequence[str] | None = None, batch_rows: int | None = None, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_types: bool | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> bytes:
+    """Converts CSV (RFC 4180, UTF-8 with or without a byte order mark, lines ending with LF, CRLF or CR, blank lines left out) to Arrow IPC. Types are inferred from all rows: bool (true, True, TRUE, false, False, FALSE; other cases are text), int64, float64, date (2024-02-29), timestamp (2024-02-29T12:30, seconds and fraction optional, with the unit its digits need, in UTC when every field has an offset), otherwise string. Numbers with leading zeros and integers beyond 64 bits stay string, so that no digit is lost. Quotes inside unquoted fields, text after a closing quote and invalid UTF-8 are Corrupt with the line.
 
     container: Arrow IPC streaming format, or file format (random access, Feather version 2). (one of `stream`, `file`; default 'stream')
     columns: Columns to keep, in this order. All by default.
@@ -37,17 +37,18 @@ async def to_arrow(data: Buffer, /, *, container: Literal["stream", "file"] | No
     null_values: Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null.
     trim: Removes spaces and tabs around unquoted fields. (default False)
     ragged: What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (one of `fail`, `fill`, `skip`; default 'fail')
+    infer_types: false makes every column a string that schema does not name. (default True)
     infer_rows: Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (0 to 9223372036854775807; default 0)
     max_rows: Most rows; more is TooLarge. No limit by default. (0 to 9223372036854775807)
     max_columns: Most columns; more is TooLarge. (1 to 1048576; default 4096)
     max_record: Most bytes of one record; more is TooLarge. Default 16 MiB. (1 to 1073741824; default 16777216)
     max_output: Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (0 to 9223372036854775807; default 4294967296)
     """
-    result: bytes = await call("csv.to_arrow", (data,), {"container": container, "columns": columns, "batch_rows": batch_rows, "delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
+    result: bytes = await call("csv.to_arrow", (data,), {"container": container, "columns": columns, "batch_rows": batch_rows, "delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_types": infer_types, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
     return result
 
 
-async def probe(data: Buffer, /, *, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> dict[str, list[dict[str, str | bool]] | int]:
+async def probe(data: Buffer, /, *, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_types: bool | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> dict[str, list[dict[str, str | bool]] | int]:
     """Reads CSV as csv.to_arrow does and returns its columns, with the names and types that csv.to_arrow gives them and whether nulls were seen, and the number of rows.
 
     delimiter: What separates fields: one ASCII character. (default ',')
@@ -60,17 +61,18 @@ async def probe(data: Buffer, /, *, delimiter: str | None = None, quote: str | N
     null_values: Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null.
     trim: Removes spaces and tabs around unquoted fields. (default False)
     ragged: What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (one of `fail`, `fill`, `skip`; default 'fail')
+    infer_types: false makes every column a string that schema does not name. (default True)
     infer_rows: Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (0 to 9223372036854775807; default 0)
     max_rows: Most rows; more is TooLarge. No limit by default. (0 to 9223372036854775807)
     max_columns: Most columns; more is TooLarge. (1 to 1048576; default 4096)
     max_record: Most bytes of one record; more is TooLarge. Default 16 MiB. (1 to 1073741824; default 16777216)
     max_output: Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (0 to 9223372036854775807; default 4294967296)
     """
-    result: dict[str, list[dict[str, str | bool]] | int] = await call("csv.probe", (data,), {"delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
+    result: dict[str, list[dict[str, str | bool]] | int] = await call("csv.probe", (data,), {"delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_types": infer_types, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
     return result
 
 
-async def aggregate(data: Buffer, /, *, group_by: Sequence[str] | None = None, aggregates: Mapping[str, str | Mapping[str, str]], format: Literal["arrow", "json", "csv"] | None = None, container: Literal["stream", "file"] | None = None, max_groups: int | None = None, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> bytes:
+async def aggregate(data: Buffer, /, *, group_by: Sequence[str] | None = None, aggregates: Mapping[str, str | Mapping[str, str]], format: Literal["arrow", "json", "csv"] | None = None, container: Literal["stream", "file"] | None = None, max_groups: int | None = None, delimiter: str | None = None, quote: str | None = None, escape: str | None = None, comment: str | None = None, header: bool | None = None, names: Sequence[str] | None = None, schema: Mapping[str, str] | None = None, null_values: Sequence[str] | None = None, trim: bool | None = None, ragged: Literal["fail", "fill", "skip"] | None = None, infer_types: bool | None = None, infer_rows: int | None = None, max_rows: int | None = None, max_columns: int | None = None, max_record: int | None = None, max_output: int | None = None) -> bytes:
     """Groups the rows of CSV, read as by csv.to_arrow, and aggregates each group by SQL's rules: nulls are left out, a group without values gives null (count gives 0), null is a group of its own. Groups come in the order of their first row; without group_by there is one. Sums of integers are exact and TooLarge beyond 64 bits; sums of floats are compensated and do not depend on the number of threads; NaN is the greatest number.
 
     group_by: Columns whose values make a group.
@@ -88,11 +90,12 @@ async def aggregate(data: Buffer, /, *, group_by: Sequence[str] | None = None, a
     null_values: Texts that mean null; by default the empty text alone. In a column of text a quoted field is never null.
     trim: Removes spaces and tabs around unquoted fields. (default False)
     ragged: What a record with too few or too many fields does: Corrupt with its line; empty fields where some are missing (too many are still Corrupt); or nothing, the record is left out. (one of `fail`, `fill`, `skip`; default 'fail')
+    infer_types: false makes every column a string that schema does not name. (default True)
     infer_rows: Infers types from so many rows; a later field that does not fit is Corrupt with its line. 0 looks at all rows, so that every field fits. (0 to 9223372036854775807; default 0)
     max_rows: Most rows; more is TooLarge. No limit by default. (0 to 9223372036854775807)
     max_columns: Most columns; more is TooLarge. (1 to 1048576; default 4096)
     max_record: Most bytes of one record; more is TooLarge. Default 16 MiB. (1 to 1073741824; default 16777216)
     max_output: Most bytes of the result, and of the fields that ragged: fill adds; more is TooLarge. Default 4 GiB. (0 to 9223372036854775807; default 4294967296)
     """
-    result: bytes = await call("csv.aggregate", (data,), {"group_by": group_by, "aggregates": aggregates, "format": format, "container": container, "max_groups": max_groups, "delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
+    result: bytes = await call("csv.aggregate", (data,), {"group_by": group_by, "aggregates": aggregates, "format": format, "container": container, "max_groups": max_groups, "delimiter": delimiter, "quote": quote, "escape": escape, "comment": comment, "header": header, "names": names, "schema": schema, "null_values": null_values, "trim": trim, "ragged": ragged, "infer_types": infer_types, "infer_rows": infer_rows, "max_rows": max_rows, "max_columns": max_columns, "max_record": max_record, "max_output": max_output})
     return result

@@ -41,6 +41,8 @@ async def thumbnail(data: Buffer, /, *, width: int | None = None, height: int | 
     background: Colour behind transparent pixels in a jpeg and beside a contained picture: #rgb, #rrggbb or #rrggbbaa. (default '#ffffff')
     auto_orient: Turns and mirrors the pixels as the EXIF orientation says; width and height are those of the turned picture. (default True)
     max_pixels: Most pixels of the input and of the result; more is TooLarge, before any memory is taken. Up to 8 bytes of memory per pixel. (1 to 4294967296; default 100000000)
+
+    It does not look at its cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
     """
     result: bytes = await call("image.thumbnail", (data,), {"width": width, "height": height, "fit": fit, "position": position, "filter": filter, "format": format, "quality": quality, "subsampling": subsampling, "compression": compression, "background": background, "auto_orient": auto_orient, "max_pixels": max_pixels})
     return result
@@ -62,6 +64,8 @@ async def resize(data: Buffer, /, *, width: int | None = None, height: int | Non
     background: Colour behind transparent pixels in a jpeg and beside a contained picture: #rgb, #rrggbb or #rrggbbaa. (default '#ffffff')
     auto_orient: Turns and mirrors the pixels as the EXIF orientation says; width and height are those of the turned picture. (default True)
     max_pixels: Most pixels of the input and of the result; more is TooLarge, before any memory is taken. Up to 8 bytes of memory per pixel. (1 to 4294967296; default 100000000)
+
+    It does not look at its cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
     """
     result: bytes = await call("image.resize", (data,), {"width": width, "height": height, "fit": fit, "position": position, "filter": filter, "without_enlargement": without_enlargement, "format": format, "quality": quality, "subsampling": subsampling, "compression": compression, "background": background, "auto_orient": auto_orient, "max_pixels": max_pixels})
     return result
@@ -77,6 +81,8 @@ async def convert(data: Buffer, /, *, format: Literal["jpeg", "png", "webp"] | N
     background: Colour behind transparent pixels in a jpeg and beside a contained picture: #rgb, #rrggbb or #rrggbbaa. (default '#ffffff')
     auto_orient: Turns and mirrors the pixels as the EXIF orientation says; width and height are those of the turned picture. (default True)
     max_pixels: Most pixels of the input and of the result; more is TooLarge, before any memory is taken. Up to 8 bytes of memory per pixel. (1 to 4294967296; default 100000000)
+
+    It does not look at its cancellation while it decodes a lossy WebP, encodes a WebP, or finishes a progressive JPEG that is decoded whole.
     """
     result: bytes = await call("image.convert", (data,), {"format": format, "quality": quality, "subsampling": subsampling, "compression": compression, "background": background, "auto_orient": auto_orient, "max_pixels": max_pixels})
     return result

@@ -22,7 +22,7 @@ __all__ = [
 async def hash(data: Buffer, /, *, algorithm: Literal["argon2id", "argon2i", "argon2d", "scrypt", "bcrypt", "pbkdf2-sha256", "pbkdf2-sha512"] | None = None, memory_kib: int | None = None, iterations: int | None = None, parallelism: int | None = None, cost: int | None = None, block_size: int | None = None, salt: Buffer | None = None, secret: Buffer | None = None, max_memory_kib: int | None = None, max_work_ms: int | None = None) -> str:
     """Hashes a password with a random salt into a string that holds everything needed to verify it: PHC form, bcrypt in modular crypt form.
 
-    algorithm: Algorithm. bcrypt reads 72 bytes at most; longer passwords are `Invalid`. (one of `argon2id`, `argon2i`, `argon2d`, `scrypt`, `bcrypt`, `pbkdf2-sha256`, `pbkdf2-sha512`; default 'argon2id')
+    algorithm: Algorithm. bcrypt reads 72 bytes at most, up to a zero byte; passwords beyond that are `Invalid`. (one of `argon2id`, `argon2i`, `argon2d`, `scrypt`, `bcrypt`, `pbkdf2-sha256`, `pbkdf2-sha512`; default 'argon2id')
     memory_kib: argon2: memory in KiB, at least 8 per lane; default 19456 (19 MiB). (8 to 4294967296)
     iterations: argon2: passes over the memory, default 2; pbkdf2: iterations, default 600000 with SHA-256 and 210000 with SHA-512. (1 to 4294967295)
     parallelism: argon2, scrypt: lanes (p), computed one after another; default 1. (1 to 16777215)
@@ -40,7 +40,7 @@ async def hash(data: Buffer, /, *, algorithm: Literal["argon2id", "argon2i", "ar
 
 
 async def verify(data: Buffer, /, *, hash: str, secret: Buffer | None = None, max_memory_kib: int | None = None, max_work_ms: int | None = None) -> bool:
-    """Tells whether a password belongs to a hash string of argon2, scrypt, bcrypt or PBKDF2, in constant time; a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`.
+    """Tells whether a password belongs to a hash string of argon2, scrypt, bcrypt or PBKDF2, in constant time; a string that asks for absurd work or memory is `TooLarge`, a malformed one `Invalid`. So is a password that bcrypt would read only in part, over 72 bytes or with a zero byte, as in password.hash: for a hash that another library made of its first 72 bytes, cut it before the call.
 
     hash: The string that `password.hash` or another library made. (required)
     secret: argon2: a key kept apart from the hashes (pepper), at most 64 KiB.
