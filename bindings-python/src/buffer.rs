@@ -1,25 +1,23 @@
 //! `TransferBuffer`, and how host memory becomes the input of a task.
 
+use crate::copy;
 use crate::error::{invalid, number, raise, text};
 use crate::late::Late;
+use crate::wait;
 use offloop::buffer::{self, TransferToken};
 use offloop::error::{Error, ErrorKind};
 use offloop::{Bytes, TransferBuffer};
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyType};
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Immutable `bytes` up to here are copied: cheaper than keeping the object alive and releasing it later.
 const BORROW_FROM: usize = 16 << 10;
-
-/// A copy with the GIL held lets other threads run after so many bytes, about 0.1 ms.
-const COPY_SLICE: usize = 1 << 20;
 
 /// Bytes with one owner, which move between threads and processes without a copy.
 ///
@@ -86,19 +84,22 @@ impl PyTransferBuffer {
     fn py_new(py: Python<'_>, size: &Bound<'_, PyAny>, shared: bool) -> PyResult<PyTransferBuffer> {
         let size = length(size)?;
         // Allocating shared memory touches every page, which is work: other threads run meanwhile.
-        let made = py.detach(|| if shared { TransferBuffer::alloc_shared(size) } else { TransferBuffer::alloc(size) });
+        let made = wait::detached(py, || if shared { TransferBuffer::alloc_shared(size) } else { TransferBuffer::alloc(size) });
         made.map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
     }
 
-    /// A heap copy of any object with the buffer protocol.
+    /// A heap copy of any object with the buffer protocol. A long copy is made without the GIL: do not write the object meanwhile.
     #[classmethod]
     fn from_bytes(_cls: &Bound<'_, PyType>, data: &Bound<'_, PyAny>) -> PyResult<PyTransferBuffer> {
         let py = data.py();
-        if let Ok(bytes) = data.cast::<PyBytes>() {
-            return TransferBuffer::from_slice(bytes.as_bytes()).map(PyTransferBuffer::new).map_err(|e| raise(py, &e));
-        }
-        let copy = copy_buffer(data)?;
-        Ok(PyTransferBuffer::new(TransferBuffer::from_slice(&copy).map_err(|e| raise(py, &e))?))
+        let made = match data.cast::<PyBytes>() {
+            Ok(bytes) => {
+                let slice = bytes.as_bytes();
+                wait::detached_if(py, slice.len() >= copy::SLICE, || TransferBuffer::from_slice(slice))
+            }
+            Err(_) => TransferBuffer::from_bytes(copy::to_vec(data)?.into()),
+        };
+        made.map(PyTransferBuffer::new).map_err(|e| raise(py, &e))
     }
 
     /// Takes the bytes behind a token. A used token raises DetachedError, a foreign one InvalidError.
@@ -249,47 +250,10 @@ fn length(size: &Bound<'_, PyAny>) -> PyResult<usize> {
     })
 }
 
-/// A copy of what an exporter holds now, in C order.
-pub(crate) fn copy_buffer(data: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
-    let py = data.py();
-    let view = PyUntypedBuffer::get(data).map_err(|e| no_bytes(data, e))?;
-    if !view.is_c_contiguous() {
-        return data.py().import("builtins")?.call_method1("memoryview", (data,))?.call_method0("tobytes")?.extract();
-    }
-    let len = view.len_bytes();
-    let mut out: Vec<u8> = Vec::new();
-    out.try_reserve_exact(len).map_err(|_| raise(py, &Error::os("malloc", libc::ENOMEM).with("len", len)))?;
-    while out.len() < len {
-        let at = out.len();
-        let n = COPY_SLICE.min(len - at);
-        // SAFETY: the export keeps `len` bytes readable at `buf_ptr`; `out` has room for them; nobody writes the source
-        // during this slice, because its writers need the GIL that this thread holds.
-        unsafe {
-            ptr::copy_nonoverlapping(view.buf_ptr().cast::<u8>().add(at), out.as_mut_ptr().add(at), n);
-            out.set_len(at + n);
-        }
-        if out.len() < len {
-            py.detach(|| {});
-        }
-    }
-    Ok(out)
-}
-
-pub(crate) fn no_bytes(data: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
-    let py = data.py();
-    if !error.is_instance_of::<PyTypeError>(py) {
-        return error;
-    }
-    let name = data.get_type().name().map_or_else(|_| "object".to_owned(), |n| n.to_string());
-    let hint = if data.is_instance_of::<PyString>() { "text has no bytes of its own; encode it" } else { "input has no bytes" };
-    raise(py, &Error::invalid(hint).with("type", name))
-}
-
 /// The input of a task. `TransferBuffer` is moved, long `bytes` are borrowed, everything else is copied now.
 pub(crate) fn input<'py>(data: &Bound<'py, PyAny>, moved: &mut Vec<Moved<'py>>) -> PyResult<Bytes> {
     if let Ok(bytes) = data.cast_exact::<PyBytes>() {
-        let slice = bytes.as_bytes();
-        return Ok(if slice.len() < BORROW_FROM { Bytes::from(slice) } else { borrow(bytes) });
+        return Ok(of_bytes(bytes));
     }
     if let Ok(owner) = data.cast::<PyTransferBuffer>() {
         let buffer = owner.get().take().map_err(|e| raise(data.py(), &e))?;
@@ -307,7 +271,7 @@ pub(crate) fn input<'py>(data: &Bound<'py, PyAny>, moved: &mut Vec<Moved<'py>>) 
             }
         };
     }
-    Ok(copy_buffer(data)?.into())
+    Ok(copy::to_vec(data)?.into())
 }
 
 /// As [`input`], for a call that returns before its caller can drop the object: no `bytes` are copied.
@@ -326,9 +290,15 @@ pub(crate) fn byte_len(data: &Bound<'_, PyAny>) -> usize {
     }
 }
 
-/// Bytes that [`input`] would copy with the GIL held.
-pub(crate) fn copy_len(data: &Bound<'_, PyAny>) -> usize {
-    if data.is_instance_of::<PyBytes>() || data.is_instance_of::<PyTransferBuffer>() { 0 } else { byte_len(data) }
+/// What [`input`] would spend on a copy; see [`copy::cost`].
+pub(crate) fn copy_cost(data: &Bound<'_, PyAny>) -> usize {
+    if data.is_exact_instance_of::<PyBytes>() || data.is_instance_of::<PyTransferBuffer>() { 0 } else { copy::cost(data) }
+}
+
+/// Immutable `bytes`: short ones are copied, long ones borrowed.
+pub(crate) fn of_bytes(bytes: &Bound<'_, PyBytes>) -> Bytes {
+    let slice = bytes.as_bytes();
+    if slice.len() < BORROW_FROM { slice.into() } else { borrow(bytes) }
 }
 
 fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
@@ -340,19 +310,8 @@ fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
 /// Bytes of a result as a Python object.
 pub(crate) fn to_pybytes<'py>(py: Python<'py>, bytes: &Bytes) -> PyResult<Bound<'py, PyAny>> {
     let src = bytes.as_slice();
-    if src.len() < COPY_SLICE {
-        return Ok(PyBytes::new(py, src).into_any());
-    }
-    // SAFETY: makes a new object of that size with its bytes not written yet; a null pointer is a raised MemoryError.
-    let object = unsafe {
-        let raw = ffi::PyBytes_FromStringAndSize(ptr::null(), src.len() as ffi::Py_ssize_t);
-        Bound::from_owned_ptr_or_err(py, raw)?
-    };
-    // SAFETY: `object` is bytes.
-    let dst = unsafe { ffi::PyBytes_AsString(object.as_ptr()) } as usize;
-    // SAFETY: nobody else has the object yet, so its `src.len()` bytes can be written without the GIL.
-    py.detach(|| unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst as *mut u8, src.len()) });
-    Ok(object)
+    // SAFETY: `src` is borrowed during the call.
+    unsafe { copy::to_bytes(py, src.as_ptr(), src.len()) }
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

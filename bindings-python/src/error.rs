@@ -121,6 +121,20 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
     }
 }
 
+/// Logs an exception that nobody is left to catch, where the stdlib's executors log theirs.
+pub(crate) fn log<'py>(py: Python<'py>, level: &str, message: &str, args: Vec<Bound<'py, PyAny>>, error: &PyErr) {
+    let logged = (|| {
+        let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
+        let kwargs = PyDict::new(py);
+        kwargs.set_item("exc_info", error.value(py))?;
+        let args = PyTuple::new(py, std::iter::once(PyString::new(py, message).into_any()).chain(args).collect::<Vec<_>>())?;
+        logger.call_method(level, args, Some(&kwargs)).map(drop)
+    })();
+    if let Err(e) = logged {
+        e.write_unraisable(py, None);
+    }
+}
+
 /// `Invalid` with a name and a value, as every face spells it.
 pub(crate) fn invalid(py: Python<'_>, message: &'static str, name: &'static str, value: impl std::fmt::Display) -> PyErr {
     raise(py, &Error::invalid(message).with(name, value))

@@ -8,20 +8,24 @@
 //! `_state` says what was *published* under it, while `done()` and `result()` say what is.
 
 use crate::dispatch::{self, Item, Pending, Role};
-use crate::error::{invalid, raise};
+use crate::error::{self, invalid, raise};
 use crate::late;
 use crate::value;
 use crate::wait;
 use offloop::error::{Error, ErrorKind};
+use offloop::sys::fork;
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyBaseException, PyException};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyFunction, PyList, PyTuple, PyType};
+use pyo3::types::{PyFunction, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+
+/// What a callable returned or raised.
+pub(crate) type Returned = Result<Py<PyAny>, Py<PyBaseException>>;
 
 /// What a task came to, in the interpreter's terms.
 pub(crate) enum Outcome {
@@ -37,15 +41,15 @@ impl Outcome {
     }
 
     /// `result`: what core says; `host`: what a callable returned or raised, if it was one.
-    pub(crate) fn new(py: Python<'_>, result: Result<Value, Error>, host: Option<PyResult<Py<PyAny>>>) -> Outcome {
+    pub(crate) fn new(py: Python<'_>, result: Result<Value, Error>, host: Option<Returned>) -> Outcome {
         match (result, host) {
             (Ok(_), Some(Ok(v))) => Outcome::Value(v),
-            (Err(e), Some(Err(raised))) if e.kind() == ErrorKind::TaskFailed => Outcome::Error(raised.into_value(py)),
+            (Err(e), Some(Err(raised))) if e.kind() == ErrorKind::TaskFailed => Outcome::Error(raised),
             (Ok(v), None) => match value::to_python(py, v) {
                 Ok(v) => Outcome::Value(v.unbind()),
                 Err(e) => Outcome::Error(e.into_value(py)),
             },
-            (Ok(_), Some(Err(raised))) => Outcome::Error(raised.into_value(py)),
+            (Ok(_), Some(Err(raised))) => Outcome::Error(raised),
             (Err(e), _) => Outcome::of_error(py, &e),
         }
     }
@@ -65,22 +69,32 @@ impl Outcome {
     }
 }
 
+pub(crate) fn visit_returned(returned: &Option<Returned>, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+    match returned {
+        Some(Ok(value)) => visit.call(value),
+        Some(Err(raised)) => visit.call(raised),
+        None => Ok(()),
+    }
+}
+
 /// The outcome of one task. `submit` makes it.
 ///
 /// It has the protocol of `concurrent.futures.Future` (and passes for one), can be awaited, and can be killed:
-/// `cancel()` stops a queued task only, `kill()` a running one too.
+/// `cancel()` stops a queued task only, `kill()` a running one too. In a forked child a future of the parent that was not done is
+/// done with ForkedError; its callbacks stay with the parent.
 #[pyclass(name = "Future", module = "offloop", frozen, weakref)]
 pub(crate) struct PyFuture {
     /// Set once, right after the task was accepted.
     task: OnceLock<Task>,
-    outcome: PyOnceLock<Outcome>,
+    /// Set by whoever took it from the task. A cell that ran the conversion itself would be stuck in a child that is forked meanwhile.
+    outcome: OnceLock<Outcome>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     /// What the callable returned or raised, until core says that it counts.
-    host: Option<PyResult<Py<PyAny>>>,
+    host: Option<Returned>,
     callbacks: Vec<Py<PyAny>>,
     /// Callbacks by which asyncio hears of the end: they only ring a loop.
     loops: Vec<Py<PyAny>>,
@@ -92,18 +106,27 @@ struct State {
 }
 
 struct Stdlib {
+    epoch: u64,
     condition: Py<PyAny>,
     waiters: Py<PyList>,
     published: bool,
 }
 
+impl State {
+    /// A forked child does not touch what it inherited: threads that it does not have may hold the condition for ever. The task is
+    /// done there, so nobody waits for the new one.
+    fn stdlib(&self) -> Option<&Stdlib> {
+        self.stdlib.as_deref().filter(|s| fork::is_current(s.epoch))
+    }
+}
+
 impl PyFuture {
     pub(crate) fn pending() -> PyFuture {
-        PyFuture { task: OnceLock::new(), outcome: PyOnceLock::new(), state: Mutex::default() }
+        PyFuture { task: OnceLock::new(), outcome: OnceLock::new(), state: Mutex::default() }
     }
 
     pub(crate) fn of(task: Task) -> PyFuture {
-        PyFuture { task: OnceLock::from(task), outcome: PyOnceLock::new(), state: Mutex::default() }
+        PyFuture { task: OnceLock::from(task), outcome: OnceLock::new(), state: Mutex::default() }
     }
 
     pub(crate) fn set_task(&self, task: Task) {
@@ -111,7 +134,7 @@ impl PyFuture {
         let _ = self.task.set(task);
     }
 
-    pub(crate) fn set_host(&self, outcome: PyResult<Py<PyAny>>) {
+    pub(crate) fn set_host(&self, outcome: Returned) {
         self.lock().host = Some(outcome);
     }
 
@@ -131,21 +154,23 @@ impl PyFuture {
     /// The outcome of a task that is done.
     fn outcome(&self, py: Python<'_>) -> &Outcome {
         late::collect(py);
-        self.outcome.get_or_init(py, || {
-            let result = self.task().try_take().unwrap_or_else(|| Err(Error::invalid("result was already taken")));
+        if let Some(outcome) = self.outcome.get() {
+            return outcome;
+        }
+        if let Some(result) = self.task().try_take() {
             let host = self.lock().host.take();
-            Outcome::new(py, result, host)
-        })
+            let _ = self.outcome.set(Outcome::new(py, result, host));
+        }
+        // Taken by another thread, which may be copying it without the GIL.
+        wait::detached_if(py, self.outcome.get().is_none(), || self.outcome.wait())
     }
 
     fn wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<&Outcome> {
         if !self.is_done() {
             let task = self.task();
             let _waits = if timeout.is_none() { task.begin_wait().map_err(|e| raise(py, &e))? } else { None };
-            let done = wait::until(py, timeout, |slice| task.wait_slice(slice))?;
-            if !done {
-                let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
-                return Err(raise(py, &Error::new(ErrorKind::Timeout, "the task is not done yet").with("waited_ms", waited_ms)));
+            if !wait::until(py, timeout, |slice| Ok(task.wait_slice(slice)))? {
+                return Err(wait::timed_out(py, "the task is not done yet", timeout));
             }
         }
         Ok(self.outcome(py))
@@ -169,9 +194,13 @@ impl PyFuture {
         let py = slf.py();
         let (condition, loops) = {
             let mut state = slf.get().lock();
-            let condition = state.stdlib.as_ref().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
+            let condition = state.stdlib().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
             (condition, std::mem::take(&mut state.loops))
         };
+        if !loops.is_empty() {
+            // What is long is copied here, and not on the thread of a loop.
+            slf.get().outcome(py);
+        }
         if let Some(condition) = condition
             && let Err(e) = Self::publish(slf, condition.bind(py))
         {
@@ -249,15 +278,7 @@ fn call_callback(future: &Bound<'_, PyFuture>, callback: &Bound<'_, PyAny>) -> P
         if !e.is_instance_of::<PyException>(py) {
             return Err(e);
         }
-        let logged = (|| {
-            let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
-            let kwargs = PyDict::new(py);
-            kwargs.set_item("exc_info", e.value(py))?;
-            logger.call_method("error", ("exception calling callback for %r", future), Some(&kwargs)).map(drop)
-        })();
-        if let Err(e) = logged {
-            e.write_unraisable(py, Some(future.as_any()));
-        }
+        error::log(py, "error", "exception calling callback for %r", vec![future.clone().into_any()], &e);
     }
     Ok(())
 }
@@ -406,22 +427,26 @@ impl PyFuture {
     fn _condition(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
         let this = slf.get();
-        if let Some(s) = &this.lock().stdlib {
+        if let Some(s) = this.lock().stdlib() {
             return Ok(s.condition.clone_ref(py));
         }
         let condition = py.import("threading")?.call_method0("Condition")?.unbind();
         let waiters = PyList::empty(py).unbind();
-        let watch = {
+        let (watch, parents) = {
             let mut state = this.lock();
             let published = this.is_done();
-            state.stdlib.get_or_insert_with(|| Box::new(Stdlib { condition, waiters, published }));
-            !published && !std::mem::replace(&mut state.watched, true)
+            let parents = match state.stdlib() {
+                Some(_) => None,
+                None => state.stdlib.replace(Box::new(Stdlib { epoch: fork::epoch(), condition, waiters, published })),
+            };
+            (!published && !std::mem::replace(&mut state.watched, true), parents)
         };
+        drop(parents);
         if watch {
             Self::watch(slf);
         }
         let state = this.lock();
-        let stdlib = state.stdlib.as_ref().expect("set above and never unset");
+        let stdlib = state.stdlib().expect("set above and never unset");
         Ok(stdlib.condition.clone_ref(py))
     }
 
@@ -429,12 +454,12 @@ impl PyFuture {
     fn _waiters(slf: &Bound<'_, Self>) -> PyResult<Py<PyList>> {
         Self::_condition(slf)?;
         let state = slf.get().lock();
-        Ok(state.stdlib.as_ref().expect("made by the line above").waiters.clone_ref(slf.py()))
+        Ok(state.stdlib().expect("made by the line above").waiters.clone_ref(slf.py()))
     }
 
     #[getter]
     fn _state(&self, py: Python<'_>) -> &'static str {
-        let published = self.lock().stdlib.as_ref().is_none_or(|s| s.published);
+        let published = self.lock().stdlib().is_none_or(|s| s.published);
         if published && self.is_done() {
             return if matches!(self.outcome(py), Outcome::Cancelled(_)) { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
         }
@@ -442,9 +467,7 @@ impl PyFuture {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // SAFETY: the collector runs with the interpreter attached; the token only reads the cell.
-        let py = unsafe { Python::assume_attached() };
-        if let Some(outcome) = self.outcome.get(py) {
+        if let Some(outcome) = self.outcome.get() {
             outcome.traverse(&visit)?;
         }
         // Locked: another thread is inside a few instructions, and the object is reachable from it.
@@ -452,9 +475,7 @@ impl PyFuture {
         for callback in state.callbacks.iter().chain(&state.loops) {
             visit.call(callback)?;
         }
-        if let Some(Ok(v)) = &state.host {
-            visit.call(v)?;
-        }
+        visit_returned(&state.host, &visit)?;
         if let Some(s) = &state.stdlib {
             visit.call(&s.condition)?;
             visit.call(&s.waiters)?;
@@ -492,9 +513,4 @@ pub(crate) fn tell_guarded(py: Python<'_>, future: &Py<PyFuture>) {
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyFuture>()
-}
-
-/// A tuple of arguments whose first item is the callable.
-pub(crate) fn head<'a, 'py>(args: &'a Bound<'py, PyTuple>) -> PyResult<Borrowed<'a, 'py, PyAny>> {
-    args.get_borrowed_item(0).map_err(|_| pyo3::exceptions::PyTypeError::new_err("submit expected at least 1 argument, got 0"))
 }

@@ -3,10 +3,19 @@
 //! Core says when it wants one more thread, at a moment when the interpreter cannot be asked (inside a call, or on a thread
 //! of its own). So its worker is put aside, and the Python thread that called into core starts a thread for it on its way
 //! out; where no such thread comes back soon, the thread `offloop-starter` does.
+//!
+//! ```text
+//!   ThreadPool, its views, tickets ──► _Host ◄── callables that were submitted, `current_task()`
+//!                                        ▲ weak
+//!   core's queue, worker threads  ──► Hosting
+//! ```
+//!
+//! Native code owns nothing that may refer to the pool, so the interpreter's collector sees every cycle; a pool whose threads are
+//! idle is freed as if it had none.
 
 use crate::dispatch::{self, Item, Pending, while_worker_tells};
-use crate::error::raise;
-use crate::future::{PyFuture, tell_guarded};
+use crate::error::{self, raise};
+use crate::future::{PyFuture, Returned, tell_guarded};
 use crate::late::{self, Late};
 use crate::port::PyAwaitable;
 use crate::{value, wait};
@@ -17,7 +26,8 @@ use offloop::pool::{HostedTask, HostedWorker, Next};
 use offloop::sys::fork::ForkCell;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::{PyTraverseError, PyVisit};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,13 +35,53 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// C functions run no bytecode, which is where CPython lets other threads in: after so many tasks this does.
 const TASKS_PER_TURN: u32 = 32;
 
+/// What users gave a pool: it may refer to the pool.
+#[derive(Default)]
+struct Given {
+    initializer: Option<(Py<PyAny>, Py<PyTuple>)>,
+    context: Option<Py<PyAny>>,
+}
+
+/// The Python objects of one pool.
+#[pyclass(name = "_Host", module = "offloop._native", frozen, weakref)]
+pub(crate) struct PyHost {
+    given: Mutex<Given>,
+}
+
+impl PyHost {
+    pub(crate) fn new(initializer: Option<(Py<PyAny>, Py<PyTuple>)>, context: Py<PyAny>) -> PyHost {
+        PyHost { given: Mutex::new(Given { initializer, context: Some(context) }) }
+    }
+
+    // Held for a few instructions, never while Python code may run.
+    fn lock(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl PyHost {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let Ok(given) = self.given.try_lock() else { return Ok(()) };
+        if let Some((initializer, args)) = &given.initializer {
+            visit.call(initializer)?;
+            visit.call(args)?;
+        }
+        visit.call(&given.context)
+    }
+
+    fn __clear__(&self) {
+        let old = std::mem::take(&mut *self.lock());
+        drop(old);
+    }
+}
+
 /// What the worker threads of one pool share.
 pub(crate) struct Hosting {
     wanted: ForkCell<Mutex<Vec<(Pending, HostedWorker)>>>,
     has_wanted: AtomicBool,
-    initializer: Late<Option<(Py<PyAny>, Py<PyTuple>)>>,
+    host: Late<Py<PyWeakrefReference>>,
     prefix: String,
-    context: Late<Py<PyAny>>,
     /// The initializer raised: no callable runs any more.
     broken: OnceLock<Error>,
 }
@@ -58,15 +108,14 @@ pub(crate) fn looking<T>(f: impl FnOnce() -> T) -> T {
 }
 
 impl Hosting {
-    pub(crate) fn new(initializer: Option<(Py<PyAny>, Py<PyTuple>)>, prefix: String, context: Py<PyAny>) -> Arc<Hosting> {
-        Arc::new(Hosting {
+    pub(crate) fn new(host: &Bound<'_, PyHost>, prefix: String) -> PyResult<Arc<Hosting>> {
+        Ok(Arc::new(Hosting {
             wanted: ForkCell::new(),
             has_wanted: AtomicBool::new(false),
-            initializer: Late::new(initializer),
+            host: Late::new(PyWeakrefReference::new(host)?.unbind()),
             prefix,
-            context: Late::new(context),
             broken: OnceLock::new(),
-        })
+        }))
     }
 
     /// What this process's threads asked for. A forked child begins anew: the parent's lock may be held for ever there, and
@@ -101,7 +150,9 @@ impl Hosting {
         let mut failed = Ok(());
         for (_pending, worker) in wanted {
             let name = format!("{}_{}", self.prefix, worker.slot());
-            let worker = Bound::new(py, PyWorker { worker: Mutex::new(Some(worker)), hosting: self.clone() })?;
+            // None: the pool is gone, and so is what the thread was wanted for.
+            let host = self.host.bind(py).upgrade_as::<PyHost>()?.map(Bound::unbind);
+            let worker = Bound::new(py, PyWorker { worker: Mutex::new(Some((worker, host))), hosting: self.clone() })?;
             let started = py.import("offloop._threads")?.call_method1("start_worker", (&worker, name));
             if let Err(e) = started {
                 // Gives the place back, now and not when the object is collected.
@@ -118,20 +169,13 @@ impl Hosting {
         }
     }
 
-    fn initialize(&self, py: Python<'_>) {
-        let Some((initializer, args)) = &*self.initializer else { return };
+    fn initialize(&self, py: Python<'_>, host: &PyHost) {
+        let initializer = host.lock().initializer.as_ref().map(|(f, args)| (f.clone_ref(py), args.clone_ref(py)));
+        let Some((initializer, args)) = initializer else { return };
         if let Err(e) = initializer.bind(py).call1(args.bind(py)) {
             let text = format!("{}: {}", e.get_type(py), e.value(py));
             let _ = self.broken.set(Error::new(ErrorKind::StartFailed, "the initializer raised").with("error", text));
-            let logged = (|| {
-                let logger = py.import("logging")?.call_method1("getLogger", ("concurrent.futures",))?;
-                let kwargs = PyDict::new(py);
-                kwargs.set_item("exc_info", e.value(py))?;
-                logger.call_method("critical", ("Exception in initializer:",), Some(&kwargs)).map(drop)
-            })();
-            if let Err(e) = logged {
-                e.write_unraisable(py, None);
-            }
+            error::log(py, "critical", "Exception in initializer:", Vec::new(), &e);
         }
     }
 }
@@ -149,6 +193,7 @@ pub(crate) struct Call {
     pub(crate) kwargs: Option<Py<PyDict>>,
     /// A copy of the submitter's context variables.
     pub(crate) context: Py<PyAny>,
+    pub(crate) host: Py<PyHost>,
     pub(crate) target: Target,
 }
 
@@ -172,7 +217,7 @@ fn current(py: Python<'_>) -> PyResult<&'static (Py<PyAny>, Py<PyAny>)> {
 #[pyclass(name = "Task", module = "offloop", frozen)]
 pub(crate) struct PyTask {
     control: Arc<dyn Control + Send>,
-    context: Py<PyAny>,
+    host: Py<PyHost>,
 }
 
 #[pymethods]
@@ -190,8 +235,12 @@ impl PyTask {
 
     /// The pool's `context`.
     #[getter]
-    fn context(&self, py: Python<'_>) -> Py<PyAny> {
-        self.context.clone_ref(py)
+    fn context(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.host.get().lock().context.as_ref().map(|c| c.clone_ref(py))
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.host)
     }
 }
 
@@ -204,7 +253,8 @@ fn current_task(py: Python<'_>) -> PyResult<Py<PyAny>> {
 /// One worker thread's loop.
 #[pyclass(name = "_Worker", module = "offloop._native", frozen)]
 pub(crate) struct PyWorker {
-    worker: Mutex<Option<HostedWorker>>,
+    /// Until `run` begins; it keeps no more of the pool than a thread that is idle needs.
+    worker: Mutex<Option<(HostedWorker, Option<Py<PyHost>>)>>,
     hosting: Arc<Hosting>,
 }
 
@@ -212,9 +262,11 @@ pub(crate) struct PyWorker {
 impl PyWorker {
     /// Runs callables until the pool has no use for this thread. The body of a worker thread.
     fn run(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(mut worker) = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let Some((mut worker, host)) = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
         WORKER_OF.set(Arc::as_ptr(&self.hosting));
-        self.hosting.initialize(py);
+        if let Some(host) = host {
+            self.hosting.initialize(py, host.get());
+        }
         let mut in_a_row = 0;
         loop {
             late::collect(py);
@@ -247,13 +299,14 @@ impl PyWorker {
 
 fn run_one(py: Python<'_>, hosting: &Hosting, worker: &mut HostedWorker, mut task: HostedTask) {
     let call = task.take_payload().and_then(|p| p.downcast::<Late<Call>>().ok()).expect("a callable's task carries a Call").into_inner(py);
-    let outcome = match hosting.broken() {
+    let outcome: Returned = match hosting.broken() {
         Some(error) => Err(raise(py, error)),
-        None => call_in_context(py, hosting, &task, &call),
-    };
-    let Call { args, kwargs, context, target } = call;
+        None => call_in_context(py, &task, &call),
+    }
+    .map_err(|e| e.into_value(py));
+    let Call { args, kwargs, context, host, target } = call;
     // The callable and its arguments go before anybody hears of the end.
-    drop((args, kwargs, context));
+    drop((args, kwargs, context, host));
     let result = match (&outcome, hosting.broken()) {
         (Ok(_), _) => Ok(Value::Nil),
         (Err(_), Some(error)) => Err(error.clone()),
@@ -272,15 +325,16 @@ fn run_one(py: Python<'_>, hosting: &Hosting, worker: &mut HostedWorker, mut tas
     }
 }
 
-fn call_in_context(py: Python<'_>, hosting: &Hosting, task: &HostedTask, call: &Call) -> PyResult<Py<PyAny>> {
+fn call_in_context(py: Python<'_>, task: &HostedTask, call: &Call) -> PyResult<Py<PyAny>> {
     let context = call.context.bind(py);
-    let current_task = PyTask { control: task.control(), context: hosting.context.clone_ref(py) };
+    let current_task = PyTask { control: task.control(), host: call.host.clone_ref(py) };
     context.call_method1("run", (&current(py)?.1, current_task))?;
     let kwargs = call.kwargs.as_ref().map(|k| k.bind(py));
     Ok(context.call_method("run", call.args.bind(py), kwargs)?.unbind())
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyHost>()?;
     m.add_class::<PyTask>()?;
     m.add_class::<PyWorker>()?;
     m.add_function(wrap_pyfunction!(current_task, m)?)

@@ -7,14 +7,15 @@
 //!   ─────────────────────────────────────────────────────────────────────────────
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
-//!   value buffer error                        types      late     references that native threads drop
-//!   ring     RingBuffer, Producer, Consumer    offloop._ring waits in event loops
+//!   value buffer error copy (host memory)     late     references that native threads drop
+//!   ring     RingBuffer, Producer, Consumer   wait     without the GIL;  offloop._ring waits in event loops
 //! ```
 //!
 //! No native thread ever takes the GIL: `Python::attach` from one aborts a process that is shutting down. Whatever needs
 //! the interpreter is queued for a thread that has it.
 
 mod buffer;
+mod copy;
 mod dispatch;
 mod error;
 mod fast;
@@ -62,6 +63,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::install(m)?;
     buffer::install(m)?;
+    copy::install(m)?;
     dispatch::install(m)?;
     future::install(m)?;
     hosted::install(m)?;

@@ -9,18 +9,19 @@
 //! running cannot run again below itself, its context being entered, so no step runs inside the fd's reader: that one only asks for a
 //! drain ([`Port::soon`]). And a drain that steps one task asks for the next drain beforehand, if there are tasks behind it.
 
+use crate::copy::{self, Growing};
 use crate::dispatch::{self, Item, Role};
 use crate::fast;
-use crate::future::Outcome;
+use crate::future::{Outcome, Returned, visit_returned};
 use crate::late::{self, Late};
 use offloop::error::{Error, ErrorKind};
-use offloop::pool::{CompletionQueue, Event};
+use offloop::pool::{CompletionQueue, Deliver, Event};
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyException, PyStopIteration};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyTuple, PyWeakrefMethods, PyWeakrefReference};
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -62,9 +63,16 @@ struct PortState {
     free: Vec<usize>,
     /// Taken from the queue and not delivered yet; at most a chunk.
     ready: VecDeque<(Py<PyAwaitable>, Result<Value, Error>)>,
+    /// A long result, of which each drain copies as much as fits its time. What is ready waits behind it, so that results come in order.
+    growing: Option<(Py<PyAwaitable>, Growing)>,
 }
 
 impl PortState {
+    /// Nothing waits for the next drain.
+    fn is_idle(&self) -> bool {
+        self.ready.is_empty() && self.growing.is_none()
+    }
+
     fn take(&mut self, tag: u64) -> Option<Py<PyAwaitable>> {
         let at = usize::try_from(tag).ok()?;
         let entry = self.waiting.get_mut(at)?.take();
@@ -76,8 +84,8 @@ impl PortState {
 }
 
 thread_local! {
-    /// The port of the loop that this thread used last.
-    static LAST: RefCell<Option<Py<Port>>> = const { RefCell::new(None) };
+    /// The port of the loop that this thread used last. Weak: a loop that is closed takes its port along.
+    static LAST: RefCell<Option<Late<Py<PyWeakrefReference>>>> = const { RefCell::new(None) };
 }
 
 /// The loop that runs on this thread, if there is one.
@@ -89,24 +97,42 @@ pub(crate) fn running_loop(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>>
 
 impl Port {
     /// The port of the running loop; RuntimeError without one.
-    pub(crate) fn current(py: Python<'_>) -> PyResult<(Bound<'_, Port>, Bound<'_, PyAny>)> {
+    fn current(py: Python<'_>) -> PyResult<(Bound<'_, Port>, Bound<'_, PyAny>)> {
         let Some(event_loop) = running_loop(py)? else {
             return Err(pyo3::exceptions::PyRuntimeError::new_err("no running event loop"));
         };
         let last = LAST.with_borrow(|l| l.as_ref().map(|p| p.clone_ref(py)));
-        if let Some(port) = last
+        if let Some(last) = last
+            && let Some(port) = last.bind(py).upgrade_as::<Port>()?
             && port.get().event_loop.bind(py).call0()?.is(&event_loop)
         {
-            return Ok((port.into_bound(py), event_loop));
+            return Ok((port, event_loop));
         }
         let port = py.import("offloop._aio")?.call_method1("port_for", (&event_loop,))?.cast_into::<Port>()?;
-        let previous = LAST.replace(Some(port.clone().unbind()));
-        drop(previous);
+        let previous = LAST.replace(Some(Late::new(PyWeakrefReference::new(&port)?.unbind())));
+        drop(previous.map(|p| p.into_inner(py)));
         Ok((port, event_loop))
     }
 
-    pub(crate) fn queue(&self) -> CompletionQueue {
-        self.queue.clone()
+    /// Starts a task for the running event loop: `submit` gets what awaits it, and where its outcome goes.
+    pub(crate) fn start<'py>(
+        py: Python<'py>,
+        submit: impl FnOnce(&Bound<'py, PyAwaitable>, &(dyn Fn() -> Deliver + Sync)) -> PyResult<Task>,
+    ) -> PyResult<Bound<'py, PyAwaitable>> {
+        let (port, event_loop) = Port::current(py)?;
+        let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind()))?;
+        let tag = port.get().expect(&awaitable);
+        let queue = port.get().queue.clone();
+        match submit(&awaitable, &|| Deliver::Queue(queue.clone(), tag)) {
+            Ok(task) => {
+                awaitable.get().set_task(task);
+                Ok(awaitable)
+            }
+            Err(e) => {
+                port.get().forget(tag);
+                Err(e)
+            }
+        }
     }
 
     // Held for a few instructions, never while Python code may run.
@@ -115,7 +141,7 @@ impl Port {
     }
 
     /// A tag for an awaitable.
-    pub(crate) fn expect(&self, awaitable: &Bound<'_, PyAwaitable>) -> u64 {
+    fn expect(&self, awaitable: &Bound<'_, PyAwaitable>) -> u64 {
         let mut state = self.lock();
         let entry = Some(awaitable.clone().unbind());
         let tag = match state.free.pop() {
@@ -131,9 +157,10 @@ impl Port {
         tag as u64
     }
 
-    /// Takes a tag back: its task was not accepted, or its event came.
-    pub(crate) fn forget(&self, tag: u64) -> Option<Py<PyAwaitable>> {
-        self.lock().take(tag)
+    /// Takes a tag back: its task was not accepted.
+    fn forget(&self, tag: u64) {
+        let awaitable = self.lock().take(tag);
+        drop(awaitable);
     }
 
     /// Rings a loop that has no `add_reader`. On the thread `offloop-results`.
@@ -158,17 +185,43 @@ impl Port {
         let this = slf.get();
         let started = Instant::now();
         loop {
-            while let Some((awaitable, result, last)) = this.next_ready() {
-                if !last {
-                    // What is in `ready` is not in the queue any more and rings nobody, wherever this step goes.
-                    Self::soon(slf)?;
+            let growing = this.lock().growing.take();
+            if let Some((awaitable, mut bytes)) = growing {
+                let cancelled = awaitable.get().is_cancelled();
+                while !cancelled && !bytes.advance(py) {
+                    if started.elapsed() > SLICE {
+                        this.lock().growing = Some((awaitable, bytes));
+                        return Self::soon(slf);
+                    }
                 }
-                PyAwaitable::finish(awaitable.bind(py), result)?;
+                if !cancelled {
+                    Self::soon_unless_idle(slf)?;
+                    PyAwaitable::finish(awaitable.bind(py), Outcome::Value(bytes.into_inner()))?;
+                }
             }
-            if started.elapsed() > SLICE || !this.take() {
-                return Ok(());
+            let ready = this.lock().ready.pop_front();
+            let Some((awaitable, result)) = ready else {
+                if started.elapsed() > SLICE || !this.take() {
+                    return Ok(());
+                }
+                continue;
+            };
+            Self::soon_unless_idle(slf)?;
+            let host = awaitable.get().lock().host.take();
+            match result {
+                _ if awaitable.get().is_cancelled() => {}
+                Ok(Value::Bytes(bytes)) if bytes.len() > copy::SLICE => match Growing::new(py, bytes) {
+                    Ok(bytes) => this.lock().growing = Some((awaitable, bytes)),
+                    Err(e) => PyAwaitable::finish(awaitable.bind(py), Outcome::Error(e.into_value(py)))?,
+                },
+                result => PyAwaitable::finish(awaitable.bind(py), Outcome::new(py, result, host))?,
             }
         }
+    }
+
+    /// What was taken from the queue rings nobody any more, wherever the next step goes.
+    fn soon_unless_idle(slf: &Bound<'_, Port>) -> PyResult<()> {
+        if slf.get().lock().is_idle() { Ok(()) } else { Self::soon(slf) }
     }
 
     /// Moves events from the queue to `ready`, at most a chunk; false if there were none. Whatever stays in the queue keeps the fd
@@ -182,13 +235,6 @@ impl Port {
                 state.ready.push_back((awaitable, result));
             }
         }) > 0
-    }
-
-    /// The next one to step, and whether it is the last one.
-    fn next_ready(&self) -> Option<(Py<PyAwaitable>, Result<Value, Error>, bool)> {
-        let mut state = self.lock();
-        let (awaitable, result) = state.ready.pop_front()?;
-        Some((awaitable, result, state.ready.is_empty()))
     }
 
     /// Has the loop drain from its own queue, once.
@@ -256,7 +302,7 @@ impl Port {
     /// Tasks that this loop awaits.
     fn __len__(&self) -> usize {
         let state = self.lock();
-        state.waiting.len() - state.free.len() + state.ready.len()
+        state.waiting.len() - state.free.len() + state.ready.len() + usize::from(state.growing.is_some())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -265,7 +311,7 @@ impl Port {
         for awaitable in state.waiting.iter().flatten() {
             visit.call(awaitable)?;
         }
-        for (awaitable, _) in &state.ready {
+        for awaitable in state.ready.iter().map(|r| &r.0).chain(state.growing.iter().map(|g| &g.0)) {
             visit.call(awaitable)?;
         }
         Ok(())
@@ -284,14 +330,14 @@ impl Port {
 #[pyclass(name = "_Awaitable", module = "offloop._native", frozen)]
 pub(crate) struct PyAwaitable {
     task: OnceLock<Task>,
-    outcome: PyOnceLock<Outcome>,
+    outcome: OnceLock<Outcome>,
     event_loop: Py<PyAny>,
     state: Mutex<AwaitState>,
 }
 
 #[derive(Default)]
 struct AwaitState {
-    host: Option<PyResult<Py<PyAny>>>,
+    host: Option<Returned>,
     /// Function and context.
     callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
     /// The awaiting task was told to wait: asyncio's own flag.
@@ -299,17 +345,22 @@ struct AwaitState {
 }
 
 impl PyAwaitable {
-    pub(crate) fn new(event_loop: Py<PyAny>) -> PyAwaitable {
-        PyAwaitable { task: OnceLock::new(), outcome: PyOnceLock::new(), event_loop, state: Mutex::default() }
+    fn new(event_loop: Py<PyAny>) -> PyAwaitable {
+        PyAwaitable { task: OnceLock::new(), outcome: OnceLock::new(), event_loop, state: Mutex::default() }
     }
 
-    pub(crate) fn set_task(&self, task: Task) {
+    fn set_task(&self, task: Task) {
         // Set once per awaitable, by whoever submitted it.
         let _ = self.task.set(task);
     }
 
-    pub(crate) fn set_host(&self, outcome: PyResult<Py<PyAny>>) {
+    pub(crate) fn set_host(&self, outcome: Returned) {
         self.lock().host = Some(outcome);
+    }
+
+    /// Nobody waits for it any more.
+    fn is_cancelled(&self) -> bool {
+        matches!(self.outcome.get(), Some(Outcome::Cancelled(_)))
     }
 
     fn lock(&self) -> MutexGuard<'_, AwaitState> {
@@ -317,14 +368,11 @@ impl PyAwaitable {
     }
 
     /// The outcome came: steps whoever awaits it.
-    fn finish(slf: &Bound<'_, Self>, result: Result<Value, Error>) -> PyResult<()> {
+    fn finish(slf: &Bound<'_, Self>, outcome: Outcome) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let host = this.lock().host.take();
-        if this.outcome.get(py).is_some() {
-            return Ok(()); // cancelled meanwhile
-        }
-        let _ = this.outcome.set(py, Outcome::new(py, result, host));
+        // Not cancelled: its caller has looked, and no Python code ran since.
+        let _ = this.outcome.set(outcome);
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         let run = intern!(py, "run");
         for (callback, context) in callbacks {
@@ -372,7 +420,7 @@ impl PyAwaitable {
             Some(context) => context,
             None => crate::hosted::copy_context(py)?.into_bound(py),
         };
-        if slf.get().outcome.get(py).is_some() {
+        if slf.get().outcome.get().is_some() {
             return Self::call_soon(slf, &r#fn, &context);
         }
         slf.get().lock().callbacks.push((r#fn.unbind(), context.unbind()));
@@ -399,7 +447,7 @@ impl PyAwaitable {
     fn cancel(slf: &Bound<'_, Self>, msg: Option<Bound<'_, PyAny>>) -> PyResult<bool> {
         let py = slf.py();
         let this = slf.get();
-        if this.outcome.get(py).is_some() {
+        if this.outcome.get().is_some() {
             return Ok(false);
         }
         if let Some(task) = this.task.get() {
@@ -408,7 +456,7 @@ impl PyAwaitable {
         let class = py.import("asyncio")?.getattr("CancelledError")?;
         let args = msg.map_or_else(|| Ok(PyTuple::empty(py)), |m| PyTuple::new(py, [m]))?;
         let exception = class.call1(args)?.cast_into()?.unbind();
-        let _ = this.outcome.set(py, Outcome::Cancelled(exception));
+        let _ = this.outcome.set(Outcome::Cancelled(exception));
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         for (callback, context) in callbacks {
             Self::call_soon(slf, callback.bind(py), context.bind(py))?;
@@ -416,23 +464,23 @@ impl PyAwaitable {
         Ok(true)
     }
 
-    fn cancelled(&self, py: Python<'_>) -> bool {
-        matches!(self.outcome.get(py), Some(Outcome::Cancelled(_)))
+    fn cancelled(&self) -> bool {
+        self.is_cancelled()
     }
 
-    fn done(&self, py: Python<'_>) -> bool {
-        self.outcome.get(py).is_some()
+    fn done(&self) -> bool {
+        self.outcome.get().is_some()
     }
 
     fn result(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        match self.outcome.get(py) {
+        match self.outcome.get() {
             Some(outcome) => outcome.get(py),
             None => Err(crate::error::raise(py, &Error::new(ErrorKind::Empty, "the task is not done yet"))),
         }
     }
 
     fn exception(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        match self.outcome.get(py) {
+        match self.outcome.get() {
             Some(Outcome::Error(e)) => Ok(Some(e.clone_ref(py).into_any())),
             Some(Outcome::Value(_)) => Ok(None),
             _ => self.result(py).map(Some),
@@ -449,7 +497,7 @@ impl PyAwaitable {
 
     fn __next__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         let py = slf.py();
-        let Some(outcome) = slf.get().outcome.get(py) else {
+        let Some(outcome) = slf.get().outcome.get() else {
             slf.get().lock().blocking = true;
             return Ok(slf.clone().into_any().unbind());
         };
@@ -463,9 +511,7 @@ impl PyAwaitable {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
-        // SAFETY: the collector runs with the interpreter attached; the token only reads the cell.
-        let py = unsafe { Python::assume_attached() };
-        if let Some(outcome) = self.outcome.get(py) {
+        if let Some(outcome) = self.outcome.get() {
             outcome.traverse(&visit)?;
         }
         let Ok(state) = self.state.try_lock() else { return Ok(()) };
@@ -473,10 +519,7 @@ impl PyAwaitable {
             visit.call(callback)?;
             visit.call(context)?;
         }
-        if let Some(Ok(v)) = &state.host {
-            visit.call(v)?;
-        }
-        Ok(())
+        visit_returned(&state.host, &visit)
     }
 
     fn __clear__(&self) {

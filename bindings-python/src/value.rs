@@ -1,6 +1,7 @@
 //! Values of op options and op results: Python objects to core's tree and back.
 
 use crate::buffer::{self, PyTransferBuffer};
+use crate::copy;
 use crate::error::{raise, shown};
 use offloop::TransferBuffer;
 use offloop::codec::{self, Options};
@@ -88,7 +89,7 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
         return Ok(Value::Float(f.value()));
     }
     if let Ok(b) = object.cast::<PyBytes>() {
-        return Ok(Value::Bytes(b.as_bytes().into()));
+        return Ok(Value::Bytes(buffer::of_bytes(b)));
     }
     if let Ok(list) = object.cast::<PyList>() {
         return Ok(Value::Array(list.iter().map(|i| convert(&i, at.inside())).collect::<PyResult<_>>()?));
@@ -108,12 +109,12 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
         return error(object, at).map(Value::from);
     }
     if object.is_instance_of::<PyByteArray>() || object.is_instance_of::<PyTransferBuffer>() {
-        return Ok(Value::Bytes(buffer::copy_buffer(object)?.into()));
+        return Ok(Value::Bytes(copy::to_vec(object)?.into()));
     }
     if let Ok(view) = PyUntypedBuffer::get(object) {
         let (dtype, shape) = (dtype_of(view.format()), view.shape().iter().map(|n| *n as u64).collect());
         drop(view);
-        let bytes = buffer::copy_buffer(object)?.into();
+        let bytes = copy::to_vec(object)?.into();
         return match dtype {
             Some(dtype) => Ok(TypedArray { dtype, shape, bytes }.into()),
             None => Err(raise(py, &Error::invalid("array has an element type that is not supported").with("type", type_name(object)))),

@@ -1,13 +1,13 @@
 //! Waiting without the GIL, and coming back from it.
 
 use crate::error::raise;
-use offloop::error::Error;
+use offloop::error::{Error, ErrorKind};
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Signals wake the main thread's wait; one that the kernel gave to another thread is seen this much later.
-const SLICE: Duration = Duration::from_millis(50);
+pub(crate) const SLICE: Duration = Duration::from_millis(50);
 
 /// The interpreter is about to finalize: only the main thread and daemon threads are left.
 static LEAVING: AtomicBool = AtomicBool::new(false);
@@ -31,6 +31,12 @@ pub(crate) fn until(
     }
 }
 
+/// What a wait that was too short raises.
+pub(crate) fn timed_out(py: Python<'_>, message: &'static str, timeout: Option<Duration>) -> PyErr {
+    let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
+    raise(py, &Error::new(ErrorKind::Timeout, message).with("waited_ms", waited_ms))
+}
+
 /// Runs `f` without the GIL.
 ///
 /// A daemon thread that comes back while the interpreter finalizes is ended by CPython with a forced unwind, which
@@ -45,6 +51,11 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, f: impl FnOnce() -> T + Send) ->
         }
         out
     })
+}
+
+/// As [`detached`] where the work is worth the way.
+pub(crate) fn detached_if<T: Send>(py: Python<'_>, long: bool, f: impl FnOnce() -> T + Send) -> T {
+    if long { detached(py, f) } else { f() }
 }
 
 pub(crate) fn is_main_thread() -> bool {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import threading
+import time
 import weakref
 
 import offloop
@@ -286,6 +288,76 @@ def test_long_writable_inputs_are_copied_in_slices(run, pool):
         data.append(1)  # no export is left
 
     run(main())
+
+
+async def turns_until(done):
+    """Turns of the loop until `done()`."""
+    turns = 0
+    while not done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+async def finished(pool, *inputs):
+    """Awaited ops that have their results, of which the loop has not heard yet."""
+    tasks = [asyncio.ensure_future(pool.run("noop", data)) for data in inputs]
+    await asyncio.sleep(0)
+    while pool.stats.running or pool.stats.queued:
+        time.sleep(0.001)
+    return tasks
+
+
+def test_long_arrays_that_do_not_lie_together_are_copied_in_slices(run, pool):
+    np = pytest.importorskip("numpy")
+
+    async def main():
+        for array in (np.arange(1 << 19).reshape(1 << 9, 1 << 10).T, np.ones(1 << 20, "u1")[::-2]):
+            task = asyncio.ensure_future(pool.run("noop", array))
+            before = pool.stats.submitted
+            assert await turns_until(lambda before=before: pool.stats.submitted > before) > 9
+            assert await task == array.tobytes()
+
+    run(main())
+
+
+def test_long_results_are_made_in_slices(run, pool):
+    async def main():
+        data = os.urandom(1 << 20) * 64
+
+        first, second, third = await finished(pool, *[data] * 3)
+        assert await turns_until(first.done) > 8
+        assert await asyncio.gather(first, second, third) == [data] * 3
+
+        first, second, third = await finished(pool, *[data] * 3)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        third.cancel()
+        assert await pool.run("noop", b"short") == b"short"
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await second == data
+        with pytest.raises(asyncio.CancelledError):
+            await third
+
+    run(main())
+
+
+def test_a_loop_that_is_closed_while_a_result_is_made_frees_it(pool):
+    data = bytes(256 << 20)
+
+    async def main():
+        (task,) = await finished(pool, data)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not task.done()
+        return weakref.ref(task)
+
+    gone = asyncio.run(main())
+    gc.collect()
+    assert gone() is None
+    assert asyncio.run(pool.run("noop", b"next")) == b"next"
 
 
 async def _copying(pool, *, then):

@@ -7,7 +7,9 @@ import copy
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
+import time
 
 import offloop
 import pytest
@@ -165,6 +167,18 @@ def test_a_buffer_moves_into_a_task(pool):
         np.arange(1000, dtype="f4").reshape(10, 100),
         np.asfortranarray(np.arange(12).reshape(3, 4)),
         np.arange(100)[::3],
+        np.arange(100)[::-7],
+        np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)[:, ::-1, 1:3, ::2],
+        np.arange(2 * 3 * 4 * 5, dtype="i2").reshape(2, 3, 4, 5).transpose(2, 0, 3, 1),
+        np.arange(24).reshape(2, 3, 4)[:, :, 1:3],
+        np.arange(24).reshape(2, 3, 4)[:, 1:2, :],
+        np.broadcast_to(np.arange(3), (4, 3)),
+        np.broadcast_to(np.arange(3)[:, None], (3, 4)),
+        (np.arange(60) * 1j).reshape(6, 10).T,
+        np.array([(1, 2.5)] * 9, dtype="i4,f8")[::2],
+        np.arange(1 << 19).reshape(1 << 9, 1 << 10).T,
+        np.zeros((3, 5 << 20), dtype="u1")[:, : 3 << 20],
+        np.zeros((4, 0, 3))[:, :, ::2],
         b"",
         bytearray(),
     ],
@@ -197,3 +211,53 @@ def test_long_bytes_live_as_long_as_the_task(pool):
 def test_results_above_the_copy_slice_are_whole():
     data = os.urandom(3 << 20)
     assert offloop.ops.noop(data) == data
+
+
+def test_memory_behind_pointers_is_an_input():
+    ndarray = pytest.importorskip("_testbuffer")
+    array_ = ndarray.ndarray(list(range(12)), shape=[3, 4], format="i", flags=ndarray.ND_PIL)
+    assert array_.suboffsets
+    assert offloop.ops.noop(array_) == np.arange(12, dtype="i4").tobytes()
+    assert bytes(TransferBuffer.from_bytes(array_)) == np.arange(12, dtype="i4").tobytes()
+
+
+LONG = 256 << 20
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bytes(LONG),
+        lambda: bytearray(LONG),
+        lambda: np.zeros((LONG >> 12, 1 << 13), "u1")[:, : 1 << 12],
+    ],
+    ids=["bytes", "bytearray", "strided"],
+)
+@pytest.mark.parametrize(
+    "use",
+    [TransferBuffer.from_bytes, lambda data: offloop.ops.noop(data, sleep_ms=0)],
+    ids=["from_bytes", "input"],
+)
+def test_other_threads_run_during_a_long_copy(make, use):
+    data = make()
+    seen = []
+
+    def during():
+        door, returned = threading.Lock(), []
+        door.acquire()
+        thread = threading.Thread(target=lambda: (door.acquire(), seen.append(not returned)))
+        thread.start()
+        time.sleep(0.01)  # it waits at the door
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1000)  # no thread is made to give the interpreter away
+        try:
+            door.release()
+            use(data)
+            returned.append(True)
+        finally:
+            sys.setswitchinterval(interval)
+        thread.join()
+        return seen.pop()
+
+    # A busy machine may wake the thread too late.
+    assert any(during() for _ in range(5))

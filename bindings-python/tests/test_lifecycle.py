@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures as cf
+import contextlib
 import os
 import signal
 import threading
+import time
+import traceback
 
 import offloop
 import pytest
@@ -215,19 +220,123 @@ def test_forks_while_other_threads_start_workers_and_drop_inputs():
             loader.join()
 
 
-def test_an_inherited_future_raises_forked():
+def in_child(check):
+    """Runs `check` in a forked child."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.alarm(60)  # ends a hang; the watchdog of the parent is not the child's
+            check()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+async def awaited(future):
+    return await future
+
+
+async def wrapped(future):
+    return await asyncio.wrap_future(future)
+
+
+def asked_for_its_exception(future):
+    if (e := future.exception()) is not None:
+        raise e
+    return future.result()
+
+
+def told(future):
+    told = []
+    future.add_done_callback(told.append)
+    return told.pop().result()
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda f: f.result(),
+        asked_for_its_exception,
+        lambda f: cf.wait([f]).done.pop().result(),
+        lambda f: next(cf.as_completed([f])).result(),
+        lambda f: asyncio.run(awaited(f)),
+        lambda f: asyncio.run(wrapped(f)),
+        told,
+    ],
+    ids=["result", "exception", "wait", "as_completed", "await", "wrap_future", "add_done_callback"],
+)
+def test_an_inherited_future_ends_with_forked_however_the_child_takes_it(take, gate):
     with offloop.ThreadPool(1) as pool:
-        future = pool.submit("noop", sleep_ms=200)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                future.result()
-            except offloop.ForkedError:
-                os._exit(0)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert future.result() == b""
+        done = pool.submit("noop", b"before")
+        assert done.result() == b"before"
+        untaken = pool.submit("noop", b"untaken")
+        cf.wait([untaken])
+        calls = [pool.submit(gate.wait) for _ in range(2)]
+        ops = [pool.submit("noop", b"apple", sleep_ms=200) for _ in range(2)]
+        watched = pool.submit(gate.wait)
+        told_in_parent = []
+        watched.add_done_callback(lambda _: told_in_parent.append(os.getpid()))
+        held = pool.submit(gate.wait)
+        holds, over = threading.Event(), threading.Event()
+
+        def hold():
+            with held._condition:
+                holds.set()
+                over.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        holds.wait()
+
+        def child():
+            assert take(done) == b"before"
+            assert take(untaken) == b"untaken"
+            for future in [*calls, *ops, watched, held]:
+                for _ in range(2):
+                    with pytest.raises(offloop.ForkedError):
+                        take(future)
+                assert future.done()
+                assert not (future.running())
+                assert not (future.cancelled())
+                assert not (future.cancel())
+                assert not (future.kill())
+                assert future.take_progress() is None
+                assert "finished raised ForkedError" in repr(future)
+            assert not told_in_parent
+
+        try:
+            in_child(child)
+        finally:
+            over.set()
+            gate.set()
+            holder.join()
+        assert [f.result() for f in (*calls, watched, held)] == [True] * 4
+        assert [f.result() for f in ops] == [b"apple"] * 2
+        pool.submit(abs, 1).result()
+    assert told_in_parent == [os.getpid()]
+
+
+def test_a_result_that_another_thread_was_taking_at_the_fork_is_lost_to_the_child():
+    data = bytes(128 << 20)
+    with offloop.ThreadPool(1) as pool:
+        future = pool.submit("noop", data)
+        while not future.done():
+            time.sleep(0.001)
+        taker = threading.Thread(target=future.result)
+        taker.start()
+
+        def child():
+            with contextlib.suppress(offloop.ForkedError):
+                assert len(future.result()) == len(data)
+            assert future.done()
+
+        in_child(child)
+        taker.join()
+        assert len(future.result()) == len(data)
 
 
 def test_multiprocessing_fork_children_use_pools(script):

@@ -64,11 +64,17 @@ fn forks_under_load_leave_the_child_working_and_the_parent_unharmed() {
             .expect("submit");
         let code = in_child(|| {
             // Whatever the parent was doing: no lock of it may be touched here.
-            let before = inherited.is_done();
-            match inherited.wait(None) {
-                Ok(_) if before => {}
-                Err(e) if e.kind() == ErrorKind::Forked => {}
+            let ended = !inherited.is_running() && inherited.is_done() && inherited.wait_slice(std::time::Duration::ZERO);
+            let (told, heard) = std::sync::mpsc::channel();
+            inherited.on_done(move |task| told.send(task.wait(None)).expect("the child listens"));
+            // What it came to before the fork, or nothing.
+            match heard.recv().expect("a callback of a task that is done is called") {
+                Ok(_) if ended => {}
+                Err(e) if ended && e.kind() == ErrorKind::Forked => {}
                 _ => return 1,
+            }
+            if inherited.wait(None).err().map(|e| e.kind()) != Some(ErrorKind::Forked) {
+                return 9;
             }
             if inherited.cancel() {
                 return 2;

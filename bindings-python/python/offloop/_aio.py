@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._native import TransferBuffer, _Port
+from ._native import TransferBuffer, _Copy, _Port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ._native import Future
 
 T = TypeVar("T")
-
-_SLICE = 1 << 20
 
 # The loop's reader holds the port, so that a closed loop frees it. A loop without readers has its port held here.
 _ports: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Port]] = weakref.WeakKeyDictionary()
@@ -51,7 +49,7 @@ async def await_future(future: Future[T]) -> T:
 
 
 class _Copying:
-    """A call that was taken in and is submitted once its long writable inputs are copied.
+    """A call that was taken in and is submitted once its long writable inputs are copied, a slice of `_Copy` at a time.
 
     At the call its TransferBuffers move and its short inputs are copied. Buffers come back if it is not submitted.
     """
@@ -65,7 +63,7 @@ class _Copying:
         self.line = None if line is None else (self.loop, *line)
         self.inputs: list[Any] = []
         self.moved: list[tuple[TransferBuffer, TransferBuffer]] = []
-        self.views: list[tuple[int, memoryview]] = []
+        self.copies: list[tuple[int, _Copy]] = []
         self.slices = self._copy()
         self.submitted: Any = None
         self.refused: Exception | None = None
@@ -84,27 +82,19 @@ class _Copying:
             moved = data._move_out()
             self.moved.append((data, moved))
             return moved
-        if isinstance(data, bytes):
+        if type(data) is bytes:
             return data
-        try:
-            view = memoryview(data)
-        except TypeError:
-            return data  # `submit` says what is wrong with it
-        if view.nbytes <= _SLICE or not view.c_contiguous:
-            with view:
-                return bytes(view)
-        self.views.append((len(self.inputs), view))
-        return view
+        copy = _Copy(data)
+        whole = copy.advance()
+        if whole is None:
+            self.copies.append((len(self.inputs), copy))
+        return whole
 
     def _copy(self) -> Generator[None]:
-        for place, view in self.views:
-            with view.cast("B") as source:
-                buffer = TransferBuffer(len(source))
-                with memoryview(buffer) as target:
-                    for at in range(0, len(source), _SLICE):
-                        target[at : at + _SLICE] = source[at : at + _SLICE]
-                        yield
-            self.inputs[place] = buffer
+        for place, copy in self.copies:
+            while (whole := copy.advance()) is None:
+                yield
+            self.inputs[place] = whole
 
     def advance(self) -> bool:
         """Copies one slice. True once the task was submitted, or refused."""
@@ -133,8 +123,8 @@ class _Copying:
         """Leaves no export, no ticket and no place in the line behind, wherever the copying was given up."""
         self._withdraw()
         self.slices.close()
-        for _, view in self.views:
-            view.release()
+        for _, copy in self.copies:
+            copy.release()
         if self.submitted is None:
             for given, moved in self.moved:
                 given._move_back(moved)

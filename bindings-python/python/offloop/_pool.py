@@ -49,7 +49,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
     At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback waits for
     them or while threads that are no daemons live, and cancelled otherwise. A forked child begins with an empty pool; inherited
-    futures raise ForkedError.
+    futures that were not done are done there, with ForkedError.
 
     `loop.set_default_executor` takes nothing but ThreadPoolExecutor itself: pass a ThreadPool to `run_in_executor`.
     """
@@ -90,7 +90,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
 
         An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices between
-        which the loop goes on. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
+        which the loop goes on, and so is an array of more than 65,536 elements that lie apart. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
         runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
         """
         started = self._start(op_or_fn, *args, **kwargs)

@@ -1,9 +1,9 @@
 //! The handle that pops.
 
 use super::exclusive::{Exclusive, Guard, Leave, enter};
-use super::record::to_bytes;
 use super::turn::Turn;
 use super::view::{Lend, Lent, View, release};
+use crate::copy::to_bytes;
 use crate::error::{error_class, number, raise};
 use crate::future::seconds;
 use crate::wait;
@@ -97,8 +97,7 @@ impl PyConsumer {
         if found {
             return Ok(());
         }
-        let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
-        Err(raise(py, &Error::new(ErrorKind::Timeout, "no record in the ring").with("waited_ms", waited_ms)))
+        Err(wait::timed_out(py, "no record in the ring", timeout))
     }
 
     /// The oldest record as `bytes`; waits for it.

@@ -1,9 +1,10 @@
 //! The handle that pushes.
 
 use super::exclusive::{Exclusive, Guard, enter};
-use super::record::{LONG, Source};
+use super::record::Source;
 use super::turn::Turn;
 use super::view::{Lend, Lent, View, release};
+use crate::copy;
 use crate::error::{number, raise};
 use crate::future::seconds;
 use crate::wait;
@@ -60,13 +61,12 @@ fn wait_claim(
         }
     })?;
     if !found {
-        let waited_ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
-        return Err(raise(py, &Error::new(ErrorKind::Timeout, "no room in the ring").with("waited_ms", waited_ms)));
+        return Err(wait::timed_out(py, "no room in the ring", timeout));
     }
     Ok(at as *mut u8)
 }
 
-/// Pushes one record, which may wait. The record's memory is only read while this thread has the interpreter.
+/// Pushes one record, which may wait. A long one is copied without the GIL.
 fn push(
     py: Python<'_>,
     cell: &Exclusive<Pushing>,
@@ -76,7 +76,7 @@ fn push(
 ) -> PyResult<()> {
     let source = Source::of(record)?;
     let len = source.len();
-    if len < LONG && producer.try_push(source.as_slice()).map_err(|e| raise(py, &e))? {
+    if len < copy::SLICE && producer.try_push(source.as_slice()).map_err(|e| raise(py, &e))? {
         return Ok(());
     }
     let room = wait_claim(py, cell, producer, len, timeout)?;
@@ -93,7 +93,7 @@ impl PyProducer {
 
     fn try_push_source(py: Python<'_>, producer: &mut Producer, source: &Source<'_>) -> Result<bool, Error> {
         let len = source.len();
-        if len < LONG {
+        if len < copy::SLICE {
             return producer.try_push(source.as_slice());
         }
         let Some(room) = producer.try_claim_ptr(len)? else { return Ok(false) };
@@ -319,5 +319,15 @@ impl Claim {
             Ok(false) => Err(raise(py, &Pushing::kept())),
             Err(e) => Err(raise(py, &e)),
         }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.producer)?;
+        if let Ok(view) = self.view.try_lock()
+            && let Some(view) = &*view
+        {
+            visit.call(view)?;
+        }
+        Ok(())
     }
 }

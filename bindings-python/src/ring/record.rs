@@ -1,17 +1,12 @@
 //! Bytes of Python objects into a ring and out of it.
 
-use crate::buffer::no_bytes;
+use crate::copy::{self, no_bytes};
 use crate::error::invalid;
-use crate::wait;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use std::ptr;
-
-/// Copies from here on let other threads run, about every 0.1 ms.
-pub(super) const LONG: usize = 1 << 20;
 
 /// A record that Python gave: any contiguous buffer.
 pub(super) enum Source<'a> {
@@ -40,6 +35,13 @@ impl<'a> Source<'a> {
         }
     }
 
+    fn as_ptr(&self) -> *const u8 {
+        match self {
+            Source::Bytes(b) => b.as_ptr(),
+            Source::Buffer(b) => b.0.buf.cast(),
+        }
+    }
+
     /// The bytes, for a copy that is made before any other Python code runs.
     #[inline]
     pub(super) fn as_slice(&self) -> &[u8] {
@@ -52,22 +54,13 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Copies all of it to `to`, in slices between which other threads run when it is long.
+    /// Copies all of it to `to`, without the GIL when it is long.
     ///
     /// # Safety
     /// `to` has room for `len` bytes that nobody else touches.
     pub(super) unsafe fn copy_to(&self, py: Python<'_>, to: *mut u8) {
-        let from = self.as_slice().as_ptr();
-        let mut at = 0;
-        while at < self.len() {
-            let n = LONG.min(self.len() - at);
-            // SAFETY: `at + n <= len` bytes are readable by `as_slice`, and writable by the contract.
-            unsafe { ptr::copy_nonoverlapping(from.add(at), to.add(at), n) };
-            at += n;
-            if at < self.len() {
-                wait::detached(py, || {});
-            }
-        }
+        // SAFETY: an export, or immutable bytes, keep the source readable; `to` by the contract.
+        unsafe { copy::copy(py, self.as_ptr(), to, self.len()) };
     }
 }
 
@@ -106,25 +99,4 @@ impl Drop for Export {
         // SAFETY: filled by `of`, released once.
         unsafe { ffi::PyBuffer_Release(&raw mut *self.0) };
     }
-}
-
-/// A new `bytes` of what lies at `from`.
-///
-/// # Safety
-/// `len` bytes at `from` stay readable during the call. A peer may change them meanwhile.
-#[inline]
-pub(super) unsafe fn to_bytes(py: Python<'_>, from: *const u8, len: usize) -> PyResult<Bound<'_, PyAny>> {
-    let size = len as ffi::Py_ssize_t;
-    if len < LONG {
-        // SAFETY: copies `len` readable bytes, by the contract; a null pointer is a raised MemoryError.
-        return unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(from.cast(), size)) };
-    }
-    // SAFETY: as above; the bytes of the new object are not written yet.
-    let object = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(ptr::null(), size))? };
-    // SAFETY: `object` is bytes.
-    let to = unsafe { ffi::PyBytes_AsString(object.as_ptr()) } as usize;
-    let from = from as usize;
-    // SAFETY: nobody else has the object yet, so its `len` bytes can be written without the interpreter.
-    wait::detached(py, || unsafe { ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) });
-    Ok(object)
 }

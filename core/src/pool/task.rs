@@ -338,7 +338,7 @@ impl Core {
     }
 
     fn is_forked(&self) -> bool {
-        self.pool.epoch() != fork::epoch()
+        !fork::is_current(self.pool.epoch())
     }
 }
 
@@ -420,16 +420,16 @@ fn forked() -> Error {
 }
 
 impl Task {
-    /// Has its outcome.
+    /// Has its outcome. In a forked child every task of the parent has one: what it came to before, else `Forked`.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.0.state.load(Ordering::Acquire) == DONE
+        self.0.state.load(Ordering::Acquire) == DONE || self.0.is_forked()
     }
 
     /// Was started and has no outcome yet.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.0.state.load(Ordering::Relaxed) == RUNNING
+        self.0.state.load(Ordering::Relaxed) == RUNNING && !self.0.is_forked()
     }
 
     /// Waits for the outcome and takes it. The task goes on when the wait times out.
@@ -442,8 +442,8 @@ impl Task {
         let _waits = if end.is_none() { self.begin_wait()? } else { None };
         loop {
             let left = end.map(|e| e.saturating_duration_since(Instant::now()));
-            if self.wait_slice(left.unwrap_or(Duration::MAX))? {
-                return self.0.take_result().unwrap_or_else(|| Err(already_taken()));
+            if self.wait_slice(left.unwrap_or(Duration::MAX)) {
+                return self.try_take().unwrap_or_else(|| Err(already_taken()));
             }
             if left.is_some_and(|l| l.is_zero()) {
                 let ms = timeout.unwrap_or_default().as_secs_f64() * 1e3;
@@ -458,22 +458,20 @@ impl Task {
     /// `Invalid` inside a function of the task's own pool when nobody is left who could run the task: all of the pool's threads
     /// wait for its tasks, or the task's key binds it to this thread.
     pub fn begin_wait(&self) -> Result<Option<WaitGuard>> {
+        if self.is_done() {
+            return Ok(None);
+        }
         stuck::begin(&self.0.pool, stuck::For::Task(self.0.clone()))
     }
 
     /// Waits at most so long; true if the task is done. Ends early when a signal handler ran.
-    ///
-    /// # Errors
-    /// `Forked`.
-    pub fn wait_slice(&self, slice: Duration) -> Result<bool> {
+    #[must_use]
+    pub fn wait_slice(&self, slice: Duration) -> bool {
         if self.is_done() {
-            return Ok(true);
-        }
-        if self.0.is_forked() {
-            return Err(forked());
+            return true;
         }
         if slice.is_zero() {
-            return Ok(false);
+            return false;
         }
         let end = Instant::now().checked_add(slice);
         let core = &*self.0;
@@ -492,13 +490,14 @@ impl Task {
             }
         };
         core.waiters.fetch_sub(1, Ordering::SeqCst);
-        Ok(done)
+        done
     }
 
     /// The outcome if it is there and was not taken.
     #[must_use]
     pub fn try_take(&self) -> Option<Result<Value>> {
-        self.0.take_result()
+        // What a thread of the parent was taking at the fork is lost here.
+        self.0.take_result().or_else(|| self.0.is_forked().then(|| Err(forked())))
     }
 
     /// Cancels. Queued: it never starts. Running: its token is set and the caller gets `Cancelled` at once, while the
@@ -525,6 +524,10 @@ impl Task {
 
     fn listen(&self, listener: Listener) {
         let core = &*self.0;
+        if core.is_forked() {
+            // The parent's threads may hold the lock below for ever in this process.
+            return listener.tell(self.clone(), false);
+        }
         lock(&core.rare().listeners).push(listener);
         core.waiters.fetch_or(HAS_LISTENERS, Ordering::SeqCst);
         if core.state.load(Ordering::SeqCst) == DONE {
@@ -538,6 +541,9 @@ impl Task {
     /// The latest progress value of a task that does not deliver to a queue, once.
     #[must_use]
     pub fn take_progress(&self) -> Option<Value> {
+        if self.0.is_forked() {
+            return None;
+        }
         lock(&self.0.rare.get()?.progress).take()
     }
 }
