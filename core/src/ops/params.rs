@@ -160,9 +160,16 @@ impl ParamDef {
 #[derive(Debug)]
 pub struct Params {
     defs: &'static [ParamDef],
-    given: Vec<Option<Value>>,
+    /// Small, because it lies in every task and most have none.
+    given: Option<Box<Given>>,
+}
+
+#[derive(Debug)]
+enum Given {
+    /// By the place in the table.
+    Checked(Vec<Option<Value>>),
     /// What a plugin reads: the caller's tree as it came.
-    raw: Option<Box<Value>>,
+    Raw(Value),
 }
 
 impl Params {
@@ -206,22 +213,26 @@ impl Params {
                 return Err(Error::invalid("option is missing").with("op", op).with("option", d.name));
             }
         }
-        Ok(Params { defs, given: out, raw: None })
+        let given = (!out.is_empty()).then(|| Box::new(Given::Checked(out)));
+        Ok(Params { defs, given })
     }
 
     /// No options.
-    pub(crate) const NONE: Params = Params { defs: &[], given: Vec::new(), raw: None };
+    pub(crate) const NONE: Params = Params { defs: &[], given: None };
 
     /// Options of a plugin's op: not in a table, read by the plugin itself.
     #[must_use]
     pub fn raw(value: Value) -> Params {
-        Params { defs: &[], given: Vec::new(), raw: Some(Box::new(value)) }
+        Params { defs: &[], given: Some(Box::new(Given::Raw(value))) }
     }
 
     /// The tree of [`Params::raw`].
     #[must_use]
     pub fn as_raw(&self) -> Option<&Value> {
-        self.raw.as_deref()
+        match self.given.as_deref()? {
+            Given::Raw(value) => Some(value),
+            Given::Checked(_) => None,
+        }
     }
 
     fn find(&self, name: &str) -> (Option<&Value>, Default) {
@@ -230,7 +241,11 @@ impl Params {
             .iter()
             .position(|d| d.name == name)
             .unwrap_or_else(|| panic!("op reads option {name}, which its table does not have"));
-        (self.given.get(at).and_then(Option::as_ref), self.defs[at].default)
+        let given = match self.given.as_deref() {
+            Some(Given::Checked(given)) => given.get(at).and_then(Option::as_ref),
+            _ => None,
+        };
+        (given, self.defs[at].default)
     }
 
     /// Whether the caller gave it.

@@ -108,6 +108,7 @@ impl std::fmt::Debug for Work {
 }
 
 type OnDone = Box<dyn FnOnce(&Task) + Send>;
+type Callback = Box<dyn FnOnce(Result<Value>) + Send>;
 
 /// Who is told of the end of a task.
 enum Listener {
@@ -142,14 +143,14 @@ pub(crate) struct Core {
     /// The result was given away.
     taken: AtomicBool,
     pub(super) priority: i8,
-    /// The completion queue, if that is where the outcome goes; apart from `deliver` because progress needs it too.
+    /// The completion queue, if that is where the outcome goes; apart from `callback` because progress needs it too.
     queue: Option<(Arc<Queue>, u64)>,
     pub(super) key: Option<u64>,
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
     pub(super) pool: Arc<Inner>,
     work: UnsafeCell<Option<WorkKind>>,
-    deliver: UnsafeCell<Deliver>,
+    callback: UnsafeCell<Option<Callback>>,
     result: UnsafeCell<Option<Result<Value>>>,
     rare: OnceLock<Box<Rare>>,
 }
@@ -216,9 +217,10 @@ pub(super) enum Ended {
 
 impl Core {
     pub(super) fn new(pool: Arc<Inner>, new: NewCore) -> Arc<Core> {
-        let (queue, deliver) = match new.deliver {
-            Deliver::Queue(q, tag) => (Some((q.shared(), tag)), Deliver::Wait),
-            other => (None, other),
+        let (queue, callback) = match new.deliver {
+            Deliver::Queue(q, tag) => (Some((q.shared(), tag)), None),
+            Deliver::Callback(f) => (None, Some(f)),
+            Deliver::Wait => (None, None),
         };
         spare::fill(Core {
             inject: Link::new(),
@@ -236,7 +238,7 @@ impl Core {
             timeout: new.timeout,
             pool,
             work: UnsafeCell::new(Some(new.work)),
-            deliver: UnsafeCell::new(deliver),
+            callback: UnsafeCell::new(callback),
             result: UnsafeCell::new(None),
             rare: OnceLock::new(),
         })
@@ -282,9 +284,9 @@ impl Core {
     /// Makes the outcome known. The caller has claimed it.
     pub(super) fn publish(self: &Arc<Core>, result: Result<Value>, on_worker: bool) {
         // SAFETY: only the owner of FINISHING touches these cells until DONE is visible.
-        let deliver = unsafe {
+        let callback = unsafe {
             *self.result.get() = Some(result);
-            std::mem::take(&mut *self.deliver.get())
+            (*self.callback.get()).take()
         };
         self.state.swap(DONE, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) != 0 {
@@ -297,7 +299,7 @@ impl Core {
         }
         if let Some((queue, _)) = &self.queue {
             queue.push(self.clone());
-        } else if let Deliver::Callback(callback) = deliver {
+        } else if let Some(callback) = callback {
             let result = self.take_result().unwrap_or_else(|| Err(already_taken()));
             callbacks::run(Box::new(move || callback(result)));
         }
@@ -350,7 +352,7 @@ mod spare {
     use std::sync::Arc;
 
     /// As many as a drain commonly takes at once.
-    const MAX: usize = 256;
+    const MAX: usize = 512;
 
     thread_local! {
         static SPARE: RefCell<Vec<Arc<MaybeUninit<Core>>>> = const { RefCell::new(Vec::new()) };
