@@ -201,7 +201,11 @@ impl Port {
             }
             let ready = this.lock().ready.pop_front();
             let Some((awaitable, result)) = ready else {
-                if started.elapsed() > SLICE || !this.take() {
+                if started.elapsed() > SLICE {
+                    // The queue may hold events for which it has rung already.
+                    return Self::soon(slf);
+                }
+                if !this.take() {
                     return Ok(());
                 }
                 continue;

@@ -344,6 +344,18 @@ def test_long_results_are_made_in_slices(run, pool):
     run(main())
 
 
+def test_a_result_that_comes_while_a_long_one_is_made_is_not_forgotten(run, pool):
+    async def main():
+        for n in range(200):
+            long = asyncio.ensure_future(pool.run("noop", bytes((n % 16 + 2) << 20)))
+            for _ in range(n % 7):
+                await asyncio.sleep(0)
+            assert await pool.run("noop", b"short") == b"short"
+            assert len(await long) == (n % 16 + 2) << 20
+
+    run(main())
+
+
 def test_a_loop_that_is_closed_while_a_result_is_made_frees_it(pool):
     data = bytes(256 << 20)
 
