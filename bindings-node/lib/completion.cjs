@@ -11,14 +11,10 @@
 // While polling, completions ring nobody, and timers and I/O have their turn between two drains: a wake that drained by
 // itself would be followed by the wake for what its continuations submitted, all within one turn.
 
-// As they are when the package loads: fake timers of a test would stop the results.
-const { setImmediate } = require('node:timers')
-const { performance } = require('node:perf_hooks')
+const { setImmediate, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fromNative, wrapError, unwrapError, aborted, CANCELLED } = require('./error.cjs')
 const { wrapBuffer, unwrap, lengthOf } = require('./buffer.cjs')
-
-const now = performance.now.bind(performance)
 
 /** What the results of one turn, with the code that waits for them, may take of the loop's time, in ms. */
 const TURN = 0.4

@@ -1,6 +1,7 @@
 'use strict'
 // Large inputs are copied in slices, one slice per turn of the loop over all of them, first come first served.
 
+const { setImmediate } = require('./clock.cjs')
 const native = require('./native.cjs')
 
 /** Bytes per turn. At 1.5 GB/s, the rate of a copy into fresh pages, it is 0.7 ms. */

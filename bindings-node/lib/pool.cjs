@@ -4,6 +4,7 @@
 const path = require('node:path')
 const { AsyncResource } = require('node:async_hooks')
 const { isUint8Array } = require('node:util').types
+const { setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
@@ -15,8 +16,6 @@ if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value:
 
 const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
 const MADE_HERE = Symbol('made here')
-/** Longest timer of the runtime. */
-const MAX_TIMER = 2 ** 31 - 1
 
 const opNumbers = new Map()
 function opNumber(name) {
@@ -329,7 +328,7 @@ function copyLater(shared, { signal, key }, views, done, failed) {
 /** Calls `end` with what is left of `grace` once all copies of a pool have become tasks; fails the rest after the grace. */
 function afterCopies(shared, grace, end) {
   if (shared.copies.size === 0) return end(grace)
-  const started = performance.now()
+  const started = now()
   const drop = () => {
     for (const job of [...shared.copies]) job.drop(fail('Closed', 'grace of the close ended before the input was copied', { grace }))
   }
@@ -338,7 +337,7 @@ function afterCopies(shared, grace, end) {
   shared.onCopied = () => {
     clearTimeout(timer)
     onCopied?.()
-    end(Math.max(0, grace - (performance.now() - started)))
+    end(Math.max(0, grace - (now() - started)))
   }
 }
 

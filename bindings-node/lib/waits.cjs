@@ -4,20 +4,14 @@
 // A handle's waits are served in their order. While there are any, one watch of the core says when it is worth looking
 // again; what is there is settled at once, until the turn's time is used up, and then in the next turn.
 
-// As they are when the package loads: fake timers of a test would stop the results.
-const { setImmediate, setTimeout, clearTimeout } = require('node:timers')
-const { performance } = require('node:perf_hooks')
+const { setImmediate, setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const { fail, aborted, typeName } = require('./error.cjs')
 const { begin, end, newNote, onNote, offNote, removeListener } = require('./completion.cjs')
-
-const now = performance.now.bind(performance)
 
 /** What all rings together, with the code that waits for them, may take of one turn of the loop, in ms. */
 const TURN = 0.5
 /** Settled waits between two looks at the clock, at most. */
 const MAX_STRIDE = 64
-/** Longest timer of the runtime. */
-const MAX_TIMER = 2 ** 31 - 1
 
 let stride = 8
 let left = stride

@@ -196,9 +196,12 @@ test('fake timers of a test framework do not stop the results', async () => {
     globalThis.setImmediate = globalThis.setTimeout = () => 0
     const pool = new ThreadPool({ maxWorkers: 1 })
     for (let i = 0; i < 20; i++) await Promise.all(Array.from({ length: 200 }, () => pool.run('noop', Uint8Array.of(1))))
-    console.log('done')
+    console.log((await pool.run('noop', new Uint8Array(3 << 20))).length)
+    const stuck = pool.run('noop', new Uint8Array(64 << 20), { sleepMs: 600_000 }).catch((error) => error.code)
+    await pool.close({ grace: 1 })
+    console.log(['ERR_OFFLOOP_CLOSED', 'ERR_OFFLOOP_CANCELLED'].includes(await stuck))
   `)
-  assert.deepEqual([code, out, err], [0, 'done\n', ''])
+  assert.deepEqual([code, out, err], [0, `${3 << 20}\ntrue\n`, ''])
 })
 
 test('a signal whose getters throw while results arrive costs nobody a result', async () => {
