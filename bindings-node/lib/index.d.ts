@@ -14,7 +14,7 @@ export interface RunOptions {
   signal?: AbortSignal | undefined
   /** Longest time from start to outcome. Default: none. */
   timeout?: number | undefined
-  /** Longest wait from submit to start. Default: none. */
+  /** Longest wait from the call to start, with the copy of a large input. Default: none. */
   queueTimeout?: number | undefined
   /** −128 to 127, higher first. Default 0. */
   priority?: number | undefined

@@ -150,7 +150,7 @@ class ThreadPool {
         onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
       }
       const { handle, wait } = shared
-      const submit = (list, moved) => {
+      const submit = (list, moved, queueTimeout = run.queueTimeout) => {
         let next = 0
         const inputs = groups.map((group) => group.map(() => list[next++]))
         let id
@@ -158,7 +158,7 @@ class ThreadPool {
           flush()
           id = open(entry)
           for (const { place, buffer } of moved) inputs[place[0]][place[1]] = beginMove(buffer)
-          native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, run.queueTimeout, run.key, wait)
+          native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, queueTimeout, run.key, wait)
         } catch (error) {
           if (id !== undefined) close(entry)
           throw error
@@ -167,6 +167,8 @@ class ThreadPool {
       }
       const behind = run.key !== undefined && isCopying(handle, run.key)
       if (bytes <= SLICE && !behind) return submit(views, moved)
+      // Before the copy, which reads them too.
+      checkRun(shared, run)
       const list = bytes > SLICE ? views : views.map((view) => view && copyNow(view))
       // The call owns its buffers from now on, until the pool has them or the call is refused.
       const taken = []
@@ -183,9 +185,9 @@ class ThreadPool {
           shared,
           run,
           list,
-          (copied) => {
+          (copied, queueTimeout) => {
             try {
-              submit(copied, [])
+              submit(copied, [], queueTimeout)
               taken.length = 0
             } catch (error) {
               refuse(error)
@@ -302,25 +304,38 @@ function prepare(groups) {
   return { moved, views, bytes }
 }
 
-function copyLater(shared, { signal, key }, views, done, failed) {
+/** Copies `views` in slices, then calls `done(list, queueTimeout)` with what is left of that, or `failed(error)`. */
+function copyLater(shared, { signal, key, queueTimeout = Number.POSITIVE_INFINITY }, views, done, failed) {
   const job = { pool: shared.handle, key, views, dropped: false }
+  const called = now()
+  // In the words of the core, which ends those that wait in its queue.
+  const late = () => fail('Timeout', 'the task waited too long in the queue', { limit_ms: queueTimeout, waited_ms: now() - called })
+  let timer
   const onAbort = () => job.drop(abortOf(signal) ?? aborted())
   const ended = (next) => (value) => {
     if (signal) removeListener(signal, onAbort)
+    clearTimeout(timer)
     try {
       next(value)
     } finally {
       shared.copyEnded(job)
     }
   }
-  job.done = ended(done)
+  job.done = ended((list) => {
+    const left = queueTimeout - (now() - called)
+    if (left < 0) failed(late())
+    else done(list, left)
+  })
   job.failed = ended(failed)
   job.drop = (error) => {
     job.dropped = true
+    // What was copied is not kept until its turn.
+    job.views = job.list = []
     job.failed(error)
   }
   // Code of the signal, which may throw: nothing is registered yet.
   signal?.addEventListener('abort', onAbort, { once: true })
+  if (queueTimeout !== Number.POSITIVE_INFINITY) timer = setTimeout(() => job.drop(late()), Math.min(queueTimeout, MAX_TIMER))
   shared.copies.add(job)
   copyInSlices(job)
 }

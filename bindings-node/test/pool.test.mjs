@@ -468,6 +468,42 @@ test('large inputs are copied in slices while the loop turns', async (t) => {
   assert.deepEqual(await task, input)
 })
 
+test('copies take turns: a short input waits neither for a long one of another pool nor for one of its own', async (t) => {
+  const [pool, other] = [openPool(t, { maxWorkers: 1 }), openPool(t, { maxWorkers: 1 })]
+  const settled = []
+  const run = (on, name, size, options) => on.run('crc32', new Uint8Array(size << 20), undefined, options).then(() => settled.push(name))
+  const tasks = [run(pool, 'long', 16), run(pool, 'short', 2), run(other, 'of another pool', 2)]
+  await until(() => other.stats.submitted === 1)
+  assert.ok(pool.stats.submitted < 2, 'the long input is still being copied')
+  await Promise.all(tasks)
+  assert.ok(settled.indexOf('short') < settled.indexOf('long'))
+
+  // Those with one key keep their order.
+  settled.length = 0
+  await Promise.all(['a', 'b', 'c'].map((name, i) => run(pool, name, 6 - 2 * i, { key: 'k' })))
+  assert.deepEqual(settled, ['a', 'b', 'c'])
+})
+
+test('queueTimeout counts from the call, also while the input is copied', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  const buffer = TransferBuffer.from(bytes('back'))
+  const error = await rejection(pool.runMany('noop', [buffer, new Uint8Array(64 << 20)], undefined, { queueTimeout: 1 }))
+  assert.equal(error.code, 'ERR_OFFLOOP_TIMEOUT')
+  assert.match(error.message, /^timeout: the task waited too long in the queue \(limit_ms=1, waited_ms=[1-9]/)
+  assert.equal(Buffer.from(buffer.bytes()).toString(), 'back')
+  assert.equal(pool.stats.submitted, 0)
+
+  const held = await hold(pool)
+  const { message } = await rejection(pool.run('noop', new Uint8Array(8 << 20), undefined, { queueTimeout: 100 }))
+  const [, left] = /limit_ms=([0-9.]+)/.exec(message)
+  assert.ok(pool.stats.submitted === 1 || Number(left) < 100, `what the copy took is gone (${message})`)
+  await held.release()
+
+  const invalid = rejection(pool.run('noop', new Uint8Array(8 << 20), undefined, { queueTimeout: -1 }))
+  assert.match((await invalid).message, /option=queueTimeout, value=-1/)
+  await pool.run('noop', new Uint8Array(2 << 20), undefined, { queueTimeout: 600_000 })
+})
+
 test('an input that is detached, shrunk or grown while it is copied fails its task', async (t) => {
   const pool = openPool(t, { maxWorkers: 1 })
   const moved = new Uint8Array(8 << 20)
