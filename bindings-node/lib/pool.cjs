@@ -18,11 +18,12 @@ const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 're
 const MADE_HERE = Symbol('made here')
 
 const opNumbers = new Map()
-function opNumber(name) {
+/** The number of an op in this environment; refused when the pool of `handle` does not know it. */
+function opNumber(handle, name) {
   let number = opNumbers.get(name)
   if (number === undefined) {
     if (typeof name !== 'string') throw fail('Invalid', 'op name is not text', { got: typeName(name) })
-    number = native.poolIntern(name)
+    number = native.poolIntern(handle, name)
     opNumbers.set(name, number)
   }
   return number
@@ -126,7 +127,7 @@ class ThreadPool {
 
   #submit(op, inputs, params, options, many) {
     return new Promise((resolve, reject) => {
-      const number = opNumber(op)
+      const number = opNumber(this.#shared.handle, op)
       let run = this.#defaults ?? {}
       if (options !== undefined && options !== null) run = { ...run, ...runOptions(options, true).run }
       // Params and inputs run code of the user (getters, proxies), so both are read before any buffer begins to move.

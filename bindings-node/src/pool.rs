@@ -10,7 +10,7 @@ use crate::state::State;
 use crate::value;
 use offloop::metrics::Histogram;
 use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, Work, priority};
-use offloop::{Bytes, Error, Result, ThreadPool, Value};
+use offloop::{Bytes, Error, ErrorKind, Result, ThreadPool, Value};
 use std::path::Path;
 use std::time::Duration;
 
@@ -109,19 +109,17 @@ pub(crate) fn default(call: &Call<'_>) -> JsResult<Raw> {
     buffer::external(call.env, call.state, Handle::Pool(ThreadPool::default_pool()?))
 }
 
-/// `poolIntern(name)`: the number of an op name in this environment.
+/// `poolIntern(pool, name)`: the number of an op name in this environment. A name that the pool does not know is `NotFound` and
+/// leaves no trace.
 pub(crate) fn intern(call: &Call<'_>) -> JsResult<Raw> {
-    let name = call.env.text(call.arg(0)).ok_or_else(|| Error::invalid("op name is not text"))?;
-    let mut names = call.state.names.borrow_mut();
-    let at = names.iter().position(|n| **n == *name).unwrap_or_else(|| {
-        names.push(name.into());
-        names.len() - 1
-    });
-    call.env.number(at as f64)
-}
-
-fn op_name(names: &[Box<str>], at: u32) -> Result<&str> {
-    names.get(at as usize).map(|n| &**n).ok_or_else(|| Error::invalid("op number was never interned").with("number", at))
+    let name = call.env.text(call.arg(1)).ok_or_else(|| Error::invalid("op name is not text"))?;
+    match pool(call)?.check_op(&name, &Value::Nil) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Err(e.into()),
+        // Its options come with each call.
+        _ => {}
+    }
+    let number = call.state.names.borrow_mut().number(&name);
+    call.env.number(number.into())
 }
 
 fn tag(entry: u32, index: u32) -> u64 {
@@ -141,7 +139,7 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 fn prepare(state: &State, pool: &ThreadPool, op: u32, inputs: Vec<Bytes>) -> Result<Work> {
-    pool.op(op_name(&state.names.borrow(), op)?, inputs, &Value::Nil).map_err(|(e, _)| e)
+    pool.op(state.names.borrow().name(op)?, inputs, &Value::Nil).map_err(|(e, _)| e)
 }
 
 /// 32-bit words per collected submit: op, slot, offset and length of its input.
@@ -210,7 +208,7 @@ fn given_params<'a>(call: &'a Call<'_>, at: usize) -> JsResult<&'a Value> {
 /// `poolCheckOp(pool, op, params)`: what a submit of no tasks checks.
 pub(crate) fn check_op(call: &Call<'_>) -> JsResult<Raw> {
     let op = call.env.u32(call.arg(1))?;
-    pool(call)?.check_op(op_name(&call.state.names.borrow(), op)?, given_params(call, 2)?)?;
+    pool(call)?.check_op(call.state.names.borrow().name(op)?, given_params(call, 2)?)?;
     Ok(call.env.undefined())
 }
 
@@ -244,7 +242,7 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
         let group = env.at(groups, i)?;
         let inputs = (0..env.len(group)?).map(|j| moves.input(call, env.at(group, j)?)).collect::<JsResult<Vec<Bytes>>>()?;
         let names = call.state.names.borrow();
-        works.push(pool.op(op_name(&names, op)?, inputs, params).map_err(|(e, _)| e)?);
+        works.push(pool.op(names.name(op)?, inputs, params).map_err(|(e, _)| e)?);
     }
     let tasks = pool.submit_many(works, &options).map_err(|e| e.error)?;
     moves.commit(env);

@@ -48,13 +48,38 @@ impl Wake {
     }
 }
 
+/// Names of ops that a pool knew when it was asked, by number, so that the hot path passes no text.
+#[derive(Default)]
+pub(crate) struct OpNames {
+    names: Vec<Rc<str>>,
+    numbers: HashMap<Rc<str>, u32>,
+}
+
+impl OpNames {
+    /// The number of `name`: the same one each time.
+    pub(crate) fn number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        let name: Rc<str> = name.into();
+        let number = self.names.len() as u32;
+        self.names.push(name.clone());
+        self.numbers.insert(name, number);
+        number
+    }
+
+    pub(crate) fn name(&self, number: u32) -> Result<&str, Error> {
+        let name = self.names.get(number as usize).map(|name| &**name);
+        name.ok_or_else(|| Error::invalid("op number was never interned").with("number", number))
+    }
+}
+
 pub(crate) struct State {
     pub(crate) queue: CompletionQueue,
     pub(crate) wake: Arc<Wake>,
     function: sys::napi_threadsafe_function,
     hooks: Cell<[sys::napi_ref; HOOKS]>,
-    /// Op names by number, so that the hot path passes no text.
-    pub(crate) names: RefCell<Vec<Box<str>>>,
+    pub(crate) names: RefCell<OpNames>,
     /// Tasks that JavaScript may cancel, by their entry number.
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
     /// Events that a drain had no room for.

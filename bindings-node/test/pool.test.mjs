@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { defaultPool, metrics, OffloopError, ops, ThreadPool, TransferBuffer } from '../lib/index.mjs'
-import { hold, openPool, rejection, until } from './support.mjs'
+import { hold, openPool, rejection, script, until } from './support.mjs'
 
 const bytes = (text) => Buffer.from(text)
 
@@ -466,6 +466,23 @@ test('large inputs are copied in slices while the loop turns', async (t) => {
   const task = pool.run('noop', input)
   assert.equal(pool.stats.submitted, 0, 'the copy is still under way when run returns')
   assert.deepEqual(await task, input)
+})
+
+test('a name that no pool knows is not found and leaves no trace', async () => {
+  const { code, out, err } = await script(`
+    import { createRequire } from 'node:module'
+    const { ThreadPool } = await import(offloopUrl)
+    const native = createRequire(offloopUrl)('./native.cjs')
+    const pool = new ThreadPool({ maxWorkers: 1 })
+    const codes = new Set()
+    for (let i = 0; i < 100; i++) await pool.run('nope' + i, new Uint8Array(1)).catch((error) => codes.add(error.code))
+    for (let i = 0; i < 100; i++) await pool.runMany('nope' + i, []).catch((error) => codes.add(error.code))
+    console.log(...codes)
+    const handle = native.poolNew({ maxWorkers: 1 })
+    console.log(...['crc32', 'sha256', 'crc32'].map((name) => native.poolIntern(handle, name)))
+    await pool.close()
+  `)
+  assert.deepEqual([code, out, err], [0, 'ERR_OFFLOOP_NOT_FOUND\n0 1 0\n', ''])
 })
 
 test('copies take turns: a short input waits neither for a long one of another pool nor for one of its own', async (t) => {
