@@ -145,7 +145,7 @@ impl State {
     /// Turns a core error into an `OffloopError`.
     pub(crate) fn error(&self, env: Env, e: &Error) -> JsResult<Raw> {
         let status = env.number(f64::from(e.kind().status()))?;
-        let message = env.string(&e.to_string())?;
+        let message = env.string(&text_of(e))?;
         let (errno, syscall) = match e.errno() {
             Some((errno, syscall)) => (env.number(f64::from(errno))?, env.string(syscall)?),
             None => (env.undefined(), env.undefined()),
@@ -181,6 +181,32 @@ impl State {
     pub(crate) fn forbid_external(&self) {
         self.external.set(false);
     }
+}
+
+/// The text of an error, with options in the form that users of Node.js type: `maxWorkers` for the core's `max_workers`.
+fn text_of(e: &Error) -> String {
+    // An unknown option is shown as it was typed.
+    let unknown = e.message() == "unknown option";
+    let has_names = |name: &str| name == if unknown { "known" } else { "option" };
+    if !e.context().iter().any(|(name, value)| has_names(name) && value.contains('_')) {
+        return e.to_string();
+    }
+    let camel = |names: &str| {
+        let mut up = false;
+        names.chars().fold(String::new(), |mut out, c| {
+            match c {
+                '_' => up = true,
+                c => out.push(if std::mem::take(&mut up) { c.to_ascii_uppercase() } else { c }),
+            }
+            out
+        })
+    };
+    let bare = Error::new(e.kind(), e.message().to_owned());
+    let all = e.context().iter().fold(bare, |error, (name, value)| match has_names(name) {
+        true => error.with(name, camel(value)),
+        false => error.with(name, value),
+    });
+    all.to_string()
 }
 
 /// `hooks(wake, error, unwrap, wrapBuffer, wrapError, wrapMap, unwrapError)`: called once, when the package loads.

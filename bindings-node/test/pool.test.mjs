@@ -112,10 +112,10 @@ test('bad input is a typed error that names the value, and the pool still works'
     [run('noop', gone), 'ERR_OFFLOOP_DETACHED', /transferred/],
     [run('noop', [twice, twice]), 'ERR_OFFLOOP_DETACHED', /twice/],
     [run('noop', bytes('x'), { nope: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option.*nope/],
-    [run('noop', bytes('x'), { sleepMs: -1 }), 'ERR_OFFLOOP_INVALID', /sleep_ms.*-1/],
-    [run('noop', bytes('x'), { sleepMs: 'long' }), 'ERR_OFFLOOP_INVALID', /sleep_ms.*string/],
-    [run('noop', bytes('x'), { sleepMs: Number.NaN }), 'ERR_OFFLOOP_INVALID', /sleep_ms/],
-    [run('noop', bytes('x'), { sleepMs: 2n ** 80n }), 'ERR_OFFLOOP_INVALID', /sleep_ms/],
+    [run('noop', bytes('x'), { sleepMs: -1 }), 'ERR_OFFLOOP_INVALID', /sleepMs.*-1/],
+    [run('noop', bytes('x'), { sleepMs: 'long' }), 'ERR_OFFLOOP_INVALID', /sleepMs.*string/],
+    [run('noop', bytes('x'), { sleepMs: Number.NaN }), 'ERR_OFFLOOP_INVALID', /sleepMs/],
+    [run('noop', bytes('x'), { sleepMs: 2n ** 80n }), 'ERR_OFFLOOP_INVALID', /sleepMs/],
     [run('noop', bytes('x'), 'fast'), 'ERR_OFFLOOP_INVALID', /params.*string/],
     [run('noop', bytes('x'), { sleepMs: () => 1 }), 'ERR_OFFLOOP_UNSERIALIZABLE', /function/],
     [run('noop', bytes('x'), undefined, 'fast'), 'ERR_OFFLOOP_INVALID', /options.*string/],
@@ -152,11 +152,11 @@ test('bad input is a typed error that names the value, and the pool still works'
     [() => pool.runMany('noop', [], { sleep: 1 }), 'ERR_OFFLOOP_INVALID', /sleep/],
     [() => pool.runMany('noop', [], undefined, { timeout: -1 }), 'ERR_OFFLOOP_INVALID', /timeout.*-1/],
     [() => pool.runMany('noop', [], undefined, { key: 7 }), 'ERR_OFFLOOP_INVALID', /key.*7/],
-    [async () => new ThreadPool({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /max_workers.*value=0, min=1/],
+    [async () => new ThreadPool({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /maxWorkers.*value=0, min=1/],
     [async () => new ThreadPool({ maxWorkers: -1 }), 'ERR_OFFLOOP_INVALID', /maxWorkers.*-1/],
     [async () => new ThreadPool({ maxWorkers: 1.5 }), 'ERR_OFFLOOP_INVALID', /maxWorkers.*1.5/],
-    [async () => new ThreadPool({ maxWorkers: 1e12 }), 'ERR_OFFLOOP_INVALID', /max_workers.*1000000000000/],
-    [async () => new ThreadPool({ maxQueue: 0 }), 'ERR_OFFLOOP_INVALID', /max_queue.*value=0/],
+    [async () => new ThreadPool({ maxWorkers: 1e12 }), 'ERR_OFFLOOP_INVALID', /maxWorkers.*1000000000000/],
+    [async () => new ThreadPool({ maxQueue: 0 }), 'ERR_OFFLOOP_INVALID', /maxQueue.*value=0/],
     [async () => new ThreadPool({ nice: 99 }), 'ERR_OFFLOOP_INVALID', /nice.*99/],
     [async () => new ThreadPool({ name: 7 }), 'ERR_OFFLOOP_INVALID', /name.*7/],
     [async () => new ThreadPool({ onFull: 'overwrite' }), 'ERR_OFFLOOP_INVALID', /onFull.*overwrite/],
@@ -167,7 +167,7 @@ test('bad input is a typed error that names the value, and the pool still works'
     [() => pool.close({ grace: '1' }), 'ERR_OFFLOOP_INVALID', /grace.*1/],
     [async () => new ThreadPool(null), 'ERR_OFFLOOP_INVALID', /options.*null/],
     [async () => pool.options({ threads: 2 }), 'ERR_OFFLOOP_INVALID', /unknown option.*threads/],
-    [async () => pool.resize({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /max_workers/],
+    [async () => pool.resize({ maxWorkers: 0 }), 'ERR_OFFLOOP_INVALID', /maxWorkers/],
     [async () => pool.resize({ workers: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option.*workers/],
     [async () => pool.load(7), 'ERR_OFFLOOP_INVALID', /plugin path.*number/],
     [() => pool.close({ grace: -1 }), 'ERR_OFFLOOP_INVALID', /grace.*-1/],
@@ -483,6 +483,25 @@ test('a name that no pool knows is not found and leaves no trace', async () => {
     await pool.close()
   `)
   assert.deepEqual([code, out, err], [0, 'ERR_OFFLOOP_NOT_FOUND\n0 1 0\n', ''])
+})
+
+test('errors name options as users of Node.js type them', async (t) => {
+  const pool = openPool(t, { maxWorkers: 1 })
+  const x = bytes('x')
+  const cases = [
+    [async () => new ThreadPool({ maxWorkers: 0 }), 'option=maxWorkers, value=0'],
+    [async () => new ThreadPool({ maxQueue: 0 }), 'option=maxQueue, value=0'],
+    [async () => pool.resize({ minWorkers: 5, maxWorkers: 2 }), 'option=minWorkers, value=5'],
+    [() => pool.run('gunzip', x, { maxOutput: -1 }), 'op=gunzip, option=maxOutput, value=-1'],
+    [() => pool.run('unzstd', x, { maxOut_put: 1 }), 'op=unzstd, option=maxOut_put, known=maxOutput maxWindowLog dictionary'],
+    // Not an option's name.
+    [() => pool.run('csv.to_arrow', bytes('a_b\n1\n'), { columns: ['c_d'] }), 'option=columns, column=c_d, known=a_b'],
+    [() => pool.run('csv.nope'), 'known=csv.to_arrow '],
+  ]
+  for (const [call, text] of cases) {
+    const { message } = await rejection(call())
+    assert.ok(message.includes(text), message)
+  }
 })
 
 test('copies take turns: a short input waits neither for a long one of another pool nor for one of its own', async (t) => {

@@ -76,6 +76,12 @@ function check(entry, given, result, label) {
   if ('output' in entry) assert.deepEqual(result, value(entry.output), label)
 }
 
+/** A message with options named as the table and the vectors do; this face names them as they are typed here. */
+function inTheTablesWords(message) {
+  const names = message.includes('unknown option') ? /(?<=known=)[\w ]+/ : /(?<=option=)\w+/
+  return message.replace(names, (text) => text.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`))
+}
+
 for (const file of fs.readdirSync(path.join(root, 'ops')).filter((name) => name.endsWith('.json'))) {
   const suite = JSON.parse(fs.readFileSync(path.join(root, 'ops', file), 'utf8'))
   test(`vectors of ${suite.op}`, async () => {
@@ -91,7 +97,7 @@ for (const file of fs.readdirSync(path.join(root, 'ops')).filter((name) => name.
       const label = `error ${entry.name ?? i}: ${error.stack}`
       assert.ok(error instanceof OffloopError, label)
       assert.equal(error.code, `ERR_OFFLOOP_${entry.kind.replaceAll(/(?<=[a-z])(?=[A-Z])/g, '_').toUpperCase()}`, label)
-      for (const part of [entry.contains ?? []].flat()) assert.ok(error.message.includes(part), label)
+      for (const part of [entry.contains ?? []].flat()) assert.ok(inTheTablesWords(error.message).includes(part), label)
       checked++
     }
     for (const [i, entry] of (suite.roundtrip ?? []).entries()) {
