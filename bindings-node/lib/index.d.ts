@@ -27,13 +27,28 @@ export interface RunOptions {
 }
 
 /** What op `K` returns when it is given options `P`. */
-export type OpResult<K extends keyof OpResults, P> = Encoded extends OpResults[K]
-  ? P extends { encoding: infer E }
-    ? E extends 'bytes' | undefined
-      ? Uint8Array
-      : string
-    : Uint8Array
-  : OpResults[K]
+export type OpResult<K extends keyof OpResults, P> = K extends unknown
+  ? Encoded extends OpResults[K]
+    ? EncodedAs<EncodingOf<P>>
+    : OpResults[K]
+  : never
+
+/** The words that option `encoding` may have in `P`, and undefined where it may be absent. */
+type EncodingOf<P> = P extends { encoding: infer E }
+  ? E
+  : P extends { encoding?: infer E }
+    ? unknown extends E
+      ? undefined
+      : E | undefined
+    : undefined
+
+type EncodedAs<E> = E extends 'bytes' | undefined ? Uint8Array : string
+
+/** `P` without names that op `K` has no option for. */
+type Known<K extends keyof OpParams, P> = P & { [Name in Exclude<keyof P, keyof OpParams[K]>]: never }
+
+/** An op that a plugin adds: a native op with options that it does not have is none. */
+type OtherOp<Name extends string> = Name extends keyof OpResults ? never : Name
 
 /** Times in milliseconds. */
 export interface Histogram {
@@ -116,13 +131,13 @@ export class ThreadPool implements PoolBase {
    * Runs an op. Rejects with an OffloopError; nothing is thrown. A task is submitted before `run` returns; while 64 and more are
    * in flight, small ones without options go together, up to 32 at a time and at the latest when the running callback ends.
    */
-  run<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, input?: Bytes | Bytes[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>>
-  run(op: string, input?: Bytes | Bytes[], params?: object | null, options?: RunOptions | null): Promise<any>
+  run<K extends keyof OpResults, const P extends OpParams[K] | null | undefined = undefined>(op: K, input?: Bytes | Bytes[], params?: Known<K, P> | null, options?: RunOptions | null): Promise<OpResult<K, P>>
+  run<Name extends string>(op: OtherOp<Name>, input?: Bytes | Bytes[], params?: object | null, options?: RunOptions | null): Promise<any>
   /**
    * Runs an op on each input: one crossing, one promise. The first error rejects it (with `index`) and cancels the rest.
    */
-  runMany<K extends keyof OpResults, P extends OpParams[K] = OpParams[K]>(op: K, inputs: (Bytes | Bytes[])[], params?: P | null, options?: RunOptions | null): Promise<OpResult<K, P>[]>
-  runMany(op: string, inputs: (Bytes | Bytes[])[], params?: object | null, options?: RunOptions | null): Promise<any[]>
+  runMany<K extends keyof OpResults, const P extends OpParams[K] | null | undefined = undefined>(op: K, inputs: (Bytes | Bytes[])[], params?: Known<K, P> | null, options?: RunOptions | null): Promise<OpResult<K, P>[]>
+  runMany<Name extends string>(op: OtherOp<Name>, inputs: (Bytes | Bytes[])[], params?: object | null, options?: RunOptions | null): Promise<any[]>
   /** Loads a C plugin; returns the names of its ops. A plugin is native code: a faulty one takes the process down. */
   load(plugin: string): string[]
   options(options: RunOptions): this

@@ -529,24 +529,31 @@ export interface Ops {
   /** Computes the SHA-256 digest (FIPS 180-4) of its input: 32 bytes. */
   sha256(data: Bytes, params: Sha256Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   sha256(data: Bytes, params?: Sha256Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  sha256(data: Bytes, params: Sha256Params, options?: RunOptions): Promise<Encoded>
   /** Computes the SHA-512 digest (FIPS 180-4) of its input: 64 bytes. */
   sha512(data: Bytes, params: Sha512Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   sha512(data: Bytes, params?: Sha512Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  sha512(data: Bytes, params: Sha512Params, options?: RunOptions): Promise<Encoded>
   /** Computes the SHA-224 digest (FIPS 180-4) of its input: 28 bytes. */
   sha224(data: Bytes, params: Sha224Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   sha224(data: Bytes, params?: Sha224Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  sha224(data: Bytes, params: Sha224Params, options?: RunOptions): Promise<Encoded>
   /** Computes the SHA-384 digest (FIPS 180-4) of its input: 48 bytes. */
   sha384(data: Bytes, params: Sha384Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   sha384(data: Bytes, params?: Sha384Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  sha384(data: Bytes, params: Sha384Params, options?: RunOptions): Promise<Encoded>
   /** Computes the SHA-512/256 digest (FIPS 180-4) of its input: 32 bytes. */
   sha512256(data: Bytes, params: Sha512256Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   sha512256(data: Bytes, params?: Sha512256Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  sha512256(data: Bytes, params: Sha512256Params, options?: RunOptions): Promise<Encoded>
   /** Computes the BLAKE3 hash of its input, plain, keyed or as a key derivation; large inputs are split over idle workers. */
   blake3(data: Bytes, params: Blake3Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   blake3(data: Bytes, params?: Blake3Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  blake3(data: Bytes, params: Blake3Params, options?: RunOptions): Promise<Encoded>
   /** Computes the XXH3 hash of its input, for tables and change detection, not against an adversary. The bytes are the canonical, big-endian form that `xxhsum` prints. */
   xxh3(data: Bytes, params: Xxh3Params & { encoding: TextEncoding }, options?: RunOptions): Promise<string>
   xxh3(data: Bytes, params?: Xxh3Params & { encoding?: 'bytes' | undefined }, options?: RunOptions): Promise<Uint8Array>
+  xxh3(data: Bytes, params: Xxh3Params, options?: RunOptions): Promise<Encoded>
   /** Computes the CRC-32 (ISO 3309, as in gzip and PNG) of its input, from 0 to 4294967295; large inputs are split over idle workers. */
   crc32(data: Bytes, params?: Crc32Params, options?: RunOptions): Promise<number>
   /** Compresses to one gzip member (RFC 1952) without name or time; inputs of 512 KiB and more are split over idle workers, which adds some 0.1 % of size. */

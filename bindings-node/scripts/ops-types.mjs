@@ -48,6 +48,8 @@ function signatures(op) {
   return [
     form(`params: ${type} & { encoding: TextEncoding }`, 'string'),
     form(`${optional}: ${type} & { encoding?: 'bytes' | undefined }`, 'Uint8Array'),
+    // Options that are known when it runs.
+    form(`params: ${type}`, 'Encoded'),
   ]
 }
 

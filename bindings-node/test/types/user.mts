@@ -22,6 +22,37 @@ const many: Uint8Array[] = await pool.runMany('gzip', [bytes, new ArrayBuffer(8)
 const hashed: string = await ops.password.hash(Buffer.from('secret'))
 const verified: boolean = await ops.password.verify(Buffer.from('secret'), { hash: hashed })
 const plugin: unknown = await pool.run('my_plugin.op', [bytes, bytes], { anything: 1 })
+
+/** Compiles when `T` is exactly what is expected. */
+const exactly =
+  <Want,>() =>
+  <T,>(_: (<X>() => X extends T ? 1 : 2) extends <X>() => X extends Want ? 1 : 2 ? T : never) => {}
+// Options whose value is known only when it runs.
+const maybe: { encoding?: 'hex' | 'bytes' } = {}
+const always: { encoding: 'hex' | 'bytes' } = { encoding: 'hex' }
+exactly<Uint8Array | string>()(await pool.run('sha256', bytes, maybe))
+exactly<Uint8Array | string>()(await pool.run('sha256', bytes, always))
+exactly<(Uint8Array | string)[]>()(await pool.runMany('sha256', [bytes], maybe))
+exactly<Uint8Array | string>()(await ops.sha256(bytes, maybe))
+exactly<string>()(await pool.run('sha256', bytes, { encoding: 'hex' }))
+exactly<Uint8Array>()(await pool.run('sha256', bytes, { encoding: 'bytes' }))
+exactly<Uint8Array>()(await pool.run('blake3', bytes, { length: 64 }))
+exactly<Uint8Array>()(await pool.run('sha256', bytes, {}))
+exactly<Uint8Array>()(await pool.run('sha256', bytes, null, { priority: 1 }))
+exactly<Uint8Array>()(await pool.run('sha256', bytes, undefined, { priority: 1 }))
+exactly<(Uint8Array | null)[]>()(await pool.run('json.pointer', bytes, { pointers: ['/a', '/b'] }))
+exactly<Uint8Array[]>()(await pool.runMany('sha256', [bytes]))
+exactly<string | number>()(await pool.run('crc32' as 'crc32' | 'password.hash', bytes))
+const named: string = 'my_plugin.op'
+const other_op: unknown = await pool.run(named, bytes, { anything: 1 })
+// @ts-expect-error a misspelled option
+await pool.run('sha256', bytes, { encodng: 'hex' })
+// @ts-expect-error a misspelled option beside one that is not
+await pool.run('blake3', bytes, { length: 64, encodng: 'hex' })
+// @ts-expect-error a word that the option does not have
+await pool.run('sha256', bytes, { encoding: 'hexx' })
+// @ts-expect-error a misspelled option
+await pool.runMany('sha256', [bytes], { encodng: 'hex' })
 // @ts-expect-error an option that the op does not have
 await ops.sha256(bytes, { level: 3 })
 // @ts-expect-error text is no bytes
@@ -45,7 +76,7 @@ try {
 const page: string = metrics('prometheus')
 await pool.close({ grace: 100 })
 await using other: ThreadPool = new ThreadPool()
-void [text, direct, digest, many, verified, plugin, fd, p99, page, other]
+void [other_op, text, direct, digest, many, verified, plugin, fd, p99, page, other]
 
 const ring: RingBuffer = RingBuffer.create({ kind: 'spsc', capacity: 1 << 20, onFull: 'wait' })
 using producer = ring.producer({ batch: true })
