@@ -6,12 +6,23 @@ const { defaultPool } = require('./pool.cjs')
 
 const camel = (name) => name.replace(/_(.)/g, (_, letter) => letter.toUpperCase())
 
+function run(name, input, params, options) {
+  let pool
+  try {
+    pool = defaultPool()
+  } catch (error) {
+    // OFFLOOP_THREADS is no number, for example.
+    return Promise.reject(error)
+  }
+  return pool.run(name, input, params, options)
+}
+
 const ops = {}
 for (const { name, maxInputs } of native.opTable()) {
   const wrapper =
     maxInputs === 0
-      ? (params, options) => defaultPool().run(name, undefined, params, options)
-      : (input, params, options) => defaultPool().run(name, input, params, options)
+      ? (params, options) => run(name, undefined, params, options)
+      : (input, params, options) => run(name, input, params, options)
   const parts = name.split('.').map(camel)
   const last = parts.pop()
   let family = ops

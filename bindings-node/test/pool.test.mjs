@@ -468,6 +468,20 @@ test('large inputs are copied in slices while the loop turns', async (t) => {
   assert.deepEqual(await task, input)
 })
 
+test('ops reject where the default pool cannot be made', async () => {
+  const { code, out, err } = await script(
+    `
+    const { ops } = await import(offloopUrl)
+    const task = ops.sha256(new Uint8Array(1))
+    const { code, message } = await task.catch((error) => error)
+    console.log(code, message.includes('OFFLOOP_THREADS') && message.includes('value=abc'))
+    console.log(await ops.noop().catch((error) => error.code))
+  `,
+    { env: { OFFLOOP_THREADS: 'abc' } },
+  )
+  assert.deepEqual([code, out, err], [0, 'ERR_OFFLOOP_INVALID true\nERR_OFFLOOP_INVALID\n', ''])
+})
+
 test('a name that no pool knows is not found and leaves no trace', async () => {
   const { code, out, err } = await script(`
     import { createRequire } from 'node:module'
