@@ -176,26 +176,30 @@ function close(entry) {
   if (entry.signal) unlisten(entry.signal, entry.id)
 }
 
-// One listener per signal, however many tasks share it.
+// One listener per signal, however many share it: the runtime warns of more than ten.
 const listeners = new WeakMap()
 
-function listen(signal, id) {
+/** On abort, `waiting` is called; a number is an entry, whose tasks are cancelled. Throws what the signal's own code throws. */
+function listen(signal, waiting) {
   let known = listeners.get(signal)
   if (known === undefined) {
-    const ids = new Set()
+    const all = new Set()
     const onAbort = () => {
-      for (const one of ids) native.poolCancel(one)
+      for (const one of all) {
+        if (typeof one === 'number') native.poolCancel(one)
+        else one()
+      }
     }
-    known = { ids, onAbort }
+    known = { all, onAbort }
     listeners.set(signal, known)
   }
-  if (known.ids.size === 0) signal.addEventListener('abort', known.onAbort)
-  known.ids.add(id)
+  if (known.all.size === 0) signal.addEventListener('abort', known.onAbort)
+  known.all.add(waiting)
 }
 
-function unlisten(signal, id) {
+function unlisten(signal, waiting) {
   const known = listeners.get(signal)
-  if (known?.ids.delete(id) && known.ids.size === 0) removeListener(signal, known.onAbort)
+  if (known?.all.delete(waiting) && known.all.size === 0) removeListener(signal, known.onAbort)
 }
 
 /** Never throws: it is called between the results of other tasks. */
@@ -356,4 +360,4 @@ function whenClosed(start) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs), unwrapError)
 
-module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, removeListener, abortOf }
+module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, listen, unlisten, abortOf }

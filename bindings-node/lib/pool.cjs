@@ -8,7 +8,7 @@ const { setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
-const { runPlain, flush, open, close, whenClosed, removeListener, abortOf } = require('./completion.cjs')
+const { runPlain, flush, open, close, whenClosed, listen, unlisten, abortOf } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
 // Node 20 before 20.5 has no such symbol.
@@ -314,7 +314,7 @@ function copyLater(shared, { signal, key, queueTimeout = Number.POSITIVE_INFINIT
   let timer
   const onAbort = () => job.drop(abortOf(signal) ?? aborted())
   const ended = (next) => (value) => {
-    if (signal) removeListener(signal, onAbort)
+    if (signal) unlisten(signal, onAbort)
     clearTimeout(timer)
     try {
       next(value)
@@ -335,7 +335,7 @@ function copyLater(shared, { signal, key, queueTimeout = Number.POSITIVE_INFINIT
     job.failed(error)
   }
   // Code of the signal, which may throw: nothing is registered yet.
-  signal?.addEventListener('abort', onAbort, { once: true })
+  if (signal) listen(signal, onAbort)
   if (queueTimeout !== Number.POSITIVE_INFINITY) timer = setTimeout(() => job.drop(late()), Math.min(queueTimeout, MAX_TIMER))
   shared.copies.add(job)
   copyInSlices(job)

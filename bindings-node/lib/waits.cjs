@@ -6,7 +6,7 @@
 
 const { setImmediate, setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const { fail, aborted, typeName } = require('./error.cjs')
-const { begin, end, newNote, onNote, offNote, removeListener } = require('./completion.cjs')
+const { begin, end, newNote, onNote, offNote, listen, unlisten, abortOf } = require('./completion.cjs')
 
 /** What all rings together, with the code that waits for them, may take of one turn of the loop, in ms. */
 const TURN = 0.5
@@ -112,9 +112,9 @@ class Waits {
       const timeout = options?.timeout ?? Number.POSITIVE_INFINITY
       const one = { data, resolve, reject, signal, onAbort: undefined, timer: undefined }
       if (signal !== undefined) {
-        one.onAbort = () => this.#settle(one, true, aborted(signal.reason))
+        one.onAbort = () => this.#settle(one, true, abortOf(signal) ?? aborted())
         // Code of the signal, which may throw: nothing is registered yet.
-        signal.addEventListener('abort', one.onAbort, { once: true })
+        listen(signal, one.onAbort)
       }
       this.#queue.add(one)
       if (timeout !== Number.POSITIVE_INFINITY) {
@@ -168,7 +168,7 @@ class Waits {
   #settle(one, failed, value) {
     if (!this.#queue.delete(one)) return
     clearTimeout(one.timer)
-    if (one.signal !== undefined) removeListener(one.signal, one.onAbort)
+    if (one.signal !== undefined) unlisten(one.signal, one.onAbort)
     // A handle that nobody waits for can be collected.
     if (this.#queue.size === 0 && this.#note !== 0) offNote(this.#note)
     this.#keepAlive()

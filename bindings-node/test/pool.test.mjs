@@ -468,6 +468,36 @@ test('large inputs are copied in slices while the loop turns', async (t) => {
   assert.deepEqual(await task, input)
 })
 
+test('one signal for many large inputs and waits on rings has one listener', async () => {
+  const { code, out, err } = await script(`
+    const { ThreadPool, RingBuffer } = await import(offloopUrl)
+    const pool = new ThreadPool({ maxWorkers: 1 })
+    const consumer = RingBuffer.create({ kind: 'spsc' }).consumer()
+    const abort = new AbortController()
+    const { signal } = abort
+    let [listeners, most] = [0, 0]
+    const { addEventListener, removeEventListener } = signal
+    signal.addEventListener = (...args) => {
+      most = Math.max(most, ++listeners)
+      addEventListener.apply(signal, args)
+    }
+    signal.removeEventListener = (...args) => {
+      listeners--
+      removeEventListener.apply(signal, args)
+    }
+    const input = new Uint8Array(2 << 20)
+    const copy = () => pool.run('crc32', input, undefined, { signal })
+    await Promise.all(Array.from({ length: 20 }, copy))
+    console.log(listeners)
+    const all = Array.from({ length: 20 }, () => [copy(), consumer.pop({ signal }), pool.run('noop', undefined, { sleepMs: 600_000 }, { signal })])
+    abort.abort()
+    const names = new Set((await Promise.allSettled(all.flat())).map(({ reason }) => reason?.name))
+    console.log(listeners, most, ...names)
+    await pool.close()
+  `)
+  assert.deepEqual([code, out, err], [0, '0\n0 1 AbortError\n', ''])
+})
+
 test('ops reject where the default pool cannot be made', async () => {
   const { code, out, err } = await script(
     `
