@@ -155,23 +155,38 @@ pub(crate) fn number<T: TryFrom<i64>>(name: &'static str, value: &Bound<'_, PyAn
     }
 }
 
+/// [`number`] for an option of a pool: one of another type is Invalid too.
+pub(crate) fn number_option<T: TryFrom<i64>>(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<T> {
+    let py = value.py();
+    number(name, value).map_err(|e| if e.is_instance_of::<PyTypeError>(py) { wrong_type(name, value, "an integer") } else { e })
+}
+
+/// What an argument of another type than `want` is refused with.
+pub(crate) fn wrong_type(name: &'static str, value: &Bound<'_, PyAny>, want: &'static str) -> PyErr {
+    raise(value.py(), &Error::invalid("option has the wrong type").with("option", name).with("value", given(value)).with("want", want))
+}
+
+fn given(value: &Bound<'_, PyAny>) -> String {
+    value.repr().map_or_else(|_| "too long to show".to_owned(), |s| s.to_string_lossy().chars().take(80).collect())
+}
+
+/// A text argument of any type that Python could give.
+pub(crate) fn text_option(message: &'static str, name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<String> {
+    text(message, name, value.cast::<PyString>().map_err(|_| wrong_type(name, value, "text"))?)
+}
+
 /// A limit in seconds; infinity is none. Neither text nor bool is a number of seconds.
 pub(crate) fn duration(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
     let py = value.py();
-    let given =
-        || value.repr().map_or_else(|_| "too long to show".to_owned(), |s| s.to_string_lossy().chars().take(80).collect::<String>());
     let seconds = match value.extract::<f64>() {
         Ok(seconds) if !value.is_instance_of::<PyBool>() => seconds,
         // An int beyond floats has a sign, and is out of range either way.
         Err(e) if e.is_instance_of::<PyOverflowError>(py) => {
-            let e = Error::invalid("option is out of range").with("option", name).with("value", given());
+            let e = Error::invalid("option is out of range").with("option", name).with("value", given(value));
             return Err(raise(py, &e));
         }
         Err(e) if !e.is_instance_of::<PyTypeError>(py) => return Err(e),
-        _ => {
-            let e = Error::invalid("option has the wrong type").with("option", name).with("value", given()).with("want", "seconds from 0");
-            return Err(raise(py, &e));
-        }
+        _ => return Err(wrong_type(name, value, "seconds from 0")),
     };
     offloop::pool::duration(name, seconds, 1).map_err(|e| raise(py, &e))
 }

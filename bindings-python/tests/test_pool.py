@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import queue
+import re
 import threading
 import time
 import weakref
@@ -74,7 +75,7 @@ def test_bad_options_name_the_value_and_the_limit(options, words):
         assert word in str(e.value)
 
 
-@pytest.mark.parametrize("options", [{"max_workers": "two"}, {"initializer": 3}, {"max_queue": 1.5}, {"bogus": 1}])
+@pytest.mark.parametrize("options", [{"initializer": 3}, {"bogus": 1}])
 def test_options_of_a_wrong_type_are_type_errors(options):
     with pytest.raises(TypeError):
         offloop.ThreadPool(**options)
@@ -318,6 +319,25 @@ def test_views_stack_and_share_the_pool(pool):
     view.shutdown()
     with pytest.raises(offloop.ClosedError):
         pool.submit("noop")
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        (lambda pool: offloop.ThreadPool("2"), "option=max_workers, value='2', want=an integer"),
+        (lambda pool: offloop.ThreadPool(max_queue=1.5), "option=max_queue, value=1.5, want=an integer"),
+        (lambda pool: offloop.ThreadPool(thread_name_prefix=5), "option=thread_name_prefix, value=5, want=text"),
+        (lambda pool: offloop.ThreadPool(on_full=None), "option=on_full, value=None, want=text"),
+        (lambda pool: pool.options(priority=1.5), "option=priority, value=1.5, want=an integer"),
+        (lambda pool: pool.options(key=5), "option=key, value=5, want=text"),
+        (lambda pool: pool.options(timeout="1"), "option=timeout, value='1', want=seconds from 0"),
+        (lambda pool: pool.load(b"/x"), "option=plugin, value=b'/x', want=a path of text"),
+        (lambda pool: pool.load(5), "option=plugin, value=5, want=a path of text"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_named_with_its_value_and_what_is_wanted(pool, call, shown):
+    with pytest.raises(offloop.InvalidError, match=re.escape(f"option has the wrong type ({shown})")):
+        call(pool)
 
 
 def test_map_is_ordered_lazy_and_takes_ops(pool):

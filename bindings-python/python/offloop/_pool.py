@@ -67,8 +67,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         nice: int = 0,
         context: Any = None,
     ) -> None:
-        if max_workers is not None and max_workers <= 0:
-            raise InvalidError(f"invalid: max_workers must be greater than 0 (value={max_workers!r})")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._open(
@@ -212,7 +210,8 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         A plugin is native code: a bad one can crash the process.
         """
-        return self._load(os.fspath(plugin))
+        # What is no path is refused by name there.
+        return self._load(os.fspath(plugin) if isinstance(plugin, os.PathLike) else plugin)
 
     def resize(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
         """Changes how many threads of each kind stay when idle, and how many there may be. Surplus ones leave when free."""

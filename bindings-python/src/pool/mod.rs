@@ -13,7 +13,7 @@ mod ticket;
 
 use crate::buffer;
 use crate::copy;
-use crate::error::{duration, invalid, number, raise, shown, text};
+use crate::error::{duration, invalid, number_option, raise, shown, text_option, wrong_type};
 use crate::future::PyFuture;
 use crate::hosted::{self, PyHost, Target, looking};
 use crate::port::PyAwaitable;
@@ -23,7 +23,7 @@ use offloop::ThreadPool;
 use offloop::error::Error;
 use offloop::metrics::Histogram;
 use offloop::pool::{Deliver, OnFull, PoolOptions, PoolStats, Work, priority};
-use pyo3::exceptions::{PyRuntimeError, PyUnicodeEncodeError};
+use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
@@ -164,13 +164,13 @@ impl PyPool {
         max_queue: Option<Bound<'_, PyAny>>,
         max_overdue: Option<Bound<'_, PyAny>>,
         nice: Bound<'_, PyAny>,
-        name: &Bound<'_, PyString>,
-        on_full: &Bound<'_, PyString>,
+        name: &Bound<'_, PyAny>,
+        on_full: &Bound<'_, PyAny>,
         initializer: Option<Py<PyAny>>,
         initargs: Py<PyTuple>,
         context: Py<PyAny>,
     ) -> PyResult<()> {
-        let on_full = text("option is not valid Unicode", "on_full", on_full)?;
+        let on_full = text_option("option is not valid Unicode", "on_full", on_full)?;
         let wait_when_full = match on_full.as_str() {
             "wait" => true,
             "reject" => false,
@@ -182,13 +182,19 @@ impl PyPool {
                 return Err(raise(py, &e));
             }
         };
-        let mut options = PoolOptions { nice: number("nice", &nice)?, ..PoolOptions::default() };
-        options.max_workers = max_workers.map(|n| number("max_workers", &n)).transpose()?;
-        options.max_overdue = max_overdue.map(|n| number("max_overdue", &n)).transpose()?;
-        if let Some(n) = max_queue {
-            options.max_queue = number("max_queue", &n)?;
+        let mut options = PoolOptions { nice: number_option("nice", &nice)?, ..PoolOptions::default() };
+        if let Some(given) = max_workers {
+            let n: i64 = number_option("max_workers", &given)?;
+            if n <= 0 {
+                return Err(invalid(py, "max_workers must be greater than 0", "value", n));
+            }
+            options.max_workers = Some(number_option("max_workers", &given)?);
         }
-        let name = text("pool name is not valid Unicode", "name", name)?;
+        options.max_overdue = max_overdue.map(|n| number_option("max_overdue", &n)).transpose()?;
+        if let Some(n) = max_queue {
+            options.max_queue = number_option("max_queue", &n)?;
+        }
+        let name = text_option("pool name is not valid Unicode", "thread_name_prefix", name)?;
         let shown = if name.is_empty() { "pool".to_owned() } else { name.clone() };
         let prefix = if name.is_empty() { "offloop".to_owned() } else { name };
         options.name = shown;
@@ -215,7 +221,7 @@ impl PyPool {
         timeout: Option<Bound<'_, PyAny>>,
         queue_timeout: Option<Bound<'_, PyAny>>,
         priority: Option<Bound<'_, PyAny>>,
-        key: Option<Bound<'_, PyString>>,
+        key: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let other = other.inner()?;
         let mut defaults = other.defaults.clone();
@@ -227,10 +233,10 @@ impl PyPool {
             }
         }
         if let Some(p) = priority {
-            defaults.priority = self::priority(number("priority", &p)?).map_err(|e| raise(py, &e))?;
+            defaults.priority = self::priority(number_option("priority", &p)?).map_err(|e| raise(py, &e))?;
         }
         if let Some(key) = key {
-            defaults.key = Some(text("key is not valid Unicode", "key", &key)?);
+            defaults.key = Some(text_option("key is not valid Unicode", "key", &key)?);
         }
         let _ = self.inner.set(other.with(py, defaults));
         Ok(())
@@ -284,8 +290,8 @@ impl PyPool {
 
     fn _resize(&self, py: Python<'_>, min_workers: Option<Bound<'_, PyAny>>, max_workers: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let pools = self.pools()?;
-        let min = min_workers.map(|n| number("min_workers", &n)).transpose()?;
-        let max = max_workers.map(|n| number("max_workers", &n)).transpose()?;
+        let min = min_workers.map(|n| number_option("min_workers", &n)).transpose()?;
+        let max = max_workers.map(|n| number_option("max_workers", &n)).transpose()?;
         looking(|| pools.ops.resize(min, max).and_then(|()| pools.calls.resize(min, max))).map_err(|e| raise(py, &e))?;
         pools.hosting.try_start_wanted(py)
     }
@@ -323,6 +329,7 @@ impl PyPool {
         Ok(self.pools()?.ops.op_names())
     }
 
+            Err(_) if e.is_instance_of::<PyTypeError>(py) => wrong_type("plugin", path, "a path of text"),
     /// Refuses new tasks from now on.
     fn _close(&self, py: Python<'_>) -> PyResult<()> {
         let pools = self.pools()?;
