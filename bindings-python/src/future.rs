@@ -15,7 +15,7 @@ use crate::wait;
 use offloop::error::{Error, ErrorKind};
 use offloop::sys::fork;
 use offloop::{Task, Value};
-use pyo3::exceptions::{PyBaseException, PyException};
+use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError, PyStopIteration};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -58,6 +58,19 @@ impl Outcome {
         match self {
             Outcome::Value(v) => Ok(v.clone_ref(py)),
             Outcome::Error(e) | Outcome::Cancelled(e) => Err(PyErr::from_value(e.bind(py).clone().into_any())),
+        }
+    }
+
+    /// What an `await` raises. A StopIteration would end the coroutine as if it had returned, so it is the cause of a RuntimeError,
+    /// as in asyncio.
+    pub(crate) fn for_await(self, py: Python<'_>) -> Outcome {
+        match self {
+            Outcome::Error(e) if e.bind(py).is_instance_of::<PyStopIteration>() => {
+                let error = PyRuntimeError::new_err("the task raised StopIteration");
+                error.set_cause(py, Some(PyErr::from_value(e.into_bound(py).into_any())));
+                Outcome::Error(error.into_value(py))
+            }
+            other => other,
         }
     }
 

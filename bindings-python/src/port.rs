@@ -376,7 +376,7 @@ impl PyAwaitable {
         let py = slf.py();
         let this = slf.get();
         // Not cancelled: its caller has looked, and no Python code ran since.
-        let _ = this.outcome.set(outcome);
+        let _ = this.outcome.set(outcome.for_await(py));
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         let run = intern!(py, "run");
         for (callback, context) in callbacks {

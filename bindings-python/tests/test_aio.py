@@ -600,6 +600,21 @@ def test_amap_over_plain_and_async_iterables(run, pool):
     run(main())
 
 
+def test_a_stop_iteration_of_a_task_is_the_cause_of_a_runtime_error(run, pool):
+    async def main():
+        nothing = iter(())
+        for call in (pool.run(next, nothing), asyncio.ensure_future(pool.run(next, nothing)), pool.submit(next, nothing)):
+            with pytest.raises(RuntimeError, match="StopIteration") as e:
+                await asyncio.wait_for(call if not isinstance(call, offloop.Future) else awaited(call), 60)
+            assert isinstance(e.value.__cause__, StopIteration)
+        assert isinstance(pool.submit(next, nothing).exception(), StopIteration)
+
+    async def awaited(future):
+        return await future
+
+    run(main())
+
+
 def test_amap_leaves_a_timeout_error_of_the_function_alone(run, pool):
     mine = TimeoutError("mine", 7)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
+import functools
+import sys
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,9 +41,44 @@ def port_for(loop: asyncio.AbstractEventLoop) -> _Port:
     return port
 
 
+class _Awaited(concurrent.futures.Future[T]):
+    """A future that says RuntimeError for StopIteration, which asyncio's own cannot hold before 3.12."""
+
+    def __init__(self, future: Future[T]) -> None:
+        self._future = future
+
+    def add_done_callback(self, fn: Callable[..., object]) -> None:
+        # Wrapped, it keeps its module, by which `Future` knows asyncio's callbacks.
+        @functools.wraps(fn)
+        def tell(_: object) -> None:
+            fn(self)
+
+        self._future.add_done_callback(tell)
+
+    def cancel(self) -> bool:
+        return self._future.cancel()
+
+    def cancelled(self) -> bool:
+        return self._future.cancelled()
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> T:
+        return self._future.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error = self._future.exception(timeout)
+        if isinstance(error, StopIteration):
+            raised = RuntimeError("the task raised StopIteration")
+            raised.__cause__ = error
+            return raised
+        return error
+
+
 async def await_future(future: Future[T]) -> T:
     """What `await future` does; cancelling it kills the task."""
-    wrapped: asyncio.Future[T] = asyncio.wrap_future(future)
+    wrapped: asyncio.Future[T] = asyncio.wrap_future(future if sys.version_info >= (3, 12) else _Awaited(future))
     try:
         return await wrapped
     except asyncio.CancelledError:
