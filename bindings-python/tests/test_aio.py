@@ -372,6 +372,29 @@ def test_a_loop_that_is_closed_while_a_result_is_made_frees_it(pool):
     assert asyncio.run(pool.run("noop", b"next")) == b"next"
 
 
+@pytest.mark.parametrize(("calls", "size", "least"), [(20, 8 << 20, 100), (30, (4 << 20) - 1, 100)])
+def test_what_many_calls_copy_in_one_turn_has_one_budget(run, pool, calls, size, least):
+    async def main():
+        data = bytearray(os.urandom(1024)) * (size // 1024)
+        digest = offloop.ops.sha256(data)
+        for start in (pool.run, lambda _, data: offloop.ops.aio.sha256(data)):
+            tasks = [asyncio.ensure_future(start("sha256", data)) for _ in range(calls)]
+            before = pool.stats.submitted
+            await asyncio.sleep(0)
+            assert pool.stats.submitted - before <= 1
+            turns = 0
+            pending = set(tasks)
+            while pending:
+                await asyncio.sleep(0)
+                turns += 1
+                pending = {task for task in pending if not task.done()}
+            assert turns >= least
+            assert await asyncio.gather(*tasks) == [digest] * calls
+        data.append(1)  # no export is left
+
+    run(main())
+
+
 async def _copying(pool, *, then):
     """A task of `run` whose input is being copied when `then` is called."""
     data = bytearray(b"a" * (16 << 20))

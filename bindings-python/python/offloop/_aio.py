@@ -89,7 +89,7 @@ async def await_future(future: Future[T]) -> T:
 class _Copying:
     """A call that was taken in and is submitted once its long writable inputs are copied, a slice of `_Copy` at a time.
 
-    At the call its TransferBuffers move and its short inputs are copied. Buffers come back if it is not submitted.
+    At the call its TransferBuffers move, and exports keep its other inputs where they are. Buffers come back if it is not submitted.
     """
 
     def __init__(
@@ -122,11 +122,8 @@ class _Copying:
             return moved
         if type(data) is bytes:
             return data
-        copy = _Copy(data)
-        whole = copy.advance()
-        if whole is None:
-            self.copies.append((len(self.inputs), copy))
-        return whole
+        self.copies.append((len(self.inputs), _Copy(data)))
+        return None
 
     def _copy(self) -> Generator[None]:
         for place, copy in self.copies:
@@ -170,6 +167,31 @@ class _Copying:
         self.release()
 
 
+# What the calls of one turn of a loop copy, in bytes: `COPY_AT_ONCE` and `SLICE` of the native half.
+_AT_ONCE = 4 << 20
+_SLICE = 1 << 20
+_spent: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
+# Held by the call of a loop whose inputs are being copied; the others wait in the order in which they came. Its users keep it.
+_turns: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakValueDictionary()
+
+
+def may_copy(cost: int) -> bool:
+    """Whether a call may copy that much at once: not before those that wait, nor beyond what is left of this turn."""
+    loop = asyncio.get_running_loop()
+    return loop not in _turns and _spend(loop, cost)
+
+
+def _spend(loop: asyncio.AbstractEventLoop, cost: int) -> bool:
+    spent = _spent.get(loop)
+    if spent is None:
+        spent = 0
+        loop.call_soon(_spent.pop, loop, None)
+    elif spent + cost > _AT_ONCE:
+        return False
+    _spent[loop] = spent + cost
+    return True
+
+
 # In the order of their calls.
 _copying: dict[_Copying, None] = {}
 # The calls of one loop, pool and key, from the first one that is not submitted yet.
@@ -185,8 +207,12 @@ async def copied(
     """
     copying = _Copying(inputs, submit, release, line)
     try:
-        while not copying.advance():
-            await asyncio.sleep(0)
+        turn = _turns.get(copying.loop)
+        if turn is None:
+            turn = _turns[copying.loop] = asyncio.Lock()
+        async with turn:
+            while not (_spend(copying.loop, _SLICE) and copying.advance()):
+                await asyncio.sleep(0)
     finally:
         copying.end()
     if copying.refused is not None:

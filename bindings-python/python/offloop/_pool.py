@@ -87,9 +87,10 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
         Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
 
-        An op's input of more than 4 MiB that must be copied (all but `bytes` and TransferBuffer) is copied in slices between
-        which the loop goes on, and so is an array of more than 65,536 elements that lie apart. The task counts as submitted from the first one: `shutdown` waits for it, and what this loop
-        runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
+        An op's inputs that must be copied (all but `bytes` and TransferBuffer) are copied at once up to 4 MiB per turn of the loop over
+        all calls, an element that lies apart counting as 64 bytes. What is beyond is copied in slices of 1 MiB, one per turn, between
+        which the loop goes on: first come, first served. Such a task counts as submitted from the call: `shutdown` waits for it, and
+        what this loop runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
         """
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:

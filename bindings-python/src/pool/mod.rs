@@ -33,8 +33,20 @@ use std::sync::{Arc, OnceLock};
 use submit::{Defaults, Handle, Job, Pools, head, op_name};
 use ticket::PyTicket;
 
-/// What `run` may copy at once; above it the copy is cut so that no piece holds the loop.
+/// What all calls of one turn of an event loop may copy at once; beyond it copies are cut so that no turn holds the loop.
 const COPY_AT_ONCE: usize = 4 * copy::SLICE;
+
+/// Inputs that no budget counts: to copy them costs less than the call.
+const COPY_FREE: usize = 64 << 10;
+
+/// Whether a call for the running loop may copy its inputs at once.
+fn may_copy<'py>(py: Python<'py>, inputs: impl Iterator<Item = Bound<'py, PyAny>>) -> PyResult<bool> {
+    let cost = inputs.map(|i| buffer::copy_cost(&i)).fold(0, usize::saturating_add);
+    if cost <= COPY_FREE {
+        return Ok(true);
+    }
+    Ok(cost <= COPY_AT_ONCE && py.import("offloop._aio")?.call_method1("may_copy", (cost,))?.is_truthy()?)
+}
 
 /// The native half of `offloop.ThreadPool`.
 #[pyclass(name = "_Pool", module = "offloop._native", frozen, subclass, weakref)]
@@ -281,8 +293,9 @@ impl PyPool {
         let handle = self.inner()?;
         let pools = &handle.pools;
         pools.check_open(py)?;
-        let long = || args.iter().skip(1).any(|a| buffer::copy_cost(&a) > COPY_AT_ONCE);
-        if head(args)?.is_instance_of::<PyString>() && (long() || pools.ask_line(py, &handle.defaults, "has_line")?) {
+        if head(args)?.is_instance_of::<PyString>()
+            && (!may_copy(py, args.iter().skip(1))? || pools.ask_line(py, &handle.defaults, "has_line")?)
+        {
             return Ok(None);
         }
         handle.start(args, kwargs).map(Some)
@@ -316,6 +329,7 @@ impl PyPool {
         let py = path.py();
         let pools = self.pools()?;
         let path: PathBuf = path.extract().map_err(|e: PyErr| match path.cast::<PyString>() {
+            Err(_) if e.is_instance_of::<PyTypeError>(py) => wrong_type("plugin", path, "a path of text"),
             // Bytes of the file system that are no UTF-8 have a form in `str`; this has none in the file system.
             Ok(path) if e.is_instance_of::<PyUnicodeEncodeError>(py) => invalid(py, "path is not valid Unicode", "path", shown(path)),
             _ => e,
@@ -329,7 +343,6 @@ impl PyPool {
         Ok(self.pools()?.ops.op_names())
     }
 
-            Err(_) if e.is_instance_of::<PyTypeError>(py) => wrong_type("plugin", path, "a path of text"),
     /// Refuses new tasks from now on.
     fn _close(&self, py: Python<'_>) -> PyResult<()> {
         let pools = self.pools()?;

@@ -1,7 +1,7 @@
 //! Ops of the default pool: what `offloop.ops` calls.
 
-use super::COPY_AT_ONCE;
 use super::inputs::Inputs;
+use super::may_copy;
 use crate::buffer;
 use crate::error::raise;
 use crate::port::{Port, PyAwaitable};
@@ -107,7 +107,7 @@ fn _start<'py>(
     inputs: &Bound<'py, PyTuple>,
     params: &Bound<'py, PyDict>,
 ) -> PyResult<Option<Bound<'py, PyAwaitable>>> {
-    if inputs.iter().any(|i| buffer::copy_cost(&i) > COPY_AT_ONCE) {
+    if !may_copy(py, inputs.iter())? {
         return Ok(None);
     }
     Port::start(py, |_, deliver| {
