@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import os
 import threading
 import time
@@ -621,6 +622,64 @@ def test_amap_over_plain_and_async_iterables(run, pool):
                 pass
 
     run(main())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_amap_gives_a_result_while_it_waits_for_the_next_item(run, pool, ordered):
+    async def main():
+        answers = asyncio.Queue()
+        answers.put_nowait(0)
+
+        async def items():  # each but the first needs the result of the one before
+            while True:
+                yield await answers.get()
+
+        got = []
+        async for result in pool.amap(lambda n: n + 1, items(), ordered=ordered):
+            got.append(result)
+            if result == 5:
+                break
+            answers.put_nowait(result)
+        assert got == [1, 2, 3, 4, 5]
+
+    run(main())
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_amap_gives_the_results_of_all_items_before_an_error_of_its_iterable(run, pool, ordered):
+    async def items():
+        for n in range(3000):
+            yield n
+        raise LookupError("the iterable's own")
+
+    async def main():
+        got = []
+        with pytest.raises(LookupError, match="the iterable's own"):
+            async for result in pool.amap(abs, items(), ordered=ordered):
+                got.append(result)
+        assert sorted(got) == list(range(3000))
+
+    run(main())
+
+
+def test_amap_that_is_left_reads_no_more_and_leaves_no_error_behind(run, pool):
+    told = []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        read = itertools.count()
+        with pytest.raises(ZeroDivisionError):
+            async for _ in pool.amap(lambda n: 1 // (n - n), read):
+                pass
+        await asyncio.sleep(0)
+        at = next(read)
+        assert at < 5000
+        assert await pool.run(abs, -1) == 1
+        assert next(read) == at + 1
+        gc.collect()
+
+    run(main())
+    assert not told
 
 
 def test_a_stop_iteration_of_a_task_is_the_cause_of_a_runtime_error(run, pool):

@@ -374,6 +374,93 @@ def test_map_raises_where_the_error_is_and_cancels_the_rest(pool):
         pool.map(abs, [], chunksize=0)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_runs_every_item_before_its_pool_ends_although_nobody_reads(keep, ordered):
+    for items in (range(5000), iter(range(5000))):
+        ran = []
+        with offloop.ThreadPool(2) as pool:
+            results = pool.map(ran.append, items, ordered=ordered)
+            if not keep:
+                del results
+        assert sorted(ran) == list(range(5000))
+        if keep:
+            assert list(results) == [None] * 5000
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_map_that_is_being_read_gives_every_result_after_its_pool_was_shut_down(wait):
+    for max_queue in (None, 8):
+        pool = offloop.ThreadPool(2, max_queue=max_queue)
+        one, two = pool.map(abs, range(3000)), pool.options(priority=1).map(pow, range(3000), itertools.repeat(1))
+        assert [next(one), next(two)] == [0, 0]
+        pool.shutdown(wait=wait)
+        assert list(one) == list(two) == list(range(1, 3000))
+
+
+def test_map_over_what_may_be_endless_gives_what_is_in_flight_when_its_pool_was_shut_down():
+    got = []
+    with offloop.ThreadPool(2) as pool:
+        results = pool.map(abs, itertools.count())
+        got.append(next(results))
+    with pytest.raises(offloop.ClosedError):
+        for result in results:
+            got.append(result)
+    assert len(got) >= 1024
+    assert got == list(range(len(got)))
+
+
+def test_map_takes_in_nothing_more_when_what_waits_is_cancelled(gate):
+    started = threading.Event()
+    with offloop.ThreadPool(1) as pool:
+        results = pool.map(lambda _: started.set() or gate.wait(), range(5000))
+        started.wait()
+        pool.shutdown(wait=False, cancel_futures=True)
+        gate.set()
+        assert next(results)
+        with pytest.raises(cf.CancelledError):
+            next(results)
+    assert pool.stats.submitted < 5000
+
+
+def test_map_whose_iterable_shuts_its_pool_down_is_refused():
+    pool = offloop.ThreadPool(1)
+
+    def items():
+        yield 1
+        pool.shutdown(wait=False)
+        yield 2
+
+    with pytest.raises(offloop.ClosedError):
+        pool.map(abs, items())
+
+
+def test_the_exit_of_the_interpreter_runs_what_map_was_given(script):
+    done = script("import offloop; pool = offloop.ThreadPool(2); results = pool.map(lambda n: print(end='.'), iter(range(3000)))")
+    assert done.stdout == "." * 3000
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_map_gives_the_results_of_all_items_before_an_error_of_its_iterable(pool, ordered):
+    def items():
+        yield from range(3000)
+        raise LookupError("the iterable's own")
+
+    got = []
+    with pytest.raises(LookupError, match="the iterable's own"):
+        for result in pool.map(abs, items(), ordered=ordered):
+            got.append(result)
+    assert sorted(got) == list(range(3000))
+
+    got = []
+    with pytest.raises(offloop.InvalidError, match="no bytes"):
+        for result in pool.map("noop", [b"x"] * 100 + [5, b"x"], ordered=ordered):
+            got.append(result)
+    assert got == [b"x"] * 100
+    with pytest.raises(offloop.InvalidError, match="no bytes"):
+        pool.map("noop", [5])
+
+
 def test_map_times_out_as_the_stdlib_does(pool, gate):
     for ordered in (True, False):
         with pytest.raises(TimeoutError):

@@ -10,11 +10,12 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _aio, _threads
-from ._native import Full, InvalidError, TimeoutError, _Pool
+from ._native import ClosedError, Full, InvalidError, TimeoutError, _Pool, current_task
 from ._stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
             initargs=tuple(initargs),
             context=context,
         )
+        self._sources: set[weakref.ref[_Source]] = set()
         _threads.pools.add(self)
 
     async def run(self, op_or_fn: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -110,16 +112,24 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         """Calls an op or a callable with items of the iterables, as `map` does, and yields the results.
 
         A bounded window of tasks is in flight: it starts to fill now and goes on as results are taken, so an endless
-        iterable is fine and Full is never raised. `ordered=False` yields results as they come. `timeout` counts seconds
-        from this call to each result. `chunksize` is accepted for ProcessPoolExecutor's sake; batching is automatic.
-        Keyword arguments go to every call. Closing the iterator cancels what was not started.
+        iterable is fine and Full is never raised. Nothing of it is lost, as with ThreadPoolExecutor: the rest of the items is taken
+        in when the iterator is dropped before its first step, and by `shutdown` without `cancel_futures`. Only a source without a
+        length, which may be endless, is not read any more by `shutdown` once its results are being read: these end with ClosedError.
+
+        `ordered=False` yields results as they come. `timeout` counts seconds from this call to each result. `chunksize` is accepted
+        for ProcessPoolExecutor's sake; batching is automatic. Keyword arguments go to every call. An error of an iterable comes after
+        the results of the items before it. Closing the iterator cancels what was not started.
         """
         if chunksize is not None and chunksize < 1:
             raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
         end = None if timeout is None else time.monotonic() + timeout
-        source = _Source(self, fn, zip(*iterables), kwargs)
+        source = _Source(self, fn, zip(*iterables), kwargs, any(hasattr(i, "__len__") for i in iterables))
         source.fill()
-        return source.ordered(end) if ordered else source.as_completed(end)
+        if source.error is not None and not source.futures:
+            raise source.error
+        # Weak: only the iterator keeps it.
+        self._sources.add(weakref.ref(source, self._sources.discard))
+        return _Results(source, source.ordered(end) if ordered else source.as_completed(end))
 
     async def amap(
         self,
@@ -131,56 +141,68 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     ) -> AsyncIterator[Any]:
         """`map` for `async for`: over plain and async iterables. Leaving the loop cancels what is in flight.
 
+        A task of its own reads the items, so that a result comes as soon as it is due, however long the next item takes. An error of
+        an iterable comes after the results of the items before it.
+
         `timeout` counts seconds from the first step to each result; a result that is late raises TimeoutError at the step that
         waits for it.
         """
         window = self._window()
         running: deque[asyncio.Task[Any]] = deque()
         finished: deque[asyncio.Task[Any]] = deque()
-        wake = asyncio.Event()
+        # Rung for the one who reads the results, and for the one who reads the items.
+        wake, room = asyncio.Event(), asyncio.Event()
 
         def on_done(task: asyncio.Task[Any]) -> None:
-            finished.append(task)
-            wake.set()
+            if not task.cancelled():
+                task.exception()  # whoever leaves early leaves no error unretrieved
+            if not ordered:
+                finished.append(task)
+                wake.set()
 
-        items = _azip(iterables)
-        more = True
+        async def feed() -> None:
+            async for args in _azip(iterables):
+                task = asyncio.ensure_future(self.run(fn, *args, **kwargs))
+                running.append(task)
+                task.add_done_callback(on_done)
+                wake.set()
+                if len(running) % _BATCH == 0:
+                    await asyncio.sleep(0)
+                while len(running) >= window:
+                    room.clear()
+                    await room.wait()
+
         until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        feeder = asyncio.ensure_future(feed())
+        feeder.add_done_callback(lambda _: wake.set())
+        due = running if ordered else finished
         try:
             while True:
                 # One for each result and none around the `yield`: it would cancel whoever holds this iterator (PEP 789).
                 scope = asyncio.timeout_at(until)
                 try:
                     async with scope:
-                        while more and len(running) < window:
-                            try:
-                                args = await anext(items)
-                            except StopAsyncIteration:
-                                more = False
-                                break
-                            task = asyncio.ensure_future(self.run(fn, *args, **kwargs))
-                            running.append(task)
-                            if not ordered:
-                                task.add_done_callback(on_done)
-                            if len(running) % _BATCH == 0:
-                                await asyncio.sleep(0)
-                        if not running:
-                            return
-                        if ordered:
-                            result = await running.popleft()
-                        else:
-                            while not finished:
-                                wake.clear()
-                                await wake.wait()
-                            task = finished.popleft()
+                        while not due:
+                            if feeder.done() and not running:
+                                # An error of an iterable comes after the results of the items before it.
+                                feeder.result()
+                                return
+                            wake.clear()
+                            await wake.wait()
+                        task = due.popleft()
+                        if not ordered:
                             running.remove(task)
-                            result = task.result()
+                        room.set()
+                        result = await task
                 except builtin_timeout:
                     if not scope.expired():
                         raise  # a task's own
                     raise TimeoutError("timeout: the results are not there yet") from None
                 yield result
         finally:
+            feeder.cancel()
+            if feeder.done() and not feeder.cancelled():
+                feeder.exception()
             for task in running:
                 task.cancel()
 
@@ -203,6 +225,7 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
             raise InvalidError(f"invalid: option is out of range (option=retries, value={retries!r}, min=0)")
         view = self.__class__.__new__(self.__class__)
+        view._sources = self._sources
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key)
         return view
 
@@ -237,7 +260,11 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
         A callable of this pool that waits for the pool's end would wait for itself: it gets an InvalidError, and the pool is
         closed.
         """
-        self._close()
+        try:
+            if not cancel_futures:
+                self._take_in(wait=wait)
+        finally:
+            self._close()
         if cancel_futures:
             self._cancel_queued()
         if wait:
@@ -249,7 +276,10 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
 
     async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         """Shuts down without holding the loop."""
-        self._close()
+        try:
+            self._take_in(wait=False)
+        finally:
+            self._close()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -273,6 +303,13 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"max_workers={self._max_workers}"
         return f"<ThreadPool {state}>"
+
+    def _take_in(self, *, wait: bool) -> None:
+        """Submits what `map` owes, before the pool is closed. `wait`: for room in the queue."""
+        for reference in list(self._sources):
+            source = reference()
+            if source is not None and (source.finite or not source.is_read):
+                source.take_in(wait=wait)
 
     def _window(self) -> int:
         return max(_WINDOW_MIN, _WINDOW_PER_WORKER * self._max_workers)
@@ -303,54 +340,131 @@ def _take(future: Future[Any], end: float | None) -> Any:
 class _Source:
     """The items of one `map`, and its tasks in flight."""
 
-    def __init__(self, pool: ThreadPool, fn: Any, rows: Iterator[tuple[Any, ...]], kwargs: dict[str, Any]) -> None:
+    def __init__(self, pool: ThreadPool, fn: Any, rows: Iterator[tuple[Any, ...]], kwargs: dict[str, Any], finite: bool) -> None:
         self.pool = pool
         self.fn = fn
         self.rows = rows
         self.kwargs = kwargs
+        self.finite = finite
         self.window = pool._window()
         self.futures: deque[Future[Any]] = deque()
         self.more = True
+        # What ended the source. Raised after the results of what was taken in before.
+        self.error: Exception | None = None
+        self.is_read = False
+        self.process = os.getpid()
+        # Held while rows are read and submitted: by the reader, or by whoever shuts the pool down.
+        self.lock = threading.RLock()
+        self.busy = False
 
     def fill(self, elsewhere: int = 0) -> None:
         """Submits until the window is full. A full queue ends it, except that one task is always in flight."""
-        while self.more and (room := self.window - len(self.futures) - elsewhere) > 0:
-            rows = list(itertools.islice(self.rows, min(_BATCH, room)))
-            if not rows:
-                self.more = False
-                return
-            done = 0
-            try:
-                if len(rows[0]) == 1:
-                    self.futures.extend(self.pool.submit_many(self.fn, [row[0] for row in rows], **self.kwargs))
-                    done = len(rows)
-                else:
-                    for row in rows:
-                        self.futures.append(self.pool.submit(self.fn, *row, **self.kwargs))
-                        done += 1
-            except Full:
-                if not self.futures and not elsewhere:
+        with self._reading() as free:
+            while free and self.more and (room := self.window - len(self.futures) - elsewhere) > 0:
+                rows = self._read(min(_BATCH, room))
+                done = self._submit(rows, self.pool.submit)
+                if not done and rows and not self.futures and not elsewhere:
                     self.futures.append(self.pool._admit(self.fn, *rows[0], **self.kwargs))
                     done = 1
-                # Room comes with the next result.
-                self.rows = itertools.chain(rows[done:], self.rows)
-                return
+                if done < len(rows):
+                    # Room comes with the next result.
+                    self.rows = itertools.chain(rows[done:], self.rows)
+                    return
+
+    def take_in(self, *, wait: bool, keep: bool = True) -> None:
+        """Submits the rest, however many there are. `wait`: for room in the queue. `keep`: somebody may read the results."""
+        if self.process != os.getpid():
+            return  # they are the parent's
+        # A worker does not wait for a reader, who may be waiting for room in its queue.
+        with self._reading(waits=current_task() is None) as free:
+            while free and self.more:
+                rows = self._read(_BATCH)
+                self._submit(rows, self._submit_anyway if wait else self.pool._admit)
+                if not keep:
+                    self.futures.clear()
+
+    @contextlib.contextmanager
+    def _reading(self, waits: bool = True) -> Iterator[bool]:
+        """False for a call from inside of another: the iterable itself, or a signal handler, shuts the pool down."""
+        if not self.lock.acquire(blocking=waits):
+            yield False
+            return
+        free = not self.busy
+        self.busy = True
+        try:
+            yield free
+        finally:
+            if free:
+                self.busy = False
+            self.lock.release()
+
+    def _read(self, count: int) -> list[tuple[Any, ...]]:
+        """At most so many rows; none at the end, which an error of the iterable is too."""
+        rows: list[tuple[Any, ...]] = []
+        try:
+            for row in itertools.islice(self.rows, count):
+                rows.append(row)
+        except Exception as e:
+            if rows:
+                self.rows = _raising(e)
+            else:
+                self._end(e)
+        else:
+            if not rows:
+                self.more = False
+        return rows
+
+    def _end(self, error: Exception) -> None:
+        self.more = False
+        self.error = error
+
+    def _submit(self, rows: list[tuple[Any, ...]], submit: Callable[..., Future[Any]]) -> int:
+        """Submits rows until the queue is full or one is refused, which ends the source. Returns how many."""
+        if rows and len(rows[0]) == 1 and submit != self.pool._admit:
+            try:
+                self.futures.extend(self.pool.submit_many(self.fn, [row[0] for row in rows], **self.kwargs))
+                return len(rows)
+            except Full:
+                if submit == self.pool.submit:
+                    return 0
+            except Exception:
+                pass  # all or none: those before the one that is refused go in below
+        for done, row in enumerate(rows):
+            try:
+                self.futures.append(submit(self.fn, *row, **self.kwargs))
+            except Full:
+                return done
+            except Exception as e:
+                self._end(e)
+                break
+        return len(rows)
+
+    def _submit_anyway(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return self.pool.submit(*args, **kwargs)
+        except Full:
+            return self.pool._admit(*args, **kwargs)
 
     def cancel(self) -> None:
-        for future in self.futures:
+        self.more = False
+        for future in list(self.futures):
             future.cancel()
 
     def ordered(self, end: float | None) -> Iterator[Any]:
+        self.is_read = True
         try:
             while self.futures:
                 # No name here refers to the result while it is yielded, so the consumer alone keeps it.
                 yield _take(self.futures.popleft(), end)
                 if len(self.futures) <= self.window - _BATCH:
                     self.fill()
+            if self.error is not None:
+                raise self.error
         finally:
             self.cancel()
 
     def as_completed(self, end: float | None) -> Iterator[Any]:
+        self.is_read = True
         done: deque[Future[Any]] = deque()
         bell = threading.Condition()
 
@@ -367,6 +481,8 @@ class _Source:
                     waiting.add(future)
                     future.add_done_callback(on_done)
                 if not waiting:
+                    if self.error is not None:
+                        raise self.error
                     return
                 with bell:
                     left = None if end is None else end - time.monotonic()
@@ -380,8 +496,40 @@ class _Source:
                 if len(waiting) <= self.window - _BATCH:
                     self.fill(len(waiting))
         finally:
+            self.cancel()
             for future in waiting:
                 future.cancel()
+
+
+def _raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
+
+
+class _Results:
+    """What `map` returns. Dropped before its first step, it leaves the results to nobody and the tasks to the pool."""
+
+    def __init__(self, source: _Source, steps: Iterator[Any]) -> None:
+        self._source = source
+        self._steps = steps
+
+    def __iter__(self) -> _Results:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Cancels what was not started."""
+        self._source.cancel()
+        self._steps.close()  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        source = self._source
+        if source.more and not source.is_read:
+            source.take_in(wait=True, keep=False)
+            if source.error is not None and not isinstance(source.error, ClosedError):
+                raise source.error
 
 
 _default: tuple[int, ThreadPool] | None = None
@@ -395,6 +543,7 @@ def default_pool() -> ThreadPool:
         if _default is None or _default[0] != os.getpid():
             pool = _DefaultPool.__new__(_DefaultPool)
             pool._open_default()
+            pool._sources = set()
             _threads.pools.add(pool)
             _default = (os.getpid(), pool)
         return _default[1]

@@ -42,9 +42,13 @@ def _exit() -> None:
     Callables that were submitted are finished, and ops of which somebody will hear by a callback. What else is under way
     goes on as long as the interpreter waits for threads that are no daemons: they may wait for it.
     """
-    _native._exiting()
-    for pool in list(pools):
-        pool._close()
+    try:
+        for pool in list(pools):
+            pool._take_in(wait=True)
+    finally:
+        _native._exiting()
+        for pool in list(pools):
+            pool._close()
     _finish()
 
 
