@@ -15,6 +15,7 @@
 //! the interpreter is queued for a thread that has it.
 
 mod buffer;
+mod channel;
 mod dispatch;
 mod error;
 mod fast;
@@ -62,6 +63,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::install(m)?;
     buffer::install(m)?;
+    channel::install(m)?;
     dispatch::install(m)?;
     future::install(m)?;
     hosted::install(m)?;

@@ -11,5 +11,5 @@ mod transfer;
 
 pub use bytes::Bytes;
 pub use region::Region;
-pub use token::{TransferToken, revoke_token, tokens_untaken};
+pub use token::{TransferToken, instance, revoke_token, tokens_untaken};
 pub use transfer::{MAX_LEN, TransferBuffer};
