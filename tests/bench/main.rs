@@ -62,7 +62,8 @@ const CASES: &[Case] = &[
     case("node.sha256_1k.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("node.sha256_1k_batch", "Node: 1000 × sha256 of 1 KiB, one call", "ms", Goal::Low),
     case("node.sha256_1m", "Node: sha256 of 1 MiB", "ms", Goal::Within(1.1)),
-    case("node.sha256_8m", "  eight at once", "ms", Goal::Within(1.1)),
+    // Two hardware threads of one core share its SHA unit: no goal for what depends on that.
+    case("node.sha256_8m", "  eight at once", "ms", Goal::Low),
     case("node.gzip_1m", "Node: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
     case("node.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
     case("node.transfer_16m", "Node: 16 MiB to a worker and back", "ms", Goal::Low),
