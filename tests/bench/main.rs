@@ -62,7 +62,7 @@ const CASES: &[Case] = &[
     case("node.sha256_1k.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("node.sha256_1k_batch", "Node: 1000 × sha256 of 1 KiB, one call", "ms", Goal::Low),
     case("node.sha256_1m", "Node: sha256 of 1 MiB", "ms", Goal::Within(1.1)),
-    // Two hardware threads of one core share its SHA unit: no goal for what depends on that.
+    // No goal: it says as much about how far the cores of the machine are really several.
     case("node.sha256_8m", "  eight at once", "ms", Goal::Low),
     case("node.gzip_1m", "Node: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
     case("node.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
