@@ -1223,6 +1223,8 @@ offloop_status offloop_pool_ops(offloop_pool *pool, offloop_value **out);
  * that task's callback, by a lock of its own) needs a second thread there; offloop_task_wait without a limit, OFFLOOP_ON_FULL_WAIT
  * without one and offloop_pool_shutdown are OFFLOOP_ERR_INVALID in it when they would wait for ever.
  *
+ * OFFLOOP_ERR_OS (EAGAIN of pthread_create) when the process cannot start the one thread that deadlines and callbacks count on.
+ *
  * `arg_free(arg)`, unless NULL, is called exactly once for an accepted task, whatever its outcome: after the function returned, or
  * when it will never run (cancelled, timed out in the queue, pool ended). If this call fails nothing was taken: `arg` is still
  * the caller's, and neither arg_free nor on_done nor user_free is called.

@@ -417,6 +417,6 @@ pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
     let grace = call.env.f64(call.arg(1)).and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
     let note = call.env.u32(call.arg(2))? as usize;
     let wake = call.state.wake.clone();
-    pool(call)?.close_within(grace, Box::new(move || wake.notify(note)));
+    pool(call)?.close_within(grace, Box::new(move || wake.notify(note)))?;
     Ok(call.env.undefined())
 }

@@ -220,19 +220,25 @@ impl Inner {
         }
     }
 
+    /// The threads that ops split their work on, started at first need; `None` while the system has none for them.
     pub(super) fn rayon(&self) -> Option<&rayon::ThreadPool> {
-        let build = || {
+        if let Some(threads) = self.rayon.get() {
+            return Some(threads);
+        }
+        let _one_builds = lock(&self.rayon_build);
+        if self.rayon.get().is_none() {
             let name = self.config.options.name.clone();
-            rayon::ThreadPoolBuilder::new()
+            let built = rayon::ThreadPoolBuilder::new()
                 .num_threads(self.max_workers().max(1))
                 .thread_name(move |i| format!("{name}-split-{i}"))
                 .spawn_handler(|thread| {
                     let options = self.thread_options(thread.name().unwrap_or("offloop-split").to_owned());
                     sys::thread::spawn(&options, move || thread.run()).map(drop).map_err(std::io::Error::other)
                 })
-                .build()
-                .ok()
-        };
-        self.rayon.get_or_init(build).as_ref()
+                .build();
+            // Who comes next tries again.
+            let _ = self.rayon.set(built.ok()?);
+        }
+        self.rayon.get()
     }
 }

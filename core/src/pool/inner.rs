@@ -86,7 +86,8 @@ pub(crate) struct Inner {
     pub(super) space_waiters: AtomicU32,
     pub(super) closing: AtomicBool,
     pub(super) closed: AtomicU32,
-    pub(super) rayon: OnceLock<Option<rayon::ThreadPool>>,
+    pub(super) rayon: OnceLock<rayon::ThreadPool>,
+    pub(super) rayon_build: Mutex<()>,
 }
 
 impl Inner {
@@ -122,6 +123,7 @@ impl Inner {
             closing: AtomicBool::new(false),
             closed: AtomicU32::new(0),
             rayon: OnceLock::new(),
+            rayon_build: Mutex::new(()),
             config,
         })
     }

@@ -1,12 +1,14 @@
-//! One native thread per process for deadlines and ticks, started at first use. It runs neither tasks nor callbacks.
+//! One native thread per process for deadlines and ticks, started before the first task is accepted. It runs neither tasks nor
+//! callbacks. A process without it accepts no task, so what was accepted can count on it.
 //!
 //! Deadlines of one duration arrive in order, so each duration has a queue of its own whose front is the earliest.
 //! Finished tasks are dropped from the front as new ones arrive; those behind one that is not finished are swept out when
 //! the number of deadlines has doubled since the last sweep, so that they are in proportion to what is really in flight.
 
+use crate::error::Result;
 use crate::pool::inner::Inner;
 use crate::pool::task::Core;
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
 use crate::sys::{clock, futex, thread};
@@ -57,7 +59,6 @@ struct State {
     tick_at_ns: u64,
     /// When the thread wakes by itself; `u64::MAX` when it sleeps without end.
     sleeps_until_ns: u64,
-    started: bool,
 }
 
 impl State {
@@ -97,6 +98,8 @@ impl State {
 struct Service {
     state: Mutex<State>,
     bell: AtomicU32,
+    /// Set under the lock of `state`, for good.
+    started: AtomicBool,
 }
 
 static SERVICE: ForkCell<Service> = ForkCell::new();
@@ -108,18 +111,37 @@ fn service() -> &'static Service {
     SERVICE.get(Service::default)
 }
 
+/// Starts the thread if this process has none yet.
+///
+/// # Errors
+/// `Os` when the system has no thread for it. The next call tries again.
+#[inline]
+pub(super) fn ensure_started() -> Result<()> {
+    let service = service();
+    // Nothing but the fact is read: Relaxed.
+    if service.started.load(Ordering::Relaxed) { Ok(()) } else { start(service, &mut lock(&service.state)) }
+}
+
+/// The caller holds the lock, so that one thread is started.
+#[cold]
+fn start(service: &'static Service, _state: &mut State) -> Result<()> {
+    if !service.started.load(Ordering::Relaxed) {
+        let options = thread::Options { name: "offloop-service".to_owned(), ..Default::default() };
+        thread::spawn(&options, move || run_loop(service))?;
+        service.started.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 /// Adds something under the lock and wakes the thread if it would wake too late.
 fn add(change: impl FnOnce(&mut State) -> u64) {
     let service = service();
     let mut state = lock(&service.state);
     let needed_at = change(&mut state);
-    if !state.started {
-        state.started = true;
-        // Without a thread there are no deadlines; a machine that cannot start one thread will say so at every other place.
-        let options = thread::Options { name: "offloop-service".to_owned(), ..Default::default() };
-        if thread::spawn(&options, move || run_loop(service)).is_err() {
-            state.started = false;
-        }
+    if !service.started.load(Ordering::Relaxed) {
+        // Only a forked child that has accepted no task comes here, to tell the listeners of those that it inherited. What
+        // is added stays until somebody who comes later gets the thread.
+        let _ = start(service, &mut state);
     }
     let wake = needed_at < state.sleeps_until_ns;
     drop(state);

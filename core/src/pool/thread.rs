@@ -231,7 +231,8 @@ impl ThreadPool {
     /// Submits one task.
     ///
     /// # Errors
-    /// `Full`, `Closed`, `Invalid` options; the work comes back, and nothing of `options` is called.
+    /// `Full`, `Closed`, `Invalid` options, `Os` when the process has no thread for deadlines and can start none; the work comes
+    /// back, and nothing of `options` is called.
     pub fn submit(&self, work: Work, options: SubmitOptions) -> Result<Task, SubmitError> {
         self.submit_with(work, options, Task::clone)
     }
@@ -259,7 +260,8 @@ impl ThreadPool {
 
     /// Counted as queued, and not yet where a worker looks.
     fn admit_one(&self, work: Work, options: SubmitOptions) -> Result<Arc<Core>, SubmitError> {
-        let inner = match self.check_open().and_then(|inner| options.check().map(|()| inner)) {
+        let checked = self.check_open().and_then(|inner| options.check().map(|()| inner));
+        let inner = match checked.and_then(|inner| service::ensure_started().map(|()| inner)) {
             Ok(inner) => inner,
             Err(error) => return Err(SubmitError { error, work: vec![work] }),
         };
@@ -324,7 +326,8 @@ impl ThreadPool {
             if matches!(options.deliver, Deliver::Callback(_)) {
                 return Err(Error::invalid("a callback delivers one task, not a batch"));
             }
-            Ok(inner)
+            // Of no tasks it is a check of the options.
+            if work.is_empty() { Ok(inner) } else { service::ensure_started().map(|()| inner) }
         });
         let inner = match checked {
             Ok(inner) => inner,
@@ -357,10 +360,10 @@ impl ThreadPool {
     /// collected. Their outcomes go to `queue` under `tags`, one per task.
     ///
     /// # Errors
-    /// `Full`, `Closed`: the work that was not taken comes back, the last ones of `work`.
+    /// `Full`, `Closed`, `Os` as [`submit`](Self::submit): the work that was not taken comes back, the last ones of `work`.
     pub fn submit_each(&self, mut work: Vec<Work>, tags: &[u64], queue: &CompletionQueue) -> Result<(), SubmitError> {
         assert_eq!(work.len(), tags.len(), "one tag per task");
-        let inner = match self.check_open() {
+        let inner = match self.check_open().and_then(|inner| service::ensure_started().map(|()| inner)) {
             Ok(inner) => inner,
             Err(error) => return Err(SubmitError { error, work }),
         };
@@ -455,7 +458,12 @@ impl ThreadPool {
 
     /// [`close`](Self::close), and after `grace` (`None`: never) cancels what is left. `on_closed` is called on an offloop
     /// thread once every task has its outcome.
-    pub fn close_within(&self, grace: Option<Duration>, on_closed: Box<dyn FnOnce() + Send>) {
+    ///
+    /// # Errors
+    /// `Os` when the process has no thread for deadlines and can start none, which happens only before its first task; nothing is
+    /// closed then.
+    pub fn close_within(&self, grace: Option<Duration>, on_closed: Box<dyn FnOnce() + Send>) -> Result<()> {
+        service::ensure_started()?;
         let inner = self.inner();
         self.0.closed.store(true, Ordering::SeqCst);
         {
@@ -478,6 +486,7 @@ impl ThreadPool {
                 }),
             );
         }
+        Ok(())
     }
 
     /// Refuses new tasks, waits until what is queued has run, at most for `grace` (`None`: without end), then cancels the
