@@ -1,7 +1,8 @@
 //! One native thread per process for deadlines and ticks, started before the first task is accepted. It runs neither tasks nor
 //! callbacks. A process without it accepts no task, so what was accepted can count on it.
 //!
-//! Deadlines of one duration arrive in order, so each duration has a queue of its own whose front is the earliest.
+//! Deadlines of one duration arrive in order, so each duration has a queue of its own (a *lane*) whose front is the earliest.
+//! A heap has the front of each lane, so that a look costs what is due and not what is there.
 //! Finished tasks are dropped from the front as new ones arrive; those behind one that is not finished are swept out when
 //! the number of deadlines has doubled since the last sweep, so that they are in proportion to what is really in flight.
 
@@ -12,12 +13,14 @@ use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
 use crate::sys::{clock, futex, thread};
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 /// What is done when a deadline passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Due {
     /// The task waited too long in the queue.
     QueueTimeout,
@@ -47,9 +50,18 @@ type Call = Box<dyn FnOnce() + Send>;
 /// Fewer deadlines are not worth a sweep.
 const SWEEP_FROM: usize = 128;
 
+/// Timers that one look takes: how long whoever arms one may have to wait for the lock.
+const LOOK: usize = 256;
+
+/// What a lane's timers have in common: what is done, and after how many nanoseconds.
+type Key = (Due, u64);
+
 #[derive(Default)]
 struct State {
-    lanes: HashMap<(Due, u64), VecDeque<Timer>>,
+    /// None of them is empty.
+    lanes: HashMap<Key, VecDeque<Timer>>,
+    /// One entry per lane, with a time not after that of its front.
+    fronts: BinaryHeap<Reverse<(u64, Key)>>,
     /// Number of timers in all lanes.
     timers: usize,
     /// How many of them the last sweep left.
@@ -65,6 +77,9 @@ impl State {
     /// Adds a timer to its lane. The tasks that were looked at go to `seen`.
     fn push(&mut self, due: Due, after_ns: u64, timer: Timer, seen: &mut Vec<Arc<Core>>) {
         let lane = self.lanes.entry((due, after_ns)).or_default();
+        if lane.is_empty() {
+            self.fronts.push(Reverse((timer.when_ns, (due, after_ns))));
+        }
         // At most two finished ones per new one: amortised constant, and the queue shrinks under load.
         for _ in 0..2 {
             if lane.front().is_some_and(|t| t.is_settled(due, seen)) {
@@ -90,7 +105,42 @@ impl State {
             !lane.is_empty()
         });
         self.lanes.shrink_to(2 * self.lanes.len());
+        self.fronts = self.lanes.iter().filter_map(|(key, lane)| Some(Reverse((lane.front()?.when_ns, *key)))).collect();
         (self.timers, self.unsettled) = (left, left);
+    }
+
+    /// Takes what is due, and what has settled before it, at most [`LOOK`] of them. Returns when the next look is needed. The
+    /// settled tasks that were looked at go to `seen`.
+    fn take_due(&mut self, now: u64, due: &mut Vec<(Due, Duration, Arc<Core>)>, seen: &mut Vec<Arc<Core>>) -> u64 {
+        let before = self.timers;
+        while let Some(mut top) = self.fronts.peek_mut() {
+            if before - self.timers >= LOOK {
+                return now;
+            }
+            let Reverse((at, key)) = *top;
+            let lane = self.lanes.get_mut(&key).expect("a lane of each entry");
+            let front = lane.front().expect("no lane is empty");
+            if front.when_ns <= now {
+                due.extend(front.task.upgrade().map(|core| (key.0, Duration::from_nanos(key.1), core)));
+            } else if !front.is_settled(key.0, seen) {
+                if front.when_ns == at {
+                    break;
+                }
+                *top = Reverse((front.when_ns, key)); // its earlier ones have settled
+                continue;
+            }
+            lane.pop_front();
+            self.timers -= 1;
+            match lane.front() {
+                Some(front) => *top = Reverse((front.when_ns, key)),
+                None => {
+                    PeekMut::pop(top);
+                    self.lanes.remove(&key);
+                }
+            }
+        }
+        self.unsettled = self.unsettled.min(self.timers);
+        self.fronts.peek().map_or(u64::MAX, |Reverse((at, _))| *at)
     }
 }
 
@@ -188,39 +238,21 @@ fn run_loop(service: &'static Service) {
         let seen = service.bell.load(Ordering::Acquire);
         let now = clock::monotonic_ns();
         let mut due: Vec<(Due, Duration, Arc<Core>)> = Vec::new();
-        let mut next = u64::MAX;
+        let next;
         let mut settled = Vec::new();
         let mut calls: Vec<Call> = Vec::new();
         let ticks;
         {
             let mut s = lock(&service.state);
-            let mut timers = 0;
-            s.lanes.retain(|(kind, after_ns), lane| {
-                while lane.front().is_some_and(|t| t.when_ns <= now) {
-                    let timer = lane.pop_front().expect("looked at above");
-                    due.extend(timer.task.upgrade().map(|c| (*kind, Duration::from_nanos(*after_ns), c)));
-                }
-                while lane.front().is_some_and(|t| t.is_settled(*kind, &mut settled)) {
-                    lane.pop_front();
-                }
-                timers += lane.len();
-                if let Some(front) = lane.front() {
-                    next = next.min(front.when_ns);
-                }
-                !lane.is_empty()
-            });
-            s.timers = timers;
-            s.unsettled = s.unsettled.min(timers);
+            let mut next_due = s.take_due(now, &mut due, &mut settled);
             // Few at any time (one per pool that is closing with a grace), so a list does.
             while let Some(at) = s.later.iter().position(|(when, _)| *when <= now) {
                 let (_, call) = s.later.swap_remove(at);
                 calls.push(call);
             }
-            next = s.later.iter().map(|(when, _)| *when).fold(next, u64::min);
+            next_due = s.later.iter().map(|(when, _)| *when).fold(next_due, u64::min);
             ticks = if s.tick_at_ns <= now { std::mem::take(&mut s.ticks) } else { Vec::new() };
-            if !s.ticks.is_empty() {
-                next = next.min(s.tick_at_ns);
-            }
+            next = if s.ticks.is_empty() { next_due } else { next_due.min(s.tick_at_ns) };
             let busy = !calls.is_empty() || !due.is_empty() || !ticks.is_empty();
             s.sleeps_until_ns = if busy { 0 } else { next };
         }
@@ -305,5 +337,35 @@ mod tests {
             push(&mut state, HOUR_NS + i, &running);
         }
         assert!(state.timers >= 10 * SWEEP_FROM, "deadlines that matter stay");
+    }
+
+    #[test]
+    fn a_look_takes_what_is_due_in_bounded_steps_and_says_when_to_come_back() {
+        let pool = ThreadPool::builder().max_workers(1).build().expect("pool");
+        let (_open, running, done) = running_and_done(&pool);
+        let mut state = State::default();
+        let mut put = |after_ns: u64, task: &Task| {
+            let timer = Timer { when_ns: after_ns, task: Arc::downgrade(&task.0) };
+            state.push(Due::Timeout, after_ns, timer, &mut Vec::new());
+        };
+        let many = 3 * LOOK as u64;
+        // Scattered over lanes of their own, two that have settled before the last.
+        (0..many).for_each(|i| put(i * 7919 % many + 1, &running));
+        put(many + 10, &done);
+        put(many + 20, &done);
+        put(many + 30, &running);
+        let (mut looks, mut taken) = (0, Vec::new());
+        let next = loop {
+            let before = taken.len();
+            let next = state.take_due(many, &mut taken, &mut Vec::new());
+            assert!(taken.len() - before <= LOOK);
+            looks += 1;
+            if next > many {
+                break next;
+            }
+        };
+        assert_eq!((looks, taken.len() as u64, next), (4, many, many + 30));
+        assert!(taken.is_sorted_by_key(|(_, after, _)| *after), "the earliest first");
+        assert_eq!((state.timers, state.lanes.len(), state.fronts.len()), (1, 1, 1));
     }
 }
