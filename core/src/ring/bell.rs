@@ -19,7 +19,7 @@ pub(super) enum Bell {
 impl Bell {
     pub(super) fn signal(&self) {
         match self {
-            Bell::Event(b) => b.signal(),
+            Bell::Event(b) => b.signal_shared(),
             Bell::Fifo(b) => b.signal(),
         }
     }

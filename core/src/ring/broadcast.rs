@@ -14,7 +14,7 @@
 //! | gate (writer's `head`)   | writer     | readers | before the overwriting, Release fence; after the copy, Acquire fence |
 //! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
 
-use super::spsc::{Damage, Lane, Mark, damage, distance};
+use super::spsc::{Damage, Lane, Mark, aligned, damage, distance};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
@@ -49,12 +49,16 @@ pub(super) fn move_gate<P: Word<u64>, I: Iterator<Item = Mark>>(
     Ok(second.at != now.at)
 }
 
+/// How often [`join`] looks. Each further look takes a writer that passed the last one meanwhile, so a sane one needs a few.
+const JOIN_LOOKS: u32 = 1 << 20;
+
 /// Puts a reader's cursor at the writer's newest position, where no gate has passed it. `enter` makes the reader known; it
-/// is called once, after the cursor has its first value.
-pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, enter: impl FnOnce()) -> Mark {
+/// is called at most once, after the cursor has its first value.
+pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, enter: impl FnOnce()) -> Result<Mark, Damage> {
     let mut enter = Some(enter);
-    loop {
-        let at = Mark::load(tail, Ordering::Acquire);
+    let mut seen = (0, 0);
+    for _ in 0..JOIN_LOOKS {
+        let at = aligned(Mark::load(tail, Ordering::Acquire))?;
         at.store(cursor, Ordering::Release);
         if let Some(enter) = enter.take() {
             enter();
@@ -63,9 +67,11 @@ pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, 
         fence(Ordering::SeqCst);
         let gate = Mark::load(gate, Ordering::Acquire);
         if at.at.wrapping_sub(gate.at) <= capacity {
-            return at;
+            return Ok(at);
         }
+        seen = (gate.at, at.at);
     }
+    damage("writer's gate is beyond what it published", seen.0, seen.1)
 }
 
 /// Moves the gate of an overwriting lane past the oldest records, until `needed` more bytes fit behind `published`.
@@ -112,9 +118,10 @@ pub(super) trait Overwritten: Lane {
 
 impl Copying {
     /// Begins with the oldest record that is still there.
-    pub(super) fn begin<L: Overwritten>(lane: &L, capacity: u32) -> Copying {
+    pub(super) fn begin<L: Overwritten>(lane: &L, capacity: u32) -> Result<Copying, Damage> {
         let high = lane.high().load(Ordering::Acquire);
-        Copying { capacity, next: Mark::load(lane.gate(), Ordering::Acquire), high, copy: Vec::new(), lost: 0 }
+        let next = aligned(Mark::load(lane.gate(), Ordering::Acquire))?;
+        Ok(Copying { capacity, next, high, copy: Vec::new(), lost: 0 })
     }
 
     /// Copies the next record; its length, or `None` when there is none.
@@ -125,7 +132,7 @@ impl Copying {
             let gone = lane.high().load(Ordering::Relaxed).wrapping_sub(self.high) > 1;
             let ready = tail.at.wrapping_sub(self.next.at);
             if gone || ready > self.capacity {
-                self.skip(lane, attempt);
+                self.skip(lane, attempt)?;
                 continue;
             }
             self.high = lane.high().load(Ordering::Relaxed);
@@ -144,7 +151,7 @@ impl Copying {
                     if self.is_intact(lane) {
                         return damage("bad padding record", word as u32, room - RECORD_HEADER);
                     }
-                    self.skip(lane, attempt);
+                    self.skip(lane, attempt)?;
                     continue;
                 }
                 at.advance(room, 0);
@@ -160,7 +167,7 @@ impl Copying {
                 self.copy.extend((0..words).map(|i| lane.record(offset + RECORD_HEADER + i * 8)));
             }
             if !self.is_intact(lane) {
-                self.skip(lane, attempt);
+                self.skip(lane, attempt)?;
                 continue;
             }
             if !valid {
@@ -181,11 +188,13 @@ impl Copying {
         same_lap && self.next.at.wrapping_sub(gate.at) <= self.capacity
     }
 
-    fn skip<L: Overwritten>(&mut self, lane: &L, attempt: u32) {
+    fn skip<L: Overwritten>(&mut self, lane: &L, attempt: u32) -> Result<(), Damage> {
         self.high = lane.high().load(Ordering::Acquire);
         let to = if attempt == 0 { Mark::load(lane.gate(), Ordering::Acquire) } else { Mark::load(lane.tail(), Ordering::Acquire) };
+        let to = aligned(to)?;
         self.lost += u64::from(to.count.wrapping_sub(self.next.count));
         self.next = to;
+        Ok(())
     }
 
     /// The copy that [`take`](Self::take) made.

@@ -253,11 +253,11 @@ pub(super) fn open(shared: &Arc<Shared>, seat: usize, enter: impl FnOnce()) -> R
         Kind::Broadcast => {
             let lane = MappedLane::new(&shared.map, 0, 0, seat);
             if header.need & NEED_OVERWRITE != 0 {
+                let copying = Copying::begin(&lane, capacity)?;
                 enter();
-                let copying = Copying::begin(&lane, capacity);
                 return Ok(Input::Copied(copying, lane));
             }
-            let at = broadcast::join(lane.tail(), lane.gate(), lane.head(), capacity, enter);
+            let at = broadcast::join(lane.tail(), lane.gate(), lane.head(), capacity, enter)?;
             lane.seen().store(at.at, Ordering::Relaxed);
             let reader = Reader::begin(at, capacity);
             Ok(Input::One(End::new(lane, reader, 0, capacity)))

@@ -276,7 +276,7 @@ fn join_model(join: JoinFn, move_gate: MoveFn) {
 }
 
 fn real_join(j: &Join) -> Mark {
-    broadcast::join(&j.tail, &j.gate, &j.cursor, 8, || j.live.store(1, Ordering::Release))
+    broadcast::join(&j.tail, &j.gate, &j.cursor, 8, || j.live.store(1, Ordering::Release)).expect("no damage")
 }
 
 fn real_move(j: &Join, published: Mark) -> bool {
@@ -368,7 +368,7 @@ fn overwrite_model(make_room: fn(&OverwrittenLane, Mark, u32)) {
         let mut writer = Writer::resume(&*lane, CAPACITY).expect("fresh");
         append(&mut writer, &lane, 100);
         append(&mut writer, &lane, 101);
-        let mut reader = Copying::begin(&*lane, CAPACITY);
+        let mut reader = Copying::begin(&*lane, CAPACITY).expect("fresh");
         let writer = {
             let lane = Arc::clone(&lane);
             thread::spawn(move || {

@@ -213,7 +213,9 @@ impl MappedLane {
 
     fn record_at(&self, offset: u32) -> &AtomicU64 {
         debug_assert!(offset < self.capacity && offset.is_multiple_of(8));
-        // SAFETY: inside the lane and aligned: offsets are multiples of 8 below the capacity, which is a multiple of 8.
+        // SAFETY: inside the lane and aligned: an offset is a position modulo the capacity, a power of two, or lies behind one in a
+        // record that ends before the lane does. Positions are multiples of 8: one that is taken over from a peer goes through
+        // `aligned`, and whatever is read later is measured against an own one by `distance`.
         unsafe { &*self.data.as_ptr().add(offset as usize).cast() }
     }
 }

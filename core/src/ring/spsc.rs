@@ -83,6 +83,11 @@ pub(super) fn distance(from: u32, to: u32, capacity: u32, what: &'static str) ->
     if bytes > capacity || !bytes.is_multiple_of(ALIGN) { damage(what, bytes, capacity) } else { Ok(bytes) }
 }
 
+/// A position of a peer, if records can begin there.
+pub(super) fn aligned(mark: Mark) -> Result<Mark, Damage> {
+    if mark.at.is_multiple_of(ALIGN) { Ok(mark) } else { damage("position is not aligned", mark.at, ALIGN) }
+}
+
 /// Where a handle stands in its lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -127,12 +132,9 @@ pub(crate) struct Writer {
 impl Writer {
     /// Goes on where the lane's last writer published.
     pub(crate) fn resume<L: Lane>(lane: &L, capacity: u32) -> Result<Writer, Damage> {
-        let tail = Mark::load(lane.tail(), Ordering::Acquire);
+        let tail = aligned(Mark::load(lane.tail(), Ordering::Acquire))?;
         let head = Mark::load(lane.head(), Ordering::Acquire).at;
         distance(head, tail.at, capacity, "positions of a lane contradict each other")?;
-        if !tail.at.is_multiple_of(ALIGN) {
-            return damage("position is not aligned", tail.at, ALIGN);
-        }
         Ok(Writer { capacity, tail, published: tail.at, head, high: lane.high().load(Ordering::Relaxed), claim: None })
     }
 
@@ -275,12 +277,9 @@ pub(crate) struct Reader {
 impl Reader {
     /// Goes on where the lane's last reader gave back.
     pub(crate) fn resume<L: Lane>(lane: &L, capacity: u32) -> Result<Reader, Damage> {
-        let head = Mark::load(lane.head(), Ordering::Acquire);
+        let head = aligned(Mark::load(lane.head(), Ordering::Acquire))?;
         let tail = Mark::load(lane.tail(), Ordering::Acquire).at;
         let used = distance(head.at, tail, capacity, "positions of a lane contradict each other")?;
-        if !head.at.is_multiple_of(ALIGN) {
-            return damage("position is not aligned", head.at, ALIGN);
-        }
         let again = distance(head.at, lane.seen().load(Ordering::Relaxed), used, "a reader has seen what was never published")?;
         Ok(Reader { capacity, head, published: head.at, tail, again })
     }

@@ -293,3 +293,28 @@ fn a_reader_that_slept_for_a_whole_turn_of_the_positions_knows_it() {
     let again = pop(&mut c).expect("begins with the oldest");
     assert_eq!(number(&again), 0);
 }
+
+#[test]
+fn a_reader_of_a_broadcast_takes_over_no_position_that_cannot_be_one() {
+    // (what a peer writes to tail and gate, how the writer treats slow readers)
+    let lies = [("gate beyond the tail", 0, 8), ("both not aligned", 4092, 4092), ("tail not aligned", 12, 8)];
+    for (what, tail, gate) in lies {
+        let ring = broadcast(OnFull::Wait);
+        word(&ring, 0, seat_word::TAIL).store(tail, Ordering::Release);
+        word(&ring, 0, seat_word::HEAD).store(gate, Ordering::Release);
+        assert_eq!(kind(ring.consumer(ConsumerOptions::default())), ErrorKind::Corrupt, "{what}");
+    }
+    let ring = broadcast(OnFull::Overwrite);
+    word(&ring, 0, seat_word::HEAD).store(4092, Ordering::Release);
+    assert_eq!(kind(ring.consumer(ConsumerOptions::default())), ErrorKind::Corrupt, "gate not aligned");
+    for (tail, gate) in [(4096, 4100), (8196, 8192)] {
+        let ring = broadcast(OnFull::Overwrite);
+        let (mut p, mut c) = (producer(&ring), consumer(&ring));
+        assert!(p.try_push(b"x").expect("push"));
+        // As if it had been lapped: it goes on with the gate, and after that with the tail.
+        word(&ring, 0, seat_word::HEAD).store(gate, Ordering::Release);
+        word(&ring, 0, seat_word::TAIL).store(tail, Ordering::Release);
+        word(&ring, 0, seat_word::HIGH).fetch_add(2, Ordering::Relaxed);
+        assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Corrupt, "lapped to {gate} and {tail}");
+    }
+}
