@@ -225,10 +225,16 @@ impl Sleeper {
         if self.epoll.is_none() {
             let epoll = poll::Epoll::new()?;
             epoll.add(self.shared.bells.get(self.seat).as_fd())?;
-            self.epoll = Some(epoll);
             self.members = None;
             self.watched.clear();
-            self.refresh()?;
+            self.epoll = Some(epoll);
+            if let Err(e) = self.refresh() {
+                // Half of it would neither ring nor be armed: the next call begins anew.
+                self.epoll = None;
+                self.members = None;
+                self.watched.clear();
+                return Err(e);
+            }
             // What is there already was not announced: the first look finds out.
             self.ring_own();
         }

@@ -1,0 +1,38 @@
+//! A process that has no fd left for a moment. Alone in its file, because the limit holds for the whole process.
+
+use offloop::RingBuffer;
+use offloop::ring::{ConsumerOptions, Kind, ProducerOptions};
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut p = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut p, 1, 0) == 1 }
+}
+
+#[test]
+fn the_fd_of_a_consumer_that_could_not_be_made_is_made_whole_later() {
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: a valid rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).create().expect("ring");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    assert!(p.try_push(b"one").expect("push"));
+    let mut held: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    // One step of it succeeds, then two, and so on: whatever was begun is not taken for the whole.
+    let mut refused = 0;
+    while let Err(e) = c.fd() {
+        assert_eq!(e.errno().map(|(n, _)| n), Some(libc::EMFILE), "{e}");
+        refused += 1;
+        held.pop().expect("a few are enough");
+    }
+    assert!(refused >= 2, "{refused}");
+    assert!(is_readable(c.fd().expect("made")), "there is a record");
+    assert_eq!(c.try_pop().expect("pop").expect("record").to_vec(), b"one");
+    assert!(c.try_pop().expect("pop").is_none());
+    assert!(!is_readable(c.fd().expect("made")));
+    assert!(p.try_push(b"two").expect("push"));
+    assert!(is_readable(c.fd().expect("made")), "it was armed");
+}
