@@ -199,6 +199,51 @@ pub unsafe trait Options: Copy {
 /// The largest options struct that is looked at: a wrong `struct_size` is found before memory is read far beyond it.
 const MAX_OPTIONS: usize = 4096;
 
+/// The `struct_size` of a struct, if that is possible.
+///
+/// # Safety
+/// As [`options`].
+unsafe fn struct_size<T: Options>(p: *const T) -> Result<usize> {
+    check_pointer(p, T::NAME)?;
+    // SAFETY: the first field is `struct_size: usize` by the contract of `Options`.
+    let size = unsafe { p.cast::<usize>().read() };
+    if !(T::MIN_SIZE..=MAX_OPTIONS).contains(&size) {
+        return Err(Error::invalid("struct_size is not that of the struct")
+            .with("struct", T::NAME)
+            .with("struct_size", size)
+            .with("known_size", size_of::<T>()));
+    }
+    Ok(size)
+}
+
+/// A checked place for a struct whose length the caller says.
+pub struct Filled<T> {
+    place: *mut T,
+    /// What the caller says.
+    pub struct_size: usize,
+}
+
+impl<T: Options> Filled<T> {
+    /// Writes as much as both sides know; the rest of a longer struct stays as it is.
+    pub fn set(self, value: T) {
+        let known = self.struct_size.min(size_of::<T>());
+        // SAFETY: the place is `struct_size` bytes long by the contract of `filled`, `value` is not shorter than `known`.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), self.place.cast::<u8>(), known) };
+    }
+}
+
+/// A result struct of any version, of which nothing but `struct_size` is read.
+///
+/// # Errors
+/// `Invalid` for NULL, misalignment or an impossible `struct_size`.
+///
+/// # Safety
+/// `p` is NULL or points at as many writable bytes as its `struct_size` says.
+pub unsafe fn filled<T: Options>(p: *mut T) -> Result<Filled<T>> {
+    // SAFETY: same contract.
+    Ok(Filled { place: p, struct_size: unsafe { struct_size(p) }? })
+}
+
 /// Reads an options struct of any version. NULL is all defaults; what is missing at the end is zero; bytes beyond the known
 /// struct must be zero.
 ///
@@ -213,15 +258,8 @@ pub unsafe fn options<T: Options>(p: *const T) -> Result<T> {
     if p.is_null() {
         return Ok(value);
     }
-    check_pointer(p, T::NAME)?;
-    // SAFETY: the first field is `struct_size: usize` by the contract of `Options`.
-    let size = unsafe { p.cast::<usize>().read() };
-    if !(T::MIN_SIZE..=MAX_OPTIONS).contains(&size) {
-        return Err(Error::invalid("struct_size is not that of the struct")
-            .with("struct", T::NAME)
-            .with("struct_size", size)
-            .with("known_size", size_of::<T>()));
-    }
+    // SAFETY: same contract.
+    let size = unsafe { struct_size(p) }?;
     let known = size.min(size_of::<T>());
     // SAFETY: `size` readable bytes by contract, `known` is at most that and at most the size of `value`.
     unsafe { std::ptr::copy_nonoverlapping(p.cast::<u8>(), (&raw mut value).cast::<u8>(), known) };
@@ -362,6 +400,21 @@ mod tests {
             o.v1.struct_size = wrong;
             assert_eq!(read(&o).err().map(|e| e.kind()), Some(ErrorKind::Invalid), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_result_struct_of_a_newer_header_is_filled_as_far_as_it_is_known() {
+        let mut o = V2 { v1: V1 { struct_size: size_of::<V2>(), a: 0xaaaa }, b: 0xaaaa };
+        // SAFETY: the struct is as long as it says.
+        let place = unsafe { filled((&raw mut o).cast::<V1>()) }.expect("what its tail holds does not matter");
+        let struct_size = place.struct_size;
+        place.set(V1 { struct_size, a: 7 });
+        assert_eq!((o.v1.struct_size, o.v1.a, o.b), (size_of::<V2>(), 7, 0xaaaa));
+        // SAFETY: refused before more than the size is read.
+        assert_eq!(unsafe { filled(std::ptr::null_mut::<V1>()) }.err().map(|e| e.kind()), Some(ErrorKind::Invalid));
+        o.v1.struct_size = 8;
+        // SAFETY: as above.
+        assert_eq!(unsafe { filled((&raw mut o).cast::<V1>()) }.err().map(|e| e.kind()), Some(ErrorKind::Invalid));
     }
 
     #[test]

@@ -314,14 +314,10 @@ pub unsafe extern "C" fn offloop_pool_resize(pool: *mut offloop_pool, min_worker
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_pool_stats(pool: *mut offloop_pool, stats_io: *mut offloop_stats) -> offloop_status {
     ffi::call(|| {
-        let _ = ffi::out(stats_io, "stats_io")?; // for NULL and misalignment
         // SAFETY: this function's contract.
-        let asked = unsafe { ffi::options(stats_io.cast_const()) }?;
-        let mut stats = stats_for_c(&lookup(pool)?.stats());
-        stats.struct_size = asked.struct_size;
-        let len = asked.struct_size.min(size_of::<offloop_stats>());
-        // SAFETY: `len` is at most what the caller's struct and ours have.
-        unsafe { std::ptr::copy_nonoverlapping((&raw const stats).cast::<u8>(), stats_io.cast::<u8>(), len) };
+        let place = unsafe { ffi::filled(stats_io) }?;
+        let stats = offloop_stats { struct_size: place.struct_size, ..stats_for_c(&lookup(pool)?.stats()) };
+        place.set(stats);
         Ok(())
     })
 }

@@ -323,20 +323,16 @@ pub unsafe extern "C" fn offloop_ring_fds(ring: *mut offloop_ring, fds: *mut i32
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_ring_info(ring: *mut offloop_ring, state_io: *mut offloop_ring_state) -> offloop_status {
     ffi::call(|| {
-        let _ = ffi::out(state_io, "state_io")?; // for NULL and misalignment
         // SAFETY: this function's contract.
-        let mut state = unsafe { ffi::options(state_io.cast_const()) }?;
+        let place = unsafe { ffi::filled(state_io) }?;
         let ring = ring_of(ring)?;
-        let len = state.struct_size.min(size_of::<offloop_ring_state>());
-        state.kind = [0; 16];
-        for (to, from) in state.kind.iter_mut().zip(ring.kind().as_str().bytes().take(15)) {
+        let mut kind = [0; 16];
+        for (to, from) in kind.iter_mut().zip(ring.kind().as_str().bytes().take(15)) {
             *to = from as c_char;
         }
-        state.capacity = ring.capacity();
-        state.max_record_len = ring.max_record_len();
-        state.closed = ring.is_closed().into();
-        // SAFETY: `len` is at most what the caller's struct and ours have.
-        unsafe { std::ptr::copy_nonoverlapping((&raw const state).cast::<u8>(), state_io.cast::<u8>(), len) };
+        let struct_size = place.struct_size;
+        let (capacity, max_record_len, closed) = (ring.capacity(), ring.max_record_len(), ring.is_closed().into());
+        place.set(offloop_ring_state { struct_size, kind, capacity, max_record_len, closed, reserved: 0 });
         Ok(())
     })
 }
