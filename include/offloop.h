@@ -1306,7 +1306,8 @@ offloop_status offloop_ring_attach(const int32_t *fds,
 
 /**
  * Attaches to a ring that was made with a name. OFFLOOP_ERR_NOT_FOUND without one; OFFLOOP_ERR_INVALID when the file is another user's, open
- * to others, or not a plain file; OFFLOOP_ERR_CORRUPT and OFFLOOP_ERR_VERSION when it is not a ring of this version.
+ * to others, or not a plain file; OFFLOOP_ERR_CORRUPT and OFFLOOP_ERR_VERSION when it is not a ring of this version; OFFLOOP_ERR_IN_USE
+ * when another process has been removing it for a second (it was stopped meanwhile).
  */
 offloop_status offloop_ring_attach_path(const char *name,
                                         offloop_ring **out);

@@ -309,7 +309,8 @@ impl RingBuffer {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` when the file is another user's, open to others, or not a plain file; `Corrupt`, `Version` and
-    /// `Unsupported` when it is not a ring of this version; `Os`.
+    /// `Unsupported` when it is not a ring of this version; `InUse` when another process has been removing it for a second (it was stopped
+    /// meanwhile); `Os`.
     pub fn attach_path(path: impl AsRef<Path>) -> Result<RingBuffer> {
         let path = named::resolve(path.as_ref(), false)?;
         let (file, present) = named::attach(&path)?;

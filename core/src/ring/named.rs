@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The byte whose shared lock says that a process is attached; beyond every seat.
 pub(super) const PRESENT: u64 = 1 << 32;
@@ -108,14 +109,23 @@ fn is_current(file: &File, path: &Path) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
+/// How long a cleaner, which holds [`PRESENT`] alone for a few system calls, is waited for: one that was stopped may hold it for ever.
+const CLEANING: Duration = Duration::from_secs(1);
+
 /// Opens an existing ring's file and says that somebody is attached, for as long as the second fd is open.
 pub(super) fn attach(path: &Path) -> Result<(File, OwnedFd)> {
+    let begun = Instant::now();
     loop {
         let file = open(path, true)?;
         let present = ofd::reopen(file.as_fd())?;
         // A cleaner holds it alone while it takes the name away; then there is nothing here to attach to.
         if !ofd::try_share(present.as_fd(), PRESENT)? {
-            std::thread::yield_now();
+            if begun.elapsed() >= CLEANING {
+                return Err(Error::new(ErrorKind::InUse, "another process has been removing the ring and does not come to an end")
+                    .with("path", path.display())
+                    .with("waited_ms", CLEANING.as_millis()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
             continue;
         }
         if is_current(&file, path) {

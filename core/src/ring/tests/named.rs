@@ -76,6 +76,17 @@ fn only_a_ring_that_nobody_is_attached_to_is_replaced() {
 }
 
 #[test]
+fn attaching_does_not_wait_for_ever_for_a_cleaner_that_was_stopped() {
+    let dir = Dir::new("cleaner");
+    drop(create(&dir).expect("create"));
+    let file = super::super::named::open(&dir.path(), true).expect("open");
+    assert!(ofd::try_lock(file.as_fd(), super::super::named::PRESENT).expect("nobody is attached"));
+    assert_eq!(kind(RingBuffer::attach_path(dir.path())), ErrorKind::InUse);
+    drop(file);
+    RingBuffer::attach_path(dir.path()).expect("the cleaner is gone");
+}
+
+#[test]
 fn racing_creators_and_cleaners_leave_one_ring() {
     let dir = Dir::new("race");
     for _ in 0..if std::env::var_os("OFFLOOP_TORTURE").is_some() { 2000 } else { 50 } {
