@@ -1,6 +1,6 @@
 //! The one typed value tree: op options, op results, and (with [`crate::codec`]) what crosses languages.
 
-use crate::buffer::{Bytes, TransferBuffer};
+use crate::buffer::{Bytes, TransferBuffer, copied, copied_text};
 use crate::error::{ERROR_TABLE, Error, ErrorKind, Result};
 use std::borrow::Cow;
 
@@ -345,12 +345,13 @@ impl Value {
             Value::Int(i) => Value::Int(*i),
             Value::Big(b) => Value::Big(b.clone()),
             Value::Float(f) => Value::Float(*f),
-            Value::Str(s) => Value::Str(s.clone()),
-            Value::Bytes(b) => Value::Bytes(b.to_vec().into()),
+            Value::Str(Cow::Borrowed(s)) => Value::Str(Cow::Borrowed(s)),
+            Value::Str(Cow::Owned(s)) => Value::from(copied_text(s)?),
+            Value::Bytes(b) => Value::Bytes(copied(b)?.into()),
             Value::Array(a) => Value::Array(a.iter().map(Value::deep_clone).collect::<Result<_>>()?),
             Value::Map(m) => Value::Map(m.iter().map(|(k, v)| Ok((k.deep_clone()?, v.deep_clone()?))).collect::<Result<_>>()?),
             Value::Date(d) => Value::Date(*d),
-            Value::Typed(t) => Value::from(TypedArray { dtype: t.dtype, shape: t.shape.clone(), bytes: t.bytes.to_vec().into() }),
+            Value::Typed(t) => Value::from(TypedArray { dtype: t.dtype, shape: t.shape.clone(), bytes: copied(&t.bytes)?.into() }),
             Value::Buffer(b) => Value::Bytes(b.to_vec()?.into()),
             Value::Error(e) => Value::from(e.deep_clone()?),
         })

@@ -7,7 +7,7 @@
 use crate::abi::ffi::{self, offloop_status};
 use crate::abi::handle::{self, Handle, Kind, Object, Place};
 use crate::abi::{offloop_buffer, offloop_value};
-use crate::buffer::TransferBuffer;
+use crate::buffer::{TransferBuffer, copied, copied_text};
 use crate::codec::MAX_DEPTH;
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
@@ -218,7 +218,7 @@ pub unsafe extern "C" fn offloop_value_new_big(
 ) -> offloop_status {
     make(out, || {
         // SAFETY: this function's contract.
-        let magnitude = unsafe { ffi::slice(magnitude, len, "magnitude") }?.to_vec();
+        let magnitude = copied(unsafe { ffi::slice(magnitude, len, "magnitude") }?)?;
         Ok(BigInt { negative, magnitude }.into_value())
     })
 }
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn offloop_value_new_float(value: f64, out: *mut *mut offl
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_value_new_str(text: *const c_char, len: usize, out: *mut *mut offloop_value) -> offloop_status {
     // SAFETY: this function's contract.
-    make(out, || Ok(Value::from(unsafe { ffi::text(text, len, "text") }?.to_owned())))
+    make(out, || Ok(Value::from(copied_text(unsafe { ffi::text(text, len, "text") }?)?)))
 }
 
 /// Makes bytes. Copied; offloop_value_new_buffer does not copy.
@@ -249,7 +249,7 @@ pub unsafe extern "C" fn offloop_value_new_str(text: *const c_char, len: usize, 
 #[cfg_attr(feature = "capi", unsafe(no_mangle))]
 pub unsafe extern "C" fn offloop_value_new_bytes(data: *const c_void, len: usize, out: *mut *mut offloop_value) -> offloop_status {
     // SAFETY: this function's contract.
-    make(out, || Ok(Value::from(unsafe { ffi::slice(data.cast::<u8>(), len, "data") }?.to_vec())))
+    make(out, || Ok(Value::from(copied(unsafe { ffi::slice(data.cast::<u8>(), len, "data") }?)?)))
 }
 
 /// Makes a value of a buffer, which is moved, not copied.
@@ -341,7 +341,7 @@ pub unsafe extern "C" fn offloop_value_new_typed(
         if dtype.byte_len(shape) != Some(len) {
             return Err(Error::invalid("bytes do not fill the shape").with("len", len).with("shape", format_args!("{shape:?}")));
         }
-        Ok(TypedArray { dtype, shape: shape.to_vec(), bytes: data.to_vec().into() }.into())
+        Ok(TypedArray { dtype, shape: shape.to_vec(), bytes: copied(data)?.into() }.into())
     })
 }
 

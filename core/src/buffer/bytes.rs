@@ -1,7 +1,7 @@
 //! Read-only bytes of one task.
 
 use crate::buffer::Region;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -108,6 +108,39 @@ impl Bytes {
             _ => self.as_slice().to_vec(),
         }
     }
+}
+
+/// A copy of what may be as long as memory: a host is not to die of it.
+///
+/// # Errors
+/// `Os` (`ENOMEM`).
+pub(crate) fn copied(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    append(&mut out, bytes)?;
+    Ok(out)
+}
+
+/// As [`copied`], for a text.
+pub(crate) fn copied_text(text: &str) -> Result<String> {
+    let mut out = String::new();
+    out.try_reserve_exact(text.len()).map_err(|_| no_memory(text.len()))?;
+    out.push_str(text);
+    Ok(out)
+}
+
+/// Appends a copy to `out`.
+///
+/// # Errors
+/// `Os` (`ENOMEM`); `out` is then as it was.
+pub(crate) fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
+    out.try_reserve(bytes.len()).map_err(|_| no_memory(bytes.len()))?;
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+#[cold]
+fn no_memory(len: usize) -> Error {
+    Error::os("malloc", libc::ENOMEM).with("len", len)
 }
 
 impl Deref for Bytes {

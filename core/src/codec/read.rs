@@ -1,7 +1,7 @@
 //! Bytes to values.
 
 use super::Options;
-use crate::buffer::{Bytes, TransferBuffer};
+use crate::buffer::{Bytes, TransferBuffer, copied, copied_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, DType, Date, ErrorValue, TypedArray, Value};
 use crate::wire::value::{ALIGN, BIG, BUFFER, DATE, ERROR, IS_BUFFER, IS_BYTES, MAX_DIMENSIONS, OUT_OF_BAND, PAD, TYPED};
@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self, start: usize, len: usize) -> Result<Value> {
         match std::str::from_utf8(self.slice(len)?) {
-            Ok(text) => Ok(Value::from(text.to_owned())),
+            Ok(text) => copied_text(text).map(Value::from),
             Err(e) => Err(self.corrupt("text is no UTF-8", start).with("valid_up_to", e.valid_up_to()).with("len", len)),
         }
     }
@@ -189,7 +189,7 @@ impl<'a> Reader<'a> {
         let bytes = self.slice(len)?;
         Ok(match self.whole {
             Some(whole) if len >= PART_MIN && bytes.as_ptr().addr().is_multiple_of(align) => Bytes::part(whole, at..at + len),
-            _ => bytes.into(),
+            _ => copied(bytes)?.into(),
         })
     }
 
@@ -240,7 +240,7 @@ impl<'a> Reader<'a> {
             1 => true,
             sign => return Err(self.corrupt("sign of an integer is neither 0 nor 1", start).with("sign", sign)),
         };
-        let magnitude = self.slice(self.end - self.at)?.to_vec();
+        let magnitude = copied(self.slice(self.end - self.at)?)?;
         Ok(BigInt { negative, magnitude }.into_value())
     }
 

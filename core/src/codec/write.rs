@@ -1,7 +1,7 @@
 //! Values to bytes.
 
 use super::Options;
-use crate::buffer::{Bytes, TransferBuffer};
+use crate::buffer::{Bytes, TransferBuffer, append};
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, Date, ErrorValue, TypedArray, Value};
 use crate::wire::value::{ALIGN, BIG, BUFFER, DATE, ERROR, IS_BUFFER, IS_BYTES, MAX_DIMENSIONS, OUT_OF_BAND, TYPED};
@@ -11,7 +11,8 @@ use crate::wire::value::{ALIGN, BIG, BUFFER, DATE, ERROR, IS_BUFFER, IS_BYTES, M
 /// Alignment counts from where `out` ends now: the message's first byte.
 ///
 /// # Errors
-/// `TooLarge` beyond a limit of `options`, `Detached`, `Forked`, `Invalid` for a typed array whose bytes do not fill its shape.
+/// `TooLarge` beyond a limit of `options`, `Detached`, `Forked`, `Invalid` for a typed array whose bytes do not fill its shape,
+/// `Os` (`ENOMEM`) when a text or bytes of it do not fit in memory.
 /// `out` is then as it was.
 pub fn encode(value: &Value, options: &Options, out: &mut Vec<u8>) -> Result<usize> {
     options.check()?;
@@ -104,7 +105,7 @@ impl Writer<'_> {
             Value::Bytes(b) if self.options.beside(b.len()) => self.reference(IS_BYTES)?,
             Value::Bytes(b) => {
                 self.bytes_head(b.len())?;
-                self.out.extend_from_slice(b);
+                append(self.out, b)?;
             }
             Value::Array(items) => {
                 let depth = self.open(items.len(), 1, depth)?;
@@ -187,8 +188,7 @@ impl Writer<'_> {
         }
         self.ext_head(BIG, ext_head_len(len + 1), len + 1)?;
         self.out.push(u8::from(b.negative));
-        self.out.extend_from_slice(&b.magnitude[..len]);
-        Ok(())
+        append(self.out, &b.magnitude[..len])
     }
 
     fn text(&mut self, s: &str) -> Result<()> {
@@ -199,8 +199,7 @@ impl Writer<'_> {
             0x100..=0xffff => self.head(0xda, (len as u16).to_be_bytes()),
             _ => self.head(0xdb, len.to_be_bytes()),
         }
-        self.out.extend_from_slice(s.as_bytes());
-        Ok(())
+        append(self.out, s.as_bytes())
     }
 
     fn bytes_head(&mut self, len: usize) -> Result<()> {
@@ -304,7 +303,7 @@ impl Writer<'_> {
             self.uint(index);
         } else {
             self.out.resize(self.out.len() + usize::from(flags), 0);
-            self.out.extend_from_slice(&t.bytes);
+            append(self.out, &t.bytes)?;
         }
         Ok(())
     }
