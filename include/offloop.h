@@ -398,6 +398,9 @@ typedef struct {
  * OFFLOOP_ERR_… status, or any other number, which becomes OFFLOOP_ERR_TASK_FAILED. Result, error text, input, options,
  * progress and cancellation go through `ctx`, which is valid until the function returns, on any thread. The function must
  * not unwind (no C++ exception, no longjmp out of it).
+ *
+ * The thread has a stack of 2 MiB and blocks every signal but those that a fault raises, so that the host's handlers run on
+ * the host's threads. A child process inherits that mask: unblock (pthread_sigmask) before exec.
  */
 typedef int32_t (*offloop_fn)(offloop_task_ctx *ctx, void *arg);
 
@@ -1204,7 +1207,7 @@ offloop_status offloop_pool_stats(offloop_pool *pool,
 /**
  * Loads a C plugin: a shared library that exports offloop_plugin. `*names`, unless NULL, is an array of the names of its ops.
  * OFFLOOP_ERR_NOT_FOUND without the file or its symbol, OFFLOOP_ERR_VERSION for another ABI, OFFLOOP_ERR_EXISTS for a
- * name that is taken, OFFLOOP_ERR_INVALID for what cannot be loaded. A plugin is native code of this process: one that crashes
+ * name that is taken, OFFLOOP_ERR_OS for a file that cannot be opened (EMFILE, EACCES), OFFLOOP_ERR_INVALID for what cannot be loaded. A plugin is native code of this process: one that crashes
  * takes the process with it.
  */
 offloop_status offloop_pool_load(offloop_pool *pool,
@@ -1264,6 +1267,9 @@ offloop_status offloop_pool_submit_many(offloop_pool *pool,
  * with its result in `*out` (NULL when it has none), or its error, with the text in offloop_last_error. OFFLOOP_ERR_TIMEOUT
  * when it is not done in time; the task goes on. OFFLOOP_ERR_INVALID, without a limit, inside a function of the task's pool when no other
  * thread is left there to run the task. An outcome can be taken once. `out` may be NULL.
+ *
+ * A task that passed a limit of its own (timeout_ns, queue_timeout_ns) ends with OFFLOOP_ERR_TIMEOUT as well. A further call with 0
+ * tells: OFFLOOP_ERR_INVALID when that was the outcome, which has been taken by then, else OFFLOOP_ERR_TIMEOUT again or the outcome.
  */
 offloop_status offloop_task_wait(offloop_task *task,
                                  int64_t timeout_ns,

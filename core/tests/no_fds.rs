@@ -1,9 +1,25 @@
-//! A process that has no fd left for a moment. Alone in its file, because the limit holds for the whole process.
+//! A process that has no fd left for a moment. In a file of their own, because the limit holds for the whole process.
 
-use offloop::RingBuffer;
 use offloop::ring::{ConsumerOptions, Kind, ProducerOptions};
+use offloop::{ErrorKind, RingBuffer, ThreadPool};
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Lowers the limit, and keeps the other tests out.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: a valid rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    guard
+}
+
+/// Takes every fd that is left.
+fn take_all() -> Vec<File> {
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
 
 fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut p = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -13,14 +29,12 @@ fn is_readable(fd: BorrowedFd<'_>) -> bool {
 
 #[test]
 fn the_fd_of_a_consumer_that_could_not_be_made_is_made_whole_later() {
-    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-    // SAFETY: a valid rlimit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    let _alone = alone();
     let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).create().expect("ring");
     let mut p = ring.producer(ProducerOptions::default()).expect("producer");
     let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
     assert!(p.try_push(b"one").expect("push"));
-    let mut held: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    let mut held: Vec<File> = take_all();
     // One step of it succeeds, then two, and so on: whatever was begun is not taken for the whole.
     let mut refused = 0;
     while let Err(e) = c.fd() {
@@ -35,4 +49,16 @@ fn the_fd_of_a_consumer_that_could_not_be_made_is_made_whole_later() {
     assert!(!is_readable(c.fd().expect("made")));
     assert!(p.try_push(b"two").expect("push"));
     assert!(is_readable(c.fd().expect("made")), "it was armed");
+}
+
+#[test]
+fn a_plugin_that_cannot_be_opened_for_want_of_an_fd_is_not_called_a_bad_one() {
+    let _alone = alone();
+    let pool = ThreadPool::builder().max_workers(1).build().expect("pool");
+    let exe = std::env::current_exe().expect("exe");
+    let held = take_all();
+    let e = pool.load(&exe).expect_err("no fd");
+    assert_eq!((e.kind(), e.errno()), (ErrorKind::Os, Some((libc::EMFILE, "open"))));
+    drop(held);
+    assert_ne!(pool.load(&exe).expect_err("no plugin").kind(), ErrorKind::Os);
 }

@@ -14,6 +14,9 @@ use std::ffi::{c_char, c_void};
 /// OFFLOOP_ERR_… status, or any other number, which becomes OFFLOOP_ERR_TASK_FAILED. Result, error text, input, options,
 /// progress and cancellation go through `ctx`, which is valid until the function returns, on any thread. The function must
 /// not unwind (no C++ exception, no longjmp out of it).
+///
+/// The thread has a stack of 2 MiB and blocks every signal but those that a fault raises, so that the host's handlers run on
+/// the host's threads. A child process inherits that mask: unblock (pthread_sigmask) before exec.
 pub type offloop_fn = Option<unsafe extern "C" fn(ctx: *mut offloop_task_ctx, arg: *mut c_void) -> i32>;
 
 /// The context of one call, in the handle table for as long as it runs.

@@ -324,7 +324,7 @@ pub unsafe extern "C" fn offloop_pool_stats(pool: *mut offloop_pool, stats_io: *
 
 /// Loads a C plugin: a shared library that exports offloop_plugin. `*names`, unless NULL, is an array of the names of its ops.
 /// OFFLOOP_ERR_NOT_FOUND without the file or its symbol, OFFLOOP_ERR_VERSION for another ABI, OFFLOOP_ERR_EXISTS for a
-/// name that is taken, OFFLOOP_ERR_INVALID for what cannot be loaded. A plugin is native code of this process: one that crashes
+/// name that is taken, OFFLOOP_ERR_OS for a file that cannot be opened (EMFILE, EACCES), OFFLOOP_ERR_INVALID for what cannot be loaded. A plugin is native code of this process: one that crashes
 /// takes the process with it.
 ///
 /// # Safety

@@ -21,6 +21,9 @@ fn lookup(task: *const offloop_task) -> Result<Arc<Task>> {
 /// when it is not done in time; the task goes on. OFFLOOP_ERR_INVALID, without a limit, inside a function of the task's pool when no other
 /// thread is left there to run the task. An outcome can be taken once. `out` may be NULL.
 ///
+/// A task that passed a limit of its own (timeout_ns, queue_timeout_ns) ends with OFFLOOP_ERR_TIMEOUT as well. A further call with 0
+/// tells: OFFLOOP_ERR_INVALID when that was the outcome, which has been taken by then, else OFFLOOP_ERR_TIMEOUT again or the outcome.
+///
 /// # Safety
 /// `out` is NULL or valid for writing.
 #[unsafe(no_mangle)]

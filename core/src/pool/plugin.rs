@@ -59,6 +59,8 @@ fn open(path: &Path) -> Result<Library> {
     })?;
     // A name without a slash would be searched for in the system's library folders.
     let full = std::fs::canonicalize(path).map_err(|e| Error::os("realpath", e.raw_os_error().unwrap_or(0)).with("path", name_of(path)))?;
+    // An fd or a permission that is missing is no property of the library.
+    std::fs::File::open(&full).map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", name_of(path)))?;
     // SAFETY: loading runs the library's initialisers; that a plugin is trusted code is said in the docs.
     unsafe { Library::open(Some(&full), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
         let text = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
@@ -109,7 +111,7 @@ impl ThreadPool {
     /// # Errors
     /// `NotFound` when there is no such file or it exports no `offloop_plugin`; `Invalid` when it is no loadable library or
     /// registers nothing or a bad name; `Version` when it was compiled for another ABI; `Exists` when an op of that name
-    /// is there already; the plugin's own.
+    /// is there already; `Os` when the file cannot be opened (no fd left, no permission); the plugin's own.
     pub fn load(&self, path: impl AsRef<Path>) -> Result<Vec<String>> {
         let path = path.as_ref();
         let ops = read(path)?;
