@@ -46,7 +46,9 @@ fn ops_md() -> String {
         "# Native ops\n\n<!-- written by `make bless` from the op tables in core/src/ops; edit those -->\n\n\
          An op is called by name on a pool (`pool.run('sha256', data)`), or through its typed wrapper (`ops.sha256(data)`), which uses the\n\
          default pool. Option names are `snake_case` in Rust, C and Python and `camelCase` in Node.js. An unknown option, a wrong type or a value out\n\
-         of range is `Invalid` and names the op, the option, the value and the limits.\n",
+         of range is `Invalid` and names the op, the option, the value and the limits.\n\n\
+         Memory that the system refuses to an op where it cannot be asked first (output of a compression, working memory of a library, trees of\n\
+         JSON, columns of CSV) ends the process: bound the inputs.\n",
     );
     for (name, ops) in ops::families().filter(|(_, ops)| !ops.is_empty()) {
         let _ = write!(out, "\n## {name}\n");
