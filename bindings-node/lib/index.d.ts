@@ -153,7 +153,10 @@ export const ops: Ops
 /** The pool behind `ops`: one per process, shared by all its threads, `OFFLOOP_THREADS` wide. It cannot be closed. */
 export function defaultPool(): ThreadPool
 
-/** A one-shot right to take a buffer inside this process: text, so that postMessage and JSON carry it. */
+/**
+ * A one-shot right to take a buffer inside this process: text, so that postMessage and JSON carry it. It holds the bytes until it is
+ * taken or revoked, also when the worker thread that made it has ended: what that one posted can still be delivered.
+ */
 export type TransferToken = string
 
 /** Bytes with one owner, moved between threads and processes without a copy. */
