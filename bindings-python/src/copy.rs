@@ -288,6 +288,10 @@ impl PyCopy {
 
 #[pymethods]
 impl PyCopy {
+    /// Bytes of one step.
+    #[classattr]
+    const SLICE: usize = SLICE;
+
     #[new]
     fn py_new(data: &Bound<'_, PyAny>) -> PyResult<PyCopy> {
         let source = Source::of(data)?;

@@ -167,9 +167,8 @@ class _Copying:
         self.release()
 
 
-# What the calls of one turn of a loop copy, in bytes: `COPY_AT_ONCE` and `SLICE` of the native half.
-_AT_ONCE = 4 << 20
-_SLICE = 1 << 20
+# What all calls of one turn of a loop may copy at once, in bytes; beyond it copies are cut so that no turn holds the loop.
+_AT_ONCE = 4 * _Copy.SLICE
 _spent: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
 # Held by the call of a loop whose inputs are being copied; the others wait in the order in which they came. Its users keep it.
 _turns: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -182,12 +181,11 @@ def may_copy(cost: int) -> bool:
 
 
 def _spend(loop: asyncio.AbstractEventLoop, cost: int) -> bool:
-    spent = _spent.get(loop)
-    if spent is None:
-        spent = 0
-        loop.call_soon(_spent.pop, loop, None)
-    elif spent + cost > _AT_ONCE:
+    spent = _spent.get(loop, 0)
+    if spent + cost > _AT_ONCE:
         return False
+    if loop not in _spent:
+        loop.call_soon(_spent.pop, loop, None)
     _spent[loop] = spent + cost
     return True
 
@@ -211,7 +209,7 @@ async def copied(
         if turn is None:
             turn = _turns[copying.loop] = asyncio.Lock()
         async with turn:
-            while not (_spend(copying.loop, _SLICE) and copying.advance()):
+            while not (_spend(copying.loop, _Copy.SLICE) and copying.advance()):
                 await asyncio.sleep(0)
     finally:
         copying.end()

@@ -12,7 +12,6 @@ mod submit;
 mod ticket;
 
 use crate::buffer;
-use crate::copy;
 use crate::error::{duration, invalid, number_option, raise, shown, text_option, wrong_type};
 use crate::future::PyFuture;
 use crate::hosted::{self, PyHost, Target, looking};
@@ -33,19 +32,16 @@ use std::sync::{Arc, OnceLock};
 use submit::{Defaults, Handle, Job, Pools, head, op_name};
 use ticket::PyTicket;
 
-/// What all calls of one turn of an event loop may copy at once; beyond it copies are cut so that no turn holds the loop.
-const COPY_AT_ONCE: usize = 4 * copy::SLICE;
-
 /// Inputs that no budget counts: to copy them costs less than the call.
 const COPY_FREE: usize = 64 << 10;
 
-/// Whether a call for the running loop may copy its inputs at once.
+/// Whether a call for the running loop may copy its inputs at once, by what is left of the turn's budget.
 fn may_copy<'py>(py: Python<'py>, inputs: impl Iterator<Item = Bound<'py, PyAny>>) -> PyResult<bool> {
     let cost = inputs.map(|i| buffer::copy_cost(&i)).fold(0, usize::saturating_add);
     if cost <= COPY_FREE {
         return Ok(true);
     }
-    Ok(cost <= COPY_AT_ONCE && py.import("offloop._aio")?.call_method1("may_copy", (cost,))?.is_truthy()?)
+    py.import("offloop._aio")?.call_method1("may_copy", (cost,))?.is_truthy()
 }
 
 /// The native half of `offloop.ThreadPool`.

@@ -231,8 +231,6 @@ impl Sleeper {
             if let Err(e) = self.refresh() {
                 // Half of it would neither ring nor be armed: the next call begins anew.
                 self.epoll = None;
-                self.members = None;
-                self.watched.clear();
                 return Err(e);
             }
             // What is there already was not announced: the first look finds out.
