@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import offloop
@@ -46,8 +46,8 @@ def test_a_result_that_a_host_cannot_show_is_a_typed_error(pool, tmp_path_factor
     def odd(name):
         return pool.submit("odd", name.encode()).result()
 
-    assert odd("first of python") == datetime(1, 1, 1, tzinfo=timezone.utc)
-    assert odd("last of python") == datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    assert odd("first of python") == datetime(1, 1, 1, tzinfo=UTC)
+    assert odd("last of python") == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
     for name in ["before python", "after python", "first of node", "last of node", "before node", "after node", "far"]:
         with pytest.raises(offloop.UnsupportedError, match=r"seconds=-?\d+"):
             odd(name)
