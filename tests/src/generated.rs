@@ -47,8 +47,8 @@ fn ops_md() -> String {
          An op is called by name on a pool (`pool.run('sha256', data)`), or through its typed wrapper (`ops.sha256(data)`), which uses the\n\
          default pool. Option names are `snake_case` in Rust, C and Python and `camelCase` in Node.js. An unknown option, a wrong type or a value out\n\
          of range is `Invalid` and names the op, the option, the value and the limits.\n\n\
-         Memory that the system refuses to an op where it cannot be asked first (output of a compression, working memory of a library, trees of\n\
-         JSON, columns of CSV) ends the process: bound the inputs.\n",
+         An output that does not fit in memory is `TooLarge` from the compression ops, `json.minify` and `json.format`. Other memory that the\n\
+         system refuses to an op (working memory of a library, trees of JSON, columns of CSV) may end the process: bound the inputs.\n",
     );
     for (name, ops) in ops::families().filter(|(_, ops)| !ops.is_empty()) {
         let _ = write!(out, "\n## {name}\n");

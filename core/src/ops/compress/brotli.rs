@@ -1,7 +1,7 @@
 //! Brotli.
 
-use super::{INPUT_STEP, Output, corrupt, ends_early, fit, trailing};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Grown, INPUT_STEP, Output, corrupt, ends_early, gave_up, trailing};
+use crate::error::Result;
 use crate::ops::OpCtx;
 use crate::value::Value;
 use brotli::enc::StandardAlloc;
@@ -32,15 +32,14 @@ pub(super) fn brotli(ctx: &mut OpCtx<'_>) -> Result<Value> {
         size_hint: input.len(),
         ..Default::default()
     };
-    let failed = |e| Error::new(ErrorKind::Panic, "brotli lost its state").with("op", "brotli").with("cause", e);
-    let mut writer = CompressorWriter::with_params(Vec::with_capacity(input.len() / 4 + 64), BUFFER, &params);
+    let mut writer = CompressorWriter::with_params(Grown::expecting(input.len() / 4 + 64), BUFFER, &params);
     for part in input.chunks(step(params.quality)) {
         ctx.check()?;
-        writer.write_all(part).map_err(failed)?;
+        writer.write_all(part).map_err(|e| gave_up("brotli", input.len(), &e))?;
     }
     ctx.check()?;
-    // Taking the sink out ends the stream.
-    Ok(fit(writer.into_inner()))
+    // Taking the sink out ends the stream, and does not tell whether it took the end.
+    writer.into_inner().into_value("brotli")
 }
 
 pub(super) fn unbrotli(ctx: &mut OpCtx<'_>) -> Result<Value> {

@@ -4,7 +4,7 @@
 //! ended by a sync flush, which leaves it on a byte boundary; laid end to end they are one deflate stream, and the CRCs of
 //! the pieces combine. Sizes differ from the serial form by a few bytes per piece.
 
-use super::{INPUT_STEP, Output, corrupt, ends_early, fit, trailing};
+use super::{INPUT_STEP, Output, corrupt, ends_early, expecting, fit, room, trailing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::OpCtx;
 use crate::sync::lock;
@@ -53,7 +53,7 @@ fn push(ctx: &OpCtx<'_>, c: &mut Compress, input: &[u8], end: FlushCompress, out
         let piece = &input[done..input.len().min(done + STEP)];
         let flush = if done + piece.len() == input.len() { end } else { FlushCompress::None };
         if out.capacity() - out.len() < 64 {
-            out.reserve((input.len() - done) / 4 + 4096);
+            room(out, (input.len() - done) / 4 + 4096, "deflate")?;
         }
         let before = c.total_in();
         let status =
@@ -83,7 +83,7 @@ fn raw(ctx: &OpCtx<'_>, input: &[u8], crc: bool, out: &mut Vec<u8>) -> Result<u3
         sum
     };
     if ctx.width() == 1 || input.len() < 2 * PIECE {
-        out.reserve(guess(input.len()));
+        let _ = out.try_reserve(guess(input.len())); // without it `push` makes room as it goes
         let mut whole = crc32fast::Hasher::new();
         if crc {
             for part in input.chunks(INPUT_STEP) {
@@ -104,13 +104,13 @@ fn raw(ctx: &OpCtx<'_>, input: &[u8], crc: bool, out: &mut Vec<u8>) -> Result<u3
             c.set_dictionary(&input[start - WINDOW..start])
                 .map_err(|e| Error::new(ErrorKind::Panic, "deflate refused its own window").with("cause", e))?;
         }
-        let mut bytes = Vec::with_capacity(guess(part.len()));
+        let mut bytes = expecting(guess(part.len()));
         let end = if i + 1 == pieces { FlushCompress::Finish } else { FlushCompress::Sync };
         push(ctx, &mut c, part, end, &mut bytes)?;
         *lock(&done[i]) = (bytes, sum(part));
         Ok(())
     })?;
-    out.reserve(done.iter().map(|d| lock(d).0.len()).sum::<usize>() + 8);
+    room(out, done.iter().map(|d| lock(d).0.len()).sum(), "deflate")?;
     let mut whole = crc32fast::Hasher::new();
     for piece in &done {
         let piece = lock(piece);
@@ -129,9 +129,10 @@ pub(super) fn gzip(ctx: &mut OpCtx<'_>) -> Result<Value> {
         1 => 4,
         _ => 0,
     };
-    let mut out = Vec::with_capacity(guess(input.len()) + 18);
+    let mut out = expecting(guess(input.len()) + 18);
     out.extend_from_slice(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, xfl, 255]);
     let crc = raw(ctx, input, true, &mut out)?;
+    room(&mut out, 8, "deflate")?;
     out.extend_from_slice(&crc.to_le_bytes());
     // ISIZE is the size modulo 2^32.
     out.extend_from_slice(&(input.len() as u32).to_le_bytes());
@@ -146,7 +147,7 @@ pub(super) fn deflate(ctx: &mut OpCtx<'_>) -> Result<Value> {
 
 pub(super) fn zlib(ctx: &mut OpCtx<'_>) -> Result<Value> {
     let input = ctx.input();
-    let mut out = Vec::with_capacity(guess(input.len()));
+    let mut out = expecting(guess(input.len()));
     push(ctx, &mut Compress::new(level(ctx), true), input, FlushCompress::Finish, &mut out)?;
     Ok(fit(out))
 }

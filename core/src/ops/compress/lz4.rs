@@ -1,6 +1,6 @@
 //! LZ4 frames.
 
-use super::{Output, corrupt, ends_early, fit, trailing};
+use super::{Grown, Output, corrupt, ends_early, gave_up, trailing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::OpCtx;
 use crate::value::Value;
@@ -34,14 +34,14 @@ pub(super) fn lz4(ctx: &mut OpCtx<'_>) -> Result<Value> {
         .content_checksum(params.bool("checksum"))
         .block_checksums(params.bool("block_checksum"))
         .content_size(Some(input.len() as u64));
-    let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Panic, "lz4 lost its state").with("op", "lz4").with("cause", e);
-    let mut encoder = FrameEncoder::with_frame_info(info, Vec::with_capacity(input.len() / 2 + 64));
+    let failed = |e: std::io::Error| gave_up("lz4", input.len(), &e);
+    let mut encoder = FrameEncoder::with_frame_info(info, Grown::expecting(input.len() / 2 + 64));
     for part in input.chunks(STEP) {
         ctx.check()?;
-        encoder.write_all(part).map_err(|e| failed(&e))?;
+        encoder.write_all(part).map_err(failed)?;
     }
     ctx.check()?;
-    Ok(fit(encoder.finish().map_err(|e| failed(&e))?))
+    encoder.finish().map_err(|e| failed(e.into()))?.into_value("lz4")
 }
 
 pub(super) fn unlz4(ctx: &mut OpCtx<'_>) -> Result<Value> {

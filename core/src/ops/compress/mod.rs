@@ -240,6 +240,64 @@ impl<'c, 'p> Output<'c, 'p> {
     }
 }
 
+/// Room for what is expected to come. Where there is none now, the output grows as it comes.
+fn expecting(len: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    let _ = out.try_reserve_exact(len);
+    out
+}
+
+fn no_room(op: &str, output: usize) -> Error {
+    Error::new(ErrorKind::TooLarge, "output does not fit in memory").with("op", op).with("output", output)
+}
+
+/// Makes room for `more` bytes behind `out`.
+fn room(out: &mut Vec<u8>, more: usize, op: &str) -> Result<()> {
+    out.try_reserve(more).map_err(|_| no_room(op, out.len().saturating_add(more)))
+}
+
+/// What an encoder writes to, which grows as long as there is memory.
+struct Grown {
+    bytes: Vec<u8>,
+    /// Something was not taken. Remembered here, because not every encoder tells.
+    refused: bool,
+}
+
+impl Grown {
+    fn expecting(len: usize) -> Grown {
+        Grown { bytes: expecting(len), refused: false }
+    }
+
+    fn into_value(self, op: &str) -> Result<Value> {
+        if self.refused { Err(no_room(op, self.bytes.len())) } else { Ok(fit(self.bytes)) }
+    }
+}
+
+impl std::io::Write for Grown {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.try_reserve(part.len()).is_err() {
+            self.refused = true;
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        self.bytes.extend_from_slice(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Why an encoder that writes to [`Grown`] gave up after `input` bytes.
+fn gave_up(op: &str, input: usize, e: &std::io::Error) -> Error {
+    match e.kind() {
+        std::io::ErrorKind::OutOfMemory => {
+            Error::new(ErrorKind::TooLarge, "output does not fit in memory").with("op", op).with("input", input)
+        }
+        _ => Error::new(ErrorKind::Panic, "encoder lost its state").with("op", op).with("cause", e),
+    }
+}
+
 /// A result without the slack of a vector that grew by doubling.
 fn fit(mut bytes: Vec<u8>) -> Value {
     if bytes.capacity() - bytes.len() > bytes.len() / 4 + 4096 {

@@ -1,6 +1,6 @@
 //! Zstandard on the reference library.
 
-use super::{INPUT_STEP, Output, corrupt, ends_early, fit};
+use super::{INPUT_STEP, Output, corrupt, ends_early, expecting, fit, room};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::OpCtx;
 use crate::value::Value;
@@ -81,12 +81,13 @@ fn zstd_with(ctx: &OpCtx<'_>, c: &mut CCtx<'static>) -> Result<Value> {
     let step = step(level);
     if input.len() <= step {
         ctx.check()?;
-        let mut out = Vec::with_capacity(zstd_safe::compress_bound(input.len()));
+        let mut out = Vec::new();
+        room(&mut out, zstd_safe::compress_bound(input.len()), "zstd")?;
         c.compress2(&mut out, input).map_err(damaged)?;
         return Ok(fit(out));
     }
     c.set_pledged_src_size(Some(input.len() as u64)).map_err(refused)?;
-    let mut out: Vec<u8> = Vec::with_capacity(input.len() / 3 + CCtx::out_size());
+    let mut out = expecting(input.len() / 3 + CCtx::out_size());
     let mut done = 0;
     loop {
         ctx.check()?;
@@ -94,7 +95,7 @@ fn zstd_with(ctx: &OpCtx<'_>, c: &mut CCtx<'static>) -> Result<Value> {
         let last = done + part.len() == input.len();
         let directive = if last { ZSTD_EndDirective::ZSTD_e_end } else { ZSTD_EndDirective::ZSTD_e_continue };
         // One block and its header fit, so a call is not cut into many.
-        out.reserve(CCtx::out_size());
+        room(&mut out, CCtx::out_size(), "zstd")?;
         let filled = out.len();
         let mut source = InBuffer::around(part);
         let left = c.compress_stream2(&mut OutBuffer::around_pos(&mut out, filled), &mut source, directive).map_err(damaged)?;

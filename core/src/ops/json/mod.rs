@@ -238,7 +238,7 @@ fn validate(ctx: &mut OpCtx<'_>) -> Result<Value> {
 
 fn minify(ctx: &mut OpCtx<'_>) -> Result<Value> {
     let text = ctx.input();
-    let mut sink = rewrite::Minify { text, out: Vec::with_capacity(text.len()), run: 0 };
+    let mut sink = rewrite::Minify::new(text)?;
     scan::scan(text, limits(ctx.params()), ctx.control(), &mut sink).map_err(|stop| stop.into_error(text))?;
     Ok(sink.finish().into())
 }

@@ -6,6 +6,11 @@ use crate::ops::place::corrupt_at;
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+#[cold]
+fn no_room(output: usize) -> Error {
+    Error::new(ErrorKind::TooLarge, "output does not fit in memory").with("output", output)
+}
+
 /// Leaves out white space.
 pub(super) struct Minify<'a> {
     pub(super) text: &'a [u8],
@@ -14,7 +19,14 @@ pub(super) struct Minify<'a> {
     pub(super) run: usize,
 }
 
-impl Minify<'_> {
+impl<'a> Minify<'a> {
+    /// With room for the longest output, which is the input.
+    pub(super) fn new(text: &'a [u8]) -> Result<Minify<'a>> {
+        let mut out = Vec::new();
+        out.try_reserve_exact(text.len()).map_err(|_| no_room(text.len()))?;
+        Ok(Minify { text, out, run: 0 })
+    }
+
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.out.extend_from_slice(&self.text[self.run..]);
         self.out
@@ -42,7 +54,9 @@ pub(super) struct Format<'a> {
 
 impl<'a> Format<'a> {
     pub(super) fn new(text: &'a [u8], indent: &'a [u8], max_output: usize) -> Format<'a> {
-        let out = Vec::with_capacity(text.len().saturating_mul(2).min(max_output));
+        // A guess: without room for it the output grows as it comes.
+        let mut out = Vec::new();
+        let _ = out.try_reserve_exact(text.len().saturating_mul(2).min(max_output));
         Format { text, out, indent, max_output, depth: 0, fresh: false, after_name: false }
     }
 
@@ -50,6 +64,7 @@ impl<'a> Format<'a> {
         if self.out.len() + bytes.len() > self.max_output {
             return Err(Error::new(ErrorKind::TooLarge, "formatted json is over the limit").with("max_output", self.max_output));
         }
+        self.out.try_reserve(bytes.len()).map_err(|_| no_room(self.out.len() + bytes.len()))?;
         self.out.extend_from_slice(bytes);
         Ok(())
     }
