@@ -96,7 +96,7 @@ c-programs:
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 	mkdir -p $(TARGET)/conformance $(TARGET)/demo $(TARGET)/bench
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c tests/drivers/c/driver.c $(C_OFFLOOP) -lpthread
-	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP)
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
 
 # libuv is the peer of one benchmark; without its headers that peer is left out, with a line that says so.
@@ -112,7 +112,7 @@ demo: capi node python c-programs $(DEMO_READY)  ## real servers under load, inl
 test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the time of each phase
 	@$(PHASE) format        $(CARGO) fmt --all --check
 	@$(PHASE) rust          env OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE)
-	@$(PHASE) failpoints    $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring
+	@$(PHASE) failpoints    $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring --test channel
 	@$(PHASE) header        $(HEADER) --check
 	@$(PHASE) c             tests/c/run.sh $(TARGET)/release
 	@$(PHASE) ops-types     node bindings-node/scripts/ops-types.mjs
@@ -132,7 +132,7 @@ bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the pe
 
 torture: build  ## the long runs: seeded storms, 10^7 completion rounds
 	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
-	OFFLOOP_TORTURE=1 $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring
+	OFFLOOP_TORTURE=1 $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring --test channel
 
 NODES ?= 22 24
 node-versions: node  ## the Node suite on other releases of Node (NODES='22 24')

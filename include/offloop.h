@@ -135,6 +135,32 @@ enum {
 #define OFFLOOP_ON_FULL_WAIT 1
 
 /**
+ * Most fds, those of buffers that move included, in one message.
+ */
+#define OFFLOOP_CHANNEL_MAX_FDS 253
+
+/**
+ * A message: `value` and `fds` are the caller's.
+ */
+#define OFFLOOP_INCOMING_MESSAGE 1
+
+/**
+ * A request, to be answered by offloop_channel_reply with its `id`: `value` and `fds` are the caller's.
+ */
+#define OFFLOOP_INCOMING_REQUEST 2
+
+/**
+ * The outcome of the request `id`: where `status` is OFFLOOP_OK, `value` and `fds` are the caller's, and `failed` says whether they are
+ * a result or an error of whoever was asked.
+ */
+#define OFFLOOP_INCOMING_REPLY 3
+
+/**
+ * There is room again, after an offloop_channel_try_send or offloop_channel_post_request that found none.
+ */
+#define OFFLOOP_INCOMING_DRAINED 4
+
+/**
  * The text format that Prometheus reads.
  */
 #define OFFLOOP_METRICS_PROMETHEUS 0
@@ -150,6 +176,11 @@ enum {
 typedef struct offloop_buffer offloop_buffer;
 
 /**
+ * One end of a two-way connection between two processes.
+ */
+typedef struct offloop_channel offloop_channel;
+
+/**
  * Pops records from a ring.
  */
 typedef struct offloop_consumer offloop_consumer;
@@ -158,6 +189,11 @@ typedef struct offloop_consumer offloop_consumer;
  * Delivers outcomes to an event loop.
  */
 typedef struct offloop_cq offloop_cq;
+
+/**
+ * Accepts channels at a path.
+ */
+typedef struct offloop_listener offloop_listener;
 
 /**
  * A pool of native threads.
@@ -510,7 +546,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Who writes and who reads: "spsc", "mpsc", "broadcast". Default "spsc".
+   * Who writes and who reads: "spsc", "mpsc", "mpmc", "broadcast". Default "spsc".
    */
   const char *kind;
   /**
@@ -518,7 +554,8 @@ typedef struct {
    */
   const char *on_full;
   /**
-   * Bytes of a lane, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of them. Default 4 MiB.
+   * Bytes of a lane, or of all slots of "mpmc", rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of a lane.
+   * Default 4 MiB.
    */
   size_t capacity;
   /**
@@ -530,6 +567,11 @@ typedef struct {
    * stays until offloop_ring_remove. NULL: no name.
    */
   const char *path;
+  /**
+   * Bytes of a slot of "mpmc", rounded up to a power of two from 64 to half of the capacity: a record and 16 bytes. Default 256. The
+   * other kinds have no slots.
+   */
+  size_t slot_size;
 } offloop_ring_options;
 
 /**
@@ -541,17 +583,21 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * "spsc", "mpsc" or "broadcast".
+   * "spsc", "mpsc", "mpmc" or "broadcast".
    */
   char kind[16];
   /**
-   * Bytes of a lane.
+   * Bytes of a lane, or of all slots.
    */
   size_t capacity;
   /**
    * The longest record.
    */
   size_t max_record_len;
+  /**
+   * Bytes of a slot of "mpmc", else 0.
+   */
+  size_t slot_size;
   /**
    * Not 0: some participant has closed the ring.
    */
@@ -599,17 +645,21 @@ typedef struct {
    */
   size_t len;
   /**
-   * Not 0: a consumer that died may have seen this record. Ignored when pushing.
+   * Not 0: a consumer that died, or gave it back, may have seen this record. Ignored when pushing.
    */
   uint32_t redelivered;
   /**
    * 0.
    */
   uint32_t reserved;
+  /**
+   * What offloop_consumer_ack wants, with `ack` "manual"; else 0.
+   */
+  uint64_t delivery;
 } offloop_record;
 
 /**
- * How a consumer reads. It has no options yet; pass NULL or OFFLOOP_CONSUMER_OPTIONS_INIT.
+ * How a consumer reads. Start from OFFLOOP_CONSUMER_OPTIONS_INIT.
  */
 typedef struct {
   /**
@@ -617,10 +667,68 @@ typedef struct {
    */
   size_t struct_size;
   /**
+   * When a record of an "mpmc" ring is dealt with: "auto", when it is let go of, or "manual", when offloop_consumer_ack is told so.
+   * Default "auto"; the other kinds know no other.
+   */
+  const char *ack;
+} offloop_consumer_options;
+
+/**
+ * Sizes of a channel. 0 means the default everywhere; start from OFFLOOP_CHANNEL_OPTIONS_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_channel_options).
+   */
+  size_t struct_size;
+  /**
+   * Bytes of the ring of each direction, for whoever makes the channel (pair, listen): 256 KiB. A message of more than half of them
+   * goes beside the ring.
+   */
+  size_t capacity;
+  /**
+   * Longest message without the buffers that move: 256 MiB.
+   */
+  size_t max_message;
+} offloop_channel_options;
+
+/**
+ * What came over a channel. The caller frees the value and closes the fds.
+ */
+typedef struct {
+  /**
+   * One of OFFLOOP_INCOMING_….
+   */
+  uint32_t kind;
+  /**
+   * Not 0: whoever was asked failed, and the value is its error.
+   */
+  uint32_t failed;
+  /**
+   * Of a reply: OFFLOOP_OK, or why there is none.
+   */
+  offloop_status status;
+  /**
+   * Fds that came along, close-on-exec.
+   */
+  uint32_t fd_count;
+  /**
+   * Of a request or reply.
+   */
+  uint64_t id;
+  /**
+   * The value; NULL where there is none.
+   */
+  offloop_value *value;
+  /**
+   * The fds.
+   */
+  int32_t fds[OFFLOOP_CHANNEL_MAX_FDS];
+  /**
    * 0.
    */
-  uint64_t reserved;
-} offloop_consumer_options;
+  uint32_t reserved;
+} offloop_incoming;
 
 /**
  * One op of a plugin. Fill `abi_version` with OFFLOOP_ABI_VERSION (OFFLOOP_OP_DEF_INIT does).
@@ -1324,9 +1432,9 @@ offloop_status offloop_ring_attach_path(const char *name,
 offloop_status offloop_ring_remove(offloop_ring *ring);
 
 /**
- * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
- * created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
- * popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
+ * Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, slot_size, max_participants, on_full,
+ * creator_pid, created_unix_ns, closed, poisoned, returned, participants (maps of seat, role, pid, alive, asleep, in_flight) and lanes
+ * (maps of tail, pushed, head, popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
  */
 offloop_status offloop_ring_inspect(const char *name,
                                     offloop_value **out);
@@ -1433,7 +1541,8 @@ void offloop_producer_free(offloop_producer *producer);
 
 /**
  * Makes a consumer, for one thread at a time. It goes on where its predecessor let go: what a dead one may have seen comes again,
- * marked. OFFLOOP_ERR_IN_USE while others take every place of one. `options` may be NULL.
+ * marked. OFFLOOP_ERR_IN_USE while others take every place of one; OFFLOOP_ERR_UNSUPPORTED for `ack` "manual" where the ring is not "mpmc".
+ * `options` may be NULL.
  */
 offloop_status offloop_consumer_new(offloop_ring *ring,
                                     const offloop_consumer_options *options,
@@ -1442,7 +1551,9 @@ offloop_status offloop_consumer_new(offloop_ring *ring,
 /**
  * Takes the oldest record; waits for one at most `timeout_ns` (below 0: for ever). It stays in the ring, where `record` points, until
  * the next call with this consumer (or offloop_consumer_release), which lets go of it; a successor of a consumer that dies before that gets it
- * again, marked. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED.
+ * again, marked. With `ack` "manual" it stays, and comes again, until it is acknowledged; a consumer has 128 such records at most, and
+ * then waits. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED. An "mpmc" ring is drained when no other consumer
+ * has a record that could come back; one that has to acknowledge some itself is not kept waiting for others.
  */
 offloop_status offloop_consumer_pop(offloop_consumer *consumer,
                                     int64_t timeout_ns,
@@ -1473,6 +1584,19 @@ offloop_status offloop_consumer_wait(offloop_consumer *consumer, int64_t timeout
 offloop_status offloop_consumer_release(offloop_consumer *consumer);
 
 /**
+ * Tells that a record is dealt with (`ack` "manual"): it is not delivered again. From any thread, also while another one waits with this
+ * consumer. OFFLOOP_ERR_INVALID for a delivery that was acknowledged or given back before, or came from another consumer.
+ */
+offloop_status offloop_consumer_ack(offloop_consumer *consumer,
+                                    uint64_t delivery);
+
+/**
+ * Gives a record back (`ack` "manual"): some consumer, this one perhaps, gets it at once, marked. Otherwise as offloop_consumer_ack.
+ */
+offloop_status offloop_consumer_nack(offloop_consumer *consumer,
+                                     uint64_t delivery);
+
+/**
  * Gives an fd to poll for reading, level-triggered: readable when there may be a record, the ring was closed, or a peer has died. A
  * call that says OFFLOOP_ERR_EMPTY (or CLOSED, PEER_DIED) has armed it: it looked once more after that, so nothing is missed. Until such a call the fd stays
  * readable. It is the consumer's: never read it, never close it.
@@ -1489,6 +1613,146 @@ offloop_status offloop_consumer_lost(offloop_consumer *consumer, uint64_t *count
  * Frees a consumer: lets go of what was taken and leaves its place to a successor. NULL is allowed.
  */
 void offloop_consumer_free(offloop_consumer *consumer);
+
+/**
+ * Makes two ends that are connected. Either may be used here, or opened by a child process instead that inherits its socket
+ * (offloop_channel_socket) and calls offloop_channel_attach. `options` may be NULL.
+ */
+offloop_status offloop_channel_pair(const offloop_channel_options *options,
+                                    offloop_channel **out_a,
+                                    offloop_channel **out_b);
+
+/**
+ * Opens the end of a pair whose socket this process inherited. The fd belongs to the channel from now on; after an error it is the
+ * caller's still. OFFLOOP_ERR_INVALID when it is no such socket or another user's; OFFLOOP_ERR_CORRUPT, OFFLOOP_ERR_VERSION when nothing
+ * of this version waits in it; OFFLOOP_ERR_PEER_DIED when the other end is gone. `options` may be NULL.
+ */
+offloop_status offloop_channel_attach(int32_t fd,
+                                      const offloop_channel_options *options,
+                                      offloop_channel **out);
+
+/**
+ * Connects to who listens at `name`; waits at most `timeout_ns` (below 0: for ever) until the connection was accepted.
+ * OFFLOOP_ERR_NOT_FOUND when nobody listens there. `options` may be NULL.
+ */
+offloop_status offloop_channel_connect(const char *name,
+                                       int64_t timeout_ns,
+                                       const offloop_channel_options *options,
+                                       offloop_channel **out);
+
+/**
+ * Listens for channels at `name`: a path, or a name without a slash, which lies below $XDG_RUNTIME_DIR/offloop. Only this user's
+ * processes can connect. OFFLOOP_ERR_EXISTS while somebody listens there. `options` may be NULL.
+ */
+offloop_status offloop_channel_listen(const char *name,
+                                      const offloop_channel_options *options,
+                                      offloop_listener **out);
+
+/**
+ * Takes the next channel; waits for one at most `timeout_ns` (0: not at all; below 0: for ever).
+ */
+offloop_status offloop_listener_accept(offloop_listener *listener, int64_t timeout_ns, offloop_channel **out);
+
+/**
+ * An fd that is readable while somebody waits to be accepted. It is the listener's.
+ */
+offloop_status offloop_listener_fd(offloop_listener *listener, int32_t *out);
+
+/**
+ * Ends the listener; channels that were accepted go on. NULL is allowed.
+ */
+void offloop_listener_free(offloop_listener *listener);
+
+/**
+ * The socket of an end that was not used yet, for a child process to inherit. It is the channel's: free this end once the child is
+ * started. OFFLOOP_ERR_IN_USE once this end was used here.
+ */
+offloop_status offloop_channel_socket(offloop_channel *c,
+                                      int32_t *out);
+
+/**
+ * Sends a value, whose buffers move, and fds, which are duplicated. Waits for room at most `timeout_ns` (below 0: for ever).
+ * OFFLOOP_ERR_TIMEOUT; OFFLOOP_ERR_TOO_LARGE for a message or a number of fds over its limit; OFFLOOP_ERR_CLOSED and
+ * OFFLOOP_ERR_PEER_DIED when the channel has ended.
+ */
+offloop_status offloop_channel_send(offloop_channel *c,
+                                    offloop_value **value_io,
+                                    const int32_t *fds,
+                                    size_t fd_count,
+                                    int64_t timeout_ns);
+
+/**
+ * As offloop_channel_send without waiting: OFFLOOP_ERR_FULL while there is no room. OFFLOOP_INCOMING_DRAINED tells when there is.
+ */
+offloop_status offloop_channel_try_send(offloop_channel *c,
+                                        offloop_value **value_io,
+                                        const int32_t *fds,
+                                        size_t fd_count);
+
+/**
+ * Gives what came next; waits for it at most `timeout_ns` (below 0: for ever). After the last message OFFLOOP_ERR_CLOSED or
+ * OFFLOOP_ERR_PEER_DIED, or OFFLOOP_ERR_CORRUPT when the other end broke the protocol. OFFLOOP_ERR_OS when fds or memory for a message are
+ * missing: the next call finds it again.
+ */
+offloop_status offloop_channel_recv(offloop_channel *c,
+                                    int64_t timeout_ns,
+                                    offloop_incoming *out);
+
+/**
+ * As offloop_channel_recv without waiting: OFFLOOP_ERR_EMPTY when there is nothing now, which arms offloop_channel_fd.
+ */
+offloop_status offloop_channel_try_recv(offloop_channel *c, offloop_incoming *out);
+
+/**
+ * Sends a request and waits for its reply, at most `timeout_ns` in all (below 0: for ever). What comes meanwhile is kept for
+ * offloop_channel_recv. OFFLOOP_ERR_TIMEOUT: a later reply is dropped.
+ */
+offloop_status offloop_channel_request(offloop_channel *c,
+                                       offloop_value **value_io,
+                                       const int32_t *fds,
+                                       size_t fd_count,
+                                       int64_t timeout_ns,
+                                       offloop_incoming *out);
+
+/**
+ * As offloop_channel_request for an event loop: returns at once, and the outcome comes as OFFLOOP_INCOMING_REPLY with `*id`. Where there is
+ * no room it is queued. OFFLOOP_ERR_FULL when too much is queued or not answered.
+ */
+offloop_status offloop_channel_post_request(offloop_channel *c,
+                                            offloop_value **value_io,
+                                            const int32_t *fds,
+                                            size_t fd_count,
+                                            int64_t timeout_ns,
+                                            uint64_t *id);
+
+/**
+ * Answers the request `id`; waits for room like offloop_channel_send. Where `failed` is not 0 the value is an error.
+ */
+offloop_status offloop_channel_reply(offloop_channel *c,
+                                     uint64_t id,
+                                     int32_t failed,
+                                     offloop_value **value_io,
+                                     const int32_t *fds,
+                                     size_t fd_count,
+                                     int64_t timeout_ns);
+
+/**
+ * An fd that is readable when offloop_channel_try_recv may have something to give. Level-triggered: a call that gives OFFLOOP_ERR_EMPTY has
+ * armed it. It is the channel's.
+ */
+offloop_status offloop_channel_fd(offloop_channel *c,
+                                  int32_t *out);
+
+/**
+ * Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here.
+ */
+offloop_status offloop_channel_close(offloop_channel *c);
+
+/**
+ * Closes the channel, unless another call uses it, and frees the handle. On an end that was never used only its socket is closed: a
+ * child that inherited it goes on. NULL is allowed.
+ */
+void offloop_channel_free(offloop_channel *c);
 
 /**
  * Gives the metrics of all pools of this process as a text value; per pool see offloop_pool_stats.
@@ -1510,13 +1774,16 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_codec_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_RING_OPTIONS_INIT \
-  { sizeof(offloop_ring_options), NULL, NULL, 0, 0, NULL }
+  { sizeof(offloop_ring_options), NULL, NULL, 0, 0, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_PRODUCER_OPTIONS_INIT \
   { sizeof(offloop_producer_options), 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CONSUMER_OPTIONS_INIT \
-  { sizeof(offloop_consumer_options), 0 }
+  { sizeof(offloop_consumer_options), NULL }
+/** All defaults. */
+#define OFFLOOP_CHANNEL_OPTIONS_INIT \
+  { sizeof(offloop_channel_options), 0, 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -128,9 +128,31 @@ function notBytes(value) {
 /** Called by native code for a buffer inside a result. */
 const wrapBuffer = (handle) => new TransferBuffer(MADE_HERE, handle)
 
-/** Called by native code for an object inside options whose class Node-API cannot tell. */
+// Buffers that the value which is being read moves; null while values are copied.
+let moving = null
+
+/** What `send()` gives, which reads a value; buffers inside move if it succeeds, and stay as they are if it throws. */
+function movingBuffers(send) {
+  const outer = moving
+  const moved = []
+  moving = moved
+  let sent
+  try {
+    sent = send()
+  } finally {
+    moving = outer
+  }
+  for (const buffer of moved) endMove(buffer)
+  return sent
+}
+
+/** Called by native code for an object inside a value whose class Node-API cannot tell. */
 function unwrap(value) {
-  if (value instanceof TransferBuffer) return value.bytes()
+  if (value instanceof TransferBuffer) {
+    if (moving === null) return value.bytes()
+    moving.push(value)
+    return beginMove(value)
+  }
   const view = viewOf(value)
   if (view !== null) return view
   const tag = Object.prototype.toString.call(value)
@@ -144,4 +166,17 @@ function revokeToken(token) {
   native.revokeToken(token)
 }
 
-module.exports = { TransferBuffer, revokeToken, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes, wrapBuffer, unwrap }
+module.exports = {
+  TransferBuffer,
+  revokeToken,
+  movingBuffers,
+  beginMove,
+  endMove,
+  takeAway,
+  giveBack,
+  viewOf,
+  lengthOf,
+  notBytes,
+  wrapBuffer,
+  unwrap,
+}

@@ -10,12 +10,26 @@ function load() {
   const { OffloopError } = require('./error.cjs')
   const { TransferBuffer, revokeToken } = require('./buffer.cjs')
   const { ThreadPool, defaultPool } = require('./pool.cjs')
-  const { RingBuffer, Producer, Consumer } = require('./ring.cjs')
+  const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
+  const { Channel } = require('./channel.cjs')
   const { ops } = require('./ops.cjs')
 
   const metrics = (format) => native.metrics(format)
 
-  return { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, RingBuffer, Producer, Consumer, OffloopError, metrics }
+  return {
+    ThreadPool,
+    ops,
+    defaultPool,
+    TransferBuffer,
+    revokeToken,
+    RingBuffer,
+    Producer,
+    Consumer,
+    Delivery,
+    Channel,
+    OffloopError,
+    metrics,
+  }
 }
 
 if (native[LOADED] === undefined) Object.defineProperty(native, LOADED, { value: load() })

@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events'
 import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
 export type * from './ops.js'
@@ -188,9 +189,9 @@ export function revokeToken(token: TransferToken): void
 export interface RingOptions {
   /** `spsc`: one producer, one consumer. `mpsc`: many producers. `broadcast`: every consumer sees every record. `mpmc`: many of both. */
   kind: 'spsc' | 'mpsc' | 'mpmc' | 'broadcast'
-  /** Bytes of a lane, rounded up to a power of two, 4 KiB to 1 GiB. A record may take half of it. Default 4 MiB. */
+  /** Bytes of a lane, or of all slots of `mpmc`, rounded up to a power of two, 4 KiB to 1 GiB. A record may take half of a lane. Default 4 MiB. */
   capacity?: number | undefined
-  /** Bytes of a slot, where all slots have one size (`mpmc`). */
+  /** Bytes of a slot of `mpmc`, rounded up to a power of two from 64: a record and 16 bytes. Default 256. The other kinds have no slots. */
   slotSize?: number | undefined
   /** Producers and consumers at most, together. Default 2 for `spsc`, else 16. */
   maxParticipants?: number | undefined
@@ -211,6 +212,8 @@ export interface WaitOptions {
 export interface RingStat {
   readonly kind: string
   readonly capacity: number
+  /** Bytes of a slot of `mpmc`, else 0. */
+  readonly slotSize: number
   readonly maxParticipants: number
   readonly onFull: string
   readonly creatorPid: number
@@ -218,7 +221,17 @@ export interface RingStat {
   readonly closed: boolean
   /** A participant found bytes that cannot be. */
   readonly poisoned: boolean
-  readonly participants: readonly { seat: number; role: 'producer' | 'consumer' | null; pid: number; alive: boolean; asleep: boolean }[]
+  /** Records of `mpmc` that were taken, and wait to be taken again. */
+  readonly returned: number
+  readonly participants: readonly {
+    seat: number
+    role: 'producer' | 'consumer' | null
+    pid: number
+    alive: boolean
+    asleep: boolean
+    /** Records of `mpmc` that it has taken and that are not dealt with. */
+    inFlight: number
+  }[]
   readonly lanes: readonly { tail: number; pushed: number; head: number; popped: number; used: number; records: number }[]
 }
 
@@ -235,6 +248,8 @@ export class RingBuffer {
   static inspect(path: string): RingStat
   readonly kind: string
   readonly capacity: number
+  /** Bytes of a slot of `mpmc`, else 0. */
+  readonly slotSize: number
   /** Bytes of the longest record. */
   readonly maxRecordLength: number
   readonly onFull: string
@@ -245,8 +260,14 @@ export class RingBuffer {
   readonly closed: boolean
   /** `batch`: records become visible by `flush`, every 4 KiB, when there is no room, or at once while the consumer sleeps. */
   producer(options?: { batch?: boolean | undefined }): Producer
-  consumer(options?: { ack?: 'auto' | 'manual' | undefined }): Consumer
-  /** Ends it for everybody: nothing more is pushed, consumers get what is there. */
+  consumer(options?: { ack?: 'auto' | undefined }): Consumer
+  /** `ack: 'manual'`, in `mpmc`: a record is in flight until its delivery is acknowledged, and comes again if this consumer leaves or dies. */
+  consumer(options: { ack: 'manual' }): Consumer<Delivery>
+  consumer(options: { ack?: 'auto' | 'manual' | undefined }): Consumer | Consumer<Delivery>
+  /**
+   * Ends it for everybody: nothing more is pushed, consumers get what is there; in `mpmc` they wait for what others have in flight, too,
+   * unless they have something to acknowledge themselves.
+   */
   close(): void
   /** Takes a named ring's name away; who is attached stays so. */
   remove(): void
@@ -275,18 +296,31 @@ export class Producer {
   [Symbol.dispose](): void
 }
 
-/** Pops records. Iteration ends when the ring is closed and drained, and throws when the producer died; `break` leaves it open. */
-export class Consumer implements AsyncIterable<Uint8Array> {
+/** A record of a consumer with `ack: 'manual'`. It comes again, to some consumer and marked, until somebody acknowledges it. */
+export class Delivery {
   private constructor()
-  /** A copy of the oldest record; null while there is none, or an earlier `pop` waits. */
-  tryPop(): Uint8Array | null
-  /** A copy of the oldest record, as soon as there is one. */
-  pop(options?: WaitOptions | null): Promise<Uint8Array>
+  /** A copy of the record. */
+  readonly bytes: Uint8Array
+  /** A consumer that died, or gave it back, may have seen it. */
+  readonly redelivered: boolean
+  /** It is dealt with, and is not delivered again. */
+  ack(): void
+  /** Gives it back: some consumer, this one perhaps, gets it at once. */
+  nack(): void
+}
+
+/** Pops records. Iteration ends when the ring is closed and drained, and throws when the producer died; `break` leaves it open. */
+export class Consumer<R = Uint8Array> implements AsyncIterable<R> {
+  private constructor()
+  /** The oldest record, a copy or its Delivery; null while there is none, or an earlier `pop` waits. */
+  tryPop(): R | null
+  /** The oldest record, as soon as there is one. With `ack: 'manual'` a consumer has 128 in flight at most, and then waits for an `ack`. */
+  pop(options?: WaitOptions | null): Promise<R>
   /**
    * Shows `fn` up to `max` records where they lie, and returns how many there were. A view ends when `fn` returns: what it shows
    * later is other records. `redelivered`: a consumer that died may have seen it. A record is let go of even if `fn` throws.
    */
-  read(max: number, fn: (view: Uint8Array, redelivered: boolean) => void): number
+  read(max: number, fn: (view: R, redelivered: boolean) => void): number
   /** Records of an overwriting ring that were overwritten before this consumer came to them. */
   readonly lost: number
   /** Gives back what was let go of, and leaves the seat to a successor. */
@@ -296,7 +330,90 @@ export class Consumer implements AsyncIterable<Uint8Array> {
   ref(): this
   unref(): this
   [Symbol.dispose](): void
-  [Symbol.asyncIterator](): AsyncIterator<Uint8Array, undefined, undefined>
+  [Symbol.asyncIterator](): AsyncIterator<R, undefined, undefined>
+}
+
+/** What `Channel.send` takes beside its value. */
+export interface SendOptions {
+  /** Names what moves, as a check: a `TransferBuffer` in the value moves in any case. */
+  transfer?: TransferBuffer[]
+  /** Open files, by their numbers or as a `FileHandle`, `net.Socket` or `net.Server`. They are duplicated. */
+  fds?: unknown[]
+}
+
+/** Sizes of a channel; whoever makes it (`pair`, `listen`) decides on `capacity`. */
+export interface ChannelOptions {
+  /** Bytes of the ring of each direction: 256 KiB. A message of more than half of them goes beside it. */
+  capacity?: number
+  /** Bytes of the longest message, without the buffers that move: 256 MiB. */
+  maxMessage?: number
+  /** Bytes that wait when there is no room, at most: 16 MiB. */
+  maxQueued?: number
+}
+
+/** What is to be answered, once. `fds` are the receiver's to close. */
+export interface ChannelRequest {
+  readonly value: any
+  readonly fds: number[]
+  reply(value?: unknown, options?: SendOptions | TransferBuffer[] | null): void
+  /** Whoever asked gets this error. */
+  fail(error: unknown): void
+}
+
+export interface ChannelEvents {
+  /** `fds` are the receiver's to close; without a listener they are closed. */
+  message: [value: any, fds: number[]]
+  request: [request: ChannelRequest]
+  /** There is room again, after a `send` that returned false. */
+  drain: []
+  /** The last event: `Closed` by either end, `PeerDied`, or what else ended the channel. */
+  close: [why: OffloopError]
+}
+
+/** Accepts channels at a path until it is closed; channels that were accepted go on. It keeps the process alive (`unref`). */
+export interface ChannelListener extends Disposable {
+  readonly path: string
+  readonly closed: boolean
+  close(): void
+  ref(): this
+  unref(): this
+}
+
+/**
+ * One end of a two-way connection between two processes. What comes is read while there is a listener for `message`, `request` or
+ * `close`, or a request waits; a channel that is read keeps the process alive (`unref`).
+ */
+export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
+  private constructor()
+  /** Two ends. Either may be used here, or by a child that inherits its `fd` and calls `attach`; `close` this end then. */
+  static pair(options?: ChannelOptions | null): [Channel, Channel]
+  /** The end of a pair whose `fd` this process inherited; the fd belongs to the channel from now on. */
+  static attach(fd: number, options?: ChannelOptions | null): Channel
+  /** `path`: a file, or a name below `$XDG_RUNTIME_DIR/offloop`. Only this user's processes can connect. */
+  static listen(path: string, fn: (channel: Channel) => void): ChannelListener
+  static listen(path: string, options: ChannelOptions | null | undefined, fn: (channel: Channel) => void): ChannelListener
+  static connect(path: string, options?: (ChannelOptions & WaitOptions) | null): Promise<Channel>
+  /** The socket of an end that was not used yet, for a child to inherit (`stdio`). */
+  readonly fd: number
+  readonly closed: boolean
+  readonly stats: {
+    sent: number
+    received: number
+    pending: number
+    lateReplies: number
+    queued: number
+    peerPid: number | null
+  }
+  /** False: it waits for room, until `drain`. Throws `Full` when too much does. */
+  send(value: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
+  /** The reply, or the error of whoever was asked. */
+  request(value: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
+  request(value: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
+  /** The other end gets what was sent, and `close` after it. */
+  close(): void
+  ref(): this
+  unref(): this
+  [Symbol.dispose](): void
 }
 
 /** What every failed call rejects or throws with. An abort has `name: 'AbortError'` and `cause: signal.reason`. */

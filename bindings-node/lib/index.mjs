@@ -1,4 +1,17 @@
 // One implementation for both module systems, so that classes are the same in both.
 import offloop from './index.cjs'
 
-export const { ThreadPool, ops, defaultPool, TransferBuffer, revokeToken, RingBuffer, Producer, Consumer, OffloopError, metrics } = offloop
+export const {
+  ThreadPool,
+  ops,
+  defaultPool,
+  TransferBuffer,
+  revokeToken,
+  RingBuffer,
+  Producer,
+  Consumer,
+  Delivery,
+  Channel,
+  OffloopError,
+  metrics,
+} = offloop

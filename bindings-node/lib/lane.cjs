@@ -361,15 +361,16 @@ class NativeWriter {
 }
 
 class NativeReader {
-  constructor(handle) {
+  /** `deliver(bytes, redelivered, delivery)` makes what is given of a record that is to be acknowledged; without it, that is its bytes. */
+  constructor(handle, deliver) {
     this.handle = handle
+    this.deliver = deliver
   }
 
   take() {
-    const shown = native.consumerShow(this.handle)
-    if (shown === null) return null
-    native.consumerRelease(this.handle)
-    return shown[0]
+    const taken = native.consumerTake(this.handle)
+    if (taken === null) return null
+    return this.deliver === undefined ? taken[0] : this.deliver(...taken)
   }
 
   glance() {
@@ -387,7 +388,7 @@ class NativeReader {
     }
     if (shown === null) return false
     try {
-      fn(shown[0], shown[1])
+      fn(this.deliver === undefined ? shown[0] : this.deliver(...shown), shown[1])
     } finally {
       native.consumerRelease(this.handle)
     }
@@ -401,9 +402,9 @@ function openWriter(handle, mapping, batch) {
   return own ? new MappedWriter(handle, mapping, own, batch) : new NativeWriter(handle)
 }
 
-function openReader(handle, mapping) {
+function openReader(handle, mapping, deliver) {
   const own = mapping && native.ringOwn(handle)
-  return own ? new MappedReader(handle, mapping, own) : new NativeReader(handle)
+  return own ? new MappedReader(handle, mapping, own) : new NativeReader(handle, deliver)
 }
 
 module.exports = { Mapping, openWriter, openReader, isMapped: (lane) => lane instanceof MappedEnd }

@@ -168,11 +168,34 @@ class Producer extends End {
   }
 }
 
+/** A record that is in flight until it is acknowledged. */
+class Delivery {
+  #handle
+  #delivery
+
+  constructor(key, handle, bytes, redelivered, delivery) {
+    checkKey(key, 'a Delivery is made by a Consumer')
+    this.#handle = handle
+    this.#delivery = delivery
+    this.bytes = bytes
+    this.redelivered = redelivered
+  }
+
+  ack() {
+    native.consumerAck(this.#handle, this.#delivery)
+  }
+
+  nack() {
+    native.consumerNack(this.#handle, this.#delivery)
+  }
+}
+
 class Consumer extends End {
-  constructor(key, ring, mapping) {
+  constructor(key, ring, mapping, ack) {
     checkKey(key, 'a Consumer is made by RingBuffer.consumer')
-    const handle = native.ringConsumer(ring)
-    const lane = openReader(handle, mapping)
+    const handle = native.ringConsumer(ring, ack)
+    const deliver = ack === 'manual' ? (...taken) => new Delivery(MADE_HERE, handle, ...taken) : undefined
+    const lane = openReader(handle, mapping, deliver)
     const attempt = (_, sure) => (sure ? lane.take() : lane.glance())
     const arm = (note) => native.consumerWait(handle, note)
     super(handle, lane, new Waits(attempt, arm, 'no record in the ring'))
@@ -290,6 +313,10 @@ class RingBuffer {
     return this.#info.capacity
   }
 
+  get slotSize() {
+    return this.#info.slotSize
+  }
+
   get maxRecordLength() {
     return this.#info.maxRecordLength
   }
@@ -321,11 +348,7 @@ class RingBuffer {
   consumer(options = {}) {
     const { ack = 'auto', ...unknown } = checkOptions(options ?? {})
     checkKnown(unknown, 'ack')
-    if (ack !== 'auto' && ack !== 'manual') {
-      throw fail('Invalid', 'option is not one of its words', { option: 'ack', value: String(ack), want: 'auto manual' })
-    }
-    if (ack === 'manual') throw fail('Unsupported', 'records of this kind of ring are not acknowledged', { kind: this.#info.kind })
-    return new Consumer(MADE_HERE, this.#handle, this.#map())
+    return new Consumer(MADE_HERE, this.#handle, this.#map(), ack)
   }
 
   close() {
@@ -348,8 +371,8 @@ class RingBuffer {
 
 /** A name without a slash is the core's to place; a path is taken from where the process is now. */
 function pathOf(file) {
-  if (typeof file !== 'string') throw fail('Invalid', 'path of the ring is not text', { got: typeName(file) })
+  if (typeof file !== 'string') throw fail('Invalid', 'path is not text', { got: typeName(file) })
   return file.includes('/') ? path.resolve(file) : file
 }
 
-module.exports = { RingBuffer, Producer, Consumer }
+module.exports = { RingBuffer, Producer, Consumer, Delivery, pathOf }

@@ -4,6 +4,7 @@
 //! * Memory of the core becomes an external `ArrayBuffer` that owns one count of it. A finalizer runs when the
 //!   `ArrayBuffer` is collected, not when it is detached, so the count outlives every use.
 
+use crate::channel::{Accepting, ChannelEnd};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::ring::End;
 use crate::state::State;
@@ -38,6 +39,8 @@ pub(crate) enum Handle {
     Ring(RingBuffer),
     Producer(Rc<End<Producer>>),
     Consumer(Rc<End<Consumer>>),
+    Channel(Rc<ChannelEnd>),
+    Listener(Rc<Accepting>),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however
@@ -81,7 +84,8 @@ impl Hold {
     }
 }
 
-struct Owned {
+/// What an external value points at.
+pub(crate) struct Owned {
     handle: Handle,
     /// Of the buffer, until it is moved away.
     hold: Cell<Option<Hold>>,
@@ -90,8 +94,13 @@ struct Owned {
 }
 
 impl Owned {
+    /// The buffer of this handle; `None` for another kind.
+    pub(crate) fn buffer(&self) -> Option<&RefCell<TransferBuffer>> {
+        if let Handle::Buffer(buffer) = &self.handle { Some(buffer) } else { None }
+    }
+
     /// The memory is no longer this handle's.
-    fn let_go(&self, env: Env) {
+    pub(crate) fn let_go(&self, env: Env) {
         adjust(env, -self.staged.take());
         if let Some(hold) = self.hold.take() {
             hold.release(env);
@@ -141,7 +150,7 @@ pub(crate) fn handle<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Handle>
     Ok(&owned(call, value)?.handle)
 }
 
-fn owned<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Owned> {
+pub(crate) fn owned<'a>(call: &'a Call<'_>, value: Raw) -> JsResult<&'a Owned> {
     let mut data = null_mut();
     // SAFETY: `value` is an argument of the running call, `data` a local.
     let status = unsafe { sys::napi_get_value_external(call.env.0, value, &mut data) };

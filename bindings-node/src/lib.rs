@@ -5,9 +5,11 @@
 //! * `value`, `buffer`: values and bytes, both ways
 //! * `pool`: submit, drain, cancel, close, stats
 //! * `ring`: handles of rings, and the slow side of what `lib/lane.cjs` does itself
+//! * `channel`: handles of channels and listeners
 //! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
 
 mod buffer;
+mod channel;
 mod js;
 mod pool;
 mod ring;
@@ -88,8 +90,28 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"consumerFind", ring::find),
     (c"consumerWait", ring::wait_record),
     (c"consumerShow", ring::show),
+    (c"consumerTake", ring::take),
+    (c"consumerAck", ring::ack),
+    (c"consumerNack", ring::nack),
     (c"consumerLost", ring::lost),
     (c"consumerRelease", ring::release),
+    (c"channelPair", channel::pair),
+    (c"channelAttach", channel::attach),
+    (c"channelConnect", channel::connect),
+    (c"channelTryOpen", channel::try_open),
+    (c"channelSocket", channel::socket),
+    (c"channelPost", channel::post),
+    (c"channelRequest", channel::request),
+    (c"channelReply", channel::reply),
+    (c"channelNext", channel::next),
+    (c"channelArm", channel::arm),
+    (c"channelAbandon", channel::abandon),
+    (c"channelClose", channel::close),
+    (c"channelStats", channel::stats),
+    (c"listenerNew", channel::listen),
+    (c"listenerNext", channel::accept),
+    (c"listenerArm", channel::arm_listener),
+    (c"listenerClose", channel::close_listener),
     (c"cli", cli),
 ];
 

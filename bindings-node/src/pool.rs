@@ -62,7 +62,7 @@ pub(crate) fn count(env: Env, value: Raw, name: &'static str) -> JsResult<usize>
 }
 
 /// Milliseconds; `Infinity` and absent mean none.
-fn duration(env: Env, value: Raw, name: &'static str) -> JsResult<Option<Duration>> {
+pub(crate) fn duration(env: Env, value: Raw, name: &'static str) -> JsResult<Option<Duration>> {
     if env.is_nullish(value) {
         return Ok(None);
     }

@@ -11,7 +11,7 @@ use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{bad, count, shown};
 use crate::value;
-use offloop::ring::{Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RingBuffer};
 use offloop::sys::watch::Watch;
 use offloop::value::Date;
 use offloop::wire::ring as layout;
@@ -50,7 +50,7 @@ macro_rules! side {
         }
     };
 }
-side!(Producer, |side| Some(Producer::cursor(side)));
+side!(Producer, Producer::cursor);
 side!(Consumer, Consumer::cursor);
 
 /// A producer or a consumer of this environment.
@@ -75,10 +75,7 @@ impl<T: Side + 'static> End<T> {
             room: Cell::new(None),
         });
         let weak: Weak<End<T>> = Rc::downgrade(&end);
-        ENDS.with_borrow_mut(|ends| {
-            ends.0.retain(|end| end.strong_count() > 0);
-            ends.0.push(weak);
-        });
+        leave_at_exit(weak);
         end
     }
 }
@@ -126,7 +123,7 @@ impl<T: Side> End<T> {
 }
 
 /// Ends of any type, to be left when their thread ends.
-trait Leave {
+pub(crate) trait Leave {
     fn leave(&self);
 }
 
@@ -156,6 +153,14 @@ impl Drop for Ends {
             end.leave();
         }
     }
+}
+
+/// Leaves `end` when this thread ends, if it still lives then.
+pub(crate) fn leave_at_exit(end: Weak<dyn Leave>) {
+    ENDS.with_borrow_mut(|ends| {
+        ends.0.retain(|end| end.strong_count() > 0);
+        ends.0.push(end);
+    });
 }
 
 thread_local! {
@@ -235,6 +240,7 @@ pub(crate) fn inspect(call: &Call<'_>) -> JsResult<Raw> {
             ("pid", n(p.pid)),
             ("alive", Value::Bool(p.alive)),
             ("asleep", Value::Bool(p.asleep)),
+            ("inFlight", n(p.in_flight)),
         ])
     });
     let lanes = stat.lanes.iter().map(|lane| {
@@ -250,12 +256,14 @@ pub(crate) fn inspect(call: &Call<'_>) -> JsResult<Raw> {
     let pairs = [
         ("kind", Value::str(stat.kind.as_str())),
         ("capacity", Value::Int(stat.capacity as i64)),
+        ("slotSize", Value::Int(stat.slot_size as i64)),
         ("maxParticipants", Value::Int(stat.max_participants as i64)),
         ("onFull", Value::str(stat.on_full.as_str())),
         ("creatorPid", n(stat.creator_pid)),
         ("created", Date::from_millis(stat.created_unix_ns as f64 / 1e6).map_or(Value::Nil, Value::Date)),
         ("closed", Value::Bool(stat.closed)),
         ("poisoned", Value::Bool(stat.poisoned)),
+        ("returned", n(stat.returned)),
         ("participants", Value::Array(participants.collect())),
         ("lanes", Value::Array(lanes.collect())),
     ];
@@ -273,7 +281,7 @@ pub(crate) fn create(call: &Call<'_>) -> JsResult<Raw> {
         builder = builder.max_participants(count(env, call.arg(3), "maxParticipants")?);
     }
     if !env.is_nullish(call.arg(4)) {
-        return Err(Error::new(ErrorKind::Unsupported, "no kind of ring has slots of one size yet").with("option", "slotSize").into());
+        builder = builder.slot_size(count(env, call.arg(4), "slotSize")?);
     }
     if !env.is_nullish(call.arg(5)) {
         builder = builder.path(path(call, 5)?);
@@ -302,6 +310,7 @@ pub(crate) fn info(call: &Call<'_>) -> JsResult<Raw> {
     let pairs = [
         ("kind", Value::str(ring.kind().as_str())),
         ("capacity", Value::Int(ring.capacity() as i64)),
+        ("slotSize", Value::Int(ring.slot_size() as i64)),
         ("maxRecordLength", Value::Int(ring.max_record_len() as i64)),
         ("onFull", Value::str(ring.on_full().as_str())),
         ("path", ring.path().map_or(Value::Nil, |path| Value::from(path.to_string_lossy().into_owned()))),
@@ -339,9 +348,10 @@ pub(crate) fn new_producer(call: &Call<'_>) -> JsResult<Raw> {
     buffer::external(call.env, call.state, Handle::Producer(End::new(made)))
 }
 
-/// `ringConsumer(ring)`.
+/// `ringConsumer(ring, ack)`.
 pub(crate) fn new_consumer(call: &Call<'_>) -> JsResult<Raw> {
-    let made = ring(call)?.consumer(ConsumerOptions::default())?;
+    let ack = word::<Ack>(call.env, call.arg(1), "ack")?;
+    let made = ring(call)?.consumer(ConsumerOptions { ack })?;
     buffer::external(call.env, call.state, Handle::Consumer(End::new(made)))
 }
 
@@ -441,9 +451,7 @@ pub(crate) fn wait_room(call: &Call<'_>) -> JsResult<Raw> {
     let room = end.with(|side| {
         // From its first call on, a look that finds nothing arms.
         side.fd()?;
-        let room = side.try_claim_ptr(len)?.is_some();
-        side.abort_claim();
-        Ok(room)
+        side.has_room(len)
     })?;
     if !room {
         end.arm(call, note)?;
@@ -463,7 +471,7 @@ pub(crate) fn wait_record(call: &Call<'_>) -> JsResult<Raw> {
     let note = call.env.u32(call.arg(1))? as usize;
     let found = end.with(|side| {
         side.fd()?;
-        Ok(side.peek()?.is_some())
+        side.has_record()
     })?;
     if !found {
         end.arm(call, note)?;
@@ -471,14 +479,40 @@ pub(crate) fn wait_record(call: &Call<'_>) -> JsResult<Raw> {
     call.env.boolean(found)
 }
 
-/// `consumerShow(consumer)`: `[copy of the oldest record, redelivered]`, or null. It stays the oldest until `consumerRelease`.
+/// `consumerShow(consumer)`: `[copy of the oldest record, redelivered, delivery]`, or null. It stays the oldest until `consumerRelease`.
 pub(crate) fn show(call: &Call<'_>) -> JsResult<Raw> {
-    let shown = consumer(call)?.with(|side| Ok(side.peek()?.map(|record| (record.to_vec(), record.is_redelivered()))))?;
-    let Some((record, redelivered)) = shown else { return Ok(call.env.null()) };
-    let out = call.env.array(2)?;
+    shown_by(call, |side| Ok(side.peek()?.map(|record| (record.to_vec(), record.is_redelivered(), record.delivery()))))
+}
+
+/// `consumerTake(consumer)`: as `consumerShow`, and lets go of it.
+pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
+    shown_by(call, |side| Ok(side.try_pop()?.map(|record| (record.to_vec(), record.is_redelivered(), record.delivery()))))
+}
+
+fn shown_by(call: &Call<'_>, look: impl FnOnce(&mut Consumer) -> Result<Option<(Vec<u8>, bool, u64)>>) -> JsResult<Raw> {
+    let Some((record, redelivered, delivery)) = consumer(call)?.with(look)? else { return Ok(call.env.null()) };
+    let out = call.env.array(3)?;
     call.env.set_at(out, 0, buffer::uint8array(call.env, call.state, Bytes::from(record))?)?;
     call.env.set_at(out, 1, call.env.boolean(redelivered)?)?;
+    // Deliveries of one consumer are counted, so they stay exact.
+    call.env.set_at(out, 2, call.env.number(delivery as f64)?)?;
     Ok(out)
+}
+
+/// `consumerAck(consumer, delivery)`.
+pub(crate) fn ack(call: &Call<'_>) -> JsResult<Raw> {
+    end_delivery(call, Consumer::ack)
+}
+
+/// `consumerNack(consumer, delivery)`.
+pub(crate) fn nack(call: &Call<'_>) -> JsResult<Raw> {
+    end_delivery(call, Consumer::nack)
+}
+
+fn end_delivery(call: &Call<'_>, end: fn(&Consumer, u64) -> Result<()>) -> JsResult<Raw> {
+    let delivery = count(call.env, call.arg(1), "delivery")?;
+    consumer(call)?.with(|side| end(side, delivery as u64))?;
+    Ok(call.env.undefined())
 }
 
 /// `consumerLost(consumer)`.
@@ -501,7 +535,7 @@ pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
     let facts: [(&'static str, usize); 21] = [
         ("seatsAt", layout::SEATS_AT),
         ("seatLength", layout::SEAT_LEN),
-        ("dataAt", layout::data_at(2)),
+        ("dataAt", layout::data_at(Kind::Spsc, 2)),
         ("state", layout::ring_word::STATE),
         ("status", layout::seat_word::STATUS),
         ("role", layout::seat_word::ROLE),

@@ -11,17 +11,17 @@
 //! | Typed            | the typed array of its element type, flat                         |
 //! | Array            | Array                                                             |
 //! | Map              | plain object when every key is text, Map otherwise; a Map gives its pairs |
-//! | Buffer           | TransferBuffer; a TransferBuffer inside options is copied         |
+//! | Buffer           | TransferBuffer; one inside options is copied, one inside a message moves |
 //! | Error            | Error of the standard class of its name, with stack, cause and own properties; an OffloopError by its code |
 
-use crate::buffer::{self, Handle};
+use crate::buffer::{self, Handle, Owned};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::state::State;
 use napi::sys;
 use offloop::codec::{self, Options};
 use offloop::value::{BigInt, DType, Date, ErrorValue, MAX_HOST_ITEMS, TypedArray};
-use offloop::{Error, ErrorKind, Value};
-use std::cell::Cell;
+use offloop::{Error, ErrorKind, TransferBuffer, Value};
+use std::cell::{Cell, RefCell};
 
 const MAX_SAFE: i64 = (1 << 53) - 1;
 /// ECMA-262, 21.4.1.1: a Date beyond is an invalid one.
@@ -33,7 +33,34 @@ fn unserializable(what: &str) -> Fail {
 
 /// A JavaScript value as a tree. Bytes are copied.
 pub(crate) fn from_js(call: &Call<'_>, value: Raw) -> JsResult<Value> {
-    from_js_at(call, value, Place { depth: 0, in_property: false, items: &Cell::new(0) })
+    from_js_at(call, value, Place { depth: 0, in_property: false, items: &Cell::new(0), moving: None })
+}
+
+/// Handles of the buffers that a value moves, in the order in which the codec numbers them.
+pub(crate) type Moving<'a> = RefCell<Vec<&'a Owned>>;
+
+/// As [`from_js`], for a message: each `TransferBuffer` has an empty place in the tree and its handle in `moving`. JavaScript has said
+/// before that it gives handles instead of bytes.
+pub(crate) fn from_js_moving<'a>(call: &'a Call<'_>, value: Raw, moving: &Moving<'a>) -> JsResult<Value> {
+    let place = MovePlace { call, moving };
+    from_js_at(call, value, Place { depth: 0, in_property: false, items: &Cell::new(0), moving: Some(&place) })
+}
+
+/// Where the handles of moved buffers go, whatever the lifetime of the call.
+trait Move {
+    fn add(&self, handle: Raw) -> JsResult<()>;
+}
+
+struct MovePlace<'m, 'a, 'c> {
+    call: &'a Call<'c>,
+    moving: &'m Moving<'a>,
+}
+
+impl Move for MovePlace<'_, '_, '_> {
+    fn add(&self, handle: Raw) -> JsResult<()> {
+        self.moving.borrow_mut().push(buffer::owned(self.call, handle)?);
+        Ok(())
+    }
 }
 
 /// Where in the tree a value is.
@@ -44,6 +71,8 @@ struct Place<'a> {
     in_property: bool,
     /// Values of the whole tree so far.
     items: &'a Cell<usize>,
+    /// For buffers that move.
+    moving: Option<&'a dyn Move>,
 }
 
 impl Place<'_> {
@@ -111,6 +140,10 @@ fn object(call: &Call<'_>, value: Raw, at: Place<'_>) -> JsResult<Value> {
     let unwrapped = env.call(call.state.unwrap(env)?, &[value])?;
     if env.is_typedarray(unwrapped)? {
         return buffer::copy_typed(env, unwrapped);
+    }
+    if let (Some(moving), sys::ValueType::napi_external) = (at.moving, env.type_of(unwrapped)?) {
+        moving.add(unwrapped)?;
+        return Ok(Value::Buffer(TransferBuffer::default()));
     }
     if env.is_array(unwrapped)? {
         let len = env.len(unwrapped)?;

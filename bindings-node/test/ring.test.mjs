@@ -424,7 +424,11 @@ test('wrong calls are typed errors', async () => {
   throws(() => ring.producer({ batch: 1 }), 'ERR_OFFLOOP_INVALID')
   throws(() => ring.producer({ size: 1 }), 'ERR_OFFLOOP_INVALID')
   throws(() => ring.consumer({ ack: 'never' }), 'ERR_OFFLOOP_INVALID')
-  throws(() => ring.consumer({ ack: 'manual' }), 'ERR_OFFLOOP_UNSUPPORTED')
+  throws(() => ring.consumer({ ack: 'manual' }), 'ERR_OFFLOOP_UNSUPPORTED', /kind=spsc/)
+  throws(() => ring.consumer({ ack: 1 }), 'ERR_OFFLOOP_INVALID', /ack/)
+  throws(() => RingBuffer.create({ kind: 'spsc', slotSize: 64 }), 'ERR_OFFLOOP_UNSUPPORTED', /slot_size=64/)
+  throws(() => RingBuffer.create({ kind: 'mpmc', slotSize: 0 }), 'ERR_OFFLOOP_INVALID')
+  throws(() => RingBuffer.create({ kind: 'mpmc', slotSize: 2 ** 22 }), 'ERR_OFFLOOP_TOO_LARGE')
   for (const wrong of ['text', 7, null, undefined, {}, [1]]) {
     throws(() => producer.tryPush(wrong), 'ERR_OFFLOOP_INVALID')
     assert.equal((await rejection(producer.push(wrong))).code, 'ERR_OFFLOOP_INVALID')

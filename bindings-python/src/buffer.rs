@@ -46,11 +46,16 @@ impl PyTransferBuffer {
     }
 
     /// Moves the buffer out. On error it is untouched.
-    fn take(&self) -> Result<TransferBuffer, Error> {
+    pub(crate) fn take(&self) -> Result<TransferBuffer, Error> {
         let mut state = self.lock();
         state.check_movable()?;
         state.buffer.view()?;
         Ok(std::mem::take(&mut state.buffer))
+    }
+
+    /// Undoes [`take`](Self::take).
+    pub(crate) fn put_back(&self, buffer: TransferBuffer) {
+        self.lock().buffer = buffer;
     }
 }
 
@@ -64,7 +69,7 @@ impl Moved<'_> {
     /// Undoes the move for a task that was not accepted; the bytes that were lent are dropped before. The same memory, so
     /// that a shared buffer stays shared.
     pub(crate) fn put_back(self) {
-        self.owner.get().lock().buffer = self.buffer;
+        self.owner.get().put_back(self.buffer);
     }
 }
 

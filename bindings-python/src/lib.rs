@@ -16,6 +16,7 @@
 
 mod buffer;
 mod copy;
+mod channel;
 mod dispatch;
 mod error;
 mod fast;
@@ -64,6 +65,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     error::install(m)?;
     buffer::install(m)?;
     copy::install(m)?;
+    channel::install(m)?;
     dispatch::install(m)?;
     future::install(m)?;
     hosted::install(m)?;

@@ -11,7 +11,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBaseException, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 
 /// Arrays of at least so many bytes are views of the value's own memory, shorter ones copies.
@@ -22,6 +22,12 @@ pub(crate) fn from_python(object: &Bound<'_, PyAny>) -> PyResult<Value> {
     convert(object, Place::root(&Cell::new(0)))
 }
 
+/// As [`from_python`], for a message: each `TransferBuffer` has an empty place in the tree, and is in `moving`, in the order in which the
+/// codec numbers them.
+pub(crate) fn from_python_moving(object: &Bound<'_, PyAny>, moving: &RefCell<Vec<Py<PyTransferBuffer>>>) -> PyResult<Value> {
+    convert(object, Place { moving: Some(moving), ..Place::root(&Cell::new(0)) })
+}
+
 /// Where in the tree a value is.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -30,11 +36,13 @@ struct Place<'a> {
     in_property: bool,
     /// Values of the whole tree so far.
     items: &'a Cell<usize>,
+    /// For buffers that move.
+    moving: Option<&'a RefCell<Vec<Py<PyTransferBuffer>>>>,
 }
 
 impl<'a> Place<'a> {
     fn root(items: &'a Cell<usize>) -> Place<'a> {
-        Place { depth: 0, in_property: false, items }
+        Place { depth: 0, in_property: false, items, moving: None }
     }
 
     fn inside(self) -> Place<'a> {
@@ -107,6 +115,10 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
     }
     if object.is_instance_of::<PyBaseException>() {
         return error(object, at).map(Value::from);
+    }
+    if let (Some(moving), Ok(buffer)) = (at.moving, object.cast::<PyTransferBuffer>()) {
+        moving.borrow_mut().push(buffer.clone().unbind());
+        return Ok(Value::Buffer(TransferBuffer::default()));
     }
     if object.is_instance_of::<PyByteArray>() || object.is_instance_of::<PyTransferBuffer>() {
         return Ok(Value::Bytes(copy::to_vec(object)?.into()));

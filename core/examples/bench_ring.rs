@@ -1,4 +1,4 @@
-//! Rings between two processes, against a pipe and a socket pair in the same run.
+//! Rings between two processes, against a pipe, a socket pair and, for task queues, a queue that no crash may touch, in the same run.
 //!
 //! `cargo run --release -p offloop --no-default-features --example bench_ring [rounds]` prints medians; `rows` in place of
 //! the number prints every round as `R case who value`, which `make bench` reads. Both processes are
@@ -13,7 +13,7 @@ use offloop::sys::process::{Child, Spec, spawn};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 const FIRST: RawFd = 100;
@@ -166,6 +166,98 @@ fn stream(index: usize) -> f64 {
     ns
 }
 
+const TASKS: Stream =
+    Stream { id: "mpmc_64_batch", name: "task queue, 64 B, batched", len: 64, records: 4_000_000, batch: true, zero_copy: false };
+
+/// As [`stream`], through the slots of an `mpmc` ring with one producer and one consumer.
+fn tasks() -> f64 {
+    let ring = RingBuffer::builder(Kind::Mpmc).max_participants(4).create().unwrap();
+    let mut p = ring.producer(ProducerOptions { batch: TASKS.batch, ..Default::default() }).unwrap();
+    let fds = ring.fds().unwrap();
+    let (child, mut reports) = child("tasks", &borrow(&fds));
+    let _pinned = Pinned::to(0);
+    let from = Instant::now();
+    produce(&mut p, TASKS);
+    reports.read_exact(&mut [0]).unwrap();
+    let ns = from.elapsed().as_nanos() as f64 / TASKS.records as f64;
+    child.wait(None).unwrap();
+    ns
+}
+
+/// Vyukov's bounded queue as it is in the books: a process that dies between two of its steps leaves everybody waiting. As many slots,
+/// as long, as the ring of [`tasks`] has; it neither sleeps nor wakes, and trusts what it reads.
+struct Plain {
+    base: *mut u8,
+}
+
+impl Plain {
+    const SLOTS: u64 = (4 << 20) / 256;
+    const BYTES: usize = 4096 + (4 << 20);
+
+    fn word(&self, at: usize) -> &AtomicU64 {
+        // SAFETY: inside the shared buffer and aligned; both processes use it as an atomic.
+        unsafe { &*self.base.add(at).cast() }
+    }
+
+    fn slot(&self, position: u64) -> usize {
+        4096 + (position % Plain::SLOTS) as usize * 256
+    }
+
+    fn init(&self) {
+        (0..Plain::SLOTS).for_each(|i| self.word(self.slot(i)).store(i, Ordering::Relaxed));
+    }
+
+    fn push(&self, record: &[u8]) {
+        loop {
+            let p = self.word(0).load(Ordering::Relaxed);
+            let at = self.slot(p);
+            if self.word(at).load(Ordering::Acquire) != p {
+                std::hint::spin_loop();
+            } else if self.word(0).compare_exchange_weak(p, p + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                self.word(at + 8).store(record.len() as u64, Ordering::Relaxed);
+                // SAFETY: the slot is this caller's until its word is stored.
+                unsafe { std::ptr::copy_nonoverlapping(record.as_ptr(), self.base.add(at + 16), record.len()) };
+                return self.word(at).store(p + 1, Ordering::Release);
+            }
+        }
+    }
+
+    fn pop(&self, out: &mut [u8]) {
+        loop {
+            let p = self.word(128).load(Ordering::Relaxed);
+            let at = self.slot(p);
+            if self.word(at).load(Ordering::Acquire) != p + 1 {
+                std::hint::spin_loop();
+            } else if self.word(128).compare_exchange_weak(p, p + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                let len = (self.word(at + 8).load(Ordering::Relaxed) as usize).min(out.len());
+                // SAFETY: as in `push`.
+                unsafe { std::ptr::copy_nonoverlapping(self.base.add(at + 16), out.as_mut_ptr(), len) };
+                return self.word(at).store(p + Plain::SLOTS, Ordering::Release);
+            }
+        }
+    }
+}
+
+fn plain() -> f64 {
+    let buffer = TransferBuffer::alloc_shared(Plain::BYTES).unwrap();
+    // SAFETY: `buffer` keeps the fd open.
+    let fd = unsafe { BorrowedFd::borrow_raw(buffer.fd().unwrap()) };
+    let (_keep, base, _) = buffer.view().unwrap();
+    let queue = Plain { base: base.cast() };
+    queue.init();
+    let (child, mut reports) = child("plain", &[fd]);
+    let _pinned = Pinned::to(0);
+    let record = vec![7u8; TASKS.len];
+    let from = Instant::now();
+    for _ in 0..TASKS.records {
+        queue.push(std::hint::black_box(&record));
+    }
+    reports.read_exact(&mut [0]).unwrap();
+    let ns = from.elapsed().as_nanos() as f64 / TASKS.records as f64;
+    child.wait(None).unwrap();
+    ns
+}
+
 /// Waits as an event loop does: polls the fd, and takes what is there.
 fn poll(c: &mut Consumer, out: &mut [u8]) -> Option<usize> {
     loop {
@@ -285,6 +377,25 @@ fn child_main(mode: &str, fds: usize) {
             consume(&mut c, STREAMS[arg(1)]);
             reports.write_all(&[0]).unwrap();
         }
+        "tasks" => {
+            let mut c = attach(&rest).consumer(ConsumerOptions::default()).unwrap();
+            reports.write_all(&[0]).unwrap();
+            consume(&mut c, TASKS);
+            reports.write_all(&[0]).unwrap();
+        }
+        "plain" => {
+            std::mem::forget(Pinned::to(1));
+            let buffer = TransferBuffer::attach(rest[0].as_fd()).unwrap();
+            let (_keep, base, _) = buffer.view().unwrap();
+            let queue = Plain { base: base.cast() };
+            let mut out = vec![0u8; TASKS.len];
+            reports.write_all(&[0]).unwrap();
+            for _ in 0..TASKS.records {
+                queue.pop(&mut out);
+                std::hint::black_box(&out);
+            }
+            reports.write_all(&[0]).unwrap();
+        }
         "echo" | "poll-echo" => {
             let mut c = attach(&rest[..3]).consumer(ConsumerOptions::default()).unwrap();
             let mut p = attach(&rest[3..]).producer(ProducerOptions::default()).unwrap();
@@ -348,6 +459,8 @@ fn main() {
         });
         println!("{}: {ns:.1} ns, {:.1} GiB/s; {}", s.name, s.len as f64 / ns * 1e9 / f64::from(1 << 30), peers.join(", "));
     }
+    let (ours, plain) = (all.median(TASKS.id, "offloop", tasks), all.median(TASKS.id, "vyukov", plain));
+    println!("{}: {ours:.1} ns; a queue without care for the dead {plain:.1} ns ({:.2} × of it)", TASKS.name, ours / plain);
     for (id, name, asleep) in [("trip_hot", "hot", false), ("trip_asleep", "both sides asleep in poll", true)] {
         let mut worst = Vec::new();
         let p50 = all.median(id, "offloop", || {

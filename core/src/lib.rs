@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  abi  ←  pool  ←  capi cli, bindings
+//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi  ←  pool  ←  capi cli, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -12,6 +12,7 @@ pub mod abi;
 pub mod buffer;
 #[cfg(feature = "capi")]
 pub mod capi;
+pub mod channel;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod codec;
@@ -26,6 +27,7 @@ pub mod value;
 pub mod wire;
 
 pub use buffer::{Bytes, TransferBuffer, TransferToken};
+pub use channel::Channel;
 pub use error::{Error, ErrorKind, Result, Retry};
 pub use pool::{CompletionQueue, Task, ThreadPool};
 pub use ring::RingBuffer;

@@ -337,6 +337,23 @@ impl Value {
         }
     }
 
+    /// Shows every `TransferBuffer` inside to `visit`, in the order in which the codec numbers them.
+    pub fn each_buffer_mut(&mut self, visit: &mut dyn FnMut(&mut TransferBuffer)) {
+        match self {
+            Value::Array(items) => items.iter_mut().for_each(|item| item.each_buffer_mut(visit)),
+            Value::Map(pairs) => pairs.iter_mut().for_each(|(key, item)| {
+                key.each_buffer_mut(visit);
+                item.each_buffer_mut(visit);
+            }),
+            Value::Error(e) => {
+                e.cause.iter_mut().for_each(|cause| cause.each_buffer_mut(visit));
+                e.properties.iter_mut().for_each(|(_, item)| item.each_buffer_mut(visit));
+            }
+            Value::Buffer(buffer) => visit(buffer),
+            _ => {}
+        }
+    }
+
     /// A deep copy. Buffers are copied into plain bytes, because a buffer has one owner.
     pub fn deep_clone(&self) -> Result<Value> {
         Ok(match self {

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::ErrorKind;
-use offloop::ring::{Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// The first fd that a peer gets: the report pipe, then the ring's.
 const FIRST: RawFd = 100;
+/// Bit of a report: the task was acknowledged.
+const DONE: u64 = 1 << 63;
 const SOON: Option<Duration> = Some(Duration::from_millis(20));
 
 fn torture() -> bool {
@@ -179,6 +181,53 @@ fn peer() {
                     Ok(r) => report(number(&r.to_vec()), r.is_redelivered()),
                     Err(e) => return assert_eq!(e.kind(), ErrorKind::Closed, "{e}"),
                 }
+            }
+        }
+        // Pushes tasks, each a number and a pattern; every third in place, and gives up as many claims.
+        "tasks" => {
+            let mut p = ring.producer(ProducerOptions { batch: arg(4) == 1, ..Default::default() }).unwrap();
+            report(0, false);
+            for n in arg(2)..arg(3) {
+                let bytes = record(n);
+                if n % 3 == 0 {
+                    p.claim(bytes.len(), None).unwrap().abort();
+                    let mut claim = p.claim(bytes.len(), None).unwrap();
+                    assert!(claim.write_at(0, &bytes));
+                    claim.commit().unwrap();
+                } else {
+                    p.push(&bytes, None).unwrap();
+                }
+            }
+        }
+        // Reports every task when it comes, gives every fifth back once, and reports what it has acknowledged.
+        "work" => {
+            let mut c = ring.consumer(ConsumerOptions { ack: Ack::Manual }).unwrap();
+            loop {
+                let (n, again, delivery) = match c.pop(None) {
+                    Ok(r) => (number(&r.to_vec()), r.is_redelivered(), r.delivery()),
+                    Err(e) => return assert_eq!(e.kind(), ErrorKind::Closed, "{e}"),
+                };
+                report(n, again);
+                if n % 5 == 4 && !again {
+                    c.nack(delivery).unwrap();
+                } else {
+                    c.ack(delivery).unwrap();
+                    report(n | DONE, again);
+                }
+            }
+        }
+        // Takes so many tasks, and then stays with them.
+        "keep" => {
+            let mut c = ring.consumer(ConsumerOptions { ack: if arg(3) == 1 { Ack::Manual } else { Ack::Auto } }).unwrap();
+            if arg(3) == 1 {
+                (0..arg(2)).for_each(|_| drop(c.pop(None).unwrap()));
+                report(0, false);
+            } else {
+                assert_eq!(c.read_held(arg(2) as usize, |_| {}).unwrap(), arg(2) as usize);
+                report(0, false);
+            }
+            loop {
+                std::thread::park();
             }
         }
         // Takes the consumer's seat and reads nothing.
@@ -586,6 +635,220 @@ fn killed_readers_neither_hold_the_writer_nor_the_others() {
     assert_eq!(read, pushed);
 }
 
+/// Slots for records of this test, few enough to be full often.
+fn tasks(slots: usize) -> RingBuffer {
+    RingBuffer::builder(Kind::Mpmc).capacity(slots * 1024).slot_size(1024).max_participants(8).create().unwrap()
+}
+
+fn worker(ring: &RingBuffer) -> Consumer {
+    ring.consumer(ConsumerOptions { ack: Ack::Manual }).unwrap()
+}
+
+/// What became of each task.
+#[derive(Default)]
+struct Ledger {
+    /// How often it came without the mark, and at all.
+    fresh: Vec<u32>,
+    came: Vec<u32>,
+    done: Vec<u32>,
+}
+
+impl Ledger {
+    fn new(tasks: u64) -> Ledger {
+        let zeros = vec![0; tasks as usize];
+        Ledger { fresh: zeros.clone(), came: zeros.clone(), done: zeros }
+    }
+
+    fn note(&mut self, (n, again): (u64, bool)) {
+        let at = (n & !DONE) as usize;
+        if n & DONE != 0 {
+            self.done[at] += 1;
+            assert_eq!(self.done[at], 1, "task {at} was acknowledged twice");
+            return;
+        }
+        self.came[at] += 1;
+        self.fresh[at] += u32::from(!again);
+        assert!(self.fresh[at] <= 1, "task {at} came twice without the mark");
+    }
+
+    /// Takes a task in this process and acknowledges it.
+    fn work(&mut self, c: &mut Consumer, timeout: Option<Duration>) -> Result<(), offloop::Error> {
+        let r = c.pop(timeout)?;
+        let (n, again, delivery) = (number(&r.to_vec()), r.is_redelivered(), r.delivery());
+        drop(r);
+        self.note((n, again));
+        c.ack(delivery)?;
+        self.note((n | DONE, again));
+        Ok(())
+    }
+
+    /// Every task came; at most `unsure` were acknowledged by one who died before it could say so.
+    fn check(&self, tasks: u64, unsure: usize) {
+        for n in 0..tasks as usize {
+            assert!(self.came[n] > 0, "task {n} is lost");
+        }
+        let open = self.done[..tasks as usize].iter().filter(|d| **d == 0).count();
+        assert!(open <= unsure, "{open} tasks were not acknowledged by anybody");
+    }
+}
+
+fn is_settled(ring: &RingBuffer) -> bool {
+    let stat = ring.stat().unwrap();
+    stat.returned == 0 && stat.lanes[0].records() == 0 && stat.participants.iter().all(|p| p.in_flight == 0)
+}
+
+/// Workers die at random among others that live: no task is lost, none comes again without the mark, and the ring ends.
+#[test]
+fn killed_workers_lose_no_task() {
+    let rounds = if torture() { 2500 } else { 40 };
+    let mut random = Random(0x5EED_0005);
+    for round in 0..rounds {
+        let total = 300;
+        let ring = tasks(16);
+        let mut p = producer(&ring);
+        let mut workers: Vec<Peer> = (0..2).map(|_| Peer::start(&ring, "work")).collect();
+        let mut ledger = Ledger::new(total);
+        let (first, second) = (random.below(total), random.below(total));
+        for n in 0..total {
+            p.push(&record(n), None).unwrap();
+            if n == first {
+                workers[0].child.kill(libc::SIGKILL).unwrap();
+            }
+            if n == second && round % 2 == 0 {
+                workers[1].child.kill(libc::SIGKILL).unwrap();
+                workers.push(Peer::start(&ring, "work"));
+            }
+        }
+        drop(p);
+        // The last worker may be dead: this process is one, too.
+        let mut c = worker(&ring);
+        ring.close();
+        let e = loop {
+            if let Err(e) = ledger.work(&mut c, None) {
+                break e;
+            }
+        };
+        assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
+        assert!(is_settled(&ring), "round {round}: {:?}", ring.stat().unwrap());
+        let mut dead = 0;
+        for w in &mut workers {
+            while let Some(r) = w.report() {
+                ledger.note(r);
+            }
+            dead += usize::from(w.wait() != OK);
+        }
+        ledger.check(total, dead);
+    }
+}
+
+/// Producers die at random: what each had pushed arrives, in order, and nobody waits for what it had claimed.
+#[test]
+fn killed_producers_wedge_no_tasks() {
+    let rounds = if torture() { 5000 } else { 60 };
+    let mut random = Random(0x5EED_0006);
+    let ring = tasks(16);
+    let (mut p, mut c) = (producer(&ring), consumer(&ring));
+    for round in 0..rounds {
+        let base = (round + 1) << 32;
+        let mut peers: Vec<Peer> = (0..2)
+            .map(|i| Peer::start(&ring, &format!("tasks:{}:{}:{}", base + (i << 24), base + (i << 24) + (1 << 20), round % 2)))
+            .collect();
+        let mut next = [base, base + (1 << 24)];
+        let mut take = |c: &mut Consumer| {
+            let n = number(&c.pop(None).unwrap().to_vec());
+            if n >= base {
+                let who = (n >> 24 & 1) as usize;
+                assert_eq!(n, next[who], "round {round}");
+                next[who] += 1;
+            }
+            n
+        };
+        for _ in 0..random.below(2000) {
+            take(&mut c);
+        }
+        peers.iter_mut().for_each(|peer| peer.child.kill(libc::SIGKILL).unwrap());
+        // Behind everything that the dead had pushed, and whatever they had claimed.
+        let pusher = std::thread::spawn(move || {
+            p.push(&record(round), None).unwrap();
+            p
+        });
+        while take(&mut c) != round {}
+        p = pusher.join().unwrap();
+        for peer in &peers {
+            peer.wait();
+        }
+        while let Some(r) = c.try_pop().unwrap() {
+            // Pushed between the sentinel and the signal.
+            number(&r.to_vec());
+        }
+        let stat = ring.stat().unwrap();
+        assert!(stat.participants.iter().filter(|p| p.alive).count() == 2, "{stat:?}");
+    }
+}
+
+#[test]
+fn a_stopped_worker_keeps_its_task_and_a_dead_one_does_not() {
+    for ack in [0, 1] {
+        let ring = tasks(16);
+        let (mut p, mut c) = (producer(&ring), worker(&ring));
+        for n in 0..3 {
+            p.push(&record(n), None).unwrap();
+        }
+        let mut peer = Peer::start(&ring, &format!("keep:2:{ack}"));
+        assert!(peer.report().is_some());
+        peer.child.kill(libc::SIGSTOP).unwrap();
+        let mut ledger = Ledger::new(3);
+        ledger.work(&mut c, None).unwrap();
+        assert_eq!((ledger.came[2], c.pop(SOON).map(|_| ()).unwrap_err().kind()), (1, ErrorKind::Timeout));
+        // A sleeper is woken by the death of one that works beside it.
+        let sleeper = std::thread::spawn(move || {
+            for _ in 0..2 {
+                ledger.work(&mut c, None).unwrap();
+            }
+            ledger
+        });
+        peer.kill();
+        let ledger = sleeper.join().unwrap();
+        assert_eq!((ledger.came.clone(), ledger.fresh.clone()), (vec![1, 1, 1], vec![0, 0, 1]));
+        assert!(is_settled(&ring));
+    }
+}
+
+#[test]
+fn an_event_loop_learns_that_a_dead_workers_task_is_there() {
+    let ring = tasks(16);
+    let (mut p, mut c) = (producer(&ring), worker(&ring));
+    p.push(&record(0), None).unwrap();
+    let mut peer = Peer::start(&ring, "keep:1:1");
+    assert!(peer.report().is_some());
+    assert!(readable(c.fd().unwrap(), 0));
+    assert!(c.try_pop().unwrap().is_none() && !readable(c.fd().unwrap(), 0));
+    peer.kill();
+    assert!(readable(c.fd().unwrap(), -1));
+    let r = c.try_pop().unwrap().unwrap();
+    assert_eq!((number(&r.to_vec()), r.is_redelivered()), (0, true));
+}
+
+#[test]
+fn a_busy_worker_notices_the_dead() {
+    let ring = tasks(16);
+    let (mut p, mut c) = (producer(&ring), worker(&ring));
+    p.push(&record(0), None).unwrap();
+    let mut peer = Peer::start(&ring, "keep:1:1");
+    assert!(peer.report().is_some());
+    peer.kill();
+    // There is always something to do, so this one never sleeps.
+    let mut ledger = Ledger::new(1 << 20);
+    for n in 1.. {
+        p.push(&record(n), None).unwrap();
+        ledger.work(&mut c, None).unwrap();
+        if ledger.came[0] > 0 {
+            break;
+        }
+    }
+    assert_eq!(ledger.fresh[0], 0);
+}
+
 #[test]
 fn a_named_ring_outlives_its_processes() {
     let name = format!("offloop-test-{}-outlives", std::process::id());
@@ -631,7 +894,7 @@ fn a_named_ring_outlives_its_processes() {
 #[cfg(feature = "failpoints")]
 mod at_each_failpoint {
     use super::*;
-    use offloop::sys::failpoint::NAMES;
+    use offloop::sys::failpoint::{NAMES, TASKS};
     use offloop::wire::ring::{SEAT_LEN, SEATS_AT, seat_word};
 
     const RECORDS: u64 = 400;
@@ -662,6 +925,155 @@ mod at_each_failpoint {
     fn start(ring: &RingBuffer, script: &str, name: &str, n: u64) -> Peer {
         let env = plan(name, n);
         Peer::start_with(ring, script, &[(env[0].0, &env[0].1)])
+    }
+
+    /// Waits until a process's participant says that it sleeps, or is dead.
+    fn until_peer_sleeps(ring: &RingBuffer, peer: &Peer) {
+        while !has_ended(peer) && !ring.stat().unwrap().participants.iter().any(|p| p.pid == peer.child.pid() as u32 && p.asleep) {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_producer_of_tasks_wedges_nothing() {
+        let names = NAMES.iter().chain(TASKS).filter(|n| {
+            let others = ["pop.", "head.", "take.", "hold.", "settle.", "commit.padded"];
+            !others.iter().any(|o| n.starts_with(o))
+        });
+        for name in names {
+            let mut random = Random(0x5EED_0007);
+            for round in 0..rounds() {
+                let ring = tasks(16);
+                let (mut p, mut c, mut keeper) = (producer(&ring), consumer(&ring), worker(&ring));
+                // A slot whose record is kept is passed over once in each lap.
+                p.push(&record(0), None).unwrap();
+                assert_eq!(number(&keeper.pop(None).unwrap().to_vec()), 0);
+                let per_record = ["claim.", "commit.", "publish."].iter().any(|o| name.starts_with(o));
+                let n = if *name == "claim.passed" {
+                    1 + random.below(5)
+                } else if per_record {
+                    1 + random.below(200)
+                } else {
+                    1
+                };
+                let peer = start(&ring, &format!("tasks:1:{RECORDS}:{}", round % 2), name, n);
+                let mut next = 1;
+                loop {
+                    if name.starts_with("wait.") {
+                        until_peer_sleeps(&ring, &peer);
+                    }
+                    match c.pop(SOON) {
+                        Ok(r) => {
+                            assert_eq!(number(&r.to_vec()), next, "{name} round {round}");
+                            next += 1;
+                        }
+                        Err(e) => {
+                            assert_eq!(e.kind(), ErrorKind::Timeout, "{name}: {e}");
+                            if has_ended(&peer) {
+                                break;
+                            }
+                        }
+                    }
+                }
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                let seat = producer(&ring);
+                for _ in 0..40 {
+                    p.push(&record(next), None).unwrap();
+                    assert_eq!(number(&c.pop(None).unwrap().to_vec()), next, "{name} round {round}");
+                    next += 1;
+                }
+                assert!(c.try_pop().unwrap().is_none());
+                drop(seat);
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_loses_no_task_and_repeats_only_what_is_marked() {
+        let names = NAMES.iter().chain(TASKS).filter(|n| {
+            let others = ["claim.", "commit.", "publish.", "pop.released", "head."];
+            !others.iter().any(|o| n.starts_with(o))
+        });
+        for name in names {
+            let mut random = Random(0x5EED_0008);
+            for round in 0..rounds() {
+                let ring = tasks(16);
+                let mut p = producer(&ring);
+                let mut ledger = Ledger::new(RECORDS);
+                let mut pushed = 0;
+                let mut victims = Vec::new();
+                if name.starts_with("settle.") {
+                    // Somebody to be settled by the one that dies over it, because nobody else looks.
+                    for n in 0..3 {
+                        p.push(&record(n), None).unwrap();
+                    }
+                    pushed = 3;
+                    let mut keeper = Peer::start(&ring, &format!("keep:3:{}", round % 2));
+                    assert!(keeper.report().is_some());
+                    keeper.kill();
+                    victims.push(keeper);
+                }
+                let mut giver = name.starts_with("take.").then(|| worker(&ring));
+                if let Some(giver) = &mut giver {
+                    // What lies on another's seat.
+                    let given: Vec<_> = (0..3)
+                        .map(|n| {
+                            p.push(&record(n), None).unwrap();
+                            let r = giver.pop(None).unwrap();
+                            ledger.note((number(&r.to_vec()), r.is_redelivered()));
+                            r.delivery()
+                        })
+                        .collect();
+                    given.into_iter().for_each(|d| giver.nack(d).unwrap());
+                    pushed = 3;
+                }
+                let n = match *name {
+                    "settle.hold" | "take.wanted" | "take.won" => 1 + random.below(3),
+                    "pop.wanted" | "pop.won" | "pop.shown" | "hold.freed" => 1 + random.below(200),
+                    "hold.returned" => 1 + random.below(40),
+                    _ => 1,
+                };
+                let mut peer = start(&ring, "work", name, n);
+                while pushed < RECORDS && !has_ended(&peer) {
+                    if name.starts_with("wait.") {
+                        until_peer_sleeps(&ring, &peer);
+                    }
+                    let done = if name.starts_with("settle.") {
+                        // Without a sleep, in which it would look at the dead itself.
+                        p.try_push(&record(pushed))
+                    } else {
+                        p.push(&record(pushed), SOON).map(|()| true)
+                    };
+                    match done {
+                        Ok(done) => pushed += u64::from(done),
+                        Err(e) => assert_eq!(e.kind(), ErrorKind::Timeout, "{name}: {e}"),
+                    }
+                    if name.starts_with("settle.") && pushed >= 8 {
+                        break;
+                    }
+                }
+                if name.starts_with("seat.le") {
+                    ring.close();
+                }
+                if name.starts_with("wake.") {
+                    // A producer that never had to sleep has nobody who wakes it.
+                    peer.child.kill(libc::SIGKILL).unwrap();
+                }
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                while let Some(r) = peer.report() {
+                    ledger.note(r);
+                }
+                // A successor, on a dead one's seat or another, finds everything.
+                let mut c = worker(&ring);
+                while !is_settled(&ring) {
+                    match ledger.work(&mut c, SOON) {
+                        Ok(()) => {}
+                        Err(e) => assert!(matches!(e.kind(), ErrorKind::Timeout | ErrorKind::Closed), "{name}: {e}"),
+                    }
+                }
+                ledger.check(pushed, 1);
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::ring::{ConsumerOptions, Kind, OnFull, ProducerOptions, RingBuffer};
-use offloop::wire::ring::{self, Header, ring_word, seat_word};
+use offloop::wire::ring::{self, Header, claim_state, hold_state, ring_word, seat_word, slot_state};
 use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -38,15 +38,29 @@ fn the_layout_is_golden() {
             "state": { "closed": ring::CLOSED, "poisoned": ring::POISONED },
             "status": { "free": ring::SEAT_FREE, "live": ring::SEAT_LIVE, "dead": ring::SEAT_DEAD },
             "role": { "producer": ring::PRODUCER, "consumer": ring::CONSUMER },
-            "record": { "data": ring::RECORD_DATA, "pad": ring::RECORD_PAD }
+            "record": { "data": ring::RECORD_DATA, "pad": ring::RECORD_PAD },
+            "slots": {
+                "layout": format!("{:#018x}", ring::SLOT_LAYOUT), "seat_len": ring::SLOT_SEAT_LEN, "max_seats": ring::MAX_SLOT_SEATS,
+                "holds": ring::HOLDS, "min_slot": ring::MIN_SLOT, "slot_header": ring::SLOT_HEADER,
+                "ring_word": {
+                    "consumers": ring_word::CONSUMERS, "producers": ring_word::PRODUCERS, "returned": ring_word::RETURNED,
+                    "moves": ring_word::MOVES, "tail": ring_word::SLOT_TAIL, "head": ring_word::SLOT_HEAD
+                },
+                "seat_word": { "claim": seat_word::CLAIM, "holds": seat_word::HOLDS_AT },
+                "slot": { "free": slot_state::FREE, "full": slot_state::FULL, "held": slot_state::HELD },
+                "claim": { "none": claim_state::NONE, "wanted": claim_state::WANTED, "owned": claim_state::OWNED },
+                "hold": {
+                    "none": hold_state::NONE, "wanted": hold_state::WANTED, "held": hold_state::HELD, "returned": hold_state::RETURNED
+                }
+            }
         }),
     );
 }
 
 #[test]
 fn headers_are_golden() {
-    let case = |kind: Kind, capacity: usize, seats: usize, on_full: OnFull| {
-        let mut h = Header::new(kind, capacity, seats, on_full).unwrap();
+    let case = |kind: Kind, capacity: usize, slot: usize, seats: usize, on_full: OnFull| {
+        let mut h = Header::new(kind, capacity, slot, seats, on_full).unwrap();
         h.pid = 0x0102_0304;
         h.id = *b"0123456789abcdef";
         h.created_unix_ns = 1_700_000_000_123_456_789;
@@ -58,10 +72,11 @@ fn headers_are_golden() {
     golden(
         "header.json",
         &json!([
-            case(Kind::Spsc, 4096, 2, OnFull::Wait),
-            case(Kind::Spsc, 5 << 20, 2, OnFull::Reject),
-            case(Kind::Mpsc, 65536, 5, OnFull::Wait),
-            case(Kind::Broadcast, 1 << 30, 65, OnFull::Overwrite),
+            case(Kind::Spsc, 4096, 0, 2, OnFull::Wait),
+            case(Kind::Spsc, 5 << 20, 0, 2, OnFull::Reject),
+            case(Kind::Mpsc, 65536, 0, 5, OnFull::Wait),
+            case(Kind::Broadcast, 1 << 30, 0, 65, OnFull::Overwrite),
+            case(Kind::Mpmc, 1 << 20, 200, 64, OnFull::Wait),
         ]),
     );
 }
@@ -95,7 +110,7 @@ fn a_trace_is_golden() {
         while at != after {
             let offset = at & 4095;
             // SAFETY: inside the lane, 8-aligned.
-            let record = unsafe { &*base.add(ring::data_at(2) + offset as usize).cast::<AtomicU64>() }.load(Ordering::Relaxed);
+            let record = unsafe { &*base.add(ring::data_at(Kind::Spsc, 2) + offset as usize).cast::<AtomicU64>() }.load(Ordering::Relaxed);
             records.push(json!({ "offset": offset, "hex": hex(&record.to_le_bytes()) }));
             at = at.wrapping_add(ring::record_extent(record as u32));
         }

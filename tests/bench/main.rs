@@ -70,6 +70,9 @@ const CASES: &[Case] = &[
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
+    case("node.channel_100", "Node: channel, 100 B one way", "/s", Goal::Times(1.0)),
+    case("node.channel_trip", "  a request and its reply", "µs", Goal::Within(1.0)),
+    case("node.channel_trip_1m", "  with a buffer of 1 MiB", "µs", Goal::Within(1.0)),
     case("py.await_noop", "Python: await no-op, 1000 in flight", "/s", Goal::Times(8.0)),
     case("py.await_noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
     case("py.await_noop_1", "Python: await no-op, one after another", "/s", Goal::Times(8.0)),
@@ -95,6 +98,9 @@ const CASES: &[Case] = &[
     case("py.ring_100_fifo", "  against faster-fifo", "/s", Goal::Times(3.0)),
     case("py.ring_100_batched", "  in batches of 256", "/s", Goal::AtLeast(1e6)),
     case("py.ring_64k", "Python: ring, 64 KiB", "GB/s", Goal::AtLeast(5.0)),
+    case("py.channel_100", "Python: channel, 100 B one way", "/s", Goal::Times(1.0)),
+    case("py.channel_trip", "  a request and its reply", "µs", Goal::Within(1.0)),
+    case("py.channel_trip_1m", "  with a buffer of 1 MiB", "µs", Goal::Within(1.0)),
     case("image.thumbnail", "4000×3000 JPEG to 200 px", "ms", Goal::Within(1.0)),
     // 0.7 × the speed of sharp.
     case("image.thumbnail_sharp", "  against sharp", "ms", Goal::Within(1.43)),
@@ -172,7 +178,8 @@ fn ring(results: &mut Results) -> Result<(), String> {
 
 fn node(results: &mut Results) -> Result<(), String> {
     results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))?;
-    results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))
+    results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))?;
+    results.harness(Command::new("node").arg(root().join("tests/bench/channel.mjs")))
 }
 
 fn python_command(script: &str) -> Command {
@@ -183,7 +190,8 @@ fn python_command(script: &str) -> Command {
 
 fn python(results: &mut Results) -> Result<(), String> {
     results.harness(&mut python_command("bench.py"))?;
-    results.harness(&mut python_command("rings.py"))
+    results.harness(&mut python_command("rings.py"))?;
+    results.harness(&mut python_command("channels.py"))
 }
 
 /// A photograph enlarged to what a camera delivers; ours, Pillow and sharp in turns, each by its own script.

@@ -34,4 +34,9 @@ void frees(void);
 void rings(void);
 int ring_child(int count, char **args);
 void ring_panics(void);
+
+/* channels.c */
+void channels(void);
+int channel_child(const char *fd);
+void channel_panics(void);
 #endif

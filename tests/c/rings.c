@@ -167,6 +167,114 @@ static void use(void) {
   offloop_ring_free(r);
 }
 
+/* ---- tasks ---- */
+
+struct worker {
+  offloop_consumer *c;
+  offloop_record got;
+};
+static void *pop_task(void *arg) {
+  struct worker *w = arg;
+  OK(offloop_consumer_pop(w->c, -1, &w->got));
+  return NULL;
+}
+
+static void tasks(void) {
+  offloop_ring_options o = OFFLOOP_RING_OPTIONS_INIT;
+  offloop_consumer_options manual = OFFLOOP_CONSUMER_OPTIONS_INIT;
+  offloop_ring_state state;
+  offloop_ring *r = NULL, *lane = ring_of(4096, NULL);
+  offloop_producer *p;
+  offloop_consumer *a = NULL, *b = NULL, *c = NULL;
+  offloop_record first, second, third, records[8];
+  struct worker w;
+  pthread_t thread;
+  char text[64];
+  size_t i, n;
+
+  manual.ack = "manual";
+  IS(offloop_consumer_new(lane, &manual, &c), UNSUPPORTED);
+  manual.ack = "perhaps";
+  IS(offloop_consumer_new(lane, &manual, &c), INVALID);
+  manual.ack = "manual";
+  o.kind = "spsc";
+  o.slot_size = 64;
+  IS(offloop_ring_create(&o, &r), UNSUPPORTED);
+  o.kind = "mpmc";
+  o.capacity = 4096;
+  o.slot_size = 4096;
+  IS(offloop_ring_create(&o, &r), TOO_LARGE);
+  o.slot_size = 100;
+  o.max_participants = 6;
+  OK(offloop_ring_create(&o, &r));
+  state.struct_size = sizeof state;
+  OK(offloop_ring_info(r, &state));
+  CHECK(strcmp(state.kind, "mpmc") == 0 && state.capacity == 4096 && state.slot_size == 128 && state.max_record_len == 112);
+
+  p = producer_of(r);
+  OK(offloop_consumer_new(r, &manual, &a));
+  OK(offloop_consumer_new(r, &manual, &b));
+  c = consumer_of(r);
+  memset(text, 'x', sizeof text);
+  IS(offloop_producer_push(p, text, 113, 0), TOO_LARGE);
+  CHECK(strstr(offloop_last_error(), "slot_size=128"));
+
+  /* in flight until it is acknowledged, where it lies */
+  OK(offloop_producer_push(p, "one", 3, -1));
+  OK(offloop_producer_push(p, "two", 3, -1));
+  OK(offloop_consumer_pop(a, -1, &first));
+  OK(offloop_consumer_try_pop(a, &second));
+  CHECK(is(&first, "one") && is(&second, "two") && first.delivery && second.delivery && first.delivery != second.delivery);
+  for (i = 0; i < 200; i++) { /* round the ring, past the two */
+    OK(offloop_producer_push(p, &i, sizeof i, -1));
+    OK(offloop_consumer_try_pop(c, &third));
+    CHECK(third.len == sizeof i && memcmp(third.data, &i, sizeof i) == 0 && third.delivery == 0);
+  }
+  OK(offloop_consumer_release(c));
+  CHECK(is(&first, "one") && is(&second, "two"));
+  IS(offloop_consumer_ack(c, first.delivery), UNSUPPORTED);
+  IS(offloop_consumer_ack(b, first.delivery), INVALID);
+  OK(offloop_consumer_ack(a, second.delivery));
+  IS(offloop_consumer_ack(a, second.delivery), INVALID);
+  IS(offloop_consumer_nack(a, 0), INVALID);
+
+  /* given back: to the other, who waits, and who is acknowledged for by another thread while it waits again */
+  w.c = b;
+  CHECK(pthread_create(&thread, NULL, pop_task, &w) == 0);
+  OK(offloop_consumer_nack(a, first.delivery));
+  CHECK(pthread_join(thread, NULL) == 0);
+  CHECK(is(&w.got, "one") && w.got.redelivered);
+  first = w.got;
+  CHECK(pthread_create(&thread, NULL, pop_task, &w) == 0);
+  OK(offloop_consumer_ack(b, first.delivery));
+  OK(offloop_producer_push(p, "four", 4, -1));
+  CHECK(pthread_join(thread, NULL) == 0);
+  CHECK(is(&w.got, "four") && !w.got.redelivered);
+  OK(offloop_consumer_ack(b, w.got.delivery));
+
+  /* many at once; who leaves gives back */
+  for (i = 0; i < 8; i++) OK(offloop_producer_push(p, &i, sizeof i, -1));
+  OK(offloop_consumer_read(a, records, 8, &n));
+  CHECK(n == 8 && records[7].delivery);
+  for (i = 0; i < 4; i++) OK(offloop_consumer_ack(a, records[i].delivery));
+  offloop_ring_close(r);
+  IS(offloop_consumer_try_pop(b, &first), EMPTY); /* may come back */
+  offloop_consumer_free(a);
+  IS(offloop_consumer_ack(a, records[5].delivery), INVALID);
+  OK(offloop_consumer_read(b, records, 8, &n));
+  CHECK(n == 4 && records[0].redelivered);
+  IS(offloop_consumer_try_pop(c, &first), EMPTY);
+  for (i = 0; i < 4; i++) OK(offloop_consumer_ack(b, records[i].delivery));
+  IS(offloop_consumer_try_pop(c, &first), CLOSED);
+  IS(offloop_consumer_pop(b, -1, &first), CLOSED);
+
+  offloop_consumer_free(b);
+  offloop_consumer_free(c);
+  offloop_producer_free(p);
+  offloop_ring_free(r);
+  offloop_ring_free(lane);
+}
+
 /* ---- bad use ---- */
 
 static void misuse(void) {
@@ -578,6 +686,7 @@ static void no_fds(void) {
 void rings(void) {
   int before = open_fds();
   use();
+  tasks();
   misuse();
   names();
   threads();
@@ -599,7 +708,7 @@ void ring_panics(void) {
   uint64_t scratch[64];
   void *x = scratch;
   P(offloop_ring_create(NULL, x)); P(offloop_ring_attach(x, 1, x)); P(offloop_ring_fds(r, x, 1, x)); P(offloop_ring_info(r, x)); P(offloop_ring_close(r)); P(offloop_ring_attach_path("/x", x));
-  P(offloop_ring_remove(r)); P(offloop_ring_inspect("/x", x)); P(offloop_consumer_lost(c, x)); PV(offloop_ring_free(r));
+  P(offloop_ring_remove(r)); P(offloop_ring_inspect("/x", x)); P(offloop_consumer_lost(c, x)); P(offloop_consumer_ack(c, 1)); P(offloop_consumer_nack(c, 1)); PV(offloop_ring_free(r));
   P(offloop_producer_new(r, NULL, x)); P(offloop_producer_push(p, "x", 1, -1)); P(offloop_producer_try_push(p, "x", 1)); P(offloop_producer_push_many(p, x, 1, -1, x));
   P(offloop_producer_claim(p, 1, -1, x)); P(offloop_producer_try_claim(p, 1, x)); P(offloop_producer_commit(p, 1)); P(offloop_producer_abort(p)); P(offloop_producer_flush(p));
   P(offloop_producer_fd(p, x)); PV(offloop_producer_free(p));

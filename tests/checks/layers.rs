@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["value"],
     &["ring"],
     &["codec", "ops"],
+    &["channel"],
     &["abi"],
     &["pool"],
     &["capi", "cli"],

@@ -124,7 +124,8 @@ fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
 
 /// The ring that the actors of a scenario meet in.
 fn make_ring(want: &Ring) -> Result<RingBuffer, String> {
-    let ring = RingBuffer::builder(Kind::Spsc).capacity(want.capacity).create().map_err(|e| e.to_string())?;
+    let kind: Kind = want.kind.as_deref().map_or(Ok(Kind::Spsc), str::parse).map_err(|e: offloop::Error| e.to_string())?;
+    let ring = RingBuffer::builder(kind).capacity(want.capacity).create().map_err(|e| e.to_string())?;
     if let Some((at, bytes)) = &want.scribble {
         let memory = ring.fds().map_err(|e| e.to_string())?[0];
         let file = File::options().write(true).open(format!("/proc/self/fd/{memory}")).map_err(|e| e.to_string())?;

@@ -12,11 +12,19 @@ const pools = new Map()
 const tasks = new Map()
 const buffers = new Map()
 const rings = new Map()
+const deliveries = new Map()
 const producers = new Map()
 const consumers = new Map()
 let order = []
 
 class DriverError extends Error {}
+
+/** A record as a reply. One that is in flight is kept under its name. */
+function taken(record, args) {
+  if (record instanceof Uint8Array) return `data=${hex(record)}`
+  deliveries.set(args.as, record)
+  return `data=${hex(record.bytes)} redelivered=${Number(record.redelivered)}`
+}
 
 const hex = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')
 const text = (s) => Buffer.from(String(s)).toString('hex')
@@ -90,6 +98,7 @@ const verbs = {
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
     if (args.max_queue) options.maxQueue = Number(args.max_queue)
     if (args.max_overdue) options.maxOverdue = Number(args.max_overdue)
+    if (args.slot_size) options.slotSize = Number(args.slot_size)
     if (args.on_full) options.onFull = args.on_full
     pools.set(args.pool, new ThreadPool(options))
   },
@@ -155,6 +164,7 @@ const verbs = {
     const options = { kind: args.kind ?? 'spsc' }
     if (args.capacity) options.capacity = Number(args.capacity)
     if (args.on_full) options.onFull = args.on_full
+    if (args.slot_size) options.slotSize = Number(args.slot_size)
     rings.set(args.ring, RingBuffer.create(options))
   },
   'ring.attach': (args) => void rings.set(args.ring, RingBuffer.attach(args.fds.split(',').map(Number))),
@@ -167,12 +177,15 @@ const verbs = {
     return `pushed=${Number(need(producers, args, 'producer').claim(bytes.length, (view) => view.set(bytes)))}`
   },
   'ring.flush': (args) => void need(producers, args, 'producer').flush(),
-  'ring.consumer': (args) => void consumers.set(args.consumer, need(rings, args, 'ring').consumer()),
-  'ring.pop': async (args) => `data=${hex(await need(consumers, args, 'consumer').pop(within(args)))}`,
+  'ring.consumer': (args) => void consumers.set(args.consumer, need(rings, args, 'ring').consumer(args.ack ? { ack: args.ack } : {})),
+  'ring.leave': (args) => void need(consumers, args, 'consumer').close(),
+  'ring.pop': async (args) => taken(await need(consumers, args, 'consumer').pop(within(args)), args),
   'ring.try_pop'(args) {
-    const bytes = need(consumers, args, 'consumer').tryPop()
-    return bytes === null ? 'empty=1' : `data=${hex(bytes)}`
+    const record = need(consumers, args, 'consumer').tryPop()
+    return record === null ? 'empty=1' : taken(record, args)
   },
+  'ring.ack': (args) => void need(deliveries, args, 'delivery').ack(),
+  'ring.nack': (args) => void need(deliveries, args, 'delivery').nack(),
   'ring.read'(args) {
     const records = []
     need(consumers, args, 'consumer').read(Number(args.max), (view) => void records.push(hex(view)))

@@ -14,6 +14,7 @@ BUFFERS: dict[str, TransferBuffer] = {}
 RINGS: dict[str, object] = {}
 PRODUCERS: dict[str, object] = {}
 CONSUMERS: dict[str, object] = {}
+DELIVERIES: dict[str | None, object] = {}
 ORDER: list[str] = []
 WAITING: list[ThreadPool] = []  # pools whose submit may block
 
@@ -268,6 +269,8 @@ def ring_create(args):
     options = {}
     if "capacity" in args:
         options["capacity"] = int(args["capacity"])
+    if "slot_size" in args:
+        options["slot_size"] = int(args["slot_size"])
     if "on_full" in args:
         options["on_full"] = args["on_full"]
     RINGS[args["ring"]] = offloop.RingBuffer.create(args.get("kind", "spsc"), **options)
@@ -307,13 +310,40 @@ def ring_flush(args):
 
 
 def ring_consumer(args):
-    CONSUMERS[args["consumer"]] = need(RINGS, args, "ring").consumer()
+    CONSUMERS[args["consumer"]] = need(RINGS, args, "ring").consumer(ack=args.get("ack", "auto"))
     return ""
 
 
+def ring_leave(args):
+    need(CONSUMERS, args, "consumer").close()
+    return ""
+
+
+def taken(record, args):
+    """A record as a reply. One that is in flight is kept under its name."""
+    if isinstance(record, bytes):
+        return f"data={record.hex()}"
+    DELIVERIES[args.get("as")] = record
+    return f"data={record.bytes.hex()} redelivered={int(record.redelivered)}"
+
+
+def ring_pop(args):
+    return taken(need(CONSUMERS, args, "consumer").pop(timeout=within(args)), args)
+
+
 def ring_try_pop(args):
-    data = need(CONSUMERS, args, "consumer").try_pop()
-    return "empty=1" if data is None else f"data={data.hex()}"
+    record = need(CONSUMERS, args, "consumer").try_pop()
+    return "empty=1" if record is None else taken(record, args)
+
+
+def ring_ack(args):
+    need(DELIVERIES, args, "delivery").ack()
+    return ""
+
+
+def ring_nack(args):
+    need(DELIVERIES, args, "delivery").nack()
+    return ""
 
 
 def ring_read(args):
@@ -348,7 +378,10 @@ VERBS = {
     "ring.claim": ring_claim,
     "ring.flush": ring_flush,
     "ring.consumer": ring_consumer,
+    "ring.leave": ring_leave,
     "ring.try_pop": ring_try_pop,
+    "ring.ack": ring_ack,
+    "ring.nack": ring_nack,
     "ring.read": ring_read,
 }
 
@@ -389,7 +422,7 @@ def handle(number, verb, args):
     elif verb == "ring.push":
         later(number, lambda: reply_of(lambda: ring_push(args)))
     elif verb == "ring.pop":
-        later(number, lambda: reply_of(lambda: f"data={need(CONSUMERS, args, 'consumer').pop(timeout=within(args)).hex()}"))
+        later(number, lambda: reply_of(lambda: ring_pop(args)))
     elif verb in VERBS:
         say(number, f"ok {VERBS[verb](args)}")
     else:

@@ -1,5 +1,6 @@
 //! The runner's side of a worker: how it starts, what it says, what it notes down.
 
+use offloop::Channel;
 use offloop::ring::RingBuffer;
 use offloop_tests::driver::{Program, program};
 use offloop_tests::inherit::inherit;
@@ -61,6 +62,21 @@ impl Progress {
         Ok((self.word(16)?, self.word(24)?))
     }
 
+    /// Waits until the producer has pushed `records`, or somebody died young.
+    pub(crate) fn await_pushed(&self, records: u64, workers: &mut [&mut Worker], patience: Duration) -> Result<(), String> {
+        let until = Instant::now() + patience;
+        while self.pushed()? < records {
+            for worker in workers.iter_mut() {
+                worker.check_alive()?;
+            }
+            if Instant::now() > until {
+                return Err(format!("nothing moves: the producer has pushed {} of {records}", self.pushed()?));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+
     /// Waits until the consumer has gone on by `records`, or the producer died young.
     pub(crate) fn await_records(&self, records: u64, workers: &mut [&mut Worker], patience: Duration) -> Result<(), String> {
         let (mut at, mut gone, until) = (self.seen()?, 0, Instant::now() + patience);
@@ -101,8 +117,16 @@ impl Worker {
     }
 
     pub(crate) fn start(lang: &str, ring: &RingBuffer, progress: Option<&Progress>, args: &str) -> Result<Worker, String> {
-        let fds = ring.fds().map_err(|e| e.to_string())?;
-        // SAFETY: the ring keeps them open for the call.
+        Worker::start_with(lang, &ring.fds().map_err(|e| e.to_string())?, progress, args)
+    }
+
+    /// A worker that has this end of a channel.
+    pub(crate) fn start_talk(lang: &str, end: &Channel, args: &str) -> Result<Worker, String> {
+        Worker::start_with(lang, &[end.socket().map_err(|e| e.to_string())?], None, args)
+    }
+
+    fn start_with(lang: &str, fds: &[RawFd], progress: Option<&Progress>, args: &str) -> Result<Worker, String> {
+        // SAFETY: the caller keeps them open for the call.
         let mut passed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect();
         // Without notes the number is taken by what is there anyway.
         passed.insert(0, progress.map_or(passed[0], |p| p.0.as_fd()));
@@ -158,8 +182,17 @@ impl Worker {
 
     /// Waits for its end, and gives how many records it had.
     pub(crate) fn done(&mut self, patience: Duration) -> Result<u64, String> {
-        let line = self.await_line("done", patience)?;
-        let records = line.strip_prefix("done ").and_then(|n| n.parse().ok());
+        self.ends("done ", patience)
+    }
+
+    /// Waits until it says that the other end of its channel died, and gives how many messages came before.
+    pub(crate) fn saw_death(&mut self, patience: Duration) -> Result<u64, String> {
+        self.ends("died ", patience)
+    }
+
+    fn ends(&mut self, word: &str, patience: Duration) -> Result<u64, String> {
+        let line = self.await_line(word, patience)?;
+        let records = line.strip_prefix(word).and_then(|n| n.parse().ok());
         let records = records.ok_or_else(|| format!("{}: {line:?} is no end", self.name))?;
         let status = self.child.wait().map_err(io(&self.name))?;
         if status.success() { Ok(records) } else { Err(format!("{}: {status}", self.name)) }
@@ -173,6 +206,14 @@ impl Worker {
         self.await_line("\0", Duration::from_secs(1)).map(drop)
     }
 
+    /// Everything that an ended worker said.
+    pub(crate) fn all(&mut self) -> Result<&[String], String> {
+        while let Ok(line) = self.lines.recv() {
+            self.hear(line)?;
+        }
+        Ok(&self.said)
+    }
+
     /// SIGKILL; afterwards the kernel has taken its locks away.
     pub(crate) fn kill(&mut self) -> Result<(), String> {
         self.child.kill().map_err(io(&self.name))?;
@@ -182,9 +223,7 @@ impl Worker {
 
     /// Everything that an ended consumer said about whole incarnations; gives how many records came again.
     pub(crate) fn collect(&mut self, seen: &mut BTreeMap<u64, u64>) -> Result<u64, String> {
-        while let Ok(line) = self.lines.recv() {
-            self.hear(line)?;
-        }
+        self.all()?;
         for line in &self.said {
             let numbers: Vec<u64> = line.split(' ').skip(1).filter_map(|n| n.parse().ok()).collect();
             if let (true, [inc, records]) = (line.starts_with("inc "), &numbers[..]) {

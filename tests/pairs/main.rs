@@ -1,6 +1,7 @@
-//! Rings between every two languages: a stream of records each way, and `SIGKILL` of either side (`README.md` beside this file).
+//! Rings and channels between every two languages: a stream of records, messages both ways at once, and `SIGKILL` of either side, and of the
+//! workers of a task queue (`README.md` beside this file).
 //!
-//! `cargo test -p offloop-tests --test pairs -- [stream|kill] [rust→c]…` selects. One line of JSON per row; a row with fewer trials than
+//! `cargo test -p offloop-tests --test pairs -- [stream|kill|task|talk|death] [rust→c]…` selects. One line of JSON per row; a row with fewer trials than
 //! its figure fails. `OFFLOOP_TORTURE=1` takes the figures of the long run, `OFFLOOP_SEED` another seed, and `OFFLOOP_REQUIRE=rust,c,node,python`
 //! makes a worker that cannot run a failure instead of a reason.
 
@@ -9,20 +10,23 @@
 mod child;
 
 use child::{Progress, Worker};
+use offloop::channel::{Channel, Options};
 use offloop::ring::{Kind, RingBuffer};
 use offloop_tests::driver::LANGS;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Trials of one pair.
 struct Figures {
     records: u64,
     kills: u64,
+    messages: u64,
+    deaths: u64,
 }
 
-const SMOKE: Figures = Figures { records: 20_000, kills: 19 };
+const SMOKE: Figures = Figures { records: 20_000, kills: 19, messages: 2000, deaths: 2 };
 /// Sixteen pairs: 1 M records each way, and more than 10,000 deaths altogether.
-const TORTURE: Figures = Figures { records: 1_000_000, kills: 630 };
+const TORTURE: Figures = Figures { records: 1_000_000, kills: 630, messages: 100_000, deaths: 100 };
 
 /// How long a side may make no progress: a watchdog, not an assertion.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,14 +69,28 @@ fn main() -> std::process::ExitCode {
         }
     }
     let mut deaths = 0;
-    for (row, want) in [("stream", figures.records), ("kill", figures.kills)] {
+    let rows = [
+        ("stream", figures.records),
+        ("kill", figures.kills),
+        ("task", figures.kills),
+        ("talk", figures.messages),
+        ("death", figures.deaths),
+    ];
+    for (row, want) in rows {
         for (i, (producer, consumer)) in langs.iter().flat_map(|p| langs.iter().map(move |c| (*p, *c))).enumerate() {
             let name = format!("{row} {producer}→{consumer}");
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) {
                 continue;
             }
             let (from, seed) = (Instant::now(), seed.wrapping_add(i as u64 * 0x9E37_79B9) | 1);
-            let result = if row == "stream" { stream(producer, consumer, want, seed) } else { kill(producer, consumer, want, seed) };
+            let run = match row {
+                "stream" => stream,
+                "kill" => kill,
+                "task" => task,
+                "talk" => talk,
+                _ => death,
+            };
+            let result = run(producer, consumer, want, seed);
             let (found, why) = match result {
                 Ok(found) if found.trials < want => (found, Some("fewer trials than the figure".to_owned())),
                 Ok(found) => (found, None),
@@ -90,7 +108,7 @@ fn main() -> std::process::ExitCode {
                 println!("FAIL  {name}: {why}");
                 failed += 1;
             }
-            deaths += if row == "kill" { found.trials } else { 0 };
+            deaths += if ["kill", "task", "death"].contains(&row) { found.trials } else { 0 };
         }
     }
     println!("\npairs: {} of {} languages, {deaths} deaths, {failed} failures", langs.len(), LANGS.len());
@@ -164,5 +182,137 @@ fn kill(producer: &str, consumer: &str, rounds: u64, seed: u64) -> Result<Found,
         }
         found.records += got;
     }
+    Ok(found)
+}
+
+/// Two workers with an end each of a small channel, so that both wait for room.
+fn ends(a: &str, b: &str, seed: u64, count: u64) -> Result<(Worker, Worker), String> {
+    let (end_a, end_b) = Channel::pair(Options { capacity: 16 << 10, ..Options::default() }).map_err(|e| e.to_string())?;
+    let args = format!("role=talk seed={} count={count}", seed as u32);
+    // The ends are the workers' once they are started: here they are dropped.
+    Ok((Worker::start_talk(a, &end_a, &args)?, Worker::start_talk(b, &end_b, &args)?))
+}
+
+/// `count` messages each way at once, every sixteenth with a buffer that moves, and a request from each side.
+fn talk(a: &str, b: &str, count: u64, seed: u64) -> Result<Found, String> {
+    let (mut a, mut b) = ends(a, b, seed, count)?;
+    let (came_a, came_b) = (a.done(PATIENCE)?, b.done(PATIENCE)?);
+    if came_a != count || came_b != count {
+        return Err(format!("{count} messages were sent each way, {came_a} and {came_b} came"));
+    }
+    Ok(Found { trials: count, records: came_a + came_b, again: 0 })
+}
+
+/// Either side is killed while both send and receive; the other one is told, and no message that it saw was wrong.
+fn death(a: &str, b: &str, rounds: u64, seed: u64) -> Result<Found, String> {
+    let (mut found, mut random) = (Found::default(), Random(seed));
+    while found.trials < rounds {
+        let (mut a, mut b) = ends(a, b, seed, 0)?;
+        // Now and then the blow falls while one has not opened its end yet.
+        if random.below(4) != 0 {
+            a.ready(PATIENCE)?;
+            b.ready(PATIENCE)?;
+        }
+        std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        let (victim, other) = if random.below(2) == 0 { (&mut a, &mut b) } else { (&mut b, &mut a) };
+        victim.kill()?;
+        found.records += other.saw_death(PATIENCE)?;
+        found.trials += 1;
+    }
+    Ok(found)
+}
+
+/// What became of one task.
+#[derive(Clone, Copy, Default)]
+struct Task {
+    fresh: u32,
+    came: u32,
+    acked: u32,
+}
+
+/// Adds what an ended worker said about its tasks; gives how many came again.
+fn note(worker: &mut Worker, tasks: &mut HashMap<(u64, u64), Task>) -> Result<u64, String> {
+    let mut again = 0;
+    for line in worker.all()? {
+        let words: Vec<&str> = line.split(' ').collect();
+        let numbers: Vec<u64> = words[1..].iter().filter_map(|n| n.parse().ok()).collect();
+        match (words[0], &numbers[..]) {
+            ("got", [inc, n, marked]) => {
+                let task = tasks.entry((*inc, *n)).or_default();
+                task.came += 1;
+                task.fresh += u32::from(*marked == 0);
+                again += marked;
+                if task.fresh > 1 {
+                    return Err(format!("task {inc}:{n} came again without the mark"));
+                }
+            }
+            ("ack", [inc, n]) => {
+                let task = tasks.entry((*inc, *n)).or_default();
+                task.acked += 1;
+                if task.acked > 1 {
+                    return Err(format!("task {inc}:{n} was acknowledged twice"));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(again)
+}
+
+/// A task queue whose producer, or one of two workers, is killed and replaced: every task is acknowledged once, or came again marked.
+fn task(producer: &str, worker: &str, rounds: u64, seed: u64) -> Result<Found, String> {
+    let ring =
+        RingBuffer::builder(Kind::Mpmc).capacity(64 << 10).slot_size(2048).max_participants(8).create().map_err(|e| e.to_string())?;
+    let (progress, mut random) = (Progress::new()?, Random(seed));
+    let produce = |inc: u64| Worker::start(producer, &ring, Some(&progress), &format!("role=produce seed={seed} inc={inc} progress=1"));
+    let work = || Worker::start(worker, &ring, None, &format!("role=work seed={seed}"));
+    let (mut found, mut tasks, mut pushed, mut killed) = (Found::default(), HashMap::new(), Vec::new(), 0);
+    let (mut from, mut workers) = (produce(0)?, [work()?, work()?]);
+    while found.trials < rounds {
+        if random.below(8) != 0 {
+            from.ready(PATIENCE)?;
+            let [a, b] = &mut workers;
+            a.ready(PATIENCE)?;
+            let more = progress.pushed()? + random.below(300);
+            progress.await_pushed(more, &mut [&mut from, a, b], PATIENCE)?;
+            std::thread::sleep(Duration::from_micros(random.below(300)));
+        }
+        if random.below(3) == 0 {
+            from.kill()?;
+            pushed.push(progress.pushed()?);
+            progress.reset_pushed()?;
+            from = produce(pushed.len() as u64)?;
+        } else {
+            let dies = &mut workers[random.below(2) as usize];
+            dies.kill()?;
+            found.again += note(dies, &mut tasks)?;
+            *dies = work()?;
+            killed += 1;
+        }
+        found.trials += 1;
+    }
+    workers.iter_mut().try_for_each(|w| w.ready(PATIENCE))?;
+    from.kill()?;
+    pushed.push(progress.pushed()?);
+    ring.close();
+    for w in &mut workers {
+        w.done(PATIENCE)?;
+        found.again += note(w, &mut tasks)?;
+    }
+    for (inc, known) in pushed.iter().enumerate() {
+        if let Some(lost) = (0..*known).find(|n| !tasks.contains_key(&(inc as u64, *n))) {
+            return Err(format!("task {inc}:{lost} of {known} is lost"));
+        }
+    }
+    // A worker may die between an acknowledgement and its note of it.
+    let unsure = tasks.values().filter(|t| t.acked == 0).count();
+    if unsure > killed {
+        return Err(format!("{unsure} tasks were acknowledged by nobody, and {killed} workers died"));
+    }
+    let stat = ring.stat().map_err(|e| e.to_string())?;
+    if stat.returned != 0 || stat.lanes[0].records() != 0 || stat.participants.iter().any(|p| p.in_flight != 0) {
+        return Err(format!("the ring is not empty: {stat:?}"));
+    }
+    found.records = tasks.len() as u64;
     Ok(found)
 }

@@ -1,6 +1,7 @@
 /* The C worker of the pairs: README.md through offloop.h and nothing else. */
 #define _GNU_SOURCE
 #include <offloop.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,19 +126,24 @@ static int again, fresh;
 
 #define U(n) (unsigned long long)(n)
 
-static void see(const offloop_record *record) {
+/* Incarnation and number of a record that is whole. */
+static void check_record(const offloop_record *record, uint32_t *inc, uint64_t *number) {
   const uint8_t *bytes = record->data;
-  uint32_t crc, inc;
-  uint64_t number;
+  uint32_t crc;
   size_t len;
   if (record->len < HEAD) FAIL("a record of %zu bytes", record->len);
   memcpy(&crc, bytes, 4);
-  memcpy(&inc, bytes + 4, 4);
-  memcpy(&number, bytes + 8, 8);
-  if (crc32(bytes + 4, record->len - 4) != crc) FAIL("record %u:%llu is torn", inc, U(number));
-  const uint8_t *body = body_of(number, &len);
-  if (record->len != HEAD + len || memcmp(bytes + HEAD, body, len) != 0) FAIL("record %u:%llu is another one", inc, U(number));
+  memcpy(inc, bytes + 4, 4);
+  memcpy(number, bytes + 8, 8);
+  if (crc32(bytes + 4, record->len - 4) != crc) FAIL("record %u:%llu is torn", *inc, U(*number));
+  const uint8_t *body = body_of(*number, &len);
+  if (record->len != HEAD + len || memcmp(bytes + HEAD, body, len) != 0) FAIL("record %u:%llu is another one", *inc, U(*number));
+}
 
+static void see(const offloop_record *record) {
+  uint32_t inc;
+  uint64_t number;
+  check_record(record, &inc, &number);
   if (inc < incarnation || (inc == incarnation && number < next)) {
     int follows = !again || (again_incarnation == inc && again_number + 1 == number) || (again_incarnation < inc && number == 0);
     if (!record->redelivered || fresh || !follows) {
@@ -197,6 +203,117 @@ static void consume(offloop_ring *ring) {
   say("done %llu", U(records));
 }
 
+/* ---- an end of a channel ---- */
+
+static void died(void) {
+  say("died %llu", U(next));
+  _exit(0); /* the other thread may be in a call */
+}
+
+/* Sends all, then asks how many came. */
+static void *send_all(void *arg) {
+  offloop_channel *channel = arg;
+  uint64_t count = number_of("count");
+  for (uint64_t n = 0; count == 0 || n < count; n++) {
+    uint8_t record[MAX_RECORD];
+    size_t len = make(0, n, record);
+    offloop_value *list = NULL, *item = NULL;
+    check(offloop_value_new_array(&list));
+    check(offloop_value_new_int((int64_t)n, &item));
+    check(offloop_value_array_push(list, &item));
+    if (n % 16 == 5) {
+      offloop_buffer *buffer = NULL;
+      uint8_t *data;
+      size_t room;
+      check(n % 32 == 5 ? offloop_buffer_new_shared(len, &buffer) : offloop_buffer_new(len, &buffer));
+      check(offloop_buffer_data(buffer, &data, &room));
+      memcpy(data, record, len);
+      check(offloop_value_new_buffer(&buffer, &item));
+    } else {
+      check(offloop_value_new_bytes(record, len, &item));
+    }
+    check(offloop_value_array_push(list, &item));
+    offloop_status status = offloop_channel_send(channel, &list, NULL, 0, -1);
+    if (status == OFFLOOP_ERR_PEER_DIED) return arg;
+    check(status);
+  }
+  offloop_value *nothing = NULL;
+  offloop_incoming reply;
+  int64_t came;
+  check(offloop_value_new_nil(&nothing));
+  offloop_status status = offloop_channel_request(channel, &nothing, NULL, 0, -1, &reply);
+  if (status == OFFLOOP_ERR_PEER_DIED) return arg;
+  check(status);
+  check(offloop_value_get_int(reply.value, &came));
+  if ((uint64_t)came != count) FAIL("%llu messages were sent, %lld came", U(count), (long long)came);
+  offloop_value_free(reply.value);
+  return NULL;
+}
+
+static void check_message(offloop_value *list) {
+  const offloop_value *item = NULL;
+  offloop_record record = {0};
+  int64_t n;
+  const uint8_t *bytes;
+  check(offloop_value_array_get(list, 0, &item));
+  check(offloop_value_get_int(item, &n));
+  check(offloop_value_array_get(list, 1, &item));
+  check(offloop_value_get_bytes(item, &bytes, &record.len));
+  record.data = bytes;
+  if ((uint64_t)n != next) FAIL("message %lld, expected %llu", (long long)n, U(next));
+  see(&record);
+  offloop_value_free(list);
+}
+
+static void talk(void) {
+  offloop_channel *channel = NULL;
+  offloop_incoming in;
+  pthread_t sending;
+  void *gone = NULL;
+  check(offloop_channel_attach(PROGRESS + 1, NULL, &channel));
+  say("ready");
+  if (pthread_create(&sending, NULL, send_all, channel) != 0) FAIL("no thread");
+  for (;;) {
+    offloop_status status = offloop_channel_recv(channel, -1, &in);
+    if (status == OFFLOOP_ERR_PEER_DIED) died();
+    check(status);
+    if (in.kind == OFFLOOP_INCOMING_REQUEST) break;
+    check_message(in.value);
+  }
+  offloop_value_free(in.value);
+  check(offloop_value_new_int((int64_t)next, &in.value));
+  offloop_status status = offloop_channel_reply(channel, in.id, 0, &in.value, NULL, 0, -1);
+  if (status == OFFLOOP_ERR_PEER_DIED) died();
+  check(status);
+  pthread_join(sending, &gone);
+  if (gone != NULL) died();
+  offloop_channel_free(channel);
+  say("done %llu", U(next));
+}
+
+/* Tasks, until the ring is closed: what came, and what was acknowledged. */
+static void work(offloop_ring *ring) {
+  offloop_consumer_options options = OFFLOOP_CONSUMER_OPTIONS_INIT;
+  offloop_consumer *consumer = NULL;
+  offloop_record record;
+  offloop_status status;
+  options.ack = "manual";
+  check(offloop_consumer_new(ring, &options, &consumer));
+  say("ready");
+  while ((status = offloop_consumer_pop(consumer, -1, &record)) != OFFLOOP_ERR_CLOSED) {
+    uint32_t inc;
+    uint64_t number;
+    check(status);
+    check_record(&record, &inc, &number);
+    say("got %u %llu %d", inc, U(number), record.redelivered != 0);
+    check(offloop_consumer_ack(consumer, record.delivery));
+    say("ack %u %llu", inc, U(number));
+    records++;
+  }
+  offloop_consumer_free(consumer);
+  say("done %llu", U(records));
+}
+
 int main(int argc, char **argv) {
   offloop_ring *ring = NULL;
   int32_t fds[64];
@@ -209,12 +326,18 @@ int main(int argc, char **argv) {
   }
   seed = (uint32_t)number_of("seed");
   make_tables();
+  if (strcmp(arg("role"), "talk") == 0) {
+    talk();
+    return 0;
+  }
   if (count > 64) FAIL("too many fds");
   for (size_t i = 0; i < count; i++) fds[i] = PROGRESS + 1 + (int32_t)i;
   check(offloop_ring_attach(fds, count, &ring));
   for (size_t i = 0; i < count; i++) close(fds[i]);
   if (strcmp(arg("role"), "produce") == 0) {
     produce(ring);
+  } else if (strcmp(arg("role"), "work") == 0) {
+    work(ring);
   } else {
     consume(ring);
   }

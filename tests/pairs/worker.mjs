@@ -143,14 +143,96 @@ async function consume(ring) {
   say(`done ${records}`)
 }
 
+/** An end of a channel: sends all, asks how many came, and answers the same question. */
+async function talk() {
+  const channel = offloop.Channel.attach(PROGRESS + 1)
+  const count = number('count')
+  let next = 0
+  let settle
+  const ended = new Promise((resolve, reject) => {
+    settle = { resolve, reject }
+  })
+  const failing =
+    (fn) =>
+    (...given) => {
+      try {
+        fn(...given)
+      } catch (error) {
+        settle.reject(error)
+      }
+    }
+  const answered = new Promise((resolve) => {
+    channel.on(
+      'request',
+      failing((request) => {
+        request.reply(next)
+        resolve()
+      }),
+    )
+  })
+  channel.on(
+    'message',
+    failing(([n, payload]) => {
+      const bytes = payload instanceof offloop.TransferBuffer ? payload.bytes() : payload
+      const [inc, of] = check(bytes)
+      if (n !== next || inc !== 0 || of !== next) throw new Failure(`message ${n}, expected ${next}`)
+      next++
+    }),
+  )
+  channel.on('close', (why) => (isPeerDied(why) ? settle.resolve('died') : settle.reject(why)))
+  say('ready')
+  const send = async () => {
+    for (let n = 0; count === 0 || n < count; n++) {
+      let payload = make(0, n)
+      if (n % 16 === 5) {
+        const buffer = offloop.TransferBuffer.alloc(payload.length, { shared: n % 32 === 5 })
+        buffer.bytes().set(payload)
+        payload = buffer
+      }
+      if (!channel.send([n, payload])) await new Promise((resolve) => channel.once('drain', resolve))
+      // What comes is read meanwhile.
+      else if (n % 64 === 0) await new Promise(setImmediate)
+    }
+    const came = await channel.request(null)
+    if (came !== count) throw new Failure(`${count} messages were sent, ${came} came`)
+    await answered
+    settle.resolve('done')
+  }
+  send().catch((error) => {
+    if (!isPeerDied(error)) settle.reject(error)
+  })
+  say(`${await ended} ${next}`)
+  channel.close()
+
+}
+
+/** Tasks, until the ring is closed: what came, and what was acknowledged. */
+async function work(ring) {
+  const consumer = ring.consumer({ ack: 'manual' })
+  say('ready')
+  let done = 0
+  for await (const delivery of consumer) {
+    const [incarnation, n] = check(delivery.bytes)
+    say(`got ${incarnation} ${n} ${Number(delivery.redelivered)}`)
+    delivery.ack()
+    say(`ack ${incarnation} ${n}`)
+    done++
+  }
+  say(`done ${done}`)
+}
+
 if (args.role === 'hello') {
   say(offloop.RingBuffer === undefined ? 'the Node.js face has no RingBuffer yet' : 'rings')
 } else {
   try {
-    const fds = Array.from({ length: number('fds') }, (_, i) => PROGRESS + 1 + i)
-    const ring = offloop.RingBuffer.attach(fds)
-    fds.forEach(closeSync)
-    await (args.role === 'produce' ? produce(ring) : consume(ring))
+    if (args.role === 'talk') {
+      await talk()
+    } else {
+      const fds = Array.from({ length: number('fds') }, (_, i) => PROGRESS + 1 + i)
+      const ring = offloop.RingBuffer.attach(fds)
+      fds.forEach(closeSync)
+      await { produce, consume, work }[args.role](ring)
+    }
   } catch (error) {
     say(`fail ${error instanceof Failure ? error.message : String(error?.stack ?? error).replaceAll('\n', ' | ')}`)
     process.exitCode = 1

@@ -3,6 +3,7 @@
 import os
 import struct
 import sys
+import threading
 import time
 from zlib import crc32
 
@@ -143,16 +144,88 @@ def consume(ring):
     say(f"done {expected.records}")
 
 
+class Talk:
+    """An end of a channel: sends all, asks how many came, and answers the same question."""
+
+    def __init__(self):
+        self.channel = offloop.Channel.attach(PROGRESS + 1)
+        self.next = 0
+        self.failed = None
+        self.died = False
+
+    def send_all(self):
+        try:
+            count, n = number("count"), 0
+            while count == 0 or n < count:
+                payload = make(0, n)
+                if n % 16 == 5:
+                    buffer = offloop.TransferBuffer(len(payload), shared=n % 32 == 5)
+                    with memoryview(buffer) as view:
+                        view[:] = payload
+                    payload = buffer
+                self.channel.send([n, payload])
+                n += 1
+            came = self.channel.request(None)
+            if came != count:
+                raise Failure(f"{count} messages were sent, {came} came")
+        except offloop.PeerDiedError:
+            self.died = True
+        except BaseException as error:  # noqa: BLE001  the runner is told of every end
+            self.failed = error
+            self.channel.close()
+
+    def receive(self):
+        for message in self.channel:
+            if message.is_request:
+                message.reply(self.next)
+                return
+            n, payload = message.value
+            if n != self.next or check(bytes(payload)) != (0, n):
+                raise Failure(f"message {n}, expected {self.next}")
+            self.next += 1
+
+    def run(self):
+        say("ready")
+        sending = threading.Thread(target=self.send_all, daemon=True)
+        sending.start()
+        try:
+            self.receive()
+        except offloop.PeerDiedError:
+            self.died = True
+        sending.join()
+        if self.failed is not None:
+            raise self.failed
+        say(f"{'died' if self.died else 'done'} {self.next}")
+        self.channel.close()
+
+
+def work(ring):
+    """Tasks, until the ring is closed: what came, and what was acknowledged."""
+    consumer = ring.consumer(ack="manual")
+    say("ready")
+    done = 0
+    for delivery in consumer:
+        incarnation, n = check(delivery.bytes)
+        say(f"got {incarnation} {n} {int(delivery.redelivered)}")
+        delivery.ack()
+        say(f"ack {incarnation} {n}")
+        done += 1
+    say(f"done {done}")
+
+
 def main():
     if ARGS.get("role") == "hello":
         say("rings" if hasattr(offloop, "RingBuffer") else "the Python face has no RingBuffer yet")
         return 0
     try:
+        if ARGS["role"] == "talk":
+            Talk().run()
+            return 0
         fds = list(range(PROGRESS + 1, PROGRESS + 1 + number("fds")))
         ring = offloop.RingBuffer.attach(fds)
         for fd in fds:
             os.close(fd)
-        produce(ring) if ARGS["role"] == "produce" else consume(ring)
+        {"produce": produce, "consume": consume, "work": work}[ARGS["role"]](ring)
     except BaseException as error:  # noqa: BLE001  the runner is told of every end
         say(f"fail {type(error).__name__}: {error}".replace("\n", " | "))
         return 1

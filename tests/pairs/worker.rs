@@ -3,8 +3,9 @@
 #![allow(clippy::print_stdout, reason = "a worker speaks on standard output")]
 
 mod record;
+mod talk;
 
-use offloop::ring::{Consumer, ConsumerOptions, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Producer, ProducerOptions, RingBuffer};
 use offloop::{Error, ErrorKind};
 use record::Records;
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ impl Args {
     }
 }
 
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     println!("{line}");
     // A runner that is gone needs no answer.
     let _ = std::io::stdout().flush();
@@ -153,6 +154,28 @@ fn consume(ring: &RingBuffer, args: &Args, progress: Option<&File>) -> Result<()
     Ok(())
 }
 
+/// Tasks, until the ring is closed: what came, and what was acknowledged.
+fn work(ring: &RingBuffer, args: &Args) -> Result<(), String> {
+    let text = |e: Error| e.to_string();
+    let mut consumer = ring.consumer(ConsumerOptions { ack: Ack::Manual }).map_err(text)?;
+    say("ready");
+    let (records, mut done) = (Records::new(args.number("seed") as u32), 0);
+    loop {
+        let (record, marked, delivery) = match consumer.pop(None) {
+            Ok(r) => (r.to_vec(), r.is_redelivered(), r.delivery()),
+            Err(e) if e.kind() == ErrorKind::Closed => break,
+            Err(e) => return Err(text(e)),
+        };
+        let (incarnation, number) = records.check(&record)?;
+        say(&format!("got {incarnation} {number} {}", u8::from(marked)));
+        consumer.ack(delivery).map_err(text)?;
+        say(&format!("ack {incarnation} {number}"));
+        done += 1;
+    }
+    say(&format!("done {done}"));
+    Ok(())
+}
+
 fn run(args: &Args) -> Result<(), String> {
     // SAFETY: the runner put a file here, and it is nobody else's.
     let progress = (args.number("progress") == 1).then(|| File::from(unsafe { OwnedFd::from_raw_fd(PROGRESS) }));
@@ -160,10 +183,14 @@ fn run(args: &Args) -> Result<(), String> {
         // SAFETY: the runner put the ring's fds here, and they are nobody else's.
         .map(|i| unsafe { OwnedFd::from_raw_fd(PROGRESS + i) })
         .collect();
+    if args.0.get("role").is_some_and(|role| role == "talk") {
+        return talk::talk(fds, args.number("seed") as u32, args.number("count"));
+    }
     let ring = RingBuffer::attach(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(|e| e.to_string())?;
     drop(fds);
     match args.0.get("role").map(String::as_str) {
         Some("produce") => produce(&ring, args, progress.as_ref()),
+        Some("work") => work(&ring, args),
         Some("consume") => consume(&ring, args, progress.as_ref()),
         other => Err(format!("no role {other:?}")),
     }

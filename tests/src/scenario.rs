@@ -29,7 +29,9 @@ pub struct Scenario {
 /// The runner's ring.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
-    /// Bytes of a lane.
+    /// Its kind's word; `None` is `spsc`.
+    pub kind: Option<String>,
+    /// Bytes of a lane, or of all slots.
     pub capacity: usize,
     /// `offset:hex`: bytes that are overwritten before anybody attaches.
     pub scribble: Option<(u64, Vec<u8>)>,
@@ -145,6 +147,7 @@ fn read_ring(ring: &Value) -> Result<Ring, String> {
         Some((at.parse().ok()?, bytes?))
     });
     Ok(Ring {
+        kind: ring.get("kind").and_then(Value::as_str).map(str::to_owned),
         capacity: capacity.ok_or("ring has no capacity")?,
         scribble: scribble.map(|s| s.ok_or("scribble is not offset:hex")).transpose()?,
     })

@@ -1,4 +1,5 @@
 import {
+  Channel,
   defaultPool,
   metrics,
   OffloopError,
@@ -86,8 +87,26 @@ const consumer = RingBuffer.attach(ring.fds).consumer().unref()
 const popped: Uint8Array | null = consumer.tryPop()
 const count: number = consumer.read(10, (view, redelivered) => console.log(view.length, redelivered))
 for await (const record of consumer) console.log(record.length, pushed, popped, count)
+const worker = RingBuffer.create({ kind: 'mpmc', slotSize: 1024 }).consumer({ ack: 'manual' })
+for await (const delivery of worker) {
+  const bytes: Uint8Array = delivery.bytes
+  if (delivery.redelivered && bytes.length > 0) delivery.nack()
+  else delivery.ack()
+}
 const stat: RingStat = RingBuffer.inspect('name')
 console.log(stat.participants[0]?.pid)
+
+const [end, other_] = Channel.pair({ capacity: 1 << 16 })
+const inherited: number = other_.fd
+end.on('message', (value, fds) => console.log(value, fds.length)).on('close', (why) => console.log(why.code))
+end.on('request', (request) => (request.value === null ? request.fail(new Error('no')) : request.reply([1], [TransferBuffer.alloc(1)])))
+const atOnce: boolean = end.send({ any: 'thing' }, { fds: [0] })
+const { value: answer, fds: got } = await end.request(1, { timeout: 5, withFds: true })
+const listener = Channel.listen('name', (channel) => channel.close()).unref()
+using connected = await Channel.connect('name', { signal: AbortSignal.timeout(10) })
+console.log(inherited, atOnce, answer, got[0]?.toFixed(), listener.path, connected.stats.lateReplies)
+// @ts-expect-error made by pair, listen, connect or attach
+new Channel()
 // @ts-expect-error made by create or attach
 new RingBuffer()
 // @ts-expect-error no such kind

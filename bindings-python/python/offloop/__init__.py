@@ -11,12 +11,14 @@
 from __future__ import annotations
 
 from . import ops
+from ._channel import Channel, Listener, Message
 from ._native import (
     CancelledError,
     ClosedError,
     Consumer,
     CorruptError,
     DegradedError,
+    Delivery,
     DetachedError,
     Empty,
     ExistsError,
@@ -52,10 +54,12 @@ from ._stats import Histogram, PoolStats
 
 __all__ = [
     "CancelledError",
+    "Channel",
     "ClosedError",
     "Consumer",
     "CorruptError",
     "DegradedError",
+    "Delivery",
     "DetachedError",
     "Empty",
     "ExistsError",
@@ -65,6 +69,8 @@ __all__ = [
     "Histogram",
     "InUseError",
     "InvalidError",
+    "Listener",
+    "Message",
     "NotFoundError",
     "OffloopError",
     "OsError",

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ._native import ClosedError
+from ._native import ClosedError, Delivery
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ._native import Consumer, Producer
+
+_Record = TypeVar("_Record", bytes, Delivery)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -31,7 +33,7 @@ def _wake_from_anywhere(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[
         loop.call_soon_threadsafe(_wake, waiter)
 
 
-async def _readable(handle: Producer | Consumer) -> None:
+async def _readable(handle: Producer | Consumer[bytes] | Consumer[Delivery]) -> None:
     """Waits until the fd of a handle is readable, or the handle is closed."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
@@ -47,7 +49,7 @@ async def _readable(handle: Producer | Consumer) -> None:
         handle._unpark()
 
 
-async def pop(consumer: Consumer) -> bytes:
+async def pop(consumer: Consumer[_Record]) -> _Record:
     if consumer._spend():
         await asyncio.sleep(0)
     while (record := consumer.try_pop()) is None:
@@ -62,18 +64,18 @@ async def push(producer: Producer, record: Buffer) -> None:
         await _readable(producer)
 
 
-class Records:
+class Records(Generic[_Record]):
     """What `async for` goes through: the records of a consumer, until the ring is closed and drained."""
 
     __slots__ = ("_consumer",)
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def __init__(self, consumer: Consumer[_Record]) -> None:
+        self._consumer: Consumer[_Record] = consumer
 
-    def __aiter__(self) -> Records:
+    def __aiter__(self) -> Records[_Record]:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> _Record:
         try:
             return await pop(self._consumer)
         except ClosedError:

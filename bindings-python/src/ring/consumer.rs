@@ -1,5 +1,6 @@
 //! The handle that pops.
 
+use super::delivery::Delivery;
 use super::exclusive::{Exclusive, Guard, Leave, enter};
 use super::turn::Turn;
 use super::view::{Lend, Lent, View, release};
@@ -9,9 +10,9 @@ use crate::future::seconds;
 use crate::wait;
 use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
-use offloop::ring::{Consumer, ConsumerOptions};
+use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyMemoryView, PyTuple};
+use pyo3::types::{PyList, PyMemoryView, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use std::any::Any;
 use std::os::fd::{AsRawFd, RawFd};
@@ -31,6 +32,8 @@ struct Popping {
     lent: Lent<Consumer>,
     /// Of the record that was taken last.
     redelivered: bool,
+    /// Of a consumer whose records are acknowledged one by one.
+    acks: Option<Acks>,
 }
 
 impl Leave for Popping {
@@ -40,16 +43,19 @@ impl Leave for Popping {
 }
 
 impl Popping {
-    /// The oldest record as `bytes`.
+    /// The oldest record as `bytes`, or as a `Delivery`.
     #[inline]
     fn take<'py>(&mut self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(record) = self.lent.handle.peek().map_err(|e| raise(py, &e))? else { return Ok(None) };
-        let redelivered = record.is_redelivered();
+        let (redelivered, delivery) = (record.is_redelivered(), record.delivery());
         // SAFETY: the record stays readable until it is let go of, two lines below.
         let bytes = unsafe { to_bytes(py, record.as_ptr(), record.len())? };
         self.redelivered = redelivered;
         self.lent.handle.release();
-        Ok(Some(bytes))
+        Ok(Some(match &self.acks {
+            Some(acks) => Delivery::new(py, bytes, redelivered, acks, delivery)?,
+            None => bytes,
+        }))
     }
 }
 
@@ -68,9 +74,10 @@ pub(crate) struct PyConsumer {
 }
 
 impl PyConsumer {
-    pub(super) fn open(ring: &RingBuffer) -> Result<PyConsumer, Error> {
-        let consumer = ring.consumer(ConsumerOptions::default())?;
-        let popping = Popping { lent: Lent::new(consumer), redelivered: false };
+    pub(super) fn open(ring: &RingBuffer, ack: Ack) -> Result<PyConsumer, Error> {
+        let consumer = ring.consumer(ConsumerOptions { ack })?;
+        let acks = consumer.acks().ok();
+        let popping = Popping { lent: Lent::new(consumer), redelivered: false, acks };
         Ok(PyConsumer { cell: Arc::new(Exclusive::new("consumer", popping)), ring: ring.clone(), turn: Turn::new() })
     }
 
@@ -136,7 +143,7 @@ impl PyConsumer {
 
 #[pymethods]
 impl PyConsumer {
-    /// The oldest record, or None while the ring is empty. Drained, it raises ClosedError or PeerDiedError.
+    /// The oldest record, as bytes or as a Delivery, or None while the ring is empty. Drained, it raises ClosedError or PeerDiedError.
     fn try_pop<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         self.enter(py)?.take(py)
     }
@@ -182,14 +189,26 @@ impl PyConsumer {
     /// Passes up to `max` records to `fn`, oldest first, as memoryviews of the ring itself; returns how many. Does not wait.
     ///
     /// A view ends when `fn` returns; one that is kept raises InUseError. A record that `fn` was called with is taken, even if
-    /// it raises.
+    /// it raises. With ack="manual" `fn` gets Deliveries instead, with copies.
     fn read(&self, py: Python<'_>, max: &Bound<'_, PyAny>, r#fn: &Bound<'_, PyAny>) -> PyResult<usize> {
         let max: usize = number("max", max)?;
         let mut popping = self.enter(py)?;
         let keep: Arc<dyn Any + Send + Sync> = self.cell.clone();
         let exporter = Bound::new(py, View::new(&popping.lent.window, false, keep, &self.ring))?;
         let mut n = 0;
-        while n < max {
+        while n < max && popping.acks.is_some() {
+            match popping.take(py) {
+                Ok(Some(delivery)) => r#fn.call1((delivery,))?,
+                Ok(None) => break,
+                Err(_) if n > 0 => break,
+                Err(e) => return Err(e),
+            };
+            n += 1;
+            if self.cell.is_closing() {
+                return Ok(n);
+            }
+        }
+        while n < max && popping.acks.is_none() {
             let (at, redelivered) = match popping.lent.handle.peek() {
                 Ok(Some(record)) => ((record.as_ptr().cast_mut(), record.len()), record.is_redelivered()),
                 Ok(None) => break,
@@ -234,6 +253,12 @@ impl PyConsumer {
     /// Gives the seat back; the ring stays open. Idempotent; ends a call of another thread with ClosedError.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.cell.close(py)
+    }
+
+    /// `Consumer[bytes]` and `Consumer[Delivery]` are types for checkers.
+    #[classmethod]
+    fn __class_getitem__(cls: &Bound<'_, PyType>, _item: &Bound<'_, PyAny>) -> Py<PyType> {
+        cls.clone().unbind()
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {

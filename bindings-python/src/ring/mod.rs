@@ -3,12 +3,14 @@
 //! ```text
 //!   RingBuffer ──┬── Producer ── claim() ── _Claim ──► memoryview of _View     producer, view
 //!                └── Consumer ── read() ─────────────► memoryview of _View     consumer, view
+//!                        └────── pop() ──► Delivery, where records are acknowledged   delivery
 //!
 //!   exclusive  one caller at a time, closing from anywhere      record  bytes in and out
 //!   turn       when a task lets its loop go on                  offloop._ring (Python) waits in event loops
 //! ```
 
 mod consumer;
+mod delivery;
 mod exclusive;
 mod producer;
 mod record;
@@ -65,10 +67,6 @@ fn count(name: &'static str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Optio
     value.map(|v| number(name, v)).transpose()
 }
 
-fn unsupported(py: Python<'_>, what: &'static str, name: &'static str, value: impl std::fmt::Display) -> PyErr {
-    raise(py, &Error::new(ErrorKind::Unsupported, what).with(name, value))
-}
-
 /// A function or class of `offloop._ring`, which waits in event loops.
 fn in_loop<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     py.import("offloop._ring")?.getattr(name)
@@ -77,7 +75,7 @@ fn in_loop<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
 #[pymethods]
 impl PyRing {
     /// A new ring. `kind`: "spsc", "mpsc", "broadcast" or "mpmc"; `capacity`: bytes, of which one record may take half;
-    /// `on_full`: what a push does when there is no room: "wait", "reject", or "overwrite" (broadcast).
+    /// `slot_size`: bytes of a slot of "mpmc", a record and 16; `on_full`: what a push does when there is no room: "wait", "reject", or "overwrite" (broadcast).
     #[classmethod]
     #[pyo3(signature = (kind, *, capacity = None, slot_size = None, max_participants = None, path = None, on_full = "wait"))]
     #[allow(clippy::too_many_arguments, reason = "options of a Python function")]
@@ -100,7 +98,7 @@ impl PyRing {
             builder = builder.max_participants(n);
         }
         if let Some(bytes) = count("slot_size", slot_size.as_ref())? {
-            return Err(unsupported(py, "only mpmc rings have slots", "slot_size", bytes));
+            builder = builder.slot_size(bytes);
         }
         if let Some(path) = path {
             builder = builder.path(path);
@@ -176,6 +174,12 @@ impl PyRing {
         self.ring.capacity()
     }
 
+    /// Bytes of a slot of an "mpmc" ring, else 0.
+    #[getter]
+    fn slot_size(&self) -> usize {
+        self.ring.slot_size()
+    }
+
     /// Bytes of the longest record.
     #[getter]
     fn max_record_len(&self) -> usize {
@@ -205,20 +209,18 @@ impl PyRing {
         Ok(handle)
     }
 
-    /// A handle that pops. `ack`: "auto" lets go of a record when it was popped.
+    /// A handle that pops. `ack`: "auto" lets go of a record when it was popped; "manual", in "mpmc", gives Deliveries, which are in
+    /// flight until they are acknowledged.
     #[pyo3(signature = (ack = "auto"))]
     fn consumer<'py>(&self, py: Python<'py>, ack: &str) -> PyResult<Bound<'py, PyConsumer>> {
-        match ack {
-            "auto" => {}
-            "manual" => return Err(unsupported(py, "only mpmc rings are acknowledged", "kind", self.ring.kind().as_str())),
-            other => return Err(invalid(py, "ack is neither auto nor manual", "ack", other)),
-        }
-        let handle = Bound::new(py, PyConsumer::open(&self.ring).map_err(|e| raise(py, &e))?)?;
+        let opened = ack.parse().and_then(|ack| PyConsumer::open(&self.ring, ack));
+        let handle = Bound::new(py, opened.map_err(|e| raise(py, &e))?)?;
         self.remember(handle.as_any(), true)?;
         Ok(handle)
     }
 
-    /// Nothing more is pushed, by anybody. Consumers get what is there, and ClosedError after it.
+    /// Nothing more is pushed, by anybody. Consumers get what is there, and ClosedError after it; in "mpmc" after what others have in
+    /// flight is dealt with, too, unless they have something to acknowledge themselves.
     fn close(&self) {
         self.ring.close();
     }
@@ -245,5 +247,6 @@ pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyRing>()?;
     m.add_class::<PyProducer>()?;
     m.add_class::<PyConsumer>()?;
+    m.add_class::<delivery::Delivery>()?;
     m.add_class::<producer::Claim>()
 }

@@ -38,10 +38,12 @@ pub enum Kind {
     Ring,
     Producer,
     Consumer,
+    Channel,
+    Listener,
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 12] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -52,6 +54,8 @@ impl Kind {
         Kind::Ring,
         Kind::Producer,
         Kind::Consumer,
+        Kind::Channel,
+        Kind::Listener,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -72,6 +76,8 @@ impl Kind {
             Kind::Ring => "ring",
             Kind::Producer => "producer",
             Kind::Consumer => "consumer",
+            Kind::Channel => "channel",
+            Kind::Listener => "listener",
         }
     }
 }

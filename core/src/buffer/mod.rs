@@ -12,5 +12,5 @@ mod transfer;
 pub use bytes::Bytes;
 pub(crate) use bytes::{append, copied, copied_text};
 pub use region::Region;
-pub use token::{TransferToken, revoke_token, tokens_untaken};
+pub use token::{TransferToken, instance, revoke_token, tokens_untaken};
 pub use transfer::{MAX_LEN, TransferBuffer};

@@ -67,6 +67,14 @@ fn registry() -> Result<&'static Mutex<Registry>> {
     Ok(REGISTRY.get(|| Mutex::new(Registry { instance, next: 1, waiting: HashMap::new() })))
 }
 
+/// A random number that tells this process's core from every other.
+///
+/// # Errors
+/// `Os` without random bytes.
+pub fn instance() -> Result<u64> {
+    Ok(lock(registry()?).instance)
+}
+
 pub(super) fn issue(region: Arc<Region>) -> Result<TransferToken, (Error, Arc<Region>)> {
     let (registry, secret) = match (registry(), random()) {
         (Ok(r), Ok(s)) => (r, u128::from_le_bytes(s)),

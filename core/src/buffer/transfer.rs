@@ -175,6 +175,18 @@ impl TransferBuffer {
         Ok(())
     }
 
+    /// A copy in a sealed memfd.
+    ///
+    /// # Errors
+    /// `Detached`, `Forked`, `Os` (`ENOMEM`, `EMFILE`).
+    pub fn to_shared(&self) -> Result<TransferBuffer> {
+        let from = self.region()?;
+        let to = Region::shared(from.len())?;
+        // SAFETY: both regions have this many bytes, the new one is ours alone; no reference to memory that a peer may write.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
+        Ok(TransferBuffer { region: Some(to) })
+    }
+
     /// Moves the bytes out of this handle, which is detached from now on.
     ///
     /// # Errors

@@ -1,10 +1,16 @@
-//! The C ABI of pools, tasks, completion queues and rings (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
+//! The C ABI of pools, tasks, completion queues, rings and channels (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
 //! because plugins need them in every build.
 //!
 //! `include/offloop.h` is written from these two modules and from the tables of errors, types and options:
 //! `OFFLOOP_BLESS=1 cargo test --release -p offloop-tests header`.
 #![allow(non_camel_case_types, reason = "these are the names of the C header")]
 
+use crate::error::Result;
+use std::ffi::{CStr, OsStr, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub mod channel;
 pub mod completion;
 pub mod metrics;
 pub mod pool;
@@ -47,14 +53,36 @@ pub struct offloop_consumer {
     _opaque: (),
 }
 
+/// One end of a two-way connection between two processes.
+#[derive(Debug)]
+pub struct offloop_channel {
+    _opaque: (),
+}
+
+/// Accepts channels at a path.
+#[derive(Debug)]
+pub struct offloop_listener {
+    _opaque: (),
+}
+
 crate::abi::kinds!(
     offloop_pool = Pool,
     offloop_task = Task,
     offloop_cq = Queue,
     offloop_ring = Ring,
     offloop_producer = Producer,
-    offloop_consumer = Consumer
+    offloop_consumer = Consumer,
+    offloop_channel = Channel,
+    offloop_listener = Listener
 );
+
+/// # Safety
+/// `text` is NULL or NUL-terminated.
+pub(crate) unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path> {
+    let _ = crate::abi::ffi::out(text.cast_mut(), "path")?; // for NULL
+    // SAFETY: not NULL, NUL-terminated by contract. A path is bytes, not text.
+    Ok(Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(text) }.to_bytes())))
+}
 
 /// Makes the next call of this thread panic inside its boundary. Only in test builds (feature `failpoints`).
 #[cfg(feature = "failpoints")]

@@ -3,13 +3,11 @@
 use crate::abi::ffi::{self, Options, Out, offloop_status};
 use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_value, value};
-use crate::capi::{offloop_consumer, offloop_producer, offloop_ring};
+use crate::capi::{offloop_consumer, offloop_producer, offloop_ring, path};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ring::{Consumer, ConsumerOptions, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
-use std::ffi::{CStr, OsStr, c_char, c_void};
+use crate::ring::{Ack, Acks, Consumer, ConsumerOptions, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
+use std::ffi::{c_char, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 /// How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -18,17 +16,21 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 pub struct offloop_ring_options {
     /// sizeof(offloop_ring_options).
     pub struct_size: usize,
-    /// Who writes and who reads: "spsc", "mpsc", "broadcast". Default "spsc".
+    /// Who writes and who reads: "spsc", "mpsc", "mpmc", "broadcast". Default "spsc".
     pub kind: *const c_char,
     /// What a push does when there is no room: "wait", "reject", "overwrite" (broadcast only). Default "wait".
     pub on_full: *const c_char,
-    /// Bytes of a lane, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of them. Default 4 MiB.
+    /// Bytes of a lane, or of all slots of "mpmc", rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of a lane.
+    /// Default 4 MiB.
     pub capacity: usize,
     /// Producers and consumers at most, together. Default 2 for "spsc", else 16.
     pub max_participants: usize,
     /// Gives the ring a name to attach to (offloop_ring_attach_path): a file on tmpfs; without a slash below $XDG_RUNTIME_DIR/offloop. It
     /// stays until offloop_ring_remove. NULL: no name.
     pub path: *const c_char,
+    /// Bytes of a slot of "mpmc", rounded up to a power of two from 64 to half of the capacity: a record and 16 bytes. Default 256. The
+    /// other kinds have no slots.
+    pub slot_size: usize,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -58,14 +60,15 @@ unsafe impl Options for offloop_producer_options {
     const NAME: &'static str = "offloop_producer_options";
 }
 
-/// How a consumer reads. It has no options yet; pass NULL or OFFLOOP_CONSUMER_OPTIONS_INIT.
+/// How a consumer reads. Start from OFFLOOP_CONSUMER_OPTIONS_INIT.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct offloop_consumer_options {
     /// sizeof(offloop_consumer_options).
     pub struct_size: usize,
-    /// 0.
-    pub reserved: u64,
+    /// When a record of an "mpmc" ring is dealt with: "auto", when it is let go of, or "manual", when offloop_consumer_ack is told so.
+    /// Default "auto"; the other kinds know no other.
+    pub ack: *const c_char,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -80,12 +83,14 @@ unsafe impl Options for offloop_consumer_options {
 pub struct offloop_ring_state {
     /// sizeof(offloop_ring_state), set by the caller.
     pub struct_size: usize,
-    /// "spsc", "mpsc" or "broadcast".
+    /// "spsc", "mpsc", "mpmc" or "broadcast".
     pub kind: [c_char; 16],
-    /// Bytes of a lane.
+    /// Bytes of a lane, or of all slots.
     pub capacity: usize,
     /// The longest record.
     pub max_record_len: usize,
+    /// Bytes of a slot of "mpmc", else 0.
+    pub slot_size: usize,
     /// Not 0: some participant has closed the ring.
     pub closed: u32,
     /// 0.
@@ -107,15 +112,23 @@ pub struct offloop_record {
     pub data: *const c_void,
     /// Bytes.
     pub len: usize,
-    /// Not 0: a consumer that died may have seen this record. Ignored when pushing.
+    /// Not 0: a consumer that died, or gave it back, may have seen this record. Ignored when pushing.
     pub redelivered: u32,
     /// 0.
     pub reserved: u32,
+    /// What offloop_consumer_ack wants, with `ack` "manual"; else 0.
+    pub delivery: u64,
 }
 
 impl offloop_record {
     fn of(record: RecordRef<'_>) -> offloop_record {
-        offloop_record { data: record.as_ptr().cast(), len: record.len(), redelivered: record.is_redelivered().into(), reserved: 0 }
+        offloop_record {
+            data: record.as_ptr().cast(),
+            len: record.len(),
+            redelivered: record.is_redelivered().into(),
+            reserved: 0,
+            delivery: record.delivery(),
+        }
     }
 }
 
@@ -154,6 +167,18 @@ struct Popping {
     taken: bool,
 }
 
+impl Drop for Popping {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// What a consumer's handle stands for. Its records are acknowledged from any thread, also while one waits for the next.
+struct Consuming {
+    popping: Exclusive<Popping>,
+    acks: Option<Acks>,
+}
+
 impl Popping {
     /// Lets go of what was taken; a record that was only waited for stays.
     fn release(&mut self) {
@@ -174,8 +199,17 @@ impl Popping {
 /// Runs `f` with the consumer behind a handle.
 fn with_consumer(c: *const offloop_consumer, f: impl FnOnce(&mut Popping) -> Result<()>) -> offloop_status {
     ffi::call(|| {
-        let consumer: Arc<Exclusive<Popping>> = handle::shared(c)?;
-        f(&mut *consumer.enter()?)
+        let consumer: Arc<Consuming> = handle::shared(c)?;
+        f(&mut *consumer.popping.enter()?)
+    })
+}
+
+/// Runs `f` with what acknowledges a consumer's records.
+fn with_acks(c: *const offloop_consumer, f: impl FnOnce(&Acks) -> Result<()>) -> offloop_status {
+    ffi::call(|| {
+        let consumer: Arc<Consuming> = handle::shared(c)?;
+        let unsupported = || Error::new(ErrorKind::Unsupported, "consumer acknowledges by itself").with("ack", Ack::Auto.as_str());
+        f(consumer.acks.as_ref().ok_or_else(unsupported)?)
     })
 }
 
@@ -187,14 +221,6 @@ unsafe fn parsed<T: std::str::FromStr<Err = Error>>(word: *const c_char, what: &
     }
     // SAFETY: this function's contract.
     unsafe { ffi::str(word, what) }?.parse().map(Some)
-}
-
-/// # Safety
-/// `text` is NULL or NUL-terminated.
-unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path> {
-    let _ = ffi::out(text.cast_mut(), "path")?; // for NULL
-    // SAFETY: not NULL, NUL-terminated by contract. A path is bytes, not text.
-    Ok(Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(text) }.to_bytes())))
 }
 
 /// Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
@@ -216,6 +242,9 @@ pub unsafe extern "C" fn offloop_ring_create(options: *const offloop_ring_option
         }
         if o.capacity != 0 {
             builder = builder.capacity(o.capacity);
+        }
+        if o.slot_size != 0 {
+            builder = builder.slot_size(o.slot_size);
         }
         if o.max_participants != 0 {
             builder = builder.max_participants(o.max_participants);
@@ -278,9 +307,9 @@ pub unsafe extern "C" fn offloop_ring_remove(ring: *mut offloop_ring) -> offloop
     ffi::call(|| ring_of(ring)?.remove())
 }
 
-/// Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, max_participants, on_full, creator_pid,
-/// created_unix_ns, closed, poisoned, participants (maps of seat, role, pid, alive, asleep) and lanes (maps of tail, pushed, head,
-/// popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
+/// Looks at a named ring without attaching to it, and only reads: a map of kind, capacity, slot_size, max_participants, on_full,
+/// creator_pid, created_unix_ns, closed, poisoned, returned, participants (maps of seat, role, pid, alive, asleep, in_flight) and lanes
+/// (maps of tail, pushed, head, popped: bytes and records, which wrap at 2^32; used, records: what lies between). The caller frees it.
 ///
 /// # Safety
 /// `name` is NUL-terminated, `out` is valid for writing.
@@ -332,8 +361,9 @@ pub unsafe extern "C" fn offloop_ring_info(ring: *mut offloop_ring, state_io: *m
             *to = from as c_char;
         }
         let struct_size = place.struct_size;
-        let (capacity, max_record_len, closed) = (ring.capacity(), ring.max_record_len(), ring.is_closed().into());
-        place.set(offloop_ring_state { struct_size, kind, capacity, max_record_len, closed, reserved: 0 });
+        let (capacity, max_record_len, slot_size) = (ring.capacity(), ring.max_record_len(), ring.slot_size());
+        let closed = ring.is_closed().into();
+        place.set(offloop_ring_state { struct_size, kind, capacity, max_record_len, slot_size, closed, reserved: 0 });
         Ok(())
     })
 }
@@ -540,7 +570,8 @@ pub unsafe extern "C" fn offloop_producer_free(producer: *mut offloop_producer) 
 }
 
 /// Makes a consumer, for one thread at a time. It goes on where its predecessor let go: what a dead one may have seen comes again,
-/// marked. OFFLOOP_ERR_IN_USE while others take every place of one. `options` may be NULL.
+/// marked. OFFLOOP_ERR_IN_USE while others take every place of one; OFFLOOP_ERR_UNSUPPORTED for `ack` "manual" where the ring is not "mpmc".
+/// `options` may be NULL.
 ///
 /// # Safety
 /// `options` is NULL or as long as it says, `out` is valid for writing.
@@ -553,11 +584,15 @@ pub unsafe extern "C" fn offloop_consumer_new(
     ffi::call(|| {
         let out = ffi::out(out, "out")?;
         // SAFETY: this function's contract.
-        unsafe { ffi::options(options) }?;
+        let o = unsafe { ffi::options(options) }?;
+        // SAFETY: as above.
+        let ack = unsafe { parsed(o.ack, "ack") }?.unwrap_or(Ack::Auto);
         let ring = ring_of(ring)?;
         let place = Place::new()?;
-        let object = Mutex::new(Popping { consumer: ring.consumer(ConsumerOptions::default())?, taken: false });
-        out.set(place.fill_shared(Arc::new(Exclusive { object })));
+        let consumer = ring.consumer(ConsumerOptions { ack })?;
+        let acks = consumer.acks().ok();
+        let popping = Exclusive { object: Mutex::new(Popping { consumer, taken: false }) };
+        out.set(place.fill_shared(Arc::new(Consuming { popping, acks })));
         Ok(())
     })
 }
@@ -569,7 +604,9 @@ fn empty() -> Error {
 
 /// Takes the oldest record; waits for one at most `timeout_ns` (below 0: for ever). It stays in the ring, where `record` points, until
 /// the next call with this consumer (or offloop_consumer_release), which lets go of it; a successor of a consumer that dies before that gets it
-/// again, marked. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED.
+/// again, marked. With `ack` "manual" it stays, and comes again, until it is acknowledged; a consumer has 128 such records at most, and
+/// then waits. When the ring is drained: OFFLOOP_ERR_CLOSED, OFFLOOP_ERR_PEER_DIED. An "mpmc" ring is drained when no other consumer
+/// has a record that could come back; one that has to acknowledge some itself is not kept waiting for others.
 ///
 /// # Safety
 /// `record` is valid for writing.
@@ -657,6 +694,25 @@ pub unsafe extern "C" fn offloop_consumer_release(consumer: *mut offloop_consume
         c.release();
         Ok(())
     })
+}
+
+/// Tells that a record is dealt with (`ack` "manual"): it is not delivered again. From any thread, also while another one waits with this
+/// consumer. OFFLOOP_ERR_INVALID for a delivery that was acknowledged or given back before, or came from another consumer.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_consumer_ack(consumer: *mut offloop_consumer, delivery: u64) -> offloop_status {
+    with_acks(consumer, |acks| acks.ack(delivery))
+}
+
+/// Gives a record back (`ack` "manual"): some consumer, this one perhaps, gets it at once, marked. Otherwise as offloop_consumer_ack.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_consumer_nack(consumer: *mut offloop_consumer, delivery: u64) -> offloop_status {
+    with_acks(consumer, |acks| acks.nack(delivery))
 }
 
 /// Gives an fd to poll for reading, level-triggered: readable when there may be a record, the ring was closed, or a peer has died. A

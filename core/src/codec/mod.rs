@@ -27,6 +27,7 @@ mod write;
 mod tests;
 
 pub use read::{decode, decode_owned};
+pub(crate) use write::each_buffer;
 pub use write::{encode, take_buffers};
 
 use crate::error::{Error, ErrorKind, Result};

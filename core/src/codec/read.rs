@@ -267,11 +267,22 @@ impl<'a> Reader<'a> {
         buffer.take().ok_or_else(|| self.corrupt("buffer is named twice", start).with("index", index))
     }
 
+    /// Bytes beside the message. They may have to be copied, so shorter ones than a sender puts there are refused.
+    fn beside(&mut self, start: usize) -> Result<Bytes> {
+        let buffer = self.buffer(start)?;
+        match self.options.out_of_band {
+            Some(min) if buffer.len() < min => {
+                Err(self.corrupt("bytes beside the message are too short for that", start).with("len", buffer.len()).with("min", min))
+            }
+            _ => buffer.into_bytes(),
+        }
+    }
+
     fn reference(&mut self, start: usize) -> Result<Value> {
         let what = self.byte()?;
         match what {
             IS_BUFFER => self.buffer(start).map(Value::Buffer),
-            IS_BYTES => self.buffer(start)?.into_bytes().map(Value::Bytes),
+            IS_BYTES => self.beside(start).map(Value::Bytes),
             _ => Err(self.corrupt("buffer is of no known kind", start).with("what", what)),
         }
     }
@@ -296,7 +307,7 @@ impl<'a> Reader<'a> {
         if self.slice(pad)?.iter().any(|byte| *byte != 0) {
             return Err(self.corrupt("padding is not zero", self.at - pad));
         }
-        let bytes = if beside { self.buffer(start)?.into_bytes()? } else { self.payload(self.end - self.at, dtype.size().min(ALIGN))? };
+        let bytes = if beside { self.beside(start)? } else { self.payload(self.end - self.at, dtype.size().min(ALIGN))? };
         if dtype.byte_len(&shape) != Some(bytes.len()) {
             let shape = format!("{shape:?}");
             return Err(self.corrupt("elements do not fill the shape", start).with("len", bytes.len()).with("shape", shape));

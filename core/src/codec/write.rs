@@ -40,6 +40,25 @@ pub fn take_buffers(value: &mut Value, options: &Options) -> Result<Vec<Transfer
     Ok(out)
 }
 
+/// Shows `visit` the `TransferBuffer`s of `value` in the order in which [`encode`] numbers them where nothing else travels beside the message.
+pub(crate) fn each_buffer<'a>(value: &'a Value, visit: &mut impl FnMut(&'a TransferBuffer) -> Result<()>) -> Result<()> {
+    match value {
+        Value::Array(items) => items.iter().try_for_each(|item| each_buffer(item, visit)),
+        Value::Map(pairs) => pairs.iter().try_for_each(|(key, item)| {
+            each_buffer(key, visit)?;
+            each_buffer(item, visit)
+        }),
+        Value::Error(e) => {
+            if let Some(cause) = &e.cause {
+                each_buffer(cause, visit)?;
+            }
+            e.properties.iter().try_for_each(|(_, item)| each_buffer(item, visit))
+        }
+        Value::Buffer(buffer) => visit(buffer),
+        _ => Ok(()),
+    }
+}
+
 fn take(value: &mut Value, options: &Options, out: &mut Vec<TransferBuffer>) -> Result<()> {
     match value {
         Value::Array(items) => items.iter_mut().try_for_each(|item| take(item, options, out)),

@@ -1,6 +1,7 @@
 //! The handle that pops.
 
 use super::Shared;
+use super::ack::{Ack, Acks};
 use super::input::{self, Input};
 use super::producer::remaining;
 use super::raw::RecordRef;
@@ -9,14 +10,20 @@ use super::spsc::{Cursor, Found};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
-use crate::wire::ring::{CLOSED, Kind, seat_word};
+use crate::wire::ring::{CLOSED, Kind, POISONED, seat_word};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How a consumer reads.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ConsumerOptions {}
+pub struct ConsumerOptions {
+    /// When a record of an `mpmc` ring is dealt with. The other kinds know [`Ack::Auto`] only.
+    pub ack: Ack,
+}
+
+/// Every so many records a consumer of an `mpmc` ring asks the clock whether to look at the others' lives.
+const LOOK_EVERY: u32 = 64;
 
 /// Pops records. One thread at a time; may move between threads.
 #[derive(Debug)]
@@ -24,21 +31,31 @@ pub struct Consumer {
     input: Input,
     /// The record that `peek` showed and nobody let go of.
     shown: Option<Found>,
+    looks: u32,
     sleeper: Sleeper,
     shared: Arc<Shared>,
     seat: Seat,
 }
 
 impl Consumer {
-    pub(super) fn new(shared: &Arc<Shared>, _options: ConsumerOptions) -> Result<Consumer> {
+    pub(super) fn new(shared: &Arc<Shared>, options: ConsumerOptions) -> Result<Consumer> {
         let header = shared.map.header();
         let seats = header.seats as usize;
-        let (own, peers) = if header.kind == Kind::Broadcast { (1..seats, 0..1) } else { (0..1, 1..seats) };
+        if options.ack == Ack::Manual && header.kind != Kind::Mpmc {
+            return Err(Error::new(ErrorKind::Unsupported, "only a ring of the kind mpmc is acknowledged record by record")
+                .with("kind", header.kind.as_str()));
+        }
+        // Producers of an `mpsc` or `mpmc` ring come and go; of the others there is one, whose death is news.
+        let (own, peers, needs_peer) = match header.kind {
+            Kind::Spsc => (0..1, 1..seats, true),
+            Kind::Mpsc => (0..1, 1..seats, false),
+            Kind::Broadcast => (1..seats, 0..1, true),
+            Kind::Mpmc => (0..seats, 0..seats, false),
+        };
         let seat = Seat::take(shared, own, Role::Consumer)?;
-        let input = input::open(shared, seat.number(), || seat.enter()).map_err(|d| shared.poison(d))?;
-        // Producers of an `mpsc` ring come and go; of the others there is one, whose death is news.
-        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), peers, header.kind != Kind::Mpsc);
-        Ok(Consumer { input, shown: None, sleeper, shared: Arc::clone(shared), seat })
+        let input = input::open(shared, seat.number(), options.ack, || seat.enter()).map_err(|d| shared.poison(d))?;
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), Role::Consumer, peers, needs_peer);
+        Ok(Consumer { input, shown: None, looks: 0, sleeper, shared: Arc::clone(shared), seat })
     }
 
     /// The number of this consumer's seat, which is where its words lie (`wire::ring`).
@@ -54,6 +71,13 @@ impl Consumer {
             return Ok(true);
         }
         self.shared.check()?;
+        if let Some(taking) = self.input.taking() {
+            // What the dead had taken comes back even while nobody is idle.
+            self.looks = self.looks.wrapping_add(1);
+            if taking.is_manual() || self.looks.is_multiple_of(LOOK_EVERY) {
+                self.sleeper.look_if_due()?;
+            }
+        }
         if self.look()? { Ok(true) } else { self.find_nothing() }
     }
 
@@ -65,7 +89,7 @@ impl Consumer {
 
     #[cold]
     fn find_nothing(&mut self) -> Result<bool> {
-        self.give_back();
+        self.give_back()?;
         if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
         } else {
@@ -80,7 +104,7 @@ impl Consumer {
             }
             return Ok(true);
         }
-        if closed {
+        if closed && self.input.is_drained() {
             return Err(Error::new(ErrorKind::Closed, "ring was closed and is drained"));
         }
         if dead {
@@ -107,11 +131,17 @@ impl Consumer {
             let left = remaining(&mut until, timeout, "no record in the ring")?;
             self.sleeper.arm()?;
             // W2 of the wake protocol.
-            if !self.input.sees_news() && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
+            if !self.input.sees_news() && !self.may_end() && !self.sleeper.peer_is_dead() {
                 self.sleeper.sleep(left)?;
             }
             self.sleeper.disarm();
         }
+    }
+
+    /// The next call has something to tell.
+    fn may_end(&self) -> bool {
+        let state = self.shared.state();
+        state & POISONED != 0 || (state & CLOSED != 0 && self.input.is_drained())
     }
 
     /// The oldest record, which stays the oldest; `None` while the ring is empty.
@@ -122,24 +152,75 @@ impl Consumer {
         Ok(if self.find()? { self.shown.map(|f| self.input.record(f)) } else { None })
     }
 
-    /// Lets go of the record that [`peek`](Self::peek) showed, and of those of [`read_held`](Self::read_held).
+    /// Is there a record for this consumer? If not, an fd that is polled has been armed. In `mpmc` a record that is seen is not taken yet,
+    /// and may be another's by the next call.
+    ///
+    /// # Errors
+    /// Those of [`try_pop`](Self::try_pop).
+    pub fn has_record(&mut self) -> Result<bool> {
+        if self.shown.is_none() && self.input.taking().is_some_and(super::ack::Taking::may_take) {
+            return self.shared.check().map(|_| true);
+        }
+        self.find()
+    }
+
+    /// Lets go of the record that [`peek`](Self::peek) showed, and of those of [`read_held`](Self::read_held). With [`Ack::Manual`]
+    /// they stay in flight until they are acknowledged.
     #[inline]
     pub fn release(&mut self) {
+        self.let_go(false);
+    }
+
+    #[inline]
+    fn let_go(&mut self, in_run: bool) {
         let shown = self.shown.take();
         // A forked child must not speak for its parent.
         if self.shared.is_forked() {
             return;
         }
-        match shown {
-            Some(found) => self.input.release(&self.shared, found.len),
+        let done = match shown {
+            Some(found) => self.input.release(&self.shared, found.len, in_run),
             None => self.input.give_back_if_due(&self.shared),
+        };
+        if let Err(damage) = done {
+            // Told by the next call.
+            self.shared.poison(damage);
         }
     }
 
-    pub(super) fn give_back(&mut self) {
-        if !self.shared.is_forked() {
-            self.input.give_back(&self.shared);
+    pub(super) fn give_back(&mut self) -> Result<()> {
+        if self.shared.is_forked() {
+            return Ok(());
         }
+        self.input.give_back(&self.shared).map_err(|d| self.shared.poison(d))
+    }
+
+    /// The record is dealt with, and is not delivered again ([`Ack::Manual`]).
+    ///
+    /// # Errors
+    /// `Invalid` for a delivery that was acknowledged or given back before, or came from another consumer; `Unsupported` without
+    /// [`Ack::Manual`]; `Corrupt`, `Forked`.
+    pub fn ack(&self, delivery: u64) -> Result<()> {
+        self.acks()?.ack(delivery)
+    }
+
+    /// Gives the record back: some consumer, this one perhaps, gets it at once, marked as redelivered.
+    ///
+    /// # Errors
+    /// Those of [`ack`](Self::ack).
+    pub fn nack(&self, delivery: u64) -> Result<()> {
+        self.acks()?.nack(delivery)
+    }
+
+    /// What [`ack`](Self::ack) and [`nack`](Self::nack) do, for other threads.
+    ///
+    /// # Errors
+    /// `Unsupported` without [`Ack::Manual`].
+    pub fn acks(&self) -> Result<Acks> {
+        self.input
+            .taking()
+            .and_then(super::ack::Taking::acks)
+            .ok_or_else(|| Error::new(ErrorKind::Unsupported, "consumer acknowledges by itself").with("ack", Ack::Auto.as_str()))
     }
 
     /// Records of an overwriting ring that were overwritten before this consumer came to them.
@@ -154,7 +235,7 @@ impl Consumer {
     /// # Errors
     /// When the ring is drained: `Closed`, `PeerDied`. `Corrupt`, `Forked`.
     pub fn try_pop(&mut self) -> Result<Option<Record<'_>>> {
-        Ok(if self.find()? { Some(Record { consumer: self }) } else { None })
+        Ok(if self.find()? { Some(Record { consumer: self, in_run: false }) } else { None })
     }
 
     /// As [`try_pop`](Self::try_pop), and waits at most `timeout` (`None`: without end).
@@ -163,7 +244,7 @@ impl Consumer {
     /// `Timeout`, and those of [`try_pop`](Self::try_pop).
     pub fn pop(&mut self, timeout: Option<Duration>) -> Result<Record<'_>> {
         self.wait_find(timeout)?;
-        Ok(Record { consumer: self })
+        Ok(Record { consumer: self, in_run: false })
     }
 
     /// Waits until there is a record for [`peek`](Self::peek), at most `timeout` (`None`: without end).
@@ -181,14 +262,17 @@ impl Consumer {
     pub fn read(&mut self, max: usize, mut f: impl FnMut(RecordRef<'_>)) -> Result<usize> {
         let mut n = 0;
         while n < max {
-            match self.try_pop() {
-                Ok(Some(record)) => f(record.payload()),
-                Ok(None) => break,
+            match self.find() {
+                Ok(true) => f(Record { consumer: self, in_run: true }.payload()),
+                Ok(false) => break,
                 // Told again by the next call, which then has nothing else to tell.
                 Err(_) if n > 0 => break,
                 Err(e) => return Err(e),
             }
             n += 1;
+        }
+        if n > 0 && self.shown.is_none() && self.input.taking().is_some() {
+            self.release(); // who waits for a slot is told once
         }
         Ok(n)
     }
@@ -230,7 +314,7 @@ impl Consumer {
         let mut n = 0;
         while n < max {
             // Damage behind the first record is told by the next call.
-            let found = if n == 0 { self.find().map(|_| self.shown.take())? } else { self.input.look_behind().unwrap_or(None) };
+            let found = if n == 0 { self.find().map(|_| self.shown.take())? } else { self.input.look_behind(&self.shared).unwrap_or(None) };
             let Some(found) = found else { break };
             f(self.input.record(found));
             self.input.let_go(found.len);
@@ -252,17 +336,21 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.give_back();
+        // What cannot be given back is damaged, and everybody knows it by now.
+        let _ = self.give_back();
         if !self.shared.is_forked() {
-            self.input.leave();
+            self.sleeper.disarm();
+            self.input.leave(&self.shared);
         }
     }
 }
 
-/// A record that was taken. Dropping it lets go of it.
+/// A record that was taken. Dropping it lets go of it; with [`Ack::Manual`] it stays in flight until its
+/// [`delivery`](Self::delivery) is acknowledged.
 #[derive(Debug)]
 pub struct Record<'a> {
     consumer: &'a mut Consumer,
+    in_run: bool,
 }
 
 impl Record<'_> {
@@ -285,10 +373,16 @@ impl Record<'_> {
         self.len() == 0
     }
 
-    /// A consumer that died may have seen this record.
+    /// A consumer that died, or gave it back, may have seen this record.
     #[must_use]
     pub fn is_redelivered(&self) -> bool {
         self.payload().is_redelivered()
+    }
+
+    /// What [`Consumer::ack`] wants, with [`Ack::Manual`]; else 0.
+    #[must_use]
+    pub fn delivery(&self) -> u64 {
+        self.payload().delivery()
     }
 
     /// Copies as much as fits to the front of `out`; returns how many bytes.
@@ -305,6 +399,6 @@ impl Record<'_> {
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        self.consumer.release();
+        self.consumer.let_go(self.in_run);
     }
 }

@@ -1,6 +1,7 @@
-//! Where a consumer's records come from: one lane, a lane per producer, or copies of a lane that may be overwritten.
+//! Where a consumer's records come from: one lane, a lane per producer, copies of a lane that may be overwritten, or slots.
 
 use super::Shared;
+use super::ack::{Ack, Taking};
 use super::broadcast::{self, Copying, Overwritten};
 use super::raw::{MappedLane, RecordRef};
 use super::spsc::{Cursor, Damage, Found, Lane, Reader};
@@ -116,6 +117,8 @@ pub(super) enum Input {
     Many(Lanes),
     /// A `broadcast` that overwrites.
     Copied(Copying, MappedLane),
+    /// `mpmc`.
+    Slots(Taking),
 }
 
 impl Input {
@@ -130,6 +133,7 @@ impl Input {
             Input::One(end) => end.reader.peek(&end.lane),
             Input::Many(lanes) => lanes.look(shared),
             Input::Copied(copying, lane) => Ok(copying.take(lane)?.map(|len| Found { offset: 0, len, redelivered: false })),
+            Input::Slots(taking) => taking.look(shared),
         }
     }
 
@@ -140,12 +144,13 @@ impl Input {
             Input::One(end) => end.lane.found(found),
             Input::Many(lanes) => lanes.ends[lanes.turn].lane.found(found),
             Input::Copied(copying, _) => RecordRef::copied(copying.copied(), found.len),
+            Input::Slots(taking) => taking.record(),
         }
     }
 
-    /// Lets go of it.
+    /// Lets go of it. Within a run of records the producers are told at its end, by [`give_back_if_due`](Self::give_back_if_due).
     #[inline]
-    pub(super) fn release(&mut self, shared: &Shared, len: u32) {
+    pub(super) fn release(&mut self, shared: &Shared, len: u32, in_run: bool) -> Result<(), Damage> {
         match self {
             Input::One(end) => end.release(shared, len),
             Input::Many(lanes) => {
@@ -153,18 +158,26 @@ impl Input {
                 lanes.ends[lanes.turn].release(shared, len);
             }
             Input::Copied(copying, _) => copying.release(len),
+            Input::Slots(taking) => {
+                taking.release()?;
+                if !in_run {
+                    taking.told(shared);
+                }
+            }
         }
+        Ok(())
     }
 
     /// The record behind the one that [`look`](Self::look) found and that was let go of. Gives no room back, so that one stays
     /// readable; `None` where that cannot be had.
-    pub(super) fn look_behind(&mut self) -> Result<Option<Found>, Damage> {
+    pub(super) fn look_behind(&mut self, shared: &Shared) -> Result<Option<Found>, Damage> {
         match self {
             Input::One(end) => end.reader.peek(&end.lane),
             Input::Many(lanes) if lanes.taken < TURN => {
                 let end = &mut lanes.ends[lanes.turn];
                 end.reader.peek(&end.lane)
             }
+            Input::Slots(taking) => taking.look(shared),
             Input::Many(_) | Input::Copied(..) => Ok(None),
         }
     }
@@ -178,26 +191,48 @@ impl Input {
                 lanes.ends[lanes.turn].reader.release(len);
             }
             Input::Copied(copying, _) => copying.release(len),
+            Input::Slots(taking) => taking.let_go(),
         }
     }
 
     /// Gives room back if enough was let go, or the producer sleeps.
     #[inline]
-    pub(super) fn give_back_if_due(&mut self, shared: &Shared) {
+    pub(super) fn give_back_if_due(&mut self, shared: &Shared) -> Result<(), Damage> {
         match self {
             Input::One(end) => end.give_back_if_due(shared),
             Input::Many(lanes) => lanes.ends[lanes.turn].give_back_if_due(shared),
             Input::Copied(..) => {}
+            Input::Slots(taking) => {
+                taking.give_back()?;
+                taking.told(shared);
+            }
         }
+        Ok(())
     }
 
     /// Gives all room back that was let go.
-    pub(super) fn give_back(&mut self, shared: &Shared) {
+    pub(super) fn give_back(&mut self, shared: &Shared) -> Result<(), Damage> {
         match self {
             Input::One(end) => end.give_back(shared),
             Input::Many(lanes) => lanes.ends.iter_mut().for_each(|end| end.give_back(shared)),
             Input::Copied(..) => {}
+            Input::Slots(taking) => {
+                if taking.give_back()? {
+                    taking.told(shared);
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// A closed ring in which nothing is found has ended.
+    pub(super) fn is_drained(&self) -> bool {
+        if let Input::Slots(taking) = self { taking.is_drained() } else { true }
+    }
+
+    /// The records that are in flight until somebody acknowledges them.
+    pub(super) fn taking(&self) -> Option<&Taking> {
+        if let Input::Slots(taking) = self { Some(taking) } else { None }
     }
 
     /// Would [`look`](Self::look) find something now?
@@ -207,14 +242,16 @@ impl Input {
             Input::One(end) => end.reader.sees_news(&end.lane),
             Input::Many(lanes) => lanes.ends.iter().any(|end| end.reader.sees_news(&end.lane)),
             Input::Copied(copying, lane) => copying.sees_news(lane),
+            Input::Slots(taking) => taking.sees_news(),
         }
     }
 
-    pub(super) fn leave(&self) {
+    pub(super) fn leave(&mut self, shared: &Shared) {
         match self {
             Input::One(end) => end.leave(),
             Input::Many(lanes) => lanes.ends.iter().for_each(End::leave),
             Input::Copied(..) => {}
+            Input::Slots(taking) => taking.leave(shared),
         }
     }
 
@@ -235,10 +272,17 @@ impl Input {
 }
 
 /// What a new consumer on `seat` reads. `enter` makes it known to the others.
-pub(super) fn open(shared: &Arc<Shared>, seat: usize, enter: impl FnOnce()) -> Result<Input, Damage> {
+pub(super) fn open(shared: &Arc<Shared>, seat: usize, ack: Ack, enter: impl FnOnce()) -> Result<Input, Damage> {
     let header = shared.map.header();
+
     let capacity = header.capacity;
     match header.kind {
+        Kind::Mpmc => {
+            let slots = shared.slots.as_ref().expect("an mpmc ring has slots");
+            let taking = Taking::new(shared, slots, seat, ack);
+            enter();
+            Ok(Input::Slots(taking))
+        }
         Kind::Spsc | Kind::Mpsc => {
             let end = |lane: usize| {
                 let producer = lane + 1;

@@ -7,9 +7,10 @@
 //!   wire::ring   the bytes                          seat   who takes part, and whether it lives
 //!   spsc         one lane: the protocol itself      wait   sleep and wake, without a system call while nobody sleeps
 //!   broadcast    one lane, many readers             bell   what a sleeper waits for
-//!   input        where a consumer's records come    named  a file and FIFOs, to attach by path
-//!                from: one lane, or many (mpsc)     stat   a look from outside
-//!   raw          the mapping, pointers into it
+//!   mpmc         slots: many of both sides          named  a file and FIFOs, to attach by path
+//!   ack          who owns what was taken from them  stat   a look from outside
+//!   input        where a consumer's records come    raw    the mapping, pointers into it
+//!                from: a lane, many lanes, slots
 //! ```
 //!
 //! The protocol, its crash points and the argument why it is right: `README.md` beside this file.
@@ -26,10 +27,12 @@
 //! # Ok::<(), offloop::Error>(())
 //! ```
 
+mod ack;
 mod bell;
 mod broadcast;
 mod consumer;
 mod input;
+mod mpmc;
 mod named;
 mod producer;
 mod raw;
@@ -43,10 +46,14 @@ mod tests;
 
 #[cfg(all(test, loom))]
 mod models;
+#[cfg(all(test, loom))]
+mod models_mpmc;
 
 pub use crate::wire::ring::{Kind, OnFull};
+pub use ack::{Ack, Acks};
 pub use consumer::{Consumer, ConsumerOptions, Record};
 pub use input::GIVE_BACK;
+pub(crate) use named::resolve as resolve_path;
 pub use producer::{BATCH_BYTES, CONSUMER_SEAT, ClaimMut, Producer, ProducerOptions};
 pub use raw::RecordRef;
 pub use seat::Role;
@@ -59,10 +66,10 @@ use crate::sync::modelled::fence;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::PrivateFd;
 use crate::sys::{clock, cpu, failpoint, fork, ofd, pidfd};
-use crate::wire::ring::{CLOSED, Header, POISONED, SEAT_DEAD, max_record, ring_word, seat_word};
+use crate::wire::ring::{CLOSED, DEFAULT_SLOT, Header, POISONED, SEAT_DEAD, ring_word, seat_word};
 use bell::Bells;
 use named::Named;
-use raw::Map;
+use raw::{Map, MappedSlots};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,6 +83,8 @@ pub const DEFAULT_PARTICIPANTS: usize = 16;
 #[derive(Debug)]
 struct Shared {
     map: Arc<Map>,
+    /// What an `mpmc` ring has in place of lanes.
+    slots: Option<MappedSlots>,
     /// One per seat; any participant may ring any.
     bells: Bells,
     /// Says that somebody is attached to a named ring.
@@ -89,8 +98,10 @@ struct Shared {
 impl Shared {
     fn new(map: Map, bells: Bells, present: Option<OwnedFd>) -> Arc<Shared> {
         let spare_core = cpu::usable_cores() > 1;
+        let map = Arc::new(map);
         Arc::new(Shared {
-            map: Arc::new(map),
+            slots: MappedSlots::new(&map),
+            map,
             bells,
             _present: present.map(PrivateFd::new),
             pid_namespace: pidfd::namespace(),
@@ -159,6 +170,34 @@ impl Shared {
         }
     }
 
+    /// Wakes who of an `mpmc` ring's `role` may go on now. What was published before this call is seen by it.
+    #[inline]
+    fn wake_some(&self, slots: &MappedSlots, role: Role) {
+        fence(Ordering::SeqCst);
+        if slots.sleepers(role).load(Ordering::Relaxed) != 0 {
+            self.wake_one_of(slots, role);
+        }
+        // The last of a closed ring's records may be what all wait for.
+        if self.state() & CLOSED != 0 {
+            self.wake_everybody();
+        }
+    }
+
+    #[cold]
+    fn wake_one_of(&self, slots: &MappedSlots, role: Role) {
+        let asleep = slots.sleepers(role).load(Ordering::Relaxed);
+        let seats = || (0..self.bells.len()).filter(|seat| asleep >> seat & 1 != 0);
+        let word = |seat| self.map.seat_word(seat, seat_word::WAITING);
+        for seat in seats().filter(|seat| word(*seat).load(Ordering::Relaxed) == wait::BLOCKED) {
+            if wait::claim_wake(word(seat)) {
+                failpoint::hit("wake.claimed");
+                return self.bells.ring(seat);
+            }
+        }
+        // An event loop that is armed may be busy with something else, so all of them are told.
+        seats().for_each(|seat| self.wake_after_fence(seat));
+    }
+
     /// A look without a fence.
     #[inline]
     fn sleeps(&self, seat: usize) -> bool {
@@ -192,17 +231,26 @@ impl Shared {
 pub struct Builder {
     kind: Kind,
     capacity: usize,
+    slot_size: Option<usize>,
     participants: Option<usize>,
     on_full: OnFull,
     path: Option<PathBuf>,
 }
 
 impl Builder {
-    /// Bytes of a lane, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half of them. Default
-    /// [`DEFAULT_CAPACITY`].
+    /// Bytes of a lane, or of all slots of an `mpmc` ring, rounded up to a power of two from 4 KiB to 1 GiB. A record may take half
+    /// of a lane. Default [`DEFAULT_CAPACITY`].
     #[must_use]
     pub fn capacity(mut self, bytes: usize) -> Builder {
         self.capacity = bytes;
+        self
+    }
+
+    /// Bytes of a slot of an `mpmc` ring, rounded up to a power of two from 64 to half of the capacity: a record and 16 bytes. Default
+    /// [`DEFAULT_SLOT`]. The other kinds have no slots.
+    #[must_use]
+    pub fn slot_size(mut self, bytes: usize) -> Builder {
+        self.slot_size = Some(bytes);
         self
     }
 
@@ -232,11 +280,17 @@ impl Builder {
     /// Makes the ring, in memory that is reserved in full.
     ///
     /// # Errors
-    /// `Invalid`, `TooLarge` for options outside their limits; `Exists` while somebody is attached to a ring of that name;
+    /// `Invalid`, `TooLarge`, `Unsupported` for options outside their limits; `Exists` while somebody is attached to a ring of that name;
     /// `Os` when memory or fds are not there.
     pub fn create(self) -> Result<RingBuffer> {
         let participants = self.participants.unwrap_or(if self.kind == Kind::Spsc { 2 } else { DEFAULT_PARTICIPANTS });
-        let mut header = Header::new(self.kind, self.capacity, participants, self.on_full)?;
+        if let (Some(slot_size), false) = (self.slot_size, self.kind == Kind::Mpmc) {
+            return Err(Error::new(ErrorKind::Unsupported, "only a ring of the kind mpmc has slots")
+                .with("slot_size", slot_size)
+                .with("kind", self.kind.as_str()));
+        }
+        let slot_size = self.slot_size.unwrap_or(DEFAULT_SLOT);
+        let mut header = Header::new(self.kind, self.capacity, slot_size, participants, self.on_full)?;
         header.pid = std::process::id();
         header.created_unix_ns = clock::unix_ns();
         getrandom::fill(&mut header.id).map_err(|e| Error::new(ErrorKind::Os, "no random bytes").with("error", e))?;
@@ -269,7 +323,7 @@ impl RingBuffer {
     /// Options of a new ring.
     #[must_use]
     pub fn builder(kind: Kind) -> Builder {
-        Builder { kind, capacity: DEFAULT_CAPACITY, participants: None, on_full: OnFull::Wait, path: None }
+        Builder { kind, capacity: DEFAULT_CAPACITY, slot_size: None, participants: None, on_full: OnFull::Wait, path: None }
     }
 
     /// What another process needs to [`attach`](Self::attach): the memory, then one doorbell per seat. Valid while this ring is;
@@ -370,7 +424,7 @@ impl RingBuffer {
         self.shared.map.header().kind
     }
 
-    /// Bytes of a lane.
+    /// Bytes of a lane, or of all slots.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.shared.map.header().capacity as usize
@@ -379,7 +433,13 @@ impl RingBuffer {
     /// The longest record.
     #[must_use]
     pub fn max_record_len(&self) -> usize {
-        max_record(self.shared.map.header().capacity) as usize
+        self.shared.map.header().max_record() as usize
+    }
+
+    /// Bytes of a slot of an `mpmc` ring; 0 for the other kinds.
+    #[must_use]
+    pub fn slot_size(&self) -> usize {
+        self.shared.map.header().slot_len as usize
     }
 
     /// What a producer does when there is no room, unless it was told otherwise.
@@ -394,7 +454,7 @@ impl RingBuffer {
         (self.shared.map.base(), self.shared.map.len())
     }
 
-    /// The one producer of an `spsc` or `broadcast` ring, or a further one of an `mpsc` ring.
+    /// The one producer of an `spsc` or `broadcast` ring, or a further one of an `mpsc` or `mpmc` ring.
     ///
     /// # Errors
     /// `InUse` while another lives, `Closed`, `Corrupt`, `Forked`, `Os`.
@@ -405,16 +465,17 @@ impl RingBuffer {
         Producer::new(&self.shared, options)
     }
 
-    /// The one consumer, or a further one of a `broadcast` ring. It goes on where its predecessor gave back.
+    /// The one consumer, or a further one of a `broadcast` or `mpmc` ring. It goes on where its predecessor gave back.
     ///
     /// # Errors
-    /// `InUse` while another lives, `Corrupt`, `Forked`, `Os`.
+    /// `InUse` while another lives, `Unsupported` for [`Ack::Manual`] where there is none, `Corrupt`, `Forked`, `Os`.
     pub fn consumer(&self, options: ConsumerOptions) -> Result<Consumer> {
         self.shared.check()?;
         Consumer::new(&self.shared, options)
     }
 
-    /// Nothing more is pushed. Consumers get what is there, and `Closed` after it.
+    /// Nothing more is pushed. Consumers get what is there, and `Closed` after it; in `mpmc` after what others have taken is dealt
+    /// with too, because it comes back if they die.
     pub fn close(&self) {
         if !self.shared.is_forked() {
             self.shared.set_state(CLOSED);

@@ -7,7 +7,7 @@
 
 use super::broadcast::{self, Copying, Overwritten};
 use super::spsc::{Lane, Mark, Reader, Writer};
-use super::wait::{announce_sleep, claim_wake};
+use super::wait::{BLOCKED, claim_wake};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
@@ -85,6 +85,12 @@ impl Word<u64> for RelaxedStore {
     fn swap(&self, value: u64, order: Ordering) -> u64 {
         self.0.swap(value, order)
     }
+    fn compare_exchange(&self, old: u64, new: u64, order: Ordering) -> Result<u64, u64> {
+        Word::compare_exchange(&self.0, old, new, order)
+    }
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        Word::fetch_add(&self.0, value, order)
+    }
 }
 
 impl Word<u64> for RelaxedLoad {
@@ -96,6 +102,12 @@ impl Word<u64> for RelaxedLoad {
     }
     fn swap(&self, value: u64, order: Ordering) -> u64 {
         self.0.swap(value, order)
+    }
+    fn compare_exchange(&self, old: u64, new: u64, order: Ordering) -> Result<u64, u64> {
+        Word::compare_exchange(&self.0, old, new, order)
+    }
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        Word::fetch_add(&self.0, value, order)
     }
 }
 
@@ -184,6 +196,10 @@ fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
         assert!(rung <= 1, "rung twice");
         assert!(news > 0 || rung == 1, "asleep, something was published, nobody rang");
     });
+}
+
+fn announce_sleep(waiting: &AtomicU32) {
+    super::wait::announce_sleep(waiting, BLOCKED);
 }
 
 /// As `Shared::wake`.

@@ -44,9 +44,9 @@ fn os(e: &std::io::Error, call: &'static str, path: &Path) -> Error {
 
 /// A name without a slash lies in `offloop/` below `XDG_RUNTIME_DIR`, or in `/dev/shm/offloop-<uid>/` without that; both are
 /// made on demand, 0700.
-pub(super) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
+pub(crate) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
-        return Err(Error::invalid("a ring's path has no file name").with("path", path.display()));
+        return Err(Error::invalid("path has no file name").with("path", path.display()));
     }
     if path.as_os_str().as_bytes().contains(&b'/') {
         return Ok(path.to_owned());
@@ -65,7 +65,7 @@ pub(super) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
     if let Ok(meta) = std::fs::symlink_metadata(&dir)
         && (!meta.is_dir() || meta.uid() != uid() || meta.mode() & 0o077 != 0)
     {
-        return Err(Error::invalid("directory for rings is not this user's alone")
+        return Err(Error::invalid("directory for rings and channels is not this user's alone")
             .with("dir", dir.display())
             .with("mode", format_args!("{:o}", meta.mode()))
             .with("uid", meta.uid()));

@@ -2,14 +2,15 @@
 
 use super::Shared;
 use super::broadcast::{self, Overwritten};
-use super::raw::MappedLane;
+use super::mpmc::Pusher;
+use super::raw::{MappedLane, MappedSlots};
 use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sync::modelled::fence;
-use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, ring_word, seat_word};
+use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, record_extent, ring_word, seat_word};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -24,17 +25,25 @@ pub const CONSUMER_SEAT: usize = 0;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProducerOptions {
     /// Committed records become visible by [`Producer::flush`], after 4 KiB of them, when there is no room, or at once while
-    /// the consumer sleeps. Without it each record is published when it is committed.
+    /// the consumer sleeps. Without it each record is published when it is committed. In `mpmc` a committed record is visible to
+    /// who looks, and `batch` saves the look at who sleeps.
     pub batch: bool,
     /// What [`Producer::push`] does when there is no room; `None` for what the ring's maker chose.
     pub on_full: Option<OnFull>,
 }
 
+/// Where a producer's records go.
+#[derive(Debug)]
+enum Output {
+    Lane(Writer, MappedLane),
+    /// The slots of an `mpmc` ring, and bytes that were committed since anybody was last told.
+    Slots(Pusher, MappedSlots, u32),
+}
+
 /// Pushes records. One thread at a time; may move between threads.
 #[derive(Debug)]
 pub struct Producer {
-    writer: Writer,
-    lane: MappedLane,
+    output: Output,
     kind: Kind,
     /// The living readers of a broadcast ring, as of this value of `members`.
     readers: (Option<u32>, Vec<usize>),
@@ -56,16 +65,23 @@ impl Producer {
                 .with("ring", header.on_full.as_str()));
         }
         let seats = header.seats as usize;
-        let broadcast = header.kind == Kind::Broadcast;
-        let (own, peers) = if broadcast { (0..1, 1..seats) } else { (1..seats, CONSUMER_SEAT..CONSUMER_SEAT + 1) };
+        let (own, peers, needs_peer) = match header.kind {
+            Kind::Spsc | Kind::Mpsc => (1..seats, CONSUMER_SEAT..CONSUMER_SEAT + 1, true),
+            Kind::Broadcast => (0..1, 1..seats, false),
+            Kind::Mpmc => (0..seats, 0..seats, false),
+        };
         let seat = Seat::take(shared, own, Role::Producer)?;
-        let lane = MappedLane::new(&shared.map, seat.number().saturating_sub(1), seat.number(), seat.number());
-        let writer = Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?;
-        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), peers, !broadcast);
+        let output = match &shared.slots {
+            Some(slots) => Output::Slots(Pusher::new(slots, seat.number()), slots.clone(), 0),
+            None => {
+                let lane = MappedLane::new(&shared.map, seat.number().saturating_sub(1), seat.number(), seat.number());
+                Output::Lane(Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?, lane)
+            }
+        };
+        let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), Role::Producer, peers, needs_peer);
         seat.enter();
         Ok(Producer {
-            writer,
-            lane,
+            output,
             kind: header.kind,
             readers: (None, Vec::new()),
             batch: options.batch,
@@ -85,7 +101,7 @@ impl Producer {
     /// The longest record.
     #[must_use]
     pub fn max_record_len(&self) -> usize {
-        self.writer.max_len() as usize
+        self.shared.map.header().max_record() as usize
     }
 
     /// Spins; true when there may be room.
@@ -127,24 +143,47 @@ impl Producer {
 
     #[cold]
     fn refuse_len(&self, len: usize) -> Error {
-        Error::new(ErrorKind::TooLarge, "record does not fit the ring")
-            .with("record_len", len)
-            .with("max_record_len", self.max_record_len())
+        let refused = Error::new(
+            ErrorKind::TooLarge,
+            match self.output {
+                Output::Lane(..) => "record does not fit the ring",
+                Output::Slots(..) => "record does not fit a slot; a buffer's transfer token does",
+            },
+        );
+        let refused = refused.with("record_len", len).with("max_record_len", self.max_record_len());
+        if self.kind == Kind::Mpmc { refused.with("slot_size", self.shared.map.header().slot_len) } else { refused }
+    }
+
+    /// Bytes of the open claim.
+    fn claimed(&self) -> Option<u32> {
+        match &self.output {
+            Output::Lane(writer, _) => writer.claimed(),
+            Output::Slots(pusher, ..) => pusher.claimed(),
+        }
+    }
+
+    /// Claims room, if there is some.
+    #[inline]
+    fn room(&mut self, len: u32) -> Result<Option<NonNull<u8>>> {
+        let claimed = match &mut self.output {
+            Output::Lane(writer, lane) => writer.claim(lane, len).map(|offset| offset.map(|offset| lane.payload(offset, len))),
+            Output::Slots(pusher, slots, _) => pusher.claim(slots, len).map(|slot| slot.map(|slot| slots.payload(slot))),
+        };
+        claimed.map_err(|d| self.shared.poison(d))
     }
 
     /// Room for a payload of `len`: its first byte, or `None` while the ring is full.
     fn place(&mut self, len: usize) -> Result<Option<NonNull<u8>>> {
         self.check()?;
-        if self.writer.claimed().is_some() {
+        if self.claimed().is_some() {
             return Err(Error::new(ErrorKind::InUse, "a claim is neither committed nor aborted"));
         }
-        if len > self.writer.max_len() as usize {
+        if len > self.max_record_len() {
             return Err(self.refuse_len(len));
         }
         let len = len as u32;
-        let claimed = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))?;
-        match claimed {
-            Some(offset) => Ok(Some(self.lane.payload(offset, len))),
+        match self.room(len)? {
+            Some(ptr) => Ok(Some(ptr)),
             None => self.place_in_full(len),
         }
     }
@@ -155,8 +194,8 @@ impl Producer {
         self.flush()?;
         if self.kind == Kind::Broadcast {
             self.make_room(len).map_err(|d| self.shared.poison(d))?;
-            if let Some(offset) = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))? {
-                return Ok(Some(self.lane.payload(offset, len)));
+            if let Some(ptr) = self.room(len)? {
+                return Ok(Some(ptr));
             }
         }
         if self.sleeper.is_polled() {
@@ -168,12 +207,11 @@ impl Producer {
         if self.kind == Kind::Broadcast {
             self.make_room(len).map_err(|d| self.shared.poison(d))?;
         }
-        let claimed = self.writer.claim(&self.lane, len).map_err(|d| self.shared.poison(d))?;
-        if let Some(offset) = claimed {
+        if let Some(ptr) = self.room(len)? {
             if self.sleeper.is_polled() {
                 self.sleeper.ring_own();
             }
-            return Ok(Some(self.lane.payload(offset, len)));
+            return Ok(Some(ptr));
         }
         if dead {
             return Err(Error::new(ErrorKind::PeerDied, "consumer died and the ring is full")
@@ -189,22 +227,24 @@ impl Producer {
 
     /// Moves the gate of a broadcast ring. Everything committed is published.
     fn make_room(&mut self, len: u32) -> Result<(), Damage> {
-        let (published, capacity) = (self.writer.tail(), self.shared.map.header().capacity);
+        let Output::Lane(writer, lane) = &self.output else { return Ok(()) };
+        let (published, capacity) = (writer.tail(), self.shared.map.header().capacity);
         if self.on_full == OnFull::Overwrite {
-            return broadcast::overwrite(&self.lane, published, capacity, self.writer.needs(len));
+            return broadcast::overwrite(lane, published, capacity, writer.needs(len));
         }
-        broadcast::move_gate(self.lane.gate(), published, capacity, || self.cursors()).map(|_| ())
+        broadcast::move_gate(lane.gate(), published, capacity, || self.cursors()).map(|_| ())
     }
 
     /// A consumer has read on, or come, or gone: a full ring may have room.
     fn sees_news(&self) -> bool {
-        match self.kind {
+        match &self.output {
             // The gate stands where the oldest living reader stood.
-            Kind::Broadcast => {
-                let gate = Mark::load(self.lane.head(), Ordering::Relaxed).at;
+            Output::Lane(_, lane) if self.kind == Kind::Broadcast => {
+                let gate = Mark::load(lane.head(), Ordering::Relaxed).at;
                 self.cursors().all(|cursor| cursor.at != gate)
             }
-            Kind::Spsc | Kind::Mpsc => self.writer.sees_news(&self.lane),
+            Output::Lane(writer, lane) => writer.sees_news(lane),
+            Output::Slots(pusher, slots, _) => pusher.sees_news(slots),
         }
     }
 
@@ -235,6 +275,14 @@ impl Producer {
 
     #[inline]
     fn wake_readers(&mut self) {
+        if let Output::Slots(_, slots, _) = &self.output {
+            self.shared.wake_some(slots, Role::Consumer);
+            // One waker rings one sleeper; whoever finds room hands the ring on.
+            if slots.sleepers(Role::Producer).load(Ordering::Relaxed) != 0 && Pusher::has_room(slots) {
+                self.shared.wake_some(slots, Role::Producer);
+            }
+            return;
+        }
         if self.kind != Kind::Broadcast {
             return self.shared.wake(CONSUMER_SEAT);
         }
@@ -256,6 +304,9 @@ impl Producer {
     /// A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
     #[inline]
     fn reader_sleeps(&self) -> bool {
+        if let Output::Slots(_, slots, _) = &self.output {
+            return slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0;
+        }
         if self.kind == Kind::Broadcast {
             return self.readers.1.iter().any(|seat| self.shared.sleeps(*seat));
         }
@@ -263,8 +314,18 @@ impl Producer {
     }
 
     fn finish(&mut self, len: u32) -> Result<()> {
-        self.writer.commit(&self.lane, len);
-        if self.batch && self.writer.unpublished() < BATCH_BYTES && !self.reader_sleeps() {
+        let waiting = match &mut self.output {
+            Output::Lane(writer, lane) => {
+                writer.commit(lane, len);
+                writer.unpublished()
+            }
+            Output::Slots(pusher, slots, untold) => {
+                pusher.commit(slots, len);
+                *untold += record_extent(len);
+                *untold
+            }
+        };
+        if self.batch && waiting < BATCH_BYTES && !self.reader_sleeps() {
             return Ok(());
         }
         self.flush()
@@ -314,6 +375,23 @@ impl Producer {
         Ok(ClaimMut { producer: self, ptr, len })
     }
 
+    /// Would a push of `len` bytes find room now? If not, an fd that is polled has been armed.
+    ///
+    /// # Errors
+    /// Those of [`try_push`](Self::try_push); `InUse` while a claim is open.
+    pub fn has_room(&mut self, len: usize) -> Result<bool> {
+        if let Output::Slots(pusher, slots, _) = &self.output
+            && pusher.claimed().is_none()
+            && len <= self.max_record_len()
+            && Pusher::has_room(slots)
+        {
+            return self.check().map(|()| true);
+        }
+        let room = self.place(len)?.is_some();
+        self.abort_claim();
+        Ok(room)
+    }
+
     /// [`try_claim`](Self::try_claim) for a caller that cannot hold a borrow: the room stays claimed until
     /// [`commit_claim`](Self::commit_claim) or [`abort_claim`](Self::abort_claim).
     ///
@@ -339,7 +417,7 @@ impl Producer {
         if self.shared.is_forked() {
             self.shared.refuse()?;
         }
-        match self.writer.claimed() {
+        match self.claimed() {
             Some(room) if len <= room as usize => self.finish(len as u32),
             Some(room) => Err(Error::invalid("commit is longer than its claim").with("len", len).with("claimed", room)),
             None => Err(Error::invalid("nothing is claimed")),
@@ -348,7 +426,15 @@ impl Producer {
 
     /// Gives the open claim up, if there is one.
     pub fn abort_claim(&mut self) {
-        self.writer.abort();
+        match &mut self.output {
+            Output::Lane(writer, _) => writer.abort(),
+            // The slot cannot be used before its turn comes again: whoever waits for this position is told.
+            Output::Slots(pusher, slots, _) => {
+                if !self.shared.is_forked() && pusher.abort(slots) {
+                    self.shared.wake_some(slots, Role::Consumer);
+                }
+            }
+        }
     }
 
     /// Publishes what was committed, and wakes the consumer if it sleeps.
@@ -359,7 +445,11 @@ impl Producer {
         if self.shared.is_forked() {
             self.shared.refuse()?;
         }
-        if self.writer.publish(&self.lane) {
+        let published = match &mut self.output {
+            Output::Lane(writer, lane) => writer.publish(lane),
+            Output::Slots(_, _, untold) => std::mem::take(untold) > 0,
+        };
+        if published {
             if self.kind == Kind::Mpsc {
                 // A hint: the consumer looks at every lane before it sleeps.
                 let bit = 1 << (self.seat.number() - 1);
@@ -372,18 +462,22 @@ impl Producer {
         Ok(())
     }
 
-    /// Where this handle stands, for a face that writes the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping).
+    /// Where this handle stands, for a face that writes the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping);
+    /// `None` where there are slots.
     #[must_use]
-    pub fn cursor(&self) -> Cursor {
-        self.writer.cursor()
+    pub fn cursor(&self) -> Option<Cursor> {
+        if let Output::Lane(writer, _) = &self.output { Some(writer.cursor()) } else { None }
     }
 
     /// Goes on where such a face stands. It has given its claim up.
     ///
     /// # Errors
-    /// `Corrupt` when the positions cannot be.
+    /// `Corrupt` when the positions cannot be, `Unsupported` where there is no cursor.
     pub fn set_cursor(&mut self, to: Cursor) -> Result<()> {
-        Ok(self.writer.set_cursor(&self.lane, to)?)
+        match &mut self.output {
+            Output::Lane(writer, lane) => Ok(writer.set_cursor(lane, to)?),
+            Output::Slots(..) => Err(Error::new(ErrorKind::Unsupported, "producer has no single place in the ring")),
+        }
     }
 
     /// Wakes the consumer of an `spsc` ring if it sleeps: for such a face, after it has published.
@@ -406,6 +500,10 @@ impl Drop for Producer {
     fn drop(&mut self) {
         // Committed is promised to be seen. In a forked child this does nothing.
         let _ = self.flush();
+        self.abort_claim();
+        if !self.shared.is_forked() {
+            self.sleeper.disarm();
+        }
     }
 }
 

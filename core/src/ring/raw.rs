@@ -4,11 +4,13 @@
 //! makes of them; records are [`RecordRef`] and claims, pointer and length, copied in and out.
 
 use super::broadcast::Overwritten;
+use super::mpmc::{self, Slots};
+use super::seat::Role;
 use super::spsc::{Found, Lane};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::ring::{FIXED_LEN, Header, MAGIC, SEAT_LEN, SEATS_AT, ring_word, seat_word};
+use crate::wire::ring::{FIXED_LEN, HOLDS, Header, MAGIC, SEATS_AT, SLOT_HEADER, SLOT_SEAT_LEN, ring_word, seat_word};
 use memmap2::MmapRaw;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -130,13 +132,18 @@ impl Map {
     /// One of [`seat_word`] of a seat.
     #[inline]
     pub(crate) fn seat_word(&self, seat: usize, at: usize) -> &AtomicU32 {
-        self.word(SEATS_AT + seat * SEAT_LEN + at)
+        self.word(SEATS_AT + seat * self.header.kind.seat_len() + at)
     }
 
-    /// One of the positions of a seat: `TAIL` or `HEAD`.
+    /// One of the 64-bit words of a seat.
     #[inline]
     pub(crate) fn seat_position(&self, seat: usize, at: usize) -> &AtomicU64 {
-        let at = SEATS_AT + seat * SEAT_LEN + at;
+        self.ring_position(SEATS_AT + seat * self.header.kind.seat_len() + at)
+    }
+
+    /// One of the 64-bit words of the fixed part or of a seat.
+    #[inline]
+    pub(crate) fn ring_position(&self, at: usize) -> &AtomicU64 {
         assert!(at + 8 <= self.header.header_len as usize && at.is_multiple_of(8), "position is outside the header");
         // SAFETY: inside the mapping and aligned, checked above; every participant accesses these words as atomics.
         unsafe { &*self.map.as_ptr().add(at).cast() }
@@ -207,6 +214,7 @@ impl MappedLane {
             ptr: self.payload(found.offset, found.len),
             len: found.len as usize,
             redelivered: found.redelivered,
+            delivery: 0,
             _lane: PhantomData,
         }
     }
@@ -267,12 +275,158 @@ impl Overwritten for MappedLane {
     }
 }
 
+/// The slots of an `mpmc` ring in a mapping.
+#[derive(Clone, Debug)]
+pub(crate) struct MappedSlots {
+    base: NonNull<u8>,
+    data: NonNull<u8>,
+    /// A slot is `1 << slot_shift` bytes.
+    slot_shift: u32,
+    shift: u32,
+    seats: usize,
+    /// Keeps what the pointers point into.
+    _map: Arc<Map>,
+}
+
+// SAFETY: pointers to atomics, and to payloads that are only accessed through raw pointers by whoever owns the record.
+unsafe impl Send for MappedSlots {}
+// SAFETY: as above.
+unsafe impl Sync for MappedSlots {}
+
+impl MappedSlots {
+    /// The slots of a ring that has some.
+    pub(crate) fn new(map: &Arc<Map>) -> Option<MappedSlots> {
+        let header = &map.header;
+        (header.slot_len != 0).then(|| {
+            let base = NonNull::new(map.base()).expect("a mapping is not at 0");
+            // SAFETY: the data lies inside the mapping, by `Header::decode`.
+            let data = unsafe { base.add(map.data_at(0)) };
+            let slot_shift = header.slot_len.trailing_zeros();
+            let shift = header.capacity.trailing_zeros() - slot_shift;
+            MappedSlots { base, data, slot_shift, shift, seats: header.seats as usize, _map: Arc::clone(map) }
+        })
+    }
+
+    /// A word of the fixed part or of a seat: `at` is a multiple of `T`'s size and below the header's length.
+    #[inline(always)]
+    fn header_word<T>(&self, at: usize) -> &T {
+        // SAFETY: every caller gives an offset of `wire::ring`, whose header this mapping has; peers use the words as atomics too.
+        unsafe { self.base.add(at).cast().as_ref() }
+    }
+
+    /// One bit per seat: whoever of that role sleeps there.
+    #[inline(always)]
+    pub(crate) fn sleepers(&self, role: Role) -> &AtomicU64 {
+        self.header_word(match role {
+            Role::Producer => ring_word::PRODUCERS,
+            Role::Consumer => ring_word::CONSUMERS,
+        })
+    }
+
+    #[inline(always)]
+    fn slot_at(&self, slot: usize) -> NonNull<u8> {
+        debug_assert!(slot < 1 << self.shift);
+        // SAFETY: there are `1 << shift` slots of `1 << slot_shift` bytes, and `slot` is a position's low bits.
+        unsafe { self.data.add(slot << self.slot_shift) }
+    }
+
+    /// The payload's place in a slot.
+    #[inline]
+    pub(crate) fn payload(&self, slot: usize) -> NonNull<u8> {
+        // SAFETY: a slot is longer than its header.
+        unsafe { self.slot_at(slot).add(SLOT_HEADER as usize) }
+    }
+
+    pub(crate) fn record(&self, held: mpmc::Held, delivery: u64) -> RecordRef<'_> {
+        RecordRef {
+            ptr: self.payload(held.slot(self)),
+            len: held.len as usize,
+            redelivered: held.redelivered,
+            delivery,
+            _lane: PhantomData,
+        }
+    }
+}
+
+impl Slots for MappedSlots {
+    type Long = AtomicU64;
+    type Short = AtomicU32;
+
+    #[inline(always)]
+    fn tail(&self) -> &AtomicU64 {
+        self.header_word(ring_word::SLOT_TAIL)
+    }
+
+    #[inline(always)]
+    fn head(&self) -> &AtomicU64 {
+        self.header_word(ring_word::SLOT_HEAD)
+    }
+
+    #[inline(always)]
+    fn returned(&self) -> &AtomicU32 {
+        self.header_word(ring_word::RETURNED)
+    }
+
+    fn moves(&self) -> &AtomicU32 {
+        self.header_word(ring_word::MOVES)
+    }
+
+    #[inline(always)]
+    fn claim(&self, seat: usize) -> &AtomicU64 {
+        debug_assert!(seat < self.seats);
+        self.header_word(SEATS_AT + seat * SLOT_SEAT_LEN + seat_word::CLAIM)
+    }
+
+    #[inline(always)]
+    fn hold(&self, seat: usize, i: usize) -> &AtomicU64 {
+        debug_assert!(seat < self.seats && i < HOLDS);
+        self.header_word(SEATS_AT + seat * SLOT_SEAT_LEN + seat_word::HOLDS_AT + i * 8)
+    }
+
+    #[inline(always)]
+    fn word(&self, slot: usize) -> &AtomicU64 {
+        // SAFETY: a slot begins with its word, 64-aligned; peers use it as an atomic too.
+        unsafe { self.slot_at(slot).cast().as_ref() }
+    }
+
+    #[inline(always)]
+    fn meta(&self, slot: usize) -> u64 {
+        // SAFETY: the second word of a slot, read as an atomic because a peer may write it at any time.
+        unsafe { self.slot_at(slot).add(8).cast::<AtomicU64>().as_ref() }.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn set_meta(&self, slot: usize, meta: u64) {
+        // SAFETY: as in `meta`.
+        unsafe { self.slot_at(slot).add(8).cast::<AtomicU64>().as_ref() }.store(meta, Ordering::Relaxed);
+    }
+
+    fn seats(&self) -> usize {
+        self.seats
+    }
+
+    fn holds(&self) -> usize {
+        HOLDS
+    }
+
+    #[inline(always)]
+    fn shift(&self) -> u32 {
+        self.shift
+    }
+
+    #[inline(always)]
+    fn max_len(&self) -> u32 {
+        (1 << self.slot_shift) - SLOT_HEADER
+    }
+}
+
 /// A record's payload in memory that a peer may write at any time: pointer and length, never a slice.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
     ptr: NonNull<u8>,
     len: usize,
     redelivered: bool,
+    delivery: u64,
     _lane: PhantomData<&'a MappedLane>,
 }
 
@@ -280,7 +434,7 @@ impl<'a> RecordRef<'a> {
     /// A private copy of a record, which `ptr` points to for as long as `'a`.
     pub(crate) fn copied(ptr: *const u8, len: u32) -> RecordRef<'a> {
         let ptr = NonNull::new(ptr.cast_mut()).expect("a vector's pointer is not null");
-        RecordRef { ptr, len: len as usize, redelivered: false, _lane: PhantomData }
+        RecordRef { ptr, len: len as usize, redelivered: false, delivery: 0, _lane: PhantomData }
     }
 
     /// Bytes of the payload.
@@ -295,10 +449,16 @@ impl<'a> RecordRef<'a> {
         self.len == 0
     }
 
-    /// A consumer that died may have seen this record.
+    /// A consumer that died, or gave it back, may have seen this record.
     #[must_use]
     pub fn is_redelivered(&self) -> bool {
         self.redelivered
+    }
+
+    /// What [`Consumer::ack`](super::Consumer::ack) wants, with [`Ack::Manual`](super::Ack::Manual); else 0.
+    #[must_use]
+    pub fn delivery(&self) -> u64 {
+        self.delivery
     }
 
     /// The first byte. Valid for [`len`](Self::len) bytes until the record is released; a peer may change what is there.
@@ -334,6 +494,18 @@ impl<'a> RecordRef<'a> {
         unsafe {
             ptr::copy_nonoverlapping(self.ptr.as_ptr(), out.as_mut_ptr(), self.len);
             out.set_len(self.len);
+        }
+        out
+    }
+
+    /// A copy of what lies behind the first `offset` bytes.
+    pub(crate) fn tail_to_vec(&self, offset: usize) -> Vec<u8> {
+        let len = self.len.saturating_sub(offset);
+        let mut out = Vec::with_capacity(len);
+        // SAFETY: `offset + len` bytes are readable where `len` is not 0, `out` has room for them; as in `to_vec`.
+        unsafe {
+            ptr::copy_nonoverlapping(self.ptr.as_ptr().add(self.len - len), out.as_mut_ptr(), len);
+            out.set_len(len);
         }
         out
     }

@@ -3,8 +3,8 @@
 //! The lock is the seat: whoever holds the OFD lock on byte *i* of the file owns seat *i*, and the kernel takes the lock
 //! away when its holder dies. The words of the seat only tell others where to look.
 
-use super::Shared;
-use super::raw::Map;
+use super::raw::{Map, MappedSlots};
+use super::{Shared, mpmc};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sys::fork::PrivateFd;
@@ -14,6 +14,11 @@ use crate::wire::ring::{CONSUMER, PRODUCER, SEAT_FREE, SEAT_LIVE, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+
+/// The byte whose lock elects who settles the dead of an `mpmc` ring; beyond every seat and `PRESENT`.
+const ELECTION: u64 = 1 << 33;
+/// How often a newcomer tries to settle its predecessor, before it tries another seat.
+const TRIES: usize = 1000;
 
 /// What a participant does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +96,10 @@ impl Seat {
         for number in candidates.clone() {
             if ofd::try_lock(lock.as_fd(), number as u64)? {
                 failpoint::hit("seat.locked");
+                if !settle_predecessor(shared, number)? {
+                    ofd::unlock(lock.as_fd(), number as u64)?;
+                    continue;
+                }
                 shared.bells.own(number)?;
                 let word = |at| shared.map.seat_word(number, at);
                 let generation = (word(seat_word::STATUS).load(Ordering::Relaxed) >> 2).wrapping_add(1);
@@ -122,6 +131,67 @@ impl Seat {
         // Pairs with the Acquire loads of the status in `Sleeper`: a live seat has its owner's pid.
         self.shared.map.seat_word(self.number, seat_word::STATUS).store(self.generation << 2 | status, Ordering::Release);
     }
+}
+
+/// The lock that elects, if nobody else has it. Its holder may die: the kernel drops it then.
+fn elect(shared: &Shared) -> Result<Option<PrivateFd>> {
+    let lock = PrivateFd::new(ofd::reopen(shared.map.file())?);
+    Ok(ofd::try_lock(lock.as_fd(), ELECTION)?.then_some(lock))
+}
+
+fn has_leftovers(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
+    let bit = 1u64 << seat;
+    let sleeps = |role| slots.sleepers(role).load(Ordering::Relaxed) & bit != 0;
+    shared.sleeps(seat) || sleeps(Role::Producer) || sleeps(Role::Consumer) || mpmc::is_unsettled(slots, seat)
+}
+
+/// Only the elected calls it, of a seat whose owner is dead.
+fn settle_seat(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
+    shared.map.seat_word(seat, seat_word::WAITING).store(0, Ordering::Relaxed);
+    for role in [Role::Producer, Role::Consumer] {
+        slots.sleepers(role).fetch_and(!(1 << seat), Ordering::Relaxed);
+    }
+    // Who cannot be asked is taken to live: somebody looks again.
+    mpmc::settle(slots, seat, &mut |other| matches!(ofd::is_locked(shared.map.file(), other as u64), Ok(false)))
+}
+
+/// Puts in order what the last owner of a seat left, whose lock the caller has. False: a living participant is in the way.
+fn settle_predecessor(shared: &Shared, seat: usize) -> Result<bool> {
+    let Some(slots) = &shared.slots else { return Ok(true) };
+    // Who left in peace left nothing, and nobody is settling its seat.
+    if shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire) & 3 == SEAT_FREE {
+        return Ok(true);
+    }
+    for _ in 0..TRIES {
+        if let Some(_elected) = elect(shared)?
+            && settle_seat(shared, slots, seat)
+        {
+            mpmc::hint_at_returned(slots);
+            return Ok(true);
+        }
+        std::thread::yield_now();
+    }
+    Ok(false)
+}
+
+/// Puts in order what every dead participant of an `mpmc` ring left. False: not all of it could be, look again soon.
+pub(super) fn settle_dead(shared: &Shared, slots: &MappedSlots) -> Result<bool> {
+    let Some(_elected) = elect(shared)? else { return Ok(false) };
+    let (mut all, mut any) = (true, false);
+    for seat in 0..shared.bells.len() {
+        let status = shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
+        // A seat without an owner cannot get one before this is over, see `settle_predecessor`.
+        if status & 3 != SEAT_FREE && !ofd::is_locked(shared.map.file(), seat as u64)? && has_leftovers(shared, slots, seat) {
+            any = true;
+            all &= settle_seat(shared, slots, seat);
+        }
+    }
+    // Who returned something may have died before it said so.
+    mpmc::hint_at_returned(slots);
+    if any {
+        shared.wake_everybody();
+    }
+    Ok(all)
 }
 
 impl Drop for Seat {

@@ -7,7 +7,9 @@ use crate::error::Result;
 use crate::sync::mapped::Ordering;
 use crate::sys::pidfd;
 use crate::value::Value;
-use crate::wire::ring::{CLOSED, CONSUMER, Header, Kind, OnFull, POISONED, PRODUCER, SEAT_FREE, SEAT_LIVE, ring_word, seat_word};
+use crate::wire::ring::{
+    CLOSED, CONSUMER, HOLDS, Header, Kind, OnFull, POISONED, PRODUCER, SEAT_FREE, SEAT_LIVE, hold_state, ring_word, seat_word,
+};
 use std::path::Path;
 
 /// A participant as its seat shows it.
@@ -23,9 +25,12 @@ pub struct Participant {
     pub alive: bool,
     /// It has said that it sleeps.
     pub asleep: bool,
+    /// Records of an `mpmc` ring that it has taken and that are not dealt with.
+    pub in_flight: u32,
 }
 
-/// A lane's positions. Bytes and records are counted from the ring's begin and wrap at 2^32.
+/// A lane's positions. Bytes and records are counted from the ring's begin and wrap at 2^32. In `mpmc` every claim counts as a
+/// slot, and one that was taken as given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneStat {
     /// Bytes published.
@@ -57,8 +62,12 @@ impl LaneStat {
 pub struct RingStat {
     /// Who writes and who reads.
     pub kind: Kind,
-    /// Bytes of a lane.
+    /// Bytes of a lane, or of all slots.
     pub capacity: usize,
+    /// Bytes of a slot of an `mpmc` ring, else 0.
+    pub slot_size: usize,
+    /// Records of an `mpmc` ring that were taken, and wait to be taken again.
+    pub returned: u32,
     /// Participants at most.
     pub max_participants: usize,
     /// What a push does when there is no room, unless its producer was told otherwise.
@@ -73,7 +82,7 @@ pub struct RingStat {
     pub poisoned: bool,
     /// Who sits, or died, on a seat.
     pub participants: Vec<Participant>,
-    /// One for `spsc` and `broadcast`, one per producer's seat for `mpsc`.
+    /// One for `spsc`, `broadcast` and `mpmc`, one per producer's seat for `mpsc`.
     pub lanes: Vec<LaneStat>,
 }
 
@@ -89,6 +98,7 @@ impl RingStat {
                 ("pid", number(p.pid.into())),
                 ("alive", Value::Bool(p.alive)),
                 ("asleep", Value::Bool(p.asleep)),
+                ("in_flight", number(p.in_flight.into())),
             ])
         };
         let lane = |l: &LaneStat| {
@@ -104,12 +114,14 @@ impl RingStat {
         Value::map([
             ("kind", Value::str(self.kind.as_str())),
             ("capacity", number(self.capacity as u64)),
+            ("slot_size", number(self.slot_size as u64)),
             ("max_participants", number(self.max_participants as u64)),
             ("on_full", Value::str(self.on_full.as_str())),
             ("creator_pid", number(self.creator_pid.into())),
             ("created_unix_ns", number(self.created_unix_ns)),
             ("closed", Value::Bool(self.closed)),
             ("poisoned", Value::Bool(self.poisoned)),
+            ("returned", number(self.returned.into())),
             ("participants", Value::Array(self.participants.iter().map(participant).collect())),
             ("lanes", Value::Array(self.lanes.iter().map(lane).collect())),
         ])
@@ -121,6 +133,11 @@ pub(super) fn of(map: &Map) -> Result<RingStat> {
     let state = map.ring_word(ring_word::STATE).load(Ordering::Acquire);
     let namespace = pidfd::namespace();
     let mut participants = Vec::new();
+    let slotted = header.slot_len != 0;
+    let holds = |seat: usize, state: u64| {
+        let hold = |i: usize| map.seat_position(seat, seat_word::HOLDS_AT + i * 8).load(Ordering::Acquire);
+        if slotted { (0..HOLDS).filter(|i| hold(*i) & 3 == state).count() as u32 } else { 0 }
+    };
     for seat in 0..header.seats as usize {
         let word = |at| map.seat_word(seat, at).load(Ordering::Acquire);
         let status = word(seat_word::STATUS) & 3;
@@ -137,9 +154,16 @@ pub(super) fn of(map: &Map) -> Result<RingStat> {
             pid: word(seat_word::PID),
             alive: status == SEAT_LIVE && !matches!(seat::owner(map, seat, namespace)?, Owner::Dead),
             asleep: word(seat_word::WAITING) != 0,
+            in_flight: holds(seat, hold_state::HELD),
         });
     }
     let lane = |i: usize| {
+        if slotted {
+            let position = |at| map.ring_position(at).load(Ordering::Acquire) as u32;
+            let (pushed, popped) = (position(ring_word::SLOT_TAIL), position(ring_word::SLOT_HEAD));
+            let bytes = |slots: u32| slots.wrapping_mul(header.slot_len);
+            return LaneStat { tail: bytes(pushed), pushed, head: bytes(popped), popped };
+        }
         let seat = if header.kind == Kind::Broadcast { 0 } else { i + 1 };
         let mark = |at| {
             let word = map.seat_position(seat, at).load(Ordering::Acquire);
@@ -151,6 +175,8 @@ pub(super) fn of(map: &Map) -> Result<RingStat> {
     Ok(RingStat {
         kind: header.kind,
         capacity: header.capacity as usize,
+        slot_size: header.slot_len as usize,
+        returned: (0..header.seats as usize).map(|seat| holds(seat, hold_state::RETURNED)).sum(),
         max_participants: header.seats as usize,
         on_full: header.on_full,
         creator_pid: header.pid,

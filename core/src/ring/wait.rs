@@ -9,6 +9,10 @@
 //!  sleeps on doorbell and peers' pidfds          rings the doorbell
 //! ```
 //!
+//! In `mpmc` each side has many, and a word with a bit per seat says who sleeps; the bit is set before `waiting`. A waker rings one
+//! blocked thread, or, where there is none, every event loop that is armed: a loop may be busy with something else. Whoever
+//! takes something and sees that there is more rings the next one.
+//!
 //! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
 //! (Dekker). The swap elects one waker, so a burst costs one system call. A waker that dies between the swap and the
 //! doorbell wakes by its death: the sleeper waits for its pidfd too.
@@ -16,12 +20,12 @@
 //! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
 
 use super::Shared;
-use super::seat::{self, Owner};
+use super::seat::{self, Owner, Role, settle_dead};
 use crate::error::Result;
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
-use crate::sys::{failpoint, poll};
+use crate::sys::{clock, failpoint, poll};
 use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -29,8 +33,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// W1. What was published before the fence that comes before [`claim_wake`] is seen by loads after this call, or the waker sees the word.
-pub(super) fn announce_sleep(waiting: &impl Word<u32>) {
-    waiting.store(1, Ordering::Relaxed);
+pub(super) fn announce_sleep(waiting: &impl Word<u32>, how: u32) {
+    waiting.store(how, Ordering::Relaxed);
     fence(Ordering::SeqCst);
 }
 
@@ -40,13 +44,19 @@ pub(super) fn claim_wake(waiting: &impl Word<u32>) -> bool {
     waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0
 }
 
+/// `waiting` of a thread that blocks.
+pub(super) const BLOCKED: u32 = 1;
+/// `waiting` of a handle whose fd an event loop watches.
+pub(super) const POLLED: u32 = 2;
+
 /// Looks that a spinning waiter makes at most: about as long as waking a thread takes.
 const SPIN_MAX: u32 = 2000;
 /// Looks of a waiter whose last waits ended in sleep.
 const SPIN_MIN: u32 = 64;
 /// Every so many sleeps the waiter spins in full again, or two sides that both sleep would never find out that they need not.
 const SPIN_RETRY: u32 = 16;
-/// How often a peer without a pidfd (another pid namespace, a seccomp policy) is looked at.
+/// How often what tells nobody of its change is looked at: a peer without a pidfd (another pid namespace, a seccomp policy), the
+/// dead of an `mpmc` ring whom a living participant keeps from being settled.
 const LOOK: Duration = Duration::from_millis(20);
 /// How many fruitless looks of a caller that never sleeps come before one at the peers' lives.
 const STALLS: u32 = 64;
@@ -89,21 +99,37 @@ struct Watched {
 pub(super) struct Sleeper {
     shared: Arc<Shared>,
     seat: usize,
+    role: Role,
     peers: Range<usize>,
     /// There is one peer, and nothing goes on without it.
     needs_peer: bool,
     watched: Vec<Watched>,
     /// The value of `members` that `watched` stands for.
     members: Option<u32>,
+    /// The value of `members` up to which the dead of an `mpmc` ring are settled.
+    settled: Option<u32>,
+    looked_ns: u64,
     spin: Spin,
     stalls: u32,
-    epoll: Option<poll::Epoll>,
+    epoll: Option<(poll::Epoll, poll::Timer)>,
 }
 
 impl Sleeper {
-    pub(super) fn new(shared: Arc<Shared>, seat: usize, peers: Range<usize>, needs_peer: bool) -> Sleeper {
-        let spin = Spin { budget: SPIN_MAX, sleeps: 0 };
-        Sleeper { shared, seat, peers, needs_peer, watched: Vec::new(), members: None, spin, stalls: 0, epoll: None }
+    pub(super) fn new(shared: Arc<Shared>, seat: usize, role: Role, peers: Range<usize>, needs_peer: bool) -> Sleeper {
+        Sleeper {
+            shared,
+            seat,
+            role,
+            peers,
+            needs_peer,
+            watched: Vec::new(),
+            members: None,
+            settled: None,
+            looked_ns: 0,
+            spin: Spin { budget: SPIN_MAX, sleeps: 0 },
+            stalls: 0,
+            epoll: None,
+        }
     }
 
     fn waiting(&self) -> &impl Word<u32> {
@@ -122,14 +148,56 @@ impl Sleeper {
 
     /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does.
     pub(super) fn arm(&mut self) -> Result<()> {
-        announce_sleep(self.waiting());
+        self.announce(BLOCKED);
         failpoint::hit("wait.armed");
-        self.refresh()
+        self.refresh()?;
+        self.settle()
+    }
+
+    fn announce(&self, how: u32) {
+        if let Some(slots) = &self.shared.slots {
+            slots.sleepers(self.role).fetch_or(1 << self.seat, Ordering::Relaxed);
+        }
+        announce_sleep(self.waiting(), how);
     }
 
     /// This side is awake.
     pub(super) fn disarm(&self) {
         self.waiting().store(0, Ordering::Relaxed);
+        if let Some(slots) = &self.shared.slots {
+            slots.sleepers(self.role).fetch_and(!(1 << self.seat), Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody's change has to be looked for.
+    fn must_look(&self) -> bool {
+        self.watched.iter().any(|w| w.pidfd.is_none()) || (self.shared.slots.is_some() && self.settled != self.members)
+    }
+
+    /// Puts in order what the dead of an `mpmc` ring left, as far as they are known.
+    fn settle(&mut self) -> Result<()> {
+        let Some(slots) = &self.shared.slots else { return Ok(()) };
+        let members = self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Acquire);
+        if self.settled != Some(members) && settle_dead(&self.shared, slots)? {
+            self.settled = Some(members);
+        }
+        Ok(())
+    }
+
+    /// For a consumer that is busy: a look at the others every [`LOOK`], for what the dead among them had taken.
+    pub(super) fn look_if_due(&mut self) -> Result<()> {
+        let now = clock::coarse_ns();
+        if now.saturating_sub(self.looked_ns) < LOOK.as_nanos() as u64 {
+            return Ok(());
+        }
+        self.looked_ns = now;
+        self.look()
+    }
+
+    fn look(&mut self) -> Result<()> {
+        self.refresh()?;
+        self.bury()?;
+        self.settle()
     }
 
     /// Sleeps until the doorbell rings, a peer dies or `timeout` passes. May end early.
@@ -138,7 +206,7 @@ impl Sleeper {
         let bell = shared.bells.get(self.seat);
         let mut fds = vec![poll::readable(bell.as_fd().as_raw_fd())];
         fds.extend(self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())));
-        let blind = self.watched.iter().any(|w| w.pidfd.is_none());
+        let blind = self.must_look();
         let timeout = if blind { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
         poll::wait_readable(&mut fds, timeout);
         failpoint::hit("wait.woken");
@@ -170,7 +238,7 @@ impl Sleeper {
                 Owner::Here => {} // does not die without this process
                 Owner::Dead => self.shared.mark_dead(seat, now),
                 Owner::Alive(pidfd) => {
-                    if let (Some(epoll), Some(fd)) = (&self.epoll, &pidfd) {
+                    if let (Some((epoll, _)), Some(fd)) = (&self.epoll, &pidfd) {
                         epoll.add(fd.as_fd())?;
                     }
                     self.watched.push(Watched { seat, status: now, pidfd });
@@ -204,8 +272,7 @@ impl Sleeper {
         self.stalls += 1;
         if self.stalls >= STALLS {
             self.stalls = 0;
-            self.refresh()?;
-            self.bury()?;
+            self.look()?;
         }
         Ok(())
     }
@@ -223,11 +290,12 @@ impl Sleeper {
     /// One fd that is readable when there may be something to do: the doorbell rang, or a peer died. Level-triggered.
     pub(super) fn fd(&mut self) -> Result<BorrowedFd<'_>> {
         if self.epoll.is_none() {
-            let epoll = poll::Epoll::new()?;
+            let (epoll, timer) = (poll::Epoll::new()?, poll::Timer::new()?);
             epoll.add(self.shared.bells.get(self.seat).as_fd())?;
+            epoll.add(timer.as_fd())?;
             self.members = None;
             self.watched.clear();
-            self.epoll = Some(epoll);
+            self.epoll = Some((epoll, timer));
             if let Err(e) = self.refresh() {
                 // Half of it would neither ring nor be armed: the next call begins anew.
                 self.epoll = None;
@@ -236,7 +304,7 @@ impl Sleeper {
             // What is there already was not announced: the first look finds out.
             self.ring_own();
         }
-        Ok(self.epoll.as_ref().expect("made above").as_fd())
+        Ok(self.epoll.as_ref().expect("made above").0.as_fd())
     }
 
     /// The fd is in some loop's hands, so whoever finds nothing must arm.
@@ -253,12 +321,20 @@ impl Sleeper {
         if !fds.is_empty() {
             poll::wait_readable(&mut fds, Some(Duration::ZERO));
         }
-        // A peer without a pidfd rings nothing when it dies: this call is the only one that sees it.
         if fds.len() < self.watched.len() || fds.iter().any(poll::is_ready) {
             self.bury()?;
         }
         self.shared.bells.get(self.seat).clear();
-        self.arm()
+        self.announce(POLLED);
+        failpoint::hit("wait.armed");
+        self.refresh()?;
+        self.settle()?;
+        // A peer without a pidfd rings nothing when it dies.
+        let look = self.must_look().then_some(LOOK);
+        if let Some((_, timer)) = &self.epoll {
+            timer.set(look);
+        }
+        Ok(())
     }
 
     /// Leaves the fd readable: there is something to do already.

@@ -17,6 +17,9 @@ pub(crate) trait Word<T> {
     fn load(&self, order: Ordering) -> T;
     fn store(&self, value: T, order: Ordering);
     fn swap(&self, value: T, order: Ordering) -> T;
+    /// `Err` with what is there instead, which was loaded with Acquire.
+    fn compare_exchange(&self, old: T, new: T, order: Ordering) -> Result<T, T>;
+    fn fetch_add(&self, value: T, order: Ordering) -> T;
 }
 
 macro_rules! word {
@@ -33,6 +36,14 @@ macro_rules! word {
             #[inline(always)]
             fn swap(&self, value: $value, order: Ordering) -> $value {
                 <$atomic>::swap(self, value, order)
+            }
+            #[inline(always)]
+            fn compare_exchange(&self, old: $value, new: $value, order: Ordering) -> Result<$value, $value> {
+                <$atomic>::compare_exchange(self, old, new, order, Ordering::Acquire)
+            }
+            #[inline(always)]
+            fn fetch_add(&self, value: $value, order: Ordering) -> $value {
+                <$atomic>::fetch_add(self, value, order)
             }
         }
     };

@@ -188,6 +188,33 @@ pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
     Ok((owned, map, len))
 }
 
+/// A private copy of a sealed memfd of `len` bytes that another process made, read without a mapping.
+///
+/// # Errors
+/// `Invalid` when `fd` is not a sealed memfd of that length, `Os`: `ENOMEM`.
+pub fn read_sealed(fd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>> {
+    // A file with seals is memory: reading it neither waits nor calls into somebody's program.
+    if seals(fd).is_none_or(|seals| seals & (libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) == 0) || file_len(fd)? != len {
+        return Err(Error::invalid("fd is not a sealed memfd of the length that was named").with("fd", fd.as_raw_fd()).with("len", len));
+    }
+    let mut bytes: Vec<u8> = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| Error::os("malloc", libc::ENOMEM).with("len", len))?;
+    while bytes.len() < len {
+        // SAFETY: the room from the vector's end on is at least as long as is asked for.
+        let n = unsafe {
+            libc::pread(fd.as_raw_fd(), bytes.as_mut_ptr().add(bytes.len()).cast(), len - bytes.len(), bytes.len() as libc::off_t)
+        };
+        match usize::try_from(n) {
+            Ok(0) => return Err(Error::invalid("memfd ends before its length").with("len", len)),
+            // SAFETY: the kernel has written so many bytes behind the vector's end.
+            Ok(n) => unsafe { bytes.set_len(bytes.len() + n) },
+            Err(_) if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => {}
+            Err(_) => return Err(Error::last_os("pread").with("len", len)),
+        }
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

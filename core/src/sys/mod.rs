@@ -19,6 +19,8 @@ pub mod pidfd;
 pub mod poll;
 pub mod probe;
 pub mod process;
+pub mod socket;
 pub mod thread;
+pub mod timer;
 pub mod watch;
 pub mod words;

@@ -37,6 +37,14 @@ pub fn try_lock(fd: BorrowedFd<'_>, at: u64) -> Result<bool> {
     set(fd, libc::F_WRLCK, at)
 }
 
+/// Gives a byte back.
+///
+/// # Errors
+/// `Os`.
+pub fn unlock(fd: BorrowedFd<'_>, at: u64) -> Result<()> {
+    set(fd, libc::F_UNLCK, at).map(|_| ())
+}
+
 /// Gives back whatever `fd`'s open file has locked. Closing does so too, but not before the last copy of the fd is closed, which a child that
 /// is being started has until its `exec`. Does nothing for what cannot be locked.
 pub fn unlock_all(fd: BorrowedFd<'_>) {
@@ -95,6 +103,8 @@ mod tests {
         assert!(!try_lock(b.as_fd(), 3).expect("held"));
         assert!(try_lock(b.as_fd(), 4).expect("another byte"));
         assert!(is_locked(memfd.as_fd(), 3).expect("query"));
+        unlock(b.as_fd(), 4).expect("unlock");
+        assert!(!is_locked(memfd.as_fd(), 4).expect("query"));
         drop(a);
         assert!(!is_locked(memfd.as_fd(), 3).expect("query"));
         assert!(try_lock(b.as_fd(), 3).expect("lock"));

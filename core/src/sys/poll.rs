@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
-/// Sleeps until one of `fds` is readable, at most for `timeout` (`None`: without end). A signal ends it early.
+/// Sleeps until one of `fds` is readable, or whatever else its entry asks for, at most for `timeout` (`None`: without end). A signal ends it early.
 pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
     let ts = timeout.map(timespec);
     let ts: *const libc::timespec = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
@@ -18,6 +18,12 @@ pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
 #[must_use]
 pub fn readable(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// As [`readable`], for room to write.
+#[must_use]
+pub fn writable(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLOUT, revents: 0 }
 }
 
 /// Something to read, or an error that a read would show.
@@ -32,6 +38,42 @@ pub fn is_ready(entry: &libc::pollfd) -> bool {
 /// `Os` with `EMFILE`.
 pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))
+}
+
+/// An fd that is readable from some time on.
+#[derive(Debug)]
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// One that does not run.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE`, `ENFILE` or `ENOMEM`.
+    pub fn new() -> Result<Timer> {
+        // SAFETY: a plain call.
+        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(Error::last_os("timerfd_create"));
+        }
+        // SAFETY: the kernel just gave us this fd, nobody else owns it.
+        Ok(Timer(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Readable after `delay`, and not before; `None`: not at all.
+    pub fn set(&self, delay: Option<Duration>) {
+        let zero = timespec(Duration::ZERO);
+        // A delay of nothing would stop the timer.
+        let it_value = delay.map_or(zero, |d| timespec(d.max(Duration::from_nanos(1))));
+        let setting = libc::itimerspec { it_interval: zero, it_value };
+        // SAFETY: the fd is a timer, `setting` is valid; the old one is not asked for. It cannot fail then.
+        unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, ptr::null_mut()) };
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// One fd that is readable while any of its members is. A member leaves when its own fd is closed.
@@ -59,6 +101,23 @@ impl Epoll {
     /// `Os` with `ENOMEM` or `ENOSPC`.
     pub fn add(&self, fd: BorrowedFd<'_>) -> Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, 0)
+    }
+
+    /// Adds a member that tells when it has room to be written.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_writable(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLOUT as u32, 0)
+    }
+
+    /// Adds a member that tells nothing but that its other end is gone.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_hang_up(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        // The kernel tells EPOLLHUP and EPOLLERR unasked.
+        self.control(libc::EPOLL_CTL_ADD, fd, 0, 0)
     }
 
     /// Adds a member that says nothing until [`rearm`](Self::rearm).

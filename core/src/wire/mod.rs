@@ -1,5 +1,6 @@
 //! Byte layouts that another process or language reads.
 
+pub mod channel;
 pub mod metrics;
 pub mod ring;
 pub mod value;

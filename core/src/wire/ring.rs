@@ -22,6 +22,13 @@
 //!          256 │ ready: one bit per lane, 2 × u32, then 0 … 512                │  mpsc
 //!              └───────────────────────────────────────────────────────────────┘
 //!
+//!  in `mpmc`   128     132     136             144             152     156
+//!              ├───────┴───────┼───────────────┼───────────────┼───────┴───────┤
+//!          128 │ state, members│ consumers     │ producers     │returnd│ moves │  who sleeps: one bit per seat
+//!          256 │ tail: the next position that is claimed, u64                  │  producers
+//!          384 │ head: the next position that is taken, u64, then 0 … 512      │  consumers
+//!              └───────────────────────────────────────────────────────────────┘
+//!
 //!  seat        0       4       8       12      16
 //!            0 │ status│ role  │ pid   │ pid_ns│ 0                               the owner, `status` last
 //!          128 │ tail  │ count │ high  │ 0                                       the lane's writer
@@ -30,8 +37,15 @@
 //!          512 │waiting│ 0                                                       the owner sets, whoever wakes it clears
 //!          640 │ 0 … SEAT_LEN
 //!
+//!  in `mpmc`, seats are SLOT_SEAT_LEN long, and instead of positions have
+//!          640 │ claim: what the producer is about to own, or owns, u64, then 0
+//!          768 │ holds: what the consumer is about to own, or owns, HOLDS × u64, then 0 … SLOT_SEAT_LEN
+//!
 //!  record      0       4   6   8
 //!              │ len   │knd│flg│ payload, then up to a multiple of 8
+//!
+//!  slot        0               8       12      16
+//!  (`mpmc`)    │ word          │ len   │ lap   │ payload … slot_len
 //! ```
 //!
 //! * `magic` is stored last, with Release: a region that shows it is complete. The fixed part never changes afterwards; each
@@ -48,6 +62,9 @@
 //! * `tail` and `head` are positions, each with the number of records before it; the pair is written as one 8-byte word by native
 //!   code. In `spsc` and `mpsc` the numbers are for diagnostics and may be stored separately, before the position.
 //! * `high` is the writer's position in 64 bits, shifted right by 31; stored before `tail`.
+//! * In `mpmc` the one lane is slots of `slot_len` bytes. Positions are 64-bit numbers of claims; position *p* is slot
+//!   `p % slots` in lap `p / slots`. `word` is `lap << 2 |` [`slot_state`]; `claim` and a hold are `position << 2 |`
+//!   [`claim_state`] or [`hold_state`]. Zeroed memory is an empty ring. Protocol: `core/src/ring/README.md`.
 //! * In `broadcast` each reader's `head` is on its own seat, and the writer's `head` is the oldest record that it will not
 //!   overwrite: stored before it does.
 
@@ -65,8 +82,20 @@ pub const FIXED_LEN: usize = 128;
 pub const SEATS_AT: usize = 512;
 /// Bytes from one seat to the next.
 pub const SEAT_LEN: usize = 1024;
+/// The same in `mpmc`.
+pub const SLOT_SEAT_LEN: usize = 2048;
 /// Seats of a ring at most: the `ready` words have a bit per lane, and one message carries every doorbell's fd.
 pub const MAX_SEATS: usize = 65;
+/// The same in `mpmc`, where the words of who sleeps have a bit per seat.
+pub const MAX_SLOT_SEATS: usize = 64;
+/// Records that one consumer of an `mpmc` ring holds at most.
+pub const HOLDS: usize = 128;
+/// Smallest slot.
+pub const MIN_SLOT: usize = 64;
+/// Slot where the maker names no size.
+pub const DEFAULT_SLOT: usize = 256;
+/// Bytes before a slot's payload.
+pub const SLOT_HEADER: u32 = 16;
 /// The data begins on a page.
 pub const PAGE: usize = 4096;
 /// Smallest lane.
@@ -86,6 +115,50 @@ pub mod ring_word {
     pub const MEMBERS: usize = 132;
     /// Bit *i* of the two words: lane *i* has news for the consumer.
     pub const READY: usize = 256;
+    /// `mpmc`, 64 bits: bit *i* is set before the consumer on seat *i* sleeps.
+    pub const CONSUMERS: usize = 136;
+    /// `mpmc`: the same for producers.
+    pub const PRODUCERS: usize = 144;
+    /// `mpmc`: not 0 when some hold may be [`RETURNED`](super::hold_state::RETURNED).
+    pub const RETURNED: usize = 152;
+    /// `mpmc`: goes up before a returned record changes hands.
+    pub const MOVES: usize = 156;
+    /// `mpmc`, 64 bits: the next position that is claimed.
+    pub const SLOT_TAIL: usize = 256;
+    /// `mpmc`, 64 bits: the next position that is taken.
+    pub const SLOT_HEAD: usize = 384;
+}
+
+/// Low bits of a slot's word.
+pub mod slot_state {
+    /// Free for the claim of this lap.
+    pub const FREE: u64 = 0;
+    /// Has the record of this lap.
+    pub const FULL: u64 = 1;
+    /// Has the record of this or an earlier lap, which a consumer keeps: this lap's position is passed over.
+    pub const HELD: u64 = 2;
+}
+
+/// Low bits of a claim.
+pub mod claim_state {
+    /// Nothing; the word is 0.
+    pub const NONE: u64 = 0;
+    /// The position may become this seat's.
+    pub const WANTED: u64 = 1;
+    /// The position is this seat's.
+    pub const OWNED: u64 = 2;
+}
+
+/// Low bits of a hold.
+pub mod hold_state {
+    /// Nothing; the word is 0.
+    pub const NONE: u64 = 0;
+    /// The record may become this seat's.
+    pub const WANTED: u64 = 1;
+    /// The record is this seat's.
+    pub const HELD: u64 = 2;
+    /// The record is whoever's takes it: a consumer gave it up, or died.
+    pub const RETURNED: u64 = 3;
 }
 
 /// Byte offsets of the words of a seat, from the seat's begin.
@@ -106,8 +179,12 @@ pub mod seat_word {
     pub const HEAD: usize = 256;
     /// How far the lane's reader has looked.
     pub const SEEN: usize = 384;
-    /// 1 while the owner sleeps.
+    /// 1 while the owner sleeps; in `mpmc` 2 while its event loop does.
     pub const WAITING: usize = 512;
+    /// `mpmc`: the producer's claim, 64 bits.
+    pub const CLAIM: usize = 640;
+    /// `mpmc`: the consumer's holds, [`HOLDS`](super::HOLDS) times 64 bits.
+    pub const HOLDS_AT: usize = 768;
 }
 
 /// `state`: nothing more is pushed.
@@ -137,28 +214,54 @@ pub const RECORD_DATA: u16 = 1;
 /// Kind of a record that fills a lane up to its end.
 pub const RECORD_PAD: u16 = 2;
 
-/// Changes with any offset above, so that a layout that was changed without a new version is refused all the same.
-pub const LAYOUT: u64 = {
-    let facts = [
-        FIXED_LEN,
-        SEATS_AT,
-        SEAT_LEN,
-        PAGE,
-        RECORD_HEADER as usize,
-        ALIGN as usize,
-        ring_word::STATE,
-        ring_word::MEMBERS,
-        ring_word::READY,
-        seat_word::STATUS,
-        seat_word::ROLE,
-        seat_word::PID,
-        seat_word::PID_NS,
-        seat_word::TAIL,
-        seat_word::HIGH,
-        seat_word::HEAD,
-        seat_word::SEEN,
-        seat_word::WAITING,
-    ];
+/// Changes with any offset of lanes and records, so that a layout that was changed without a new version is refused all the same.
+pub const LAYOUT: u64 = layout_of(&[
+    FIXED_LEN,
+    SEATS_AT,
+    SEAT_LEN,
+    PAGE,
+    RECORD_HEADER as usize,
+    ALIGN as usize,
+    ring_word::STATE,
+    ring_word::MEMBERS,
+    ring_word::READY,
+    seat_word::STATUS,
+    seat_word::ROLE,
+    seat_word::PID,
+    seat_word::PID_NS,
+    seat_word::TAIL,
+    seat_word::HIGH,
+    seat_word::HEAD,
+    seat_word::SEEN,
+    seat_word::WAITING,
+]);
+
+/// The same of seats with holds, and slots.
+pub const SLOT_LAYOUT: u64 = layout_of(&[
+    FIXED_LEN,
+    SEATS_AT,
+    SLOT_SEAT_LEN,
+    PAGE,
+    SLOT_HEADER as usize,
+    HOLDS,
+    ring_word::STATE,
+    ring_word::MEMBERS,
+    ring_word::CONSUMERS,
+    ring_word::PRODUCERS,
+    ring_word::RETURNED,
+    ring_word::MOVES,
+    ring_word::SLOT_TAIL,
+    ring_word::SLOT_HEAD,
+    seat_word::STATUS,
+    seat_word::ROLE,
+    seat_word::PID,
+    seat_word::PID_NS,
+    seat_word::WAITING,
+    seat_word::CLAIM,
+    seat_word::HOLDS_AT,
+]);
+
+const fn layout_of(facts: &[usize]) -> u64 {
     let mut hash = FNV_BEGIN;
     let mut i = 0;
     while i < facts.len() {
@@ -167,7 +270,7 @@ pub const LAYOUT: u64 = {
         i += 1;
     }
     hash
-};
+}
 
 const FNV_BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
 
@@ -186,6 +289,8 @@ pub enum Kind {
     Mpsc = 2,
     /// One producer, many consumers that each see every record.
     Broadcast = 3,
+    /// Many producers, many consumers: each record goes to one of them, and again to another if it dies.
+    Mpmc = 4,
 }
 
 impl Kind {
@@ -196,11 +301,40 @@ impl Kind {
             Kind::Spsc => "spsc",
             Kind::Mpsc => "mpsc",
             Kind::Broadcast => "broadcast",
+            Kind::Mpmc => "mpmc",
         }
     }
 
+    const ALL: [Kind; 4] = [Kind::Spsc, Kind::Mpsc, Kind::Mpmc, Kind::Broadcast];
+
     fn from_u16(n: u16) -> Option<Kind> {
-        [Kind::Spsc, Kind::Mpsc, Kind::Broadcast].into_iter().find(|k| *k as u16 == n)
+        Kind::ALL.into_iter().find(|k| *k as u16 == n)
+    }
+
+    /// Bytes from one seat of such a ring to the next.
+    #[must_use]
+    pub const fn seat_len(self) -> usize {
+        match self {
+            Kind::Mpmc => SLOT_SEAT_LEN,
+            Kind::Spsc | Kind::Mpsc | Kind::Broadcast => SEAT_LEN,
+        }
+    }
+
+    /// Seats of such a ring at most.
+    #[must_use]
+    pub const fn max_seats(self) -> usize {
+        match self {
+            Kind::Spsc => 2,
+            Kind::Mpmc => MAX_SLOT_SEATS,
+            Kind::Mpsc | Kind::Broadcast => MAX_SEATS,
+        }
+    }
+
+    const fn layout(self) -> u64 {
+        match self {
+            Kind::Mpmc => SLOT_LAYOUT,
+            Kind::Spsc | Kind::Mpsc | Kind::Broadcast => LAYOUT,
+        }
     }
 }
 
@@ -208,10 +342,10 @@ impl std::str::FromStr for Kind {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Kind> {
-        [Kind::Spsc, Kind::Mpsc, Kind::Broadcast]
+        Kind::ALL
             .into_iter()
             .find(|k| k.as_str() == s)
-            .ok_or_else(|| Error::invalid("no such kind of ring").with("kind", s).with("known", "spsc, mpsc, broadcast"))
+            .ok_or_else(|| Error::invalid("no such kind of ring").with("kind", s).with("known", "spsc, mpsc, mpmc, broadcast"))
     }
 }
 
@@ -271,8 +405,8 @@ pub const fn max_record(capacity: u32) -> u32 {
 
 /// Where the data begins.
 #[must_use]
-pub const fn data_at(seats: usize) -> usize {
-    (SEATS_AT + seats * SEAT_LEN).next_multiple_of(PAGE)
+pub const fn data_at(kind: Kind, seats: usize) -> usize {
+    (SEATS_AT + seats * kind.seat_len()).next_multiple_of(PAGE)
 }
 
 /// The fixed part of a ring's region.
@@ -292,6 +426,8 @@ pub struct Header {
     pub capacity: u32,
     /// Lanes.
     pub lanes: u32,
+    /// Bytes of a slot in `mpmc`, else 0.
+    pub slot_len: u32,
     /// What a producer does when there is no room, unless it was told otherwise.
     pub on_full: OnFull,
     /// The process that made the ring.
@@ -303,36 +439,58 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header of this version. `capacity` is rounded up to a power of two, `seats` is the number of participants.
+    /// A header of this version. `capacity`, and in `mpmc` `slot_len`, are rounded up to a power of two, `seats` is the number of
+    /// participants.
     ///
     /// # Errors
     /// `Invalid` and `TooLarge` for sizes outside the limits.
-    pub fn new(kind: Kind, capacity: usize, seats: usize, on_full: OnFull) -> Result<Header> {
+    pub fn new(kind: Kind, capacity: usize, slot_len: usize, seats: usize, on_full: OnFull) -> Result<Header> {
         if capacity > MAX_CAPACITY {
             return Err(Error::new(ErrorKind::TooLarge, "capacity is over the limit").with("capacity", capacity).with("max", MAX_CAPACITY));
         }
         if capacity == 0 {
             return Err(Error::invalid("capacity is 0").with("min", MIN_CAPACITY));
         }
-        if !(2..=MAX_SEATS).contains(&seats) || (kind == Kind::Spsc && seats != 2) {
-            return Err(Error::invalid("bad number of participants").with("participants", seats).with("max", MAX_SEATS));
+        if !(2..=kind.max_seats()).contains(&seats) {
+            return Err(Error::invalid("bad number of participants").with("participants", seats).with("max", kind.max_seats()));
         }
         if on_full == OnFull::Overwrite && kind != Kind::Broadcast {
             return Err(Error::invalid("only a broadcast ring may overwrite").with("kind", kind.as_str()));
         }
+        let capacity = capacity.next_power_of_two().max(MIN_CAPACITY);
+        let slot_len = if kind == Kind::Mpmc {
+            if slot_len == 0 {
+                return Err(Error::invalid("slot size is 0").with("min", MIN_SLOT));
+            }
+            if slot_len > capacity / 2 {
+                return Err(Error::new(ErrorKind::TooLarge, "slot is over half of the capacity")
+                    .with("slot_size", slot_len)
+                    .with("max", capacity / 2));
+            }
+            slot_len.next_power_of_two().max(MIN_SLOT) as u32
+        } else {
+            0
+        };
         Ok(Header {
             minor: MINOR,
             kind,
             need: if on_full == OnFull::Overwrite { NEED_OVERWRITE } else { 0 },
-            header_len: data_at(seats) as u32,
+            header_len: data_at(kind, seats) as u32,
             seats: seats as u32,
-            capacity: capacity.next_power_of_two().max(MIN_CAPACITY) as u32,
+            capacity: capacity as u32,
             lanes: if kind == Kind::Mpsc { seats as u32 - 1 } else { 1 },
+            slot_len,
             on_full,
             pid: 0,
             id: [0; 16],
             created_unix_ns: 0,
         })
+    }
+
+    /// The longest record.
+    #[must_use]
+    pub const fn max_record(&self) -> u32 {
+        if self.slot_len != 0 { self.slot_len - SLOT_HEADER } else { max_record(self.capacity) }
     }
 
     /// Bytes of the region.
@@ -351,13 +509,14 @@ impl Header {
         put(10, &self.minor.to_le_bytes());
         put(12, &(self.kind as u16).to_le_bytes());
         put(14, &self.need.to_le_bytes());
-        put(16, &LAYOUT.to_le_bytes());
+        put(16, &self.kind.layout().to_le_bytes());
         put(24, &self.total_len().to_le_bytes());
         put(32, &self.header_len.to_le_bytes());
         put(36, &self.seats.to_le_bytes());
-        put(40, &(SEAT_LEN as u32).to_le_bytes());
+        put(40, &(self.kind.seat_len() as u32).to_le_bytes());
         put(44, &self.capacity.to_le_bytes());
         put(48, &self.lanes.to_le_bytes());
+        put(52, &self.slot_len.to_le_bytes());
         put(56, &(self.on_full as u32).to_le_bytes());
         put(60, &self.pid.to_le_bytes());
         put(64, &self.id);
@@ -390,15 +549,15 @@ impl Header {
         if u64_at(120) != checksum(bytes) {
             return Err(corrupt("header does not match its check sum").with("check", u64_at(120)).with("want", checksum(bytes)));
         }
-        if u64_at(16) != LAYOUT {
-            return Err(Error::new(ErrorKind::Version, "ring has another layout")
-                .with("layout", format_args!("{:#018x}", u64_at(16)))
-                .with("known", format_args!("{LAYOUT:#018x}")));
-        }
         let unsupported = |what: &'static str| Error::new(ErrorKind::Unsupported, what);
         let Some(kind) = Kind::from_u16(u16_at(12)) else {
             return Err(unsupported("ring is of an unknown kind").with("kind", u16_at(12)));
         };
+        if u64_at(16) != kind.layout() {
+            return Err(Error::new(ErrorKind::Version, "ring has another layout")
+                .with("layout", format_args!("{:#018x}", u64_at(16)))
+                .with("known", format_args!("{:#018x}", kind.layout())));
+        }
         if u16_at(14) & !NEED_KNOWN != 0 {
             return Err(unsupported("ring needs what this version does not know").with("need", u16_at(14)).with("known", NEED_KNOWN));
         }
@@ -416,17 +575,18 @@ impl Header {
             seats: u32_at(36),
             capacity: u32_at(44),
             lanes: u32_at(48),
+            slot_len: u32_at(52),
             on_full,
             pid: u32_at(60),
             id: take(bytes, 64),
             created_unix_ns: u64_at(80),
         };
         let (seats, capacity) = (header.seats as usize, header.capacity as usize);
-        if !(2..=MAX_SEATS).contains(&seats) || (kind == Kind::Spsc && seats != 2) {
-            return Err(corrupt("bad number of seats").with("seats", seats).with("max", MAX_SEATS));
+        if !(2..=kind.max_seats()).contains(&seats) {
+            return Err(corrupt("bad number of seats").with("seats", seats).with("max", kind.max_seats()));
         }
-        if u32_at(40) as usize != SEAT_LEN {
-            return Err(corrupt("bad seat size").with("seat_len", u32_at(40)).with("want", SEAT_LEN));
+        if u32_at(40) as usize != kind.seat_len() {
+            return Err(corrupt("bad seat size").with("seat_len", u32_at(40)).with("want", kind.seat_len()));
         }
         if !(MIN_CAPACITY..=MAX_CAPACITY).contains(&capacity) || !capacity.is_power_of_two() {
             return Err(corrupt("capacity is no power of two within the limits").with("capacity", capacity).with("max", MAX_CAPACITY));
@@ -435,8 +595,13 @@ impl Header {
         if header.lanes != lanes {
             return Err(corrupt("bad number of lanes").with("lanes", header.lanes).with("want", lanes));
         }
-        if header.header_len as usize != data_at(seats) {
-            return Err(corrupt("bad header size").with("header_len", header.header_len).with("want", data_at(seats)));
+        let slot_len = header.slot_len as usize;
+        let slotted = (MIN_SLOT..=capacity / 2).contains(&slot_len) && slot_len.is_power_of_two();
+        if (kind == Kind::Mpmc && !slotted) || (kind != Kind::Mpmc && slot_len != 0) {
+            return Err(corrupt("bad slot size").with("slot_size", slot_len).with("kind", kind.as_str()));
+        }
+        if header.header_len as usize != data_at(kind, seats) {
+            return Err(corrupt("bad header size").with("header_len", header.header_len).with("want", data_at(kind, seats)));
         }
         if (header.need & NEED_OVERWRITE != 0) != (on_full == OnFull::Overwrite)
             || (on_full == OnFull::Overwrite && kind != Kind::Broadcast)
@@ -461,6 +626,8 @@ fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
 }
 
 const _: () = assert!(ring_word::READY + 8 <= SEATS_AT && MAX_SEATS - 1 <= 64, "a bit per lane");
+const _: () = assert!(ring_word::SLOT_HEAD + 8 <= SEATS_AT && MAX_SLOT_SEATS <= 64, "a bit per seat");
+const _: () = assert!(seat_word::HOLDS_AT + HOLDS * 8 <= SLOT_SEAT_LEN && SLOT_SEAT_LEN.is_multiple_of(128));
 const _: () = assert!(seat_word::WAITING + 128 <= SEAT_LEN && SEAT_LEN.is_multiple_of(128) && SEATS_AT.is_multiple_of(128));
 
 #[cfg(test)]
@@ -468,7 +635,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Header {
-        let mut h = Header::new(Kind::Spsc, 5000, 2, OnFull::Wait).expect("valid");
+        let mut h = Header::new(Kind::Spsc, 5000, 0, 2, OnFull::Wait).expect("valid");
         h.pid = 0x0102_0304;
         h.id = *b"0123456789abcdef";
         h.created_unix_ns = 1_700_000_000_123_456_789;
@@ -479,12 +646,15 @@ mod tests {
     fn decodes_what_it_encodes() {
         for h in [
             sample(),
-            Header::new(Kind::Mpsc, 1, 65, OnFull::Reject).expect("valid"),
-            Header::new(Kind::Broadcast, 1 << 30, 3, OnFull::Overwrite).expect("valid"),
+            Header::new(Kind::Mpsc, 1, 0, 65, OnFull::Reject).expect("valid"),
+            Header::new(Kind::Broadcast, 1 << 30, 0, 3, OnFull::Overwrite).expect("valid"),
+            Header::new(Kind::Mpmc, 1 << 20, 200, 64, OnFull::Wait).expect("valid"),
         ] {
             assert_eq!(Header::decode(&h.encode(), h.total_len()).expect("valid"), h);
         }
         assert_eq!(sample().capacity, 8192);
+        let slots = Header::new(Kind::Mpmc, 5000, 200, 3, OnFull::Wait).expect("valid");
+        assert_eq!((slots.slot_len, slots.max_record(), sample().slot_len), (256, 240, 0));
     }
 
     #[test]
@@ -522,6 +692,8 @@ mod tests {
             (44, &[0, 0, 0, 0x80], ErrorKind::Corrupt, "capacity=2147483648"),
             (44, &[0, 0x40, 0, 0], ErrorKind::Corrupt, "computed_len="),
             (48, &[2, 0, 0, 0], ErrorKind::Corrupt, "lanes=2"),
+            (52, &[64, 0, 0, 0], ErrorKind::Corrupt, "slot_size=64"),
+            (12, &[4, 0], ErrorKind::Version, "layout="),
             (56, &[3, 0, 0, 0], ErrorKind::Corrupt, "on_full=3"),
             (56, &[2, 0, 0, 0], ErrorKind::Corrupt, "on_full=overwrite"),
         ];
@@ -534,17 +706,30 @@ mod tests {
             assert!(e.kind() == *kind && e.to_string().contains(text), "{at}: {e}");
         }
         assert!(Header::decode(&h.encode(), h.total_len() - 1).expect_err("short").to_string().contains("file_len="));
+        let slots = Header::new(Kind::Mpmc, 4096, 256, 3, OnFull::Wait).expect("valid");
+        for lie in [0u32, 63, 96, 4096] {
+            let mut bad = slots.encode();
+            bad[52..56].copy_from_slice(&lie.to_le_bytes());
+            let check = checksum(&bad);
+            bad[120..].copy_from_slice(&check.to_le_bytes());
+            let e = Header::decode(&bad, slots.total_len()).expect_err("bad slot");
+            assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains(&format!("slot_size={lie}")), "{e}");
+        }
     }
 
     #[test]
     fn sizes_outside_the_limits_are_refused() {
         let kind = |r: Result<Header>| r.expect_err("refused").kind();
-        assert_eq!(kind(Header::new(Kind::Spsc, MAX_CAPACITY + 1, 2, OnFull::Wait)), ErrorKind::TooLarge);
-        assert_eq!(kind(Header::new(Kind::Spsc, 0, 2, OnFull::Wait)), ErrorKind::Invalid);
-        assert_eq!(kind(Header::new(Kind::Spsc, 4096, 3, OnFull::Wait)), ErrorKind::Invalid);
-        assert_eq!(kind(Header::new(Kind::Mpsc, 4096, 66, OnFull::Wait)), ErrorKind::Invalid);
-        assert_eq!(kind(Header::new(Kind::Mpsc, 4096, 1, OnFull::Wait)), ErrorKind::Invalid);
-        assert_eq!(kind(Header::new(Kind::Spsc, 4096, 2, OnFull::Overwrite)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Spsc, MAX_CAPACITY + 1, 0, 2, OnFull::Wait)), ErrorKind::TooLarge);
+        assert_eq!(kind(Header::new(Kind::Spsc, 0, 0, 2, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Spsc, 4096, 0, 3, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Mpsc, 4096, 0, 66, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Mpsc, 4096, 0, 1, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Spsc, 4096, 0, 2, OnFull::Overwrite)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Mpmc, 4096, 0, 2, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Mpmc, 4096, 4096, 2, OnFull::Wait)), ErrorKind::TooLarge);
+        assert_eq!(kind(Header::new(Kind::Mpmc, 4096, 256, 65, OnFull::Wait)), ErrorKind::Invalid);
+        assert_eq!(kind(Header::new(Kind::Mpmc, 4096, 256, 4, OnFull::Overwrite)), ErrorKind::Invalid);
     }
 
     #[test]

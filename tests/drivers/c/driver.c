@@ -50,7 +50,15 @@ typedef struct {
 static task_entry tasks[MAX_NAMED];
 static pool_entry pools[MAX_NAMED];
 static buffer_entry buffers[MAX_NAMED];
+typedef struct {
+  char *name;
+  offloop_consumer *consumer;
+  uint64_t delivery;
+} delivery_entry;
+
 static ring_entry rings[MAX_NAMED]; /* rings, producers and consumers */
+static delivery_entry deliveries[MAX_NAMED];
+static int delivery_count;
 static int task_count, pool_count, buffer_count, ring_count, freed_count;
 static char order[4096];
 
@@ -559,13 +567,35 @@ static unsigned char *record_of(const args_t *args, size_t *len) {
   return grab(calloc(*len + 1, 1));
 }
 
-static char *show_record(offloop_status status, const offloop_record *record) {
+/* A record as a reply. One that is in flight is kept under its name. */
+static char *show_record(offloop_status status, const offloop_record *record, offloop_consumer *consumer, const args_t *args) {
   if (status == OFFLOOP_ERR_EMPTY) return format("ok empty=1");
   if (status != OFFLOOP_OK) return last_error(status);
   char *h = hex(record->data, record->len);
-  char *reply = format("ok data=%s", h);
+  char *reply = record->delivery == 0 ? format("ok data=%s", h) : format("ok data=%s redelivered=%d", h, record->redelivered != 0);
   free(h);
+  if (record->delivery == 0) return reply;
+  const char *name = get(args, "as") == NULL ? "" : get(args, "as");
+  int i = 0;
+  while (i < delivery_count && strcmp(deliveries[i].name, name) != 0) i++;
+  if (i == MAX_NAMED) {
+    free(reply);
+    return driver_error("too many deliveries");
+  }
+  if (i == delivery_count) deliveries[delivery_count++].name = grab(strdup(name));
+  deliveries[i].consumer = consumer;
+  deliveries[i].delivery = record->delivery;
   return reply;
+}
+
+static char *end_delivery(const char *verb, const args_t *args) {
+  for (int i = 0; i < delivery_count; i++) {
+    if (strcmp(deliveries[i].name, get(args, "delivery")) != 0) continue;
+    offloop_status (*end)(offloop_consumer *, uint64_t) = strcmp(verb, "ring.ack") == 0 ? offloop_consumer_ack : offloop_consumer_nack;
+    offloop_status status = end(deliveries[i].consumer, deliveries[i].delivery);
+    return status == OFFLOOP_OK ? format("ok") : last_error(status);
+  }
+  return driver_error("no such delivery");
 }
 
 static char *show_pushed(offloop_status status) {
@@ -590,7 +620,7 @@ static void *pop_thread(void *arg) {
   offloop_record record;
   offloop_consumer *consumer = ring_named(get(args, "consumer"))->consumer;
   offloop_status status = offloop_consumer_pop(consumer, get(args, "timeout") == NULL ? -1 : ms(args, "timeout"), &record);
-  char *reply = show_record(status, &record);
+  char *reply = show_record(status, &record, consumer, args);
   offloop_consumer_release(consumer);
   say(args->number, reply);
   release(args);
@@ -604,6 +634,7 @@ static char *ring_make(const char *verb, const args_t *args) {
     options.kind = get(args, "kind");
     options.on_full = get(args, "on_full");
     options.capacity = (size_t)number(args, "capacity", 0);
+    options.slot_size = (size_t)number(args, "slot_size", 0);
     offloop_status status = offloop_ring_create(&options, &made.ring);
     return keep_ring(get(args, "ring"), made, status);
   }
@@ -624,7 +655,9 @@ static char *ring_make(const char *verb, const args_t *args) {
     return keep_ring(get(args, "producer"), made, status);
   }
   if (strcmp(verb, "ring.consumer") == 0) {
-    offloop_status status = offloop_consumer_new(ring->ring, NULL, &made.consumer);
+    offloop_consumer_options options = OFFLOOP_CONSUMER_OPTIONS_INIT;
+    options.ack = get(args, "ack");
+    offloop_status status = offloop_consumer_new(ring->ring, &options, &made.consumer);
     return keep_ring(get(args, "consumer"), made, status);
   }
   if (strcmp(verb, "ring.close") != 0) return driver_error("no such verb");
@@ -635,6 +668,7 @@ static char *ring_make(const char *verb, const args_t *args) {
 static char *ring_verb(const char *verb, args_t *args) {
   ring_entry *producer = ring_named(get(args, "producer")), *consumer = ring_named(get(args, "consumer"));
   if (get(args, "ring") != NULL) return ring_make(verb, args);
+  if (get(args, "delivery") != NULL) return end_delivery(verb, args);
   if (producer != NULL) {
     if (strcmp(verb, "ring.push") == 0) return later(push_thread, args);
     if (strcmp(verb, "ring.flush") == 0) {
@@ -659,10 +693,15 @@ static char *ring_verb(const char *verb, args_t *args) {
   }
   if (consumer == NULL) return driver_error("no such producer or consumer");
   if (strcmp(verb, "ring.pop") == 0) return later(pop_thread, args);
+  if (strcmp(verb, "ring.leave") == 0) {
+    offloop_consumer_free(consumer->consumer);
+    return format("ok");
+  }
   offloop_record records[MAX_NAMED];
   size_t count = 0, max = (size_t)number(args, "max", 1);
   if (strcmp(verb, "ring.try_pop") == 0) {
-    char *reply = show_record(offloop_consumer_try_pop(consumer->consumer, records), records);
+    offloop_status status = offloop_consumer_try_pop(consumer->consumer, records);
+    char *reply = show_record(status, records, consumer->consumer, args);
     offloop_consumer_release(consumer->consumer);
     return reply;
   }

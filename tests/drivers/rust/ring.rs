@@ -1,7 +1,7 @@
 //! The verbs of rings.
 
 use super::{Args, Reply, hex, missing, say, show, unhex};
-use offloop::ring::{Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, Record, RingBuffer};
 use offloop::{Error, Value};
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -12,6 +12,8 @@ pub(crate) struct Rings {
     rings: HashMap<String, RingBuffer>,
     producers: HashMap<String, Arc<Mutex<Producer>>>,
     consumers: HashMap<String, Arc<Mutex<Consumer>>>,
+    /// Deliveries by the name that a scenario gives them.
+    deliveries: Arc<Mutex<HashMap<String, (Acks, u64)>>>,
 }
 
 fn record(args: &Args) -> Result<Vec<u8>, Error> {
@@ -19,6 +21,15 @@ fn record(args: &Args) -> Result<Vec<u8>, Error> {
         Some(len) => Ok(vec![0; len]),
         None => args.text("data").map(unhex),
     }
+}
+
+/// A record as a reply. One that is in flight is kept under its name.
+fn taken(record: &Record<'_>, acks: Option<Acks>, name: Option<&str>, deliveries: &Mutex<HashMap<String, (Acks, u64)>>) -> String {
+    let data = format!("data={}", hex(&record.to_vec()));
+    let Some(acks) = acks else { return data };
+    let kept = (acks, record.delivery());
+    deliveries.lock().expect("no panic under the lock").insert(name.unwrap_or_default().to_owned(), kept);
+    format!("{data} redelivered={}", i32::from(record.is_redelivered()))
 }
 
 /// What waits, on a thread of its own, so that the driver goes on reading.
@@ -50,6 +61,9 @@ impl Rings {
                 if let Some(n) = args.number("capacity") {
                     builder = builder.capacity(n);
                 }
+                if let Some(n) = args.number("slot_size") {
+                    builder = builder.slot_size(n);
+                }
                 if let Some(policy) = args.get("on_full") {
                     builder = builder.on_full(policy.parse()?);
                 }
@@ -80,13 +94,27 @@ impl Rings {
             "ring.flush" => self.producer(args)?.lock().expect(lock).flush()?,
             "ring.pop" => {
                 let (consumer, timeout) = (self.consumer(args)?, args.ms("timeout"));
-                return later(id, move || consumer.lock().expect(lock).pop(timeout).map(|r| format!("data={}", hex(&r.to_vec()))));
+                let (name, deliveries) = (args.get("as").map(str::to_owned), Arc::clone(&self.deliveries));
+                return later(id, move || {
+                    let mut consumer = consumer.lock().expect(lock);
+                    let acks = consumer.acks().ok();
+                    consumer.pop(timeout).map(|r| taken(&r, acks, name.as_deref(), &deliveries))
+                });
             }
             "ring.try_pop" => {
                 let consumer = self.consumer(args)?;
                 let mut consumer = consumer.lock().expect(lock);
-                return Ok(consumer.try_pop()?.map_or("empty=1".into(), |r| format!("data={}", hex(&r.to_vec()))));
+                let acks = consumer.acks().ok();
+                let record = consumer.try_pop()?;
+                return Ok(record.map_or("empty=1".into(), |r| taken(&r, acks, args.get("as"), &self.deliveries)));
             }
+            "ring.ack" | "ring.nack" => {
+                let name = args.text("delivery")?;
+                let deliveries = self.deliveries.lock().expect(lock);
+                let (acks, delivery) = deliveries.get(name).ok_or_else(|| missing("delivery", name))?;
+                if verb == "ring.ack" { acks.ack(*delivery)? } else { acks.nack(*delivery)? }
+            }
+            "ring.leave" => drop(self.consumers.remove(args.text("consumer")?)),
             "ring.read" => {
                 let mut records = Vec::new();
                 let max = args.number("max").unwrap_or(1);
@@ -104,7 +132,8 @@ impl Rings {
                         self.producers.insert(args.text("producer")?.to_owned(), producer);
                     }
                     "ring.consumer" => {
-                        let consumer = Arc::new(Mutex::new(ring.consumer(ConsumerOptions::default())?));
+                        let ack = args.get("ack").map_or(Ok(Ack::Auto), str::parse)?;
+                        let consumer = Arc::new(Mutex::new(ring.consumer(ConsumerOptions { ack })?));
                         self.consumers.insert(args.text("consumer")?.to_owned(), consumer);
                     }
                     _ => return Err(Error::invalid("unknown verb").with("verb", verb)),

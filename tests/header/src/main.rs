@@ -22,6 +22,7 @@ const SOURCES: &[&str] = &[
     "capi/pool.rs",
     "capi/task.rs",
     "capi/ring.rs",
+    "capi/channel.rs",
     "capi/metrics.rs",
     "abi/host.rs",
 ];
@@ -34,6 +35,7 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_ring_options", "OFFLOOP_RING_OPTIONS_INIT"),
     ("offloop_producer_options", "OFFLOOP_PRODUCER_OPTIONS_INIT"),
     ("offloop_consumer_options", "OFFLOOP_CONSUMER_OPTIONS_INIT"),
+    ("offloop_channel_options", "OFFLOOP_CHANNEL_OPTIONS_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 

@@ -2,6 +2,7 @@
 
 mod cursor;
 mod many;
+mod mpmc;
 mod named;
 
 use super::*;
@@ -61,10 +62,10 @@ fn the_longest_record_fits_wherever_the_writer_stands() {
     for shift in 0..600 {
         assert!(p.try_push(&vec![1; shift * 8 % 2000]).expect("push"));
         assert_eq!(pop(&mut c).expect("short").len(), shift * 8 % 2000);
-        c.give_back();
+        c.give_back().expect("no damage");
         assert!(p.try_push(&longest).expect("push"), "at shift {shift}");
         assert_eq!(pop(&mut c).expect("long"), longest);
-        c.give_back();
+        c.give_back().expect("no damage");
     }
     let e = p.try_push(&vec![0; longest.len() + 1]).expect_err("too long");
     assert_eq!(e.to_string(), "too large: record does not fit the ring (record_len=2041, max_record_len=2040)");
@@ -380,7 +381,7 @@ fn a_length_beyond_the_lane_end_is_corrupt() {
         p.try_push(&[0; 1016]).expect("push");
         pop(&mut c).expect("record");
     }
-    c.give_back();
+    c.give_back().expect("no damage");
     // At 3072 with 1024 bytes before the end, and 2000 published in all.
     p.try_push(&[0; 1016]).expect("push");
     p.try_push(&[0; 1016]).expect("push");

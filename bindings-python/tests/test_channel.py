@@ -1,0 +1,443 @@
+"""Channels between threads: values, buffers, fds, requests, ends, and the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import numpy as np
+import offloop
+import pytest
+from offloop import Channel, TransferBuffer
+
+
+@pytest.fixture
+def ends():
+    a, b = Channel.pair()
+    with a, b:
+        yield a, b
+
+
+def served(channel, answer):
+    """Answers every request of a channel on a thread, until it ends."""
+
+    def serve():
+        for message in channel:
+            answer(message)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_values_go_both_ways_as_they_are(ends):
+    a, b = ends
+    values = [None, True, 1.5, 2**70, "text", b"bytes", {"a": [1, {"b": None}]}, datetime(2020, 1, 2, tzinfo=UTC), {1: 2}]
+    for there, back in [(a, b), (b, a)]:
+        for value in values:
+            there.send(value)
+        for value in values:
+            message = back.recv()
+            assert (message.value, message.fds, message.is_request) == (value, [], False)
+
+
+def test_arrays_and_exceptions_arrive(ends):
+    a, b = ends
+    array = np.arange(6, dtype="<i4").reshape(2, 3)
+    a.send(array)
+    assert np.array_equal(b.recv().value, array)
+    a.send(ValueError("wrong"))
+    error = b.recv().value
+    assert isinstance(error, offloop.TaskFailedError)
+    assert error.message == "wrong"
+
+
+def test_two_threads_send_and_receive_at_once():
+    a, b = Channel.pair(capacity=4096)
+    count = 3000
+
+    def run(out, inn):
+        sender = threading.Thread(target=lambda: [out.send([n, "x" * (n % 400)]) for n in range(count)])
+        sender.start()
+        for n in range(count):
+            assert inn.recv().value == [n, "x" * (n % 400)]
+        sender.join()
+
+    with a, b, ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(run, a, b), pool.submit(run, b, a)]:
+            done.result()
+
+
+def test_buffers_move(ends):
+    a, b = ends
+    shared, short = TransferBuffer(100_000, shared=True), TransferBuffer.from_bytes(b"abc")
+    memoryview(shared)[99_999] = 7
+    gc.collect()
+    a.send({"list": [shared, short]}, [shared, short])
+    assert shared.detached
+    assert short.detached
+    one, two = b.recv().value["list"]
+    assert memoryview(one)[99_999] == 7
+    assert bytes(two) == b"abc"
+    assert one.fd is not None
+
+
+def test_a_send_that_fails_moves_nothing(ends):
+    a, _ = ends
+    buffer = TransferBuffer.from_bytes(b"abc")
+    for bad, error in [
+        ([buffer, object()], offloop.UnserializableError),
+        ([buffer, buffer], offloop.DetachedError),
+        ([buffer, [[[]]] * 300_000], offloop.TooLargeError),
+    ]:
+        with pytest.raises(error):
+            a.send(bad)
+        assert not buffer.detached
+    with memoryview(buffer), pytest.raises(offloop.InUseError):
+        a.send(buffer)
+    with pytest.raises(offloop.InvalidError):
+        a.send(buffer, fds=[-1])
+    with pytest.raises(TypeError):
+        a.send(buffer, [b"no buffer"])
+    assert bytes(buffer) == b"abc"
+
+
+def test_a_message_longer_than_the_ring_and_one_beyond_the_limit():
+    a, b = Channel.pair(capacity=4096, max_message=1_000_100)
+    with a, b:
+        a.send(bytes(1_000_000))
+        assert b.recv().value == bytes(1_000_000)
+        with pytest.raises(offloop.TooLargeError, match="max"):
+            a.send(bytes(1_000_200))
+
+
+def test_fds_go_along(ends):
+    a, b = ends
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as file:
+        a.send("take", fds=[file])
+    message = b.recv()
+    assert message.value == "take"
+    os.write(message.fds[0], b"hello")
+    os.close(message.fds[0])
+    assert os.read(read, 100) == b"hello"
+    assert os.read(read, 100) == b""
+    os.close(read)
+    with pytest.raises(offloop.TooLargeError, match="max_fds=253"):
+        a.send(None, fds=[0] * 254)
+
+
+def test_requests_get_their_replies_or_the_error(ends):
+    a, b = ends
+
+    def answer(message):
+        if message.value == 3:
+            message.fail(KeyError("three"))
+        else:
+            message.reply(message.value * 2)
+
+    server = served(b, answer)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(a.request, [1, 2, 4])) == [2, 4, 8]
+    with pytest.raises(offloop.TaskFailedError, match="three"):
+        a.request(3)
+    a.close()
+    server.join()
+
+
+def test_a_request_is_answered_once(ends):
+    a, b = ends
+
+    def answer(message):
+        assert message.is_request
+        message.reply()
+        assert not message.is_request
+        with pytest.raises(offloop.InvalidError):
+            message.reply()
+
+    server = served(b, answer)
+    assert a.request(1) is None
+    a.close()
+    server.join()
+
+
+def test_fds_of_a_reply(ends):
+    a, b = ends
+    server = served(b, lambda message: message.reply("here", fds=[0]))
+    value, fds = a.request(None, with_fds=True)
+    assert value == "here"
+    os.close(fds[0])
+    before = len(os.listdir("/proc/self/fd"))
+    assert a.request(None) == "here"
+    # The other thread may not have let go of its own yet.
+    while len(os.listdir("/proc/self/fd")) > before:
+        time.sleep(0)
+    a.close()
+    server.join()
+
+
+def test_a_request_that_times_out_drops_its_reply(ends):
+    a, b = ends
+    with pytest.raises(offloop.TimeoutError):
+        a.request(1, timeout=0.01)
+    b.recv().reply("late")
+    b.send("next")
+    assert a.recv().value == "next"
+    assert a.stats["late_replies"] == 1
+
+
+def test_waits_end_at_their_timeouts(ends):
+    a, b = ends
+    with pytest.raises(offloop.TimeoutError):
+        a.recv(timeout=0.01)
+    assert a.try_recv() is None
+    b.send(0)
+    assert a.recv().value == 0
+    b.send(1)
+    assert a.recv(timeout=0).value == 1
+    small, other = Channel.pair(capacity=4096)
+    with small, other, pytest.raises(offloop.TimeoutError, match="no room"):
+        while True:
+            small.send(bytes(500), timeout=0.01)
+
+
+def test_close_is_told_after_the_last_message(ends):
+    a, b = ends
+    a.send(1)
+    a.send(2)
+    a.close()
+    assert [m.value for m in b] == [1, 2]
+    with pytest.raises(offloop.ClosedError, match="other end closed the channel"):
+        b.recv()
+    with pytest.raises(offloop.ClosedError):
+        b.send(3)
+    assert a.closed
+    assert b.closed
+
+
+def test_close_wakes_a_thread_that_waits(ends):
+    a, b = ends
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(a.recv), pool.submit(a.request, 1)]
+        assert b.recv().is_request
+        a.close()
+        for wait in waits:
+            with pytest.raises(offloop.ClosedError):
+                wait.result()
+
+
+def test_a_channel_that_is_dropped_is_closed():
+    a, b = Channel.pair()
+    a.send(1)
+    assert b.recv().value == 1
+    del a
+    gc.collect()
+    with pytest.raises(offloop.ClosedError):
+        b.recv()
+
+
+def test_fileno_is_readable_while_there_is_something(ends):
+    import select
+
+    a, b = ends
+    poll = select.poll()
+    poll.register(b.fileno(), select.POLLIN)
+    assert b.try_recv() is None
+    a.send(1)
+    a.send(2)
+    got = []
+    while len(got) < 2:
+        assert poll.poll()
+        if (message := b.try_recv()) is not None:
+            got.append(message.value)
+    assert got == [1, 2]
+
+
+def test_a_listener_gives_channels(tmp_path):
+    path = tmp_path / "listen"
+    with Channel.listen(path) as listener:
+        with pytest.raises(offloop.ExistsError):
+            Channel.listen(path)
+        with ThreadPoolExecutor(1) as pool:
+            connecting = pool.submit(Channel.connect, path)
+            with listener.accept() as own, connecting.result() as other:
+                own.send("hello")
+                assert other.recv().value == "hello"
+                assert other.peer_pid == os.getpid()
+    assert not path.exists()
+    with pytest.raises(offloop.NotFoundError):
+        Channel.connect(path)
+
+
+def test_a_listener_serves_each_channel_on_a_thread(tmp_path):
+    def serve(channel):
+        for message in channel:
+            message.reply([message.value])
+
+    with Channel.listen(tmp_path / "serve", serve):
+        channels = [Channel.connect(tmp_path / "serve") for _ in range(3)]
+        assert [c.request(n) for n, c in enumerate(channels)] == [[0], [1], [2]]
+        for channel in channels:
+            channel.close()
+
+
+def test_bad_arguments_are_named(ends):
+    a, _ = ends
+    with pytest.raises(TypeError):
+        Channel(1)
+    with pytest.raises(offloop.InvalidError):
+        Channel.attach(-1)
+    with open("/dev/null") as null, pytest.raises(offloop.InvalidError):
+        Channel.attach(null.fileno())
+    assert a.fd > 2
+    a.send(1)
+    with pytest.raises(offloop.InUseError):
+        _ = a.fd
+    with pytest.raises(offloop.UnserializableError):
+        __import__("pickle").dumps(a)
+
+
+# ---- asyncio ----
+
+
+def test_coroutines_exchange_messages_and_requests():
+    async def main():
+        a, b = Channel.pair(capacity=4096)
+
+        async def serve():
+            async for message in b:
+                if message.is_request:
+                    message.reply(message.value + 1)
+                else:
+                    await b.asend(message.value)
+
+        async with a:
+            server = asyncio.create_task(serve())
+
+            async def echo():
+                for n in range(2000):
+                    assert (await a.arecv()).value == [n, "x" * 100]
+
+            receiving = asyncio.create_task(echo())
+            for n in range(2000):
+                await a.asend([n, "x" * 100])
+            await receiving
+            assert await asyncio.gather(*(a.arequest(n) for n in range(100))) == list(range(1, 101))
+        await server
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_that_waits_holds_up_nobody():
+    async def main():
+        a, b = Channel.pair()
+        waiting = asyncio.create_task(a.arecv())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        b.send("now")
+        assert (await waiting).value == "now"
+        a.close()
+        b.close()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_await_loses_no_message():
+    async def main():
+        a, b = Channel.pair()
+        for n in range(50):
+            waiting = asyncio.create_task(a.arecv())
+            await asyncio.sleep(0)
+            b.send(n)
+            if n % 2:
+                await asyncio.sleep(0.001)
+            waiting.cancel()
+            try:
+                assert (await waiting).value == n
+            except asyncio.CancelledError:
+                assert (await a.arecv()).value == n
+        asking = asyncio.create_task(a.arequest("drop"))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        message = await b.arecv()
+        message.reply("late")
+        b.send("next")
+        assert (await a.arecv()).value == "next"
+        assert a.stats["late_replies"] == 1
+        a.close()
+        b.close()
+
+    asyncio.run(main())
+
+
+def test_waits_in_a_loop_end_with_the_channel_and_at_timeouts():
+    async def main():
+        a, b = Channel.pair(capacity=4096)
+        with pytest.raises(offloop.TimeoutError):
+            await a.arequest(1, timeout=0.01)
+        waits = [asyncio.create_task(a.arecv()), asyncio.create_task(a.arequest(2))]
+        sending = asyncio.create_task(_fill(b))
+        await asyncio.sleep(0.01)
+        b.close()
+        for wait in waits:
+            with pytest.raises(offloop.ClosedError):
+                while True:
+                    await wait
+                    wait = asyncio.create_task(a.arecv())
+        with pytest.raises(offloop.ClosedError):
+            await sending
+
+    async def _fill(channel):
+        while True:
+            await channel.asend(bytes(1000))
+
+    asyncio.run(main())
+
+
+def test_a_listener_in_a_loop(tmp_path):
+    async def main():
+        async def serve(channel):
+            async for message in channel:
+                message.reply([message.value])
+
+        with Channel.listen(tmp_path / "loop", serve):
+            channels = [await Channel.aconnect(tmp_path / "loop") for _ in range(3)]
+            assert await asyncio.gather(*(c.arequest(n) for n, c in enumerate(channels))) == [[0], [1], [2]]
+            for channel in channels:
+                channel.close()
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_messages_read_ahead_in_one_loop_are_received_in_the_next():
+    a, b = Channel.pair()
+
+    async def ask():
+        for n in range(3):
+            b.send(n)
+        with pytest.raises(offloop.TimeoutError):
+            await a.arequest(None, timeout=0.01)
+
+    async def take():
+        return [(await a.arecv()).value for _ in range(3)]
+
+    asyncio.run(ask())
+    assert asyncio.run(take()) == [0, 1, 2]
+    a.close()
+    b.close()
+
+
+def test_the_other_thread_gets_the_gil_while_one_waits(ends):
+    a, b = ends
+    threading.Timer(0.02, b.send, ["late"]).start()
+    began = time.thread_time()
+    assert a.recv().value == "late"
+    assert time.thread_time() - began < 1

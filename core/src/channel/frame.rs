@@ -1,0 +1,199 @@
+//! Values to records and back (`wire::channel`).
+
+use super::{INLINE_MAX, Options};
+use crate::buffer::{Bytes, TransferBuffer};
+use crate::codec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::socket::MAX_FDS;
+use crate::sys::{mem, poll};
+use crate::value::Value;
+use crate::wire::channel::{ALIGN, HEAD_LEN, Head, Kind, SPILLED, u64_at};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Bodies of at least so many bytes are kept, and their long payloads are parts of them.
+const KEEP_FROM: usize = 4096;
+
+/// A record, and the fds that go before it.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) bytes: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+    /// Buffers that the value gives up once this is sent.
+    pub(super) buffers: usize,
+}
+
+/// What a frame is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purpose {
+    pub(super) kind: Kind,
+    pub(super) flags: u8,
+    pub(super) id: u64,
+}
+
+impl Options {
+    /// Only buffers travel beside the value: bytes of any length are shorter than this.
+    fn codec(&self) -> codec::Options {
+        codec::Options { max_bytes: self.max_message, out_of_band: Some(usize::MAX), ..codec::Options::default() }
+    }
+
+    fn check_message(&self, len: usize) -> Result<()> {
+        if len > self.max_message {
+            return Err(Error::new(ErrorKind::TooLarge, "message is longer than the limit")
+                .with("len", len)
+                .with("max_message", self.max_message));
+        }
+        Ok(())
+    }
+}
+
+fn check_fds(fds: usize) -> Result<()> {
+    if fds > MAX_FDS {
+        return Err(Error::new(ErrorKind::TooLarge, "message has too many fds and buffers").with("fds", fds).with("max_fds", MAX_FDS));
+    }
+    Ok(())
+}
+
+fn pad(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+}
+
+/// Moves nothing: the value is whole until its frame is sent.
+pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], options: &Options, max_record: usize) -> Result<Frame> {
+    let mut bytes = vec![0; HEAD_LEN];
+    let buffers = codec::encode(value, &options.codec(), &mut bytes)?;
+    let body_len = bytes.len() - HEAD_LEN;
+    let mut own = Vec::new();
+    if buffers > 0 {
+        pad(&mut bytes);
+        let mut copied = Vec::new();
+        codec::each_buffer(value, &mut |buffer| {
+            let len = buffer.len();
+            let shared = buffer.view()?.0.is_shared();
+            let copy = len == 0 || (!shared && len <= INLINE_MAX);
+            bytes.extend_from_slice(&((len as u64) << 1 | u64::from(copy)).to_le_bytes());
+            if copy {
+                copied.push(buffer);
+                return Ok(());
+            }
+            // The memfd is on its way and this process's mapping is not needed for it.
+            check_fds(own.len() + fds.len() + 1)?;
+            own.push(if shared { memfd(buffer)? } else { memfd(&buffer.to_shared()?)? });
+            Ok(())
+        })?;
+        for buffer in copied {
+            buffer.append_to(&mut bytes)?;
+            pad(&mut bytes);
+        }
+    }
+    options.check_message(bytes.len() - HEAD_LEN)?;
+    let mut flags = purpose.flags;
+    if bytes.len() > max_record {
+        let payload = &bytes[HEAD_LEN..];
+        let mut spilled = TransferBuffer::alloc_shared(payload.len())?;
+        spilled.write_at(0, payload)?;
+        own.insert(0, memfd(&spilled)?);
+        flags |= SPILLED;
+        let len = payload.len() as u64;
+        bytes.truncate(HEAD_LEN);
+        bytes.extend_from_slice(&len.to_le_bytes());
+    }
+    check_fds(own.len() + fds.len())?;
+    for fd in fds {
+        own.push(poll::duplicate(*fd)?);
+    }
+    let head = Head {
+        kind: purpose.kind,
+        flags,
+        fds: own.len() as u16,
+        buffers: u32::try_from(buffers)
+            .map_err(|_| Error::new(ErrorKind::TooLarge, "message has too many buffers").with("buffers", buffers))?,
+        id: purpose.id,
+        body_len: body_len as u64,
+    };
+    bytes[..HEAD_LEN].copy_from_slice(&head.encode());
+    Ok(Frame { bytes, fds: own, buffers })
+}
+
+fn memfd(buffer: &TransferBuffer) -> Result<OwnedFd> {
+    let fd = buffer.fd().expect("a shared buffer has an fd");
+    // SAFETY: `buffer` keeps the fd open for the borrow.
+    poll::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// What a frame carried.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) value: Value,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+fn corrupt(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}
+
+/// An fd that is not what the record says is damage, not a wrong argument.
+fn damage(e: Error) -> Error {
+    if e.kind() == ErrorKind::Invalid { corrupt("buffer of a message is no sealed memory of its length").with("error", e) } else { e }
+}
+
+/// Reads what follows the head, from a private copy. On error the fds are closed.
+pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options: &Options) -> Result<Content> {
+    let mut fds = fds.into_iter();
+    if head.flags & SPILLED != 0 {
+        let file = fds.next().ok_or_else(|| corrupt("record was spilled without an fd"))?;
+        if payload.len() != 8 {
+            return Err(corrupt("spilled record is not as long as it must be").with("len", payload.len()));
+        }
+        let len = usize::try_from(u64_at(&payload, 0)).unwrap_or(usize::MAX);
+        options.check_message(len)?;
+        payload = mem::read_sealed(file.as_fd(), len).map_err(damage)?;
+    }
+    let len = payload.len();
+    options.check_message(len)?;
+    let body_len = usize::try_from(head.body_len).unwrap_or(usize::MAX);
+    let buffers = head.buffers as usize;
+    if body_len > len || (buffers == 0 && body_len != len) {
+        return Err(corrupt("record is not as long as its parts").with("len", len).with("body_len", body_len));
+    }
+    let mut beside = Vec::new();
+    if buffers > 0 {
+        let table = body_len.next_multiple_of(ALIGN);
+        // No overflow: the table has 8 bytes for each of at most 2^32 buffers.
+        let mut at = table + buffers * 8;
+        if at > len {
+            return Err(corrupt("record ends inside its table of buffers").with("len", len).with("buffers", buffers));
+        }
+        beside.reserve_exact(buffers);
+        for i in 0..buffers {
+            let entry = u64_at(&payload, table + i * 8);
+            let want = usize::try_from(entry >> 1).unwrap_or(usize::MAX);
+            if entry & 1 == 1 {
+                if want > len - at {
+                    return Err(corrupt("record ends inside a buffer").with("want", want).with("left", len - at));
+                }
+                beside.push(Some(TransferBuffer::from_slice(&payload[at..at + want])?));
+                at = (at + want).next_multiple_of(ALIGN);
+                if at > len {
+                    return Err(corrupt("record ends inside its padding").with("len", len));
+                }
+                continue;
+            }
+            let fd = fds.next().ok_or_else(|| corrupt("record has more buffers than fds").with("buffers", buffers))?;
+            let buffer = TransferBuffer::attach(fd.as_fd()).map_err(damage)?;
+            if buffer.len() != want {
+                return Err(corrupt("buffer is not as long as its record says").with("len", buffer.len()).with("want", want));
+            }
+            beside.push(Some(buffer));
+        }
+        if at != len {
+            return Err(corrupt("record goes on after its buffers").with("len", len).with("end", at));
+        }
+    }
+    let value = if body_len < KEEP_FROM {
+        codec::decode(&payload[..body_len], &mut beside, &options.codec())?
+    } else {
+        payload.truncate(body_len);
+        codec::decode_owned(Bytes::from(payload), &mut beside, &options.codec())?
+    };
+    Ok(Content { value, fds: fds.collect() })
+}

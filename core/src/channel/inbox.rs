@@ -1,0 +1,227 @@
+//! What has arrived and who waits for it. No clock, no fd, no thread.
+
+use super::{Incoming, MAX_PENDING, Message, Reply, Request};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::channel::{FAILED, Head, Kind};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+/// Who waits for a reply.
+#[derive(Debug)]
+enum Waits {
+    /// A thread, which takes it from here.
+    Thread(Option<Reply>),
+    /// An event loop, which gets it among what arrives.
+    Loop(Option<Instant>),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    queue: VecDeque<Incoming>,
+    pending: HashMap<u64, Waits>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    last_id: u64,
+    ended: Option<Error>,
+    pub(super) late_replies: u64,
+    pub(super) received: u64,
+    /// A thread reads from the ring for all.
+    pub(super) pumping: bool,
+    /// Threads that wait for it.
+    pub(super) followers: usize,
+}
+
+impl Inbox {
+    pub(super) fn ended(&self) -> Option<&Error> {
+        self.ended.as_ref()
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Incoming> {
+        self.queue.pop_front()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// A number for a request that is about to be sent. With `looped` its reply is delivered among what arrives.
+    pub(super) fn ask(&mut self, looped: bool, until: Option<Instant>) -> Result<u64> {
+        if let Some(e) = &self.ended {
+            return Err(e.clone());
+        }
+        if self.pending.len() >= MAX_PENDING {
+            return Err(Error::new(ErrorKind::Full, "too many requests wait for a reply")
+                .with("pending", self.pending.len())
+                .with("max_pending", MAX_PENDING));
+        }
+        self.last_id += 1;
+        let id = self.last_id;
+        self.pending.insert(id, if looped { Waits::Loop(until) } else { Waits::Thread(None) });
+        if let (true, Some(until)) = (looped, until) {
+            self.deadlines.insert((until, id));
+        }
+        Ok(id)
+    }
+
+    /// Nobody waits for that reply any more; false if nobody did. One that comes is dropped and counted.
+    pub(super) fn abandon(&mut self, id: u64) -> bool {
+        let waits = self.pending.remove(&id);
+        if let Some(Waits::Loop(Some(until))) = waits {
+            self.deadlines.remove(&(until, id));
+        }
+        waits.is_some()
+    }
+
+    /// The reply to a thread's request, once; `Invalid` for a number that no thread waits for.
+    pub(super) fn take_reply(&mut self, id: u64) -> Result<Option<Reply>> {
+        match self.pending.get_mut(&id) {
+            Some(Waits::Thread(reply)) => {
+                let reply = reply.take();
+                if reply.is_some() {
+                    self.pending.remove(&id);
+                }
+                Ok(reply)
+            }
+            _ => Err(Error::invalid("no thread waits for a reply to that request").with("id", id)),
+        }
+    }
+
+    /// Puts what came where it belongs.
+    pub(super) fn arrive(&mut self, head: &Head, message: Message) -> Result<()> {
+        self.received += 1;
+        match head.kind {
+            Kind::Message => self.queue.push_back(Incoming::Message(message)),
+            Kind::Request => self.queue.push_back(Incoming::Request(Request { id: head.id, message })),
+            Kind::Reply => {
+                let reply = Reply { message, failed: head.flags & FAILED != 0 };
+                match self.pending.get_mut(&head.id) {
+                    Some(Waits::Thread(place @ None)) => *place = Some(reply),
+                    Some(Waits::Loop(_)) => {
+                        self.abandon(head.id);
+                        self.queue.push_back(Incoming::Reply { id: head.id, outcome: Ok(reply) });
+                    }
+                    _ if head.id <= self.last_id => self.late_replies += 1,
+                    _ => {
+                        return Err(Error::new(ErrorKind::Corrupt, "reply to a request that was never sent")
+                            .with("id", head.id)
+                            .with("last_id", self.last_id));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn drained(&mut self) {
+        self.queue.push_back(Incoming::Drained);
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Ends the requests whose time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(&(at, id)) = self.deadlines.first() {
+            if at > now {
+                return;
+            }
+            self.abandon(id);
+            let error = Error::new(ErrorKind::Timeout, "no reply in time").with("id", id);
+            self.queue.push_back(Incoming::Reply { id, outcome: Err(error) });
+        }
+    }
+
+    /// Nothing more arrives, and whoever waits is told why. True the first time.
+    pub(super) fn end(&mut self, why: &Error) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        self.ended = Some(why.clone());
+        self.deadlines.clear();
+        let mut asked: Vec<u64> = self.pending.iter().filter(|(_, w)| matches!(w, Waits::Loop(_))).map(|(id, _)| *id).collect();
+        asked.sort_unstable();
+        for id in asked {
+            self.pending.remove(&id);
+            self.queue.push_back(Incoming::Reply { id, outcome: Err(why.clone()) });
+        }
+        true
+    }
+
+    /// This end closed: what arrived and was not taken is dropped, but for the outcomes of its own requests.
+    pub(super) fn drop_unread(&mut self) {
+        self.queue.retain(|incoming| matches!(incoming, Incoming::Reply { .. }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::Value;
+    use std::time::Duration;
+
+    fn arrive(inbox: &mut Inbox, kind: Kind, id: u64) -> Result<()> {
+        let head = Head { kind, flags: 0, fds: 0, buffers: 0, id, body_len: 0 };
+        inbox.arrive(&head, Message { value: Value::Nil, fds: Vec::new() })
+    }
+
+    fn outcome(inbox: &mut Inbox) -> (u64, Option<ErrorKind>) {
+        match inbox.pop() {
+            Some(Incoming::Reply { id, outcome }) => (id, outcome.err().map(|e| e.kind())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_reply_that_nobody_waits_for_is_counted_and_one_that_nobody_asked_for_is_damage() {
+        let mut inbox = Inbox::default();
+        let id = inbox.ask(false, None).expect("id");
+        assert!(inbox.abandon(id) && !inbox.abandon(id));
+        arrive(&mut inbox, Kind::Reply, id).expect("late");
+        assert_eq!((inbox.late_replies, inbox.len()), (1, 0));
+        assert_eq!(arrive(&mut inbox, Kind::Reply, id + 1).expect_err("never sent").kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_second_reply_is_late() {
+        let mut inbox = Inbox::default();
+        let id = inbox.ask(false, None).expect("id");
+        arrive(&mut inbox, Kind::Reply, id).expect("reply");
+        arrive(&mut inbox, Kind::Reply, id).expect("again");
+        assert_eq!(inbox.late_replies, 1);
+        assert!(inbox.take_reply(id).expect("known").is_some());
+        assert_eq!(inbox.take_reply(id).expect_err("taken").kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn requests_of_a_loop_end_at_their_deadlines_and_at_the_end() {
+        let mut inbox = Inbox::default();
+        let now = Instant::now();
+        let late = inbox.ask(true, Some(now + Duration::from_secs(2))).expect("id");
+        let soon = inbox.ask(true, Some(now + Duration::from_secs(1))).expect("id");
+        let never = inbox.ask(true, None).expect("id");
+        assert_eq!(inbox.next_deadline(), Some(now + Duration::from_secs(1)));
+        inbox.expire(now);
+        assert_eq!(inbox.len(), 0);
+        inbox.expire(now + Duration::from_secs(1));
+        assert_eq!(outcome(&mut inbox), (soon, Some(ErrorKind::Timeout)));
+        arrive(&mut inbox, Kind::Reply, late).expect("in time");
+        assert_eq!(outcome(&mut inbox), (late, None));
+        assert_eq!(inbox.next_deadline(), None);
+        assert!(inbox.end(&Error::new(ErrorKind::PeerDied, "gone")) && !inbox.end(&Error::new(ErrorKind::Closed, "later")));
+        assert_eq!(outcome(&mut inbox), (never, Some(ErrorKind::PeerDied)));
+        assert_eq!(inbox.ask(true, None).expect_err("ended").kind(), ErrorKind::PeerDied);
+    }
+
+    #[test]
+    fn requests_have_a_bound() {
+        let mut inbox = Inbox::default();
+        for _ in 0..MAX_PENDING {
+            inbox.ask(false, None).expect("id");
+        }
+        assert_eq!(inbox.ask(false, None).expect_err("full").kind(), ErrorKind::Full);
+    }
+}

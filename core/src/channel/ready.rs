@@ -1,0 +1,129 @@
+//! The one fd that an event loop polls.
+//!
+//! ```text
+//!  epoll ─┬─ consumer's epoll    a record came, or the other end died
+//!         ├─ producer's epoll    there is room again; a member only while somebody waits for it
+//!         ├─ socket              greetings before the other end is here, room for fds while somebody waits for it, its hang-up
+//!         ├─ bell                something arrived by another thread's hand
+//!         └─ timer               the time of a request is over
+//! ```
+
+use crate::error::Result;
+use crate::sys::eventfd::EventFd;
+use crate::sys::poll::Epoll;
+use crate::sys::timer::Timer;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+/// What the loop wants to know of the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    Readable,
+    Writable,
+    HangUp,
+}
+
+#[derive(Debug)]
+pub(super) struct Ready {
+    epoll: Epoll,
+    bell: EventFd,
+    rung: bool,
+    timer: Option<Timer>,
+    timer_at: Option<Instant>,
+    socket: Option<Interest>,
+    pub(super) has_consumer: bool,
+    has_room: bool,
+}
+
+impl Ready {
+    pub(super) fn new() -> Result<Ready> {
+        let (epoll, bell) = (Epoll::new()?, EventFd::new()?);
+        epoll.add(bell.fd())?;
+        Ok(Ready { epoll, bell, rung: false, timer: None, timer_at: None, socket: None, has_consumer: false, has_room: false })
+    }
+
+    pub(super) fn ring(&mut self) {
+        if !self.rung {
+            self.rung = true;
+            self.bell.signal();
+        }
+    }
+
+    pub(super) fn quiet(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            self.bell.clear();
+        }
+    }
+
+    /// `socket` is always the same open file; an fd of it that is closed leaves by itself.
+    pub(super) fn watch_socket(&mut self, socket: BorrowedFd<'_>, want: Interest) -> Result<()> {
+        if self.socket == Some(want) {
+            return Ok(());
+        }
+        if self.socket.take().is_some() {
+            self.epoll.remove(socket);
+        }
+        match want {
+            Interest::Readable => self.epoll.add(socket),
+            Interest::Writable => self.epoll.add_writable(socket),
+            Interest::HangUp => self.epoll.add_hang_up(socket),
+        }?;
+        self.socket = Some(want);
+        Ok(())
+    }
+
+    /// The socket has another fd now.
+    pub(super) fn forget_socket(&mut self, socket: BorrowedFd<'_>) {
+        if self.socket.take().is_some() {
+            self.epoll.remove(socket);
+        }
+    }
+
+    pub(super) fn watch_consumer(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+        self.epoll.add(fd)?;
+        self.has_consumer = true;
+        Ok(())
+    }
+
+    /// True if the producer's fd became a member now: it arms from its next fruitless call on.
+    pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>) -> Result<bool> {
+        if self.has_room {
+            return Ok(false);
+        }
+        self.epoll.add(fd)?;
+        self.has_room = true;
+        Ok(true)
+    }
+
+    pub(super) fn forget_room(&mut self, fd: BorrowedFd<'_>) {
+        if std::mem::take(&mut self.has_room) {
+            self.epoll.remove(fd);
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.has_room
+    }
+
+    pub(super) fn set_timer(&mut self, at: Option<Instant>) -> Result<()> {
+        if self.timer_at == at {
+            return Ok(());
+        }
+        let timer = match self.timer.take() {
+            Some(timer) => timer,
+            None => {
+                let timer = Timer::new()?;
+                self.epoll.add(timer.as_fd())?;
+                timer
+            }
+        };
+        timer.set(at.map(|at| at.saturating_duration_since(Instant::now())));
+        self.timer = Some(timer);
+        self.timer_at = at;
+        Ok(())
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

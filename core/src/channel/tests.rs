@@ -1,0 +1,627 @@
+use super::*;
+use crate::TransferBuffer;
+use crate::wire::channel::{FDS_LEN, GREETING_LEN, Greeting, HERE, RINGS, SPILLED};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::thread;
+
+const SOON: Option<Duration> = Some(Duration::from_millis(20));
+
+fn pair() -> (Channel, Channel) {
+    Channel::pair(Options::default()).expect("pair")
+}
+
+fn small() -> Options {
+    Options { capacity: 4096, ..Options::default() }
+}
+
+fn message(channel: &Channel) -> Message {
+    match channel.recv(None).expect("message") {
+        Incoming::Message(message) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn int(channel: &Channel) -> i64 {
+    message(channel).value.as_int().expect("int")
+}
+
+fn send(channel: &Channel, n: i64) {
+    channel.send(&mut Value::Int(n), &[], None).expect("send");
+}
+
+fn recv_error(channel: &Channel) -> Error {
+    channel.recv(None).expect_err("the end")
+}
+
+#[test]
+fn two_threads_exchange_values_both_ways_in_order() {
+    const N: i64 = 20_000;
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let run = |out: Channel, inn: Channel| {
+        let sender = thread::spawn(move || {
+            (0..N).for_each(|n| {
+                out.send(&mut Value::Array(vec![n.into(), Value::from(vec![7; (n % 300) as usize])]), &[], None).expect("send")
+            })
+        });
+        let receiver = thread::spawn(move || {
+            for n in 0..N {
+                let Value::Array(items) = message(&inn).value else { panic!("list") };
+                assert_eq!(items[0].as_int(), Some(n));
+            }
+        });
+        (sender, receiver)
+    };
+    let (s1, r1) = run(a.clone(), b.clone());
+    let (s2, r2) = run(b.clone(), a.clone());
+    for t in [s1, r1, s2, r2] {
+        t.join().expect("thread");
+    }
+    assert_eq!(a.stats(), Stats { sent: N as u64, received: N as u64, ..Stats::default() });
+}
+
+#[test]
+fn buffers_move_and_keep_their_bytes() {
+    let (a, b) = pair();
+    let mut shared = TransferBuffer::alloc_shared(100_000).expect("alloc");
+    shared.write_at(99_999, b"!").expect("write");
+    let long = TransferBuffer::from_slice(&vec![3; INLINE_MAX + 1]).expect("alloc");
+    let list = [shared, long, TransferBuffer::from_slice(b"short").expect("alloc"), TransferBuffer::alloc_shared(0).expect("alloc")];
+    let mut value = Value::Array(list.into_iter().map(Value::Buffer).collect());
+    a.send(&mut value, &[], None).expect("send");
+    let Value::Array(left) = value else { panic!("list") };
+    assert!(left.iter().all(|v| !matches!(v, Value::Buffer(b) if !b.is_detached())), "{left:?}");
+    let Value::Array(items) = message(&b).value else { panic!("list") };
+    let bytes: Vec<_> = items.into_iter().map(|v| if let Value::Buffer(b) = v { b } else { panic!("{v:?}") }).collect();
+    assert_eq!((bytes[0].len(), bytes[0].to_vec().expect("bytes")[99_999]), (100_000, b'!'));
+    assert!(bytes[1].to_vec().expect("bytes").iter().all(|byte| *byte == 3) && bytes[1].len() == INLINE_MAX + 1);
+    assert_eq!(bytes[2].to_vec().expect("bytes"), b"short");
+    assert_eq!(bytes[3].len(), 0);
+    assert!(bytes[0].fd().is_some() && bytes[1].fd().is_some() && bytes[2].fd().is_none());
+}
+
+#[test]
+fn a_send_that_fails_leaves_the_value_whole() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let mut filler = 0;
+    while a.try_send(&mut Value::from(vec![0; 1000]), &[]).expect("send") || a.try_send(&mut "x".into(), &[]).expect("send") {
+        filler += 1;
+    }
+    let mut value = Value::Buffer(TransferBuffer::from_slice(b"mine").expect("alloc"));
+    assert!(!a.try_send(&mut value, &[]).expect("full"));
+    assert_eq!(a.send(&mut value, &[], SOON).expect_err("full").kind(), ErrorKind::Timeout);
+    let Value::Buffer(buffer) = &value else { panic!("kept") };
+    assert_eq!(buffer.to_vec().expect("bytes"), b"mine");
+    for _ in 0..filler {
+        message(&b);
+    }
+    a.send(&mut value, &[], None).expect("room again");
+    assert!(matches!(message(&b).value, Value::Buffer(_)));
+}
+
+#[test]
+fn a_message_longer_than_the_ring_is_spilled() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let bytes: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+    let mut value = Value::Array(vec![Value::from(bytes.clone()), Value::Buffer(TransferBuffer::from_slice(b"in it").expect("alloc"))]);
+    a.send(&mut value, &[], None).expect("send");
+    send(&a, 1);
+    let Value::Array(items) = message(&b).value else { panic!("list") };
+    assert!(matches!(&items[0], Value::Bytes(got) if got[..] == bytes[..]));
+    assert!(matches!(&items[1], Value::Buffer(got) if got.to_vec().expect("bytes") == b"in it"));
+    assert_eq!(int(&b), 1);
+}
+
+#[test]
+fn a_call_that_must_not_wait_gets_what_is_there() {
+    let (a, b) = pair();
+    assert_eq!(b.recv(Some(Duration::ZERO)).expect_err("nothing").kind(), ErrorKind::Timeout);
+    send(&a, 1);
+    // The first look finds the greeting.
+    while b.try_recv().expect("recv").is_none() {}
+    send(&a, 2);
+    assert!(matches!(b.recv(Some(Duration::ZERO)).expect("there"), Incoming::Message(m) if m.value.as_int() == Some(2)));
+}
+
+#[test]
+fn fds_go_along_and_stay_the_senders() {
+    let (a, b) = pair();
+    let (mut read, mut write) = std::io::pipe().expect("pipe");
+    a.send(&mut "take".into(), &[write.as_fd()], None).expect("send");
+    let got = message(&b);
+    assert_eq!((got.value.as_str(), got.fds.len()), (Some("take"), 1));
+    write.write_all(b"1").expect("write");
+    File::from(got.fds.into_iter().next().expect("one")).write_all(b"2").expect("write");
+    drop(write);
+    let mut text = String::new();
+    read.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "12");
+}
+
+#[test]
+fn too_many_fds_and_too_long_messages_are_refused_with_their_limits() {
+    let (a, b) = Channel::pair(Options { max_message: 1000, ..Options::default() }).expect("pair");
+    let null = File::open("/dev/null").expect("open");
+    let fds = vec![null.as_fd(); MAX_FDS + 1];
+    let many = a.send(&mut Value::Nil, &fds, None).expect_err("too many");
+    assert_eq!(many.to_string(), "too large: message has too many fds and buffers (fds=254, max_fds=253)");
+    let long = a.send(&mut Value::from(vec![0; 1000]), &[], None).expect_err("too long");
+    assert_eq!(long.kind(), ErrorKind::TooLarge);
+    assert!(long.to_string().contains("1000"), "{long}");
+    a.send(&mut Value::Nil, &fds[..MAX_FDS], None).expect("as many as there may be");
+    assert_eq!(message(&b).fds.len(), MAX_FDS);
+}
+
+#[test]
+fn requests_get_their_own_replies() {
+    let (a, b) = pair();
+    let server = thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            let Incoming::Request(request) = b.recv(None).expect("request") else { panic!("asked") };
+            waiting.push((request.id, request.message.value.as_int().expect("int")));
+        }
+        // In another order than they came.
+        for (id, n) in waiting.into_iter().rev() {
+            b.reply(id, n == 3, &mut Value::Int(n * 10), &[], None).expect("reply");
+        }
+        b
+    });
+    let clients: Vec<_> = (0..4)
+        .map(|n| {
+            let a = a.clone();
+            thread::spawn(move || {
+                let reply = a.request(&mut Value::Int(n), &[], None).expect("reply");
+                assert_eq!((reply.message.value.as_int(), reply.failed), (Some(n * 10), n == 3));
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|t| t.join().expect("client"));
+    server.join().expect("server");
+}
+
+#[test]
+fn messages_that_come_while_a_request_waits_are_kept() {
+    let (a, b) = pair();
+    let server = thread::spawn(move || {
+        let Incoming::Request(request) = b.recv(None).expect("request") else { panic!("asked") };
+        send(&b, 1);
+        send(&b, 2);
+        b.reply(request.id, false, &mut Value::Nil, &[], None).expect("reply");
+        b
+    });
+    a.request(&mut Value::Nil, &[], None).expect("reply");
+    assert_eq!((int(&a), int(&a)), (1, 2));
+    server.join().expect("server");
+}
+
+#[test]
+fn a_late_reply_is_dropped_and_counted() {
+    let (a, b) = pair();
+    assert_eq!(a.request(&mut Value::Nil, &[], SOON).expect_err("nobody answers").kind(), ErrorKind::Timeout);
+    let Incoming::Request(request) = b.recv(None).expect("request") else { panic!("asked") };
+    b.reply(request.id, false, &mut Value::Nil, &[], None).expect("reply");
+    send(&b, 5);
+    assert_eq!(int(&a), 5);
+    assert_eq!((a.stats().late_replies, a.stats().pending), (1, 0));
+}
+
+#[test]
+fn a_waiting_request_reads_no_more_ahead_than_the_inbox_holds() {
+    let (a, b) = pair();
+    for n in 0..MAX_INBOX as i64 + 10 {
+        send(&b, n);
+    }
+    // How far it comes in that time is the machine's matter; where it stops is not.
+    while a.stats().received < MAX_INBOX as u64 {
+        assert_eq!(a.request(&mut Value::Nil, &[], SOON).expect_err("behind messages").kind(), ErrorKind::Timeout);
+    }
+    assert_eq!(a.request(&mut Value::Nil, &[], SOON).expect_err("no further").kind(), ErrorKind::Timeout);
+    assert_eq!(a.stats().received, MAX_INBOX as u64);
+    for n in 0..MAX_INBOX as i64 + 10 {
+        assert_eq!(int(&a), n);
+    }
+}
+
+#[test]
+fn close_is_seen_after_the_last_message_by_both_sides() {
+    let (a, b) = pair();
+    send(&a, 1);
+    send(&a, 2);
+    a.close();
+    assert_eq!((int(&b), int(&b)), (1, 2));
+    let e = recv_error(&b);
+    assert_eq!(e.to_string(), "closed: other end closed the channel");
+    assert_eq!(b.send(&mut Value::Nil, &[], None).expect_err("ended").kind(), ErrorKind::Closed);
+    assert_eq!(recv_error(&a).to_string(), "closed: channel was closed");
+    assert_eq!(a.send(&mut Value::Nil, &[], None).expect_err("ended").kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn close_wakes_whoever_waits_on_either_side() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    send(&a, 0);
+    assert_eq!(int(&b), 0);
+    let start = |wait: Box<dyn Fn() -> Result<()> + Send>| {
+        thread::spawn(move || {
+            loop {
+                if let Err(e) = wait() {
+                    return e.kind();
+                }
+            }
+        })
+    };
+    let (receiver, other, sender) = (a.clone(), b.clone(), b.clone());
+    let waiting = [
+        // Nobody reads what `b` sends, nobody sends to `b`.
+        start(Box::new(move || other.recv(None).map(|_| ()))),
+        start(Box::new(move || sender.send(&mut Value::from(vec![0; 500]), &[], None))),
+    ];
+    while b.try_send(&mut Value::Nil, &[]).expect("send") {}
+    receiver.close();
+    for thread in waiting {
+        assert_eq!(thread.join().expect("thread"), ErrorKind::Closed);
+    }
+}
+
+#[test]
+fn a_request_that_is_never_answered_ends_with_the_channel() {
+    let (a, b) = pair();
+    let asking = {
+        let a = a.clone();
+        thread::spawn(move || a.request(&mut Value::Nil, &[], None).expect_err("ended"))
+    };
+    assert!(matches!(b.recv(None).expect("request"), Incoming::Request(_)));
+    drop(b);
+    assert_eq!(asking.join().expect("thread").to_string(), "closed: other end closed the channel");
+    assert_eq!(a.stats().pending, 0);
+}
+
+fn readable(channel: &Channel) -> bool {
+    let mut fds = [poll::readable(channel.fd().expect("fd"))];
+    poll::wait_readable(&mut fds, Some(Duration::ZERO));
+    poll::is_ready(&fds[0])
+}
+
+/// Waits for the fd, as an event loop does.
+fn until_readable(channel: &Channel) {
+    poll::wait_readable(&mut [poll::readable(channel.fd().expect("fd"))], None);
+}
+
+/// As an event loop: polls, and takes all there is.
+fn next(channel: &Channel) -> Result<Incoming> {
+    loop {
+        if let Some(incoming) = channel.try_recv()? {
+            return Ok(incoming);
+        }
+        until_readable(channel);
+    }
+}
+
+#[test]
+fn the_fd_is_readable_while_there_is_something() {
+    let (a, b) = pair();
+    assert!(b.try_recv().expect("nothing").is_none());
+    let _ = b.fd().expect("fd");
+    assert!(b.try_recv().expect("nothing").is_none());
+    assert!(a.try_recv().expect("nothing").is_none());
+    while readable(&b) {
+        assert!(b.try_recv().expect("the greeting").is_none());
+    }
+    send(&a, 1);
+    send(&a, 2);
+    assert!(readable(&b));
+    assert!(matches!(b.try_recv().expect("one"), Some(Incoming::Message(_))));
+    assert!(readable(&b), "level-triggered");
+    assert!(matches!(b.try_recv().expect("two"), Some(Incoming::Message(_))));
+    assert!(b.try_recv().expect("none").is_none());
+    assert!(!readable(&b));
+    a.close();
+    until_readable(&b);
+    assert_eq!(next(&b).expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn a_loop_gets_replies_and_timeouts_among_what_arrives() {
+    let (a, b) = pair();
+    let _ = a.fd().expect("fd");
+    let never = a.post_request(&mut Value::Int(1), &[], SOON).expect("post");
+    let answered = a.post_request(&mut Value::Int(2), &[], Some(Duration::from_secs(60))).expect("post");
+    for _ in 0..2 {
+        let Incoming::Request(request) = b.recv(None).expect("request") else { panic!("asked") };
+        if request.message.value.as_int() == Some(2) {
+            b.reply(request.id, false, &mut "yes".into(), &[], None).expect("reply");
+        }
+    }
+    let mut outcomes = Vec::new();
+    while outcomes.len() < 2 {
+        let Incoming::Reply { id, outcome } = next(&a).expect("outcome") else { panic!("a reply") };
+        outcomes.push((id, outcome.map(|r| r.message.value.as_str().map(str::to_owned)).map_err(|e| e.kind())));
+    }
+    assert_eq!(outcomes, [(answered, Ok(Some("yes".to_owned()))), (never, Err(ErrorKind::Timeout))]);
+    let lost = a.post_request(&mut Value::Nil, &[], None).expect("post");
+    drop(b);
+    assert!(matches!(next(&a).expect("outcome"), Incoming::Reply { id, outcome: Err(e) } if id == lost && e.kind() == ErrorKind::Closed));
+    assert_eq!(next(&a).expect_err("ended").kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn what_a_loop_posts_without_room_is_queued_in_order_and_told_when_it_is_sent() {
+    let (a, b) = Channel::pair(Options { max_queued: 20_000, ..small() }).expect("pair");
+    let _ = a.fd().expect("fd");
+    let mut posted = 0;
+    let full = loop {
+        match a.post(&mut Value::Array(vec![Value::Int(posted), Value::from(vec![0; 500])]), &[]) {
+            Ok(_) => posted += 1,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::Full);
+    assert!(full.to_string().contains("max_queued=20000"), "{full}");
+    assert!(a.stats().queued > 10_000);
+    let reader = thread::spawn(move || {
+        for n in 0..posted {
+            let Value::Array(items) = message(&b).value else { panic!("list") };
+            assert_eq!(items[0].as_int(), Some(n));
+        }
+        b
+    });
+    assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+    assert_eq!(a.stats().queued, 0);
+    reader.join().expect("reader");
+}
+
+#[test]
+fn close_sends_what_was_posted_first() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let _ = a.fd().expect("fd");
+    let mut posted = 0;
+    while a.post(&mut Value::from(vec![0; 500]), &[]).expect("post") {
+        posted += 1;
+    }
+    for _ in 0..10 {
+        a.post(&mut Value::from(vec![0; 500]), &[]).expect("post");
+    }
+    a.close();
+    assert_eq!(a.post(&mut Value::Nil, &[]).expect_err("closed").kind(), ErrorKind::Closed);
+    let reader = thread::spawn(move || {
+        let mut n = 0;
+        loop {
+            match b.recv(None) {
+                Ok(_) => n += 1,
+                Err(e) => return (n, e.kind()),
+            }
+        }
+    });
+    assert_eq!(next(&a).expect_err("done").kind(), ErrorKind::Closed);
+    // The one that found no room was queued as well.
+    assert_eq!(reader.join().expect("reader"), (posted + 11, ErrorKind::Closed));
+}
+
+#[test]
+fn a_failed_try_is_told_when_there_is_room_again_and_then_no_more() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    send(&b, 0);
+    let _ = a.fd().expect("fd");
+    assert_eq!(next(&a).map(|i| matches!(i, Incoming::Message(_))), Ok(true));
+    while a.try_send(&mut Value::from(vec![0; 500]), &[]).expect("send") {}
+    assert!(a.try_recv().expect("no room yet").is_none());
+    while readable(&a) {
+        assert!(a.try_recv().expect("no room yet").is_none());
+    }
+    while b.try_recv().expect("drain").is_some() {}
+    assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+    while readable(&a) {
+        assert!(a.try_recv().expect("nothing").is_none());
+    }
+}
+
+fn raw_end() -> (Channel, OwnedFd, [crate::RingBuffer; 2]) {
+    // The other end of `a`, by hand.
+    let (a, b) = pair();
+    let socket = poll::duplicate(unsafe_borrow(b.socket().expect("unused"))).expect("dup");
+    let mut bytes = [0; GREETING_LEN];
+    let socket::Received::Datagram(_, fds) = socket::peek(socket.as_fd(), &mut bytes).expect("peek") else { panic!("greeting") };
+    let rings = [0, 3].map(|at| {
+        let fds: Vec<_> = fds[at..at + 3].iter().map(AsFd::as_fd).collect();
+        crate::RingBuffer::attach(&fds).expect("attach")
+    });
+    socket::skip(socket.as_fd());
+    let here = Greeting { min: 1, max: 1, flags: HERE, features: 0, instance: 1, pid: 1, side: 0 };
+    socket::send(socket.as_fd(), &here.encode(), &[]).expect("send");
+    (a, socket, rings)
+}
+
+fn unsafe_borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: the tests keep the owner while they use it.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+fn push(rings: &[crate::RingBuffer; 2], record: &[u8]) -> Producer {
+    let mut producer = rings[1].producer(crate::ring::ProducerOptions::default()).expect("producer");
+    producer.push(record, None).expect("push");
+    producer
+}
+
+fn head(flags: u8, fds: u16, buffers: u32, body_len: u64) -> Vec<u8> {
+    Head { kind: Kind::Message, flags, fds, buffers, id: 0, body_len }.encode().to_vec()
+}
+
+#[test]
+fn records_that_cannot_be_end_the_channel_as_corrupt() {
+    let entry = |n: u64| n.to_le_bytes().to_vec();
+    let bad: Vec<(&str, Vec<u8>)> = vec![
+        ("short", b"abc".to_vec()),
+        ("kind", vec![9; 24]),
+        ("body longer than the record", [head(0, 0, 0, 2), vec![0xc0]].concat()),
+        ("body shorter than the record", [head(0, 0, 0, 1), vec![0xc0, 0xc0]].concat()),
+        ("no value", [head(0, 0, 0, 1), vec![0xc1]].concat()),
+        ("huge body", [head(0, 0, 0, u64::MAX), vec![0xc0]].concat()),
+        ("table cut", [head(0, 0, 9, 1), vec![0xc0]].concat()),
+        ("huge table", [head(0, 0, u32::MAX, 1), vec![0xc0; 64]].concat()),
+        ("buffer cut", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(100 << 1 | 1)].concat()),
+        ("huge buffer", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(u64::MAX)].concat()),
+        ("more than its buffers", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(1), vec![1; 8]].concat()),
+        ("buffer without fd", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(8 << 1)].concat()),
+        ("spilled without fd", [head(SPILLED, 0, 0, 1), entry(1)].concat()),
+        ("fds that are not there", [head(0, 2, 0, 1), vec![0xc0]].concat()),
+        ("long bytes beside", [head(0, 0, 1, 4), vec![0xd5, 3, 1, 0, 0, 0, 0, 0], entry(3 << 1 | 1), vec![1; 8]].concat()),
+    ];
+    for (what, record) in bad {
+        let (a, socket, rings) = raw_end();
+        let _producer = push(&rings, &record);
+        let e = a.recv(None).expect_err(what);
+        assert_eq!(e.kind(), ErrorKind::Corrupt, "{what}: {e}");
+        assert_eq!(a.ended().map(|e| e.kind()), Some(ErrorKind::Corrupt), "{what}");
+        assert!(rings[1].is_closed() && socket::is_hung_up(socket.as_fd()), "{what}: the other end is told");
+    }
+}
+
+#[test]
+fn a_record_that_is_too_long_ends_the_channel_with_the_limit() {
+    let (a, socket, rings) = raw_end();
+    let spilled = TransferBuffer::alloc_shared(8).expect("alloc");
+    let fd = unsafe_borrow(spilled.fd().expect("shared"));
+    socket::send(socket.as_fd(), &encode_fds(1, 0), &[fd]).expect("send");
+    let _producer = push(&rings, &[head(SPILLED, 1, 0, 1), (1u64 << 40).to_le_bytes().to_vec()].concat());
+    assert_eq!(recv_error(&a).kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn fds_that_came_with_damage_are_closed() {
+    let (read, write) = std::io::pipe().expect("pipe");
+    for (bytes, record) in [
+        (encode_fds(1, 0).to_vec(), [head(0, 1, 0, 1), vec![0xc1]].concat()),
+        (encode_fds(1, 7).to_vec(), [head(0, 1, 0, 1), vec![0xc0]].concat()),
+        (encode_fds(2, 0).to_vec(), [head(0, 2, 0, 1), vec![0xc0]].concat()),
+        (vec![0; FDS_LEN + 1], [head(0, 1, 0, 1), vec![0xc0]].concat()),
+        (encode_fds(1, 0).to_vec(), [head(SPILLED, 1, 0, 1), 8u64.to_le_bytes().to_vec()].concat()),
+        (encode_fds(1, 0).to_vec(), [head(0, 1, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], (8u64 << 1).to_le_bytes().to_vec()].concat()),
+    ] {
+        let (a, socket, rings) = raw_end();
+        socket::send(socket.as_fd(), &bytes, &[write.as_fd()]).expect("send");
+        let _producer = push(&rings, &record);
+        let e = recv_error(&a);
+        assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+    }
+    drop(write);
+    let mut fds = [poll::readable(read.as_raw_fd())];
+    poll::wait_readable(&mut fds, None);
+    assert_eq!(fds[0].revents & libc::POLLHUP, libc::POLLHUP, "no writer is left");
+}
+
+#[test]
+fn garbage_on_the_socket_is_no_greeting() {
+    let (a, b) = socket::pair().expect("pair");
+    socket::send(a.as_fd(), b"GET / HTTP/1.1", &[]).expect("send");
+    let (e, b) = Channel::attach(b, Options::default()).expect_err("garbage");
+    assert_eq!(e.kind(), ErrorKind::Corrupt);
+    socket::skip(b.as_fd());
+    let (e, b) = Channel::attach(b, Options::default()).expect_err("nothing");
+    assert_eq!(e.kind(), ErrorKind::Invalid);
+    let null = File::open("/dev/null").expect("open");
+    let newer = Greeting { min: 2, max: 9, flags: RINGS, features: 0, instance: 1, pid: 1, side: 0 };
+    socket::send(a.as_fd(), &newer.encode(), &[null.as_fd(); 6]).expect("send");
+    let (e, b) = Channel::attach(b, Options::default()).expect_err("newer");
+    assert_eq!(e.kind(), ErrorKind::Version);
+    socket::skip(b.as_fd());
+    let no_rings = Greeting { min: 1, max: 1, ..newer };
+    socket::send(a.as_fd(), &no_rings.encode(), &[null.as_fd(); 6]).expect("send");
+    let (e, b) = Channel::attach(b, Options::default()).expect_err("no rings");
+    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+    drop(a);
+    socket::skip(b.as_fd());
+    let (e, _) = Channel::attach(b, Options::default()).expect_err("gone");
+    assert_eq!(e.kind(), ErrorKind::PeerDied);
+    let (e, _) = Channel::attach(null.into(), Options::default()).expect_err("no socket");
+    assert_eq!(e.kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn garbage_instead_of_the_second_greeting_ends_the_channel() {
+    for (bytes, kind) in [
+        (b"garbage".to_vec(), ErrorKind::Corrupt),
+        (Greeting { min: 4, max: 5, flags: HERE, features: 0, instance: 1, pid: 1, side: 0 }.encode().to_vec(), ErrorKind::Version),
+    ] {
+        let (a, b) = pair();
+        socket::send(unsafe_borrow(b.socket().expect("unused")), &bytes, &[]).expect("send");
+        assert_eq!(recv_error(&a).kind(), kind);
+    }
+}
+
+#[test]
+fn an_end_that_is_gone_before_it_was_opened_is_dead() {
+    let (a, b) = pair();
+    send(&a, 1);
+    drop(b);
+    assert_eq!(recv_error(&a).kind(), ErrorKind::PeerDied);
+}
+
+#[test]
+fn a_used_end_gives_no_socket_away() {
+    let (a, _b) = pair();
+    assert!(a.socket().is_ok());
+    send(&a, 1);
+    assert_eq!(a.socket().expect_err("used").kind(), ErrorKind::InUse);
+}
+
+fn listener_path(name: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("offloop-channel-{}-{name}", std::process::id()))
+}
+
+#[test]
+fn channels_by_a_path() {
+    let path = listener_path("listen");
+    let listener = Channel::listen(&path, Options::default()).expect("listen");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(std::fs::metadata(&path).expect("socket").mode() & 0o777, 0o600);
+    assert_eq!(Channel::listen(&path, Options::default()).expect_err("taken").kind(), ErrorKind::Exists);
+    let client = {
+        let path = path.clone();
+        thread::spawn(move || {
+            let channel = Channel::connect(&path, None, Options::default()).expect("connect");
+            send(&channel, 7);
+            assert_eq!(int(&channel), 8);
+            recv_error(&channel).kind()
+        })
+    };
+    let channel = listener.accept(None).expect("accept");
+    // From the first moment, whether the other end has said anything or not.
+    send(&channel, 8);
+    assert_eq!(int(&channel), 7);
+    assert_eq!(channel.peer_pid(), Some(std::process::id()));
+    channel.close();
+    assert_eq!(client.join().expect("client"), ErrorKind::Closed);
+    assert!(listener.try_accept().expect("nobody").is_none());
+    drop(listener);
+    assert!(!path.exists() && !path.with_file_name(format!(".{}.lock", path.file_name().expect("name").display())).exists());
+    assert_eq!(Channel::connect(&path, None, Options::default()).expect_err("gone").kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_connection_that_is_not_accepted_times_out_and_one_that_is_turned_away_is_told() {
+    let path = listener_path("slow");
+    let listener = Channel::listen(&path, Options::default()).expect("listen");
+    assert_eq!(Channel::connect(&path, SOON, Options::default()).expect_err("slow").kind(), ErrorKind::Timeout);
+    let waiting = Channel::begin_connect(&path, Options::default()).expect("connect");
+    assert!(!waiting.try_open().expect("not yet"));
+    drop(listener);
+    assert_eq!(waiting.recv(None).expect_err("listener is gone").kind(), ErrorKind::PeerDied);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_another_file_is_not() {
+    let path = listener_path("stale");
+    // What a process leaves that died: the socket's name, and a lock file without a lock.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
+    assert!(path.exists());
+    drop(Channel::listen(&path, Options::default()).expect("replaced"));
+    std::fs::write(&path, "a file").expect("write");
+    assert_eq!(Channel::listen(&path, Options::default()).expect_err("a file").kind(), ErrorKind::Exists);
+    assert_eq!(std::fs::read(&path).expect("still there"), b"a file");
+    std::fs::remove_file(&path).expect("rm");
+    let long = std::env::temp_dir().join("x".repeat(120));
+    let e = Channel::listen(long, Options::default()).expect_err("too long");
+    assert_eq!(e.kind(), ErrorKind::TooLarge);
+    assert!(e.to_string().contains("max=107"), "{e}");
+}

@@ -1,0 +1,315 @@
+//! The consumer's side of an `mpmc` ring: what it has taken, and who says that it is dealt with.
+//!
+//! With [`Ack::Auto`] a record is dealt with when it is let go of, as in every other kind of ring. With [`Ack::Manual`] it is in
+//! flight until its [delivery](super::RecordRef::delivery) is acknowledged, from whatever thread, or comes back.
+
+use super::Shared;
+use super::mpmc::{Held, Popper, Slots};
+use super::raw::{MappedSlots, RecordRef};
+use super::seat::Role;
+use super::spsc::{Damage, Found};
+use crate::error::{Error, Result};
+use crate::sync::lock;
+use crate::sync::mapped::Ordering;
+use crate::wire::ring::{HOLDS, hold_state};
+use std::sync::{Arc, Mutex};
+
+/// When a record that a consumer of an `mpmc` ring took is dealt with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    /// When it is let go of.
+    #[default]
+    Auto,
+    /// When [`Consumer::ack`](super::Consumer::ack) is told so.
+    Manual,
+}
+
+impl Ack {
+    /// The word that every face shows.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Ack::Auto => "auto",
+            Ack::Manual => "manual",
+        }
+    }
+}
+
+impl std::str::FromStr for Ack {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Ack> {
+        [Ack::Auto, Ack::Manual]
+            .into_iter()
+            .find(|a| a.as_str() == s)
+            .ok_or_else(|| Error::invalid("no such way to acknowledge").with("ack", s).with("known", "auto, manual"))
+    }
+}
+
+/// Holds of a seat that say nothing.
+fn free_holds(slots: &MappedSlots, seat: usize) -> Vec<u8> {
+    let is_free = |i: &usize| slots.hold(seat, *i).load(Ordering::Acquire) == hold_state::NONE;
+    (0..HOLDS).rev().filter(is_free).map(|i| i as u8).collect()
+}
+
+/// The records that a consumer has taken and that nobody has acknowledged.
+#[derive(Debug)]
+struct Table {
+    free: Vec<u8>,
+    /// By hold: the delivery's number, and the record.
+    taken: Vec<Option<(u64, Held)>>,
+    count: usize,
+    serial: u64,
+    /// Its consumer is there.
+    open: bool,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    shared: Arc<Shared>,
+    slots: MappedSlots,
+    seat: usize,
+    table: Mutex<Table>,
+}
+
+impl Ledger {
+    fn end(&self, delivery: u64, how: impl FnOnce(&Held) -> Result<(), Damage>) -> Result<()> {
+        self.shared.check_fork()?;
+        let mut table = lock(&self.table);
+        let hold = (delivery % HOLDS as u64) as usize;
+        let held = match table.taken[hold] {
+            Some((number, held)) if number == delivery && table.open => held,
+            _ => return Err(Error::invalid("no such delivery: it was acknowledged or given back before").with("delivery", delivery)),
+        };
+        table.taken[hold] = None;
+        table.count -= 1;
+        // A consumer that has as many as it may waits for this.
+        let was_full = table.free.is_empty();
+        how(&held).map_err(|d| self.shared.poison(d))?;
+        if self.slots.hold(self.seat, hold).load(Ordering::Relaxed) == hold_state::NONE {
+            table.free.push(hold as u8);
+        }
+        drop(table);
+        if was_full {
+            self.shared.wake(self.seat);
+        }
+        Ok(())
+    }
+
+    fn ack(&self, delivery: u64) -> Result<()> {
+        self.end(delivery, |held| held.free(&self.slots, self.seat))?;
+        self.shared.wake_some(&self.slots, Role::Producer);
+        Ok(())
+    }
+
+    fn nack(&self, delivery: u64) -> Result<()> {
+        self.end(delivery, |held| {
+            held.give_up(&self.slots, self.seat);
+            Ok(())
+        })?;
+        self.shared.wake_some(&self.slots, Role::Consumer);
+        Ok(())
+    }
+}
+
+/// Acknowledges what a consumer took, from any thread.
+#[derive(Clone, Debug)]
+pub struct Acks(Arc<Ledger>);
+
+impl Acks {
+    /// The record is dealt with: it is not delivered again.
+    ///
+    /// # Errors
+    /// `Invalid` for what was acknowledged or given back before, or came from another consumer; `Corrupt`, `Forked`.
+    pub fn ack(&self, delivery: u64) -> Result<()> {
+        self.0.ack(delivery)
+    }
+
+    /// Gives the record back: some consumer, this one perhaps, gets it at once, marked as redelivered.
+    ///
+    /// # Errors
+    /// Those of [`ack`](Self::ack).
+    pub fn nack(&self, delivery: u64) -> Result<()> {
+        self.0.nack(delivery)
+    }
+}
+
+#[derive(Debug)]
+enum Owner {
+    /// Holds that say nothing, and records that were let go of and stay readable until the next call.
+    Auto {
+        free: Vec<u8>,
+        let_go: Vec<Held>,
+    },
+    Manual(Arc<Ledger>),
+}
+
+/// A consumer's records of an `mpmc` ring.
+#[derive(Debug)]
+pub(super) struct Taking {
+    popper: Popper,
+    slots: MappedSlots,
+    seat: usize,
+    /// What was taken last, and its delivery.
+    shown: Option<(Held, u64)>,
+    owner: Owner,
+}
+
+impl Taking {
+    pub(super) fn new(shared: &Arc<Shared>, slots: &MappedSlots, seat: usize, ack: Ack) -> Taking {
+        let free = free_holds(slots, seat);
+        let owner = match ack {
+            Ack::Auto => Owner::Auto { free, let_go: Vec::new() },
+            Ack::Manual => {
+                let table = Table { free, taken: vec![None; HOLDS], count: 0, serial: 0, open: true };
+                Owner::Manual(Arc::new(Ledger { shared: Arc::clone(shared), slots: slots.clone(), seat, table: Mutex::new(table) }))
+            }
+        };
+        Taking { popper: Popper::new(seat, ack == Ack::Manual), slots: slots.clone(), seat, shown: None, owner }
+    }
+
+    pub(super) fn acks(&self) -> Option<Acks> {
+        if let Owner::Manual(ledger) = &self.owner { Some(Acks(Arc::clone(ledger))) } else { None }
+    }
+
+    /// Every record is acknowledged by somebody who may take long.
+    pub(super) fn is_manual(&self) -> bool {
+        matches!(self.owner, Owner::Manual(_))
+    }
+
+    /// Takes a record, if there is one and a hold for it.
+    #[inline]
+    pub(super) fn look(&mut self, shared: &Shared) -> Result<Option<Found>, Damage> {
+        let taken = match &mut self.owner {
+            Owner::Auto { free, .. } => {
+                if free.is_empty() {
+                    *free = free_holds(&self.slots, self.seat);
+                }
+                let taken = self.popper.take(&self.slots, free.last().map(|i| usize::from(*i)))?;
+                if let Some(held) = taken
+                    && free.last() == Some(&(held.hold as u8))
+                {
+                    free.pop();
+                }
+                taken.map(|held| (held, 0))
+            }
+            Owner::Manual(ledger) => {
+                let mut table = lock(&ledger.table);
+                let table = &mut *table;
+                if table.free.is_empty() {
+                    table.free = free_holds(&self.slots, self.seat);
+                }
+                let taken = self.popper.take(&self.slots, table.free.last().map(|i| usize::from(*i)))?;
+                if let Some(held) = taken
+                    && table.free.last() == Some(&(held.hold as u8))
+                {
+                    table.free.pop();
+                }
+                taken.map(|held| {
+                    table.serial += 1;
+                    let delivery = table.serial * HOLDS as u64 + held.hold as u64;
+                    table.taken[held.hold] = Some((delivery, held));
+                    table.count += 1;
+                    (held, delivery)
+                })
+            }
+        };
+        self.shown = taken;
+        if let Some((held, _)) = taken
+            && held.passable
+        {
+            // Producers may pass over what was taken.
+            shared.wake_some(&self.slots, Role::Producer);
+        }
+        // One waker rings one sleeper; whoever takes, or may not take, hands the ring on.
+        if self.slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0 && Popper::has_more(&self.slots) {
+            shared.wake_some(&self.slots, Role::Consumer);
+        }
+        Ok(taken.map(|(held, _)| Found { offset: 0, len: held.len, redelivered: held.redelivered }))
+    }
+
+    /// The record that [`look`](Self::look) took last.
+    #[inline]
+    pub(super) fn record(&self) -> RecordRef<'_> {
+        let (held, delivery) = self.shown.expect("a record was taken");
+        self.slots.record(held, delivery)
+    }
+
+    /// Lets go of it. Who may want the slot is told by [`told`](Self::told).
+    #[inline]
+    pub(super) fn release(&mut self) -> Result<(), Damage> {
+        let shown = self.shown.take();
+        if let (Owner::Auto { free, .. }, Some((held, _))) = (&mut self.owner, shown) {
+            held.free(&self.slots, self.seat)?;
+            free.push(held.hold as u8);
+        }
+        Ok(())
+    }
+
+    /// Lets go of it, but leaves it readable until [`give_back`](Self::give_back).
+    pub(super) fn let_go(&mut self) {
+        let shown = self.shown.take();
+        if let (Owner::Auto { let_go, .. }, Some((held, _))) = (&mut self.owner, shown) {
+            let_go.push(held);
+        }
+    }
+
+    /// True if there was something.
+    pub(super) fn give_back(&mut self) -> Result<bool, Damage> {
+        let Owner::Auto { free, let_go } = &mut self.owner else { return Ok(false) };
+        let any = !let_go.is_empty();
+        for held in let_go.drain(..) {
+            held.free(&self.slots, self.seat)?;
+            free.push(held.hold as u8);
+        }
+        Ok(any)
+    }
+
+    /// Wakes a producer that waits for a slot that was freed.
+    #[inline]
+    pub(super) fn told(&self, shared: &Shared) {
+        shared.wake_some(&self.slots, Role::Producer);
+    }
+
+    /// As many are in flight as one consumer may have.
+    fn is_full(&self) -> bool {
+        match &self.owner {
+            Owner::Auto { .. } => false,
+            Owner::Manual(ledger) => lock(&ledger.table).count >= HOLDS,
+        }
+    }
+
+    /// May [`look`](Self::look) find something now?
+    pub(super) fn sees_news(&self) -> bool {
+        !self.is_full() && self.popper.sees_news(&self.slots)
+    }
+
+    /// Would [`look`](Self::look) take something, if nobody else does?
+    pub(super) fn may_take(&self) -> bool {
+        !self.is_full() && Popper::has_more(&self.slots)
+    }
+
+    /// A closed ring has ended for this consumer: nothing waits, and nothing can come back from the others. One that has records
+    /// to acknowledge itself does not wait for them: they may wait for it.
+    pub(super) fn is_drained(&self) -> bool {
+        let owes = match &self.owner {
+            Owner::Auto { .. } => false,
+            Owner::Manual(ledger) => lock(&ledger.table).count > 0,
+        };
+        Popper::is_empty(&self.slots) && (owes || !self.popper.is_awaited(&self.slots))
+    }
+
+    /// What was not dealt with goes to others.
+    pub(super) fn leave(&mut self, shared: &Shared) {
+        let unacked = match &mut self.owner {
+            Owner::Auto { .. } => self.shown.take().map(|(held, _)| held).into_iter().collect(),
+            Owner::Manual(ledger) => {
+                let mut table = lock(&ledger.table);
+                table.open = false;
+                table.taken.iter_mut().filter_map(|t| t.take().map(|(_, held)| held)).collect::<Vec<_>>()
+            }
+        };
+        unacked.iter().for_each(|held| held.give_up(&self.slots, self.seat));
+        shared.wake_some(&self.slots, Role::Consumer);
+    }
+}

@@ -1,0 +1,476 @@
+//! `make loom`: the real slots, and what is done for the dead, over a model's memory.
+//!
+//! A participant that dies is one whose next access to shared memory never comes: each model runs once for every access at which
+//! it may die. What loom cannot model, and what covers it: locks that end with their process, and bytes in mapped memory
+//! (`core/tests/ring.rs`), the words with a bit per sleeper (`every_sleeper_is_woken_when_there_is_work_for_each`,
+//! `threads_share_the_work_without_loss`).
+
+use super::mpmc::{Held, Popper, Pusher, Slots, hint_at_returned, intent, settle};
+use crate::sync::Word;
+use crate::sync::atomic::Ordering;
+use crate::wire::ring::hold_state;
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, AtomicU64};
+use loom::thread;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// What a mutant does wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// Slots are published and freed without Release.
+    Release,
+    /// Slots are looked at without Acquire.
+    Acquire,
+    /// Nobody says what it is about to own.
+    Intents,
+    /// Who takes a returned record does not say that it moves.
+    Moves,
+}
+
+struct Long(AtomicU64, Wrong);
+struct Short(AtomicU32, Wrong);
+
+impl Word<u64> for Long {
+    fn load(&self, order: Ordering) -> u64 {
+        self.0.load(if self.1 == Wrong::Acquire { Ordering::Relaxed } else { order })
+    }
+    fn store(&self, value: u64, order: Ordering) {
+        match self.1 {
+            Wrong::Intents if value & 3 == hold_state::WANTED => {}
+            Wrong::Release => self.0.store(value, Ordering::Relaxed),
+            _ => self.0.store(value, order),
+        }
+    }
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.0.swap(value, order)
+    }
+    fn compare_exchange(&self, old: u64, new: u64, order: Ordering) -> Result<u64, u64> {
+        Word::compare_exchange(&self.0, old, new, order)
+    }
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.0.fetch_add(value, order)
+    }
+}
+
+impl Word<u32> for Short {
+    fn load(&self, order: Ordering) -> u32 {
+        self.0.load(order)
+    }
+    fn store(&self, value: u32, order: Ordering) {
+        self.0.store(value, order);
+    }
+    fn swap(&self, value: u32, order: Ordering) -> u32 {
+        self.0.swap(value, order)
+    }
+    fn compare_exchange(&self, old: u32, new: u32, order: Ordering) -> Result<u32, u32> {
+        Word::compare_exchange(&self.0, old, new, order)
+    }
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+        if self.1 == Wrong::Moves { self.0.load(Ordering::Relaxed) } else { self.0.fetch_add(value, order) }
+    }
+}
+
+const SEATS: usize = 3;
+const SLOTS: usize = 2;
+
+/// Two slots, three seats with a hold each.
+struct Model {
+    tail: Long,
+    head: Long,
+    returned: Short,
+    moves: Short,
+    claims: [Long; SEATS],
+    holds: [Long; SEATS],
+    words: [Long; SLOTS],
+    metas: [AtomicU64; SLOTS],
+    payloads: [UnsafeCell<u64>; SLOTS],
+    /// Touched at every access: loom's search follows only the last access to a word, and a participant's own look at a word would hide
+    /// the others'. Relaxed, so that it orders nothing.
+    clock: AtomicU64,
+}
+
+// SAFETY: loom checks every access to the cells.
+unsafe impl Sync for Model {}
+// SAFETY: as above.
+unsafe impl Send for Model {}
+
+impl Model {
+    fn new(wrong: Wrong) -> Arc<Model> {
+        let only = |which: &[Wrong]| if which.contains(&wrong) { wrong } else { Wrong::Nothing };
+        let long = |wrong| Long(AtomicU64::new(0), wrong);
+        Arc::new(Model {
+            tail: long(Wrong::Nothing),
+            head: long(Wrong::Nothing),
+            returned: Short(AtomicU32::new(0), Wrong::Nothing),
+            moves: Short(AtomicU32::new(0), only(&[Wrong::Moves])),
+            claims: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
+            holds: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
+            words: std::array::from_fn(|_| long(only(&[Wrong::Release, Wrong::Acquire]))),
+            metas: std::array::from_fn(|_| AtomicU64::new(0)),
+            payloads: std::array::from_fn(|_| UnsafeCell::new(0)),
+            clock: AtomicU64::new(0),
+        })
+    }
+}
+
+/// A participant's way to the shared words, which ends after so many accesses.
+struct Life<'a> {
+    model: &'a Model,
+    left: Cell<usize>,
+}
+
+struct Died;
+
+fn immortal(model: &Model) -> Life<'_> {
+    Life { model, left: Cell::new(usize::MAX) }
+}
+
+fn mortal(model: &Model, accesses: usize) -> Life<'_> {
+    Life { model, left: Cell::new(accesses) }
+}
+
+impl Life<'_> {
+    fn model(&self) -> &Model {
+        let left = self.left.get();
+        if left == 0 {
+            resume_unwind(Box::new(Died));
+        }
+        self.left.set(left - 1);
+        self.model.clock.fetch_add(1, Ordering::Relaxed);
+        self.model
+    }
+
+    /// What `f` gives, or `None` if it died.
+    fn live<T>(&self, f: impl FnOnce(&Self) -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| f(self))) {
+            Ok(value) => Some(value),
+            Err(why) if why.is::<Died>() => None,
+            Err(why) => resume_unwind(why),
+        }
+    }
+}
+
+impl Slots for Life<'_> {
+    type Long = Long;
+    type Short = Short;
+    fn tail(&self) -> &Long {
+        &self.model().tail
+    }
+    fn head(&self) -> &Long {
+        &self.model().head
+    }
+    fn returned(&self) -> &Short {
+        &self.model().returned
+    }
+    fn moves(&self) -> &Short {
+        &self.model().moves
+    }
+    fn claim(&self, seat: usize) -> &Long {
+        &self.model().claims[seat]
+    }
+    fn hold(&self, seat: usize, _: usize) -> &Long {
+        &self.model().holds[seat]
+    }
+    fn word(&self, slot: usize) -> &Long {
+        &self.model().words[slot]
+    }
+    fn meta(&self, slot: usize) -> u64 {
+        self.model().metas[slot].load(Ordering::Relaxed)
+    }
+    fn set_meta(&self, slot: usize, meta: u64) {
+        self.model().metas[slot].store(meta, Ordering::Relaxed);
+    }
+    fn seats(&self) -> usize {
+        SEATS
+    }
+    fn holds(&self) -> usize {
+        1
+    }
+    fn shift(&self) -> u32 {
+        1
+    }
+    fn max_len(&self) -> u32 {
+        8
+    }
+}
+
+fn push(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
+    let Some(slot) = pusher.claim(s, 8).expect("no damage") else { return false };
+    // SAFETY: loom checks the access.
+    s.model().payloads[slot].with_mut(|p| unsafe { *p = value });
+    pusher.commit(s, 8);
+    true
+}
+
+fn read(s: &Life<'_>, held: Held) -> u64 {
+    // SAFETY: loom checks the access.
+    s.model.payloads[held.slot(s)].with(|p| unsafe { *p })
+}
+
+fn take(s: &Life<'_>, seat: usize) -> Option<Held> {
+    Popper::new(seat, false).take(s, Some(0)).expect("no damage")
+}
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(f);
+}
+
+/// One producer, one consumer, more records than slots.
+fn stream(wrong: Wrong) {
+    model(move || {
+        let m = Model::new(wrong);
+        let mut pusher = Pusher::new(&immortal(&m), 0);
+        let writer = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || (0..3).take_while(|n| push(&immortal(&m), &mut pusher, 100 + n)).count())
+        };
+        let s = immortal(&m);
+        let pop = || {
+            let held = take(&s, 1)?;
+            let value = read(&s, held);
+            held.free(&s, 1).expect("no damage");
+            Some(value)
+        };
+        let mut seen: Vec<u64> = pop().into_iter().collect();
+        let pushed = writer.join().expect("writer");
+        seen.extend((0..3).map_while(|_| pop()));
+        assert_eq!(seen, (0..pushed as u64).map(|n| 100 + n).collect::<Vec<_>>());
+        assert!(pushed >= 2);
+    });
+}
+
+#[test]
+fn slots_hand_over_whole_records() {
+    stream(Wrong::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn slots_without_release_are_seen() {
+    stream(Wrong::Release);
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn slots_without_acquire_are_seen() {
+    stream(Wrong::Acquire);
+}
+
+/// Two consumers, one record.
+#[test]
+fn a_record_is_taken_once() {
+    model(|| {
+        let m = Model::new(Wrong::Nothing);
+        push(&immortal(&m), &mut Pusher::new(&immortal(&m), 2), 7);
+        let other = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || take(&immortal(&m), 1).is_some())
+        };
+        let mine = take(&immortal(&m), 0).is_some();
+        assert!(mine != other.join().expect("consumer"), "taken by both or by none");
+    });
+}
+
+/// A producer passes over a slot whose consumer lets go at the same time.
+#[test]
+fn a_slot_that_is_passed_over_while_it_is_freed_is_used_or_void() {
+    model(|| {
+        let m = Model::new(Wrong::Nothing);
+        let s = immortal(&m);
+        let mut pusher = Pusher::new(&s, 0);
+        assert!(push(&s, &mut pusher, 1) && push(&s, &mut pusher, 2));
+        let held = Popper::new(1, true).take(&s, Some(0)).expect("no damage").expect("first");
+        let freer = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || held.free(&immortal(&m), 1).expect("no damage"))
+        };
+        // The second slot is full, so the third record needs the first.
+        let pushed = push(&s, &mut pusher, 3);
+        freer.join().expect("consumer");
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            if let Some(held) = take(&s, 2) {
+                seen.push(read(&s, held));
+                held.free(&s, 2).expect("no damage");
+            }
+        }
+        assert_eq!(seen, if pushed { vec![2, 3] } else { vec![2] });
+        assert!(push(&s, &mut pusher, 4) && push(&s, &mut pusher, 5), "nothing is wedged");
+    });
+}
+
+/// Settles seat 0 as who is elected does: `lives` are the seats of the living.
+fn settle_dead(s: &Life<'_>, lives: &[usize]) -> bool {
+    let done = settle(s, 0, &mut |seat| !lives.contains(&seat));
+    hint_at_returned(s);
+    done
+}
+
+/// Where the record is that seats 0 and 1 race for.
+#[derive(Clone, Copy)]
+enum From {
+    Queue,
+    /// Given up by seat 2.
+    Hold,
+}
+
+/// The consumer on seat 0 dies at some access while the one on seat 1 takes what there is; a settler dies too, another finishes, and
+/// with `reuse` a successor takes the seat at once. At the end exactly one of the living has had the record.
+fn dying_consumer(from: From, dies: usize, settler_dies: usize, reuse: bool, wrong: Wrong, believed_living: &'static [usize]) {
+    model(move || {
+        let m = Model::new(wrong);
+        let s = immortal(&m);
+        push(&s, &mut Pusher::new(&s, 2), 7);
+        if let From::Hold = from {
+            take(&s, 2).expect("record").give_up(&s, 2);
+        }
+        let dying = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || {
+                mortal(&m, dies).live(|s| take(s, 0));
+                mortal(&m, settler_dies).live(|s| settle_dead(s, believed_living));
+                let s = immortal(&m);
+                let settled = settle_dead(&s, believed_living);
+                (settled, (settled && reuse).then(|| take(&s, 0)).flatten())
+            })
+        };
+        let theirs = take(&s, 1);
+        let (settled, early) = dying.join().expect("settler");
+        if !settled {
+            assert!(settle_dead(&s, believed_living), "nobody is in the way any more");
+        }
+        let late = early.is_none().then(|| take(&s, 0)).flatten();
+        let ours = early.or(late);
+        assert!(theirs.is_some() != ours.is_some(), "had by {theirs:?} and {ours:?}, dead at {dies} and {settler_dies}");
+        assert_eq!(theirs.or(ours).map(|held| read(&s, held)), Some(7));
+    });
+}
+
+/// Accesses of the longest of these paths, and a few more: the last ones do not die.
+const ACCESSES: usize = 16;
+
+fn every_death(f: impl Fn(usize, usize)) {
+    for dies in 0..ACCESSES {
+        f(dies, usize::MAX);
+    }
+    for settler_dies in 0..ACCESSES {
+        for dies in [5, 7] {
+            f(dies, settler_dies);
+        }
+    }
+}
+
+#[test]
+fn a_dead_consumers_record_is_had_by_one_of_the_living() {
+    every_death(|dies, settler_dies| dying_consumer(From::Queue, dies, settler_dies, false, Wrong::Nothing, &[1]));
+}
+
+#[test]
+fn a_returned_record_that_a_dying_consumer_wants_is_had_by_one_of_the_living() {
+    every_death(|dies, settler_dies| dying_consumer(From::Hold, dies, settler_dies, false, Wrong::Nothing, &[1]));
+}
+
+#[test]
+fn a_successor_on_a_dead_consumers_seat_takes_no_record_of_the_living() {
+    for dies in 0..ACCESSES {
+        dying_consumer(From::Queue, dies, usize::MAX, true, Wrong::Nothing, &[1]);
+        dying_consumer(From::Hold, dies, usize::MAX, true, Wrong::Nothing, &[1]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "had by")]
+fn a_consumer_that_does_not_say_what_it_wants_loses_it() {
+    every_death(|dies, settler_dies| dying_consumer(From::Queue, dies, settler_dies, false, Wrong::Intents, &[1]));
+}
+
+#[test]
+#[should_panic(expected = "had by")]
+fn a_settler_that_takes_the_living_for_dead_gives_a_record_twice() {
+    every_death(|dies, settler_dies| dying_consumer(From::Queue, dies, settler_dies, false, Wrong::Nothing, &[]));
+}
+
+/// A dead consumer wanted a returned record and did not get it; the one that gets it moves behind the settler's back.
+fn moving_record(wrong: Wrong) {
+    model(move || {
+        let m = Model::new(wrong);
+        let s = immortal(&m);
+        push(&s, &mut Pusher::new(&s, 2), 7);
+        take(&s, 2).expect("record").give_up(&s, 2);
+        m.holds[0].store(intent(0, hold_state::WANTED), Ordering::Release);
+        let living = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || take(&immortal(&m), 1).is_some())
+        };
+        settle(&s, 0, &mut |seat| seat != 1);
+        let theirs = living.join().expect("consumer");
+        settle_dead(&s, &[1]);
+        let ours = take(&s, 0).is_some();
+        assert!(theirs != ours, "taken by {}", if ours { "both" } else { "none" });
+    });
+}
+
+#[test]
+fn a_record_that_moves_while_the_dead_are_settled_is_found() {
+    moving_record(Wrong::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "taken by both")]
+fn a_record_that_moves_unannounced_is_taken_twice() {
+    moving_record(Wrong::Moves);
+}
+
+/// The producer on seat 0 dies at some access while the one on seat 1 pushes: its position is aborted, and the other's record comes.
+fn dying_producer(dies: usize, settler_dies: usize, wrong: Wrong, believed_living: &'static [usize]) {
+    model(move || {
+        let m = Model::new(wrong);
+        let s = immortal(&m);
+        let dying = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || {
+                let pushed = mortal(&m, dies).live(|s| push(s, &mut Pusher::new(s, 0), 5));
+                mortal(&m, settler_dies).live(|s| settle_dead(s, believed_living));
+                (pushed.is_some(), settle_dead(&immortal(&m), believed_living))
+            })
+        };
+        assert!(push(&s, &mut Pusher::new(&s, 1), 7), "there is room for both");
+        let (pushed, settled) = dying.join().expect("settler");
+        if !settled {
+            assert!(settle_dead(&s, believed_living), "nobody is in the way any more");
+        }
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            if let Some(held) = take(&s, 2) {
+                seen.push(read(&s, held));
+                held.free(&s, 2).expect("no damage");
+            }
+        }
+        seen.sort_unstable();
+        assert!(seen == [5, 7] || (seen == [7] && !pushed), "wedged or lost: {seen:?}");
+        let mut successor = Pusher::new(&s, 0);
+        assert!(push(&s, &mut successor, 1) && push(&s, &mut successor, 2), "nothing is wedged");
+    });
+}
+
+#[test]
+fn a_dead_producers_claim_wedges_nothing() {
+    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Nothing, &[1]));
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn a_producer_that_does_not_say_what_it_wants_wedges_the_ring() {
+    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Intents, &[1]));
+}
+
+#[test]
+#[should_panic(expected = "")]
+fn a_settler_that_aborts_a_living_claim_loses_a_record() {
+    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Nothing, &[]));
+}
