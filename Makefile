@@ -159,8 +159,8 @@ FUZZ_FLAGS := --cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module -Ccodegen
 FUZZ       := codec
 SECONDS    := 60
 
-fuzz:  ## libFuzzer on a target (FUZZ=codec) for so long (SECONDS=60), beginning with the vectors
-	$(CARGO) run --quiet --release --locked --manifest-path fuzz/Cargo.toml --bin corpus -- $(TARGET)/fuzz-corpus/$(FUZZ)
+fuzz:  ## libFuzzer on a target (FUZZ=codec, channel or ring) for so long (SECONDS=60), beginning with the vectors
+	$(CARGO) run --quiet --release --locked --manifest-path fuzz/Cargo.toml --bin corpus -- $(FUZZ) $(TARGET)/fuzz-corpus/$(FUZZ)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS='$(FUZZ_FLAGS)' CARGO_TARGET_DIR=$(TARGET)/fuzz $(CARGO) build --release --locked --manifest-path fuzz/Cargo.toml \
 		--bin $(FUZZ) --target $(HOST)
 	$(TARGET)/fuzz/$(HOST)/release/$(FUZZ) -max_total_time=$(SECONDS) -max_len=16384 -rss_limit_mb=2048 -print_final_stats=1 $(TARGET)/fuzz-corpus/$(FUZZ)

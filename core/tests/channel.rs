@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::channel::{Channel, Incoming, Message, Options};
+use offloop::sys::poll;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::{Error, ErrorKind, TransferBuffer, Value};
 use std::fs::File;
@@ -182,6 +183,31 @@ fn peer() {
                 std::thread::park();
             }
         }
+        // As an event loop: takes one message, posts until there is no room, and waits until there is again.
+        "post" => {
+            // SAFETY: a plain call. A wake that is lost ends the peer.
+            unsafe { libc::alarm(60) };
+            let fd = channel.fd().unwrap();
+            let readable = |wait| {
+                let mut entry = [poll::readable(fd)];
+                poll::wait_readable(&mut entry, wait);
+                poll::is_ready(&entry[0])
+            };
+            while channel.try_recv().unwrap().is_none() {
+                readable(None);
+            }
+            while readable(Some(Duration::ZERO)) {
+                assert!(channel.try_recv().unwrap().is_none());
+            }
+            while channel.post(&mut Value::from(vec![0; 500]), &[]).unwrap() {}
+            loop {
+                match channel.try_recv().unwrap() {
+                    Some(Incoming::Drained) => break,
+                    Some(other) => panic!("{other:?}"),
+                    None => readable(None),
+                };
+            }
+        }
         // Sends one parcel and ends in peace.
         "once" => send_parcel(&channel, arg(1)).unwrap(),
         // A forked child that outlives its parent.
@@ -318,15 +344,19 @@ fn whoever_waits_for_a_receiver_that_is_killed_is_told() {
     }
 }
 
+fn until_stopped(child: &Child) {
+    // The state comes after the name, which is in parentheses.
+    while !std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap().contains(") T ") {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_request_is_not_answered_by_a_stopped_process_and_then_it_is() {
     let (own, child) = peer_of("echo:Closed");
     own.request(&mut parcel(0).0, &[], None).unwrap();
     child.kill(libc::SIGSTOP).unwrap();
-    // The state comes after the name, which is in parentheses.
-    while !std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap().contains(") T ") {
-        std::thread::yield_now();
-    }
+    until_stopped(&child);
     let e = own.request(&mut parcel(0).0, &[], Some(Duration::from_millis(50))).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Timeout, "stopped is not dead");
     child.kill(libc::SIGCONT).unwrap();
@@ -453,7 +483,7 @@ mod at_each_failpoint {
             !n.starts_with("pop.")
                 && !n.starts_with("head.")
                 && !n.starts_with("seat.le")
-                && !["channel.closing", "channel.fds_seen"].contains(n)
+                && !["channel.closing", "channel.fds_seen", "channel.no_room"].contains(n)
         });
         for name in names {
             let mut random = Random(0x5EED_0012);
@@ -486,6 +516,19 @@ mod at_each_failpoint {
                 assert_eq!(wait(&child), KILLED, "{name} was passed");
             }
         }
+    }
+
+    #[test]
+    fn room_that_comes_while_a_message_is_queued_is_told() {
+        let (own, child) = peer_with("post", &[("OFFLOOP_FAILPOINT", "channel.no_room:1:stop")]);
+        own.send(&mut Value::Nil, &[], None).unwrap();
+        until_stopped(&child);
+        while own.try_recv().unwrap().is_some() {}
+        child.kill(libc::SIGCONT).unwrap();
+        // The one that found no room is sent when the peer's loop is told of the room.
+        message(&own);
+        assert_eq!(own.recv(None).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(wait(&child), OK);
     }
 
     #[test]

@@ -374,6 +374,52 @@ fn the_fd_is_readable_when_a_peer_comes_or_dies() {
     assert!(!readable(c.fd().unwrap(), 0), "told once");
 }
 
+/// A child that was forked, and waits to be killed, as `multiprocessing` has them.
+struct Forked(libc::pid_t);
+
+impl Forked {
+    #[allow(clippy::disallowed_methods, reason = "what a forked child keeps is tested")]
+    fn start() -> Forked {
+        // SAFETY: the child makes plain calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            loop {
+                // SAFETY: a plain call.
+                unsafe { libc::pause() };
+            }
+        }
+        assert!(pid > 0);
+        Forked(pid)
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        // SAFETY: its own child, which nobody else waits for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_death_is_told_once_while_a_forked_child_has_copies_of_the_fds() {
+    let ring = spsc(4096);
+    let mut c = consumer(&ring);
+    let mut peer = Peer::start(&ring, "hold:0");
+    assert!(peer.report().is_some());
+    let _ = c.fd().unwrap();
+    while readable(c.fd().unwrap(), 0) {
+        assert!(c.try_pop().unwrap().is_none());
+    }
+    let _copies = Forked::start();
+    peer.kill();
+    assert!(readable(c.fd().unwrap(), -1));
+    assert_eq!(c.try_pop().map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied);
+    assert!(!readable(c.fd().unwrap(), 0), "told once");
+}
+
 #[test]
 fn a_full_ring_without_a_living_consumer_is_an_error() {
     let ring = spsc(4096);

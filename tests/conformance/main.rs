@@ -54,7 +54,7 @@ fn main() -> std::process::ExitCode {
                 continue;
             }
             let start = Instant::now();
-            match run(scenario, &langs) {
+            match run(scenario, &langs, passed + skipped + failed) {
                 Outcome::Passed => {
                     println!("ok    {name} ({} ms)", start.elapsed().as_millis());
                     passed += 1;
@@ -85,7 +85,8 @@ fn cases(scenario: &Scenario) -> Vec<Vec<&'static str>> {
     LANGS.iter().map(|l| vec![*l; scenario.actors.len()]).collect()
 }
 
-fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
+/// `case` is its number.
+fn run(scenario: &Scenario, langs: &[&str], case: usize) -> Outcome {
     let deadline = Instant::now() + scenario.timeout;
     let mut drivers: HashMap<&str, Driver> = HashMap::new();
     let ring = match scenario.ring.as_ref().map(make_ring).transpose() {
@@ -107,7 +108,9 @@ fn run(scenario: &Scenario, langs: &[&str]) -> Outcome {
         }
     }
     let inherited: Vec<String> = (FIRST_FD..).take(fds.len()).map(|n| n.to_string()).collect();
-    let mut saved: HashMap<String, String> = HashMap::from([("ring".to_owned(), inherited.join(","))]);
+    let path = std::env::temp_dir().join(format!("offloop-conformance-{}-{}", std::process::id(), case));
+    let mut saved: HashMap<String, String> =
+        HashMap::from([("ring".to_owned(), inherited.join(",")), ("path".to_owned(), path.to_string_lossy().into_owned())]);
     let mut started: HashMap<String, (String, u64)> = HashMap::new();
     for (i, step) in scenario.steps.iter().enumerate() {
         if let Err(why) = run_step(step, &mut drivers, &mut saved, &mut started, deadline) {

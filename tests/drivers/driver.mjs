@@ -3,7 +3,7 @@ import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import * as offloop from '../../bindings-node/lib/index.mjs'
 
-const { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken, RingBuffer } = offloop
+const { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
 
 const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
 const kindOf = new Map(table.map((row) => [row.code, row.kind]))
@@ -15,6 +15,9 @@ const rings = new Map()
 const deliveries = new Map()
 const producers = new Map()
 const consumers = new Map()
+const channels = new Map()
+const listeners = new Map()
+const requests = new Map()
 let order = []
 
 class DriverError extends Error {}
@@ -85,6 +88,42 @@ function track(name, promise, abort) {
   tasks.set(name, { outcome, abort })
 }
 
+/** What came and nobody has asked for, or who asks and nothing has come. */
+class Line {
+  #came = []
+  #asking = []
+  #why
+
+  put(item) {
+    const next = this.#asking.shift()
+    if (next === undefined) this.#came.push(item)
+    else next.resolve(item)
+  }
+
+  end(why) {
+    this.#why = why
+    for (const one of this.#asking.splice(0)) one.reject(why)
+  }
+
+  take() {
+    if (this.#came.length > 0) return Promise.resolve(this.#came.shift())
+    if (this.#why !== undefined) return Promise.reject(this.#why)
+    return new Promise((resolve, reject) => this.#asking.push({ resolve, reject }))
+  }
+}
+
+/** Keeps a channel, and what it brings. */
+function keepChannel(name, channel) {
+  const line = new Line()
+  channel.on('message', (value) => line.put({ value }))
+  channel.on('request', (request) => line.put({ value: request.value, request }))
+  channel.on('close', (why) => line.end(why))
+  channels.set(name, { channel, line })
+}
+
+const message = (args) => (args.buffer === undefined ? param(args.value) : need(buffers, args, 'buffer'))
+const fields = (value) => show(value).slice('ok '.length)
+
 const record = (args) => (args.len === undefined ? Buffer.from(args.data, 'hex') : Buffer.alloc(Number(args.len)))
 const within = (args) => (args.timeout === undefined ? undefined : { timeout: Number(args.timeout) })
 
@@ -92,13 +131,12 @@ const within = (args) => (args.timeout === undefined ? undefined : { timeout: Nu
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero${RingBuffer ? ',rings' : ''}`,
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
     if (args.max_queue) options.maxQueue = Number(args.max_queue)
     if (args.max_overdue) options.maxOverdue = Number(args.max_overdue)
-    if (args.slot_size) options.slotSize = Number(args.slot_size)
     if (args.on_full) options.onFull = args.on_full
     pools.set(args.pool, new ThreadPool(options))
   },
@@ -190,7 +228,27 @@ const verbs = {
     const records = []
     need(consumers, args, 'consumer').read(Number(args.max), (view) => void records.push(hex(view)))
     return `data=${records.join(',')}`
-  }
+  },
+  'channel.pair'(args) {
+    const [a, b] = Channel.pair()
+    keepChannel(args.channel, a)
+    keepChannel(args.other, b)
+  },
+  'channel.listen'(args) {
+    const line = new Line()
+    listeners.set(args.listener, { listener: Channel.listen(args.path, (channel) => line.put(channel)), line })
+  },
+  'channel.accept': async (args) => keepChannel(args.channel, await need(listeners, args, 'listener').line.take()),
+  'channel.connect': async (args) => keepChannel(args.channel, await Channel.connect(args.path)),
+  'channel.send': (args) => void need(channels, args, 'channel').channel.send(message(args)),
+  async 'channel.recv'(args) {
+    const { value, request } = await need(channels, args, 'channel').line.take()
+    if (request !== undefined) requests.set(args.as, request)
+    return `${fields(value)} request=${Number(request !== undefined)}`
+  },
+  'channel.request': async (args) => fields(await need(channels, args, 'channel').channel.request(message(args), within(args))),
+  'channel.reply': (args) => void need(requests, args, 'request').reply(message(args)),
+  'channel.close': (args) => void need(channels, args, 'channel').channel.close()
 }
 
 async function handle(id, verb, args) {

@@ -15,6 +15,9 @@ RINGS: dict[str, object] = {}
 PRODUCERS: dict[str, object] = {}
 CONSUMERS: dict[str, object] = {}
 DELIVERIES: dict[str | None, object] = {}
+CHANNELS: dict[str, object] = {}
+LISTENERS: dict[str, object] = {}
+REQUESTS: dict[str | None, object] = {}
 ORDER: list[str] = []
 WAITING: list[ThreadPool] = []  # pools whose submit may block
 
@@ -53,7 +56,7 @@ def show_error(error):
 
 
 def show(value):
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview, TransferBuffer)):
         return f"ok bytes={bytes(value).hex()}"
     if isinstance(value, bool):
         return f"ok bool={str(value).lower()}"
@@ -352,8 +355,73 @@ def ring_read(args):
     return f"data={','.join(records)}"
 
 
+def message(args):
+    return need(BUFFERS, args, "buffer") if "buffer" in args else param(args["value"])
+
+
+def fields(value):
+    return show(value).removeprefix("ok ")
+
+
+def channel_pair(args):
+    CHANNELS[args["channel"]], CHANNELS[args["other"]] = offloop.Channel.pair()
+    return ""
+
+
+def channel_listen(args):
+    LISTENERS[args["listener"]] = offloop.Channel.listen(args["path"])
+    return ""
+
+
+def channel_accept(args):
+    CHANNELS[args["channel"]] = need(LISTENERS, args, "listener").accept()
+    return ""
+
+
+def channel_connect(args):
+    CHANNELS[args["channel"]] = offloop.Channel.connect(args["path"])
+    return ""
+
+
+def channel_send(args):
+    need(CHANNELS, args, "channel").send(message(args))
+    return ""
+
+
+def channel_recv(args):
+    came = need(CHANNELS, args, "channel").recv()
+    if came.is_request:
+        REQUESTS[args.get("as")] = came
+    return f"{fields(came.value)} request={int(came.is_request)}"
+
+
+def channel_request(args):
+    return fields(need(CHANNELS, args, "channel").request(message(args), timeout=within(args)))
+
+
+def channel_reply(args):
+    need(REQUESTS, args, "request").reply(message(args))
+    return ""
+
+
+def channel_close(args):
+    need(CHANNELS, args, "channel").close()
+    return ""
+
+
+# What waits, each on a thread of its own.
+WAITS = {
+    "ring.push": ring_push,
+    "ring.pop": ring_pop,
+    "channel.accept": channel_accept,
+    "channel.connect": channel_connect,
+    "channel.send": channel_send,
+    "channel.recv": channel_recv,
+    "channel.request": channel_request,
+}
+
 VERBS = {
-    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero" + (",rings" if hasattr(offloop, "RingBuffer") else ""),
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero" + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
     "pool.new": pool_new,
     "pool.submit_many": submit_many,
     "pool.stats": pool_stats,
@@ -383,6 +451,10 @@ VERBS = {
     "ring.ack": ring_ack,
     "ring.nack": ring_nack,
     "ring.read": ring_read,
+    "channel.pair": channel_pair,
+    "channel.listen": channel_listen,
+    "channel.reply": channel_reply,
+    "channel.close": channel_close,
 }
 
 
@@ -419,10 +491,8 @@ def handle(number, verb, args):
         later(number, lambda: closed(pool))
     elif verb == "op.run":
         later(number, lambda: outcome_of(lambda: offloop.default_pool().submit(args["op"], *inputs(args), **params(args)).result()))
-    elif verb == "ring.push":
-        later(number, lambda: reply_of(lambda: ring_push(args)))
-    elif verb == "ring.pop":
-        later(number, lambda: reply_of(lambda: ring_pop(args)))
+    elif verb in WAITS:
+        later(number, lambda: reply_of(lambda: WAITS[verb](args)))
     elif verb in VERBS:
         say(number, f"ok {VERBS[verb](args)}")
     else:

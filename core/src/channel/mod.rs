@@ -234,6 +234,12 @@ fn own_close() -> Error {
     Error::new(ErrorKind::Closed, "channel was closed")
 }
 
+/// What a loop wants to know of the socket while nobody waits for room in it. Once the other end is here, what lies in it are fds whose
+/// record comes: an end that was stopped between the two must not keep a loop busy.
+fn calm(line: &Line) -> Interest {
+    if line.other().is_some() { Interest::HangUp } else { Interest::Readable }
+}
+
 fn wait(entry: libc::pollfd, left: Option<Duration>) {
     poll::wait_readable(&mut [entry], left);
 }
@@ -252,10 +258,14 @@ impl Tx {
         let count = self.with_fds;
         let offered = publish(self.producer(line)?, line, frame, count)?;
         self.socket_full = offered == Offered::SocketFull;
-        if offered == Offered::Published && !frame.fds.is_empty() {
+        if offered != Offered::Published {
+            failpoint::hit("channel.no_room");
+            return Ok(false);
+        }
+        if !frame.fds.is_empty() {
             self.with_fds = count.wrapping_add(1);
         }
-        Ok(offered == Offered::Published)
+        Ok(true)
     }
 }
 
@@ -340,6 +350,8 @@ impl Inner {
                 Ok(Some(line)) => {
                     if let Some(ready) = &mut *lock(&self.ready) {
                         ready.forget_socket(socket.as_fd());
+                        // The next look makes the rings members instead.
+                        ready.ring();
                     }
                     let _ = self.line.set(line);
                     *door = Door::Open;
@@ -407,19 +419,28 @@ impl Inner {
         let line = self.wait_open(deadline)?;
         let frame = self.frame(line, purpose, value, fds)?;
         let mut tx = self.tx.enter(deadline, "other threads send on the channel")?;
-        // Those that were queued are first.
+        let sent = self.push_in_order(&mut tx, line, &frame, deadline);
+        drop(tx);
+        // Who waits for room takes the wakes of the producer's fd, and sends what the loop waits for: it has to look itself.
+        if self.wants_room.load(Ordering::Relaxed) {
+            self.ring();
+        }
+        sent?;
+        self.is_sent(value, frame.buffers);
+        Ok(())
+    }
+
+    /// As [`push`](Self::push), behind those that were queued.
+    fn push_in_order(&self, tx: &mut Tx, line: &Line, frame: &Frame, deadline: Deadline) -> Result<()> {
         while let Some(first) = tx.outbox.pop_front() {
-            let sent = self.push(&mut tx, line, &first, deadline);
+            let sent = self.push(tx, line, &first, deadline);
             if sent.is_err() {
                 tx.outbox.push_front(first);
                 return sent;
             }
-            self.unqueue(&mut tx, &first);
+            self.unqueue(tx, &first);
         }
-        self.push(&mut tx, line, &frame, deadline)?;
-        drop(tx);
-        self.is_sent(value, frame.buffers);
-        Ok(())
+        self.push(tx, line, frame, deadline)
     }
 
     /// Publishes, and waits for room.
@@ -458,8 +479,11 @@ impl Inner {
         let busy = || Error::new(ErrorKind::Full, "another thread waits for room in the channel");
         let mut tx = self.tx.try_enter().ok_or_else(busy)?;
         let (len, buffers) = (frame.bytes.len(), frame.buffers);
-        let sent = tx.outbox.is_empty() && self.offer(&mut tx, line, &frame)?;
+        let sent = self.flush(&mut tx, line)? && self.offer(&mut tx, line, &frame)?;
         if !sent {
+            // No second look here: one that found room now would leave nobody to say so.
+            self.wants_room.store(true, Ordering::Relaxed);
+            self.watch_room(&mut tx, line)?;
             if tx.queued + len > self.options.max_queued {
                 return Err(Error::new(ErrorKind::Full, "too much waits to be sent")
                     .with("queued", tx.queued)
@@ -469,8 +493,6 @@ impl Inner {
             tx.queued += len;
             self.queued.fetch_add(len as u64, Ordering::Relaxed);
             tx.outbox.push_back(frame);
-            self.wants_room.store(true, Ordering::Relaxed);
-            self.flush(&mut tx, line)?;
         }
         drop(tx);
         self.is_sent(value, buffers);
@@ -505,10 +527,8 @@ impl Inner {
                 Ok(true) => self.unqueue(tx, &first),
                 Ok(false) => {
                     tx.outbox.push_front(first);
-                    // The first look after the fd became a member arms it.
-                    if !self.watch_room(tx, line)? {
-                        return Ok(false);
-                    }
+                    self.watch_room(tx, line)?;
+                    return Ok(false);
                 }
                 Err(e) => {
                     let lost = !is_transient(&e);
@@ -525,16 +545,20 @@ impl Inner {
         Ok(true)
     }
 
-    /// The loop's fd tells when there is room; true if it did not before.
-    fn watch_room(&self, tx: &mut Tx, line: &Line) -> Result<bool> {
+    /// The loop's fd tells when there is room again where there was none. The producer's fd was armed by the call that found none; one
+    /// that is made here is readable until the next look.
+    fn watch_room(&self, tx: &mut Tx, line: &Line) -> Result<()> {
         let mut ready = lock(&self.ready);
-        let Some(ready) = &mut *ready else { return Ok(false) };
-        if tx.socket_full {
-            ready.watch_socket(line.socket(), Interest::Writable)?;
-            return Ok(false);
+        let Some(ready) = &mut *ready else { return Ok(()) };
+        let socket_full = tx.socket_full;
+        let room = tx.producer(line)?.fd()?;
+        // One of the two: where there is room already is no news.
+        if socket_full {
+            ready.forget_room(room);
+            return ready.watch_socket(line.socket(), Interest::Writable);
         }
-        let producer = tx.producer(line)?;
-        ready.watch_room(producer.fd()?)
+        ready.watch_socket(line.socket(), calm(line))?;
+        ready.watch_room(room)
     }
 
     /// For a loop: sends what waits, and says once when there is room again.
@@ -565,10 +589,8 @@ impl Inner {
             producer.abort_claim();
         }
         if let (Some(ready), Some(producer)) = (&mut *lock(&self.ready), &mut tx.producer) {
-            if ready.has_room() {
-                ready.forget_room(producer.fd()?);
-            }
-            ready.watch_socket(line.socket(), if line.other().is_some() { Interest::HangUp } else { Interest::Readable })?;
+            ready.forget_room(producer.fd()?);
+            ready.watch_socket(line.socket(), calm(line))?;
         }
         self.wants_room.store(false, Ordering::Relaxed);
         Ok(true)
@@ -652,10 +674,8 @@ impl Inner {
         if !ready.has_consumer {
             ready.watch_consumer(consumer.fd().map_err(|e| line.why(e))?)?;
         }
-        if self.wants_room.load(Ordering::Relaxed) {
-            return Ok(()); // the sending side says what the socket is watched for
-        }
-        ready.watch_socket(line.socket(), if line.other().is_some() { Interest::HangUp } else { Interest::Readable })
+        // The sending side's wait for room for fds goes on: an end that has yet to greet is heard of by it, too.
+        if ready.awaits_room_for_fds() { Ok(()) } else { ready.watch_socket(line.socket(), calm(line)) }
     }
 
     /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.
@@ -669,13 +689,21 @@ impl Inner {
         if let Some(e) = ended {
             self.end_with(inbox, &e);
         }
-        if self.is_polled.load(Ordering::Relaxed)
-            && inbox.len() > 0
-            && let Some(ready) = &mut *lock(&self.ready)
-        {
+        Ok(())
+    }
+
+    /// The loop's fd is readable until the next look.
+    fn ring(&self) {
+        if let Some(ready) = &mut *lock(&self.ready) {
             ready.ring();
         }
-        Ok(())
+    }
+
+    /// What is left in the inbox is for the loop, too.
+    fn ring_for(&self, inbox: &Inbox) {
+        if inbox.len() > 0 && self.is_polled.load(Ordering::Relaxed) {
+            self.ring();
+        }
     }
 
     /// Waits until `take` finds what it looks for in the inbox.
@@ -717,6 +745,7 @@ impl Inner {
             inbox = lock(&self.inbox);
             inbox.pumping = false;
             let delivered = self.deliver(&mut inbox, found);
+            self.ring_for(&inbox);
             if inbox.followers > 0 {
                 self.arrived.notify_all();
             }
@@ -733,12 +762,18 @@ impl Inner {
         if inbox.next_deadline().is_some() {
             inbox.expire(Instant::now());
         }
-        if inbox.len() == 0 && inbox.ended().is_none() && !inbox.pumping {
-            inbox.pumping = true;
+        if inbox.len() == 0 && inbox.ended().is_none() {
+            // Before the look: what happens from here on may be missed by it, and rings.
+            if let Some(ready) = &mut *lock(&self.ready) {
+                ready.quiet();
+            }
+            let pumps = !std::mem::replace(&mut inbox.pumping, true);
             drop(inbox);
-            let (drained, found) = self.look();
+            let (drained, found) = self.look(pumps);
             inbox = lock(&self.inbox);
-            inbox.pumping = false;
+            if pumps {
+                inbox.pumping = false;
+            }
             let delivered = self.deliver(&mut inbox, found);
             if drained {
                 inbox.drained();
@@ -746,22 +781,23 @@ impl Inner {
             if inbox.followers > 0 {
                 self.arrived.notify_all();
             }
-            delivered?;
+            if let Err(e) = delivered {
+                self.ring_for(&inbox);
+                return Err(e);
+            }
         }
         if let Some(incoming) = inbox.pop() {
+            self.ring_for(&inbox);
             return Ok(Some(incoming));
         }
         if let Some(ready) = &mut *lock(&self.ready) {
-            if inbox.ended().is_none() {
-                ready.quiet();
-            }
             ready.set_timer(inbox.next_deadline())?;
         }
         inbox.ended().map_or(Ok(None), |e| Err(e.clone()))
     }
 
-    /// One look without waiting: whether there is room again, and what came.
-    fn look(&self) -> (bool, Result<Option<(Head, Message)>>) {
+    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all.
+    fn look(&self, pumps: bool) -> (bool, Result<Option<(Head, Message)>>) {
         let mut drained = false;
         if let Some(line) = self.line.get() {
             match self.look_for_room(line) {
@@ -776,6 +812,9 @@ impl Inner {
             if done {
                 return (false, Err(own_close()));
             }
+        }
+        if !pumps {
+            return (drained, Ok(None));
         }
         let found = self.take(&mut lock(&self.rx));
         if self.closing.load(Ordering::Relaxed) {
@@ -800,9 +839,7 @@ impl Inner {
             line.close();
         }
         self.arrived.notify_all();
-        if let Some(ready) = &mut *lock(&self.ready) {
-            ready.ring();
-        }
+        self.ring();
     }
 
     fn close(&self) {

@@ -10,8 +10,7 @@
 
 use crate::error::Result;
 use crate::sys::eventfd::EventFd;
-use crate::sys::poll::Epoll;
-use crate::sys::timer::Timer;
+use crate::sys::poll::{Epoll, Timer};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -85,14 +84,12 @@ impl Ready {
         Ok(())
     }
 
-    /// True if the producer's fd became a member now: it arms from its next fruitless call on.
-    pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>) -> Result<bool> {
-        if self.has_room {
-            return Ok(false);
+    pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>) -> Result<()> {
+        if !self.has_room {
+            self.epoll.add(fd)?;
+            self.has_room = true;
         }
-        self.epoll.add(fd)?;
-        self.has_room = true;
-        Ok(true)
+        Ok(())
     }
 
     pub(super) fn forget_room(&mut self, fd: BorrowedFd<'_>) {
@@ -101,8 +98,8 @@ impl Ready {
         }
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.has_room
+    pub(super) fn awaits_room_for_fds(&self) -> bool {
+        self.socket == Some(Interest::Writable)
     }
 
     pub(super) fn set_timer(&mut self, at: Option<Instant>) -> Result<()> {

@@ -416,6 +416,86 @@ fn a_failed_try_is_told_when_there_is_room_again_and_then_no_more() {
     }
 }
 
+/// Until there is nothing for a loop to do.
+fn settle(channel: &Channel) {
+    let _ = channel.fd().expect("fd");
+    while readable(channel) {
+        assert!(channel.try_recv().expect("nothing").is_none());
+    }
+}
+
+#[test]
+fn room_is_told_to_a_loop_whose_wakes_a_blocked_thread_takes() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    send(&b, 0);
+    assert_eq!(int(&a), 0);
+    settle(&a);
+    for _ in 0..100 {
+        while a.try_send(&mut Value::from(vec![0; 500]), &[]).expect("send") {}
+        settle(&a);
+        let blocked = {
+            let a = a.clone();
+            thread::spawn(move || send(&a, 1))
+        };
+        while a.inner.tx.try_enter().is_some() {
+            thread::yield_now();
+        }
+        while !matches!(message(&b).value, Value::Int(1)) {}
+        blocked.join().expect("sender");
+        assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+        settle(&a);
+    }
+}
+
+#[test]
+fn what_rings_during_a_look_is_found_by_the_next() {
+    let (a, _b) = pair();
+    settle(&a);
+    let receiving = lock(&a.inner.rx);
+    let looking = {
+        let a = a.clone();
+        thread::spawn(move || a.try_recv().expect("nothing").is_none())
+    };
+    while !lock(&a.inner.inbox).pumping {
+        thread::yield_now();
+    }
+    a.inner.ring();
+    drop(receiving);
+    assert!(looking.join().expect("thread"));
+    assert!(readable(&a));
+}
+
+#[test]
+fn a_loop_waits_for_room_in_the_ring_or_for_fds_and_not_for_what_has_room() {
+    let (a, b) = Channel::pair(Options { capacity: 32 << 10, ..Options::default() }).expect("pair");
+    send(&b, 0);
+    assert_eq!(int(&a), 0);
+    settle(&a);
+    let socket_is_full = || a.inner.tx.try_enter().expect("nobody sends").socket_full;
+    let null = File::open("/dev/null").expect("open");
+    // No room for fds, and some in the ring.
+    let mut sent = 0;
+    while a.post(&mut Value::Nil, &[null.as_fd()]).expect("post") {
+        sent += 1;
+    }
+    assert!(socket_is_full());
+    settle(&a);
+    // Behind it, more than the ring takes.
+    const BEHIND: u64 = 100;
+    for _ in 0..BEHIND {
+        assert!(!a.post(&mut Value::from(vec![0; 500]), &[]).expect("post"));
+    }
+    settle(&a);
+    (0..sent).for_each(|_| drop(message(&b)));
+    assert!(readable(&a));
+    settle(&a);
+    assert!(a.stats().queued > 0 && !socket_is_full());
+    while b.stats().received < sent + 1 + BEHIND {
+        let _ = a.try_recv().expect("room");
+        while b.try_recv().expect("message").is_some() {}
+    }
+}
+
 fn raw_end() -> (Channel, OwnedFd, [crate::RingBuffer; 2]) {
     // The other end of `a`, by hand.
     let (a, b) = pair();

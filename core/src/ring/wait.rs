@@ -169,6 +169,13 @@ impl Sleeper {
         }
     }
 
+    /// A peer that is watched no more. Its pidfd has copies in forked children, which would keep the loop's fd readable for ever.
+    fn unwatch(epoll: Option<&(poll::Epoll, poll::Timer)>, peer: &Watched) {
+        if let (Some((epoll, _)), Some(fd)) = (epoll, &peer.pidfd) {
+            epoll.remove(fd.as_fd());
+        }
+    }
+
     /// Somebody's change has to be looked for.
     fn must_look(&self) -> bool {
         self.watched.iter().any(|w| w.pidfd.is_none()) || (self.shared.slots.is_some() && self.settled != self.members)
@@ -228,7 +235,13 @@ impl Sleeper {
         }
         let map = Arc::clone(&self.shared.map);
         let status = |seat: usize| map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
-        self.watched.retain(|w| status(w.seat) == w.status);
+        self.watched.retain(|w| {
+            let stays = status(w.seat) == w.status;
+            if !stays {
+                Sleeper::unwatch(self.epoll.as_ref(), w);
+            }
+            stays
+        });
         for seat in self.peers.clone() {
             let now = status(seat);
             if now & 3 != SEAT_LIVE || self.watched.iter().any(|w| w.seat == seat) {
@@ -257,6 +270,7 @@ impl Sleeper {
             Ok(true) => true,
             Ok(false) => {
                 shared.mark_dead(w.seat, w.status);
+                Sleeper::unwatch(self.epoll.as_ref(), w);
                 false
             }
             Err(e) => {

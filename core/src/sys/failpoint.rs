@@ -19,7 +19,8 @@ pub const TASKS: &[&str] = &[
 ];
 
 /// Points of a channel's protocol beside those of its rings.
-pub const CHANNEL: &[&str] = &["channel.opened", "channel.greeted", "channel.fds_sent", "channel.fds_seen", "channel.closing"];
+pub const CHANNEL: &[&str] =
+    &["channel.opened", "channel.greeted", "channel.no_room", "channel.fds_sent", "channel.fds_seen", "channel.closing"];
 
 /// Points that rings of any kind pass, for tests that walk over all of them. Passing one that is not listed is a bug, found by any test that does.
 pub const NAMES: &[&str] = &[

@@ -21,6 +21,5 @@ pub mod probe;
 pub mod process;
 pub mod socket;
 pub mod thread;
-pub mod timer;
 pub mod watch;
 pub mod words;

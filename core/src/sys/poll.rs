@@ -76,7 +76,8 @@ impl AsFd for Timer {
     }
 }
 
-/// One fd that is readable while any of its members is. A member leaves when its own fd is closed.
+/// One fd that is readable while any of its members is. A member leaves when the last copy of its fd is closed, and a forked child has one:
+/// what is closed while the epoll goes on is removed first.
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
 

@@ -58,6 +58,17 @@ typedef struct {
 
 static ring_entry rings[MAX_NAMED]; /* rings, producers and consumers */
 static delivery_entry deliveries[MAX_NAMED];
+
+/* Channels, listeners, and requests that wait for an answer, which a thread that waited makes. */
+typedef struct {
+  char *name;
+  offloop_channel *channel;
+  offloop_listener *listener;
+  uint64_t request;
+} channel_entry;
+
+static channel_entry channels[MAX_NAMED];
+static int channel_count; /* under the lock */
 static int delivery_count;
 static int task_count, pool_count, buffer_count, ring_count, freed_count;
 static char order[4096];
@@ -718,6 +729,124 @@ static char *ring_verb(const char *verb, args_t *args) {
   return reply;
 }
 
+/* ---- channels ---- */
+
+/* All zero when there is none. */
+static channel_entry channel_named(const char *name) {
+  channel_entry found = {0};
+  pthread_mutex_lock(&lock);
+  for (int i = 0; name != NULL && i < channel_count; i++) {
+    if (strcmp(channels[i].name, name) == 0) found = channels[i];
+  }
+  pthread_mutex_unlock(&lock);
+  return found;
+}
+
+static char *keep_channel(const char *name, channel_entry made, offloop_status status) {
+  if (status != OFFLOOP_OK) return last_error(status);
+  if (name == NULL) return driver_error("no name");
+  pthread_mutex_lock(&lock);
+  if (channel_count == MAX_NAMED) abort();
+  made.name = grab(strdup(name));
+  channels[channel_count++] = made;
+  pthread_mutex_unlock(&lock);
+  return format("ok");
+}
+
+/* The value of a message: text of the line, or a buffer, which moves. */
+static offloop_value *message_of(const args_t *args) {
+  buffer_entry *entry = buffer_named(get(args, "buffer"), 0);
+  offloop_value *value = NULL;
+  if (entry == NULL) return param(get(args, "value"));
+  offloop_value_new_buffer(&entry->buffer, &value);
+  return value;
+}
+
+/* `show`, of a buffer too. Frees the value. */
+static char *show_message(offloop_value *value) {
+  offloop_buffer *buffer = NULL;
+  uint8_t *data;
+  size_t len;
+  if (offloop_value_take_buffer(&value, &buffer) != OFFLOOP_OK) return show(OFFLOOP_OK, value);
+  offloop_status status = offloop_buffer_data(buffer, &data, &len);
+  if (status != OFFLOOP_OK) return last_error(status);
+  char *h = hex(data, len), *reply = format("ok bytes=%s", h);
+  free(h);
+  offloop_buffer_free(buffer);
+  return reply;
+}
+
+static char *channel_wait(const char *verb, const args_t *args) {
+  channel_entry made = {0}, channel = channel_named(get(args, "channel"));
+  offloop_status status;
+  offloop_incoming in;
+  if (strcmp(verb, "channel.accept") == 0) {
+    status = offloop_listener_accept(channel_named(get(args, "listener")).listener, -1, &made.channel);
+    return keep_channel(get(args, "channel"), made, status);
+  }
+  if (strcmp(verb, "channel.connect") == 0) {
+    status = offloop_channel_connect(get(args, "path"), -1, NULL, &made.channel);
+    return keep_channel(get(args, "channel"), made, status);
+  }
+  if (strcmp(verb, "channel.recv") == 0) {
+    status = offloop_channel_recv(channel.channel, -1, &in);
+    if (status != OFFLOOP_OK) return last_error(status);
+    int asked = in.kind == OFFLOOP_INCOMING_REQUEST;
+    made.channel = channel.channel;
+    made.request = in.id;
+    if (asked) free(keep_channel(get(args, "as"), made, OFFLOOP_OK));
+    char *shown = show_message(in.value), *reply = format("%s request=%d", shown, asked);
+    free(shown);
+    return reply;
+  }
+  offloop_value *value = message_of(args);
+  if (strcmp(verb, "channel.send") == 0) {
+    status = offloop_channel_send(channel.channel, &value, NULL, 0, -1);
+  } else {
+    status = offloop_channel_request(channel.channel, &value, NULL, 0, get(args, "timeout") == NULL ? -1 : ms(args, "timeout"), &in);
+  }
+  char *reply = status != OFFLOOP_OK ? last_error(status) : strcmp(verb, "channel.send") == 0 ? format("ok") : show_message(in.value);
+  offloop_value_free(value);
+  return reply;
+}
+
+static void *channel_thread(void *arg) {
+  args_t *args = arg;
+  say(args->number, channel_wait(args->verb, args));
+  release(args);
+  return NULL;
+}
+
+static char *channel_verb(const char *verb, args_t *args) {
+  channel_entry made = {0}, other = {0};
+  offloop_status status;
+  if (strcmp(verb, "channel.pair") == 0) {
+    status = offloop_channel_pair(NULL, &made.channel, &other.channel);
+    free(keep_channel(get(args, "other"), other, status));
+    return keep_channel(get(args, "channel"), made, status);
+  }
+  if (strcmp(verb, "channel.listen") == 0) {
+    status = offloop_channel_listen(get(args, "path"), NULL, &made.listener);
+    return keep_channel(get(args, "listener"), made, status);
+  }
+  if (strcmp(verb, "channel.close") == 0) {
+    status = offloop_channel_close(channel_named(get(args, "channel")).channel);
+    return status == OFFLOOP_OK ? format("ok") : last_error(status);
+  }
+  if (strcmp(verb, "channel.reply") == 0) {
+    channel_entry asked = channel_named(get(args, "request"));
+    offloop_value *value = message_of(args);
+    status = offloop_channel_reply(asked.channel, asked.request, 0, &value, NULL, 0, -1);
+    offloop_value_free(value);
+    return status == OFFLOOP_OK ? format("ok") : last_error(status);
+  }
+  static const char *const waits[] = {"channel.accept", "channel.connect", "channel.recv", "channel.send", "channel.request"};
+  for (size_t i = 0; i < sizeof waits / sizeof *waits; i++) {
+    if (strcmp(verb, waits[i]) == 0) return later(channel_thread, args);
+  }
+  return driver_error("no such verb");
+}
+
 /* ---- the loop ---- */
 
 /* NULL when the reply comes later, from a thread that owns `args`. */
@@ -726,7 +855,7 @@ static char *run(args_t *args) {
   pool_entry *pool = pool_of(args);
   task_entry *task;
   if (strcmp(verb, "hello") == 0) {
-    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,rings", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
   }
   if (strcmp(verb, "pool.new") == 0) return pool_new(args);
   if (strcmp(verb, "order.take") == 0) {
@@ -745,6 +874,7 @@ static char *run(args_t *args) {
   if (strcmp(verb, "op.run") == 0) return later(op_thread, args);
   if (strncmp(verb, "buffer.", 7) == 0) return buffer_verb(verb, args);
   if (strncmp(verb, "ring.", 5) == 0) return ring_verb(verb, args);
+  if (strncmp(verb, "channel.", 8) == 0) return channel_verb(verb, args);
   if (strncmp(verb, "task.", 5) == 0) {
     if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
     if (strcmp(verb, "task.wait") == 0) return later(wait_thread, args);

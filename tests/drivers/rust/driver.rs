@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "the protocol is spoken on standard output")]
 
+mod channel;
 mod ring;
 
 use offloop::buffer::revoke_token;
@@ -55,6 +56,7 @@ struct Driver {
     freed: Arc<AtomicUsize>,
     order: Arc<Mutex<Vec<String>>>,
     rings: ring::Rings,
+    channels: channel::Channels,
 }
 
 /// Memory that somebody else owns: counts when it is given back.
@@ -134,6 +136,16 @@ fn say(id: &str, reply: &str) {
     // A runner that is gone needs no answer.
     let _ = writeln!(out, "{id} {}", reply.trim_end());
     let _ = out.flush();
+}
+
+/// What waits, on a thread of its own, so that the driver goes on reading.
+fn later(id: &str, work: impl FnOnce() -> Reply + Send + 'static) -> Reply {
+    let id = id.to_owned();
+    std::thread::spawn(move || match work() {
+        Ok(fields) => say(&id, &format!("ok {fields}")),
+        Err(e) => say(&id, &show(Err::<Value, _>(e))),
+    });
+    Ok("later".into())
 }
 
 fn missing(what: &'static str, name: &str) -> Error {
@@ -259,7 +271,7 @@ impl Driver {
 
     fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
         match verb {
-            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,rings".into()),
+            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,rings,channels".into()),
             "pool.new" => {
                 let mut builder = ThreadPool::builder();
                 if let Some(n) = args.number("max_workers") {
@@ -331,6 +343,7 @@ impl Driver {
             }
             "foreign.freed" => Ok(format!("count={}", self.freed.load(Ordering::SeqCst))),
             _ if verb.starts_with("ring.") => self.rings.run(id, verb, args),
+            _ if verb.starts_with("channel.") => self.channels.run(id, verb, args, &mut self.buffers),
             _ => self.run_buffer(verb, args),
         }
     }

@@ -1,8 +1,8 @@
 //! The verbs of rings.
 
-use super::{Args, Reply, hex, missing, say, show, unhex};
+use super::{Args, Reply, hex, later, missing, unhex};
+use offloop::Error;
 use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, Record, RingBuffer};
-use offloop::{Error, Value};
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -30,16 +30,6 @@ fn taken(record: &Record<'_>, acks: Option<Acks>, name: Option<&str>, deliveries
     let kept = (acks, record.delivery());
     deliveries.lock().expect("no panic under the lock").insert(name.unwrap_or_default().to_owned(), kept);
     format!("{data} redelivered={}", i32::from(record.is_redelivered()))
-}
-
-/// What waits, on a thread of its own, so that the driver goes on reading.
-fn later(id: &str, work: impl FnOnce() -> Reply + Send + 'static) -> Reply {
-    let id = id.to_owned();
-    std::thread::spawn(move || match work() {
-        Ok(fields) => say(&id, &format!("ok {fields}")),
-        Err(e) => say(&id, &show(Err::<Value, _>(e))),
-    });
-    Ok("later".into())
 }
 
 impl Rings {
