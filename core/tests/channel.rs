@@ -200,12 +200,13 @@ fn peer() {
                 assert!(channel.try_recv().unwrap().is_none());
             }
             while channel.post(&mut Value::from(vec![0; 500]), &[]).unwrap() {}
-            loop {
+            // Looks when it is told to, and not before.
+            while readable(None) {
                 match channel.try_recv().unwrap() {
                     Some(Incoming::Drained) => break,
                     Some(other) => panic!("{other:?}"),
-                    None => readable(None),
-                };
+                    None => {}
+                }
             }
         }
         // Sends one parcel and ends in peace.

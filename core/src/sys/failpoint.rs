@@ -78,8 +78,9 @@ mod armed {
         assert!(lists.iter().any(|list| list.contains(&name)), "{name} is in no list");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.name == name && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // To this thread, which then does not pass: of a process's signals another thread may be told.
             // SAFETY: a plain call.
-            unsafe { libc::kill(libc::getpid(), plan.signal) };
+            unsafe { libc::raise(plan.signal) };
         }
     }
 }
