@@ -145,6 +145,18 @@ fn has_leftovers(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
     shared.sleeps(seat) || sleeps(Role::Producer) || sleeps(Role::Consumer) || mpmc::is_unsettled(slots, seat)
 }
 
+/// The seat has no living owner. Only the elected asks: a newcomer to a seat that was not left in peace waits for the election before
+/// it writes a word of its own, so the pid of such a seat is its last owner's.
+fn is_dead(shared: &Shared, seat: usize) -> Result<bool> {
+    if !ofd::is_locked(shared.map.file(), seat as u64)? {
+        return Ok(true);
+    }
+    match shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire) & 3 {
+        SEAT_FREE => Ok(false), // its next owner has the lock
+        _ => Ok(matches!(owner(&shared.map, seat, shared.pid_namespace)?, Owner::Dead)),
+    }
+}
+
 /// Only the elected calls it, of a seat whose owner is dead.
 fn settle_seat(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
     shared.map.seat_word(seat, seat_word::WAITING).store(0, Ordering::Relaxed);
@@ -152,14 +164,15 @@ fn settle_seat(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
         slots.sleepers(role).fetch_and(!(1 << seat), Ordering::Relaxed);
     }
     // Who cannot be asked is taken to live: somebody looks again.
-    mpmc::settle(slots, seat, &mut |other| matches!(ofd::is_locked(shared.map.file(), other as u64), Ok(false)))
+    mpmc::settle(slots, seat, &mut |other| matches!(is_dead(shared, other), Ok(true)))
 }
 
 /// Puts in order what the last owner of a seat left, whose lock the caller has. False: a living participant is in the way.
 fn settle_predecessor(shared: &Shared, seat: usize) -> Result<bool> {
     let Some(slots) = &shared.slots else { return Ok(true) };
+    let status = shared.map.seat_word(seat, seat_word::STATUS);
     // Who left in peace left nothing, and nobody is settling its seat.
-    if shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire) & 3 == SEAT_FREE {
+    if status.load(Ordering::Acquire) & 3 == SEAT_FREE {
         return Ok(true);
     }
     for _ in 0..TRIES {
@@ -167,6 +180,8 @@ fn settle_predecessor(shared: &Shared, seat: usize) -> Result<bool> {
             && settle_seat(shared, slots, seat)
         {
             mpmc::hint_at_returned(slots);
+            // As if it had left in peace, while the election is still held: nobody settles what the newcomer does.
+            status.store(status.load(Ordering::Relaxed) & !3 | SEAT_FREE, Ordering::Release);
             return Ok(true);
         }
         std::thread::yield_now();
@@ -181,7 +196,7 @@ pub(super) fn settle_dead(shared: &Shared, slots: &MappedSlots) -> Result<bool> 
     for seat in 0..shared.bells.len() {
         let status = shared.map.seat_word(seat, seat_word::STATUS).load(Ordering::Acquire);
         // A seat without an owner cannot get one before this is over, see `settle_predecessor`.
-        if status & 3 != SEAT_FREE && !ofd::is_locked(shared.map.file(), seat as u64)? && has_leftovers(shared, slots, seat) {
+        if status & 3 != SEAT_FREE && is_dead(shared, seat)? && has_leftovers(shared, slots, seat) {
             any = true;
             all &= settle_seat(shared, slots, seat);
         }
