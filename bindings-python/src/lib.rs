@@ -15,8 +15,8 @@
 //! the interpreter is queued for a thread that has it.
 
 mod buffer;
-mod copy;
 mod channel;
+mod copy;
 mod dispatch;
 mod error;
 mod fast;
