@@ -9,7 +9,7 @@ const native = require('./native.cjs')
 const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, movingBuffers } = require('./buffer.cjs')
 const { checkWait, isSpent, inNextTurn } = require('./waits.cjs')
-const { begin, end, newNote, onNote, offNote, removeListener } = require('./completion.cjs')
+const { begin, end, newNote, onNote, offNote, listen, unlisten } = require('./completion.cjs')
 const { pathOf } = require('./ring.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -160,14 +160,14 @@ class Channel extends EventEmitter {
       const id = movingBuffers(() => native.channelRequest(this.#handle, value, fds, timeout))
       return new Promise((resolve, reject) => {
         const one = { resolve, reject, withFds, signal, onAbort: undefined }
-        this.#asked.set(id, one)
         if (signal !== undefined && signal !== null) {
           one.onAbort = () => {
             native.channelAbandon(this.#handle, id)
             this.#settle(id, true, aborted(signal.reason))
           }
-          signal.addEventListener('abort', one.onAbort, { once: true })
+          listen(signal, one.onAbort)
         }
+        this.#asked.set(id, one)
         this.#start()
       })
     } catch (error) {
@@ -301,7 +301,7 @@ class Channel extends EventEmitter {
     const one = this.#asked.get(id)
     if (one === undefined) return
     this.#asked.delete(id)
-    if (one.onAbort !== undefined) removeListener(one.signal, one.onAbort)
+    if (one.onAbort !== undefined) unlisten(one.signal, one.onAbort)
     this.#keepAlive()
     if (failed) one.reject(value)
     else one.resolve(value)
@@ -336,7 +336,7 @@ class Connecting {
       clearTimeout(this.#timer)
       clearTimeout(deadline)
       offNote(this.#note)
-      if (wait.signal) removeListener(wait.signal, onAbort)
+      if (wait.signal) unlisten(wait.signal, onAbort)
       end()
       if (settle === reject && this.#handle !== null) native.channelClose(this.#handle)
       settle(value)
@@ -353,8 +353,8 @@ class Connecting {
         this.#timer = setTimeout(look, CONNECT_RETRY)
       }
     }
+    if (wait.signal) listen(wait.signal, onAbort)
     begin()
-    if (wait.signal) wait.signal.addEventListener('abort', onAbort, { once: true })
     const { timeout } = wait
     if (timeout !== undefined && timeout !== null && timeout !== Number.POSITIVE_INFINITY) {
       const late = () => this.#settle(reject, fail('Timeout', 'listener did not accept', { timeout_ms: timeout }))
