@@ -8,6 +8,7 @@
 //!         └─ timer               the time of a request is over
 //! ```
 
+use super::line::Line;
 use crate::error::Result;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll::{Epoll, Timer};
@@ -20,6 +21,14 @@ pub(super) enum Interest {
     Readable,
     Writable,
     HangUp,
+}
+
+impl Interest {
+    /// While nobody waits for room in the socket. Once the other end is here, what lies in it are fds whose record comes: an end that
+    /// was stopped between the two must not keep a loop busy.
+    pub(super) fn calm(line: &Line) -> Interest {
+        if line.other().is_some() { Interest::HangUp } else { Interest::Readable }
+    }
 }
 
 #[derive(Debug)]

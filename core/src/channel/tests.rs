@@ -1,6 +1,7 @@
 use super::*;
 use crate::TransferBuffer;
-use crate::wire::channel::{FDS_LEN, GREETING_LEN, Greeting, HERE, RINGS, SPILLED};
+use crate::ring::Producer;
+use crate::wire::channel::{FDS_LEN, GREETING_LEN, Greeting, HERE, Head, RINGS, SPILLED, encode_fds};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::thread;

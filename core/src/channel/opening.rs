@@ -1,0 +1,174 @@
+//! How an end comes into being and goes: the door, whose socket another process may open instead, and the one end of all.
+
+use super::inbox::Inbox;
+use super::line::Line;
+use super::sending::Tx;
+use super::turns::{Deadline, Turns};
+use super::{Door, Inner, Options, is_transient, own_close, wait};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::lock;
+use crate::sys::{fork, poll, socket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Condvar, Mutex, OnceLock};
+
+impl Inner {
+    pub(super) fn new(options: Options, door: Door) -> Inner {
+        Inner {
+            options,
+            epoch: fork::epoch(),
+            door: Mutex::new(door),
+            line: OnceLock::new(),
+            opening: Turns::new(()),
+            tx: Turns::new(Tx::default()),
+            rx: Mutex::default(),
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            ready: Mutex::default(),
+            is_polled: AtomicBool::new(false),
+            wants_room: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            queued: AtomicU64::new(0),
+        }
+    }
+
+    #[inline]
+    pub(super) fn check_fork(&self) -> Result<()> {
+        if fork::is_current(self.epoch) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Forked, "channel belongs to the parent of this forked process"))
+    }
+
+    /// Nothing is sent on a channel that has ended, or is about to be closed.
+    pub(super) fn check_open(&self) -> Result<()> {
+        self.check_fork()?;
+        if let Some(e) = lock(&self.inbox).ended() {
+            return Err(e.clone());
+        }
+        if self.closing.load(Ordering::Relaxed) { Err(own_close()) } else { Ok(()) }
+    }
+
+    // ---- opening ----
+
+    /// The line; `None` while the other end has not offered it.
+    pub(super) fn open(&self) -> Result<Option<&Line>> {
+        match self.line.get() {
+            Some(line) => Ok(Some(line)),
+            // Who waits for it takes it.
+            None => self.opening.try_enter().map_or(Ok(None), |_turn| self.take_offer()),
+        }
+    }
+
+    fn take_offer(&self) -> Result<Option<&Line>> {
+        let mut door = lock(&self.door);
+        if let Door::Shut { socket, .. } = &*door {
+            match Line::take(socket) {
+                Ok(None) => return Ok(None),
+                Ok(Some(line)) => {
+                    if let Some(ready) = &mut *lock(&self.ready) {
+                        ready.forget_socket(socket.as_fd());
+                        // The next look makes the rings members instead.
+                        ready.ring();
+                    }
+                    let _ = self.line.set(line);
+                    *door = Door::Open;
+                }
+                Err(e) if is_transient(&e) => return Err(e),
+                Err(e) => {
+                    drop(door);
+                    self.end(&e);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(self.line.get())
+    }
+
+    pub(super) fn wait_open(&self, deadline: Deadline) -> Result<&Line> {
+        loop {
+            self.check_open()?;
+            if let Some(line) = self.open()? {
+                return Ok(line);
+            }
+            self.wait_offer(deadline)?;
+        }
+    }
+
+    /// Opens, or waits once until something is in the socket; may end early.
+    pub(super) fn wait_offer(&self, deadline: Deadline) -> Result<()> {
+        let _turn = self.opening.enter(deadline, "other end did not offer its rings")?;
+        if self.take_offer()?.is_some() {
+            return Ok(());
+        }
+        let left = deadline.left("other end did not offer its rings")?;
+        let socket = match &*lock(&self.door) {
+            // Another thread may close it meanwhile.
+            Door::Shut { socket, .. } => poll::duplicate(socket.as_fd())?,
+            Door::Open => return Ok(()),
+        };
+        wait(poll::readable(socket.as_raw_fd()), left);
+        Ok(())
+    }
+
+    // ---- ending ----
+
+    pub(super) fn end(&self, why: &Error) {
+        let mut inbox = lock(&self.inbox);
+        self.end_with(&mut inbox, why);
+    }
+
+    pub(super) fn end_with(&self, inbox: &mut Inbox, why: &Error) {
+        if !inbox.end(why) {
+            return;
+        }
+        if let Some(line) = self.line.get() {
+            line.close();
+        }
+        self.arrived.notify_all();
+        self.ring();
+    }
+
+    pub(super) fn close(&self) {
+        if !fork::is_current(self.epoch) {
+            return;
+        }
+        if let (Some(line), Some(mut tx)) = (self.line.get(), self.tx.try_enter())
+            && !tx.outbox.is_empty()
+            && matches!(self.flush(&mut tx, line), Ok(false))
+        {
+            // `try_recv` closes when they are sent.
+            self.closing.store(true, Ordering::Relaxed);
+            self.arrived.notify_all();
+            return;
+        }
+        self.close_now();
+    }
+
+    fn close_now(&self) {
+        let mut inbox = lock(&self.inbox);
+        self.end_with(&mut inbox, &own_close());
+        inbox.drop_unread();
+        drop(inbox);
+        // An end that was never opened is another process's to open: nothing but this fd ends.
+        let mut door = lock(&self.door);
+        if let Door::Shut { socket, connected } = &*door {
+            if let Some(ready) = &mut *lock(&self.ready) {
+                ready.forget_socket(socket.as_fd());
+            }
+            if *connected {
+                socket::hang_up(socket.as_fd());
+            }
+        }
+        *door = Door::Open;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if fork::is_current(self.epoch) {
+            self.close_now();
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The receiving half of an end: records out of the ring for all threads that wait, by whichever of them has the turn.
+
+use super::frame::{self, Content};
+use super::inbox::Inbox;
+use super::line::Line;
+use super::ready::Interest;
+use super::turns::{self, Deadline};
+use super::{Incoming, Inner, MAX_INBOX, Message, is_transient, own_close};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ring::Consumer;
+use crate::sync::atomic::Ordering;
+use crate::sync::lock;
+use crate::sys::{failpoint, socket};
+use crate::wire::channel::{HEAD_LEN, Head};
+use std::time::{Duration, Instant};
+
+/// The receiving side.
+#[derive(Debug, Default)]
+pub(super) struct Rx {
+    pub(super) consumer: Option<Consumer>,
+    pub(super) with_fds: u32,
+}
+
+impl Inner {
+    /// The oldest record, if there is one. Says so when there will be none any more.
+    pub(super) fn take(&self, rx: &mut Rx) -> Result<Option<(Head, Message)>> {
+        let Some(line) = self.open()? else { return Ok(None) };
+        if rx.consumer.is_none() {
+            rx.consumer = lock(&line.consumer).take();
+        }
+        let Rx { consumer: Some(consumer), with_fds } = rx else { return Err(own_close()) };
+        if self.is_polled.load(Ordering::Relaxed) {
+            self.watch(consumer, line)?;
+        }
+        let found = match consumer.peek() {
+            Ok(found) => found.is_some(),
+            // A ring that was closed before the other end said anything was closed by it all the same.
+            Err(e) => return Err(line.why(e)),
+        };
+        if !found {
+            if line.is_greeted()? != Some(true) {
+                return Ok(None);
+            }
+            // In this order: what was published before the other end went is there at the second look.
+            if !socket::is_hung_up(line.socket()) || consumer.peek().map_err(|e| line.why(e))?.is_some() {
+                return Ok(None);
+            }
+            return Err(line.gone());
+        }
+        let damaged = |what| Error::new(ErrorKind::Corrupt, what);
+        // Whoever publishes has greeted.
+        match line.is_greeted()? {
+            Some(true) => {}
+            Some(false) => return Err(damaged("a record came before the greeting")),
+            None => return Ok(None),
+        }
+        let Some(record) = consumer.peek().map_err(|e| line.why(e))? else { return Ok(None) };
+        let mut head = [0; HEAD_LEN];
+        if !record.read_at(0, &mut head) {
+            return Err(damaged("record is shorter than its head").with("len", record.len()));
+        }
+        let head = Head::decode(&head)?;
+        let payload = record.tail_to_vec(HEAD_LEN);
+        let fds = if head.fds > 0 { line.fds(head.fds, *with_fds)? } else { Vec::new() };
+        // What is missing now (fds, memory) may be there at the next call, which finds the record and its fds again.
+        let Content { value, fds } = frame::read(&head, payload, fds, &self.options)?;
+        failpoint::hit("channel.fds_seen");
+        if head.fds > 0 {
+            line.forget_fds();
+            *with_fds = with_fds.wrapping_add(1);
+        }
+        consumer.release();
+        Ok(Some((head, Message { value, fds })))
+    }
+
+    /// As [`take`](Self::take), and waits so long; may end early.
+    fn take_or_wait(&self, rx: &mut Rx, left: Option<Duration>) -> Result<Option<(Head, Message)>> {
+        let deadline = Deadline::new(left);
+        let too_soon = |e: Error| if e.kind() == ErrorKind::Timeout { Ok(()) } else { Err(e) };
+        match (self.open()?, &mut rx.consumer) {
+            (None, _) => self.wait_offer(deadline).or_else(too_soon).map(|()| None),
+            // What it finds, and every end but a timeout, is told by `take`.
+            (Some(line), Some(consumer)) if line.other().is_some() => match consumer.wait(left) {
+                Err(e) if e.kind() == ErrorKind::Timeout => Ok(None),
+                _ => self.take(rx),
+            },
+            (Some(line), _) => match self.take(rx)? {
+                None if line.other().is_none() => line.wait_greeted(deadline).map(|_| ()).or_else(too_soon).map(|()| None),
+                taken => Ok(taken),
+            },
+        }
+    }
+
+    /// Lets the loop's fd follow the ring, from when there is one.
+    fn watch(&self, consumer: &mut Consumer, line: &Line) -> Result<()> {
+        let mut ready = lock(&self.ready);
+        let Some(ready) = &mut *ready else { return Ok(()) };
+        if !ready.has_consumer {
+            ready.watch_consumer(consumer.fd().map_err(|e| line.why(e))?)?;
+        }
+        // The sending side's wait for room for fds goes on: an end that has yet to greet is heard of by it, too.
+        if ready.awaits_room_for_fds() { Ok(()) } else { ready.watch_socket(line.socket(), Interest::calm(line)) }
+    }
+
+    /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.
+    fn deliver(&self, inbox: &mut Inbox, found: Result<Option<(Head, Message)>>) -> Result<()> {
+        let ended = match found {
+            Ok(None) => return Ok(()),
+            Ok(Some((head, message))) => inbox.arrive(&head, message).err(),
+            Err(e) if is_transient(&e) => return Err(e),
+            Err(e) => Some(e),
+        };
+        if let Some(e) = ended {
+            self.end_with(inbox, &e);
+        }
+        Ok(())
+    }
+
+    /// The loop's fd is readable until the next look.
+    pub(super) fn ring(&self) {
+        if let Some(ready) = &mut *lock(&self.ready) {
+            ready.ring();
+        }
+    }
+
+    /// What is left in the inbox is for the loop, too.
+    fn ring_for(&self, inbox: &Inbox) {
+        if inbox.len() > 0 && self.is_polled.load(Ordering::Relaxed) {
+            self.ring();
+        }
+    }
+
+    /// Waits until `take` finds what it looks for in the inbox.
+    pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
+        let what = if asks { "no reply in time" } else { "no message on the channel" };
+        let mut inbox = lock(&self.inbox);
+        let mut looked = false;
+        loop {
+            self.check_fork()?;
+            if let Some(found) = take(&mut inbox)? {
+                // Those that followed this thread may go on, or find that there is more.
+                if inbox.followers > 0 {
+                    self.arrived.notify_all();
+                }
+                return Ok(found);
+            }
+            if let Some(e) = inbox.ended() {
+                return Err(e.clone());
+            }
+            if self.closing.load(Ordering::Relaxed) {
+                return Err(own_close());
+            }
+            let busy = inbox.pumping || (asks && inbox.len() >= MAX_INBOX);
+            // What is there is given to a call that must not wait, too.
+            let left = match deadline.left(what) {
+                Err(_) if !busy && !looked => Some(Duration::ZERO),
+                left => left?,
+            };
+            looked = true;
+            if busy {
+                inbox.followers += 1;
+                inbox = turns::sleep(&self.arrived, inbox, left);
+                inbox.followers -= 1;
+                continue;
+            }
+            inbox.pumping = true;
+            drop(inbox);
+            let found = self.take_or_wait(&mut lock(&self.rx), left);
+            inbox = lock(&self.inbox);
+            inbox.pumping = false;
+            let delivered = self.deliver(&mut inbox, found);
+            self.ring_for(&inbox);
+            if inbox.followers > 0 {
+                self.arrived.notify_all();
+            }
+            delivered?;
+        }
+    }
+
+    pub(super) fn try_recv(&self) -> Result<Option<Incoming>> {
+        self.check_fork()?;
+        let mut inbox = lock(&self.inbox);
+        if let Some(incoming) = inbox.pop() {
+            return Ok(Some(incoming));
+        }
+        if inbox.next_deadline().is_some() {
+            inbox.expire(Instant::now());
+        }
+        if inbox.len() == 0 && inbox.ended().is_none() {
+            // Before the look: what happens from here on may be missed by it, and rings.
+            if let Some(ready) = &mut *lock(&self.ready) {
+                ready.quiet();
+            }
+            let pumps = !std::mem::replace(&mut inbox.pumping, true);
+            drop(inbox);
+            let (drained, found) = self.look(pumps);
+            inbox = lock(&self.inbox);
+            if pumps {
+                inbox.pumping = false;
+            }
+            let delivered = self.deliver(&mut inbox, found);
+            if drained {
+                inbox.drained();
+            }
+            if inbox.followers > 0 {
+                self.arrived.notify_all();
+            }
+            if let Err(e) = delivered {
+                self.ring_for(&inbox);
+                return Err(e);
+            }
+        }
+        if let Some(incoming) = inbox.pop() {
+            self.ring_for(&inbox);
+            return Ok(Some(incoming));
+        }
+        if let Some(ready) = &mut *lock(&self.ready) {
+            ready.set_timer(inbox.next_deadline())?;
+        }
+        inbox.ended().map_or(Ok(None), |e| Err(e.clone()))
+    }
+
+    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all.
+    fn look(&self, pumps: bool) -> (bool, Result<Option<(Head, Message)>>) {
+        let mut drained = false;
+        if let Some(line) = self.line.get() {
+            match self.look_for_room(line) {
+                Ok(room) => drained = room,
+                Err(e) if is_transient(&e) => return (false, Err(e)),
+                // What the other end sent before it went is still to be received.
+                Err(_) => self.wants_room.store(false, Ordering::Relaxed),
+            }
+        }
+        if self.closing.load(Ordering::Relaxed) {
+            let done = drained || !self.wants_room.load(Ordering::Relaxed);
+            if done {
+                return (false, Err(own_close()));
+            }
+        }
+        if !pumps {
+            return (drained, Ok(None));
+        }
+        let found = self.take(&mut lock(&self.rx));
+        if self.closing.load(Ordering::Relaxed) {
+            // Nobody receives any more; what ends the channel still does.
+            return (false, found.map(|_| None));
+        }
+        (drained, found)
+    }
+}

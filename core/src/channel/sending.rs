@@ -1,0 +1,286 @@
+//! The sending half of an end: frames into the ring in their order, those that wait for room, and who is told of it.
+
+use super::frame::{self, Frame, Purpose};
+use super::line::Line;
+use super::ready::Interest;
+use super::turns::Deadline;
+use super::{Inner, is_transient, wait};
+use crate::buffer::TransferBuffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ring::Producer;
+use crate::sync::atomic::Ordering;
+use crate::sync::lock;
+use crate::sys::socket::{self, Sent};
+use crate::sys::{failpoint, poll};
+use crate::value::Value;
+use crate::wire::channel::encode_fds;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// The sending side.
+#[derive(Debug, Default)]
+pub(super) struct Tx {
+    pub(super) producer: Option<Producer>,
+    /// The line's producer was taken, or there was none.
+    pub(super) opened: bool,
+    /// Frames that found no room.
+    pub(super) outbox: VecDeque<Frame>,
+    pub(super) queued: usize,
+    /// Messages with fds so far (wraps).
+    pub(super) with_fds: u32,
+    /// The socket had no room, not the ring.
+    pub(super) socket_full: bool,
+}
+
+impl Tx {
+    pub(super) fn producer(&mut self, line: &Line) -> Result<&mut Producer> {
+        if !self.opened {
+            self.opened = true;
+            self.producer = lock(&line.producer).take();
+        }
+        self.producer.as_mut().ok_or_else(|| line.gone())
+    }
+
+    /// Publishes a frame; false while there is no room.
+    fn offer(&mut self, line: &Line, frame: &Frame) -> Result<bool> {
+        let count = self.with_fds;
+        let offered = publish(self.producer(line)?, line, frame, count)?;
+        self.socket_full = offered == Offered::SocketFull;
+        if offered != Offered::Published {
+            failpoint::hit("channel.no_room");
+            return Ok(false);
+        }
+        if !frame.fds.is_empty() {
+            self.with_fds = count.wrapping_add(1);
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offered {
+    Published,
+    RingFull,
+    SocketFull,
+}
+
+fn publish(producer: &mut Producer, line: &Line, frame: &Frame, count: u32) -> Result<Offered> {
+    let Some(mut claim) = producer.try_claim(frame.bytes.len()).map_err(|e| line.why(e))? else { return Ok(Offered::RingFull) };
+    let fits = claim.write_at(0, &frame.bytes);
+    debug_assert!(fits, "the claim is as long as the frame");
+    if !frame.fds.is_empty() {
+        let fds: Vec<BorrowedFd<'_>> = frame.fds.iter().map(AsFd::as_fd).collect();
+        // The claim is dropped, and so given up, where the fds cannot go.
+        match socket::send(line.socket(), &encode_fds(fds.len() as u16, count), &fds)? {
+            Sent::Whole => failpoint::hit("channel.fds_sent"),
+            Sent::Full => return Ok(Offered::SocketFull),
+            Sent::Gone => return Err(line.gone()),
+        }
+    }
+    claim.commit()?;
+    Ok(Offered::Published)
+}
+
+impl Inner {
+    fn offer(&self, tx: &mut Tx, line: &Line, frame: &Frame) -> Result<bool> {
+        tx.offer(line, frame).map_err(|e| self.why(e))
+    }
+
+    /// A channel that has ended closed its rings itself, so they do not say why.
+    pub(super) fn why(&self, e: Error) -> Error {
+        if is_transient(&e) { e } else { lock(&self.inbox).ended().cloned().unwrap_or(e) }
+    }
+
+    fn frame(&self, line: &Line, purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>]) -> Result<Frame> {
+        frame::build(purpose, value, fds, &self.options, line.send_ring.max_record_len())
+    }
+
+    fn is_sent(&self, value: &mut Value, buffers: usize) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        if buffers > 0 {
+            value.each_buffer_mut(&mut TransferBuffer::detach);
+        }
+    }
+
+    pub(super) fn send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<()> {
+        let line = self.wait_open(deadline)?;
+        let frame = self.frame(line, purpose, value, fds)?;
+        let mut tx = self.tx.enter(deadline, "other threads send on the channel")?;
+        let sent = self.push_in_order(&mut tx, line, &frame, deadline);
+        drop(tx);
+        // Who waits for room takes the wakes of the producer's fd, and sends what the loop waits for: it has to look itself.
+        if self.wants_room.load(Ordering::Relaxed) {
+            self.ring();
+        }
+        sent?;
+        self.is_sent(value, frame.buffers);
+        Ok(())
+    }
+
+    /// As [`push`](Self::push), behind those that were queued.
+    fn push_in_order(&self, tx: &mut Tx, line: &Line, frame: &Frame, deadline: Deadline) -> Result<()> {
+        while let Some(first) = tx.outbox.pop_front() {
+            let sent = self.push(tx, line, &first, deadline);
+            if sent.is_err() {
+                tx.outbox.push_front(first);
+                return sent;
+            }
+            self.unqueue(tx, &first);
+        }
+        self.push(tx, line, frame, deadline)
+    }
+
+    /// Publishes, and waits for room.
+    pub(super) fn push(&self, tx: &mut Tx, line: &Line, frame: &Frame, deadline: Deadline) -> Result<()> {
+        loop {
+            if self.offer(tx, line, frame)? {
+                return Ok(());
+            }
+            let left = deadline.left("no room in the channel")?;
+            if tx.socket_full {
+                wait(poll::writable(line.socket().as_raw_fd()), left);
+            } else if line.other().is_none() {
+                // An end that was closed meanwhile says so itself, below.
+                if let Err(e) = line.wait_greeted(deadline) {
+                    self.check_open()?;
+                    return Err(e);
+                }
+            } else {
+                let producer = tx.producer(line)?;
+                match producer.claim_ptr(frame.bytes.len(), left) {
+                    Ok(_) => producer.abort_claim(),
+                    // The deadline says so itself.
+                    Err(e) if e.kind() == ErrorKind::Timeout => {}
+                    Err(e) => return Err(self.why(line.why(e))),
+                }
+            }
+            self.check_open()?;
+        }
+    }
+
+    /// True: published. False: it waits for room, behind those that do.
+    pub(super) fn post(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
+        self.check_open()?;
+        let line = self.open()?.ok_or_else(|| Error::new(ErrorKind::Full, "other end has not offered its rings yet"))?;
+        let frame = self.frame(line, purpose, value, fds)?;
+        let busy = || Error::new(ErrorKind::Full, "another thread waits for room in the channel");
+        let mut tx = self.tx.try_enter().ok_or_else(busy)?;
+        let (len, buffers) = (frame.bytes.len(), frame.buffers);
+        let sent = self.flush(&mut tx, line)? && self.offer(&mut tx, line, &frame)?;
+        if !sent {
+            // No second look here: one that found room now would leave nobody to say so.
+            self.wants_room.store(true, Ordering::Relaxed);
+            self.watch_room(&mut tx, line)?;
+            if tx.queued + len > self.options.max_queued {
+                return Err(Error::new(ErrorKind::Full, "too much waits to be sent")
+                    .with("queued", tx.queued)
+                    .with("len", len)
+                    .with("max_queued", self.options.max_queued));
+            }
+            tx.queued += len;
+            self.queued.fetch_add(len as u64, Ordering::Relaxed);
+            tx.outbox.push_back(frame);
+        }
+        drop(tx);
+        self.is_sent(value, buffers);
+        Ok(sent)
+    }
+
+    pub(super) fn try_send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
+        self.check_open()?;
+        let Some(line) = self.open()? else { return Ok(false) };
+        let frame = self.frame(line, purpose, value, fds)?;
+        // Those that wait were first.
+        let Some(mut tx) = self.tx.try_enter() else { return Ok(false) };
+        if !tx.outbox.is_empty() || !self.offer(&mut tx, line, &frame)? {
+            self.wants_room.store(true, Ordering::Relaxed);
+            self.watch_room(&mut tx, line)?;
+            return Ok(false);
+        }
+        drop(tx);
+        self.is_sent(value, frame.buffers);
+        Ok(true)
+    }
+
+    fn unqueue(&self, tx: &mut Tx, frame: &Frame) {
+        tx.queued -= frame.bytes.len();
+        self.queued.fetch_sub(frame.bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Publishes what waits, as far as there is room. True when nothing waits any more.
+    pub(super) fn flush(&self, tx: &mut Tx, line: &Line) -> Result<bool> {
+        while let Some(first) = tx.outbox.pop_front() {
+            match self.offer(tx, line, &first) {
+                Ok(true) => self.unqueue(tx, &first),
+                Ok(false) => {
+                    tx.outbox.push_front(first);
+                    self.watch_room(tx, line)?;
+                    return Ok(false);
+                }
+                Err(e) => {
+                    let lost = !is_transient(&e);
+                    tx.outbox.push_front(first);
+                    if lost {
+                        while let Some(frame) = tx.outbox.pop_front() {
+                            self.unqueue(tx, &frame);
+                        }
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The loop's fd tells when there is room again where there was none. The producer's fd was armed by the call that found none; one
+    /// that is made here is readable until the next look.
+    fn watch_room(&self, tx: &mut Tx, line: &Line) -> Result<()> {
+        let mut ready = lock(&self.ready);
+        let Some(ready) = &mut *ready else { return Ok(()) };
+        let socket_full = tx.socket_full;
+        let room = tx.producer(line)?.fd()?;
+        // One of the two: where there is room already is no news.
+        if socket_full {
+            ready.forget_room(room);
+            return ready.watch_socket(line.socket(), Interest::Writable);
+        }
+        ready.watch_socket(line.socket(), Interest::calm(line))?;
+        ready.watch_room(room)
+    }
+
+    /// For a loop: sends what waits, and says once when there is room again.
+    pub(super) fn look_for_room(&self, line: &Line) -> Result<bool> {
+        if !self.wants_room.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let Some(mut tx) = self.tx.try_enter() else { return Ok(false) };
+        if !self.flush(&mut tx, line)? {
+            return Ok(false);
+        }
+        if tx.socket_full {
+            let mut entry = [poll::writable(line.socket().as_raw_fd())];
+            poll::wait_readable(&mut entry, Some(Duration::ZERO));
+            if !poll::is_ready(&entry[0]) {
+                return Ok(false);
+            }
+            tx.socket_full = false;
+        } else {
+            let producer = tx.producer(line)?;
+            // Room for a message that is not spilled, or the next one may find none again at once.
+            let half = producer.max_record_len() / 2;
+            if producer.try_claim_ptr(half).map_err(|e| line.why(e))?.is_none() {
+                // Not a member yet if the fd was asked for after the call that found no room.
+                self.watch_room(&mut tx, line)?;
+                return Ok(false);
+            }
+            producer.abort_claim();
+        }
+        if let (Some(ready), Some(producer)) = (&mut *lock(&self.ready), &mut tx.producer) {
+            ready.forget_room(producer.fd()?);
+            ready.watch_socket(line.socket(), Interest::calm(line))?;
+        }
+        self.wants_room.store(false, Ordering::Relaxed);
+        Ok(true)
+    }
+}
