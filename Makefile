@@ -142,7 +142,7 @@ node-versions: node  ## the Node suite on other releases of Node (NODES='22 24')
 	done
 
 loom:  ## every interleaving of the lock-free stack, of waking and of the ring's lanes, and mutants that must fail
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib models::
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$(TARGET)/loom $(CARGO) test --release --locked --no-default-features -p offloop --lib models
 
 ASAN_FEATURES := --no-default-features --features hash,failpoints
 asan:  ## the C ABI suite and its failpoints under AddressSanitizer

@@ -222,10 +222,14 @@ impl Taking {
             shared.wake_some(&self.slots, Role::Producer);
         }
         // One waker rings one sleeper; whoever takes, or may not take, hands the ring on.
-        if self.slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0 && Popper::has_more(&self.slots) {
-            shared.wake_some(&self.slots, Role::Consumer);
-        }
+        self.hand_on(shared);
         Ok(taken.map(|(held, _)| Found { offset: 0, len: held.len, redelivered: held.redelivered }))
+    }
+
+    /// A further record, if there is one, is somebody else's business.
+    #[inline]
+    pub(super) fn hand_on(&self, shared: &Shared) {
+        shared.hand_on(&self.slots, Role::Consumer);
     }
 
     /// The record that [`look`](Self::look) took last.
@@ -311,5 +315,7 @@ impl Taking {
         };
         unacked.iter().for_each(|held| held.give_up(&self.slots, self.seat));
         shared.wake_some(&self.slots, Role::Consumer);
+        // What nobody keeps in hand any more may be passed over.
+        shared.wake_some(&self.slots, Role::Producer);
     }
 }

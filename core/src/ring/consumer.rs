@@ -116,6 +116,15 @@ impl Consumer {
 
     /// As [`find`](Self::find), and waits.
     fn wait_find(&mut self, timeout: Option<Duration>) -> Result<()> {
+        let found = self.wait_find_or_give_up(timeout);
+        if let (Err(_), Some(taking)) = (&found, self.input.taking()) {
+            // It may have been woken for a record that another one can take.
+            taking.hand_on(&self.shared);
+        }
+        found
+    }
+
+    fn wait_find_or_give_up(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut until = None;
         loop {
             if self.find()? {
@@ -129,12 +138,13 @@ impl Consumer {
                 }
             }
             let left = remaining(&mut until, timeout, "no record in the ring")?;
-            self.sleeper.arm()?;
-            // W2 of the wake protocol.
-            if !self.input.sees_news() && !self.may_end() && !self.sleeper.peer_is_dead() {
-                self.sleeper.sleep(left)?;
-            }
+            let slept = self.sleeper.arm().and_then(|()| {
+                // W2 of the wake protocol.
+                let sleeps = !self.input.sees_news() && !self.may_end() && !self.sleeper.peer_is_dead();
+                if sleeps { self.sleeper.sleep(left) } else { Ok(()) }
+            });
             self.sleeper.disarm();
+            slept?;
         }
     }
 

@@ -9,6 +9,7 @@
 //!   broadcast    one lane, many readers             bell   what a sleeper waits for
 //!   mpmc         slots: many of both sides          named  a file and FIFOs, to attach by path
 //!   ack          who owns what was taken from them  stat   a look from outside
+//!   sleepers     who of many sleeps and is woken
 //!   input        where a consumer's records come    raw    the mapping, pointers into it
 //!                from: a lane, many lanes, slots
 //! ```
@@ -37,6 +38,7 @@ mod named;
 mod producer;
 mod raw;
 mod seat;
+mod sleepers;
 mod spsc;
 mod stat;
 mod wait;
@@ -48,6 +50,8 @@ mod tests;
 mod models;
 #[cfg(all(test, loom))]
 mod models_mpmc;
+#[cfg(all(test, loom))]
+mod models_sleepers;
 
 pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};
@@ -61,15 +65,17 @@ pub use spsc::Cursor;
 pub use stat::{LaneStat, Participant, RingStat};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::mapped::Ordering;
+use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::modelled::fence;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::PrivateFd;
 use crate::sys::{clock, cpu, failpoint, fork, ofd, pidfd};
 use crate::wire::ring::{CLOSED, DEFAULT_SLOT, Header, POISONED, SEAT_DEAD, ring_word, seat_word};
 use bell::Bells;
+use mpmc::{Popper, Pusher};
 use named::Named;
 use raw::{Map, MappedSlots};
+use sleepers::Sleepers;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,32 +176,30 @@ impl Shared {
         }
     }
 
+    /// An `mpmc` ring's sleepers of a role.
+    #[inline]
+    fn side(&self, role: Role) -> Option<Side<'_>> {
+        self.slots.as_ref().map(|slots| Side { shared: self, slots, role })
+    }
+
     /// Wakes who of an `mpmc` ring's `role` may go on now. What was published before this call is seen by it.
     #[inline]
     fn wake_some(&self, slots: &MappedSlots, role: Role) {
         fence(Ordering::SeqCst);
-        if slots.sleepers(role).load(Ordering::Relaxed) != 0 {
-            self.wake_one_of(slots, role);
-        }
+        sleepers::wake_some(&Side { shared: self, slots, role });
         // The last of a closed ring's records may be what all wait for.
         if self.state() & CLOSED != 0 {
             self.wake_everybody();
         }
     }
 
-    #[cold]
-    fn wake_one_of(&self, slots: &MappedSlots, role: Role) {
-        let asleep = slots.sleepers(role).load(Ordering::Relaxed);
-        let seats = || (0..self.bells.len()).filter(|seat| asleep >> seat & 1 != 0);
-        let word = |seat| self.map.seat_word(seat, seat_word::WAITING);
-        for seat in seats().filter(|seat| word(*seat).load(Ordering::Relaxed) == wait::BLOCKED) {
-            if wait::claim_wake(word(seat)) {
-                failpoint::hit("wake.claimed");
-                return self.bells.ring(seat);
-            }
-        }
-        // An event loop that is armed may be busy with something else, so all of them are told.
-        seats().for_each(|seat| self.wake_after_fence(seat));
+    /// Rings another one of an `mpmc` ring's `role` if there is something for it. The caller has taken, or gives up.
+    #[inline]
+    fn hand_on(&self, slots: &MappedSlots, role: Role) {
+        sleepers::hand_on(&Side { shared: self, slots, role }, || match role {
+            Role::Producer => Pusher::has_room(slots),
+            Role::Consumer => Popper::has_more(slots),
+        });
     }
 
     /// A look without a fence.
@@ -223,6 +227,36 @@ impl Shared {
         if word.compare_exchange(status, status & !3 | SEAT_DEAD, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.members_changed();
         }
+    }
+}
+
+/// The sleepers of one role in an `mpmc` ring.
+struct Side<'a> {
+    shared: &'a Shared,
+    slots: &'a MappedSlots,
+    role: Role,
+}
+
+impl Sleepers for Side<'_> {
+    type Bits = AtomicU64;
+    type Word = AtomicU32;
+
+    #[inline(always)]
+    fn bits(&self) -> &AtomicU64 {
+        self.slots.sleepers(self.role)
+    }
+
+    fn waiting(&self, seat: usize) -> &AtomicU32 {
+        self.shared.map.seat_word(seat, seat_word::WAITING)
+    }
+
+    fn seats(&self) -> usize {
+        self.shared.bells.len()
+    }
+
+    fn ring(&self, seat: usize) {
+        failpoint::hit("wake.claimed");
+        self.shared.bells.ring(seat);
     }
 }
 

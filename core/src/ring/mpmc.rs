@@ -16,6 +16,7 @@
 use super::spsc::{Damage, damage};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
+use crate::sync::modelled::fence;
 use crate::sys::failpoint;
 use crate::wire::ring::{claim_state, hold_state, slot_state};
 
@@ -83,6 +84,13 @@ fn has_record<S: Slots>(s: &S, position: u64) -> bool {
 fn is_void<S: Slots>(s: &S, at: u64, w: u64) -> bool {
     let lap = lap_of(s, at);
     w >> 2 > lap || w == word(lap, slot_state::HELD)
+}
+
+/// The first position from `at` on, the head, that has a record or is not decided. A look, nothing more.
+fn first_record<S: Slots>(s: &S, at: u64) -> u64 {
+    let lap = 1 << s.shift();
+    let is_it = |p: &u64| !is_void(s, *p, s.word(slot_of(s, *p)).load(Ordering::Relaxed));
+    (0..lap).map(|i| at.wrapping_add(i)).find(is_it).unwrap_or(at.wrapping_add(lap))
 }
 
 fn step<S: Slots>(s: &S, at: u64) {
@@ -223,8 +231,17 @@ impl Pusher {
 
     /// Would a further producer find a slot? A look, nothing more.
     pub(super) fn has_room<S: Slots>(s: &S) -> bool {
-        let p = s.tail().load(Ordering::Relaxed);
-        s.word(slot_of(s, p)).load(Ordering::Relaxed) == word(lap_of(s, p), slot_state::FREE)
+        // In this order, so that the tail is not behind the head: who moved that had seen this.
+        let head = first_record(s, s.head().load(Ordering::Acquire));
+        let mut p = s.tail().load(Ordering::Relaxed);
+        while p.wrapping_sub(head) < 1 << s.shift() {
+            let (w, lap) = (s.word(slot_of(s, p)).load(Ordering::Relaxed), lap_of(s, p));
+            if w != word(lap.wrapping_sub(1), slot_state::HELD) {
+                return w == word(lap, slot_state::FREE);
+            }
+            p = p.wrapping_add(1); // it would be passed over
+        }
+        false
     }
 
     /// Makes the claimed slot a record of `len` bytes, which is published by this.
@@ -405,6 +422,8 @@ impl Popper {
                 }
             }
         }
+        // Who looked at the hint while it was taken back, and sleeps now, is seen by who hands on what is left.
+        fence(Ordering::SeqCst);
         let Some(held) = taken else { return Ok(None) };
         failpoint::hit("pop.shown");
         if !has_record(s, held.position) {
@@ -448,7 +467,7 @@ impl Popper {
     /// Is there something for a further consumer? A look, nothing more.
     #[inline]
     pub(super) fn has_more<S: Slots>(s: &S) -> bool {
-        let h = s.head().load(Ordering::Relaxed);
+        let h = first_record(s, s.head().load(Ordering::Relaxed));
         s.returned().load(Ordering::Relaxed) != 0 || s.word(slot_of(s, h)).load(Ordering::Relaxed) == word(lap_of(s, h), slot_state::FULL)
     }
 

@@ -167,7 +167,13 @@ impl Producer {
     fn room(&mut self, len: u32) -> Result<Option<NonNull<u8>>> {
         let claimed = match &mut self.output {
             Output::Lane(writer, lane) => writer.claim(lane, len).map(|offset| offset.map(|offset| lane.payload(offset, len))),
-            Output::Slots(pusher, slots, _) => pusher.claim(slots, len).map(|slot| slot.map(|slot| slots.payload(slot))),
+            Output::Slots(pusher, slots, _) => pusher.claim(slots, len).map(|slot| {
+                slot.map(|slot| {
+                    // One waker rings one sleeper; whoever finds room hands the ring on.
+                    self.shared.hand_on(slots, Role::Producer);
+                    slots.payload(slot)
+                })
+            }),
         };
         claimed.map_err(|d| self.shared.poison(d))
     }
@@ -250,6 +256,15 @@ impl Producer {
 
     /// As [`place`](Self::place), and waits for room.
     fn wait_place(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
+        let placed = self.wait_place_or_give_up(len, timeout);
+        if let (Err(_), Output::Slots(_, slots, _)) = (&placed, &self.output) {
+            // It may have been woken for room that another one can use.
+            self.shared.hand_on(slots, Role::Producer);
+        }
+        placed
+    }
+
+    fn wait_place_or_give_up(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
         let mut until = None;
         loop {
             if let Some(ptr) = self.place(len)? {
@@ -264,24 +279,20 @@ impl Producer {
                 continue;
             }
             let left = remaining(&mut until, timeout, "no room in the ring")?;
-            self.sleeper.arm()?;
-            // W2 of the wake protocol.
-            if !self.sees_news() && self.shared.state() == 0 && !self.sleeper.peer_is_dead() {
-                self.sleeper.sleep(left)?;
-            }
+            let slept = self.sleeper.arm().and_then(|()| {
+                // W2 of the wake protocol.
+                let sleeps = !self.sees_news() && self.shared.state() == 0 && !self.sleeper.peer_is_dead();
+                if sleeps { self.sleeper.sleep(left) } else { Ok(()) }
+            });
             self.sleeper.disarm();
+            slept?;
         }
     }
 
     #[inline]
     fn wake_readers(&mut self) {
         if let Output::Slots(_, slots, _) = &self.output {
-            self.shared.wake_some(slots, Role::Consumer);
-            // One waker rings one sleeper; whoever finds room hands the ring on.
-            if slots.sleepers(Role::Producer).load(Ordering::Relaxed) != 0 && Pusher::has_room(slots) {
-                self.shared.wake_some(slots, Role::Producer);
-            }
-            return;
+            return self.shared.wake_some(slots, Role::Consumer);
         }
         if self.kind != Kind::Broadcast {
             return self.shared.wake(CONSUMER_SEAT);
@@ -428,10 +439,12 @@ impl Producer {
     pub fn abort_claim(&mut self) {
         match &mut self.output {
             Output::Lane(writer, _) => writer.abort(),
-            // The slot cannot be used before its turn comes again: whoever waits for this position is told.
+            // The slot cannot be used before its turn comes again: whoever waits for this position is told, and whoever waits for room that
+            // was behind it.
             Output::Slots(pusher, slots, _) => {
                 if !self.shared.is_forked() && pusher.abort(slots) {
                     self.shared.wake_some(slots, Role::Consumer);
+                    self.shared.wake_some(slots, Role::Producer);
                 }
             }
         }

@@ -9,9 +9,7 @@
 //!  sleeps on doorbell and peers' pidfds          rings the doorbell
 //! ```
 //!
-//! In `mpmc` each side has many, and a word with a bit per seat says who sleeps; the bit is set before `waiting`. A waker rings one
-//! blocked thread, or, where there is none, every event loop that is armed: a loop may be busy with something else. Whoever
-//! takes something and sees that there is more rings the next one.
+//! In `mpmc` each side has many: see `sleepers.rs`.
 //!
 //! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
 //! (Dekker). The swap elects one waker, so a burst costs one system call. A waker that dies between the swap and the
@@ -19,8 +17,10 @@
 //!
 //! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
 
-use super::Shared;
+use super::mpmc::Slots;
+use super::raw::MappedSlots;
 use super::seat::{self, Owner, Role, settle_dead};
+use super::{Shared, sleepers};
 use crate::error::Result;
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
@@ -146,7 +146,8 @@ impl Sleeper {
         self.spin = spin;
     }
 
-    /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does.
+    /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does, and
+    /// [disarms](Self::disarm) whatever this says.
     pub(super) fn arm(&mut self) -> Result<()> {
         self.announce(BLOCKED);
         failpoint::hit("wait.armed");
@@ -155,17 +156,17 @@ impl Sleeper {
     }
 
     fn announce(&self, how: u32) {
-        if let Some(slots) = &self.shared.slots {
-            slots.sleepers(self.role).fetch_or(1 << self.seat, Ordering::Relaxed);
+        match self.shared.side(self.role) {
+            Some(side) => sleepers::announce(&side, self.seat, how),
+            None => announce_sleep(self.waiting(), how),
         }
-        announce_sleep(self.waiting(), how);
     }
 
     /// This side is awake.
     pub(super) fn disarm(&self) {
-        self.waiting().store(0, Ordering::Relaxed);
-        if let Some(slots) = &self.shared.slots {
-            slots.sleepers(self.role).fetch_and(!(1 << self.seat), Ordering::Relaxed);
+        match self.shared.side(self.role) {
+            Some(side) => sleepers::awake(&side, self.seat),
+            None => self.waiting().store(0, Ordering::Relaxed),
         }
     }
 
@@ -178,7 +179,12 @@ impl Sleeper {
 
     /// Somebody's change has to be looked for.
     fn must_look(&self) -> bool {
-        self.watched.iter().any(|w| w.pidfd.is_none()) || (self.shared.slots.is_some() && self.settled != self.members)
+        let of_tasks = |slots: &MappedSlots| {
+            // Behind an open claim there may be records of others, and a producer with `batch` may decide it without a look at who sleeps.
+            let is_held_back = || slots.head().load(Ordering::Relaxed) != slots.tail().load(Ordering::Relaxed);
+            self.settled != self.members || (self.role == Role::Consumer && is_held_back())
+        };
+        self.watched.iter().any(|w| w.pidfd.is_none()) || self.shared.slots.as_ref().is_some_and(of_tasks)
     }
 
     /// Puts in order what the dead of an `mpmc` ring left, as far as they are known.
@@ -328,6 +334,15 @@ impl Sleeper {
 
     /// Makes the fd unreadable and arms. The caller looks once more, and calls [`ring_own`](Self::ring_own) if there is something.
     pub(super) fn arm_polled(&mut self) -> Result<()> {
+        let armed = self.try_arm_polled();
+        if armed.is_err() {
+            // The loop comes again: there may be something, and nobody else who was told of it.
+            self.ring_own();
+        }
+        armed
+    }
+
+    fn try_arm_polled(&mut self) -> Result<()> {
         // What is found about the peers now is told by this call, and need not ring.
         self.disarm();
         self.refresh()?;

@@ -22,6 +22,12 @@ pub(crate) trait Word<T> {
     fn fetch_add(&self, value: T, order: Ordering) -> T;
 }
 
+/// A word of such a protocol whose bits belong to different participants.
+pub(crate) trait Bits: Word<u64> {
+    fn fetch_or(&self, bits: u64, order: Ordering);
+    fn fetch_and(&self, bits: u64, order: Ordering);
+}
+
 macro_rules! word {
     ($atomic:ty, $value:ty) => {
         impl Word<$value> for $atomic {
@@ -55,6 +61,25 @@ word!(mapped::AtomicU64, u64);
 word!(loom::sync::atomic::AtomicU32, u32);
 #[cfg(loom)]
 word!(loom::sync::atomic::AtomicU64, u64);
+
+macro_rules! bits {
+    ($atomic:ty) => {
+        impl Bits for $atomic {
+            #[inline(always)]
+            fn fetch_or(&self, bits: u64, order: Ordering) {
+                <$atomic>::fetch_or(self, bits, order);
+            }
+            #[inline(always)]
+            fn fetch_and(&self, bits: u64, order: Ordering) {
+                <$atomic>::fetch_and(self, bits, order);
+            }
+        }
+    };
+}
+
+bits!(mapped::AtomicU64);
+#[cfg(loom)]
+bits!(loom::sync::atomic::AtomicU64);
 
 use atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! `mpmc` in one process.
 
 use super::*;
-use crate::ring::mpmc::Slots;
+use crate::ring::mpmc::{Popper, Pusher, Slots};
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 
 const MANUAL: ConsumerOptions = ConsumerOptions { ack: Ack::Manual };
@@ -326,6 +326,54 @@ fn every_sleeper_is_woken_when_there_is_work_for_each() {
     let mut got: Vec<u64> = waiters.into_iter().map(|w| w.join().expect("waiter")).collect();
     got.sort_unstable();
     assert_eq!(got, [0, 1, 2]);
+}
+
+#[test]
+fn who_waits_for_room_is_woken_when_every_claim_before_it_is_given_up() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(2048).max_participants(4).create().expect("ring");
+    let (mut p, mut q, mut waits) = (producer(&ring), producer(&ring), producer(&ring));
+    let (a, b) = (p.claim(8, None).expect("first slot"), q.claim(8, None).expect("second slot"));
+    let waiter = std::thread::spawn(move || waits.push(b"room", None).expect("push"));
+    asleep(&ring, 2);
+    a.abort();
+    b.abort();
+    waiter.join().expect("waiter");
+    assert_eq!(consumer(&ring).try_pop().expect("pop").expect("record").to_vec(), b"room");
+}
+
+#[test]
+fn who_waits_for_room_is_woken_when_a_consumer_leaves_what_it_had_in_hand() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(1024).max_participants(3).create().expect("ring");
+    let (mut p, mut c, mut d) = (producer(&ring), consumer(&ring), consumer(&ring));
+    (0..4).for_each(|n| assert!(push(&mut p, n)));
+    assert_eq!(number(&c.peek().expect("peek").expect("record").to_vec()), 0);
+    (1..4).for_each(|n| assert_eq!(number(&pop(&mut d).expect("record")), n));
+    let waiter = std::thread::spawn(move || p.push(&4u64.to_le_bytes(), None).map(|()| p));
+    asleep(&ring, 0);
+    // From here on its slot is passed over.
+    drop(c);
+    waiter.join().expect("waiter").expect("push");
+    assert_eq!([(); 2].map(|()| deliver(&mut d).expect("record")).map(|(n, _, again)| (n, again)), [(0, true), (4, false)]);
+}
+
+#[test]
+fn what_is_behind_positions_without_a_record_is_seen() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(2048).max_participants(3).create().expect("ring");
+    let (mut p, mut c) = (producer(&ring), manual(&ring));
+    let slots = ring.shared.slots.as_ref().expect("slots");
+    p.claim(8, None).expect("claim").abort();
+    assert!(!Popper::has_more(slots) && Pusher::has_room(slots));
+    assert!(push(&mut p, 1));
+    assert!(Popper::has_more(slots), "behind the position that was given up");
+    assert!(Pusher::has_room(slots), "in the slot that was given up");
+    let (one, delivery, _) = deliver(&mut c).expect("record");
+    assert!(one == 1 && push(&mut p, 2));
+    assert!(!Pusher::has_room(slots), "one is kept, one is full");
+    assert_eq!(deliver(&mut c).expect("record").0, 2);
+    assert!(!Pusher::has_room(slots), "both are kept");
+    c.ack(delivery).expect("ack");
+    assert!(Pusher::has_room(slots), "whichever comes first is passed over");
+    assert!(push(&mut p, 3) && !Pusher::has_room(slots));
 }
 
 #[test]
