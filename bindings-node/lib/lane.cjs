@@ -1,5 +1,5 @@
 'use strict'
-// The lane of an spsc ring, over typed arrays on the mapping: no native call per record.
+// One lane of a ring, over typed arrays on the mapping: no native call per record.
 //
 // The same protocol as core/src/ring/spsc.rs, step by step; the argument why it is right is core/src/ring/README.md. The
 // names P1, C1, … are those sync points. What JavaScript does not decide itself it asks the core: nothing there, no room,
@@ -8,6 +8,8 @@
 //
 // Positions are 32-bit integers that wrap, kept signed: `(a - b) | 0` is a distance.
 // Atomics.store is sequentially consistent, so it is P1 or C2 and, before the look at `waiting`, the fence of W3.
+//
+// What several lanes, and several readers of one, add: lanes.cjs, broadcast.cjs.
 
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
@@ -21,18 +23,24 @@ const DATA = layout.data
 const PAD = layout.pad
 const BATCH = layout.batchBytes
 const MISALIGNED = layout.align - 1
-// The own words of a handle, as `Cursor` of the core has them.
+// The own words of a handle for a lane, as `Cursor` of the core has them.
 const AT = 0
 const COUNT = 1
 const PUBLISHED = 2
 const PEER = 3
 const AGAIN = 4
+const HIGH = 5
 
 /** Bytes that a record takes. */
 const extentOf = (length) => (length + HEADER + MISALIGNED) & ~MISALIGNED
 
 /** Looks in a row that find a record damaged which the core finds whole: somebody is writing it all the time. */
 const MAX_DOUBTS = 8
+const restless = () => fail('Corrupt', 'a record changes while it is read')
+
+/** What a look at a lane finds in place of a record: there is none, or the core must look. */
+const NOTHING = -1
+const ASK = -2
 
 // Small records are cut from slabs, as Buffer does: memory of their own would cost more than they do.
 const SLAB = 8192
@@ -66,12 +74,17 @@ function copyIn(bytes, at, source, length) {
 
 /** The mapping of a ring as typed arrays, one per ring and isolate. */
 class Mapping {
-  constructor(memory, { capacity, maxRecordLength }) {
+  constructor(memory, { kind, capacity, maxRecordLength, onFull, seats, dataAt }) {
     this.memory = memory
     this.words = new Int32Array(memory)
+    this.longs = new BigInt64Array(memory)
     this.bytes = new Uint8Array(memory)
+    this.kind = kind
     this.capacity = capacity
     this.maxLength = maxRecordLength
+    this.overwrites = onFull === 'overwrite'
+    this.seats = seats
+    this.dataAt = dataAt
   }
 
   seatWord(seat, name) {
@@ -79,26 +92,28 @@ class Mapping {
   }
 }
 
-/** Where the producer sits whose lane this is: the only other seat of an spsc ring. */
-const CONSUMER_SEAT = layout.consumerSeat
-const PRODUCER_SEAT = CONSUMER_SEAT + 1
-
-class MappedEnd {
-  constructor(handle, mapping, own, peerSeat) {
+/** What both ends of a lane have. */
+class LaneEnd {
+  /**
+   * The lane with the number `lane`, whose writer publishes on seat `writer` and whose reader gives back on seat `reader`; `own` are the
+   * handle's words for it, and `peer` the seat of whom it wakes.
+   */
+  constructor(handle, mapping, own, { lane, writer, reader, peer }) {
     this.handle = handle
-    this.own = new Int32Array(own)
+    this.own = own
+    this.lane = lane
     this.memory = mapping.memory
     this.words = mapping.words
     this.bytes = mapping.bytes
     this.capacity = mapping.capacity
     this.mask = mapping.capacity - 1
     this.maxLength = mapping.maxLength
-    this.data = layout.dataAt
-    this.tail = mapping.seatWord(PRODUCER_SEAT, 'tail')
-    this.high = mapping.seatWord(PRODUCER_SEAT, 'high')
-    this.head = mapping.seatWord(PRODUCER_SEAT, 'head')
-    this.seen = mapping.seatWord(PRODUCER_SEAT, 'seen')
-    this.waiting = mapping.seatWord(peerSeat, 'waiting')
+    this.data = mapping.dataAt + lane * mapping.capacity
+    this.tail = mapping.seatWord(writer, 'tail')
+    this.high = mapping.seatWord(writer, 'high')
+    this.head = mapping.seatWord(reader, 'head')
+    this.seen = mapping.seatWord(reader, 'seen')
+    this.waiting = mapping.seatWord(peer, 'waiting')
   }
 
   checkMemory() {
@@ -106,9 +121,9 @@ class MappedEnd {
   }
 }
 
-class MappedWriter extends MappedEnd {
-  constructor(handle, mapping, own, batch) {
-    super(handle, mapping, own, CONSUMER_SEAT)
+class LaneWriter extends LaneEnd {
+  constructor(handle, mapping, own, where, batch) {
+    super(handle, mapping, own, where)
     this.batch = batch
     this.pad = 0
   }
@@ -192,29 +207,41 @@ class MappedWriter extends MappedEnd {
     own[COUNT]++
     own[AT] = at + extentOf(length)
     // A sleeping consumer gains nothing from waiting for more; who misses that it sleeps, sees it next time.
-    if (this.batch && ((own[AT] - own[PUBLISHED]) | 0) < BATCH && words[this.waiting] === 0) return
+    if (this.batch && ((own[AT] - own[PUBLISHED]) | 0) < BATCH && !this.readerSleeps()) return
     this.publish()
   }
 
   publish() {
     this.checkMemory()
-    const { words, own } = this
+    const { own } = this
     const tail = own[AT]
     const published = own[PUBLISHED]
     if (tail === published) return
-    if ((tail ^ published) < 0) words[this.high]++
-    words[this.tail + 1] = own[COUNT]
+    if ((tail ^ published) < 0) this.words[this.high]++
     // P1: everything before `tail` is whole. Pairs with C1.
-    Atomics.store(words, this.tail, tail)
+    this.storeTail(tail, own[COUNT])
     own[PUBLISHED] = tail
-    // W3.
-    if (Atomics.load(words, this.waiting) !== 0) native.ringWake(this.handle)
+    this.tell()
+  }
+
+  storeTail(tail, count) {
+    this.words[this.tail + 1] = count
+    Atomics.store(this.words, this.tail, tail)
+  }
+
+  readerSleeps() {
+    return this.words[this.waiting] !== 0
+  }
+
+  /** W3. */
+  tell() {
+    if (Atomics.load(this.words, this.waiting) !== 0) native.ringWake(this.handle, 0)
   }
 }
 
-class MappedReader extends MappedEnd {
-  constructor(handle, mapping, own) {
-    super(handle, mapping, own, PRODUCER_SEAT)
+class LaneReader extends LaneEnd {
+  constructor(handle, mapping, own, where) {
+    super(handle, mapping, own, where)
     this.giveBack = Math.trunc(mapping.capacity / layout.giveBack)
     this.length = 0
   }
@@ -236,45 +263,51 @@ class MappedReader extends MappedEnd {
     return record
   }
 
-  /** Shows `fn` the oldest record where it lies; false when there is none. `more`: one was shown just now. */
+  /** Shows `fn` the oldest records where they lie, and returns how many: one, or none. `more`: one was shown just now. */
   show(fn, more) {
     const at = more ? this.look() : this.find()
     if (at < 0) {
       if (more) this.publish()
-      return false
+      return 0
     }
+    this.showAt(at, fn)
+    return 1
+  }
+
+  /** Shows the record that a look found. */
+  showAt(at, fn) {
     const { length } = this
     try {
       fn(new Uint8Array(this.memory, at, length), this.own[AGAIN] > 0)
     } finally {
       this.release(length)
     }
-    return true
   }
 
-  /** The offset of the oldest record's payload, its length in `length`; -1 when there is none. */
+  /** The offset of the oldest record's payload, its length in `length`; negative when there is none. */
   find() {
     let at = this.look()
     for (let doubts = 0; at < 0; doubts++) {
       this.checkMemory()
-      if (!native.consumerFind(this.handle)) return -1
-      if (doubts === MAX_DOUBTS) throw fail('Corrupt', 'a record changes while it is read')
+      if (!native.consumerFind(this.handle, this.lane)) return at
+      if (doubts === MAX_DOUBTS) throw restless()
       at = this.look()
     }
     return at
   }
 
-  /** As `find`, but -1 also when the core must look. */
+  /** As `find`, but negative also when the core must look. */
   look() {
     const { words, own, capacity, mask, data } = this
     const state = words[STATE]
-    if (state !== 0 && state !== CLOSED) return -1
+    if (state !== 0 && state !== CLOSED) return ASK
     let head = own[AT]
     if (head === own[PEER]) {
       // C1: pairs with the store at P1.
       const tail = Atomics.load(words, this.tail)
       const bytes = (tail - head) >>> 0
-      if (bytes === 0 || bytes > capacity || (bytes & MISALIGNED) !== 0) return -1
+      if (bytes === 0) return NOTHING
+      if (bytes > capacity || (bytes & MISALIGNED) !== 0) return ASK
       own[PEER] = tail
     }
     let ready = (own[PEER] - head) | 0
@@ -284,7 +317,7 @@ class MappedReader extends MappedEnd {
     let kind = words[(data + offset + 4) >> 2]
     if (kind === PAD) {
       const room = capacity - offset
-      if (length !== room - HEADER || room === capacity || room >= ready) return -1
+      if (length !== room - HEADER || room === capacity || room >= ready) return ASK
       this.advance(room)
       head = own[AT]
       ready -= room
@@ -292,9 +325,9 @@ class MappedReader extends MappedEnd {
       length = words[data >> 2]
       kind = words[(data + 4) >> 2]
     }
-    if (kind !== DATA || length < 0 || length > this.maxLength) return -1
+    if (kind !== DATA || length < 0 || length > this.maxLength) return ASK
     const extent = extentOf(length)
-    if (extent > ready || extent > capacity - offset) return -1
+    if (extent > ready || extent > capacity - offset) return ASK
     // From here on the record may have had effects, which the reader's successor should know; what a dead one saw stays seen.
     if (extent > own[AGAIN]) words[this.seen] = head + extent
     this.length = length
@@ -325,86 +358,30 @@ class MappedReader extends MappedEnd {
     Atomics.store(words, this.head, head)
     own[PUBLISHED] = head
     // W3.
-    if (Atomics.load(words, this.waiting) !== 0) native.ringWake(this.handle)
+    if (Atomics.load(words, this.waiting) !== 0) native.ringWake(this.handle, this.lane)
   }
 }
 
-/** The same with a native call per record: for other kinds, and where the runtime refuses external memory. */
-class NativeWriter {
-  constructor(handle) {
-    this.handle = handle
-  }
-
-  push(source) {
-    return native.producerTryPush(this.handle, source)
-  }
-
-  offer(source) {
-    return this.push(source)
-  }
-
-  claim(length, fill) {
-    if (!native.producerClaim(this.handle, length)) return false
-    const view = new Uint8Array(length)
-    try {
-      fill(view)
-      native.producerCommit(this.handle, view)
-    } finally {
-      native.producerAbort(this.handle)
-    }
-    return true
-  }
-
-  flush() {
-    native.producerFlush(this.handle)
-  }
+module.exports = {
+  layout,
+  STATE,
+  CLOSED,
+  HEADER,
+  DATA,
+  PAD,
+  MISALIGNED,
+  AT,
+  COUNT,
+  PUBLISHED,
+  PEER,
+  HIGH,
+  NOTHING,
+  ASK,
+  MAX_DOUBTS,
+  restless,
+  extentOf,
+  copyOut,
+  Mapping,
+  LaneWriter,
+  LaneReader,
 }
-
-class NativeReader {
-  /** `deliver(bytes, redelivered, delivery)` makes what is given of a record that is to be acknowledged; without it, that is its bytes. */
-  constructor(handle, deliver) {
-    this.handle = handle
-    this.deliver = deliver
-  }
-
-  take() {
-    const taken = native.consumerTake(this.handle)
-    if (taken === null) return null
-    return this.deliver === undefined ? taken[0] : this.deliver(...taken)
-  }
-
-  glance() {
-    return this.take()
-  }
-
-  show(fn, more) {
-    let shown
-    try {
-      shown = native.consumerShow(this.handle)
-    } catch (error) {
-      // Told again by the next call, which then has nothing else to tell.
-      if (more) return false
-      throw error
-    }
-    if (shown === null) return false
-    try {
-      fn(this.deliver === undefined ? shown[0] : this.deliver(...shown), shown[1])
-    } finally {
-      native.consumerRelease(this.handle)
-    }
-    return true
-  }
-}
-
-/** `mapping` is null where only native calls can do it. */
-function openWriter(handle, mapping, batch) {
-  const own = mapping && native.ringOwn(handle)
-  return own ? new MappedWriter(handle, mapping, own, batch) : new NativeWriter(handle)
-}
-
-function openReader(handle, mapping, deliver) {
-  const own = mapping && native.ringOwn(handle)
-  return own ? new MappedReader(handle, mapping, own) : new NativeReader(handle, deliver)
-}
-
-module.exports = { Mapping, openWriter, openReader, isMapped: (lane) => lane instanceof MappedEnd }

@@ -1,13 +1,14 @@
 'use strict'
 // RingBuffer, Producer and Consumer: checks what it is given, and follows the host's protocols (promises, AbortSignal, async
-// iteration, dispose). How records are written and read: lane.cjs; how promises wait: waits.cjs.
+// iteration, dispose). How records are written and read: records.cjs; how promises wait: waits.cjs.
 
 const path = require('node:path')
 const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
 const { fail, typeName, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
-const { Mapping, openWriter, openReader } = require('./lane.cjs')
+const { Mapping } = require('./lane.cjs')
+const { openWriter, openReader } = require('./records.cjs')
 const { Waits, checkWait, isSpent, inNextTurn } = require('./waits.cjs')
 
 if (!Symbol.dispose) Object.defineProperty(Symbol, 'dispose', { value: Symbol('Symbol.dispose') })
@@ -191,11 +192,11 @@ class Delivery {
 }
 
 class Consumer extends End {
-  constructor(key, ring, mapping, ack) {
+  constructor(key, ring, info, mapping, ack) {
     checkKey(key, 'a Consumer is made by RingBuffer.consumer')
     const handle = native.ringConsumer(ring, ack)
     const deliver = ack === 'manual' ? (...taken) => new Delivery(MADE_HERE, handle, ...taken) : undefined
-    const lane = openReader(handle, mapping, deliver)
+    const lane = openReader(handle, mapping, info, deliver)
     const attempt = (_, sure) => (sure ? lane.take() : lane.glance())
     const arm = (note) => native.consumerWait(handle, note)
     super(handle, lane, new Waits(attempt, arm, 'no record in the ring'))
@@ -228,10 +229,18 @@ class Consumer extends End {
     checkCount(max, 'max')
     checkFunction(fn, 'fn')
     if (waitsOf(this).size > 0) return 0
-    const show = (view, redelivered) => checkSynchronous(fn(view, redelivered), 'fn')
+    // Whether the read goes on.
+    const show = (view, redelivered) => {
+      checkSynchronous(fn(view, redelivered), 'fn')
+      return !this.closed
+    }
     return within(this, () => {
       let count = 0
-      while (count < max && !this.closed && lane.show(show, count > 0)) count++
+      while (count < max && !this.closed) {
+        const shown = lane.show(show, count > 0, max - count)
+        if (shown === 0) break
+        count += shown
+      }
       return count
     })
   }
@@ -348,7 +357,7 @@ class RingBuffer {
   consumer(options = {}) {
     const { ack = 'auto', ...unknown } = checkOptions(options ?? {})
     checkKnown(unknown, 'ack')
-    return new Consumer(MADE_HERE, this.#handle, this.#map(), ack)
+    return new Consumer(MADE_HERE, this.#handle, this.#info, this.#map(), ack)
   }
 
   close() {
@@ -359,7 +368,7 @@ class RingBuffer {
     native.ringRemove(this.#handle)
   }
 
-  /** The mapping for lane.cjs, opened at first use; null where records go through native calls. */
+  /** The mapping for records.cjs, opened at first use; null where records go through native calls. */
   #map() {
     if (this.#mapping === undefined) {
       const memory = native.ringMemory(this.#handle)

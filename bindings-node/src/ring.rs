@@ -1,17 +1,18 @@
 //! Ring buffers: handles, and the slow side of what JavaScript does itself.
 //!
-//! `lib/lane.cjs` writes and reads the lane of an `spsc` ring over the mapping, without a call per record. Where it stands is
-//! in a handle's *own words*, which both sides see: a call that needs the core (nothing there, no room, bytes that cannot
-//! be) begins where JavaScript stands, and JavaScript goes on where the call ended. Whoever drops the handle (the collector,
-//! the end of a thread or of the process) finds there what was committed and not yet published.
+//! `lib/lane.cjs` and its neighbours write and read lanes over the mapping, without a call per record. Where they stand is in
+//! a handle's *own words*, which both sides see: a call that needs the core (nothing there, no room, bytes that cannot be)
+//! begins where JavaScript stands, and JavaScript goes on where the call ended. Whoever drops the handle (the collector, the
+//! end of a thread or of the process) finds there what was committed and not yet published.
 //!
-//! Without external memory, and for other kinds, the handle itself stands where it stands and every record is a call.
+//! In `mpmc` the core alone stands in the ring, and passes records on through a *stage* that both sides see: `lib/slots.cjs`.
+//! Without external memory every record is a call.
 
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{bad, count, shown};
 use crate::value;
-use offloop::ring::{Ack, Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
 use offloop::sys::watch::Watch;
 use offloop::value::Date;
 use offloop::wire::ring as layout;
@@ -21,37 +22,72 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A [`Cursor`], in the order of its fields. Only the environment's thread touches it.
-type OwnWords = [AtomicU32; 5];
+/// Words of a [`Cursor`].
+const OWN_WORDS: usize = 6;
+
+/// A [`Cursor`] per lane, in the order of its fields. Only the environment's thread touches it.
+type OwnWords = [AtomicU32];
+
+/// Memory through which the records of one call pass: the number of those that JavaScript has begun to look at, then each
+/// with a header, at a multiple of 8.
+type Stage = [AtomicU64];
+/// The word of that number.
+const STAGE_SEEN: usize = 0;
+/// Bytes before the first record.
+const STAGE_BEGIN: usize = 8;
+/// Bytes before each payload: its length, whether it may have been seen before (32 bits each), its delivery.
+const STAGE_HEADER: usize = 16;
 
 /// What both kinds of handles can.
 pub(crate) trait Side {
-    /// `None` when JavaScript could not go on there.
-    fn cursor(&self) -> Option<Cursor>;
-    fn set_cursor(&mut self, to: Cursor) -> Result<()>;
+    /// `None` behind the last lane, and where JavaScript could not go on.
+    fn cursor(&self, lane: usize) -> Option<Cursor>;
+    fn set_cursor(&mut self, lane: usize, to: Cursor) -> Result<()>;
+    /// Wakes who sleeps at the other end of a lane.
+    fn wake_peer(&mut self, lane: usize);
     fn fd(&mut self) -> Result<BorrowedFd<'_>>;
+    /// The last `unseen` records of a read were seen by nobody.
+    fn end_read(&mut self, unseen: usize) -> Result<()>;
 }
 
-macro_rules! side {
-    ($handle:ty, $cursor:expr) => {
-        impl Side for $handle {
-            fn cursor(&self) -> Option<Cursor> {
-                $cursor(self)
-            }
-            fn set_cursor(&mut self, to: Cursor) -> Result<()> {
-                <$handle>::set_cursor(self, to)
-            }
-            fn fd(&mut self) -> Result<BorrowedFd<'_>> {
-                <$handle>::fd(self)
-            }
-        }
-    };
+impl Side for Producer {
+    fn cursor(&self, lane: usize) -> Option<Cursor> {
+        if lane == 0 { Producer::cursor(self) } else { None }
+    }
+    fn set_cursor(&mut self, _: usize, to: Cursor) -> Result<()> {
+        Producer::set_cursor(self, to)
+    }
+    fn wake_peer(&mut self, _: usize) {
+        Producer::wake(self);
+    }
+    fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+        Producer::fd(self)
+    }
+    fn end_read(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
 }
-side!(Producer, Producer::cursor);
-side!(Consumer, Consumer::cursor);
+
+impl Side for Consumer {
+    fn cursor(&self, lane: usize) -> Option<Cursor> {
+        Consumer::cursor(self, lane)
+    }
+    fn set_cursor(&mut self, lane: usize, to: Cursor) -> Result<()> {
+        Consumer::set_cursor(self, lane, to)
+    }
+    fn wake_peer(&mut self, lane: usize) {
+        Consumer::wake(self, lane);
+    }
+    fn fd(&mut self) -> Result<BorrowedFd<'_>> {
+        Consumer::fd(self)
+    }
+    fn end_read(&mut self, unseen: usize) -> Result<()> {
+        Consumer::end_read(self, unseen)
+    }
+}
 
 /// A producer or a consumer of this environment.
 pub(crate) struct End<T: Side> {
@@ -63,16 +99,22 @@ pub(crate) struct End<T: Side> {
     mapped: Cell<bool>,
     /// The room of an open claim.
     room: Cell<Option<(NonNull<u8>, usize)>>,
+    stage: RefCell<Option<Arc<Stage>>>,
+    /// Records of the stage that are JavaScript's to look at.
+    reading: Cell<usize>,
 }
 
 impl<T: Side + 'static> End<T> {
     fn new(side: T) -> Rc<End<T>> {
+        let lanes = (0..).take_while(|lane| side.cursor(*lane).is_some()).count();
         let end = Rc::new(End {
             watch: RefCell::default(),
             side: RefCell::new(Some(side)),
-            own: Arc::default(),
+            own: (0..lanes * OWN_WORDS).map(|_| AtomicU32::new(0)).collect(),
             mapped: Cell::new(false),
             room: Cell::new(None),
+            stage: RefCell::default(),
+            reading: Cell::new(0),
         });
         let weak: Weak<End<T>> = Rc::downgrade(&end);
         leave_at_exit(weak);
@@ -86,15 +128,20 @@ impl<T: Side> End<T> {
         if !self.mapped.get() {
             return Ok(());
         }
-        let [at, count, published, peer, again] = std::array::from_fn(|i| self.own[i].load(Ordering::Relaxed));
-        side.set_cursor(Cursor { at, count, published, peer, again })
+        for (lane, words) in self.own.chunks_exact(OWN_WORDS).enumerate() {
+            let [at, count, published, peer, again, high] = std::array::from_fn(|i| words[i].load(Ordering::Relaxed));
+            side.set_cursor(lane, Cursor { at, count, published, peer, again, high })?;
+        }
+        Ok(())
     }
 
     /// JavaScript goes on where the handle stands.
     fn tell(&self, side: &T) {
-        let Some(Cursor { at, count, published, peer, again }) = side.cursor() else { return };
-        for (word, value) in self.own.iter().zip([at, count, published, peer, again]) {
-            word.store(value, Ordering::Relaxed);
+        for (lane, words) in self.own.chunks_exact(OWN_WORDS).enumerate() {
+            let Some(Cursor { at, count, published, peer, again, high }) = side.cursor(lane) else { return };
+            for (word, value) in words.iter().zip([at, count, published, peer, again, high]) {
+                word.store(value, Ordering::Relaxed);
+            }
         }
     }
 
@@ -135,6 +182,14 @@ impl<T: Side> Leave for End<T> {
         let Some(mut side) = self.side.take() else { return };
         // A cursor that the core refuses has nothing to publish; the ring is damaged then, and the others find out.
         let _ = self.pull(&mut side);
+        // Whoever ended in the middle of a read has not seen the rest of it.
+        let reading = self.reading.take();
+        if let Some(stage) = &*self.stage.borrow()
+            && reading > 0
+        {
+            let seen = usize::try_from(stage[STAGE_SEEN].load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+            let _ = side.end_read(reading.saturating_sub(seen));
+        }
     }
 }
 
@@ -307,11 +362,14 @@ pub(crate) fn fds(call: &Call<'_>) -> JsResult<Raw> {
 /// `ringInfo(ring)`.
 pub(crate) fn info(call: &Call<'_>) -> JsResult<Raw> {
     let ring = ring(call)?;
+    let seats = ring.max_participants();
     let pairs = [
         ("kind", Value::str(ring.kind().as_str())),
         ("capacity", Value::Int(ring.capacity() as i64)),
         ("slotSize", Value::Int(ring.slot_size() as i64)),
         ("maxRecordLength", Value::Int(ring.max_record_len() as i64)),
+        ("seats", Value::Int(seats as i64)),
+        ("dataAt", Value::Int(layout::data_at(ring.kind(), seats) as i64)),
         ("onFull", Value::str(ring.on_full().as_str())),
         ("path", ring.path().map_or(Value::Nil, |path| Value::from(path.to_string_lossy().into_owned()))),
     ];
@@ -329,11 +387,10 @@ pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
-/// `ringMemory(ring)`: the mapping as an `ArrayBuffer`; null where the runtime refuses it, or when `lib/lane.cjs` does not know
-/// the kind.
+/// `ringMemory(ring)`: the mapping as an `ArrayBuffer`; null where the runtime refuses it, or there are no lanes.
 pub(crate) fn memory(call: &Call<'_>) -> JsResult<Raw> {
     let ring = ring(call)?;
-    if ring.kind() != Kind::Spsc {
+    if ring.kind() == Kind::Mpmc {
         return Ok(call.env.null());
     }
     let (at, len) = ring.mapping();
@@ -360,17 +417,24 @@ pub(crate) fn own(call: &Call<'_>) -> JsResult<Raw> {
     either!(call, end => {
         end.with(|_| Ok(()))?;
         let at = end.own.as_ptr().cast_mut().cast();
-        let opened = buffer::outside_memory(call.env, call.state, at, size_of::<OwnWords>(), Box::new(Arc::clone(&end.own)));
+        let opened = buffer::outside_memory(call.env, call.state, at, size_of_val(&*end.own), Box::new(Arc::clone(&end.own)));
         end.mapped.set(opened.is_some());
         Ok(opened.unwrap_or_else(|| call.env.null()))
     })
 }
 
-/// `ringWake(end)`: the other side, if it sleeps; after JavaScript has published.
+/// `ringSeat(end)`: the number of its seat.
+pub(crate) fn seat(call: &Call<'_>) -> JsResult<Raw> {
+    let seat = either!(call, end => end.with(|side| Ok(side.seat()))?);
+    call.env.number(seat as f64)
+}
+
+/// `ringWake(end, lane)`: the other side of a lane, if it sleeps; after JavaScript has published.
 pub(crate) fn wake(call: &Call<'_>) -> JsResult<Raw> {
+    let lane = call.env.u32(call.arg(1))? as usize;
     either!(call, end => {
-        if let Some(side) = &*end.side.borrow() {
-            side.wake();
+        if let Some(side) = &mut *end.side.borrow_mut() {
+            side.wake_peer(lane);
         }
     });
     Ok(call.env.undefined())
@@ -459,9 +523,13 @@ pub(crate) fn wait_room(call: &Call<'_>) -> JsResult<Raw> {
     call.env.boolean(room)
 }
 
-/// `consumerFind(consumer)`: whether there is a record.
+/// `consumerFind(consumer, lane)`: whether there is a record; in lane `lane`, or in any other.
 pub(crate) fn find(call: &Call<'_>) -> JsResult<Raw> {
-    let found = consumer(call)?.with(|side| Ok(side.peek()?.is_some()))?;
+    let lane = call.env.u32(call.arg(1))? as usize;
+    let found = consumer(call)?.with(|side| {
+        side.turn_to(lane);
+        Ok(side.peek()?.is_some())
+    })?;
     call.env.boolean(found)
 }
 
@@ -499,6 +567,68 @@ fn shown_by(call: &Call<'_>, look: impl FnOnce(&mut Consumer) -> Result<Option<(
     Ok(out)
 }
 
+/// `consumerStage(consumer, bytes)`: memory for `consumerPop` and `consumerRead`, or null.
+pub(crate) fn stage(call: &Call<'_>) -> JsResult<Raw> {
+    let end = consumer(call)?;
+    let words = count(call.env, call.arg(1), "bytes")?.div_ceil(size_of::<u64>()).max(1);
+    let stage: Arc<Stage> = (0..words).map(|_| AtomicU64::new(0)).collect();
+    let at = stage.as_ptr().cast_mut().cast();
+    let opened = buffer::outside_memory(call.env, call.state, at, size_of_val(&*stage), Box::new(Arc::clone(&stage)));
+    if opened.is_some() {
+        *end.stage.borrow_mut() = Some(stage);
+    }
+    Ok(opened.unwrap_or_else(|| call.env.null()))
+}
+
+/// Copies a record to a byte offset of the stage; where the next one begins.
+fn put(stage: &Stage, at: usize, record: RecordRef<'_>) -> usize {
+    let end = at + STAGE_HEADER + record.len();
+    assert!(end <= size_of_val(stage), "a stage has room for the records that are asked for");
+    let word = at / size_of::<u64>();
+    stage[word].store(record.len() as u64 | u64::from(record.is_redelivered()) << 32, Ordering::Relaxed);
+    stage[word + 1].store(record.delivery(), Ordering::Relaxed);
+    // SAFETY: inside the stage, checked above.
+    let payload = unsafe { stage.as_ptr().cast::<u8>().cast_mut().add(at + STAGE_HEADER) };
+    // SAFETY: as above; the words are atomics, so they may be written through a shared reference, and JavaScript, which alone has
+    // them too, does not run meanwhile.
+    record.copy_to(unsafe { std::slice::from_raw_parts_mut(payload, record.len()) });
+    end.next_multiple_of(size_of::<u64>())
+}
+
+fn staged<R>(call: &Call<'_>, pass: impl FnOnce(&mut Consumer, &Stage) -> Result<R>) -> JsResult<R> {
+    let end = consumer(call)?;
+    let stage = end.stage.borrow();
+    let stage = stage.as_ref().ok_or_else(|| Error::invalid("consumer has no stage"))?;
+    Ok(end.with(|side| pass(side, stage))?)
+}
+
+/// `consumerPop(consumer)`: stages the oldest record and lets go of it; false when there is none.
+pub(crate) fn pop(call: &Call<'_>) -> JsResult<Raw> {
+    let popped = staged(call, |side, stage| Ok(side.try_pop()?.map(|record| put(stage, STAGE_BEGIN, record.payload())).is_some()))?;
+    call.env.boolean(popped)
+}
+
+/// `consumerRead(consumer, max)`: stages up to `max` records, and returns how many. They are this consumer's until `consumerReadDone`.
+pub(crate) fn read(call: &Call<'_>) -> JsResult<Raw> {
+    let max = count(call.env, call.arg(1), "max")?;
+    let read = staged(call, |side, stage| {
+        let mut at = STAGE_BEGIN;
+        stage[STAGE_SEEN].store(0, Ordering::Relaxed);
+        side.read_held(max, |record| at = put(stage, at, record))
+    })?;
+    consumer(call)?.reading.set(read);
+    call.env.number(read as f64)
+}
+
+/// `consumerReadDone(consumer, unseen)`: lets go of what `consumerRead` staged; the last `unseen` records go to others.
+pub(crate) fn read_done(call: &Call<'_>) -> JsResult<Raw> {
+    let unseen = count(call.env, call.arg(1), "unseen")?;
+    let end = consumer(call)?;
+    end.reading.set(0);
+    end.with(|side| side.end_read(unseen))?;
+    Ok(call.env.undefined())
+}
+
 /// `consumerAck(consumer, delivery)`.
 pub(crate) fn ack(call: &Call<'_>) -> JsResult<Raw> {
     end_delivery(call, Consumer::ack)
@@ -532,11 +662,12 @@ pub(crate) fn release(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `ringLayout()`: where the words lie, from the core's own table.
 pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
-    let facts: [(&'static str, usize); 21] = [
+    let facts = [
         ("seatsAt", layout::SEATS_AT),
         ("seatLength", layout::SEAT_LEN),
-        ("dataAt", layout::data_at(Kind::Spsc, 2)),
         ("state", layout::ring_word::STATE),
+        ("members", layout::ring_word::MEMBERS),
+        ("ready", layout::ring_word::READY),
         ("status", layout::seat_word::STATUS),
         ("role", layout::seat_word::ROLE),
         ("pid", layout::seat_word::PID),
@@ -547,13 +678,18 @@ pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
         ("waiting", layout::seat_word::WAITING),
         ("closed", layout::CLOSED as usize),
         ("poisoned", layout::POISONED as usize),
+        ("live", layout::SEAT_LIVE as usize),
         ("recordHeader", layout::RECORD_HEADER as usize),
         ("align", layout::ALIGN as usize),
         ("data", layout::RECORD_DATA.into()),
         ("pad", layout::RECORD_PAD.into()),
         ("batchBytes", offloop::ring::BATCH_BYTES as usize),
         ("giveBack", offloop::ring::GIVE_BACK as usize),
-        ("consumerSeat", offloop::ring::CONSUMER_SEAT),
+        ("turn", offloop::ring::TURN as usize),
+        ("lookAtAll", offloop::ring::LOOK_AT_ALL as usize),
+        ("ownWords", OWN_WORDS),
+        ("stageBegin", STAGE_BEGIN),
+        ("stageHeader", STAGE_HEADER),
     ];
     value::to_js(call.env, call.state, Value::map(facts.map(|(name, fact)| (name, Value::Int(fact as i64)))))
 }

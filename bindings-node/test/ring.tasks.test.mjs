@@ -6,7 +6,8 @@ import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { Delivery, RingBuffer } from '../lib/index.mjs'
-import { entryUrl, openChild, rejection } from './support.mjs'
+import { nativeCalls } from './rings.mjs'
+import { entryUrl, openChild, rejection, script, until } from './support.mjs'
 
 const open = (options) => RingBuffer.create({ kind: 'mpmc', capacity: 4096, slotSize: 64, maxParticipants: 6, ...options })
 const manual = (ring) => ring.consumer({ ack: 'manual' })
@@ -165,4 +166,129 @@ test('threads and processes share the tasks; one that is killed loses none', asy
     all,
     Array.from({ length: 100 }, (_, n) => [n, n < 2]),
   )
+})
+
+for (const ack of ['auto', 'manual']) {
+  const bytesOf = (one) => [...(ack === 'manual' ? one.bytes : one)]
+  const taken = (one) => {
+    if (ack === 'manual') one.ack()
+  }
+
+  test(`read takes many in one call, in order (${ack})`, () => {
+    const ring = open({ capacity: 1 << 16 })
+    const [producer, consumer] = [ring.producer(), ring.consumer({ ack })]
+    for (let n = 0; n < 200; n++) producer.tryPush(new Uint8Array(n % 49).fill(n))
+    const seen = []
+    const see = (one, redelivered) => {
+      assert.equal(redelivered, false)
+      seen.push(bytesOf(one))
+      taken(one)
+    }
+    let rounds = 0
+    const calls = nativeCalls(['consumerPop', 'consumerRead', 'consumerReadDone', 'consumerTake', 'consumerShow'], () => {
+      for (; seen.length < 200; rounds++) assert.ok(consumer.read(100, see) > 0)
+    })
+    assert.deepEqual(
+      seen,
+      Array.from({ length: 200 }, (_, n) => new Array(n % 49).fill(n)),
+    )
+    assert.ok(rounds <= 4 && calls <= 14, `${rounds} rounds, ${calls} calls`)
+    assert.equal(consumer.read(1, assert.fail), 0)
+  })
+
+  test(`what a read does not come to goes to others (${ack})`, () => {
+    const ring = open()
+    const [producer, consumer, other] = [ring.producer(), ring.consumer({ ack }), manual(ring)]
+    const fill = () => {
+      for (let n = 0; n < 10; n++) producer.tryPush(Uint8Array.of(n))
+    }
+    const rest = () => {
+      const all = []
+      for (let one = other.tryPop(); one !== null; one = other.tryPop()) {
+        all.push([one.bytes[0], one.redelivered])
+        one.ack()
+      }
+      return all.sort(([a], [b]) => a - b)
+    }
+    const marked = (...numbers) => numbers.map((n) => [n, true])
+    fill()
+    const stopAt = (last, stop) => (one) => {
+      const [n] = bytesOf(one)
+      taken(one)
+      if (n === last) stop()
+    }
+    assert.throws(
+      () =>
+        consumer.read(
+          6,
+          stopAt(2, () => assert.fail('on purpose')),
+        ),
+      /on purpose/,
+    )
+    assert.deepEqual(rest(), [...marked(3, 4, 5), [6, false], [7, false], [8, false], [9, false]])
+    fill()
+    assert.equal(
+      consumer.read(
+        8,
+        stopAt(4, () => consumer.close()),
+      ),
+      5,
+    )
+    assert.deepEqual(rest(), [...marked(5, 6, 7), [8, false], [9, false]])
+  })
+
+  test(`a process that ends in the middle of a read gives the rest to others (${ack})`, async (t) => {
+    for (const [how, end, exit] of [
+      ['exit', 'process.exit(0)', [0, null]],
+      ['kill -9', "process.kill(process.pid, 'SIGKILL')", [null, 'SIGKILL']],
+    ]) {
+      const ring = open()
+      const producer = ring.producer()
+      for (let n = 0; n < 8; n++) producer.tryPush(Uint8Array.of(n))
+      const child = openChild(
+        t,
+        `${attach}
+        ring.consumer({ ack: '${ack}' }).read(6, (one) => {
+          const [n] = ${ack === 'manual' ? 'one.bytes' : 'one'}
+          ${ack === 'manual' ? 'one.ack()' : ''}
+          if (n === 2) ${end}
+        })`,
+        ring.fds,
+      )
+      assert.deepEqual(await child.exited, exit)
+      const all = []
+      const consumer = manual(ring)
+      await until(() => {
+        for (let one = consumer.tryPop(); one !== null; one = consumer.tryPop()) {
+          all.push([one.bytes[0], one.redelivered])
+          one.ack()
+        }
+        return all.length > 0 && all.some(([n]) => n === 7) && all.some(([n]) => n === 5)
+      })
+      // Who is killed had not let go of what it saw either; what it acknowledged is acknowledged.
+      const from = how === 'kill -9' && ack === 'auto' ? 0 : 3
+      const expected = Array.from({ length: 8 - from }, (_, i) => [from + i, from + i < 6])
+      assert.deepEqual(
+        all.sort(([a], [b]) => a - b),
+        expected,
+        how,
+      )
+    }
+  })
+}
+
+test('without external memory tasks come one native call each, and nothing else differs', async () => {
+  const { code, out, err } = await script(`
+    import { createRequire } from 'node:module'
+    createRequire(offloopUrl)('./native.cjs').forbidExternal()
+    const { RingBuffer } = await import(offloopUrl)
+    const ring = RingBuffer.create({ kind: 'mpmc', capacity: 4096 })
+    const [producer, auto, manual] = [ring.producer(), ring.consumer(), ring.consumer({ ack: 'manual' })]
+    for (let n = 0; n < 6; n++) producer.tryPush(Uint8Array.of(n))
+    const seen = [auto.tryPop()[0], (await manual.pop()).bytes[0]]
+    auto.read(2, ([n]) => seen.push(n))
+    manual.read(9, (one) => { seen.push(one.bytes[0]); one.ack() })
+    console.log(seen.join())
+  `)
+  assert.deepEqual([code, out, err], [0, '0,1,2,3,4,5\n', ''])
 })

@@ -126,3 +126,124 @@ fn a_trace_is_golden() {
     steps.push(json!({ "pop": null, "words": words() }));
     golden("trace.json", &json!({ "capacity": 4096, "start": start, "fill": "each byte of a record is its length & 255", "steps": steps }));
 }
+
+/// A step of a trace: who (an index of the handles) does what.
+#[derive(Clone, Copy)]
+enum Step {
+    Push(usize, usize),
+    Pop(usize),
+}
+use Step::{Pop, Push};
+
+/// What several handles do to the words of a ring, from positions just below 2^32 on. `readers` come before `writers`, and handles
+/// are numbered in that order; `words` are the offsets that a step may change.
+fn trace(
+    kind: Kind,
+    on_full: OnFull,
+    (readers, writers): (usize, usize),
+    words: &[(&str, usize)],
+    starts: &[usize],
+    steps: &[Step],
+) -> Json {
+    let start = 0u32.wrapping_sub(1024);
+    let ring = RingBuffer::builder(kind).capacity(4096).max_participants(readers + writers).on_full(on_full).create().unwrap();
+    let base = ring.mapping().0;
+    // SAFETY: inside the mapping, which `ring` keeps, and aligned; everybody uses the words as atomics.
+    let word = |at: usize| unsafe { &*base.add(at).cast::<AtomicU32>() };
+    for at in starts {
+        word(*at).store(start, Ordering::Relaxed);
+    }
+    let mut consumers: Vec<_> = (0..readers).map(|_| ring.consumer(ConsumerOptions::default()).unwrap()).collect();
+    let mut producers: Vec<_> = (0..writers).map(|_| ring.producer(ProducerOptions::default()).unwrap()).collect();
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|step| {
+            let mut done = match *step {
+                Push(who, len) => {
+                    let pushed = producers[who - readers].try_push(&vec![len as u8; len]).unwrap();
+                    json!({ "by": who, "push": len, "pushed": pushed })
+                }
+                Pop(who) => json!({ "by": who, "pop": consumers[who].try_pop().unwrap().map(|r| r.len()) }),
+            };
+            let after: serde_json::Map<_, _> =
+                words.iter().map(|(name, at)| ((*name).to_owned(), word(*at).load(Ordering::Relaxed).into())).collect();
+            done["words"] = Json::Object(after);
+            done
+        })
+        .collect();
+    let at: serde_json::Map<_, _> = words.iter().map(|(name, at)| ((*name).to_owned(), (*at).into())).collect();
+    json!({
+        "kind": kind.as_str(), "on_full": on_full.as_str(), "capacity": 4096, "readers": readers, "writers": writers, "start": start,
+        "starts": starts, "at": at, "steps": steps
+    })
+}
+
+#[test]
+fn traces_of_several_handles_are_golden() {
+    let at = |seat: usize, word: usize| ring::SEATS_AT + seat * ring::SEAT_LEN + word;
+    let lane = |writer: usize, reader: usize| [at(writer, seat_word::TAIL), at(reader, seat_word::HEAD), at(reader, seat_word::SEEN)];
+    // Two producers: the hints, and the turns of the lanes, 32 records each.
+    let mut steps = vec![Push(2, 8), Push(1, 16), Push(2, 0), Pop(0), Pop(0), Pop(0)];
+    steps.extend((0..40).map(|_| Push(1, 24)));
+    steps.extend([Push(2, 40), Push(2, 48)]);
+    steps.extend((0..42).map(|_| Pop(0)));
+    steps.extend([Push(1, 2000), Push(1, 2000), Push(1, 2000), Push(2, 2000), Pop(0), Push(1, 2000), Pop(0), Pop(0), Pop(0), Pop(0)]);
+    let mpsc = trace(
+        Kind::Mpsc,
+        OnFull::Wait,
+        (1, 2),
+        &[
+            ("ready", ring_word::READY),
+            ("tail 1", at(1, seat_word::TAIL)),
+            ("high 1", at(1, seat_word::HIGH)),
+            ("head 1", at(1, seat_word::HEAD)),
+            ("seen 1", at(1, seat_word::SEEN)),
+            ("tail 2", at(2, seat_word::TAIL)),
+            ("high 2", at(2, seat_word::HIGH)),
+            ("head 2", at(2, seat_word::HEAD)),
+            ("seen 2", at(2, seat_word::SEEN)),
+        ],
+        &[lane(1, 1), lane(2, 2)].concat(),
+        &steps,
+    );
+    // Two readers: the gate is where the slower one gave back.
+    let steps: Vec<_> = [Push(2, 500), Push(2, 500), Pop(0), Push(2, 1000), Push(2, 1000), Push(2, 1000), Pop(1)]
+        .into_iter()
+        .chain([Pop(0), Pop(0), Pop(0), Push(2, 1000), Pop(1), Push(2, 1000), Pop(1), Pop(1), Pop(1), Pop(0), Pop(0), Pop(0)])
+        .collect();
+    let lossless = trace(
+        Kind::Broadcast,
+        OnFull::Wait,
+        (2, 1),
+        &[
+            ("tail", at(0, seat_word::TAIL)),
+            ("high", at(0, seat_word::HIGH)),
+            ("gate", at(0, seat_word::HEAD)),
+            ("head 1", at(1, seat_word::HEAD)),
+            ("seen 1", at(1, seat_word::SEEN)),
+            ("head 2", at(2, seat_word::HEAD)),
+            ("seen 2", at(2, seat_word::SEEN)),
+        ],
+        &[at(0, seat_word::TAIL), at(0, seat_word::HEAD)],
+        &steps,
+    );
+    // One that overwrites: gate and tail with their record numbers, laps, and what a reader that was lapped gets.
+    let mut steps = vec![Push(1, 500), Push(1, 3), Pop(0), Pop(0), Pop(0)];
+    steps.extend([1000usize, 1000, 1000, 40, 2000, 7, 0, 2040, 100, 100].map(|len| Push(1, len)));
+    steps.extend([Pop(0), Pop(0), Push(1, 900), Pop(0), Pop(0), Pop(0), Push(1, 2040), Push(1, 2040), Push(1, 8), Pop(0), Pop(0), Pop(0)]);
+    let overwriting = trace(
+        Kind::Broadcast,
+        OnFull::Overwrite,
+        (1, 1),
+        &[
+            ("tail", at(0, seat_word::TAIL)),
+            ("tail count", at(0, seat_word::TAIL) + 4),
+            ("high", at(0, seat_word::HIGH)),
+            ("gate", at(0, seat_word::HEAD)),
+            ("gate count", at(0, seat_word::HEAD) + 4),
+        ],
+        &[at(0, seat_word::TAIL), at(0, seat_word::HEAD)],
+        &steps,
+    );
+    golden("traces.json", &json!({ "fill": "each byte of a record is its length & 255", "traces": [mpsc, lossless, overwriting] }));
+}

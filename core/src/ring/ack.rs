@@ -269,6 +269,16 @@ impl Taking {
         Ok(any)
     }
 
+    /// Gives the last `n` of what was let go of to others.
+    pub(super) fn give_up_last(&mut self, shared: &Shared, n: usize) {
+        let Owner::Auto { let_go, .. } = &mut self.owner else { return };
+        let unseen = let_go.split_off(let_go.len().saturating_sub(n));
+        unseen.iter().for_each(|held| held.give_up(&self.slots, self.seat));
+        if !unseen.is_empty() {
+            shared.wake_some(&self.slots, Role::Consumer);
+        }
+    }
+
     /// Wakes a producer that waits for a slot that was freed.
     #[inline]
     pub(super) fn told(&self, shared: &Shared) {

@@ -14,7 +14,7 @@
 //! | gate (writer's `head`)   | writer     | readers | before the overwriting, Release fence; after the copy, Acquire fence |
 //! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
 
-use super::spsc::{Damage, Lane, Mark, aligned, damage, distance};
+use super::spsc::{Cursor, Damage, Lane, Mark, aligned, damage, distance};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
@@ -122,6 +122,18 @@ impl Copying {
         let high = lane.high().load(Ordering::Acquire);
         let next = aligned(Mark::load(lane.gate(), Ordering::Acquire))?;
         Ok(Copying { capacity, next, high, copy: Vec::new(), lost: 0 })
+    }
+
+    pub(super) fn cursor(&self) -> Cursor {
+        let Mark { at, count } = self.next;
+        Cursor { at, count, published: at, peer: at, again: 0, high: self.high }
+    }
+
+    /// Goes on where a face stands that has copied records itself.
+    pub(super) fn set_cursor(&mut self, to: Cursor) -> Result<(), Damage> {
+        self.next = aligned(Mark { at: to.at, count: to.count })?;
+        self.high = to.high;
+        Ok(())
     }
 
     /// Copies the next record; its length, or `None` when there is none.

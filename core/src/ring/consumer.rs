@@ -287,29 +287,34 @@ impl Consumer {
         Ok(n)
     }
 
-    /// Where this handle stands, for a face that reads the lane itself through [`RingBuffer::mapping`](super::RingBuffer::mapping);
-    /// `None` where there is more than one lane, or copies.
+    /// Where this handle stands in a lane (they are numbered from 0), for a face that reads lanes itself through
+    /// [`RingBuffer::mapping`](super::RingBuffer::mapping); `None` behind the last one, and where there are slots.
     #[must_use]
-    pub fn cursor(&self) -> Option<Cursor> {
-        self.input.cursor()
+    pub fn cursor(&self, lane: usize) -> Option<Cursor> {
+        self.input.cursor(lane)
     }
 
-    /// Goes on where such a face stands. No record is shown any more.
+    /// Goes on where such a face stands in a lane. No record is shown any more.
     ///
     /// # Errors
     /// `Corrupt` when the positions cannot be, `Unsupported` where there is no cursor.
-    pub fn set_cursor(&mut self, to: Cursor) -> Result<()> {
+    pub fn set_cursor(&mut self, lane: usize, to: Cursor) -> Result<()> {
         self.shown = None;
-        if self.input.set_cursor(to)? {
+        if self.input.set_cursor(lane, to)? {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Unsupported, "consumer has no single place in the ring"))
+            Err(Error::new(ErrorKind::Unsupported, "consumer has no place in such a lane").with("lane", lane))
         }
     }
 
-    /// Wakes the producer if it sleeps: for such a face, after it has given room back.
-    pub fn wake(&self) {
-        self.shared.wake(self.sleeper.first_peer());
+    /// The lane that is looked at next, where there are several: for such a face, whose turn it is.
+    pub fn turn_to(&mut self, lane: usize) {
+        self.input.turn_to(lane);
+    }
+
+    /// Wakes the producer of a lane if it sleeps: for such a face, after it has given room back.
+    pub fn wake(&self, lane: usize) {
+        self.shared.wake(self.sleeper.first_peer() + lane);
     }
 
     /// As [`read`](Self::read), but all records stay where they are, readable, until the next call on this consumer: no room is
@@ -331,6 +336,18 @@ impl Consumer {
             n += 1;
         }
         Ok(n)
+    }
+
+    /// Ends a [`read_held`](Self::read_held) of an `mpmc` ring with [`Ack::Auto`]: the last `unseen` of its records go to others,
+    /// marked as redelivered, the rest is let go of. In other rings all of them are let go of.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn end_read(&mut self, unseen: usize) -> Result<()> {
+        self.shared.check_fork()?;
+        self.input.give_up_last(&self.shared, unseen);
+        self.release();
+        Ok(())
     }
 
     /// An fd that is readable when there may be something to pop, or a peer has died, for an event loop. Level-triggered: from

@@ -12,9 +12,9 @@ use std::sync::Arc;
 /// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
 pub const GIVE_BACK: u32 = 8;
 /// Records that a consumer takes from one lane before it looks at the next.
-const TURN: u32 = 32;
+pub const TURN: u32 = 32;
 /// Every so many times the consumer looks at every lane, whatever the `ready` words say: they are hints.
-const LOOK_AT_ALL: u32 = 64;
+pub const LOOK_AT_ALL: u32 = 64;
 
 /// One lane and this consumer's place in it.
 #[derive(Debug)]
@@ -195,6 +195,13 @@ impl Input {
         }
     }
 
+    /// Gives the last `n` records that were let go of, and of which no room was given back, to others; only slots can.
+    pub(super) fn give_up_last(&mut self, shared: &Shared, n: usize) {
+        if let Input::Slots(taking) = self {
+            taking.give_up_last(shared, n);
+        }
+    }
+
     /// Gives room back if enough was let go, or the producer sleeps.
     #[inline]
     pub(super) fn give_back_if_due(&mut self, shared: &Shared) -> Result<(), Damage> {
@@ -255,15 +262,35 @@ impl Input {
         }
     }
 
-    /// Where the reader of one lane stands; of several, or of copies, nobody can go on.
-    pub(super) fn cursor(&self) -> Option<Cursor> {
-        if let Input::One(end) = self { Some(end.reader.cursor()) } else { None }
+    /// Where the reader of a lane stands; in slots nobody can go on.
+    pub(super) fn cursor(&self, lane: usize) -> Option<Cursor> {
+        match self {
+            Input::One(end) => (lane == 0).then(|| end.reader.cursor()),
+            Input::Many(lanes) => lanes.ends.get(lane).map(|end| end.reader.cursor()),
+            Input::Copied(copying, _) => (lane == 0).then(|| copying.cursor()),
+            Input::Slots(_) => None,
+        }
     }
 
-    pub(super) fn set_cursor(&mut self, to: Cursor) -> Result<bool, Damage> {
-        let Input::One(end) = self else { return Ok(false) };
-        end.reader.set_cursor(to)?;
+    /// False where [`cursor`](Self::cursor) gives nothing.
+    pub(super) fn set_cursor(&mut self, lane: usize, to: Cursor) -> Result<bool, Damage> {
+        match self {
+            Input::One(end) if lane == 0 => end.reader.set_cursor(to)?,
+            Input::Copied(copying, _) if lane == 0 => copying.set_cursor(to)?,
+            Input::Many(lanes) if lane < lanes.ends.len() => lanes.ends[lane].reader.set_cursor(to)?,
+            Input::One(_) | Input::Many(_) | Input::Copied(..) | Input::Slots(_) => return Ok(false),
+        }
         Ok(true)
+    }
+
+    /// The lane that is looked at next, where there are several.
+    pub(super) fn turn_to(&mut self, lane: usize) {
+        if let Input::Many(lanes) = self
+            && lane < lanes.ends.len()
+        {
+            (lanes.turn, lanes.taken) = (lane, 0);
+            lanes.pending |= 1 << lane;
+        }
     }
 
     pub(super) fn lost(&self) -> u64 {

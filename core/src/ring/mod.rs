@@ -56,7 +56,7 @@ mod models_sleepers;
 pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};
 pub use consumer::{Consumer, ConsumerOptions, Record};
-pub use input::GIVE_BACK;
+pub use input::{GIVE_BACK, LOOK_AT_ALL, TURN};
 pub(crate) use named::resolve as resolve_path;
 pub use producer::{BATCH_BYTES, CONSUMER_SEAT, ClaimMut, Producer, ProducerOptions};
 pub use raw::RecordRef;
@@ -474,6 +474,12 @@ impl RingBuffer {
     #[must_use]
     pub fn slot_size(&self) -> usize {
         self.shared.map.header().slot_len as usize
+    }
+
+    /// Producers and consumers at most, together.
+    #[must_use]
+    pub fn max_participants(&self) -> usize {
+        self.shared.map.header().seats as usize
     }
 
     /// What a producer does when there is no room, unless it was told otherwise.

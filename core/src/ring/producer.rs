@@ -493,9 +493,9 @@ impl Producer {
         }
     }
 
-    /// Wakes the consumer of an `spsc` ring if it sleeps: for such a face, after it has published.
-    pub fn wake(&self) {
-        self.shared.wake(CONSUMER_SEAT);
+    /// Wakes the consumers that sleep: for such a face, after it has published.
+    pub fn wake(&mut self) {
+        self.wake_readers();
     }
 
     /// An fd that is readable when a full ring may have room again, for an event loop. From the first call on a `try_` call

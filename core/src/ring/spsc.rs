@@ -88,7 +88,7 @@ pub(super) fn aligned(mark: Mark) -> Result<Mark, Damage> {
     if mark.at.is_multiple_of(ALIGN) { Ok(mark) } else { damage("position is not aligned", mark.at, ALIGN) }
 }
 
-/// Where a handle stands in its lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
+/// Where a handle stands in a lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// Behind the last record that was committed, or let go of.
@@ -101,6 +101,8 @@ pub struct Cursor {
     pub peer: u32,
     /// Consumer: bytes from `at` on that a dead one has looked at.
     pub again: u32,
+    /// Consumer of a ring that overwrites: the writer's `high` when `at` was last known to be within the lane.
+    pub high: u32,
 }
 
 impl Cursor {
@@ -139,7 +141,7 @@ impl Writer {
     }
 
     pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { at: self.tail.at, count: self.tail.count, published: self.published, peer: self.head, again: 0 }
+        Cursor { at: self.tail.at, count: self.tail.count, published: self.published, peer: self.head, again: 0, high: 0 }
     }
 
     /// Goes on where a face stands that has written the lane itself.
@@ -290,7 +292,7 @@ impl Reader {
     }
 
     pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { at: self.head.at, count: self.head.count, published: self.published, peer: self.tail, again: self.again }
+        Cursor { at: self.head.at, count: self.head.count, published: self.published, peer: self.tail, again: self.again, high: 0 }
     }
 
     /// Goes on where a face stands that has read the lane itself.

@@ -60,7 +60,8 @@
 //!   its end and is published with its successor. `tail` is published after the records; what lies behind it does not exist.
 //! * `seen` is the reader's private position, for its successor: `head ≤ seen ≤ tail`.
 //! * `tail` and `head` are positions, each with the number of records before it; the pair is written as one 8-byte word by native
-//!   code. In `spsc` and `mpsc` the numbers are for diagnostics and may be stored separately, before the position.
+//!   code, and by everybody where the ring overwrites. Elsewhere the numbers are for diagnostics and may be stored separately,
+//!   before the position.
 //! * `high` is the writer's position in 64 bits, shifted right by 31; stored before `tail`.
 //! * In `mpmc` the one lane is slots of `slot_len` bytes. Positions are 64-bit numbers of claims; position *p* is slot
 //!   `p % slots` in lap `p / slots`. `word` is `lap << 2 |` [`slot_state`]; `claim` and a hold are `position << 2 |`

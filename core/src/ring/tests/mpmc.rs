@@ -638,3 +638,28 @@ fn a_scribbler_of_slots_gets_corrupt_or_data() {
     }
     assert!(poisoned > rounds / 2, "the scribbler scribbled: {poisoned} of {rounds}");
 }
+
+#[test]
+fn the_end_of_a_read_gives_what_nobody_saw_to_others() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(64).max_participants(3).create().expect("ring");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    let mut other = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    for n in 0..6u8 {
+        p.try_push(&[n]).expect("push");
+    }
+    let mut seen = Vec::new();
+    assert_eq!(c.read_held(5, |r| seen.push(r.to_vec()[0])).expect("records"), 5);
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    c.end_read(2).expect("end");
+    let mut rest = Vec::new();
+    while let Some(r) = other.try_pop().expect("pop") {
+        rest.push((r.to_vec()[0], r.is_redelivered()));
+    }
+    rest.sort_unstable();
+    assert_eq!(rest, [(3, true), (4, true), (5, false)]);
+    // What was seen is let go of: the ring ends, and every slot is free.
+    ring.close();
+    assert_eq!(kind(other.try_pop().map(|_| ())), ErrorKind::Closed);
+    assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);
+}
