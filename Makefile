@@ -119,6 +119,7 @@ test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the
 	@$(PHASE) ops-stubs     $(BIN)/python bindings-python/generate.py --check
 	@$(PHASE) node          $(NPM) --prefix bindings-node test --silent
 	@$(PHASE) python        $(BIN)/python -m pytest -q bindings-python
+	@$(PHASE) examples      $(BIN)/python tests/examples.py
 	@$(PHASE) packages      $(MAKE) --no-print-directory dist
 	@$(PHASE) wheel         $(BIN)/python tests/wheel.py
 	@$(PHASE) quick-starts  $(BIN)/python tests/quickstarts.py --require
@@ -163,7 +164,7 @@ fuzz:  ## libFuzzer on a target (FUZZ=codec, channel or ring) for so long (SECON
 	$(CARGO) run --quiet --release --locked --manifest-path fuzz/Cargo.toml --bin corpus -- $(FUZZ) $(TARGET)/fuzz-corpus/$(FUZZ)
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS='$(FUZZ_FLAGS)' CARGO_TARGET_DIR=$(TARGET)/fuzz $(CARGO) build --release --locked --manifest-path fuzz/Cargo.toml \
 		--bin $(FUZZ) --target $(HOST)
-	$(TARGET)/fuzz/$(HOST)/release/$(FUZZ) -max_total_time=$(SECONDS) -max_len=16384 -rss_limit_mb=2048 -print_final_stats=1 $(TARGET)/fuzz-corpus/$(FUZZ)
+	$(TARGET)/fuzz/$(HOST)/release/$(FUZZ) -max_total_time=$(SECONDS) -max_len=16384 -rss_limit_mb=2048 -timeout=20 -print_final_stats=1 $(TARGET)/fuzz-corpus/$(FUZZ)
 
 fmt:  ## rewrite sources in the house style
 	$(CARGO) fmt --all

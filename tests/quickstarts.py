@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 DIST = TARGET / "dist"
+RINGS = "Rings and channels"
 SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 
 
@@ -45,36 +46,36 @@ def run(*command, cwd, **env):
     return done.stdout
 
 
-def node(folder):
+def node(folder, heading="Node.js"):
     packages = [newest("npm/offloop-[0-9]*.tgz"), *DIST.glob("npm/offloop-linux-*.tgz")]
-    (folder / "app.mjs").write_text(block("Node.js", "js"))
+    (folder / "app.mjs").write_text(block(heading, "js"))
     (folder / "package.json").write_text('{ "private": true }')
     run("npm", "install", "--silent", *packages, cwd=folder)
     return run("node", "app.mjs", cwd=folder)
 
 
-def python(folder):
+def python(folder, heading="Python"):
     wheel = newest("wheels/offloop-*.whl")
-    (folder / "app.py").write_text(block("Python", "python"))
+    (folder / "app.py").write_text(block(heading, "python"))
     run(sys.executable, "-m", "venv", "venv", cwd=folder)
     run("venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", wheel, cwd=folder)
     return run("venv/bin/python", "app.py", cwd=folder)
 
 
-def c(folder):
+def c(folder, heading="C"):
     prefix = newest("c/lib/pkgconfig/offloop.pc").parents[2]
-    (folder / "app.c").write_text(block("C", "c"))
+    (folder / "app.c").write_text(block(heading, "c"))
     # The install line of the README has another prefix; what follows it is the user's.
     flags = run("pkg-config", "--cflags", "--libs", "offloop", cwd=folder, PKG_CONFIG_PATH=str(prefix / "lib/pkgconfig")).split()
     run("cc", "-Wall", "-Wextra", "-Werror", "-o", "app", "app.c", *flags, cwd=folder)
     return run("./app", cwd=folder, LD_LIBRARY_PATH=str(prefix / "lib"))
 
 
-def rust(folder):
+def rust(folder, heading="Rust"):
     library = TARGET / "release/liboffloop.rlib"
     if not library.exists():
         raise Missing(f"{library} is not there; run `make core`")
-    (folder / "main.rs").write_text(block("Rust", "rust"))
+    (folder / "main.rs").write_text(block(heading, "rust"))
     link = ["--extern", f"offloop={library}", "-L", f"dependency={TARGET / 'release/deps'}"]
     run("rustc", "--edition", "2024", "-o", "app", *link, "main.rs", cwd=folder)
     return run("./app", cwd=folder)
@@ -90,6 +91,8 @@ def main():
             missing = [text for text in wanted if text not in shown]
             if missing:
                 raise AssertionError(f"its output lacks {missing}:\n{shown}")
+            if (shown := start(folder, RINGS)) != "hello\n42\n":
+                raise AssertionError(f"{RINGS} prints\n{shown}")
             print(f"ok    quick start {start.__name__}")
         except Missing as why:
             failed |= "--require" in sys.argv

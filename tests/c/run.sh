@@ -49,18 +49,18 @@ plugin() { # links to nothing at all
 }
 examples() {
     local name
-    for name in ops loop functions ring_frames; do
+    for name in ops loop functions ring_loop; do
         "$CC" -std=c99 -O1 -g "${strict[@]}" "examples/c/$name.c" -o "$out/$name" "${link[@]}"
     done
     [ "$("$out/ops")" = 2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 ]
     [ "$(seq 3 | "$out/loop" | sort | sed -n 3p)" = "line 3: 4e074085, 32 bytes" ]
     "$out/functions" | grep -q '78498 (OFFLOOP_OK)'
-    "$out/ring_frames" | grep -qx '60 frames, 1 camera died, 0 frames torn'
+    "$out/ring_loop" | grep -qx '60 blocks, 1 filler died, 0 blocks torn'
 }
 memcheck() {
     if command -v valgrind >/dev/null; then
         local name
-        for name in ops ring_frames; do
+        for name in ops ring_loop; do
             valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite "$out/$name" >/dev/null
         done
     else

@@ -1,4 +1,4 @@
-"""A worker of the task queue in examples/node/task-queue.mjs: takes tasks from one ring and answers in another."""
+"""A worker of the task queue in queue.mjs: takes tasks from one ring and answers in another."""
 
 import json
 import sys

@@ -1,7 +1,5 @@
-/* Frames from another process, without a copy: a camera writes each frame in place into a ring, and an event loop looks at it where it
- * lies. The first camera is killed in the middle of a frame; its successor goes on, and no whole frame is lost.
- *
- *   cc -std=c99 examples/c/ring_frames.c $(pkg-config --cflags --libs offloop) -o ring_frames && ./ring_frames */
+/* An event loop over a ring: a process fills blocks in place, and poll() waits for the next one. The process is killed in the middle of a
+ * block; the loop hears of it, starts a successor, and no whole block is lost. */
 #define _GNU_SOURCE
 #include <offloop.h>
 #include <poll.h>
@@ -12,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PIXELS (320 * 240)
+#define BLOCK 65536
 #define EACH 30
 
 static void check(offloop_status status) {
@@ -21,24 +19,24 @@ static void check(offloop_status status) {
   exit(1);
 }
 
-/* ---- the camera: `ring_frames <frames> <die> <fds…>` ---- */
+/* ---- the filler: `ring_loop <blocks> <die> <fds…>` ---- */
 
-static int camera(int frames, int die, const int32_t *fds, size_t count) {
+static int filler(int blocks, int die, const int32_t *fds, size_t count) {
   offloop_ring *ring = NULL;
   offloop_producer *producer = NULL;
-  void *frame;
+  void *block;
   int i;
   check(offloop_ring_attach(fds, count, &ring));
   check(offloop_producer_new(ring, NULL, &producer));
-  for (i = 0; i < frames; i++) {
-    check(offloop_producer_claim(producer, PIXELS, -1, &frame)); /* waits while the ring is full */
-    memset(frame, i, PIXELS);
-    check(offloop_producer_commit(producer, PIXELS));
+  for (i = 0; i < blocks; i++) {
+    check(offloop_producer_claim(producer, BLOCK, -1, &block)); /* waits while the ring is full */
+    memset(block, i, BLOCK);
+    check(offloop_producer_commit(producer, BLOCK));
   }
   if (die) {
-    check(offloop_producer_claim(producer, PIXELS, -1, &frame));
-    memset(frame, 255, PIXELS / 2);
-    raise(SIGKILL); /* half a frame: nobody will see it */
+    check(offloop_producer_claim(producer, BLOCK, -1, &block));
+    memset(block, 255, BLOCK / 2);
+    raise(SIGKILL); /* half a block: nobody will see it */
   }
   check(offloop_ring_close(ring));
   offloop_producer_free(producer);
@@ -46,15 +44,15 @@ static int camera(int frames, int die, const int32_t *fds, size_t count) {
   return 0;
 }
 
-/* Starts a camera that inherits the ring. */
+/* Starts a filler that inherits the ring. */
 static pid_t start(const char *self, offloop_ring *ring, int die) {
   int32_t fds[8];
-  char texts[8][16], frames[16];
-  const char *args[12] = {self, frames, die ? "1" : "0"};
+  char texts[8][16], blocks[16];
+  const char *args[12] = {self, blocks, die ? "1" : "0"};
   size_t count, i;
   pid_t pid;
   check(offloop_ring_fds(ring, fds, 8, &count));
-  snprintf(frames, sizeof frames, "%d", EACH);
+  snprintf(blocks, sizeof blocks, "%d", EACH);
   pid = fork();
   if (pid != 0) return pid;
   for (i = 0; i < count; i++) {
@@ -67,15 +65,15 @@ static pid_t start(const char *self, offloop_ring *ring, int die) {
 
 /* ---- the loop ---- */
 
-/* Looks at everything that is there. OFFLOOP_ERR_EMPTY has armed the fd: poll() wakes for the next frame, or the camera's death. */
+/* Looks at everything that is there. OFFLOOP_ERR_EMPTY has armed the fd: poll() wakes for the next block, or the filler's death. */
 static offloop_status drain(offloop_consumer *consumer, int *seen, int *torn) {
-  offloop_record frames[16];
+  offloop_record blocks[16];
   offloop_status status;
   size_t count, i;
-  while ((status = offloop_consumer_read(consumer, frames, 16, &count)) == OFFLOOP_OK) {
+  while ((status = offloop_consumer_read(consumer, blocks, 16, &count)) == OFFLOOP_OK) {
     for (i = 0; i < count; i++) { /* in place, until the next call with this consumer */
-      const unsigned char *pixels = frames[i].data;
-      *torn += frames[i].len != PIXELS || pixels[0] != pixels[PIXELS - 1];
+      const unsigned char *bytes = blocks[i].data;
+      *torn += blocks[i].len != BLOCK || bytes[0] != bytes[BLOCK - 1];
       ++*seen;
     }
   }
@@ -94,15 +92,15 @@ int main(int argc, char **argv) {
     int32_t fds[8];
     int i;
     for (i = 3; i < argc && i < 11; i++) fds[i - 3] = atoi(argv[i]);
-    return camera(atoi(argv[1]), atoi(argv[2]), fds, (size_t)argc - 3);
+    return filler(atoi(argv[1]), atoi(argv[2]), fds, (size_t)argc - 3);
   }
-  options.capacity = 8 * PIXELS;
+  options.capacity = 8 * BLOCK;
   check(offloop_ring_create(&options, &ring));
   check(offloop_consumer_new(ring, NULL, &consumer));
   check(offloop_consumer_fd(consumer, &loop[0].fd));
   start(argv[0], ring, 1);
   for (;;) {
-    /* Readable for a frame and for the camera's death; the timeout is for a kernel that does not let one wait for a death (seccomp). */
+    /* Readable for a block and for the filler's death; the timeout is for a kernel that does not let one wait for a death (seccomp). */
     if (poll(loop, 1, 100) < 0) continue; /* a signal: look again */
     status = drain(consumer, &seen, &torn);
     if (status == OFFLOOP_ERR_CLOSED) break;
@@ -117,7 +115,7 @@ int main(int argc, char **argv) {
     }
   }
   wait(NULL);
-  printf("%d frames, %d camera died, %d frames torn\n", seen, died, torn);
+  printf("%d blocks, %d filler died, %d blocks torn\n", seen, died, torn);
   offloop_consumer_free(consumer);
   offloop_ring_free(ring);
   return 0;

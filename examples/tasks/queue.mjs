@@ -1,7 +1,4 @@
 // A task queue across languages: this process makes tasks, workers in Python do them, and one that is killed loses none.
-//
-//   node examples/node/task-queue.mjs
-//   200 tasks: 200 done, 1 of them again after its worker was killed
 
 import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
@@ -9,7 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { RingBuffer } from 'offloop'
 
 const TASKS = 200
-const script = fileURLToPath(new URL('../python/task_worker.py', import.meta.url))
+const script = fileURLToPath(new URL('worker.py', import.meta.url))
 const tasks = RingBuffer.create({ kind: 'mpmc', capacity: 1 << 16, slotSize: 1024 })
 const results = RingBuffer.create({ kind: 'mpsc', capacity: 1 << 16 })
 

@@ -1,4 +1,4 @@
-"""The other side of examples/node/channel-server.mjs: counts the words of each text that it is asked about."""
+"""The other side of server.mjs: counts the words of each text that it is asked about."""
 
 from collections import Counter
 

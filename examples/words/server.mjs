@@ -1,8 +1,5 @@
 // An HTTP server that asks a Python process: POST a text to it, and get its words counted.
 //
-//   node examples/node/channel-server.mjs          serves on port 3000 (PORT)
-//   curl -d 'to be or not to be' localhost:3000    {"to":2,"be":2,"or":1,"not":1}
-//
 // The two speak over a channel whose other end the child inherits. A child that dies is replaced, and whoever waited for it gets a 503.
 import { spawn } from 'node:child_process'
 import { createServer } from 'node:http'
@@ -10,7 +7,7 @@ import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { Channel } from 'offloop'
 
-const worker = fileURLToPath(new URL('../python/channel_words.py', import.meta.url))
+const worker = fileURLToPath(new URL('words.py', import.meta.url))
 let channel
 
 function start() {

@@ -1,0 +1,196 @@
+"""Runs the examples of several processes as `examples/README.md` prints them, and what it says of them: `examples.py [NAME]…`.
+
+The examples are copied to an empty folder, in which `offloop` is what this checkout has built: run `make node python c-programs` first. Each must
+print what the README shows; `…` stands for anything. Then each is put through what its text promises.
+"""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+PREFIX = TARGET / "dist/c"
+README = (ROOT / "examples/README.md").read_text()
+LIMIT = 120  # seconds after which something hangs
+PPOLL = 271 if os.uname().machine == "x86_64" else 73
+
+
+def blocks(name, lang):
+    """The blocks of that language in that section of the README."""
+    section = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", README, re.S | re.M)
+    found = section and re.findall(rf"^```{lang}\n(.*?)^```", section[1], re.S | re.M)
+    if not found:
+        sys.exit(f"examples/README.md has no {lang} block under {name}")
+    return "".join(found)
+
+
+def environment(folder, **more):
+    path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    library = {"PKG_CONFIG_PATH": str(PREFIX / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(PREFIX / "lib")}
+    return {**os.environ, **library, "PATH": path, "PORT": str(free_port()), **more}
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def printed(name, folder):
+    """Runs the commands as printed, and holds what they print to what the README shows."""
+    env = environment(folder)
+    commands, wanted = (block.replace("3000", env["PORT"]) for block in (blocks(name, "sh"), blocks(name, "text")))
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands + "wait"], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
+    )
+    # A server that was told to end has nothing to add, whichever way it ends.
+    assert run.returncode in (0, 128 + signal.SIGTERM), f"status {run.returncode}\n{run.stdout}{run.stderr}"
+    assert not run.stderr, run.stderr
+    pattern = ".*".join(map(re.escape, wanted.split("…")))
+    assert re.fullmatch(pattern, run.stdout), f"printed:\n{run.stdout}instead of:\n{wanted}"
+    return run.stdout
+
+
+def logs(folder, _shown):
+    """Each writer's lines are there once, whole and in order, up to where it was killed."""
+    numbers = {"python": [], "node": [], "c": []}
+    for line in (folder / "app.log").read_text().splitlines(keepends=True):
+        who, n = line.split(" ", 2)[:2]
+        assert line == f"{who} {n} answered in {int(n) * 7919 % 1000} us\n", line
+        numbers[who].append(int(n))
+    for who, of in numbers.items():
+        assert of == list(range(len(of))), who
+    assert len(numbers["python"]) == len(numbers["node"]) == 20_000
+    assert 5_000 <= len(numbers["c"]) < 20_000, "killed in the middle"
+
+
+def frames(_folder, shown):
+    for seen, lost in re.findall(r"(\d+) seen, (\d+) lost", shown):
+        assert int(seen) + int(lost) == 300, shown
+
+
+@contextmanager
+def server(folder, script):
+    """A server of an example; gives a connection and a function that reads its next line."""
+    env = environment(folder)
+    with subprocess.Popen(["node", script], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            process.stdout.readline()  # it listens
+            connection = http.client.HTTPConnection("localhost", int(env["PORT"]), timeout=LIMIT)
+            yield connection, process.stdout.readline
+            connection.close()
+            process.terminate()
+        except BaseException:
+            process.kill()
+            raise
+    assert process.returncode == 0, process.returncode
+
+
+def until(what, condition):
+    """Waits for something that has no event; without end is a failure."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.005)
+
+
+def gone(pid):
+    return not Path(f"/proc/{pid}").exists()
+
+
+def sleeps_in_ring(pid):
+    """Where a push waits for room."""
+    try:
+        return Path(f"/proc/{pid}/syscall").read_text().split(" ")[0] == str(PPOLL)
+    except FileNotFoundError:
+        raise AssertionError("the process that makes rows ended, as if nobody slowed it down") from None
+
+
+def rows(folder, _shown):
+    many = 500_000  # more than all buffers between the two hold
+    with server(folder, "examples/rows/server.mjs") as (client, line):
+        # A client that does not read: the maker of rows waits, and goes on when the client does.
+        client.request("GET", "/?" + urlencode({"rows": many}))
+        maker = int(line().split()[-1])
+        answer = client.getresponse()
+        until("the ring is full", lambda: sleeps_in_ring(maker))
+        assert answer.read() == b"".join(b'{"row":%d,"square":%d}\n' % (n, n * n) for n in range(many))
+        # A client that leaves ends the maker.
+        client.request("GET", "/?" + urlencode({"rows": 10**12}))
+        maker = int(line().split()[-1])
+        client.getresponse().read(100)
+        client.close()
+        until("the maker of rows ends when nobody reads", lambda: gone(maker))
+        assert line() == "/?rows=1000000000000: the client has left\n"
+        # A maker that is killed: whole rows, the reason, and no end that looks like one.
+        client.request("GET", "/?" + urlencode({"rows": 10**12}))
+        maker = int(line().split()[-1])
+        answer = client.getresponse()
+        got = [answer.readline() for _ in range(100)]
+        os.kill(maker, signal.SIGKILL)
+        try:
+            while row := answer.readline():
+                got.append(row)
+        except http.client.IncompleteRead as cut:
+            got += cut.partial.splitlines(keepends=True)
+        else:
+            assert not answer.isclosed() or answer.chunk_left is not None, "a response that was cut short"
+        assert [json.loads(row)["row"] for row in got[:-1]] == list(range(len(got) - 1))
+        assert json.loads(got[-1]) == {"error": f"rows end after {len(got) - 1}: their process ended with SIGKILL"}
+        client.close()
+        # Without a single row there is still a status to say it with.
+        client.request("GET", "/?rows=many")
+        line()
+        answer = client.getresponse()
+        assert (answer.status, json.load(answer)) == (502, {"error": "rows end after 0: their process ended with 1"})
+
+
+def words(folder, _shown):
+    with server(folder, "examples/words/server.mjs") as (client, _line):
+
+        def ask(text):
+            client.request("POST", "/", text)
+            answer = client.getresponse()
+            return answer.status, answer.read()
+
+        assert ask("again again") == (200, b'{"again":2}\n')
+
+
+def main():
+    sections = re.findall(r"^## (.+)$", README, re.M)
+    missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]
+    if missing or not list((ROOT / "bindings-node").glob("offloop.*.node")):
+        sys.exit(f"not built: {missing or 'the Node.js library'}; run `make node python c-programs`")
+    failed = False
+    for name in [name for name in sections if name in sys.argv[1:] or not sys.argv[1:]]:
+        folder = Path(tempfile.mkdtemp(prefix=f"offloop-example-{name}-"))
+        start = time.monotonic()
+        try:
+            shutil.copytree(ROOT / "examples", folder / "examples")
+            (folder / "node_modules").mkdir()
+            (folder / "node_modules/offloop").symlink_to(ROOT / "bindings-node")
+            shown = printed(name, folder)
+            if further := globals().get(name):
+                further(folder, shown)
+            print(f"ok    example {name} ({time.monotonic() - start:.1f} s)")
+        except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
+            failed = True
+            print(f"FAIL  example {name}: {type(error).__name__}: {error}")
+        finally:
+            shutil.rmtree(folder)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
