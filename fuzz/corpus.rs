@@ -1,5 +1,5 @@
 //! `corpus TARGET DIR`: what the fuzzer begins with, a file each: the messages of `tests/vectors/codec.json`, as they are or as records of a
-//! channel; of a ring a few steps.
+//! channel; of a ring a few steps, alone and beside a scribbler, and images of headers.
 
 use offloop::wire::channel::{Head, Kind};
 use std::path::Path;
@@ -9,8 +9,19 @@ fn main() {
     std::fs::create_dir_all(&dir).expect("DIR");
     let keep = |name: String, bytes: Vec<u8>| std::fs::write(format!("{dir}/{name}"), bytes).expect("DIR can be written");
     if target == "ring" {
-        // Of each kind: both handles, some records, what is taken is read and acknowledged.
-        return (0..4).for_each(|kind| keep(format!("steps-{kind}"), vec![kind, 105, 105, 106, 109, 99, 102, 108, 7]));
+        for kind in 0..8 {
+            // Both handles, some records; what is taken is read and acknowledged.
+            let steps = [105, 1, 2, 5, 3, 6, 4, 7, 137, 1, 3];
+            keep(format!("steps-{kind}"), [&[kind][..], &steps].concat());
+            keep(format!("scribbled-{kind}"), [&[kind | 8][..], &steps.repeat(8)].concat());
+            // With as many doorbells as seats, by fds and by a name; then with a field of another value, and one that contradicts the file.
+            let bells = if kind & 3 == 0 { 2 } else { 3 };
+            let image = |laid: &[u8]| [&[kind | 16, bells << 4 | 2, 0, 0], laid].concat();
+            keep(format!("image-{kind}"), image(&[]));
+            (8..64).step_by(4).for_each(|at| keep(format!("image-{kind}-{at}"), image(&[&vec![0; at][..], &[1]].concat())));
+            keep(format!("image-{kind}-length"), [kind | 16, bells << 4, 1, 0].to_vec());
+        }
+        return;
     }
     let vectors = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/codec.json")).expect("vectors");
     let vectors: serde_json::Value = serde_json::from_slice(&vectors).expect("JSON");

@@ -3,7 +3,7 @@
 //! The files are golden: a change of the layout shows as a difference here and needs a new version. `OFFLOOP_BLESS=1` rewrites them.
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use offloop::ring::{ConsumerOptions, Kind, OnFull, ProducerOptions, RingBuffer};
+use offloop::ring::{Ack, ConsumerOptions, Kind, OnFull, ProducerOptions, RingBuffer};
 use offloop::wire::ring::{self, Header, claim_state, hold_state, ring_word, seat_word, slot_state};
 use serde_json::{Value as Json, json};
 use std::path::Path;
@@ -76,7 +76,9 @@ fn headers_are_golden() {
             case(Kind::Spsc, 5 << 20, 0, 2, OnFull::Reject),
             case(Kind::Mpsc, 65536, 0, 5, OnFull::Wait),
             case(Kind::Broadcast, 1 << 30, 0, 65, OnFull::Overwrite),
+            case(Kind::Broadcast, 1 << 16, 0, 3, OnFull::Wait),
             case(Kind::Mpmc, 1 << 20, 200, 64, OnFull::Wait),
+            case(Kind::Mpmc, 4096, 2048, 2, OnFull::Reject),
         ]),
     );
 }
@@ -246,4 +248,54 @@ fn traces_of_several_handles_are_golden() {
         &steps,
     );
     golden("traces.json", &json!({ "fill": "each byte of a record is its length & 255", "traces": [mpsc, lossless, overwriting] }));
+}
+
+/// Four slots, one producer, one consumer that acknowledges: each step's effect on positions, slots, claim and holds.
+#[test]
+fn a_trace_of_tasks_is_golden() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(1024).max_participants(2).create().unwrap();
+    let (base, slots) = (ring.mapping().0, 4);
+    // SAFETY: inside the mapping, which `ring` keeps, and aligned; everybody uses the words as atomics.
+    let long = |at: usize| unsafe { &*base.add(at).cast::<AtomicU64>() }.load(Ordering::Acquire);
+    // SAFETY: as above.
+    let short = |at: usize| unsafe { &*base.add(at).cast::<AtomicU32>() }.load(Ordering::Acquire);
+    let mut p = ring.producer(ProducerOptions::default()).unwrap();
+    let mut c = ring.consumer(ConsumerOptions { ack: Ack::Manual }).unwrap();
+    let seat = |seat: usize| ring::SEATS_AT + seat * ring::SLOT_SEAT_LEN;
+    let (claims, holds) = (seat(p.seat()) + seat_word::CLAIM, seat(c.seat()) + seat_word::HOLDS_AT);
+    let words = || {
+        let slot = |i: usize| ring::data_at(Kind::Mpmc, 2) + i * 1024;
+        let held: Vec<u64> = (0..ring::HOLDS).map(|i| long(holds + i * 8)).filter(|hold| *hold != 0).collect();
+        json!({
+            "tail": long(ring_word::SLOT_TAIL), "head": long(ring_word::SLOT_HEAD), "returned": short(ring_word::RETURNED),
+            "moves": short(ring_word::MOVES), "claim": long(claims), "holds": held,
+            "slots": (0..slots).map(|i| json!({ "word": long(slot(i)), "len": short(slot(i) + 8), "lap": short(slot(i) + 12) })).collect::<Vec<_>>(),
+        })
+    };
+    let mut steps = vec![json!({ "step": "made", "words": words() })];
+    let mut deliveries = Vec::new();
+    // The second round passes over the slot of the record that is kept.
+    for step in "push push claim pop pop nack pop ack push push abort push push pop pop ack ack ack ack push pop ack".split(' ') {
+        let mut ended = || if deliveries.is_empty() { 0 } else { deliveries.remove(0) };
+        let done = match step {
+            "push" => json!(p.try_push(&[7; 5]).unwrap()),
+            // Seen while it is open, and given up.
+            "claim" => {
+                p.try_claim_ptr(9).unwrap().unwrap();
+                let open = words();
+                p.abort_claim();
+                open
+            }
+            "abort" => json!(p.try_claim(9).unwrap().map(offloop::ring::ClaimMut::abort).is_some()),
+            "pop" => {
+                let taken = c.try_pop().unwrap().map(|r| (r.delivery(), r.len(), r.is_redelivered()));
+                deliveries.extend(taken.map(|(delivery, ..)| delivery));
+                json!(taken.map(|(_, len, again)| json!({ "len": len, "redelivered": again })))
+            }
+            "nack" => json!(c.nack(ended()).is_ok()),
+            _ => json!(c.ack(ended()).is_ok()),
+        };
+        steps.push(json!({ "step": step, "done": done, "words": words() }));
+    }
+    golden("tasks.json", &json!({ "capacity": 4096, "slot_size": 1024, "steps": steps }));
 }

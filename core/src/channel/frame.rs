@@ -197,3 +197,58 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
     };
     Ok(Content { value, fds: fds.collect() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::channel::FAILED;
+    use serde_json::{Value as Json, json};
+    use std::path::Path;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// What goes over a channel, byte by byte. A difference is another layout and needs a new version; `OFFLOOP_BLESS=1` rewrites the file.
+    #[test]
+    fn records_are_golden() {
+        let buffer = |bytes: &[u8], shared: bool| {
+            let buffer = TransferBuffer::from_slice(bytes).expect("memory");
+            Value::Buffer(if shared { buffer.to_shared().expect("memory") } else { buffer })
+        };
+        let message = Purpose { kind: Kind::Message, flags: 0, id: 0 };
+        let request = Purpose { kind: Kind::Request, flags: 0, id: 1 };
+        let failed = Purpose { kind: Kind::Reply, flags: FAILED, id: 0x0102_0304_0506_0708 };
+        let map = Value::map([("n", Value::Int(21)), ("text", Value::str("grün"))]);
+        let buffers = Value::Array(vec![buffer(b"copied", false), buffer(b"shared", true), buffer(b"", true), buffer(b"12345678", false)]);
+        let cases: [(&str, Purpose, Value, usize); 6] = [
+            ("nil", message, Value::Nil, 4096),
+            ("request", request, map, 4096),
+            ("failed reply", failed, Value::str("no"), 4096),
+            ("buffers", message, buffers, 4096),
+            ("longer than a record may be", request, Value::str("x".repeat(200)), 64),
+            ("a buffer, longer than a record may be", message, buffer(&[7; 100], false), 64),
+        ];
+        let options = Options::default();
+        let mut golden = Vec::new();
+        for (name, purpose, value, max_record) in cases {
+            let frame = build(purpose, &value, &[], &options, max_record).expect(name);
+            let files: Vec<Json> = frame.fds.iter().map(|fd| json!(mem::file_len(fd.as_fd()).expect("fstat"))).collect();
+            golden.push(json!({ "name": name, "max_record": max_record, "hex": hex(&frame.bytes), "fds": files }));
+            let head = Head::decode(frame.bytes.first_chunk().expect("a head")).expect(name);
+            let content = read(&head, frame.bytes[HEAD_LEN..].to_vec(), frame.fds, &options).expect(name);
+            let bytes = |value: &Value| {
+                let mut all = Vec::new();
+                codec::encode(value, &codec::Options::default(), &mut all).expect(name);
+                all
+            };
+            assert_eq!(bytes(&content.value), bytes(&value), "{name}: what is read is what was written");
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/channel.json");
+        let text = serde_json::to_string_pretty(&golden).expect("json") + "\n";
+        if std::env::var_os("OFFLOOP_BLESS").is_some() {
+            std::fs::write(&path, &text).expect("write");
+        }
+        assert_eq!(std::fs::read_to_string(&path).expect("vectors"), text, "the layout of records changed");
+    }
+}

@@ -545,7 +545,10 @@ impl Header {
             return Err(corrupt("not a ring, or not complete yet").with("magic", format_args!("{:#018x}", u64_at(0))));
         }
         if u64_at(0) != MAGIC || u16_at(8) != MAJOR {
-            return Err(Error::new(ErrorKind::Version, "ring has another layout").with("major", u16_at(8)).with("known", MAJOR));
+            return Err(Error::new(ErrorKind::Version, "ring has another layout")
+                .with("magic", format_args!("{:#018x}", u64_at(0)))
+                .with("major", u16_at(8))
+                .with("known", MAJOR));
         }
         if u64_at(120) != checksum(bytes) {
             return Err(corrupt("header does not match its check sum").with("check", u64_at(120)).with("want", checksum(bytes)));
@@ -622,7 +625,9 @@ impl Header {
     }
 }
 
-fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
+/// The `check` that fits a fixed part.
+#[must_use]
+pub fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
     bytes[8..120].iter().fold(FNV_BEGIN, |h, b| fnv(h, *b))
 }
 
