@@ -38,6 +38,8 @@ const extentOf = (length) => (length + HEADER + MISALIGNED) & ~MISALIGNED
 const MAX_DOUBTS = 8
 const restless = () => fail('Corrupt', 'a record changes while it is read')
 
+const late = () => fail('Closed', 'ring was closed before the record was published; its consumer may have ended without it')
+
 /** What a look at a lane finds in place of a record: there is none, or the core must look. */
 const NOTHING = -1
 const ASK = -2
@@ -222,6 +224,8 @@ class LaneWriter extends LaneEnd {
     this.storeTail(tail, own[COUNT])
     own[PUBLISHED] = tail
     this.tell()
+    // Behind the fence that the store is: a consumer that was told the end before may not have seen this.
+    if ((Atomics.load(this.words, STATE) & CLOSED) !== 0) throw late()
   }
 
   storeTail(tail, count) {

@@ -107,6 +107,16 @@ for (const [writes, reads] of WAYS) {
       assert.equal((await rejection(consumer.pop())).code, 'ERR_OFFLOOP_CLOSED')
     })
 
+    test('a record that is published behind the end is not promised', () => {
+      const { ring, producer, consumer } = pair(writes, reads)
+      const end = () => {
+        ring.close()
+        throws(() => consumer.tryPop(), 'ERR_OFFLOOP_CLOSED')
+      }
+      throws(() => producer.claim(4, end), 'ERR_OFFLOOP_CLOSED')
+      assert.equal(consumer.tryPop()?.length, 4, 'a consumer that looks again gets it')
+    })
+
     test('waits are served in order, end in time and by their signal', async () => {
       const { ring, producer, consumer } = pair(writes, reads)
       const abort = new AbortController()

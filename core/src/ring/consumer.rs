@@ -10,6 +10,7 @@ use super::spsc::{Cursor, Found};
 use super::wait::Sleeper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
+use crate::sync::modelled::fence;
 use crate::wire::ring::{CLOSED, Kind, POISONED, seat_word};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -98,6 +99,10 @@ impl Consumer {
         // In this order: what was published before the ring was closed, or its producer died, is there at the second look.
         let closed = self.shared.check()? & CLOSED != 0;
         let dead = self.sleeper.peer_is_dead();
+        if closed {
+            // Either this look sees a record, or its producer sees after its own fence that the ring is closed.
+            fence(Ordering::SeqCst);
+        }
         if self.look()? {
             if self.sleeper.is_polled() {
                 self.sleeper.ring_own();

@@ -94,7 +94,7 @@ struct Shared {
     /// One per seat; any participant may ring any.
     bells: Bells,
     /// Says that somebody is attached to a named ring.
-    _present: Option<PrivateFd>,
+    present: Option<PrivateFd>,
     pid_namespace: u32,
     /// Spinning does not take the core that the peer needs.
     spare_core: bool,
@@ -109,7 +109,7 @@ impl Shared {
             slots: MappedSlots::new(&map),
             map,
             bells,
-            _present: present.map(PrivateFd::new),
+            present: present.map(PrivateFd::new),
             pid_namespace: pidfd::namespace(),
             spare_core,
             epoch: fork::epoch(),
@@ -226,6 +226,15 @@ impl Shared {
         // Its successor, or another witness, may have been first.
         if word.compare_exchange(status, status & !3 | SEAT_DEAD, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             self.members_changed();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let (Some(named), Some(present), false) = (self.bells.named(), self.present.take(), self.is_forked()) {
+            drop(present);
+            named.left(self.map.file(), self.bells.len());
         }
     }
 }
@@ -417,8 +426,7 @@ impl RingBuffer {
         let Some(named) = self.shared.bells.named() else {
             return Err(Error::new(ErrorKind::Unsupported, "the ring has no name"));
         };
-        named.remove(self.shared.bells.len());
-        Ok(())
+        named.remove(self.shared.map.file())
     }
 
     /// Removes a named ring that nobody is attached to; false if somebody is, or there is none.

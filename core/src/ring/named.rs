@@ -9,7 +9,8 @@
 //!
 //! A file that nobody is attached to is *stale*: its records wait for whoever attaches, and the next `create` of the name
 //! replaces it. Whoever replaces holds `PRESENT` alone meanwhile, so nobody attaches to what is about to go, and two
-//! cleaners take turns; the kernel drops the lock of a cleaner that dies.
+//! cleaners take turns; the kernel drops the lock of a cleaner that dies. A ring whose name was removed lives on among those that are
+//! attached; the last to leave takes the doorbells away.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fifo::Fifo;
@@ -185,8 +186,10 @@ pub(super) fn remove_stale(path: &Path) -> Result<bool> {
         return Ok(false);
     }
     // Another cleaner may have been here, and a creator after it.
+    let named = Named::new(path.to_owned(), header.id);
     if is_current(&file, path) {
-        Named::new(path.to_owned(), header.id).remove(header.seats as usize);
+        let _ = std::fs::remove_file(path);
+        named.remove_bells(header.seats as usize);
     }
     Ok(true)
 }
@@ -211,9 +214,29 @@ impl Named {
         Fifo::open(&self.bell(seat))
     }
 
-    /// Takes the names away. Who is attached stays so.
-    pub(super) fn remove(&self, seats: usize) {
-        let _ = std::fs::remove_file(&self.path);
+    /// Takes the ring's name away, if it is still this ring's. Who is attached stays so, and is woken by the doorbells until the last of
+    /// them has [left](Self::left).
+    pub(super) fn remove(&self, file: BorrowedFd<'_>) -> Result<()> {
+        if self.is_ours(file)? {
+            std::fs::remove_file(&self.path).map_err(|e| os(&e, "unlink", &self.path))?;
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self, file: BorrowedFd<'_>) -> Result<bool> {
+        let file = File::from(file.try_clone_to_owned().map_err(|e| os(&e, "dup", &self.path))?);
+        Ok(is_current(&file, &self.path))
+    }
+
+    /// A process has left. The last one takes the doorbells away if the name has gone before: nobody can come any more.
+    pub(super) fn left(&self, file: BorrowedFd<'_>, seats: usize) {
+        let is_last = || ofd::reopen(file).and_then(|file| ofd::try_lock(file.as_fd(), PRESENT));
+        if matches!(self.is_ours(file), Ok(false)) && matches!(is_last(), Ok(true)) {
+            self.remove_bells(seats);
+        }
+    }
+
+    fn remove_bells(&self, seats: usize) {
         for seat in 0..seats.min(MAX_SEATS) {
             let _ = std::fs::remove_file(self.bell(seat));
         }

@@ -423,7 +423,8 @@ impl Producer {
     /// Commits the open claim with the first `len` bytes of its room.
     ///
     /// # Errors
-    /// `Invalid` without a claim or when `len` is more than was claimed; the claim then stays open. `Forked`.
+    /// `Invalid` without a claim or when `len` is more than was claimed; the claim then stays open. `Closed` as of [`flush`](Self::flush).
+    /// `Forked`.
     pub fn commit_claim(&mut self, len: usize) -> Result<()> {
         if self.shared.is_forked() {
             self.shared.refuse()?;
@@ -453,6 +454,7 @@ impl Producer {
     /// Publishes what was committed, and wakes the consumer if it sleeps.
     ///
     /// # Errors
+    /// `Closed` when the ring was closed meanwhile: a consumer that is still draining gets the records, one that has ended does not.
     /// `Forked`.
     pub fn flush(&mut self) -> Result<()> {
         if self.shared.is_forked() {
@@ -471,6 +473,20 @@ impl Producer {
                 }
             }
             self.wake_readers();
+            self.check_end()?;
+        }
+        Ok(())
+    }
+
+    /// After publishing, and the fence of the wake: a consumer that was told the end of the ring before may not have seen it. One that is
+    /// told from here on looks once more, behind a fence of its own. In `mpmc` the end waits for what is claimed.
+    #[inline]
+    fn check_end(&self) -> Result<()> {
+        if self.kind != Kind::Mpmc && self.shared.state() & CLOSED != 0 {
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "ring was closed before the record was published; its consumer may have ended without it",
+            ));
         }
         Ok(())
     }

@@ -166,6 +166,27 @@ fn after_close_what_is_there_is_drained() {
 }
 
 #[test]
+fn a_record_that_is_published_behind_the_end_is_not_promised() {
+    for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast] {
+        for batch in [false, true] {
+            let ring = RingBuffer::builder(kind).capacity(4096).create().expect("create");
+            let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+            let mut p = ring.producer(ProducerOptions { batch, ..Default::default() }).expect("producer");
+            if batch {
+                assert!(p.try_push(b"not yet published").expect("room"));
+            } else {
+                p.try_claim_ptr(8).expect("open").expect("room");
+            }
+            ring.close();
+            assert_eq!(self::kind(c.try_pop().map(|_| ())), ErrorKind::Closed, "{kind:?}");
+            let published = if batch { p.flush() } else { p.commit_claim(8) };
+            assert_eq!(self::kind(published), ErrorKind::Closed, "{kind:?}");
+            assert!(c.try_pop().expect("a consumer that looks again gets it").is_some());
+        }
+    }
+}
+
+#[test]
 fn a_sleeping_consumer_is_woken_by_a_push_and_by_close() {
     let (ring, mut p, mut c) = ring(4096);
     let sleeper = std::thread::spawn(move || {

@@ -49,10 +49,37 @@ fn a_name_leads_to_the_same_ring() {
     let stat = RingBuffer::inspect(dir.path()).expect("inspect");
     assert_eq!((stat.kind, stat.capacity, stat.lanes[0].pushed, stat.lanes[0].popped), (Kind::Spsc, 4096, 1, 1));
     assert!(stat.participants.iter().all(|p| p.alive && p.role == Some(Role::Producer)), "the consumer left: {stat:?}");
+}
+
+#[test]
+fn a_ring_without_its_name_still_wakes_who_is_attached() {
+    let dir = Dir::new("removed");
+    let ring = create(&dir).expect("create");
+    let other = RingBuffer::attach_path(dir.path()).expect("attach");
+    let mut c = other.consumer(ConsumerOptions::default()).expect("consumer");
     ring.remove().expect("remove");
-    assert_eq!(dir.names(), 0, "no doorbell is left");
+    ring.remove().expect("nothing is left to do");
     assert_eq!(kind(RingBuffer::inspect(dir.path())), ErrorKind::NotFound);
-    assert!(p.try_push(b"who is attached stays so").expect("push"));
+    let fresh = create(&dir).expect("the name is free");
+    ring.remove().expect("the name is another ring's");
+    assert!(dir.path().exists());
+    // This end comes after the name has gone, and has not rung the other one before.
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let sleeper = std::thread::spawn(move || {
+        let record = c.pop(None).expect("woken").to_vec();
+        (record, c)
+    });
+    while word(&ring, 0, seat_word::WAITING).load(Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    p.push(b"who is attached stays so", None).expect("push");
+    let (record, c) = sleeper.join().expect("join");
+    assert_eq!(record, b"who is attached stays so");
+    drop((p, ring));
+    assert_eq!(dir.names(), 3, "the other ring, and two doorbells while somebody is attached");
+    drop((c, other));
+    assert_eq!(dir.names(), 1, "the last one takes the doorbells away");
+    drop(fresh);
 }
 
 #[test]
