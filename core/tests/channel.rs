@@ -7,10 +7,15 @@ use offloop::channel::{Channel, Incoming, Message, Options};
 use offloop::sys::poll;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::{Error, ErrorKind, TransferBuffer, Value};
+use row::Row;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+#[path = "../../tests/src/row.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the loops of the other crate need more of it")]
+mod row;
 
 /// Where a peer finds its end.
 const END: RawFd = 100;
@@ -311,7 +316,8 @@ fn until_it_died(own: &Channel) {
 #[test]
 fn a_sender_that_is_killed_loses_nothing_that_was_published() {
     let mut random = Random(0x5EED_0011);
-    for _ in 0..if torture() { 1000 } else { 25 } {
+    let mut row = Row::begin("kill channel senders", if torture() { 1000 } else { 25 }, random.0);
+    for _ in 0..row.figure {
         let (own, child) = peer_of("send");
         for n in 0..random.below(300) {
             assert_eq!(recv_parcel(&own).unwrap(), n);
@@ -321,12 +327,15 @@ fn a_sender_that_is_killed_loses_nothing_that_was_published() {
         // One that had not opened its end yet is as dead.
         until_it_died(&own);
         assert_eq!(own.send(&mut Value::Nil, &[], None).unwrap_err().kind(), ErrorKind::PeerDied);
+        row.trials += 1;
     }
+    row.holds();
 }
 
 #[test]
 fn whoever_waits_for_a_receiver_that_is_killed_is_told() {
-    for _ in 0..if torture() { 500 } else { 10 } {
+    let mut row = Row::begin("kill channel receivers", if torture() { 500 } else { 10 }, 0);
+    for _ in 0..row.figure {
         let (own, child) = peer_of("hold");
         send_parcel(&own, 0).unwrap();
         assert!(matches!(own.recv(None).unwrap(), Incoming::Message(_)));
@@ -342,7 +351,9 @@ fn whoever_waits_for_a_receiver_that_is_killed_is_told() {
         child.kill(libc::SIGKILL).unwrap();
         assert_eq!((asking.join().unwrap(), sending.join().unwrap()), (ErrorKind::PeerDied, ErrorKind::PeerDied));
         wait(&child);
+        row.trials += 1;
     }
+    row.holds();
 }
 
 fn until_stopped(child: &Child) {
@@ -486,23 +497,27 @@ mod at_each_failpoint {
                 && !n.starts_with("seat.le")
                 && !["channel.closing", "channel.fds_seen", "channel.no_room"].contains(n)
         });
+        let mut row = Row::begin("kill at each point: channel senders", names.clone().count() as u64 * rounds(), 0x5EED_0012);
         for name in names {
-            let mut random = Random(0x5EED_0012);
+            let mut random = Random(row.seed);
             for _ in 0..rounds() {
                 let once = name.starts_with("seat.") || ["channel.opened", "channel.greeted"].contains(name);
                 let env = plan(name, if once { 1 } else { 1 + random.below(20) });
                 let (own, child) = peer_with("send", &[(env[0].0, &env[0].1)]);
                 until_it_died(&own);
                 assert_eq!(wait(&child), KILLED, "{name} was passed");
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 
     #[test]
     fn a_receiver_that_dies_is_told_to_whoever_sends() {
         let names = ["pop.shown", "pop.released", "head.before", "head.after", "channel.fds_seen", "channel.greeted"];
+        let mut row = Row::begin("kill at each point: channel receivers", names.len() as u64 * rounds(), 0x5EED_0013);
         for name in names {
-            let mut random = Random(0x5EED_0013);
+            let mut random = Random(row.seed);
             for _ in 0..rounds() {
                 let env = plan(name, if name == "channel.greeted" { 1 } else { 1 + random.below(20) });
                 let (own, child) = peer_with("echo:PeerDied", &[(env[0].0, &env[0].1)]);
@@ -515,8 +530,10 @@ mod at_each_failpoint {
                 };
                 assert_eq!(e.kind(), ErrorKind::PeerDied, "{name}: {e}");
                 assert_eq!(wait(&child), KILLED, "{name} was passed");
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 
     #[test]

@@ -6,10 +6,15 @@
 use offloop::ErrorKind;
 use offloop::ring::{Ack, Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer, Role};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
+use row::Row;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+#[path = "../../tests/src/row.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the loops of the other crate need more of it")]
+mod row;
 
 /// The first fd that a peer gets: the report pipe, then the ring's.
 const FIRST: RawFd = 100;
@@ -491,6 +496,56 @@ fn a_stopped_process_is_not_dead() {
     peer.kill();
 }
 
+fn until_stopped(peer: &Peer) {
+    // The state comes after the name, which is in parentheses.
+    while !std::fs::read_to_string(format!("/proc/{}/stat", peer.child.pid())).unwrap().contains(") T ") {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_producer_that_is_stopped_in_the_middle_of_a_claim_is_not_dead() {
+    for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast, Kind::Mpmc] {
+        let ring = RingBuffer::builder(kind).capacity(8192).max_participants(if kind == Kind::Spsc { 2 } else { 3 });
+        let ring = if kind == Kind::Mpmc { ring.slot_size(1024) } else { ring }.create().unwrap();
+        let mut c = consumer(&ring);
+        let mut peer = Peer::start(&ring, "hold:2");
+        assert!(peer.report().is_some());
+        peer.child.kill(libc::SIGSTOP).unwrap();
+        until_stopped(&peer);
+        let waits = |c: &mut Consumer| {
+            assert_eq!(c.pop(SOON).map(|_| ()).unwrap_err().kind(), ErrorKind::Timeout, "{kind:?}");
+            (0..1000).for_each(|_| assert!(c.try_pop().unwrap().is_none(), "{kind:?}"));
+            assert!(ring.stat().unwrap().participants.iter().all(|p| p.alive), "{kind:?}");
+        };
+        (0..2).for_each(|n| assert_eq!(number(&c.pop(None).unwrap().to_vec()), n));
+        waits(&mut c);
+        let many = [Kind::Mpsc, Kind::Mpmc].contains(&kind);
+        let other = ring.producer(ProducerOptions::default());
+        let mut other = match other {
+            Ok(p) if many => Some(p),
+            Err(e) if !many && e.kind() == ErrorKind::InUse => None,
+            other => panic!("{kind:?}: {other:?}"),
+        };
+        if let Some(p) = &mut other {
+            p.push(&record(7), None).unwrap();
+        }
+        if kind == Kind::Mpsc {
+            assert_eq!(number(&c.pop(None).unwrap().to_vec()), 7, "another lane is not held up");
+        }
+        // In `mpmc` the claim holds back what is behind it.
+        waits(&mut c);
+        peer.child.kill(libc::SIGCONT).unwrap();
+        waits(&mut c);
+        peer.kill();
+        match kind {
+            Kind::Mpmc => assert_eq!(number(&c.pop(None).unwrap().to_vec()), 7),
+            Kind::Mpsc => assert_eq!(c.pop(SOON).map(|_| ()).unwrap_err().kind(), ErrorKind::Timeout),
+            _ => assert_eq!(c.pop(None).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied),
+        }
+    }
+}
+
 #[test]
 fn a_forked_child_neither_uses_nor_keeps_its_parents_seat() {
     let ring = spsc(4096);
@@ -548,6 +603,7 @@ fn who_attaches_after_a_death_sees_it_although_a_forked_child_keeps_the_lock() {
 fn killed_producers_lose_nothing_that_was_published() {
     let rounds = if torture() { 5000 } else { 60 };
     let mut random = Random(0x5EED_0001);
+    let mut row = Row::begin("kill spsc producers", rounds, random.0);
     let ring = spsc(4096);
     let mut c = consumer(&ring);
     let mut next = 0;
@@ -569,7 +625,9 @@ fn killed_producers_lose_nothing_that_was_published() {
         };
         assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}");
         peer.wait();
+        row.trials += 1;
     }
+    row.holds();
 }
 
 /// Consumers die at random; each successor goes on where the dead one had given back, and marks what that one may have seen.
@@ -577,6 +635,7 @@ fn killed_producers_lose_nothing_that_was_published() {
 fn killed_consumers_lose_nothing_and_repeat_only_what_is_marked() {
     let rounds = if torture() { 5000 } else { 60 };
     let mut random = Random(0x5EED_0002);
+    let mut row = Row::begin("kill spsc consumers", rounds, random.0);
     let ring = spsc(8192);
     let mut p = producer(&ring);
     let mut pushed = 0;
@@ -602,8 +661,11 @@ fn killed_consumers_lose_nothing_and_repeat_only_what_is_marked() {
             until = until.wrapping_sub(1);
         }
         peer.wait();
+        row.trials += 1;
     }
     assert!(repeated < seen);
+    row.count("again", repeated);
+    row.holds();
 }
 
 /// Numbers of one of several producers: its own in the high half.
@@ -616,6 +678,7 @@ fn of(producer: u64, n: u64) -> u64 {
 fn killed_producers_of_many_lose_nothing_that_was_published() {
     let kills = if torture() { 2000 } else { 40 };
     let mut random = Random(0x5EED_0005);
+    let mut row = Row::begin("kill mpsc producers", kills, random.0);
     let ring = RingBuffer::builder(Kind::Mpsc).capacity(4096).max_participants(6).create().unwrap();
     let mut c = consumer(&ring);
     let start = |id: u64, next: u64| {
@@ -651,9 +714,11 @@ fn killed_producers_of_many_lose_nothing_that_was_published() {
         while take(&mut c, &mut next, SOON) {}
         peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| p.child.kill(libc::SIGCONT).unwrap());
         peers[victim as usize] = start(victim, next[victim as usize]);
+        row.trials += 1;
     }
     peers.iter().for_each(Peer::kill);
     while take(&mut c, &mut next, SOON) {}
+    row.holds();
 }
 
 /// Readers of a lossless broadcast die at random: the writer goes on, and the others miss nothing.
@@ -661,6 +726,7 @@ fn killed_producers_of_many_lose_nothing_that_was_published() {
 fn killed_readers_neither_hold_the_writer_nor_the_others() {
     let kills = if torture() { 1000 } else { 30 };
     let mut random = Random(0x5EED_0006);
+    let mut row = Row::begin("kill broadcast readers", kills, random.0);
     let ring = RingBuffer::builder(Kind::Broadcast).capacity(8192).max_participants(5).create().unwrap();
     let mut p = producer(&ring);
     let mut stays = consumer(&ring);
@@ -690,8 +756,10 @@ fn killed_readers_neither_hold_the_writer_nor_the_others() {
             }
         }
         peer.wait();
+        row.trials += 1;
     }
     assert_eq!(read, pushed);
+    row.holds();
 }
 
 /// Slots for records of this test, few enough to be full often.
@@ -761,6 +829,7 @@ fn is_settled(ring: &RingBuffer) -> bool {
 fn killed_workers_lose_no_task() {
     let rounds = if torture() { 2500 } else { 40 };
     let mut random = Random(0x5EED_0005);
+    let mut row = Row::begin("kill mpmc workers", rounds, random.0);
     for round in 0..rounds {
         let total = 300;
         let ring = tasks(16);
@@ -797,7 +866,10 @@ fn killed_workers_lose_no_task() {
             dead += usize::from(w.wait() != OK);
         }
         ledger.check(total, dead);
+        // One that had come to the end of the ring was not killed.
+        row.trials += dead.max(1) as u64;
     }
+    row.holds();
 }
 
 /// Producers die at random: what each had pushed arrives, in order, and nobody waits for what it had claimed.
@@ -805,6 +877,7 @@ fn killed_workers_lose_no_task() {
 fn killed_producers_wedge_no_tasks() {
     let rounds = if torture() { 5000 } else { 60 };
     let mut random = Random(0x5EED_0006);
+    let mut row = Row::begin("kill mpmc producers", rounds, random.0);
     let ring = tasks(16);
     let (mut p, mut c) = (producer(&ring), consumer(&ring));
     for round in 0..rounds {
@@ -842,7 +915,9 @@ fn killed_producers_wedge_no_tasks() {
         }
         let stat = ring.stat().unwrap();
         assert!(stat.participants.iter().filter(|p| p.alive).count() == 2, "{stat:?}");
+        row.trials += 1;
     }
+    row.holds();
 }
 
 #[test]
@@ -954,7 +1029,6 @@ fn a_named_ring_outlives_its_processes() {
 mod at_each_failpoint {
     use super::*;
     use offloop::sys::failpoint::{NAMES, TASKS};
-    use offloop::wire::ring::{SEAT_LEN, SEATS_AT, seat_word};
 
     const RECORDS: u64 = 400;
     const KILLED: Exit = Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false };
@@ -967,14 +1041,9 @@ mod at_each_failpoint {
         readable(peer.child.exit_fd(), 0)
     }
 
-    /// Waits until the owner of a seat says that it sleeps, or is dead.
-    fn until_asleep(ring: &RingBuffer, seat: usize, peer: &Peer) {
-        // SAFETY: inside the mapping, which `ring` keeps; the word is an atomic to everybody.
-        let word =
-            unsafe { &*ring.mapping().0.add(SEATS_AT + seat * SEAT_LEN + seat_word::WAITING).cast::<std::sync::atomic::AtomicU32>() };
-        while word.load(std::sync::atomic::Ordering::Acquire) == 0 && !has_ended(peer) {
-            std::thread::yield_now();
-        }
+    /// One lane, for a participant of each side.
+    fn lanes(kind: Kind) -> RingBuffer {
+        RingBuffer::builder(kind).capacity(4096).max_participants(2).create().unwrap()
     }
 
     fn plan(name: &str, n: u64) -> [(&'static str, String); 1] {
@@ -999,8 +1068,9 @@ mod at_each_failpoint {
             let others = ["pop.", "head.", "take.", "hold.", "settle.", "commit.padded"];
             !others.iter().any(|o| n.starts_with(o))
         });
+        let mut row = Row::begin("kill at each point: mpmc producers", names.clone().count() as u64 * rounds(), 0x5EED_0007);
         for name in names {
-            let mut random = Random(0x5EED_0007);
+            let mut random = Random(row.seed);
             for round in 0..rounds() {
                 let ring = tasks(16);
                 let (mut p, mut c, mut keeper) = (producer(&ring), consumer(&ring), worker(&ring));
@@ -1043,8 +1113,10 @@ mod at_each_failpoint {
                 }
                 assert!(c.try_pop().unwrap().is_none());
                 drop(seat);
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 
     #[test]
@@ -1053,8 +1125,9 @@ mod at_each_failpoint {
             let others = ["claim.", "commit.", "publish.", "pop.released", "head."];
             !others.iter().any(|o| n.starts_with(o))
         });
+        let mut row = Row::begin("kill at each point: mpmc workers", names.clone().count() as u64 * rounds(), 0x5EED_0008);
         for name in names {
-            let mut random = Random(0x5EED_0008);
+            let mut random = Random(row.seed);
             for round in 0..rounds() {
                 let ring = tasks(16);
                 let mut p = producer(&ring);
@@ -1127,17 +1200,22 @@ mod at_each_failpoint {
                     }
                 }
                 ledger.check(pushed, 1);
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 
     #[test]
     fn a_producer_loses_nothing_that_was_published() {
         let names = NAMES.iter().filter(|n| !n.starts_with("pop.") && !n.starts_with("head."));
-        for name in names {
-            let mut random = Random(0x5EED_0003);
+        let kinds = [Kind::Spsc, Kind::Mpsc, Kind::Broadcast];
+        let cases = kinds.into_iter().flat_map(|kind| names.clone().map(move |name| (kind, name)));
+        let mut row = Row::begin("kill at each point: producers with a lane", cases.clone().count() as u64 * rounds(), 0x5EED_0003);
+        for (kind, name) in cases {
+            let mut random = Random(row.seed);
             for round in 0..rounds() {
-                let ring = spsc(4096);
+                let ring = lanes(kind);
                 let mut c = consumer(&ring);
                 let per_record = name.starts_with("commit.w") || name.starts_with("publish.") || name.starts_with("claim.");
                 // A batch is published once in 4 KiB.
@@ -1147,7 +1225,7 @@ mod at_each_failpoint {
                 let mut next = 0;
                 let left = loop {
                     if name.starts_with("wait.") {
-                        until_asleep(&ring, 1, &peer);
+                        until_peer_sleeps(&ring, &peer);
                     }
                     match c.pop(SOON) {
                         Ok(r) => {
@@ -1161,9 +1239,9 @@ mod at_each_failpoint {
                 };
                 assert_eq!(peer.wait(), KILLED, "{name} was passed");
                 // Before a seat is taken and after it was left there is nobody whose death could be told. Of one that was taken
-                // and not yet announced, a consumer hears if it happens to look.
-                let unknown = ["seat.locked", "seat.left"].contains(name);
-                assert!(*name == "seat.taken" || (left.kind() == ErrorKind::Timeout) == unknown, "{name}: {left}");
+                // and not yet announced, a consumer hears if it happens to look. Producers of an `mpsc` ring come and go.
+                let unknown = kind == Kind::Mpsc || ["seat.locked", "seat.left"].contains(name);
+                assert!(*name == "seat.taken" || (left.kind() == ErrorKind::Timeout) == unknown, "{kind:?} {name}: {left}");
                 // A successor goes on, whatever was left.
                 let mut p = producer(&ring);
                 while next < RECORDS {
@@ -1172,17 +1250,22 @@ mod at_each_failpoint {
                     next += 1;
                 }
                 assert!(c.try_pop().unwrap().is_none());
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 
     #[test]
     fn a_consumer_loses_nothing_and_repeats_only_what_is_marked() {
         let names = NAMES.iter().filter(|n| !n.starts_with("claim.") && !n.starts_with("commit.") && !n.starts_with("publish."));
-        for name in names {
-            let mut random = Random(0x5EED_0004);
+        // What a reader of a broadcast leaves is nobody's: `killed_readers_neither_hold_the_writer_nor_the_others`.
+        let cases = [Kind::Spsc, Kind::Mpsc].into_iter().flat_map(|kind| names.clone().map(move |name| (kind, name)));
+        let mut row = Row::begin("kill at each point: consumers of lanes", cases.clone().count() as u64 * rounds(), 0x5EED_0004);
+        for (kind, name) in cases {
+            let mut random = Random(row.seed);
             for round in 0..rounds() {
-                let ring = spsc(4096);
+                let ring = lanes(kind);
                 let mut p = producer(&ring);
                 let per_record = name.starts_with("pop.");
                 let n = if per_record { 1 + random.below(200) } else { 1 };
@@ -1191,7 +1274,7 @@ mod at_each_failpoint {
                 let mut pushed = 0;
                 while pushed < RECORDS && !has_ended(&peer) {
                     if name.starts_with("wait.") {
-                        until_asleep(&ring, 0, &peer);
+                        until_peer_sleeps(&ring, &peer);
                     }
                     match p.push(&record(pushed), SOON) {
                         Ok(()) => pushed += 1,
@@ -1215,7 +1298,9 @@ mod at_each_failpoint {
                 c.read(usize::MAX, |r| check(number(&r.to_vec()), r.is_redelivered()))
                     .map_or_else(|e| assert_eq!(e.kind(), ErrorKind::Closed), |_| ());
                 assert_eq!(seen, pushed, "{name} round {round}");
+                row.trials += 1;
             }
         }
+        row.holds();
     }
 }

@@ -13,8 +13,9 @@ use child::{Progress, Worker};
 use offloop::channel::{Channel, Options};
 use offloop::ring::{Kind, RingBuffer};
 use offloop_tests::driver::LANGS;
+use offloop_tests::row::Row;
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Trials of one pair.
 struct Figures {
@@ -82,7 +83,8 @@ fn main() -> std::process::ExitCode {
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) {
                 continue;
             }
-            let (from, seed) = (Instant::now(), seed.wrapping_add(i as u64 * 0x9E37_79B9) | 1);
+            let seed = seed.wrapping_add(i as u64 * 0x9E37_79B9) | 1;
+            let mut line = Row::begin(&name, want, seed);
             let run = match row {
                 "stream" => stream,
                 "kill" => kill,
@@ -90,25 +92,16 @@ fn main() -> std::process::ExitCode {
                 "talk" => talk,
                 _ => death,
             };
-            let result = run(producer, consumer, want, seed);
-            let (found, why) = match result {
-                Ok(found) if found.trials < want => (found, Some("fewer trials than the figure".to_owned())),
-                Ok(found) => (found, None),
-                Err(why) => (Found::default(), Some(why)),
-            };
-            println!(
-                r#"{{"row":"{row}","producer":"{producer}","consumer":"{consumer}","trials":{},"want":{want},"failures":{},"records":{},"again":{},"seed":{seed},"ms":{}}}"#,
-                found.trials,
-                u8::from(why.is_some()),
-                found.records,
-                found.again,
-                from.elapsed().as_millis()
-            );
-            if let Some(why) = why {
+            let result = run(producer, consumer, want, seed).map(|found| {
+                line.trials = found.trials;
+                line.count("records", found.records);
+                line.count("again", found.again);
+                deaths += if ["kill", "task", "death"].contains(&row) { found.trials } else { 0 };
+            });
+            if let Err(why) = line.end(result) {
                 println!("FAIL  {name}: {why}");
                 failed += 1;
             }
-            deaths += if ["kill", "task", "death"].contains(&row) { found.trials } else { 0 };
         }
     }
     println!("\npairs: {} of {} languages, {deaths} deaths, {failed} failures", langs.len(), LANGS.len());

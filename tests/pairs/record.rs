@@ -1,26 +1,9 @@
 //! The records of `README.md`: made by a producer, checked by a consumer.
 
+use offloop_tests::crc32::crc32;
+
 /// Bytes before the body.
 pub(crate) const HEAD: usize = 16;
-
-/// CRC-32 as zlib has it.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            let (mut c, mut bit) = (i as u32, 0);
-            while bit < 8 {
-                c = if c & 1 == 1 { 0xEDB8_8320 ^ (c >> 1) } else { c >> 1 };
-                bit += 1;
-            }
-            table[i] = c;
-            i += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |c, b| TABLE[((c ^ u32::from(*b)) & 255) as usize] ^ (c >> 8))
-}
 
 /// All records of one seed.
 pub(crate) struct Records {

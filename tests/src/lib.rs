@@ -2,10 +2,12 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "these are command-line programs")]
 
+pub mod crc32;
 pub mod driver;
 pub mod generated;
 pub mod inherit;
 pub mod load;
+pub mod row;
 pub mod scenario;
 pub mod spread;
 pub mod text;
