@@ -52,6 +52,26 @@ fn the_fd_of_a_consumer_that_could_not_be_made_is_made_whole_later() {
 }
 
 #[test]
+fn a_consumer_that_cannot_sleep_takes_no_wake_from_one_that_does() {
+    let _alone = alone();
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).max_participants(3).create().expect("ring");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let [mut first, mut sleeps] = [(); 2].map(|()| ring.consumer(ConsumerOptions::default()).expect("consumer"));
+    let sleeper = std::thread::spawn(move || sleeps.pop(None).expect("pop").to_vec());
+    while !ring.stat().expect("stat").participants[2].asleep {
+        std::thread::yield_now();
+    }
+    let held = take_all();
+    let e = first.pop(None).expect_err("no fd to watch the others by");
+    assert_eq!(e.errno().map(|(n, _)| n), Some(libc::EMFILE), "{e}");
+    p.push(b"task", None).expect("push");
+    assert_eq!(sleeper.join().expect("sleeper"), b"task");
+    drop(held);
+    p.push(b"more", None).expect("push");
+    assert_eq!(first.pop(None).expect("there are fds again").to_vec(), b"more");
+}
+
+#[test]
 fn a_plugin_that_cannot_be_opened_for_want_of_an_fd_is_not_called_a_bad_one() {
     let _alone = alone();
     let pool = ThreadPool::builder().max_workers(1).build().expect("pool");
