@@ -118,10 +118,14 @@ pub(super) fn seal_size(fd: &OwnedFd) -> Result<()> {
 
 /// `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
 fn fallocate(fd: BorrowedFd<'_>, size: libc::off_t) -> Result<()> {
-    // SAFETY: a plain call on an fd that the caller owns.
-    match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
-        0 => Ok(()),
-        errno => Err(Error::os("posix_fallocate", errno).with("len", size)),
+    loop {
+        // SAFETY: a plain call on an fd that the caller owns.
+        match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
+            0 => return Ok(()),
+            // tmpfs gives up at any signal, also one that a handler restarts calls after.
+            libc::EINTR => {}
+            errno => return Err(Error::os("posix_fallocate", errno).with("len", size)),
+        }
     }
 }
 
