@@ -131,8 +131,8 @@ check:  ## the repository's own rules: layers, generated files, parity, words
 bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
 	$(CARGO) run $(ONE) --quiet --bin bench -- $(BENCH)
 
-torture: build  ## the long runs: seeded storms, 10^7 completion rounds
-	OFFLOOP_TORTURE=1 $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
+torture: build c-programs $(BIN)/.ready $(NODE_READY)  ## the long runs: seeded storms, 10^7 completion rounds, 10^8 records per history, 10^4 deaths
+	OFFLOOP_TORTURE=1 OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
 	OFFLOOP_TORTURE=1 $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring --test channel
 
 NODES ?= 22 24
