@@ -165,6 +165,12 @@ test('codec: properties of an error that cannot travel stay behind, even in a cy
   assert.deepStrictEqual({ ...got }, { kept: 1 })
 })
 
+test('codec: undefined is nil, and as a property left out', () => {
+  assert.deepEqual(native.encode(undefined), native.encode(null))
+  assert.deepStrictEqual(native.decode(native.encode([undefined, null])), [null, null])
+  assert.deepStrictEqual(native.decode(native.encode({ left: undefined, kept: null })), { kept: null })
+})
+
 test('codec: names from a peer set no prototype', () => {
   const got = native.decode(bytes(`84${'a95f5f70726f746f5f5f'}81a1780${'1'}a1${'61'}01a1${'62'}02a1${'63'}03`))
   assert.deepStrictEqual(Object.keys(got), ['__proto__', 'a', 'b', 'c'])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import gc
 import os
 import random
 import shutil
-import struct
 import tempfile
 from pathlib import Path
 
@@ -31,55 +31,6 @@ def sealed(data, seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW):
     if seals:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
-
-
-def patched(ring, at, value, fmt, check=True):
-    """A copy of a ring's memory with one field changed."""
-    data = bytearray(os.pread(ring.fds[MEMORY], 1 << 20, 0))
-    struct.pack_into(fmt, data, at, value)
-    if check:
-        hash_ = 0xCBF2_9CE4_8422_2325
-        for byte in data[8:120]:
-            hash_ = (hash_ ^ byte) * 0x100_0000_01B3 % 2**64
-        struct.pack_into("<Q", data, 120, hash_)
-    return sealed(data)
-
-
-HEADERS = {
-    "as it is": (80, 0, "<Q", True, None),
-    "magic": (0, 0, "<Q", True, offloop.CorruptError),
-    "version in magic": (7, ord("9"), "<B", True, offloop.VersionError),
-    "version": (8, 2, "<H", True, offloop.VersionError),
-    "check sum": (60, 1 << 30, "<I", False, offloop.CorruptError),
-    "layout": (16, 1, "<Q", True, offloop.VersionError),
-    "kind": (12, 99, "<H", True, offloop.UnsupportedError),
-    "flags": (14, 0x8000, "<H", True, offloop.UnsupportedError),
-    "policy": (56, 9, "<I", True, offloop.CorruptError),
-    "seats": (36, 3, "<I", True, offloop.CorruptError),
-    "many seats": (36, 2**31, "<I", True, offloop.CorruptError),
-    "seat size": (40, 512, "<I", True, offloop.CorruptError),
-    "capacity": (44, 8192, "<I", True, offloop.CorruptError),
-    "odd capacity": (44, 5000, "<I", True, offloop.CorruptError),
-    "huge capacity": (44, 2**31, "<I", True, offloop.CorruptError),
-    "lanes": (48, 2, "<I", True, offloop.CorruptError),
-    "header size": (32, 8192, "<I", True, offloop.CorruptError),
-    "total size": (24, 2**40, "<Q", True, offloop.CorruptError),
-}
-
-
-@pytest.mark.parametrize("case", HEADERS.values(), ids=HEADERS.keys())
-def test_attach_checks_the_header(ring, case):
-    at, value, fmt, check, error = case
-    fd = patched(ring, at, value, fmt, check)
-    try:
-        fds = [fd, *ring.fds[1:]]
-        if error is None:
-            assert RingBuffer.attach(fds).capacity == 4096
-            return
-        with pytest.raises(error):
-            RingBuffer.attach(fds)
-    finally:
-        os.close(fd)
 
 
 def test_attach_checks_the_fds(ring, tmp_path):
@@ -172,6 +123,20 @@ def test_a_ring_with_a_path(path):
     ring.remove()
     with pytest.raises(offloop.NotFoundError):
         RingBuffer.attach(path)
+
+
+def test_inspect_has_the_keys_that_the_stub_and_the_docs_say(path):
+    root = Path(__file__).parent.parent
+    classes = {c.name: c for c in ast.walk(ast.parse((root / "python/offloop/_native.pyi").read_text())) if isinstance(c, ast.ClassDef)}
+    stub = {name: [field.target.id for field in classes[name].body] for name in ("_RingStat", "_Participant", "_Lane")}
+    ring = RingBuffer.create("mpmc", path=path)
+    consumer = ring.consumer()
+    stat = RingBuffer.inspect(path)
+    assert [list(stat), list(stat["participants"][0]), list(stat["lanes"][0])] == list(stub.values())
+    docs = (root.parent / "docs/rings.md").read_text()
+    assert not [key for keys in stub.values() for key in keys if f"`{key}`" not in docs]
+    consumer.close()
+    ring.remove()
 
 
 def test_paths_that_are_no_rings(path):

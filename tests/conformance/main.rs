@@ -5,15 +5,15 @@
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
 
-use offloop::ring::{Kind, RingBuffer};
+mod world;
+
+use offloop::ring::Kind;
 use offloop_tests::driver::{Driver, FIRST_FD, LANGS, command};
-use offloop_tests::scenario::{Ring, Scenario, Step};
+use offloop_tests::scenario::{Scenario, Step};
 use offloop_tests::{files, root};
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::{BorrowedFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
+use world::{Failure, World};
 
 /// How a case ended.
 enum Outcome {
@@ -48,13 +48,14 @@ fn main() -> std::process::ExitCode {
     }
     let (mut passed, mut skipped) = (0, missing.len());
     for scenario in &scenarios {
-        for langs in cases(scenario) {
-            let name = format!("{} [{}]", scenario.name, langs.join("→"));
+        for (langs, kind) in cases(scenario) {
+            let of = kind.map_or(String::new(), |kind| format!(" {}", kind.as_str()));
+            let name = format!("{}{of} [{}]", scenario.name, langs.join("→"));
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) || langs.iter().any(|l| missing.contains_key(l)) {
                 continue;
             }
             let start = Instant::now();
-            match run(scenario, &langs, passed + skipped + failed) {
+            match run(scenario, &langs, kind, passed + skipped + failed) {
                 Outcome::Passed => {
                     println!("ok    {name} ({} ms)", start.elapsed().as_millis());
                     passed += 1;
@@ -77,64 +78,59 @@ fn main() -> std::process::ExitCode {
     if failed > 0 { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
 }
 
-/// The languages of each actor, case by case.
-fn cases(scenario: &Scenario) -> Vec<Vec<&'static str>> {
-    if scenario.pairs {
-        return LANGS.iter().flat_map(|a| LANGS.iter().map(move |b| vec![*a, *b])).collect();
+/// The languages of each actor, and the kind of the runner's ring, case by case.
+fn cases(scenario: &Scenario) -> Vec<(Vec<&'static str>, Option<Kind>)> {
+    let langs: Vec<Vec<&str>> = if scenario.pairs {
+        LANGS.iter().flat_map(|a| LANGS.iter().map(move |b| vec![*a, *b])).collect()
+    } else {
+        LANGS.iter().map(|l| vec![*l; scenario.actors.len()]).collect()
+    };
+    let mut kinds: Vec<Option<Kind>> = scenario.ring.iter().flat_map(|ring| &ring.kinds).copied().map(Some).collect();
+    if kinds.is_empty() {
+        kinds.push(None);
     }
-    LANGS.iter().map(|l| vec![*l; scenario.actors.len()]).collect()
+    kinds.iter().flat_map(|kind| langs.iter().map(move |langs| (langs.clone(), *kind))).collect()
 }
 
 /// `case` is its number.
-fn run(scenario: &Scenario, langs: &[&str], case: usize) -> Outcome {
-    let deadline = Instant::now() + scenario.timeout;
-    let mut drivers: HashMap<&str, Driver> = HashMap::new();
-    let ring = match scenario.ring.as_ref().map(make_ring).transpose() {
-        Ok(ring) => ring,
-        Err(why) => return Outcome::Failed(why),
-    };
-    let numbers: Vec<RawFd> = ring.as_ref().and_then(|r| r.fds().ok()).unwrap_or_default();
-    // SAFETY: `ring` keeps them open for the length of this function.
-    let fds: Vec<BorrowedFd<'_>> = numbers.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect();
-    for (actor, lang) in scenario.actors.iter().zip(langs) {
-        match Driver::start(lang, &fds, deadline) {
-            Ok(driver) => {
-                if let Some(cap) = scenario.requires.iter().find(|c| !driver.caps.contains(c)) {
-                    return Outcome::Skipped(format!("the {lang} face has no `{cap}`"));
-                }
-                drivers.insert(actor, driver);
-            }
-            Err(why) => return Outcome::Failed(why),
-        }
+fn run(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usize) -> Outcome {
+    match run_steps(scenario, langs, kind, case) {
+        Ok(outcome) => outcome,
+        Err(Failure::Forbidden(why)) => Outcome::Skipped(why),
+        Err(Failure::Failed(why)) => Outcome::Failed(why),
     }
-    let inherited: Vec<String> = (FIRST_FD..).take(fds.len()).map(|n| n.to_string()).collect();
-    let path = std::env::temp_dir().join(format!("offloop-conformance-{}-{}", std::process::id(), case));
-    let mut saved: HashMap<String, String> =
-        HashMap::from([("ring".to_owned(), inherited.join(",")), ("path".to_owned(), path.to_string_lossy().into_owned())]);
+}
+
+fn run_steps(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usize) -> Result<Outcome, Failure> {
+    let deadline = Instant::now() + scenario.timeout;
+    let mut world = World::new(scenario.ring.as_ref(), kind, case)?;
+    let mut drivers: HashMap<&str, Driver> = HashMap::new();
+    for (actor, lang) in scenario.actors.iter().zip(langs) {
+        let driver = Driver::start(lang, &world.fds(), deadline).map_err(Failure::Failed)?;
+        if let Some(cap) = scenario.requires.iter().find(|c| !driver.caps.contains(c)) {
+            return Ok(Outcome::Skipped(format!("the {lang} face has no `{cap}`")));
+        }
+        drivers.insert(actor, driver);
+    }
+    let mut saved: HashMap<String, String> = world.names(FIRST_FD).into_iter().collect();
+    saved.insert("path".to_owned(), world.path.to_string_lossy().into_owned());
     let mut started: HashMap<String, (String, u64)> = HashMap::new();
     for (i, step) in scenario.steps.iter().enumerate() {
-        if let Err(why) = run_step(step, &mut drivers, &mut saved, &mut started, deadline) {
-            return Outcome::Failed(format!("step {}: {why}", i + 1));
+        let at = |why: String| Failure::Failed(format!("step {}: {why}", i + 1));
+        if let Step::Act { actor, act } = step {
+            let pid = drivers.get(actor.as_str()).expect("the reader checked actors").pid();
+            world.act(act, pid).map_err(|e| match e {
+                Failure::Failed(why) => at(why),
+                forbidden @ Failure::Forbidden(_) => forbidden,
+            })?;
+        } else {
+            run_step(step, &mut drivers, &mut saved, &mut started, deadline).map_err(at)?;
         }
     }
     for (actor, driver) in drivers {
-        if let Err(why) = driver.finish(deadline) {
-            return Outcome::Failed(format!("end of {actor}: {why}"));
-        }
+        driver.finish(deadline).map_err(|why| Failure::Failed(format!("end of {actor}: {why}")))?;
     }
-    Outcome::Passed
-}
-
-/// The ring that the actors of a scenario meet in.
-fn make_ring(want: &Ring) -> Result<RingBuffer, String> {
-    let kind: Kind = want.kind.as_deref().map_or(Ok(Kind::Spsc), str::parse).map_err(|e: offloop::Error| e.to_string())?;
-    let ring = RingBuffer::builder(kind).capacity(want.capacity).create().map_err(|e| e.to_string())?;
-    if let Some((at, bytes)) = &want.scribble {
-        let memory = ring.fds().map_err(|e| e.to_string())?[0];
-        let file = File::options().write(true).open(format!("/proc/self/fd/{memory}")).map_err(|e| e.to_string())?;
-        file.write_all_at(bytes, *at).map_err(|e| e.to_string())?;
-    }
-    Ok(ring)
+    Ok(Outcome::Passed)
 }
 
 fn run_step(
@@ -144,8 +140,8 @@ fn run_step(
     started: &mut HashMap<String, (String, u64)>,
     deadline: Instant,
 ) -> Result<(), String> {
-    let (line, reply, expect, save) = match step {
-        Step::Call { actor, line, expect, save, until } => {
+    let (line, reply, expect, says, save) = match step {
+        Step::Call { actor, line, expect, says, save, until } => {
             let line = fill(line, saved)?;
             let driver = drivers.get_mut(actor.as_str()).expect("the reader checked actors");
             let mut reply = driver.call(&line, deadline)?;
@@ -156,7 +152,7 @@ fn run_step(
                 std::thread::sleep(Duration::from_millis(1));
                 reply = driver.call(&line, deadline)?;
             }
-            (line, reply, expect, save)
+            (line, reply, expect, says.as_slice(), save)
         }
         Step::Start { actor, line, label } => {
             let line = fill(line, saved)?;
@@ -167,8 +163,9 @@ fn run_step(
         Step::Await { label, expect, save } => {
             let (actor, id) = started.remove(label).ok_or_else(|| format!("nothing was started as {label}"))?;
             let reply = drivers.get_mut(actor.as_str()).expect("the reader checked actors").reply(id, deadline)?;
-            (format!("await {label}"), reply, expect, save)
+            (format!("await {label}"), reply, expect, [].as_slice(), save)
         }
+        Step::Act { .. } => return Err("an act is the runner's".into()),
         Step::Kill(actor) => {
             drivers.get_mut(actor.as_str()).ok_or_else(|| format!("no actor {actor}"))?.kill();
             return Ok(());
@@ -177,6 +174,9 @@ fn run_step(
     if !expect.fits(&reply) {
         return Err(format!("{line}\nwant: {}\ngot:  {}", expect.0, readable(&reply)));
     }
+    if let Some(missing) = says.iter().find(|text| !readable(&reply).contains(text.as_str())) {
+        return Err(format!("{line}\nwant: a message with {missing:?}\ngot:  {}", readable(&reply)));
+    }
     for (name, key) in save {
         let value = reply.split(' ').find_map(|t| t.strip_prefix(key.as_str())?.strip_prefix('='));
         saved.insert(name.clone(), value.ok_or_else(|| format!("{line}: reply {reply:?} has no {key}"))?.to_owned());
@@ -184,19 +184,24 @@ fn run_step(
     Ok(())
 }
 
-/// Puts saved values in place of `@name`.
+/// Puts saved values in place of `@name`, in lists too, and where something goes on behind a slash.
 fn fill(line: &str, saved: &HashMap<String, String>) -> Result<String, String> {
-    let mut out = Vec::new();
-    for token in line.split(' ') {
-        match token.split_once("=@") {
-            Some((key, name)) => {
-                let value = saved.get(name).ok_or_else(|| format!("{line}: nothing was saved as {name}"))?;
-                out.push(format!("{key}={value}"));
-            }
-            None => out.push(token.to_owned()),
+    let part = |part: &str| match part.strip_prefix('@') {
+        Some(rest) => {
+            let (name, tail) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let value = saved.get(name).ok_or_else(|| format!("{line}: nothing was saved as {name}"))?;
+            Ok(format!("{value}{tail}"))
         }
-    }
-    Ok(out.join(" "))
+        None => Ok(part.to_owned()),
+    };
+    let token = |token: &str| match token.split_once('=') {
+        Some((key, value)) if value.contains('@') => {
+            let parts: Result<Vec<String>, String> = value.split(',').map(part).collect();
+            Ok(format!("{key}={}", parts?.join(",")))
+        }
+        _ => Ok(token.to_owned()),
+    };
+    line.split(' ').map(token).collect::<Result<Vec<_>, String>>().map(|tokens| tokens.join(" "))
 }
 
 /// A reply with its hexadecimal `message` spelled out.

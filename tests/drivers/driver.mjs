@@ -203,9 +203,15 @@ const verbs = {
     if (args.capacity) options.capacity = Number(args.capacity)
     if (args.on_full) options.onFull = args.on_full
     if (args.slot_size) options.slotSize = Number(args.slot_size)
+    if (args.max_participants) options.maxParticipants = Number(args.max_participants)
+    if (args.path) options.path = args.path
     rings.set(args.ring, RingBuffer.create(options))
   },
-  'ring.attach': (args) => void rings.set(args.ring, RingBuffer.attach(args.fds.split(',').map(Number))),
+  'ring.attach': (args) => void rings.set(args.ring, RingBuffer.attach(args.path ?? args.fds.split(',').map(Number))),
+  'ring.inspect'(args) {
+    const { kind, capacity, participants } = RingBuffer.inspect(args.path)
+    return `kind=${kind} capacity=${capacity} participants=${participants.length}`
+  },
   'ring.close': (args) => void need(rings, args, 'ring').close(),
   'ring.producer': (args) => void producers.set(args.producer, need(rings, args, 'ring').producer({ batch: args.batch === '1' })),
   'ring.push': (args) => need(producers, args, 'producer').push(record(args), within(args)),

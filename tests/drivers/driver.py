@@ -274,15 +274,21 @@ def ring_create(args):
         options["capacity"] = int(args["capacity"])
     if "slot_size" in args:
         options["slot_size"] = int(args["slot_size"])
-    if "on_full" in args:
-        options["on_full"] = args["on_full"]
+    if "max_participants" in args:
+        options["max_participants"] = int(args["max_participants"])
+    options.update({key: args[key] for key in ("on_full", "path") if key in args})
     RINGS[args["ring"]] = offloop.RingBuffer.create(args.get("kind", "spsc"), **options)
     return ""
 
 
 def ring_attach(args):
-    RINGS[args["ring"]] = offloop.RingBuffer.attach([int(n) for n in args["fds"].split(",")])
+    RINGS[args["ring"]] = offloop.RingBuffer.attach(args["path"] if "path" in args else [int(n) for n in args["fds"].split(",")])
     return ""
+
+
+def ring_inspect(args):
+    stat = offloop.RingBuffer.inspect(args["path"])
+    return f"kind={stat['kind']} capacity={stat['capacity']} participants={len(stat['participants'])}"
 
 
 def ring_close(args):
@@ -440,6 +446,7 @@ VERBS = {
     "buffer.free": buffer_free,
     "ring.create": ring_create,
     "ring.attach": ring_attach,
+    "ring.inspect": ring_inspect,
     "ring.close": ring_close,
     "ring.producer": ring_producer,
     "ring.try_push": lambda args: f"pushed={int(need(PRODUCERS, args, 'producer').try_push(record(args)))}",

@@ -109,6 +109,12 @@ impl Driver {
         Ok(driver)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a line and returns its number.
     ///
     /// # Errors

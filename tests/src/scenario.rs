@@ -1,5 +1,6 @@
 //! Scenarios: behaviour as data. Only this runner parses TOML; a driver sees lines (`tests/drivers/PROTOCOL.md`).
 
+use offloop::ring::Kind;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
@@ -29,12 +30,32 @@ pub struct Scenario {
 /// The runner's ring.
 #[derive(Clone, Debug, Default)]
 pub struct Ring {
-    /// Its kind's word; `None` is `spsc`.
-    pub kind: Option<String>,
+    /// Its kinds: the scenario is run with each. None is `spsc`.
+    pub kinds: Vec<Kind>,
     /// Bytes of a lane, or of all slots.
     pub capacity: usize,
-    /// `offset:hex`: bytes that are overwritten before anybody attaches.
-    pub scribble: Option<(u64, Vec<u8>)>,
+    /// The policy's word.
+    pub on_full: Option<String>,
+    /// Fds that are no ring's, which the actors inherit as well; each is saved by its name.
+    pub others: Vec<String>,
+}
+
+/// What the runner does itself.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Writes into its ring. The fixed part of the header is otherwise as it was made.
+    Scribble {
+        /// A number, or `tail`, `head`, `record`.
+        at: String,
+        /// What it writes.
+        bytes: Vec<u8>,
+        /// Makes the header's check sum fit.
+        check: bool,
+    },
+    /// Puts something at `@path`.
+    Place(String),
+    /// Limits the files that an actor makes to so many bytes.
+    FileSize(u64),
 }
 
 /// One step.
@@ -48,6 +69,8 @@ pub enum Step {
         line: String,
         /// What the reply must have.
         expect: Expect,
+        /// What its message must say.
+        says: Vec<String>,
         /// `name → key` of the reply.
         save: Vec<(String, String)>,
         /// The call is repeated until the reply fits: for what can only be asked for.
@@ -73,6 +96,13 @@ pub enum Step {
     },
     /// SIGKILL.
     Kill(String),
+    /// The runner's part.
+    Act {
+        /// Whom it is done to, if to somebody.
+        actor: String,
+        /// What.
+        act: Act,
+    },
 }
 
 /// What a reply must have: `ok` or `err`, and for each `key` a value. `key=*` is any value, `key>=n` a number.
@@ -107,9 +137,6 @@ impl Scenario {
         let name = path.strip_prefix(base).unwrap_or(path).with_extension("").to_string_lossy().into_owned();
         let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: {e}"))?;
         let table: toml::Table = text.parse().map_err(|e| format!("{name}: {e}"))?;
-        let strings = |v: Option<&Value>| -> Vec<String> {
-            v.and_then(Value::as_array).map(|a| a.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
-        };
         let known = ["about", "actors", "matrix", "requires", "timeout_s", "ring", "step"];
         if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
             return Err(format!("{name}: unknown key {bad}"));
@@ -139,23 +166,41 @@ impl Scenario {
     }
 }
 
+fn strings(v: Option<&Value>) -> Vec<String> {
+    v.and_then(Value::as_array).map(|a| a.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
+}
+
 fn read_ring(ring: &Value) -> Result<Ring, String> {
+    let known = ["kinds", "capacity", "on_full", "others"];
+    if let Some(bad) = ring.as_table().and_then(|t| t.keys().find(|k| !known.contains(&k.as_str()))) {
+        return Err(format!("ring has an unknown key {bad}"));
+    }
     let capacity = ring.get("capacity").and_then(Value::as_integer).and_then(|n| usize::try_from(n).ok());
-    let scribble = ring.get("scribble").and_then(Value::as_str).map(|text| {
-        let (at, hex) = text.split_once(':')?;
-        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok()).collect();
-        Some((at.parse().ok()?, bytes?))
-    });
+    let kinds = strings(ring.get("kinds")).iter().map(|kind| kind.parse::<Kind>().map_err(|e| e.to_string())).collect::<Result<_, _>>()?;
     Ok(Ring {
-        kind: ring.get("kind").and_then(Value::as_str).map(str::to_owned),
+        kinds,
         capacity: capacity.ok_or("ring has no capacity")?,
-        scribble: scribble.map(|s| s.ok_or("scribble is not offset:hex")).transpose()?,
+        on_full: ring.get("on_full").and_then(Value::as_str).map(str::to_owned),
+        others: strings(ring.get("others")),
     })
+}
+
+fn read_act(table: &toml::Table) -> Result<Option<Act>, String> {
+    if let Some(text) = table.get("scribble").and_then(Value::as_str) {
+        let (at, hex) = text.split_once(':').ok_or("scribble is not place:hex")?;
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok()).collect();
+        let check = table.get("check").and_then(Value::as_bool).unwrap_or(true);
+        return Ok(Some(Act::Scribble { at: at.to_owned(), bytes: bytes.ok_or("scribble is not place:hex")?, check }));
+    }
+    if let Some(what) = table.get("place").and_then(Value::as_str) {
+        return Ok(Some(Act::Place(what.to_owned())));
+    }
+    Ok(table.get("file_size").and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok()).map(Act::FileSize))
 }
 
 fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
     let table = step.as_table().ok_or("not a table")?;
-    let known = ["actor", "send", "expect", "until", "save", "async", "await", "kill"];
+    let known = ["actor", "send", "expect", "says", "until", "save", "async", "await", "kill", "scribble", "check", "place", "file_size"];
     if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
         return Err(format!("unknown key {bad}"));
     }
@@ -171,12 +216,17 @@ fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
     let save = save.unwrap_or_default();
     let until = text("until");
     let expect = Expect(until.clone().or_else(|| text("expect")).unwrap_or_else(|| "ok".into()));
+    if let Some(act) = read_act(table)? {
+        return Ok(Step::Act { actor, act });
+    }
     match (text("send"), text("async"), text("await"), text("kill")) {
-        (Some(line), None, None, None) => Ok(Step::Call { actor, line, expect, save, until: until.is_some() }),
+        (Some(line), None, None, None) => {
+            Ok(Step::Call { actor, line, expect, says: strings(table.get("says")), save, until: until.is_some() })
+        }
         (Some(line), Some(label), None, None) => Ok(Step::Start { actor, line, label }),
         (None, None, Some(label), None) => Ok(Step::Await { label, expect, save }),
         (None, None, None, Some(actor)) => Ok(Step::Kill(actor)),
-        _ => Err("needs one of send, await, kill".into()),
+        _ => Err("needs one of send, await, kill, scribble, place, file_size".into()),
     }
 }
 

@@ -8,12 +8,13 @@ import pathlib
 import queue
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Generic, Literal, Self, TypeVar, final, overload
+from typing import Any, ClassVar, Final, Generic, Literal, Self, TypedDict, TypeVar, final, overload, type_check_only
 
 from typing_extensions import Buffer, disjoint_base
 
 _T = TypeVar("_T")
 _Record = TypeVar("_Record", bytes, Delivery)
+_Kind = Literal["spsc", "mpsc", "broadcast", "mpmc"]
 
 __version__: Final[str]
 
@@ -89,12 +90,45 @@ class TransferBuffer(Buffer):
 def revoke_token(token: str) -> None: ...
 def _cli(args: list[str]) -> int: ...
 
+@type_check_only
+class _Participant(TypedDict):
+    seat: int
+    role: Literal["producer", "consumer"] | None
+    pid: int
+    alive: bool
+    asleep: bool
+    in_flight: int
+
+@type_check_only
+class _Lane(TypedDict):
+    tail: int
+    pushed: int
+    head: int
+    popped: int
+    used: int
+    records: int
+
+@type_check_only
+class _RingStat(TypedDict):
+    kind: _Kind
+    capacity: int
+    slot_size: int
+    max_participants: int
+    on_full: Literal["wait", "reject", "overwrite"]
+    creator_pid: int
+    created_unix_ns: int
+    closed: bool
+    poisoned: bool
+    returned: int
+    participants: list[_Participant]
+    lanes: list[_Lane]
+
 @final
 class RingBuffer:
     @classmethod
     def create(
         cls,
-        kind: Literal["spsc", "mpsc", "broadcast", "mpmc"],
+        kind: _Kind,
         *,
         capacity: int | None = None,
         slot_size: int | None = None,
@@ -105,7 +139,7 @@ class RingBuffer:
     @classmethod
     def attach(cls, path_or_fds: str | os.PathLike[str] | Sequence[int]) -> RingBuffer: ...
     @classmethod
-    def inspect(cls, path: str | os.PathLike[str]) -> dict[str, Any]: ...
+    def inspect(cls, path: str | os.PathLike[str]) -> _RingStat: ...
     @classmethod
     def remove_stale(cls, path: str | os.PathLike[str]) -> bool: ...
     @property
@@ -113,7 +147,7 @@ class RingBuffer:
     @property
     def path(self) -> pathlib.Path | None: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> _Kind: ...
     @property
     def capacity(self) -> int: ...
     @property
@@ -123,7 +157,7 @@ class RingBuffer:
     @property
     def closed(self) -> bool: ...
     def fileno(self) -> int: ...
-    def stat(self) -> dict[str, Any]: ...
+    def stat(self) -> _RingStat: ...
     def remove(self) -> None: ...
     def producer(self, batch: bool = False) -> Producer: ...
     @overload

@@ -646,7 +646,13 @@ static char *ring_make(const char *verb, const args_t *args) {
     options.on_full = get(args, "on_full");
     options.capacity = (size_t)number(args, "capacity", 0);
     options.slot_size = (size_t)number(args, "slot_size", 0);
+    options.max_participants = (size_t)number(args, "max_participants", 0);
+    options.path = get(args, "path");
     offloop_status status = offloop_ring_create(&options, &made.ring);
+    return keep_ring(get(args, "ring"), made, status);
+  }
+  if (strcmp(verb, "ring.attach") == 0 && get(args, "path") != NULL) {
+    offloop_status status = offloop_ring_attach_path(get(args, "path"), &made.ring);
     return keep_ring(get(args, "ring"), made, status);
   }
   if (strcmp(verb, "ring.attach") == 0) {
@@ -676,7 +682,26 @@ static char *ring_make(const char *verb, const args_t *args) {
   return status == OFFLOOP_OK ? format("ok") : last_error(status);
 }
 
+static char *ring_inspect(const args_t *args) {
+  offloop_value *stat = NULL;
+  const offloop_value *kind, *capacity, *participants;
+  const char *text;
+  size_t len, count;
+  int64_t bytes;
+  offloop_status status = offloop_ring_inspect(get(args, "path"), &stat);
+  if (status == OFFLOOP_OK) status = offloop_value_map_get(stat, "kind", &kind);
+  if (status == OFFLOOP_OK) status = offloop_value_get_str(kind, &text, &len);
+  if (status == OFFLOOP_OK) status = offloop_value_map_get(stat, "capacity", &capacity);
+  if (status == OFFLOOP_OK) status = offloop_value_get_int(capacity, &bytes);
+  if (status == OFFLOOP_OK) status = offloop_value_map_get(stat, "participants", &participants);
+  if (status == OFFLOOP_OK) status = offloop_value_array_len(participants, &count);
+  char *reply = status == OFFLOOP_OK ? format("ok kind=%.*s capacity=%lld participants=%zu", (int)len, text, (long long)bytes, count) : last_error(status);
+  offloop_value_free(stat);
+  return reply;
+}
+
 static char *ring_verb(const char *verb, args_t *args) {
+  if (strcmp(verb, "ring.inspect") == 0) return ring_inspect(args);
   ring_entry *producer = ring_named(get(args, "producer")), *consumer = ring_named(get(args, "consumer"));
   if (get(args, "ring") != NULL) return ring_make(verb, args);
   if (get(args, "delivery") != NULL) return end_delivery(verb, args);

@@ -54,10 +54,23 @@ impl Rings {
                 if let Some(n) = args.number("slot_size") {
                     builder = builder.slot_size(n);
                 }
+                if let Some(n) = args.number("max_participants") {
+                    builder = builder.max_participants(n);
+                }
+                if let Some(path) = args.get("path") {
+                    builder = builder.path(path);
+                }
                 if let Some(policy) = args.get("on_full") {
                     builder = builder.on_full(policy.parse()?);
                 }
                 self.rings.insert(args.text("ring")?.to_owned(), builder.create()?);
+            }
+            "ring.attach" if args.get("path").is_some() => {
+                self.rings.insert(args.text("ring")?.to_owned(), RingBuffer::attach_path(args.text("path")?)?);
+            }
+            "ring.inspect" => {
+                let stat = RingBuffer::inspect(args.text("path")?)?;
+                return Ok(format!("kind={} capacity={} participants={}", stat.kind.as_str(), stat.capacity, stat.participants.len()));
             }
             "ring.attach" => {
                 let numbers = args.text("fds")?.split(',').filter_map(|n| n.parse::<RawFd>().ok());
