@@ -106,7 +106,7 @@ fn run_steps(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usiz
     let mut world = World::new(scenario.ring.as_ref(), kind, case)?;
     let mut drivers: HashMap<&str, Driver> = HashMap::new();
     for (actor, lang) in scenario.actors.iter().zip(langs) {
-        let driver = Driver::start(lang, &world.fds(), deadline).map_err(Failure::Failed)?;
+        let driver = Driver::start(lang, &world.fds(), &world.names_dir(), deadline).map_err(Failure::Failed)?;
         if let Some(cap) = scenario.requires.iter().find(|c| !driver.caps.contains(c)) {
             return Ok(Outcome::Skipped(format!("the {lang} face has no `{cap}`")));
         }

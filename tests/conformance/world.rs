@@ -53,7 +53,14 @@ impl World {
         let shm = Path::new("/dev/shm");
         let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
         let path = base.join(format!("offloop-conformance-{}-{case}", std::process::id()));
-        Ok(World { made, path, placed: None, mounted: false })
+        let world = World { made, path, placed: None, mounted: false };
+        std::fs::create_dir(world.names_dir())?;
+        Ok(world)
+    }
+
+    /// What the actors have for `XDG_RUNTIME_DIR`.
+    pub(crate) fn names_dir(&self) -> PathBuf {
+        self.path.with_extension("run")
     }
 
     /// What the actors inherit: the ring's fds, then the others.
@@ -134,6 +141,16 @@ impl World {
                 drop(self.named()?);
                 open()?.set_len(1 << 20)?;
             }
+            "names that others may see" | "names of another user" => {
+                let dir = self.names_dir().join("offloop");
+                std::fs::create_dir(&dir)?;
+                if what == "names of another user" {
+                    std::fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+                    chown(&dir, Some(65534), None)?;
+                } else {
+                    std::fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
+                }
+            }
             "a folder with room for 64 KiB" => {
                 std::fs::create_dir(&self.path)?;
                 let target = std::ffi::CString::new(self.path.as_os_str().as_encoded_bytes()).expect("a path without NUL");
@@ -160,12 +177,14 @@ impl World {
         let _ = std::fs::remove_file(&self.path);
         let _ = std::fs::remove_dir(&self.path);
         let _ = std::fs::remove_file(self.path.with_extension("beside"));
+        let _ = std::fs::remove_dir_all(self.names_dir().join("offloop"));
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         self.clear();
+        let _ = std::fs::remove_dir(self.names_dir());
     }
 }
 

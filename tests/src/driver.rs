@@ -5,7 +5,7 @@ use crate::{root, target_dir};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{BorrowedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
@@ -76,16 +76,17 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts a driver, with `fds` from [`FIRST_FD`] on, and greets it.
+    /// Starts a driver, with `fds` from [`FIRST_FD`] on and names of rings and channels below `names`, and greets it.
     ///
     /// # Errors
     /// The reason in words.
-    pub fn start(lang: &str, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<Driver, String> {
+    pub fn start(lang: &str, fds: &[BorrowedFd<'_>], names: &Path, deadline: Instant) -> Result<Driver, String> {
         let mut command = command(lang)?;
         inherit(&mut command, fds, FIRST_FD).map_err(|e| format!("fds of a ring: {e}"))?;
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .env("XDG_RUNTIME_DIR", names)
             .current_dir(root())
             .spawn()
             .map_err(|e| format!("{lang} driver does not start: {e}"))?;
