@@ -318,7 +318,8 @@ export class Consumer<R = Uint8Array> implements AsyncIterable<R> {
   pop(options?: WaitOptions | null): Promise<R>
   /**
    * Shows `fn` up to `max` records where they lie, and returns how many there were. A view ends when `fn` returns: what it shows
-   * later is other records. `redelivered`: a consumer that died may have seen it. A record is let go of even if `fn` throws.
+   * later is other records. `redelivered`: a consumer that died may have seen it. A record is let go of even if `fn` throws. In `mpmc`
+   * up to 64 are taken at once, and go to others if `fn` does not come to them.
    */
   read(max: number, fn: (view: R, redelivered: boolean) => void): number
   /** Records of an overwriting ring that were overwritten before this consumer came to them. */
