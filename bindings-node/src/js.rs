@@ -35,6 +35,9 @@ pub(crate) type Body = fn(&Call<'_>) -> JsResult<Raw>;
 /// Most arguments any native function takes.
 const MAX_ARGS: usize = 10;
 
+/// Bytes of a text that are read without asking for their number first: names, mostly.
+const FEW: usize = 128;
+
 /// Calls a Node-API function whose last arguments are locals of the caller, and turns its status into a `JsResult`.
 macro_rules! call {
     ($env:expr, $f:ident ( $($arg:expr),* $(,)? )) => {{
@@ -242,7 +245,13 @@ impl Env {
 
     /// Text; `None` when it is no string. Lone surrogates become U+FFFD.
     pub(crate) fn text(self, value: Raw) -> Option<String> {
+        let mut few = [0u8; FEW];
         let mut len = 0;
+        call!(self, napi_get_value_string_utf8(value, few.as_mut_ptr().cast(), FEW, &mut len)).ok()?;
+        // What does not fit ends with the last whole character that does, and a zero.
+        if len + 4 < FEW {
+            return Some(String::from_utf8_lossy(&few[..len]).into_owned());
+        }
         call!(self, napi_get_value_string_utf8(value, null_mut(), 0, &mut len)).ok()?;
         let mut bytes = vec![0u8; len + 1];
         call!(self, napi_get_value_string_utf8(value, bytes.as_mut_ptr().cast(), bytes.len(), &mut len)).ok()?;

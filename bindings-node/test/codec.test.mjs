@@ -191,3 +191,13 @@ test('codec: what lies deeper than the limit is refused by writer and reader', (
   assert.deepStrictEqual(native.decode(native.encode(deep)), deep)
   assert.throws(() => native.encode([deep]), { code: 'ERR_OFFLOOP_TOO_LARGE' })
 })
+
+test('text of any length comes back whole, whatever its last characters are', () => {
+  for (const end of ['', 'a', 'é', '€', '😀', 'é😀', '\0']) {
+    for (let length = 110; length < 135; length++) {
+      const text = 'x'.repeat(length) + end
+      assert.deepEqual(native.roundTrip({ [text]: text }), { [text]: text })
+      assert.equal(native.roundTrip(`${text}\ud800`), `${text}\ufffd`)
+    }
+  }
+})

@@ -27,11 +27,27 @@ function open(...args) {
   return own
 }
 
+/** What a supervisor and its worker tell each other. */
+const VALUE = {
+  id: 12_345_678,
+  type: 'request',
+  path: '/api/orders/17?full=true',
+  ok: true,
+  tags: ['a', 'bc', 'def'],
+  took: 12.25,
+  user: { name: 'Ada Lovelace', roles: ['admin', 'ops'] },
+  next: null,
+}
+
+/** `size` 0 stands for the value. */
+const messageOf = (size, asText) => (size === 0 ? VALUE : { payload: asText ? 'a'.repeat(size) : Buffer.alloc(size, 97) })
+
 async function receive(source, count, size) {
   const rate = new Rate()
   await new Promise((resolve) => {
-    source.on('message', ({ payload }) => {
-      if ((payload.byteLength ?? payload.length) !== size) throw new Error('a message is not what was sent')
+    source.on('message', ({ payload, user }) => {
+      const right = size === 0 ? user.roles.length === 2 : (payload.byteLength ?? payload.length) === size
+      if (!right) throw new Error('a message is not what was sent')
       rate.add()
       if (rate.count === count) resolve()
     })
@@ -85,18 +101,18 @@ async function ipcTrip(count, size) {
 
 async function sendChannel(count, size) {
   const channel = Channel.attach(3)
-  const payload = Buffer.alloc(size, 97)
+  const message = messageOf(size, false)
   for (let i = 0; i < count; i++) {
-    if (!channel.send({ payload })) await once(channel, 'drain')
+    if (!channel.send(message)) await once(channel, 'drain')
   }
   await once(channel, 'close')
 }
 
 function sendIpc(count, size, serialization) {
-  const payload = serialization === 'json' ? 'a'.repeat(size) : Buffer.alloc(size, 97)
+  const message = messageOf(size, serialization === 'json')
   let sent = 0
   const next = () => {
-    if (sent++ < count) process.send({ payload }, next)
+    if (sent++ < count) process.send(message, next)
   }
   for (let i = 0; i < WINDOW; i++) next()
 }
@@ -117,6 +133,11 @@ else {
     ['offloop', () => channelRate(100_000, 100)],
     ['ipc-advanced', () => ipcRate(30_000, 100, 'advanced')],
     ['ipc-json', () => ipcRate(30_000, 100, 'json')],
+  ])
+  await duel('node.channel_value', [
+    ['offloop', () => channelRate(100_000, 0)],
+    ['ipc-advanced', () => ipcRate(30_000, 0, 'advanced')],
+    ['ipc-json', () => ipcRate(30_000, 0, 'json')],
   ])
   await duel('node.channel_trip', [
     ['offloop', () => channelTrip(5000, 0)],

@@ -1,8 +1,8 @@
-//! Rings and channels between every two languages: a stream of records, messages both ways at once, and `SIGKILL` of either side, and of the
-//! workers of a task queue (`README.md` beside this file).
+//! Rings and channels between every two languages: a stream of records, messages both ways at once, and `SIGKILL` of either side (also of
+//! an `mpsc` ring, and of the producer of a broadcast), and of the workers of a task queue (`README.md` beside this file).
 //!
-//! `cargo test -p offloop-tests --test pairs -- [stream|kill|task|talk|death] [rust→c]…` selects. One line of JSON per row; a row with fewer trials than
-//! its figure fails. `OFFLOOP_TORTURE=1` takes the figures of the long run, `OFFLOOP_SEED` another seed, and `OFFLOOP_REQUIRE=rust,c,node,python`
+//! `cargo test -p offloop-tests --test pairs -- [stream|kill|lanes|readers|task|talk|death] [rust→c]…` selects. One line of JSON per row; a row
+//! with fewer trials than its figure fails. `OFFLOOP_TORTURE=1` takes the figures of the long run, `OFFLOOP_SEED` another seed, and `OFFLOOP_REQUIRE=rust,c,node,python`
 //! makes a worker that cannot run a failure instead of a reason.
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
@@ -73,6 +73,8 @@ fn main() -> std::process::ExitCode {
     let rows = [
         ("stream", figures.records),
         ("kill", figures.kills),
+        ("lanes", figures.kills),
+        ("readers", figures.kills),
         ("task", figures.kills),
         ("talk", figures.messages),
         ("death", figures.deaths),
@@ -85,9 +87,11 @@ fn main() -> std::process::ExitCode {
             }
             let seed = seed.wrapping_add(i as u64 * 0x9E37_79B9) | 1;
             let mut line = Row::begin(&name, want, seed);
-            let run = match row {
+            let run: fn(&str, &str, u64, u64) -> Result<Found, String> = match row {
                 "stream" => stream,
-                "kill" => kill,
+                "kill" => |producer, consumer, rounds, seed| kill(Kind::Spsc, producer, consumer, rounds, seed),
+                "lanes" => |producer, consumer, rounds, seed| kill(Kind::Mpsc, producer, consumer, rounds, seed),
+                "readers" => |producer, consumer, rounds, seed| kill(Kind::Broadcast, producer, consumer, rounds, seed),
                 "task" => task,
                 "talk" => talk,
                 _ => death,
@@ -96,7 +100,7 @@ fn main() -> std::process::ExitCode {
                 line.trials = found.trials;
                 line.count("records", found.records);
                 line.count("again", found.again);
-                deaths += if ["kill", "task", "death"].contains(&row) { found.trials } else { 0 };
+                deaths += if ["kill", "lanes", "readers", "task", "death"].contains(&row) { found.trials } else { 0 };
             });
             if let Err(why) = line.end(result) {
                 println!("FAIL  {name}: {why}");
@@ -108,13 +112,14 @@ fn main() -> std::process::ExitCode {
     if failed > 0 { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
 }
 
-fn ring(capacity: usize) -> Result<RingBuffer, String> {
-    RingBuffer::builder(Kind::Spsc).capacity(capacity).create().map_err(|e| e.to_string())
+fn ring(kind: Kind, capacity: usize) -> Result<RingBuffer, String> {
+    let participants = if kind == Kind::Spsc { 2 } else { 4 };
+    RingBuffer::builder(kind).capacity(capacity).max_participants(participants).create().map_err(|e| e.to_string())
 }
 
 /// `count` records from one side to the other, each seen once and in order.
 fn stream(producer: &str, consumer: &str, count: u64, seed: u64) -> Result<Found, String> {
-    let ring = ring(256 << 10)?;
+    let ring = ring(Kind::Spsc, 256 << 10)?;
     let mut to = Worker::start(consumer, &ring, None, &format!("role=consume seed={seed}"))?;
     let mut from = Worker::start(producer, &ring, None, &format!("role=produce seed={seed} count={count} batch=1"))?;
     let pushed = from.done(PATIENCE * 5)?;
@@ -127,19 +132,23 @@ fn stream(producer: &str, consumer: &str, count: u64, seed: u64) -> Result<Found
     Ok(Found { trials: seen, records: seen, again })
 }
 
-/// Both sides run without end while one or the other is killed and replaced.
-fn kill(producer: &str, consumer: &str, rounds: u64, seed: u64) -> Result<Found, String> {
-    let (ring, progress, mut random) = (ring(16 << 10)?, Progress::new()?, Random(seed));
+/// Both sides run without end while one or the other is killed and replaced. In a broadcast ring only the producer is: a reader's
+/// successor begins anew.
+fn kill(kind: Kind, producer: &str, consumer: &str, rounds: u64, seed: u64) -> Result<Found, String> {
+    let (ring, progress, mut random) = (ring(kind, 16 << 10)?, Progress::new()?, Random(seed));
     let produce = |inc: u64| Worker::start(producer, &ring, Some(&progress), &format!("role=produce seed={seed} inc={inc} progress=1"));
     // Whose `pop` gives a copy may die with one record in its hands.
-    let hands = u64::from(["node", "python"].contains(&consumer));
+    let hands = u64::from(kind != Kind::Broadcast && ["node", "python"].contains(&consumer));
     let consume = |inc: u64, next: u64, took: u64| {
         Worker::start(consumer, &ring, Some(&progress), &format!("role=consume seed={seed} inc={inc} next={next} took={took} progress=1"))
     };
     let mut found = Found::default();
     // Records that each incarnation of the producer is known to have pushed, and that were seen of it.
     let (mut pushed, mut seen) = (Vec::new(), BTreeMap::new());
-    let (mut from, mut to) = (produce(0)?, consume(0, 0, 0)?);
+    // A reader of a broadcast ring gets what is pushed after its coming.
+    let mut to = consume(0, 0, 0)?;
+    to.ready(PATIENCE)?;
+    let mut from = produce(0)?;
     while found.trials < rounds {
         // Now and then the blow falls while a successor is still on its way to its seat.
         if random.below(8) != 0 {
@@ -148,7 +157,7 @@ fn kill(producer: &str, consumer: &str, rounds: u64, seed: u64) -> Result<Found,
             progress.await_records(random.below(300), &mut [&mut from, &mut to], PATIENCE)?;
             std::thread::sleep(Duration::from_micros(random.below(300)));
         }
-        if random.below(2) == 0 {
+        if kind == Kind::Broadcast || random.below(2) == 0 {
             from.kill()?;
             pushed.push(progress.pushed()?);
             progress.reset_pushed()?;
