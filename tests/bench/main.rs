@@ -72,7 +72,8 @@ const CASES: &[Case] = &[
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
     case("node.mpsc_100", "Node: two producers, 100 B one by one", "/s", Goal::Times(5.0)),
     case("node.broadcast_100", "Node: two consumers of each record, 100 B", "/s", Goal::Times(5.0)),
-    case("node.mpmc_100", "Node: tasks of 100 B, acknowledged", "/s", Goal::Times(1.0)),
+    // The messages of IPC are not acknowledged.
+    case("node.mpmc_100", "Node: tasks of 100 B, acknowledged", "/s", Goal::Times(3.0)),
     case("node.to_python_100", "Node to Python: 100 B, batched", "/s", Goal::Times(0.5)),
     case("node.from_python_100", "Python to Node: 100 B, batched", "/s", Goal::Times(0.5)),
     case("node.channel_100", "Node: channel, 100 B one way", "/s", Goal::Times(1.0)),
