@@ -133,9 +133,18 @@ pub(crate) fn copied_text(text: &str) -> Result<String> {
 /// # Errors
 /// `Os` (`ENOMEM`); `out` is then as it was.
 pub(crate) fn append(out: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
-    out.try_reserve(bytes.len()).map_err(|_| no_memory(bytes.len()))?;
+    reserve(out, bytes.len())?;
     out.extend_from_slice(bytes);
     Ok(())
+}
+
+/// Makes room in `out` for so many more bytes.
+///
+/// # Errors
+/// `Os` (`ENOMEM`).
+#[inline]
+pub(crate) fn reserve(out: &mut Vec<u8>, len: usize) -> Result<()> {
+    out.try_reserve(len).map_err(|_| no_memory(len))
 }
 
 #[cold]

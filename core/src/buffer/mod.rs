@@ -10,7 +10,7 @@ mod token;
 mod transfer;
 
 pub use bytes::Bytes;
-pub(crate) use bytes::{append, copied, copied_text};
+pub(crate) use bytes::{append, copied, copied_text, reserve};
 pub use region::Region;
 pub use token::{TransferToken, instance, revoke_token, tokens_untaken};
 pub use transfer::{MAX_LEN, TransferBuffer};

@@ -84,12 +84,13 @@ impl Options {
         left.checked_sub(more).ok_or_else(|| Error::new(ErrorKind::TooLarge, "value has too many items").with("max_items", self.max_items))
     }
 
+    #[inline]
     fn check_bytes(&self, len: usize) -> Result<()> {
-        if len > self.max_bytes {
-            return Err(Error::new(ErrorKind::TooLarge, "message is longer than the limit")
-                .with("len", len)
-                .with("max_bytes", self.max_bytes));
-        }
-        Ok(())
+        if len > self.max_bytes { Err(self.too_long(len)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn too_long(&self, len: usize) -> Error {
+        Error::new(ErrorKind::TooLarge, "message is longer than the limit").with("len", len).with("max_bytes", self.max_bytes)
     }
 }

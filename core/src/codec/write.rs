@@ -1,7 +1,7 @@
 //! Values to bytes.
 
 use super::Options;
-use crate::buffer::{Bytes, TransferBuffer, append};
+use crate::buffer::{Bytes, TransferBuffer, append, reserve};
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::{BigInt, Date, ErrorValue, TypedArray, Value};
 use crate::wire::value::{ALIGN, BIG, BUFFER, DATE, ERROR, IS_BUFFER, IS_BYTES, MAX_DIMENSIONS, OUT_OF_BAND, TYPED};
@@ -17,9 +17,11 @@ use crate::wire::value::{ALIGN, BIG, BUFFER, DATE, ERROR, IS_BUFFER, IS_BYTES, M
 pub fn encode(value: &Value, options: &Options, out: &mut Vec<u8>) -> Result<usize> {
     options.check()?;
     let base = out.len();
-    let mut writer = Writer { base, options, items: options.max_items, buffers: 0, out };
+    // The writer has the vector itself: its length and capacity are then one step away.
+    let mut writer = Writer { base, options, items: options.max_items, buffers: 0, out: std::mem::take(out) };
     let done = writer.value(value, 0).and_then(|()| options.check_bytes(writer.len()));
     let buffers = writer.buffers;
+    *out = writer.out;
     if let Err(e) = done {
         out.truncate(base);
         return Err(e);
@@ -92,7 +94,7 @@ fn take_bytes(bytes: &mut Bytes, options: &Options, out: &mut Vec<TransferBuffer
 }
 
 struct Writer<'a> {
-    out: &'a mut Vec<u8>,
+    out: Vec<u8>,
     /// Where the message begins in `out`.
     base: usize,
     options: &'a Options,
@@ -106,11 +108,12 @@ impl Writer<'_> {
         self.out.len() - self.base
     }
 
+    #[inline(always)]
     fn head<const N: usize>(&mut self, marker: u8, tail: [u8; N]) {
-        // One check of the capacity for both.
-        self.out.reserve(1 + N);
-        self.out.push(marker);
-        self.out.extend_from_slice(&tail);
+        // Both in one piece, so that the capacity is checked once and the copy is of a known length.
+        let mut head = [marker; 9];
+        head[1..=N].copy_from_slice(&tail);
+        self.out.extend_from_slice(&head[..=N]);
     }
 
     fn value(&mut self, value: &Value, depth: usize) -> Result<()> {
@@ -124,7 +127,7 @@ impl Writer<'_> {
             Value::Bytes(b) if self.options.beside(b.len()) => self.reference(IS_BYTES)?,
             Value::Bytes(b) => {
                 self.bytes_head(b.len())?;
-                append(self.out, b)?;
+                append(&mut self.out, b)?;
             }
             Value::Array(items) => {
                 let depth = self.open(items.len(), 1, depth)?;
@@ -149,7 +152,7 @@ impl Writer<'_> {
                     self.reference(IS_BUFFER)?;
                 } else {
                     self.bytes_head(buffer.len())?;
-                    buffer.append_to(self.out)?;
+                    buffer.append_to(&mut self.out)?;
                 }
             }
             Value::Error(e) => self.error(e, depth)?,
@@ -207,18 +210,20 @@ impl Writer<'_> {
         }
         self.ext_head(BIG, ext_head_len(len + 1), len + 1)?;
         self.out.push(u8::from(b.negative));
-        append(self.out, &b.magnitude[..len])
+        append(&mut self.out, &b.magnitude[..len])
     }
 
     fn text(&mut self, s: &str) -> Result<()> {
         let len = self.length(s.len())?;
+        reserve(&mut self.out, 5 + s.len())?;
         match len {
             0..32 => self.out.push(0xa0 | len as u8),
             32..=0xff => self.head(0xd9, [len as u8]),
             0x100..=0xffff => self.head(0xda, (len as u16).to_be_bytes()),
             _ => self.head(0xdb, len.to_be_bytes()),
         }
-        append(self.out, s.as_bytes())
+        self.out.extend_from_slice(s.as_bytes());
+        Ok(())
     }
 
     fn bytes_head(&mut self, len: usize) -> Result<()> {
@@ -322,7 +327,7 @@ impl Writer<'_> {
             self.uint(index);
         } else {
             self.out.resize(self.out.len() + usize::from(flags), 0);
-            append(self.out, &t.bytes)?;
+            append(&mut self.out, &t.bytes)?;
         }
         Ok(())
     }
@@ -360,9 +365,14 @@ impl Writer<'_> {
     }
 }
 
+#[inline]
 fn wire_len(len: usize) -> Result<u32> {
-    u32::try_from(len)
-        .map_err(|_| Error::new(ErrorKind::TooLarge, "value is longer than a message can say").with("len", len).with("max", u32::MAX))
+    u32::try_from(len).map_err(|_| too_long_to_say(len))
+}
+
+#[cold]
+fn too_long_to_say(len: usize) -> Error {
+    Error::new(ErrorKind::TooLarge, "value is longer than a message can say").with("len", len).with("max", u32::MAX)
 }
 
 /// Bytes of [`Writer::uint`].
