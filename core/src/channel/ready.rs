@@ -115,7 +115,7 @@ impl Ready {
         if self.timer_at == at {
             return Ok(());
         }
-        let timer = match self.timer.take() {
+        let mut timer = match self.timer.take() {
             Some(timer) => timer,
             None => {
                 let timer = Timer::new()?;

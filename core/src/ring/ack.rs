@@ -144,6 +144,34 @@ enum Owner {
     Manual(Arc<Ledger>),
 }
 
+/// A record that is let go of even if the code that looks at it panics.
+struct Taken<'a> {
+    shared: &'a Shared,
+    slots: &'a MappedSlots,
+    seat: usize,
+    held: Held,
+}
+
+impl Taken<'_> {
+    #[inline(always)]
+    fn payload(&self) -> RecordRef<'_> {
+        self.slots.record(self.held, 0)
+    }
+}
+
+impl Drop for Taken<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // A forked child must not speak for its parent.
+        if !self.shared.is_forked()
+            && let Err(damage) = self.held.free(self.slots, self.seat)
+        {
+            // Told by the next call.
+            self.shared.poison(damage);
+        }
+    }
+}
+
 /// A consumer's records of an `mpmc` ring.
 #[derive(Debug)]
 pub(super) struct Taking {
@@ -180,6 +208,11 @@ impl Taking {
     /// Takes a record, if there is one and a hold for it.
     #[inline]
     pub(super) fn look(&mut self, shared: &Shared) -> Result<Option<Found>, Damage> {
+        self.shown = self.take(shared)?;
+        Ok(self.shown.map(|(held, _)| Found { offset: 0, len: held.len, redelivered: held.redelivered }))
+    }
+
+    fn take(&mut self, shared: &Shared) -> Result<Option<(Held, u64)>, Damage> {
         let taken = match &mut self.owner {
             Owner::Auto { free, .. } => {
                 if free.is_empty() {
@@ -214,7 +247,6 @@ impl Taking {
                 })
             }
         };
-        self.shown = taken;
         if let Some((held, _)) = taken
             && held.passable
         {
@@ -223,7 +255,34 @@ impl Taking {
         }
         // One waker rings one sleeper; whoever takes, or may not take, hands the ring on.
         self.hand_on(shared);
-        Ok(taken.map(|(held, _)| Found { offset: 0, len: held.len, redelivered: held.redelivered }))
+        Ok(taken)
+    }
+
+    /// Passes up to `max` records to `f`, where they are dealt with when they are let go of, and none is shown.
+    #[inline(always)]
+    pub(super) fn read(&mut self, shared: &Shared, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
+        // The one hold says nothing again when `f` has seen its record.
+        let Owner::Auto { free, .. } = &self.owner else { return 0 };
+        let Some(hold) = free.last().map(|i| usize::from(*i)) else { return 0 };
+        // Of this function alone, so that what it says need not be read again after every store.
+        let slots = self.slots.clone();
+        let mut n = 0;
+        while n < max && shared.is_sound() {
+            match self.popper.take_oldest(&slots, hold) {
+                Ok(Some(held)) => {
+                    shared.hand_on(&slots, Role::Consumer);
+                    f(Taken { shared, slots: &slots, seat: self.seat, held }.payload());
+                }
+                Ok(None) => break,
+                Err(damage) => {
+                    // Told by the next call.
+                    shared.poison(damage);
+                    break;
+                }
+            }
+            n += 1;
+        }
+        n
     }
 
     /// A further record, if there is one, is somebody else's business.

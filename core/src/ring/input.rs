@@ -31,28 +31,73 @@ impl End {
         End { reader, lane, producer, give_back: capacity / GIVE_BACK }
     }
 
+    #[inline(never)]
     fn give_back(&mut self, shared: &Shared) {
         if self.reader.publish(&self.lane) {
             shared.wake(self.producer);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, shared: &Shared, len: u32) {
         self.reader.release(len);
         self.give_back_if_due(shared);
     }
 
-    #[inline]
+    #[inline(always)]
     fn give_back_if_due(&mut self, shared: &Shared) {
         // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
-        if self.reader.unpublished() >= self.give_back || shared.sleeps(self.producer) {
+        if self.reader.unpublished() >= self.give_back || self.lane.writer_sleeps() {
             self.give_back(shared);
         }
     }
 
     fn leave(&self) {
         self.reader.leave(&self.lane);
+    }
+
+    /// The oldest record. Damage is told by the next look.
+    #[inline(always)]
+    pub(super) fn peek(&mut self) -> Option<Found> {
+        self.reader.peek(&self.lane).unwrap_or(None)
+    }
+
+    /// Passes up to `max` records to `f`.
+    #[inline(always)]
+    pub(super) fn read(&mut self, shared: &Shared, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
+        let mut n = 0;
+        while n < max
+            && shared.is_sound()
+            && let Some(found) = self.peek()
+        {
+            f(Taken { end: self, shared, found }.payload());
+            n += 1;
+        }
+        n
+    }
+}
+
+/// A record that is let go of even if the code that looks at it panics.
+struct Taken<'a> {
+    end: &'a mut End,
+    shared: &'a Shared,
+    found: Found,
+}
+
+impl Taken<'_> {
+    #[inline(always)]
+    fn payload(&self) -> RecordRef<'_> {
+        self.end.lane.found(self.found)
+    }
+}
+
+impl Drop for Taken<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // A forked child must not speak for its parent.
+        if !self.shared.is_forked() {
+            self.end.release(self.shared, self.found.len);
+        }
     }
 }
 

@@ -116,16 +116,28 @@ impl Shared {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_forked(&self) -> bool {
         !fork::is_current(self.epoch)
     }
 
     /// The bits of `state` that this version knows.
-    #[inline]
+    #[inline(always)]
     fn state(&self) -> u32 {
         // Acquire: what was published before the ring was closed is seen by whoever sees that it is. Pairs with `set_state`.
         self.map.ring_word(ring_word::STATE).load(Ordering::Acquire) & (CLOSED | POISONED)
+    }
+
+    /// Undamaged, and this process's own.
+    #[inline(always)]
+    fn is_sound(&self) -> bool {
+        self.state() & POISONED == 0 && !self.is_forked()
+    }
+
+    /// Neither closed nor damaged, and this process's own.
+    #[inline(always)]
+    fn is_well(&self) -> bool {
+        self.state() == 0 && !self.is_forked()
     }
 
     /// What no call survives: another process's handle, bytes that contradict themselves.

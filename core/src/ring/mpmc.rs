@@ -35,6 +35,8 @@ pub(super) trait Slots {
     /// Length and lap of the record in a slot.
     fn meta(&self, slot: usize) -> u64;
     fn set_meta(&self, slot: usize, meta: u64);
+    /// A hint: the slot is written soon.
+    fn will_write(&self, _slot: usize) {}
     fn seats(&self) -> usize;
     fn holds(&self) -> usize;
     /// There are `1 << shift` slots.
@@ -98,6 +100,10 @@ fn step<S: Slots>(s: &S, at: u64) {
     let _ = s.head().compare_exchange(at, at.wrapping_add(1), Ordering::AcqRel);
 }
 
+/// Moving `tail` or `head` waits for every store before it, so for the slot of the position before, which another core looked at last. How many
+/// slots ahead of its place a participant fetches, where nobody else is expected to be at work on them.
+const AHEAD: u64 = 4;
+
 /// Looks that one call makes at words which others may change meanwhile. An honest change or two is seen; a peer that changes them without end
 /// must not keep the call.
 const LOOKS: usize = 64;
@@ -134,7 +140,7 @@ impl Pusher {
     }
 
     /// The slot for a payload of `len` (at most [`Slots::max_len`]), or `None` while there is none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim<S: Slots>(&mut self, s: &S, len: u32) -> Result<Option<usize>, Damage> {
         debug_assert!(self.claimed.is_none() && len <= s.max_len());
         let slots = 1u64 << s.shift();
@@ -200,6 +206,10 @@ impl Pusher {
                     Err(now) if now == word(lap, slot_state::FREE) => {}
                     Err(now) => return damage("slot is in a state that it cannot have", now, word(lap, slot_state::FREE)),
                 }
+            }
+            if p.wrapping_add(AHEAD).wrapping_sub(self.head) < slots {
+                // Free, as far as is known: the consumers are behind.
+                s.will_write(slot_of(s, p.wrapping_add(AHEAD)));
             }
             self.claimed = Some((p, len));
             return Ok(Some(slot));
@@ -336,16 +346,18 @@ pub(super) struct Popper {
     keeps: bool,
     /// Position and word that were looked at when nothing was found.
     stuck: (u64, u64),
+    /// Records that were taken since nothing was found.
+    run: u64,
 }
 
 impl Popper {
     pub(super) fn new(seat: usize, keeps: bool) -> Popper {
-        Popper { seat, keeps, stuck: (u64::MAX, u64::MAX) }
+        Popper { seat, keeps, stuck: (u64::MAX, u64::MAX), run: 0 }
     }
 
     /// Takes a record: one that was returned, or the oldest. `hold` is a hold of this seat that says nothing; without one, only
     /// what this seat itself has returned can be had.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take<S: Slots>(&mut self, s: &S, hold: Option<usize>) -> Result<Option<Held>, Damage> {
         if s.returned().load(Ordering::Relaxed) != 0
             && let Some(held) = self.take_returned(s, hold)?
@@ -361,20 +373,10 @@ impl Popper {
             // S2: pairs with S1, so that the record is whole.
             let w = s.word(slot).load(Ordering::Acquire);
             if w == word(lap, slot_state::FULL) {
-                s.hold(self.seat, hold).store(intent(h, hold_state::WANTED), Ordering::Release);
-                failpoint::hit("pop.wanted");
-                // S0: who sees the new head sees the intent.
-                if s.head().compare_exchange(h, h.wrapping_add(1), Ordering::AcqRel).is_err() {
-                    s.hold(self.seat, hold).store(hold_state::NONE, Ordering::Release);
-                    continue;
+                match self.win(s, hold, h, lap)? {
+                    Some(held) => return Ok(Some(held)),
+                    None => continue,
                 }
-                failpoint::hit("pop.won");
-                s.hold(self.seat, hold).store(intent(h, hold_state::HELD), Ordering::Release);
-                if self.keeps {
-                    s.word(slot).store(word(lap, slot_state::HELD), Ordering::Release);
-                }
-                failpoint::hit("pop.shown");
-                return self.check(s, Held { hold, position: h, len: 0, passable: self.keeps, redelivered: false }).map(Some);
             }
             if is_void(s, h, w) {
                 if s.tail().load(Ordering::Acquire).wrapping_sub(h).wrapping_sub(1) >= slots && s.head().load(Ordering::Acquire) == h {
@@ -387,6 +389,7 @@ impl Popper {
             let waits = w == word(lap, slot_state::FREE) || (w >> 2 == lap.wrapping_sub(1) && state_of(w) != slot_state::FREE);
             if waits {
                 self.stuck = (h, w);
+                self.run = 0;
                 return Ok(None);
             }
             if s.head().load(Ordering::Acquire) == h {
@@ -395,6 +398,43 @@ impl Popper {
         }
         self.stuck = (u64::MAX, u64::MAX);
         Ok(None)
+    }
+
+    /// The oldest record where that is all there is to it: nothing was returned, and nobody takes it at the same time. `hold` as in
+    /// [`take`](Self::take), which looks further.
+    #[inline(always)]
+    pub(super) fn take_oldest<S: Slots>(&mut self, s: &S, hold: usize) -> Result<Option<Held>, Damage> {
+        let h = s.head().load(Ordering::Acquire);
+        let (slot, lap) = (slot_of(s, h), lap_of(s, h));
+        // S2, as in `take`.
+        if s.returned().load(Ordering::Relaxed) != 0 || s.word(slot).load(Ordering::Acquire) != word(lap, slot_state::FULL) {
+            return Ok(None);
+        }
+        self.win(s, hold, h, lap)
+    }
+
+    /// Takes the record of position `h`, if nobody else is first.
+    #[inline(always)]
+    fn win<S: Slots>(&mut self, s: &S, hold: usize, h: u64, lap: u64) -> Result<Option<Held>, Damage> {
+        s.hold(self.seat, hold).store(intent(h, hold_state::WANTED), Ordering::Release);
+        failpoint::hit("pop.wanted");
+        // S0: who sees the new head sees the intent.
+        if s.head().compare_exchange(h, h.wrapping_add(1), Ordering::AcqRel).is_err() {
+            s.hold(self.seat, hold).store(hold_state::NONE, Ordering::Release);
+            return Ok(None);
+        }
+        failpoint::hit("pop.won");
+        s.hold(self.seat, hold).store(intent(h, hold_state::HELD), Ordering::Release);
+        if self.keeps {
+            s.word(slot_of(s, h)).store(word(lap, slot_state::HELD), Ordering::Release);
+        }
+        failpoint::hit("pop.shown");
+        self.run += 1;
+        if self.run > AHEAD {
+            // The producers are well ahead.
+            s.will_write(slot_of(s, h.wrapping_add(AHEAD)));
+        }
+        self.check(s, Held { hold, position: h, len: 0, passable: self.keeps, redelivered: false }).map(Some)
     }
 
     /// Takes one of the records that were given up, wherever its hold is.
@@ -448,6 +488,7 @@ impl Popper {
         won
     }
 
+    #[inline(always)]
     fn check<S: Slots>(&self, s: &S, held: Held) -> Result<Held, Damage> {
         let meta = s.meta(held.slot(s));
         let (len, lap) = (meta as u32, lap_of(s, held.position) as u32);

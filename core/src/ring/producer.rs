@@ -2,11 +2,11 @@
 
 use super::Shared;
 use super::broadcast::{self, Overwritten};
-use super::mpmc::Pusher;
+use super::mpmc::{Pusher, Slots};
 use super::raw::{MappedLane, MappedSlots};
 use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
-use super::wait::Sleeper;
+use super::wait::{PAUSES_IN_FULL, Sleeper};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sync::modelled::fence;
@@ -108,7 +108,7 @@ impl Producer {
     fn spin(&mut self) -> bool {
         // The sleeper is apart while the others are looked at.
         let Some(mut spin) = self.sleeper.take_spin() else { return false };
-        let came = spin.wait(|| self.sees_news());
+        let came = spin.wait(PAUSES_IN_FULL, || self.sees_news());
         self.sleeper.put_spin(spin);
         came
     }
@@ -134,6 +134,7 @@ impl Producer {
         if batch { Ok(()) } else { self.flush() }
     }
 
+    #[inline]
     fn check(&self) -> Result<()> {
         if self.shared.check()? & CLOSED != 0 {
             return Err(Error::new(ErrorKind::Closed, "ring was closed"));
@@ -315,13 +316,11 @@ impl Producer {
     /// A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
     #[inline]
     fn reader_sleeps(&self) -> bool {
-        if let Output::Slots(_, slots, _) = &self.output {
-            return slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0;
+        match &self.output {
+            Output::Slots(_, slots, _) => slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0,
+            Output::Lane(..) if self.kind == Kind::Broadcast => self.readers.1.iter().any(|seat| self.shared.sleeps(*seat)),
+            Output::Lane(_, lane) => lane.consumer_sleeps(),
         }
-        if self.kind == Kind::Broadcast {
-            return self.readers.1.iter().any(|seat| self.shared.sleeps(*seat));
-        }
-        self.shared.sleeps(CONSUMER_SEAT)
     }
 
     fn finish(&mut self, len: u32) -> Result<()> {
@@ -336,17 +335,69 @@ impl Producer {
                 *untold
             }
         };
+        self.flush_if_due(waiting)
+    }
+
+    /// Tells of what was committed, unless it may wait for more.
+    #[inline(always)]
+    fn flush_if_due(&mut self, waiting: u32) -> Result<()> {
         if self.batch && waiting < BATCH_BYTES && !self.reader_sleeps() {
             return Ok(());
         }
         self.flush()
     }
 
+    /// Pushes a copy of `record` where nothing stands against it, in a ring with which all is well: into a slot that is free, or a lane with
+    /// room that is known of. `None`, and nothing done, otherwise.
+    #[inline(always)]
+    fn put(&mut self, record: &[u8]) -> Option<Result<()>> {
+        if !self.shared.is_well() {
+            return None;
+        }
+        let len = record.len();
+        match &mut self.output {
+            Output::Lane(writer, lane) => {
+                let fill = |offset| {
+                    // SAFETY: the writer gave room for `len` bytes, which only this handle writes and which no reference points to.
+                    unsafe { ptr::copy_nonoverlapping(record.as_ptr(), lane.payload(offset, len as u32).as_ptr(), len) };
+                };
+                if !writer.put(&*lane, len, fill) {
+                    return None;
+                }
+                let waiting = writer.unpublished();
+                Some(self.flush_if_due(waiting))
+            }
+            Output::Slots(pusher, slots, _) => {
+                if pusher.claimed().is_some() || len > slots.max_len() as usize {
+                    return None;
+                }
+                let slot = match pusher.claim(slots, len as u32) {
+                    Ok(slot) => slot?,
+                    Err(damage) => return Some(Err(self.shared.poison(damage))),
+                };
+                // One waker rings one sleeper; whoever finds room hands the ring on.
+                self.shared.hand_on(slots, Role::Producer);
+                // SAFETY: the slot is longer than `len`, and this handle's until it is committed; no reference points to it.
+                unsafe { ptr::copy_nonoverlapping(record.as_ptr(), slots.payload(slot).as_ptr(), len) };
+                Some(self.finish(len as u32))
+            }
+        }
+    }
+
     /// Pushes a copy of `record`; false while the ring is full.
     ///
     /// # Errors
     /// `TooLarge`, `Closed`, `PeerDied` when the ring is full and its consumer dead, `Corrupt`, `Forked`.
+    #[inline]
     pub fn try_push(&mut self, record: &[u8]) -> Result<bool> {
+        match self.put(record) {
+            Some(done) => done.map(|()| true),
+            None => self.try_push_slowly(record),
+        }
+    }
+
+    #[inline(never)]
+    fn try_push_slowly(&mut self, record: &[u8]) -> Result<bool> {
         match self.place(record.len())? {
             Some(ptr) => self.fill(ptr, record).map(|()| true),
             None => Ok(false),
@@ -358,7 +409,16 @@ impl Producer {
     ///
     /// # Errors
     /// `Timeout`, `Full`, and those of [`try_push`](Self::try_push).
+    #[inline]
     pub fn push(&mut self, record: &[u8], timeout: Option<Duration>) -> Result<()> {
+        match self.put(record) {
+            Some(done) => done,
+            None => self.push_slowly(record, timeout),
+        }
+    }
+
+    #[inline(never)]
+    fn push_slowly(&mut self, record: &[u8], timeout: Option<Duration>) -> Result<()> {
         let ptr = self.wait_place(record.len(), timeout)?;
         self.fill(ptr, record)
     }

@@ -5,9 +5,11 @@
 
 use super::broadcast::Overwritten;
 use super::mpmc::{self, Slots};
+use super::producer::CONSUMER_SEAT;
 use super::seat::Role;
 use super::spsc::{Found, Lane};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::line;
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
 use crate::wire::ring::{FIXED_LEN, HOLDS, Header, MAGIC, SEATS_AT, SLOT_HEADER, SLOT_SEAT_LEN, ring_word, seat_word};
@@ -123,10 +125,12 @@ impl Map {
         unsafe { &*self.map.as_ptr().add(at).cast() }
     }
 
-    /// One of [`ring_word`](crate::wire::ring::ring_word).
-    #[inline]
+    /// One of [`ring_word`](crate::wire::ring::ring_word). `at` is a constant, so the check costs nothing.
+    #[inline(always)]
     pub(crate) fn ring_word(&self, at: usize) -> &AtomicU32 {
-        self.word(at)
+        assert!(at + 4 <= SEATS_AT && at.is_multiple_of(4), "word is outside the fixed part");
+        // SAFETY: inside the mapping, which is at least a header long, and aligned, checked above; every participant uses it as an atomic.
+        unsafe { &*self.map.as_ptr().add(at).cast() }
     }
 
     /// One of [`seat_word`] of a seat.
@@ -172,6 +176,8 @@ pub(crate) struct MappedLane {
     seen: NonNull<AtomicU32>,
     /// `head` of the writer's own seat, which only a broadcast ring uses.
     gate: NonNull<AtomicU64>,
+    /// `waiting` of the writer, and of the consumer's seat, which is the reader's where there is one reader.
+    waiting: [NonNull<AtomicU32>; 2],
     data: NonNull<u8>,
     capacity: u32,
     /// Keeps what the pointers point into.
@@ -193,6 +199,7 @@ impl MappedLane {
             head: NonNull::from(map.seat_position(reader, seat_word::HEAD)),
             seen: NonNull::from(map.seat_word(reader, seat_word::SEEN)),
             gate: NonNull::from(map.seat_position(writer, seat_word::HEAD)),
+            waiting: [writer, CONSUMER_SEAT].map(|seat| NonNull::from(map.seat_word(seat, seat_word::WAITING))),
             data,
             capacity: map.header.capacity,
             _map: Arc::clone(map),
@@ -201,14 +208,28 @@ impl MappedLane {
 
     /// `offset..offset + len` of the data, as [`Writer::claim`](super::spsc::Writer::claim) and
     /// [`Reader::peek`](super::spsc::Reader::peek) give them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn payload(&self, offset: u32, len: u32) -> NonNull<u8> {
         debug_assert!(u64::from(offset) + u64::from(len) <= u64::from(self.capacity));
         // SAFETY: inside the lane: a claim and a found record end before the lane does.
         unsafe { self.data.add(offset as usize) }
     }
 
-    #[inline]
+    /// The lane's writer sleeps. A look without a fence.
+    #[inline(always)]
+    pub(crate) fn writer_sleeps(&self) -> bool {
+        // SAFETY: points into `self._map`, see `new`.
+        unsafe { self.waiting[0].as_ref() }.load(Ordering::Relaxed) != 0
+    }
+
+    /// The one consumer of an `spsc` or `mpsc` ring sleeps. A look without a fence.
+    #[inline(always)]
+    pub(crate) fn consumer_sleeps(&self) -> bool {
+        // SAFETY: points into `self._map`, see `new`.
+        unsafe { self.waiting[1].as_ref() }.load(Ordering::Relaxed) != 0
+    }
+
+    #[inline(always)]
     pub(crate) fn found(&self, found: Found) -> RecordRef<'_> {
         RecordRef {
             ptr: self.payload(found.offset, found.len),
@@ -264,6 +285,11 @@ impl Lane for MappedLane {
     #[inline(always)]
     fn set_record(&self, offset: u32, word: u64) {
         self.record_at(offset).store(word, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn will_write(&self, offset: u32) {
+        line::will_write(ptr::from_ref(self.record_at(offset)).cast());
     }
 }
 
@@ -337,6 +363,7 @@ impl MappedSlots {
         unsafe { self.slot_at(slot).add(SLOT_HEADER as usize) }
     }
 
+    #[inline(always)]
     pub(crate) fn record(&self, held: mpmc::Held, delivery: u64) -> RecordRef<'_> {
         RecordRef {
             ptr: self.payload(held.slot(self)),
@@ -399,6 +426,14 @@ impl Slots for MappedSlots {
     fn set_meta(&self, slot: usize, meta: u64) {
         // SAFETY: as in `meta`.
         unsafe { self.slot_at(slot).add(8).cast::<AtomicU64>().as_ref() }.store(meta, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn will_write(&self, slot: usize) {
+        // Its word, and where most payloads end: two lines.
+        let at = self.slot_at(slot).as_ptr();
+        line::will_write(at);
+        line::will_write(at.wrapping_add(line::LEN));
     }
 
     fn seats(&self) -> usize {
@@ -468,6 +503,7 @@ impl<'a> RecordRef<'a> {
     }
 
     /// Copies as much as fits to the front of `out`; returns how many bytes.
+    #[inline]
     pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let n = self.len.min(out.len());
         // SAFETY: `n` bytes are readable and writable, the record is never inside `out`; no reference to the source is made.

@@ -15,8 +15,11 @@
 use crate::error::{Error, ErrorKind};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
+use crate::sync::line;
 use crate::sys::failpoint;
 use crate::wire::ring::{ALIGN, RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent, record_word};
+
+const LINE: u32 = line::LEN as u32;
 
 /// The shared words of a lane, wherever they lie: mapped memory, or a model's.
 pub(crate) trait Lane {
@@ -30,6 +33,8 @@ pub(crate) trait Lane {
     fn record(&self, offset: u32) -> u64;
     /// One 8-byte store.
     fn set_record(&self, offset: u32, word: u64);
+    /// A hint: what lies at `offset` is written next.
+    fn will_write(&self, _offset: u32) {}
 }
 
 /// A position, and the number of records before it.
@@ -153,11 +158,13 @@ impl Writer {
         Ok(())
     }
 
+    #[inline(always)]
     pub(crate) fn max_len(&self) -> u32 {
         max_record(self.capacity)
     }
 
     /// Bytes that a claim of `len` needs behind what is committed, padding included.
+    #[inline(always)]
     pub(crate) fn needs(&self, len: u32) -> u32 {
         let (extent, room) = (record_extent(len), self.capacity - (self.tail.at & (self.capacity - 1)));
         if extent > room { room + extent } else { extent }
@@ -166,6 +173,27 @@ impl Writer {
     /// Behind the last committed record, which is the last published one after [`publish`](Self::publish).
     pub(crate) fn tail(&self) -> Mark {
         self.tail
+    }
+
+    /// Makes a whole record of `len` bytes, whose payload `fill` writes at the offset that it gets, where nothing stands against it: the length is
+    /// one that records have, no claim is open, and there is room that is known of. False, and nothing done, otherwise.
+    ///
+    /// What a writer waits for is the reader's cache giving up the lines that it writes, and the processor queues its stores meanwhile. So this
+    /// stores the record and where it ends, and nothing else.
+    #[inline(always)]
+    pub(crate) fn put<L: Lane>(&mut self, lane: &L, len: usize, fill: impl FnOnce(u32)) -> bool {
+        if self.claim.is_some() || len > self.max_len() as usize {
+            return false;
+        }
+        let (len, needed) = (len as u32, self.needs(len as u32));
+        if self.capacity - self.tail.at.wrapping_sub(self.head) < needed {
+            return false;
+        }
+        let pad = needed - record_extent(len);
+        failpoint::hit("claim.made");
+        fill((self.tail.at.wrapping_add(pad) & (self.capacity - 1)) + RECORD_HEADER);
+        self.make(lane, pad, len);
+        true
     }
 
     /// Room for a payload of `len` (at most [`max_len`](Self::max_len)): its offset, or `None` while the lane is full.
@@ -201,6 +229,11 @@ impl Writer {
     pub(crate) fn commit<L: Lane>(&mut self, lane: &L, len: u32) {
         let (pad, claimed) = self.claim.take().expect("a record was claimed");
         debug_assert!(len <= claimed);
+        self.make(lane, pad, len);
+    }
+
+    #[inline(always)]
+    fn make<L: Lane>(&mut self, lane: &L, pad: u32, len: u32) {
         let mask = self.capacity - 1;
         if pad > 0 {
             lane.set_record(self.tail.at & mask, record_word(RECORD_PAD, pad - RECORD_HEADER));
@@ -243,6 +276,8 @@ impl Writer {
         self.tail.store(lane.tail(), Ordering::Release);
         self.published = self.tail.at;
         failpoint::hit("publish.after");
+        // While the reader is busy with this, the next line comes back that it read a lap ago. The one that the next record begins in it may be reading.
+        lane.will_write(self.tail.at.wrapping_add(LINE - 1) & (self.capacity - 1) & !(LINE - 1));
         true
     }
 
@@ -304,7 +339,7 @@ impl Reader {
     }
 
     /// The oldest record, which stays where it is; `None` while the lane is empty.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn peek<L: Lane>(&mut self, lane: &L) -> Result<Option<Found>, Damage> {
         if self.head.at == self.tail && !self.refresh(lane)? {
             return Ok(None);
@@ -313,12 +348,7 @@ impl Reader {
         // C0: one load of the record's word; it is never read again.
         let mut word = lane.record(self.head.at & mask);
         if word >> 32 == u64::from(RECORD_PAD) {
-            let room = self.capacity - (self.head.at & mask);
-            // A padding record fills the lane up to its end and was published together with its successor.
-            if word as u32 != room - RECORD_HEADER || room == self.capacity || room >= self.tail.wrapping_sub(self.head.at) {
-                return damage("bad padding record", word as u32, room - RECORD_HEADER);
-            }
-            self.advance(room, 0);
+            self.skip_padding(word as u32)?;
             word = lane.record(0);
         }
         let (len, offset) = (word as u32, self.head.at & mask);
@@ -338,6 +368,17 @@ impl Reader {
         Ok(Some(Found { offset: offset + RECORD_HEADER, len, redelivered: self.again > 0 }))
     }
 
+    #[cold]
+    fn skip_padding(&mut self, len: u32) -> Result<(), Damage> {
+        let room = self.capacity - (self.head.at & (self.capacity - 1));
+        // A padding record fills the lane up to its end and was published together with its successor.
+        if len != room - RECORD_HEADER || room == self.capacity || room >= self.tail.wrapping_sub(self.head.at) {
+            return damage("bad padding record", len, room - RECORD_HEADER);
+        }
+        self.advance(room, 0);
+        Ok(())
+    }
+
     fn refresh<L: Lane>(&mut self, lane: &L) -> Result<bool, Damage> {
         // C1: what the writer has published. Pairs with the Release at P1.
         let tail = Mark::load(lane.tail(), Ordering::Acquire).at;
@@ -346,6 +387,7 @@ impl Reader {
         Ok(tail != self.head.at)
     }
 
+    #[inline(always)]
     fn advance(&mut self, bytes: u32, records: u32) {
         self.head.advance(bytes, records);
         self.again = self.again.saturating_sub(bytes);

@@ -61,6 +61,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How many fruitless looks of a caller that never sleeps come before one at the peers' lives.
 const STALLS: u32 = 64;
 
+/// Pauses between the looks of a consumer.
+pub(super) const PAUSES: u32 = 1;
+/// The same of a producer that finds no room. The consumer has a whole ring to read, and each look takes a line from it that it needs to go on.
+pub(super) const PAUSES_IN_FULL: u32 = 16;
+
 /// Spins where that has paid lately.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spin {
@@ -69,14 +74,16 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    pub(super) fn wait(&mut self, mut ready: impl FnMut() -> bool) -> bool {
+    /// Looks with so many pauses between.
+    #[inline]
+    pub(super) fn wait(&mut self, pauses: u32, mut ready: impl FnMut() -> bool) -> bool {
         let budget = if self.sleeps.is_multiple_of(SPIN_RETRY) { SPIN_MAX } else { self.budget };
-        for _ in 0..budget {
+        for _ in 0..budget.div_ceil(pauses) {
             if ready() {
                 self.budget = (self.budget * 2).min(SPIN_MAX);
                 return true;
             }
-            std::hint::spin_loop();
+            (0..pauses).for_each(|_| std::hint::spin_loop());
         }
         self.budget = (self.budget / 2).max(SPIN_MIN);
         self.sleeps = self.sleeps.wrapping_add(1);
@@ -360,7 +367,7 @@ impl Sleeper {
         self.settle()?;
         // A peer without a pidfd rings nothing when it dies.
         let look = self.must_look().then_some(LOOK);
-        if let Some((_, timer)) = &self.epoll {
+        if let Some((_, timer)) = &mut self.epoll {
             timer.set(look);
         }
         Ok(())

@@ -42,7 +42,11 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// An fd that is readable from some time on.
 #[derive(Debug)]
-pub struct Timer(OwnedFd);
+pub struct Timer {
+    fd: OwnedFd,
+    /// It was set, and may be readable.
+    runs: bool,
+}
 
 impl Timer {
     /// One that does not run.
@@ -56,23 +60,27 @@ impl Timer {
             return Err(Error::last_os("timerfd_create"));
         }
         // SAFETY: the kernel just gave us this fd, nobody else owns it.
-        Ok(Timer(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Timer { fd: unsafe { OwnedFd::from_raw_fd(fd) }, runs: false })
     }
 
     /// Readable after `delay`, and not before; `None`: not at all.
-    pub fn set(&self, delay: Option<Duration>) {
+    pub fn set(&mut self, delay: Option<Duration>) {
+        if delay.is_none() && !self.runs {
+            return;
+        }
+        self.runs = delay.is_some();
         let zero = timespec(Duration::ZERO);
         // A delay of nothing would stop the timer.
         let it_value = delay.map_or(zero, |d| timespec(d.max(Duration::from_nanos(1))));
         let setting = libc::itimerspec { it_interval: zero, it_value };
         // SAFETY: the fd is a timer, `setting` is valid; the old one is not asked for. It cannot fail then.
-        unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, ptr::null_mut()) };
+        unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &raw const setting, ptr::null_mut()) };
     }
 }
 
 impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

@@ -4,6 +4,7 @@ mod cursor;
 mod many;
 mod mpmc;
 mod named;
+mod reading;
 
 use super::*;
 use crate::sync::mapped::AtomicU32;
