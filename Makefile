@@ -21,7 +21,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture node-versions dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench
+.PHONY: list build demo test check bench torture node-versions dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench bench-peers
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -99,10 +99,18 @@ c-programs:
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
 
-# libuv is the peer of one benchmark; without its headers that peer is left out, with a line that says so.
+# libuv and Boost are peers of a benchmark each; without its headers a peer is left out, with a line that says so.
+BOOST_QUEUE := boost/interprocess/ipc/message_queue.hpp
 c-bench: c-programs
 	pkg-config --exists libuv || echo "bench: no libuv headers (apt-get install libuv1-dev): its column stays empty"
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/bench/pools tests/bench/pools.c $(C_OFFLOOP) $$(pkg-config --exists libuv && echo -DWITH_LIBUV $$(pkg-config --cflags --libs libuv))
+	if echo '#include <$(BOOST_QUEUE)>' | $(CXX) -E -x c++ - >/dev/null 2>&1; then \
+		$(CXX) -O2 -Wall -Wextra -Werror -o $(TARGET)/bench/boost tests/bench/boost.cpp -lpthread -lrt; \
+	else echo "bench: no Boost headers (apt-get install libboost-dev): its column stays empty"; fi
+
+# Peers that are crates, and heavy: nothing but the benchmark compiles them.
+bench-peers:
+	$(CARGO) build --release --locked --manifest-path tests/bench/peers/Cargo.toml
 
 # ---- what people run ----
 
@@ -128,7 +136,7 @@ test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the
 check:  ## the repository's own rules: layers, generated files, parity, words
 	$(CARGO) test $(ONE) --test checks
 
-bench: capi node python c-bench $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
+bench: capi node python c-bench bench-peers $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
 	$(CARGO) run $(ONE) --quiet --bin bench -- $(BENCH)
 
 torture: build c-programs $(BIN)/.ready $(NODE_READY)  ## the long runs: seeded storms, 10^7 completion rounds, 10^8 records per history, 10^4 deaths
