@@ -7,7 +7,7 @@ use super::producer::remaining;
 use super::raw::RecordRef;
 use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Found};
-use super::wait::{PAUSES, Sleeper};
+use super::wait::{PAUSES, Sleeper, spin_briefly};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sync::modelled::fence;
@@ -68,18 +68,26 @@ impl Consumer {
     /// Finds the oldest record.
     #[inline(always)]
     fn find(&mut self) -> Result<bool> {
-        if self.shown.is_some() {
-            return Ok(true);
-        }
-        if let Input::One(end) = &mut self.input
+        if self.find_at_once() { Ok(true) } else { self.find_slowly() }
+    }
+
+    /// The part of it that asks nothing but one lane.
+    #[inline(always)]
+    fn find_at_once(&mut self) -> bool {
+        if self.shown.is_none()
+            && let Input::One(end) = &mut self.input
             && self.shared.is_sound()
         {
             self.shown = end.peek();
-            if self.shown.is_some() {
-                return Ok(true);
-            }
         }
-        self.find_slowly()
+        self.shown.is_some()
+    }
+
+    /// Spins for about as long as a peer takes that answers at once. What is done for a longer wait would make its answer wait.
+    #[inline(always)]
+    fn finds_soon(&mut self) -> bool {
+        let Input::One(end) = &self.input else { return false };
+        self.shared.spare_core && spin_briefly(|| end.sees_news()) && self.find_at_once()
     }
 
     #[inline(never)]
@@ -145,7 +153,7 @@ impl Consumer {
     fn wait_find_or_give_up(&mut self, timeout: Option<Duration>) -> Result<()> {
         let mut until = None;
         loop {
-            if self.find()? {
+            if self.find_at_once() || self.finds_soon() || self.find_slowly()? {
                 return Ok(());
             }
             if let Some(mut spin) = self.sleeper.take_spin() {

@@ -52,6 +52,12 @@ impl End {
         }
     }
 
+    /// Would [`peek`](Self::peek) find something now?
+    #[inline(always)]
+    pub(super) fn sees_news(&self) -> bool {
+        self.reader.sees_news(&self.lane)
+    }
+
     fn leave(&self) {
         self.reader.leave(&self.lane);
     }
@@ -291,8 +297,8 @@ impl Input {
     #[inline]
     pub(super) fn sees_news(&self) -> bool {
         match self {
-            Input::One(end) => end.reader.sees_news(&end.lane),
-            Input::Many(lanes) => lanes.ends.iter().any(|end| end.reader.sees_news(&end.lane)),
+            Input::One(end) => end.sees_news(),
+            Input::Many(lanes) => lanes.ends.iter().any(End::sees_news),
             Input::Copied(copying, lane) => copying.sees_news(lane),
             Input::Slots(taking) => taking.sees_news(),
         }

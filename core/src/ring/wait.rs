@@ -66,6 +66,21 @@ pub(super) const PAUSES: u32 = 1;
 /// The same of a producer that finds no room. The consumer has a whole ring to read, and each look takes a line from it that it needs to go on.
 pub(super) const PAUSES_IN_FULL: u32 = 16;
 
+/// Looks of [`spin_briefly`].
+const BRIEF: u32 = 32;
+
+/// A few looks; true when one saw something.
+#[inline(always)]
+pub(super) fn spin_briefly(mut ready: impl FnMut() -> bool) -> bool {
+    (0..BRIEF).any(|_| {
+        let came = ready();
+        if !came {
+            std::hint::spin_loop();
+        }
+        came
+    })
+}
+
 /// Spins where that has paid lately.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spin {
