@@ -106,8 +106,10 @@ impl Ends {
                 told(consumer.read(8, |record| look(record, max)));
                 told(consumer.peek()).flatten().into_iter().for_each(|record| look(record, max));
                 let _ = consumer.lost();
-                if let Some(place) = consumer.cursor() {
-                    told(consumer.set_cursor(place));
+                for lane in 0..4 {
+                    if let Some(place) = consumer.cursor(lane) {
+                        told(consumer.set_cursor(lane, place));
+                    }
                 }
             }
             (4, Some(producer), _) => {
