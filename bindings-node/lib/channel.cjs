@@ -9,7 +9,7 @@ const native = require('./native.cjs')
 const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
 const { TransferBuffer, movingBuffers } = require('./buffer.cjs')
 const { checkWait, isSpent, inNextTurn } = require('./waits.cjs')
-const { begin, end, newNote, onNote, offNote, listen, unlisten } = require('./completion.cjs')
+const { begin, end, newNote, onNote, offNote, listen, unlisten, report } = require('./completion.cjs')
 const { pathOf } = require('./ring.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -54,7 +54,7 @@ function sizes(options, known = '') {
   return [capacity, maxMessage, maxQueued]
 }
 
-/** What is to be answered. */
+/** What is to be answered. An answer that was not sent leaves it open. */
 class ChannelRequest {
   #answer
 
@@ -65,18 +65,24 @@ class ChannelRequest {
   }
 
   reply(value, options) {
-    this.#once()(value, checkSend(options), false)
+    this.#once(value, checkSend(options), false)
   }
 
   fail(error) {
-    this.#once()(error, undefined, true)
+    this.#once(error, undefined, true)
   }
 
-  #once() {
+  #once(value, given, failed) {
     const answer = this.#answer
     if (answer === null) throw fail('Invalid', 'request was answered before')
+    // First: a getter of the value may come here again.
     this.#answer = null
-    return answer
+    try {
+      answer(value, given, failed)
+    } catch (error) {
+      this.#answer = answer
+      throw error
+    }
   }
 }
 
@@ -253,9 +259,7 @@ class Channel extends EventEmitter {
         this.#dispatch(event)
       } catch (error) {
         // Of a listener: as from any event, and the next message is not lost by it.
-        queueMicrotask(() => {
-          throw error
-        })
+        report(error)
       }
     }
   }
@@ -282,13 +286,20 @@ class Channel extends EventEmitter {
   }
 
   #asks(value, fds, id) {
-    const request = new ChannelRequest(value, fds, (answer, list, failed) => {
+    const answer = (answer, list, failed) => {
       if (this.#why !== null) throw this.#why
       this.#sent(movingBuffers(() => native.channelReply(this.#handle, answer, list, id, failed)))
-    })
-    if (this.emit('request', request)) return
+    }
+    if (this.listenerCount('request') > 0) return this.emit('request', new ChannelRequest(value, fds, answer))
     drop(fds)
-    request.fail(fail('NotFound', 'nobody answers requests on this channel'))
+    this.#refuse(id, fail('NotFound', 'nobody answers requests on this channel'))
+  }
+
+  /** An answer that nobody here gave; one that cannot be delivered is dropped. */
+  #refuse(id, error) {
+    try {
+      this.#sent(native.channelReply(this.#handle, error, undefined, id, true))
+    } catch {}
   }
 
   #replied(id, failed, value, fds) {
@@ -418,13 +429,18 @@ class ChannelListener {
       handle = native.listenerNext(this.#handle)
     } catch (error) {
       // Without fds or memory nobody can be accepted now; who waits, waits.
-      if (error.errno === undefined) throw error
+      if (error.errno === undefined) return report(error)
       setTimeout(() => this.#accept(), PAUSE)
       return
     }
     // One of a turn: its channel's code may take its time.
     native.listenerArm(this.#handle, this.#note)
-    if (handle !== null) this.#fn(opened(handle))
+    if (handle === null) return
+    try {
+      this.#fn(opened(handle))
+    } catch (error) {
+      report(error)
+    }
   }
 
   #keepAlive() {

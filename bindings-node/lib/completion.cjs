@@ -360,4 +360,4 @@ function whenClosed(start) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs), unwrapError)
 
-module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, listen, unlisten, abortOf }
+module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, listen, unlisten, abortOf, report }

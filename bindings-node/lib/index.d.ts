@@ -352,7 +352,7 @@ export interface ChannelOptions {
   maxQueued?: number
 }
 
-/** What is to be answered, once. `fds` are the receiver's to close. */
+/** What is to be answered, once; an answer that throws was not sent, and leaves it open. `fds` are the receiver's to close. */
 export interface ChannelRequest {
   readonly value: any
   readonly fds: number[]

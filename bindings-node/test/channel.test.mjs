@@ -386,3 +386,55 @@ test('bad arguments are named', async (t) => {
   a.send(1)
   assert.throws(() => a.fd, { code: 'ERR_OFFLOOP_IN_USE' })
 })
+
+test('a reply that cannot be sent leaves the request open', async (t) => {
+  const [a, b] = open(t, { maxMessage: 10_000 })
+  b.on('request', (request) => {
+    for (const [value, code] of [
+      [new Set(), 'UNSERIALIZABLE'],
+      [new Uint8Array(20_000), 'TOO_LARGE'],
+    ]) {
+      assert.throws(() => request.reply(value), { code: `ERR_OFFLOOP_${code}` })
+    }
+    assert.throws(() => request.reply(1, { fds: [-1] }), { code: 'ERR_OFFLOOP_INVALID' })
+    assert.throws(() => request.reply({ get again() { return request.reply(2) } }), { code: 'ERR_OFFLOOP_INVALID' })
+    request.fail(new RangeError('none travels'))
+    assert.throws(() => request.fail(new Error()), { code: 'ERR_OFFLOOP_INVALID' })
+  })
+  assert.equal((await rejection(a.request(1))).message, 'none travels')
+})
+
+test('a request that nobody listens for, of an end that is gone, is no error of this one', async (t) => {
+  const [own, process_] = child(
+    t,
+    `channel.on('message', () => {
+       channel.send('blocked')
+       // Until the other end has gone: what follows is read in one turn.
+       for (const until = Date.now() + 200; Date.now() < until; );
+     })
+     channel.on('close', (why) => console.log(why.code))`,
+  )
+  const exited = once(process_, 'exit')
+  let out = ''
+  process_.stdout.on('data', (data) => {
+    out += data
+  })
+  own.send('block')
+  assert.equal(await nextMessage(own), 'blocked')
+  own.request(1).catch(() => {})
+  own.close()
+  assert.deepEqual(await exited, [0, null])
+  assert.equal(out, 'ERR_OFFLOOP_CLOSED\n')
+})
+
+test('an exception of the function that is given channels is uncaught, as of any listener', async () => {
+  const { code, out, err } = await script(`const { Channel } = await import(offloopUrl)
+    const listener = Channel.listen('/tmp/offloop-node-throws-' + process.pid, () => { throw new Error('of fn') })
+    process.on('uncaughtException', (error) => {
+      console.log(error.message)
+      listener.close()
+    })
+    const channel = await Channel.connect(listener.path)
+    channel.close()`)
+  assert.deepEqual([code, out, err], [0, 'of fn\n', ''])
+})

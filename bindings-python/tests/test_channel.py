@@ -166,6 +166,43 @@ def test_a_request_is_answered_once(ends):
     server.join()
 
 
+def test_a_reply_that_cannot_be_sent_leaves_the_request_open(ends):
+    a, b = ends
+
+    def answer(message):
+        for bad, error in [(object(), offloop.UnserializableError), ([[[]]] * 300_000, offloop.TooLargeError)]:
+            with pytest.raises(error):
+                message.reply(bad)
+            assert message.is_request
+        with pytest.raises(offloop.InvalidError):
+            message.reply(1, fds=[-1])
+        message.fail(KeyError("none travels"))
+        assert not message.is_request
+
+    server = served(b, answer)
+    with pytest.raises(offloop.TaskFailedError, match="none travels"):
+        a.request(1, timeout=10)
+    a.close()
+    server.join()
+
+
+def test_a_reply_that_found_no_room_leaves_the_request_open():
+    a, b = Channel.pair(capacity=4096)
+    with a, b, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(a.request, 1)
+        message = b.recv()
+        with pytest.raises(offloop.TimeoutError):
+            while True:
+                b.send(bytes(500), timeout=0)
+        # Until the asking thread has read ahead, and there is room.
+        while message.is_request:
+            try:
+                message.reply("late", timeout=0)
+            except offloop.TimeoutError:
+                time.sleep(0)
+        assert asking.result() == "late"
+
+
 def test_fds_of_a_reply(ends):
     a, b = ends
     server = served(b, lambda message: message.reply("here", fds=[0]))

@@ -59,7 +59,10 @@ def _outcome(event: _Event, with_fds: bool) -> Any:
 
 
 class Message:
-    """What came: `value`, and `fds` that were sent along, which are the receiver's to close. A request is answered, once."""
+    """What came: `value`, and `fds` that were sent along, which are the receiver's to close.
+
+    A request is answered once; an answer that was not sent (it cannot travel, there was no room) leaves it open.
+    """
 
     __slots__ = ("_channel", "_id", "fds", "value")
 
@@ -73,20 +76,24 @@ class Message:
         """Whether somebody waits for `reply` or `fail`."""
         return self._id != 0
 
-    def _take_id(self) -> int:
+    def _answer(self, failed: bool, value: Any, fds: Iterable[Any], timeout: float | None) -> None:
         number, self._id = self._id, 0
         if number == 0:
             msg = "message is no request, or was answered before"
             raise InvalidError(msg)
-        return number
+        try:
+            self._channel._answer(number, failed, value, fds, timeout)
+        except BaseException:
+            self._id = number
+            raise
 
     def reply(self, value: Any = None, *, fds: Iterable[Any] = (), timeout: float | None = None) -> None:
         """Answers; waits for room. In a coroutine of an event loop it is queued where there is no room."""
-        self._channel._answer(self._take_id(), False, value, fds, timeout)
+        self._answer(False, value, fds, timeout)
 
     def fail(self, error: BaseException) -> None:
         """Answers with an exception, which whoever asked gets."""
-        self._channel._answer(self._take_id(), True, error, (), None)
+        self._answer(True, error, (), None)
 
     def __repr__(self) -> str:
         return f"Message(value={self.value!r}, fds={self.fds!r}, is_request={self.is_request})"
