@@ -50,8 +50,6 @@ mod tests;
 mod models;
 #[cfg(all(test, loom))]
 mod models_mpmc;
-#[cfg(all(test, loom))]
-mod models_sleepers;
 
 pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};

@@ -1,9 +1,5 @@
 //! `make loom`: every interleaving of the real lane and the real wake protocol, over a model's memory. Each model has a
-//! mutant that must fail.
-//!
-//! What loom cannot model, and what covers it: two processes and their deaths (`core/tests/ring.rs`), bytes
-//! that change under the reader (`a_scribbler_gets_corrupt_or_data`), the payload's bytes in mapped memory (the stress tests), the `ready` hints
-//! (`a_lost_hint_loses_no_record`, `each_producer_keeps_its_order`), epoll and FIFOs.
+//! mutant that must fail. What loom cannot model, and what covers it: `README.md`.
 
 use super::broadcast::{self, Copying, Overwritten};
 use super::spsc::{Lane, Mark, Reader, Writer};

@@ -1,9 +1,7 @@
 //! `make loom`: the real slots, and what is done for the dead, over a model's memory.
 //!
 //! A participant that dies is one whose next access to shared memory never comes: each model runs once for every access at which
-//! it may die. What loom cannot model, and what covers it: locks that end with their process, and bytes in mapped memory
-//! (`core/tests/ring.rs`), the words with a bit per sleeper (`every_sleeper_is_woken_when_there_is_work_for_each`,
-//! `threads_share_the_work_without_loss`).
+//! it may die.
 
 use super::mpmc::{Held, Popper, Pusher, Slots, hint_at_returned, intent, settle};
 use crate::sync::Word;
