@@ -1028,7 +1028,8 @@ fn a_named_ring_outlives_its_processes() {
 #[cfg(feature = "failpoints")]
 mod at_each_failpoint {
     use super::*;
-    use offloop::sys::failpoint::{NAMES, TASKS};
+    use offloop::sys::failpoint::{GATE, NAMES, TASKS};
+    use offloop::wire::ring::{SEAT_LEN, SEATS_AT, seat_word};
 
     const RECORDS: u64 = 400;
     const KILLED: Exit = Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false };
@@ -1254,6 +1255,45 @@ mod at_each_failpoint {
             }
         }
         row.holds();
+    }
+
+    /// Others come and go meanwhile, because the gate is in danger only then.
+    #[test]
+    fn a_broadcasting_writer_takes_no_record_from_a_reader() {
+        for name in GATE {
+            let mut random = Random(0x5EED_0009);
+            for round in 0..rounds() {
+                let ring = RingBuffer::builder(Kind::Broadcast).capacity(4096).max_participants(4).create().unwrap();
+                let mut c = consumer(&ring);
+                let peer = start(&ring, &format!("produce:0:{RECORDS}:{}", round % 2), name, 1 + random.below(20));
+                let mut next = 0;
+                let mut guest = None;
+                loop {
+                    if random.below(4) == 0 {
+                        guest = if guest.is_none() { Some(consumer(&ring)) } else { None };
+                    }
+                    if let Some(Ok(Some(r))) = guest.as_mut().map(Consumer::try_pop) {
+                        number(&r.to_vec());
+                    }
+                    match c.pop(SOON) {
+                        Ok(r) => {
+                            assert_eq!(number(&r.to_vec()), next, "{name} round {round}");
+                            next += 1;
+                        }
+                        Err(e) if e.kind() == ErrorKind::Timeout => {}
+                        Err(e) => break assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}"),
+                    }
+                }
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                drop(guest);
+                let mut p = producer(&ring);
+                while next < RECORDS {
+                    p.push(&record(next), None).unwrap();
+                    assert_eq!(number(&c.pop(None).unwrap().to_vec()), next, "{name} round {round}");
+                    next += 1;
+                }
+            }
+        }
     }
 
     #[test]

@@ -5,25 +5,29 @@
 //!
 //! * **Lossless**: the gate is the oldest position of a living reader. A reader that comes announces itself and looks at the
 //!   gate afterwards; the writer moves the gate and looks for readers afterwards. Both put a SeqCst fence between, so one
-//!   of them sees the other: the writer then takes the gate back, or the reader begins further on.
+//!   of them sees the other: the writer then takes the gate back, or the reader begins further on. Only then does the writer
+//!   say that the gate is *settled* (its seat's `seen`), and overwrite: a writer that died before is as if it had not moved the gate.
 //! * **Overwriting**: the gate moves on as far as the writer needs, before it writes (a seqlock with positions for sequence
 //!   numbers). A reader copies first and believes what it copied only if the gate is not beyond it.
 //!
 //! | Word                     | Written by | Read by | Ordering                                             |
 //! |--------------------------|------------|---------|------------------------------------------------------|
 //! | gate (writer's `head`)   | writer     | readers | before the overwriting, Release fence; after the copy, Acquire fence |
+//! | settled (writer's `seen`) | writer    | its successor | Release, after the second look; read when the seat is taken |
 //! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
 
 use super::spsc::{Cursor, Damage, Lane, Mark, aligned, damage, distance};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
+use crate::sys::failpoint;
 use crate::wire::ring::{RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent};
 
 /// Moves the gate of a lossless lane to the oldest of `cursors`, the positions of living readers; to `published` if there
 /// are none. True if it moved.
 pub(super) fn move_gate<P: Word<u64>, I: Iterator<Item = Mark>>(
     gate: &P,
+    settled: &P,
     published: Mark,
     capacity: u32,
     mut cursors: impl FnMut() -> I,
@@ -39,14 +43,30 @@ pub(super) fn move_gate<P: Word<u64>, I: Iterator<Item = Mark>>(
     if first.at == now.at {
         return Ok(false);
     }
+    failpoint::hit("gate.looked");
     first.store(gate, Ordering::Release);
+    failpoint::hit("gate.moved");
     // G1: pairs with the fence in `join`. Who is not seen by the second look sees the gate.
     fence(Ordering::SeqCst);
     let second = oldest();
-    if published.at.wrapping_sub(second.at) > published.at.wrapping_sub(first.at) {
-        second.store(gate, Ordering::Release);
+    let back = published.at.wrapping_sub(second.at) > published.at.wrapping_sub(first.at);
+    let to = if back { second } else { first };
+    if back {
+        to.store(gate, Ordering::Release);
     }
-    Ok(second.at != now.at)
+    // Before a byte is overwritten.
+    to.store(settled, Ordering::Release);
+    failpoint::hit("gate.settled");
+    Ok(to.at != now.at)
+}
+
+/// For a successor: takes back a gate that its predecessor moved and died before it knew whom it passed. Nothing was overwritten by that
+/// gate, and every living reader is at the settled one or further on.
+pub(super) fn settle_gate<P: Word<u64>>(gate: &P, settled: &P, published: Mark, capacity: u32) -> Result<(), Damage> {
+    let to = aligned(Mark::load(settled, Ordering::Acquire))?;
+    distance(to.at, published.at, capacity, "writer's gate is outside the lane")?;
+    to.store(gate, Ordering::Release);
+    Ok(())
 }
 
 /// How often [`join`] looks. Each further look takes a writer that passed the last one meanwhile, so a sane one needs a few.

@@ -234,6 +234,7 @@ fn ring_wake_that_is_not_claimed_rings_twice() {
 struct Join {
     tail: AtomicU64,
     gate: AtomicU64,
+    settled: AtomicU64,
     cursor: AtomicU64,
     live: AtomicU32,
     record: UnsafeCell<u64>,
@@ -257,6 +258,7 @@ fn join_model(join: JoinFn, move_gate: MoveFn) {
         let j = Arc::new(Join {
             tail: AtomicU64::new(0),
             gate: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             cursor: AtomicU64::new(0),
             live: AtomicU32::new(0),
             record: UnsafeCell::new(0),
@@ -292,7 +294,7 @@ fn real_join(j: &Join) -> Mark {
 }
 
 fn real_move(j: &Join, published: Mark) -> bool {
-    broadcast::move_gate(&j.gate, published, 8, || cursors(j)).expect("no damage")
+    broadcast::move_gate(&j.gate, &j.settled, published, 8, || cursors(j)).expect("no damage")
 }
 
 #[test]

@@ -71,6 +71,11 @@ impl Producer {
             Kind::Mpmc => (0..seats, 0..seats, false),
         };
         let seat = Seat::take(shared, own, Role::Producer)?;
+        if header.kind == Kind::Broadcast && on_full != OnFull::Overwrite {
+            let word = |at| shared.map.seat_position(seat.number(), at);
+            let published = Mark::load(word(seat_word::TAIL), Ordering::Acquire);
+            broadcast::settle_gate(word(seat_word::HEAD), word(seat_word::SEEN), published, header.capacity).map_err(|d| shared.poison(d))?;
+        }
         let output = match &shared.slots {
             Some(slots) => Output::Slots(Pusher::new(slots, seat.number()), slots.clone(), 0),
             None => {
@@ -239,7 +244,8 @@ impl Producer {
         if self.on_full == OnFull::Overwrite {
             return broadcast::overwrite(lane, published, capacity, writer.needs(len));
         }
-        broadcast::move_gate(lane.gate(), published, capacity, || self.cursors()).map(|_| ())
+        let settled = self.shared.map.seat_position(self.seat.number(), seat_word::SEEN);
+        broadcast::move_gate(lane.gate(), settled, published, capacity, || self.cursors()).map(|_| ())
     }
 
     /// A consumer has read on, or come, or gone: a full ring may have room.

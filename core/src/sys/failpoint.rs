@@ -18,6 +18,9 @@ pub const TASKS: &[&str] = &[
     "settle.hold",
 ];
 
+/// Points that only the writer of a lossless broadcast passes.
+pub const GATE: &[&str] = &["gate.looked", "gate.moved", "gate.settled"];
+
 /// Points of a channel's protocol beside those of its rings.
 pub const CHANNEL: &[&str] =
     &["channel.opened", "channel.greeted", "channel.no_room", "channel.fds_sent", "channel.fds_seen", "channel.closing"];
@@ -74,7 +77,7 @@ mod armed {
     }
 
     pub(super) fn hit(name: &'static str) {
-        let lists = [super::NAMES, super::TASKS, super::CHANNEL];
+        let lists = [super::NAMES, super::TASKS, super::GATE, super::CHANNEL];
         assert!(lists.iter().any(|list| list.contains(&name)), "{name} is in no list");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.name == name && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -33,7 +33,7 @@
 //!            0 │ status│ role  │ pid   │ pid_ns│ 0                               the owner, `status` last
 //!          128 │ tail  │ count │ high  │ 0                                       the lane's writer
 //!          256 │ head  │ count │ 0                                               the lane's reader; in broadcast see below
-//!          384 │ seen  │ 0                                                       the lane's reader
+//!          384 │ seen  │ 0                                                       the lane's reader; in broadcast see below
 //!          512 │waiting│ 0                                                       the owner sets, whoever wakes it clears
 //!          640 │ 0 … SEAT_LEN
 //!
@@ -67,7 +67,8 @@
 //!   `p % slots` in lap `p / slots`. `word` is `lap << 2 |` [`slot_state`]; `claim` and a hold are `position << 2 |`
 //!   [`claim_state`] or [`hold_state`]. Zeroed memory is an empty ring. Protocol: `core/src/ring/README.md`.
 //! * In `broadcast` each reader's `head` is on its own seat, and the writer's `head` is the oldest record that it will not
-//!   overwrite: stored before it does.
+//!   overwrite: stored before it does. Where it loses nothing, the writer's `seen` (64 bits, as `head`) is the last of these that
+//!   it knew to have passed no reader.
 
 use crate::error::{Error, ErrorKind, Result};
 

@@ -1,6 +1,7 @@
 //! One process: order, sizes, policies, damage. Two processes: `core/tests/ring.rs`.
 
 mod cursor;
+mod gate;
 mod many;
 mod mpmc;
 mod named;
