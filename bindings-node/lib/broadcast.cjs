@@ -160,7 +160,8 @@ class CopyingReader extends LaneReader {
     const ready = (Atomics.load(words, this.tail) - at) >>> 0
     const high = words[this.high]
     if ((high - own[HIGH]) >>> 0 > 1 || ready > capacity || (ready & MISALIGNED) !== 0) return ASK
-    own[HIGH] = high
+    // The half-turn that this place is in: `high` is that, or already the next.
+    own[HIGH] = high - ((high ^ (at >>> 31)) & 1)
     if (ready === 0) return NOTHING
     let offset = at & mask
     let length = words[(data + offset) >> 2]

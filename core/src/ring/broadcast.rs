@@ -16,7 +16,7 @@
 //! | settled (writer's `seen`) | writer    | its successor | Release, after the second look; read when the seat is taken |
 //! | cursor (reader's `head`) | reader     | writer  | Release when it gives back, Acquire when the gate moves |
 
-use super::spsc::{Cursor, Damage, Lane, Mark, aligned, damage, distance};
+use super::spsc::{Cursor, Damage, Lane, Mark, aligned, damage, distance, half_turn};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
@@ -73,11 +73,19 @@ pub(super) fn settle_gate<P: Word<u64>>(gate: &P, settled: &P, published: Mark, 
 const JOIN_LOOKS: u32 = 1 << 20;
 
 /// Puts a reader's cursor at the writer's newest position, where no gate has passed it. `enter` makes the reader known; it
-/// is called at most once, after the cursor has its first value.
-pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, enter: impl FnOnce()) -> Result<Mark, Damage> {
+/// is called at most once, after the cursor has its first value. Who is stopped meanwhile is told by `high` that positions have turned.
+pub(super) fn join<P: Word<u64>, W: Word<u32>>(
+    tail: &P,
+    high: &W,
+    gate: &P,
+    cursor: &P,
+    capacity: u32,
+    enter: impl FnOnce(),
+) -> Result<Mark, Damage> {
     let mut enter = Some(enter);
     let mut seen = (0, 0);
     for _ in 0..JOIN_LOOKS {
+        let turn = high.load(Ordering::Acquire);
         let at = aligned(Mark::load(tail, Ordering::Acquire))?;
         at.store(cursor, Ordering::Release);
         if let Some(enter) = enter.take() {
@@ -86,7 +94,7 @@ pub(super) fn join<P: Word<u64>>(tail: &P, gate: &P, cursor: &P, capacity: u32, 
         // G1: pairs with the fence in `move_gate`.
         fence(Ordering::SeqCst);
         let gate = Mark::load(gate, Ordering::Acquire);
-        if at.at.wrapping_sub(gate.at) <= capacity {
+        if at.at.wrapping_sub(gate.at) <= capacity && high.load(Ordering::Relaxed) == turn {
             return Ok(at);
         }
         seen = (gate.at, at.at);
@@ -124,7 +132,8 @@ pub(super) fn overwrite<L: Lane>(lane: &L, published: Mark, capacity: u32, neede
 pub(super) struct Copying {
     capacity: u32,
     next: Mark,
-    /// The writer's `high` when `next` was last known to be there: tells a lap of 2^32 bytes from none.
+    /// The half-turn of `next` when it was last known to be there: tells a lap of 2^32 bytes from none. The writer's `high` is at most
+    /// one more while `next` is in the lane.
     high: u32,
     copy: Vec<u64>,
     lost: u64,
@@ -136,11 +145,28 @@ pub(super) trait Overwritten: Lane {
     fn gate(&self) -> &Self::Position;
 }
 
+/// Looks of [`locate`]. Each further one takes a writer that went 2 GiB on between two loads, or was replaced, so a sane one needs a few.
+const LOCATE_LOOKS: u32 = 1 << 10;
+
+/// A position of the writer's, and its half-turn.
+fn locate(position: &impl Word<u64>, high: &impl Word<u32>) -> Result<(Mark, u32), Damage> {
+    let mut turn = high.load(Ordering::Acquire);
+    for _ in 0..LOCATE_LOOKS {
+        let at = aligned(Mark::load(position, Ordering::Acquire))?;
+        let now = high.load(Ordering::Acquire);
+        // Within one half-turn there is one answer.
+        if now == turn {
+            return Ok((at, half_turn(now, at.at)));
+        }
+        turn = now;
+    }
+    damage("writer's half-turns do not stand still", turn, LOCATE_LOOKS)
+}
+
 impl Copying {
     /// Begins with the oldest record that is still there.
     pub(super) fn begin<L: Overwritten>(lane: &L, capacity: u32) -> Result<Copying, Damage> {
-        let high = lane.high().load(Ordering::Acquire);
-        let next = aligned(Mark::load(lane.gate(), Ordering::Acquire))?;
+        let (next, high) = locate(lane.gate(), lane.high())?;
         Ok(Copying { capacity, next, high, copy: Vec::new(), lost: 0 })
     }
 
@@ -152,7 +178,7 @@ impl Copying {
     /// Goes on where a face stands that has copied records itself.
     pub(super) fn set_cursor(&mut self, to: Cursor) -> Result<(), Damage> {
         self.next = aligned(Mark { at: to.at, count: to.count })?;
-        self.high = to.high;
+        self.high = half_turn(to.high, to.at);
         Ok(())
     }
 
@@ -161,13 +187,15 @@ impl Copying {
         // Who is lapped goes on with the oldest; who is lapped again while copying that, with the newest.
         for attempt in 0..4 {
             let tail = Mark::load(lane.tail(), Ordering::Acquire);
-            let gone = lane.high().load(Ordering::Relaxed).wrapping_sub(self.high) > 1;
+            // Once: a reader that is stopped after it is fooled by no later value, because that is compared with this one.
+            let high = lane.high().load(Ordering::Relaxed);
+            let gone = high.wrapping_sub(self.high) > 1;
             let ready = tail.at.wrapping_sub(self.next.at);
             if gone || ready > self.capacity {
                 self.skip(lane, attempt)?;
                 continue;
             }
-            self.high = lane.high().load(Ordering::Relaxed);
+            self.high = half_turn(high, self.next.at);
             if ready == 0 {
                 return Ok(None);
             }
@@ -221,9 +249,8 @@ impl Copying {
     }
 
     fn skip<L: Overwritten>(&mut self, lane: &L, attempt: u32) -> Result<(), Damage> {
-        self.high = lane.high().load(Ordering::Acquire);
-        let to = if attempt == 0 { Mark::load(lane.gate(), Ordering::Acquire) } else { Mark::load(lane.tail(), Ordering::Acquire) };
-        let to = aligned(to)?;
+        let (to, high) = locate(if attempt == 0 { lane.gate() } else { lane.tail() }, lane.high())?;
+        self.high = high;
         self.lost += u64::from(to.count.wrapping_sub(self.next.count));
         self.next = to;
         Ok(())

@@ -379,7 +379,7 @@ pub(super) fn open(shared: &Arc<Shared>, seat: usize, ack: Ack, enter: impl FnOn
                 enter();
                 return Ok(Input::Copied(copying, lane));
             }
-            let at = broadcast::join(lane.tail(), lane.gate(), lane.head(), capacity, enter)?;
+            let at = broadcast::join(lane.tail(), lane.high(), lane.gate(), lane.head(), capacity, enter)?;
             lane.seen().store(at.at, Ordering::Relaxed);
             let reader = Reader::begin(at, capacity);
             Ok(Input::One(End::new(lane, reader, 0, capacity)))

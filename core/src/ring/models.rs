@@ -235,6 +235,7 @@ struct Join {
     tail: AtomicU64,
     gate: AtomicU64,
     settled: AtomicU64,
+    high: AtomicU32,
     cursor: AtomicU64,
     live: AtomicU32,
     record: UnsafeCell<u64>,
@@ -259,6 +260,7 @@ fn join_model(join: JoinFn, move_gate: MoveFn) {
             tail: AtomicU64::new(0),
             gate: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            high: AtomicU32::new(0),
             cursor: AtomicU64::new(0),
             live: AtomicU32::new(0),
             record: UnsafeCell::new(0),
@@ -290,7 +292,7 @@ fn join_model(join: JoinFn, move_gate: MoveFn) {
 }
 
 fn real_join(j: &Join) -> Mark {
-    broadcast::join(&j.tail, &j.gate, &j.cursor, 8, || j.live.store(1, Ordering::Release)).expect("no damage")
+    broadcast::join(&j.tail, &j.high, &j.gate, &j.cursor, 8, || j.live.store(1, Ordering::Release)).expect("no damage")
 }
 
 fn real_move(j: &Join, published: Mark) -> bool {

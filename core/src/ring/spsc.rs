@@ -93,6 +93,11 @@ pub(super) fn aligned(mark: Mark) -> Result<Mark, Damage> {
     if mark.at.is_multiple_of(ALIGN) { Ok(mark) } else { damage("position is not aligned", mark.at, ALIGN) }
 }
 
+/// The half-turn of a position that is in `high`, or in the one before.
+pub(super) fn half_turn(high: u32, at: u32) -> u32 {
+    high.wrapping_sub((high ^ at >> 31) & 1)
+}
+
 /// Where a handle stands in a lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -106,7 +111,7 @@ pub struct Cursor {
     pub peer: u32,
     /// Consumer: bytes from `at` on that a dead one has looked at.
     pub again: u32,
-    /// Consumer of a ring that overwrites: the writer's `high` when `at` was last known to be within the lane.
+    /// Consumer of a ring that overwrites: the half-turn of a position not before `at`'s last one that was known to be in the lane.
     pub high: u32,
 }
 
@@ -142,7 +147,10 @@ impl Writer {
         let tail = aligned(Mark::load(lane.tail(), Ordering::Acquire))?;
         let head = Mark::load(lane.head(), Ordering::Acquire).at;
         distance(head, tail.at, capacity, "positions of a lane contradict each other")?;
-        Ok(Writer { capacity, tail, published: tail.at, head, high: lane.high().load(Ordering::Relaxed), claim: None })
+        // A predecessor that died in `publish` may have counted a half-turn that its tail did not come to.
+        let high = half_turn(lane.high().load(Ordering::Relaxed), tail.at);
+        lane.high().store(high, Ordering::Relaxed);
+        Ok(Writer { capacity, tail, published: tail.at, head, high, claim: None })
     }
 
     pub(crate) fn cursor(&self) -> Cursor {

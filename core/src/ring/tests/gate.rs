@@ -47,3 +47,66 @@ fn a_gate_that_its_dead_writer_had_not_looked_back_from_is_taken_back() {
     let _successor = producer();
     assert_eq!(Mark::load(gate, Ordering::Relaxed), Mark { at: 0, count: 0 });
 }
+
+/// The lane of a broadcast ring in which `turns` half-turns are over, `left` bytes before the next.
+fn start_before_a_half_turn(ring: &RingBuffer, turns: u32, left: u32) {
+    let at = Mark { at: (turns + 1).wrapping_mul(1 << 31).wrapping_sub(left), count: 0 };
+    for word in [seat_word::TAIL, seat_word::HEAD, seat_word::SEEN] {
+        at.store(position(ring, 0, word), Ordering::Release);
+    }
+    word(ring, 0, seat_word::HIGH).store(turns, Ordering::Release);
+}
+
+#[test]
+fn a_half_turn_that_a_dead_writer_counted_and_did_not_come_to_is_counted_once() {
+    for turns in [0, 1, u32::MAX] {
+        let ring = broadcast_ring(OnFull::Overwrite);
+        start_before_a_half_turn(&ring, turns, 128);
+        let mut readers: Vec<_> = (0..2).map(|_| ring.consumer(ConsumerOptions::default()).expect("consumer")).collect();
+        // One has not looked yet, the other sees the writer's count before its successor comes.
+        assert!(readers[0].try_pop().expect("empty").is_none());
+        word(&ring, 0, seat_word::HIGH).fetch_add(1, Ordering::Relaxed);
+        assert!(readers[1].try_pop().expect("empty").is_none());
+        let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+        for n in 0..40u64 {
+            p.push(&n.to_le_bytes(), None).expect("push");
+        }
+        assert_eq!(word(&ring, 0, seat_word::HIGH).load(Ordering::Relaxed), turns.wrapping_add(1));
+        for (who, c) in readers.iter_mut().enumerate() {
+            let came: Vec<_> = std::iter::from_fn(|| pop(c)).collect();
+            assert_eq!((came.len(), c.lost()), (40, 0), "reader {who}");
+            // A whole turn later the position looks as before.
+            word(&ring, 0, seat_word::HIGH).fetch_add(2, Ordering::Relaxed);
+            assert!(!matches!(c.cursor(0), Some(at) if at.high == word(&ring, 0, seat_word::HIGH).load(Ordering::Relaxed)));
+            word(&ring, 0, seat_word::HIGH).fetch_sub(2, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_was_stopped_while_it_joined_is_not_fooled_by_a_turn() {
+    let ring = broadcast_ring(OnFull::Wait);
+    let p = |at| position(&ring, 0, at);
+    let high = word(&ring, 0, seat_word::HIGH);
+    // It says where it begins, and goes on when the writer is 4 GiB and 64 bytes on, and its gate 4 GiB.
+    let at = broadcast::join(p(seat_word::TAIL), high, p(seat_word::HEAD), position(&ring, 1, seat_word::HEAD), 4096, || {
+        high.fetch_add(2, Ordering::Relaxed);
+        Mark { at: 64, count: 9 }.store(p(seat_word::TAIL), Ordering::Release);
+    });
+    assert_eq!(at.expect("no damage"), Mark { at: 64, count: 9 });
+}
+
+#[test]
+fn a_reader_of_an_overwriting_ring_that_was_stopped_in_a_look_is_not_fooled_by_a_turn() {
+    let ring = broadcast_ring(OnFull::Overwrite);
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    p.push(&[1; 8], None).expect("push");
+    let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    // A turn behind it, and an honest look: what it holds for its own half-turn is its own.
+    word(&ring, 0, seat_word::HIGH).fetch_add(1, Ordering::Relaxed);
+    assert_eq!(pop(&mut c), Some(vec![1; 8]));
+    assert_eq!(c.cursor(0).expect("one lane").high, 0, "a count that is ahead is not the reader's half-turn");
+    word(&ring, 0, seat_word::HIGH).fetch_add(1, Ordering::Relaxed);
+    p.push(&[2; 8], None).expect("push");
+    assert!(pop(&mut c).is_none_or(|_| c.lost() > 0), "4 GiB are not nothing");
+}
