@@ -23,8 +23,9 @@ pub struct ConsumerOptions {
     pub ack: Ack,
 }
 
-/// Every so many records a consumer of an `mpmc` ring asks the clock whether to look at the others' lives.
-const LOOK_EVERY: u32 = 64;
+/// Every so many records a consumer of an `mpmc` ring asks the clock whether to look at the others' lives: few, for one that takes a
+/// record every 10 ms.
+const LOOK_EVERY: u32 = 4;
 
 /// Pops records. One thread at a time; may move between threads.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl Consumer {
         if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
         } else {
-            self.sleeper.stalled()?;
+            self.sleeper.look_if_due()?;
         }
         // In this order: what was published before the ring was closed, or its producer died, is there at the second look.
         let closed = self.shared.check()? & CLOSED != 0;

@@ -213,7 +213,7 @@ impl Producer {
         if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
         } else {
-            self.sleeper.stalled()?;
+            self.sleeper.look_if_due()?;
         }
         let dead = self.sleeper.peer_is_dead();
         if self.kind == Kind::Broadcast {

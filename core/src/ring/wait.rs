@@ -58,8 +58,6 @@ const SPIN_RETRY: u32 = 16;
 /// How often what tells nobody of its change is looked at: a peer without a pidfd (another pid namespace, a seccomp policy), the
 /// dead of an `mpmc` ring whom a living participant keeps from being settled.
 const LOOK: Duration = Duration::from_millis(20);
-/// How many fruitless looks of a caller that never sleeps come before one at the peers' lives.
-const STALLS: u32 = 64;
 
 /// Pauses between the looks of a consumer.
 pub(super) const PAUSES: u32 = 1;
@@ -132,7 +130,6 @@ pub(super) struct Sleeper {
     settled: Option<u32>,
     looked_ns: u64,
     spin: Spin,
-    stalls: u32,
     epoll: Option<(poll::Epoll, poll::Timer)>,
 }
 
@@ -149,7 +146,6 @@ impl Sleeper {
             settled: None,
             looked_ns: 0,
             spin: Spin { budget: SPIN_MAX, sleeps: 0 },
-            stalls: 0,
             epoll: None,
         }
     }
@@ -219,7 +215,8 @@ impl Sleeper {
         Ok(())
     }
 
-    /// For a consumer that is busy: a look at the others every [`LOOK`], for what the dead among them had taken.
+    /// For a caller that is busy, or polls instead of sleeping: a look at the others every [`LOOK`]. Counts time, not calls, because a
+    /// caller may come once per frame as well as without a pause.
     pub(super) fn look_if_due(&mut self) -> Result<()> {
         let now = clock::coarse_ns();
         if now.saturating_sub(self.looked_ns) < LOOK.as_nanos() as u64 {
@@ -307,16 +304,6 @@ impl Sleeper {
             }
         });
         failed.map_or(Ok(()), Err)
-    }
-
-    /// For a caller that polls instead of sleeping: a look at the peers every so often.
-    pub(super) fn stalled(&mut self) -> Result<()> {
-        self.stalls += 1;
-        if self.stalls >= STALLS {
-            self.stalls = 0;
-            self.look()?;
-        }
-        Ok(())
     }
 
     /// A peer that the others cannot do without is dead.
