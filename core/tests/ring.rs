@@ -256,6 +256,23 @@ fn peer() {
                 std::thread::park();
             }
         }
+        // One record pushed, or one task taken; then another program in the same process, when it is told to go on.
+        "exec" => {
+            let (mut p, mut c);
+            if ring.kind() == Kind::Mpmc {
+                c = worker(&ring);
+                drop(c.pop(None).unwrap());
+            } else {
+                p = producer(&ring);
+                p.push(&record(0), None).unwrap();
+            }
+            report(0, false);
+            // SAFETY: a plain call; and the one below gets strings that end with 0, in a list that ends with null.
+            unsafe {
+                libc::raise(libc::SIGSTOP);
+                libc::execl(c"/bin/sleep".as_ptr(), c"sleep".as_ptr(), c"1000".as_ptr(), std::ptr::null::<libc::c_char>());
+            }
+        }
         // As hold, with a forked child that outlives it.
         "fork" => {
             let mut p = producer(&ring);
@@ -570,6 +587,45 @@ fn a_producer_that_is_stopped_in_the_middle_of_a_claim_is_not_dead() {
             Kind::Mpmc => assert_eq!(number(&c.pop(None).unwrap().to_vec()), 7),
             Kind::Mpsc => assert_eq!(c.pop(SOON).map(|_| ()).unwrap_err().kind(), ErrorKind::Timeout),
             _ => assert_eq!(c.pop(None).map(|_| ()).unwrap_err().kind(), ErrorKind::PeerDied),
+        }
+    }
+}
+
+/// Its locks are gone and its pidfd says nothing.
+#[test]
+fn a_participant_that_became_another_program_is_dead_to_who_sleeps() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        for polled in [false, true] {
+            let ring = if kind == Kind::Spsc { spsc(4096) } else { tasks(16) };
+            if kind == Kind::Mpmc {
+                producer(&ring).push(&record(0), None).unwrap();
+            }
+            let mut peer = Peer::start(&ring, "exec");
+            assert!(peer.report().is_some());
+            let mut c = if kind == Kind::Spsc { consumer(&ring) } else { worker(&ring) };
+            if kind == Kind::Spsc {
+                assert_eq!(number(&c.pop(None).unwrap().to_vec()), 0);
+            }
+            assert!(c.try_pop().unwrap().is_none(), "it is alive");
+            if polled {
+                let _ = c.fd().unwrap();
+                assert!(c.try_pop().unwrap().is_none());
+            }
+            peer.child.kill(libc::SIGCONT).unwrap();
+            let told = loop {
+                if polled {
+                    assert!(readable(c.fd().unwrap(), 60_000), "{kind:?}: nobody told");
+                    match c.try_pop() {
+                        Ok(None) => {}
+                        Ok(Some(r)) => break Ok(r.is_redelivered()),
+                        Err(e) => break Err(e.kind()),
+                    }
+                } else {
+                    break c.pop(Some(Duration::from_secs(60))).map(|r| r.is_redelivered()).map_err(|e| e.kind());
+                }
+            };
+            assert_eq!(told, if kind == Kind::Spsc { Err(ErrorKind::PeerDied) } else { Ok(true) }, "polled: {polled}");
+            peer.kill();
         }
     }
 }
@@ -1057,7 +1113,6 @@ fn a_named_ring_outlives_its_processes() {
 mod at_each_failpoint {
     use super::*;
     use offloop::sys::failpoint::{GATE, NAMES, TASKS};
-    use offloop::wire::ring::{SEAT_LEN, SEATS_AT, seat_word};
 
     const RECORDS: u64 = 400;
     const KILLED: Exit = Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false };

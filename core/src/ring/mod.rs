@@ -67,7 +67,7 @@ use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::modelled::fence;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::PrivateFd;
-use crate::sys::{clock, cpu, failpoint, fork, ofd, pidfd};
+use crate::sys::{clock, cpu, fork, ofd, pidfd};
 use crate::wire::ring::{CLOSED, DEFAULT_SLOT, Header, POISONED, SEAT_DEAD, ring_word, seat_word};
 use bell::Bells;
 use mpmc::{Popper, Pusher};
@@ -180,10 +180,7 @@ impl Shared {
     /// As [`wake`](Self::wake), for several seats behind one fence.
     #[inline]
     fn wake_after_fence(&self, seat: usize) {
-        if wait::claim_wake(self.map.seat_word(seat, seat_word::WAITING)) {
-            failpoint::hit("wake.claimed");
-            self.bells.ring(seat);
-        }
+        wait::wake(self.map.seat_word(seat, seat_word::WAITING), || self.bells.ring(seat));
     }
 
     /// An `mpmc` ring's sleepers of a role.
@@ -218,8 +215,7 @@ impl Shared {
         self.map.seat_word(seat, seat_word::WAITING).load(Ordering::Relaxed) != 0
     }
 
-    /// Rings whoever sleeps, without claiming the wake: the caller may be somebody whose death the sleepers do not watch (it is
-    /// entering, or has no seat), so if it dies in here the next waker must find the words as they were.
+    /// Rings whoever sleeps, and leaves the words to them: a thread that happens to be chosen for one thing is not the only one to be told of another.
     fn wake_everybody(&self) {
         fence(Ordering::SeqCst);
         (0..self.bells.len()).filter(|seat| self.sleeps(*seat)).for_each(|seat| self.bells.ring(seat));
@@ -274,7 +270,6 @@ impl Sleepers for Side<'_> {
     }
 
     fn ring(&self, seat: usize) {
-        failpoint::hit("wake.claimed");
         self.shared.bells.ring(seat);
     }
 }

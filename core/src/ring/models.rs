@@ -3,7 +3,7 @@
 
 use super::broadcast::{self, Copying, Overwritten};
 use super::spsc::{Lane, Mark, Reader, Writer};
-use super::wait::{BLOCKED, claim_wake};
+use super::wait::{BLOCKED, wake};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
@@ -167,18 +167,21 @@ fn ring_lane_without_acquire_is_seen() {
     lane_model(|n| RelaxedLoad(AtomicU64::new(n)));
 }
 
-/// Two wakers, one sleeper: who sleeps although something was published has been rung, and at most one rings per sleep.
-fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
+/// Wakes as `Shared::wake`, by a bell that is a count. True if it was this call that ended the sleep.
+type WakeFn = fn(&AtomicU32, &AtomicU32) -> bool;
+
+/// Two wakers, one sleeper: who sleeps although something was published has been rung, and one of them ended the sleep.
+fn wake_model(announce: fn(&AtomicU32), wake: WakeFn) {
     loom::model(move || {
-        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)]);
-        let [_, _, waiting, _] = &*words;
+        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)]);
+        let [_, _, waiting, bell, ended] = &*words;
         let wakers: Vec<_> = (0..2)
             .map(|n| {
                 let words = Arc::clone(&words);
                 thread::spawn(move || {
                     words[n].store(1, Ordering::Release);
-                    if claim(&words[2]) {
-                        words[3].fetch_add(1, Ordering::Relaxed);
+                    if wake(&words[2], &words[3]) {
+                        words[4].fetch_add(1, Ordering::Relaxed);
                     }
                 })
             })
@@ -188,9 +191,8 @@ fn wake_model(announce: fn(&AtomicU32), claim: fn(&AtomicU32) -> bool) {
         for w in wakers {
             w.join().expect("waker");
         }
-        let rung = words[3].load(Ordering::Relaxed);
-        assert!(rung <= 1, "rung twice");
-        assert!(news > 0 || rung == 1, "asleep, something was published, nobody rang");
+        assert!(ended.load(Ordering::Relaxed) <= 1, "ended twice");
+        assert!(news > 0 || bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
     });
 }
 
@@ -198,36 +200,79 @@ fn announce_sleep(waiting: &AtomicU32) {
     super::wait::announce_sleep(waiting, BLOCKED);
 }
 
-/// As `Shared::wake`.
-fn fence_and_claim(waiting: &AtomicU32) -> bool {
+fn ring_bell(waiting: &AtomicU32, bell: &AtomicU32) -> bool {
+    wake(waiting, || {
+        bell.fetch_add(1, Ordering::Relaxed);
+    })
+}
+
+fn fence_and_wake(waiting: &AtomicU32, bell: &AtomicU32) -> bool {
     fence(Ordering::SeqCst);
-    claim_wake(waiting)
+    ring_bell(waiting, bell)
 }
 
 #[test]
-fn ring_wake_is_never_lost_and_claimed_once() {
-    wake_model(announce_sleep, fence_and_claim);
+fn ring_wake_is_never_lost_and_ends_a_sleep_once() {
+    wake_model(announce_sleep, fence_and_wake);
 }
 
 #[test]
 #[should_panic(expected = "nobody rang")]
 fn ring_wake_without_the_wakers_fence_is_lost() {
-    wake_model(announce_sleep, claim_wake);
+    wake_model(announce_sleep, ring_bell);
 }
 
 #[test]
 #[should_panic(expected = "nobody rang")]
 fn ring_wake_without_the_sleepers_fence_is_lost() {
-    wake_model(|waiting| waiting.store(1, Ordering::Relaxed), fence_and_claim);
+    wake_model(|waiting| waiting.store(1, Ordering::Relaxed), fence_and_wake);
 }
 
 #[test]
-#[should_panic(expected = "rung twice")]
-fn ring_wake_that_is_not_claimed_rings_twice() {
-    wake_model(announce_sleep, |waiting| {
+#[should_panic(expected = "ended twice")]
+fn ring_wake_that_does_not_clear_the_word_is_one_of_many() {
+    wake_model(announce_sleep, |waiting, bell| {
         fence(Ordering::SeqCst);
+        bell.fetch_add(1, Ordering::Relaxed);
         waiting.load(Ordering::Relaxed) != 0
     });
+}
+
+/// One waker saw an earlier sleep and may be late; the sleeper sleeps again, for what another one publishes.
+fn late_waker_model(wake: WakeFn, next_sleep: u32) {
+    loom::model(move || {
+        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(4 | BLOCKED), AtomicU32::new(0)]);
+        let [published, waiting, bell] = &*words;
+        let wakers: Vec<_> = [false, true]
+            .into_iter()
+            .map(|publishes| {
+                let words = Arc::clone(&words);
+                thread::spawn(move || {
+                    if publishes {
+                        words[0].store(1, Ordering::Release);
+                    }
+                    wake(&words[1], &words[2]);
+                })
+            })
+            .collect();
+        waiting.store(0, Ordering::Relaxed);
+        bell.swap(0, Ordering::AcqRel);
+        super::wait::announce_sleep(waiting, next_sleep);
+        let news = published.load(Ordering::Relaxed) == 1;
+        wakers.into_iter().for_each(|w| w.join().expect("waker"));
+        assert!(news || bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
+    });
+}
+
+#[test]
+fn ring_late_waker_does_not_end_a_later_sleep() {
+    late_waker_model(fence_and_wake, 8 | BLOCKED);
+}
+
+#[test]
+#[should_panic(expected = "nobody rang")]
+fn ring_late_waker_ends_a_later_sleep_that_has_the_same_number() {
+    late_waker_model(fence_and_wake, 4 | BLOCKED);
 }
 
 /// A broadcast lane of one record of 8 bytes: a reader joins while the writer wants the room of the record that is there.

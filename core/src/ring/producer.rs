@@ -74,7 +74,8 @@ impl Producer {
         if header.kind == Kind::Broadcast && on_full != OnFull::Overwrite {
             let word = |at| shared.map.seat_position(seat.number(), at);
             let published = Mark::load(word(seat_word::TAIL), Ordering::Acquire);
-            broadcast::settle_gate(word(seat_word::HEAD), word(seat_word::SEEN), published, header.capacity).map_err(|d| shared.poison(d))?;
+            broadcast::settle_gate(word(seat_word::HEAD), word(seat_word::SEEN), published, header.capacity)
+                .map_err(|d| shared.poison(d))?;
         }
         let output = match &shared.slots {
             Some(slots) => Output::Slots(Pusher::new(slots, seat.number()), slots.clone(), 0),

@@ -5,8 +5,8 @@
 //!  ───────                                        ─────
 //!  W1 sets its bit, then waiting = how            publishes
 //!     fence SeqCst                                fence SeqCst
-//!  W2 looks again, sleeps                         W3 a bit is set: claims one blocked thread by swap(0) on its `waiting`,
-//!  W4 waiting = 0, clears its bit                    or, where there is none, every event loop that is armed; rings
+//!  W2 looks again, sleeps                         W3 a bit is set: rings one blocked thread and clears its `waiting`; the next
+//!  W4 waiting = 0, clears its bit                    one if another was faster; where there is none, every event loop that is armed
 //!     fence SeqCst
 //!     looks; takes one and sees more? ─► W3, as a waker; so does one that gives up
 //! ```
@@ -16,7 +16,7 @@
 //! time, and makes it see who else slept by then. So as long as there is something to take and somebody sleeps, somebody is awake
 //! who looks after it.
 
-use super::wait::{BLOCKED, announce_sleep, claim_wake};
+use super::wait::{announce_sleep, is_blocked, wake};
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
 use crate::sync::{Bits, Word};
@@ -58,13 +58,14 @@ pub(super) fn wake_some(s: &impl Sleepers) {
 #[cold]
 fn wake_among<S: Sleepers>(s: &S, asleep: u64) {
     let seats = || (0..s.seats()).filter(|seat| asleep >> seat & 1 != 0);
-    let blocked = seats().filter(|seat| s.waiting(*seat).load(Ordering::Relaxed) == BLOCKED);
-    for seat in blocked {
-        if claim_wake(s.waiting(seat)) {
-            return s.ring(seat);
+    for seat in seats().filter(|seat| is_blocked(s.waiting(*seat).load(Ordering::Relaxed))) {
+        if wake(s.waiting(seat), || s.ring(seat)) {
+            return;
         }
     }
-    seats().filter(|seat| claim_wake(s.waiting(*seat))).for_each(|seat| s.ring(seat));
+    seats().for_each(|seat| {
+        wake(s.waiting(seat), || s.ring(seat));
+    });
 }
 
 /// For who has taken something, or gives up: rings another one if there is `more`.

@@ -3,17 +3,20 @@
 //! ```text
 //!  sleeper                                   waker
 //!  ───────                                   ─────
-//!  W1 waiting = 1                            P1 publishes (tail, head, state, members)
+//!  W1 waiting = how | a number of its own    P1 publishes (tail, head, state, members)
 //!     fence SeqCst                              fence SeqCst
-//!  W2 looks again: anything? ── yes ─► awake  W3 waiting != 0, and swap(0) was the first? ── no ─► done
+//!  W2 looks again: anything? ── yes ─► awake  W3 w = waiting; w != 0? ── no ─► done
 //!  sleeps on doorbell and peers' pidfds          rings the doorbell
+//!                                                waiting = 0, if it is still w
 //! ```
 //!
 //! In `mpmc` each side has many: see `sleepers.rs`.
 //!
 //! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
-//! (Dekker). The swap elects one waker, so a burst costs one system call. A waker that dies between the swap and the
-//! doorbell wakes by its death: the sleeper waits for its pidfd too.
+//! (Dekker). The word is cleared by the waker, so a burst costs one system call; and only after the doorbell rang, so a waker that
+//! is stopped or dies before it leaves the sleeper to the next one. Each sleep has a number, so one that comes late with
+//! clearing does not clear the word of another sleep. Whatever is lost all the same (a waker that died before the doorbell, when nobody comes
+//! after it; one of two sleepers that is stopped with the only wake) is found by the sleeper itself, within [`RELOOK`].
 //!
 //! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
 
@@ -32,22 +35,39 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// W1. What was published before the fence that comes before [`claim_wake`] is seen by loads after this call, or the waker sees the word.
+/// W1. What was published before the fence that comes before [`wake`] is seen by loads after this call, or the waker sees the word.
 pub(super) fn announce_sleep(waiting: &impl Word<u32>, how: u32) {
     waiting.store(how, Ordering::Relaxed);
     fence(Ordering::SeqCst);
 }
 
-/// W3, after publishing and a SeqCst fence: true if the caller must ring the sleeper's doorbell.
+/// W3, after publishing and a SeqCst fence: rings if somebody sleeps. True if this call has woken that sleep, false if another did too, or
+/// there is none.
 #[inline]
-pub(super) fn claim_wake(waiting: &impl Word<u32>) -> bool {
-    waiting.load(Ordering::Relaxed) != 0 && waiting.swap(0, Ordering::Relaxed) != 0
+pub(super) fn wake(waiting: &impl Word<u32>, ring: impl FnOnce()) -> bool {
+    let sleep = waiting.load(Ordering::Relaxed);
+    sleep != 0 && wake_from(waiting, sleep, ring)
 }
 
-/// `waiting` of a thread that blocks.
+#[cold]
+fn wake_from(waiting: &impl Word<u32>, sleep: u32, ring: impl FnOnce()) -> bool {
+    failpoint::hit("wake.seen");
+    ring();
+    failpoint::hit("wake.rung");
+    waiting.compare_exchange(sleep, 0, Ordering::Relaxed).is_ok()
+}
+
+/// Low bits of `waiting` of a thread that blocks.
 pub(super) const BLOCKED: u32 = 1;
-/// `waiting` of a handle whose fd an event loop watches.
+/// Low bits of `waiting` of a handle whose fd an event loop watches.
 pub(super) const POLLED: u32 = 2;
+/// What one sleep's number is apart from the next one's.
+const SLEEP: u32 = 4;
+
+/// A thread blocks.
+pub(super) fn is_blocked(waiting: u32) -> bool {
+    waiting & (SLEEP - 1) == BLOCKED
+}
 
 /// Looks that a spinning waiter makes at most: about as long as waking a thread takes.
 const SPIN_MAX: u32 = 2000;
@@ -78,6 +98,10 @@ pub(super) fn spin_briefly(mut ready: impl FnMut() -> bool) -> bool {
         came
     })
 }
+
+/// The longest sleep without a look at everything: what was published and not told, and locks of peers that live on as another program
+/// (`exec`), of which their pidfds say nothing.
+const RELOOK: Duration = Duration::from_secs(1);
 
 /// Spins where that has paid lately.
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +153,8 @@ pub(super) struct Sleeper {
     /// The value of `members` up to which the dead of an `mpmc` ring are settled.
     settled: Option<u32>,
     looked_ns: u64,
+    /// The number of the last sleep, in the bits above [`SLEEP`]'s; begins where no predecessor on this seat was lately.
+    sleep: u32,
     spin: Spin,
     epoll: Option<(poll::Epoll, poll::Timer)>,
 }
@@ -145,6 +171,7 @@ impl Sleeper {
             members: None,
             settled: None,
             looked_ns: 0,
+            sleep: (clock::monotonic_ns() as u32) & !(SLEEP - 1),
             spin: Spin { budget: SPIN_MAX, sleeps: 0 },
             epoll: None,
         }
@@ -173,7 +200,9 @@ impl Sleeper {
         self.settle()
     }
 
-    fn announce(&self, how: u32) {
+    fn announce(&mut self, how: u32) {
+        self.sleep = self.sleep.wrapping_add(SLEEP);
+        let how = self.sleep | how;
         match self.shared.side(self.role) {
             Some(side) => sleepers::announce(&side, self.seat, how),
             None => announce_sleep(self.waiting(), how),
@@ -218,12 +247,17 @@ impl Sleeper {
     /// For a caller that is busy, or polls instead of sleeping: a look at the others every [`LOOK`]. Counts time, not calls, because a
     /// caller may come once per frame as well as without a pause.
     pub(super) fn look_if_due(&mut self) -> Result<()> {
+        if self.is_look_due() { self.look() } else { Ok(()) }
+    }
+
+    /// True once per [`LOOK`] at most.
+    fn is_look_due(&mut self) -> bool {
         let now = clock::coarse_ns();
-        if now.saturating_sub(self.looked_ns) < LOOK.as_nanos() as u64 {
-            return Ok(());
+        let due = now.saturating_sub(self.looked_ns) >= LOOK.as_nanos() as u64;
+        if due {
+            self.looked_ns = now;
         }
-        self.looked_ns = now;
-        self.look()
+        due
     }
 
     fn look(&mut self) -> Result<()> {
@@ -232,20 +266,21 @@ impl Sleeper {
         self.settle()
     }
 
-    /// Sleeps until the doorbell rings, a peer dies or `timeout` passes. May end early.
+    /// Sleeps until the doorbell rings, a peer dies or `timeout` passes. May end early, and does after [`RELOOK`].
     pub(super) fn sleep(&mut self, timeout: Option<Duration>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let bell = shared.bells.get(self.seat);
         let mut fds = vec![poll::readable(bell.as_fd().as_raw_fd())];
         fds.extend(self.watched.iter().filter_map(|w| w.pidfd.as_ref()).map(|fd| poll::readable(fd.as_raw_fd())));
         let blind = self.must_look();
-        let timeout = if blind { Some(timeout.map_or(LOOK, |t| t.min(LOOK))) } else { timeout };
-        poll::wait_readable(&mut fds, timeout);
+        let bound = if blind { LOOK } else { RELOOK };
+        poll::wait_readable(&mut fds, Some(timeout.map_or(bound, |t| t.min(bound))));
         failpoint::hit("wait.woken");
-        if poll::is_ready(&fds[0]) {
+        let rang = poll::is_ready(&fds[0]);
+        if rang {
             bell.clear();
         }
-        if blind || fds[1..].iter().any(poll::is_ready) {
+        if blind || fds[1..].iter().any(poll::is_ready) || (!rang && self.is_look_due()) {
             self.bury()?;
         }
         Ok(())
@@ -359,7 +394,7 @@ impl Sleeper {
         if !fds.is_empty() {
             poll::wait_readable(&mut fds, Some(Duration::ZERO));
         }
-        if fds.len() < self.watched.len() || fds.iter().any(poll::is_ready) {
+        if fds.len() < self.watched.len() || fds.iter().any(poll::is_ready) || self.is_look_due() {
             self.bury()?;
         }
         self.shared.bells.get(self.seat).clear();
@@ -368,9 +403,9 @@ impl Sleeper {
         self.refresh()?;
         self.settle()?;
         // A peer without a pidfd rings nothing when it dies.
-        let look = self.must_look().then_some(LOOK);
+        let bound = if self.must_look() { LOOK } else { RELOOK };
         if let Some((_, timer)) = &mut self.epoll {
-            timer.set(look);
+            timer.set(Some(bound));
         }
         Ok(())
     }

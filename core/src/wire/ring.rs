@@ -181,7 +181,7 @@ pub mod seat_word {
     pub const HEAD: usize = 256;
     /// How far the lane's reader has looked.
     pub const SEEN: usize = 384;
-    /// 1 while the owner sleeps; in `mpmc` 2 while its event loop does.
+    /// 0 while the owner is awake. Else the low two bits say how it sleeps, 1 a thread, 2 an event loop, and the others are the sleep's number.
     pub const WAITING: usize = 512;
     /// `mpmc`: the producer's claim, 64 bits.
     pub const CLAIM: usize = 640;

@@ -1,9 +1,9 @@
-//! `broadcast`: what a writer that dies, or a reader that is stopped, at the worst moment leaves behind.
+//! What a writer or waker that dies, or a reader that is stopped, at the worst moment leaves behind.
 
 use super::*;
-use crate::ring::broadcast;
 use crate::ring::spsc::Mark;
-use crate::wire::ring::SEAT_LIVE;
+use crate::ring::{broadcast, wait};
+use crate::wire::ring::{CLOSED, SEAT_LIVE, ring_word};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
 
@@ -109,4 +109,41 @@ fn a_reader_of_an_overwriting_ring_that_was_stopped_in_a_look_is_not_fooled_by_a
     word(&ring, 0, seat_word::HIGH).fetch_add(1, Ordering::Relaxed);
     p.push(&[2; 8], None).expect("push");
     assert!(pop(&mut c).is_none_or(|_| c.lost() > 0), "4 GiB are not nothing");
+}
+
+#[test]
+fn a_waker_rings_before_it_ends_the_sleep_and_ends_no_later_one() {
+    let waiting = AtomicU32::new(0);
+    assert!(!wait::wake(&waiting, || panic!("nobody sleeps")));
+    waiting.store(4 | wait::BLOCKED, Ordering::Relaxed);
+    assert!(wait::wake(&waiting, || assert_ne!(waiting.load(Ordering::Relaxed), 0, "who dies here has left it to the next")));
+    assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    waiting.store(4 | wait::BLOCKED, Ordering::Relaxed);
+    // Woken, it sleeps again before the waker goes on.
+    assert!(!wait::wake(&waiting, || waiting.store(8 | wait::BLOCKED, Ordering::Relaxed)));
+    assert_eq!(waiting.load(Ordering::Relaxed), 8 | wait::BLOCKED);
+}
+
+/// As one who closes the ring and dies before the doorbells.
+#[test]
+fn a_sleeper_finds_by_itself_what_nobody_told_it() {
+    let close_silently = |ring: &RingBuffer| {
+        ring.shared.map.ring_word(ring_word::STATE).fetch_or(CLOSED, Ordering::AcqRel);
+    };
+    let (ring, _p, mut c) = ring(4096);
+    let sleeper = std::thread::spawn(move || c.pop(Some(Duration::from_secs(60))).map(|_| ()).map_err(|e| e.kind()));
+    while word(&ring, 0, seat_word::WAITING).load(Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    close_silently(&ring);
+    assert_eq!(sleeper.join().expect("sleeper"), Err(ErrorKind::Closed));
+
+    let (ring, _p, mut c) = super::ring(4096);
+    let _ = c.fd().expect("fd");
+    assert!(pop(&mut c).is_none());
+    close_silently(&ring);
+    let mut fds = [crate::sys::poll::readable(c.fd().expect("fd").as_raw_fd())];
+    crate::sys::poll::wait_readable(&mut fds, Some(Duration::from_secs(60)));
+    assert!(crate::sys::poll::is_ready(&fds[0]), "the loop's fd has a timer");
+    assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);
 }
