@@ -131,14 +131,23 @@ const wrapBuffer = (handle) => new TransferBuffer(MADE_HERE, handle)
 // Buffers that the value which is being read moves; null while values are copied.
 let moving = null
 
-/** What `send()` gives, which reads a value; buffers inside move if it succeeds, and stay as they are if it throws. */
-function movingBuffers(send) {
+/**
+ * What `send(check)` gives, which reads a value; buffers inside move if it succeeds, and stay as they are if it throws. It calls
+ * `check` once it has read the value: each of `named` has to be in it.
+ */
+function movingBuffers(send, named) {
   const outer = moving
   const moved = []
   moving = moved
   let sent
   try {
-    sent = send()
+    sent = send(
+      named &&
+        (() => {
+          const at = named.findIndex((buffer) => !moved.includes(buffer))
+          if (at >= 0) throw fail('Invalid', 'transfer names a buffer that is not in the value', { at })
+        }),
+    )
   } finally {
     moving = outer
   }

@@ -1,8 +1,7 @@
 'use strict'
 // Channel: events and promises of what the core's channel brings.
 
-// As they are when the package loads: fake timers of a test would stop the messages.
-const { setImmediate, setTimeout, clearTimeout } = require('node:timers')
+const { setImmediate, setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const { EventEmitter } = require('node:events')
 const { close: closeFd } = require('node:fs')
 const native = require('./native.cjs')
@@ -13,12 +12,16 @@ const { begin, end, newNote, onNote, offNote, listen, unlisten, report } = requi
 const { pathOf } = require('./ring.cjs')
 
 const MADE_HERE = Symbol('made here')
-const [MESSAGE, REQUEST, REPLY, NO_REPLY, DRAINED] = [1, 2, 3, 4, 5]
+// Kinds of events; the same numbers as in src/channel.rs.
+const [MESSAGE, REQUEST, REPLY, NO_REPLY, DRAINED, UNREADABLE, MORE] = [1, 2, 3, 4, 5, 6, 7]
 /** ms until the next attempt after fds or memory were missing; nothing is lost meanwhile. */
 const PAUSE = 100
+/** ms that what is queued has to be sent after `close`. */
+const GRACE = 5000
 /** ms until a listener whose queue is full is asked again. */
 const CONNECT_RETRY = 5
-const RECEIVES = ['message', 'request', 'close']
+const MESSAGES = ['message', 'request']
+const RECEIVES = [...MESSAGES, 'close']
 const FULL = fail('Full', '').code
 
 const closedHere = () => fail('Closed', 'channel was closed')
@@ -37,15 +40,16 @@ function drop(fds) {
 
 /** `{ transfer, fds }`, or the list of what moves. What moves is in the value: a `TransferBuffer` always does. */
 function checkSend(options) {
-  if (options === undefined || options === null) return undefined
-  const { transfer, fds, ...unknown } = Array.isArray(options) ? { transfer: options } : checkOptions(options)
+  if (options === undefined || options === null) return {}
+  const { transfer: named, fds, ...unknown } = Array.isArray(options) ? { transfer: options } : checkOptions(options)
   checkKnown(unknown, 'transfer fds')
-  for (const item of transfer ?? []) {
+  const transfer = [...(named ?? [])]
+  for (const item of transfer) {
     if (!(item instanceof TransferBuffer)) {
       throw fail('Invalid', 'only a TransferBuffer moves between processes; other bytes are copied', { got: typeName(item) })
     }
   }
-  return fdsOf(fds)
+  return { transfer, fds: fdsOf(fds) }
 }
 
 function sizes(options, known = '') {
@@ -69,7 +73,7 @@ class ChannelRequest {
   }
 
   fail(error) {
-    this.#once(error, undefined, true)
+    this.#once(error, {}, true)
   }
 
   #once(value, given, failed) {
@@ -93,10 +97,15 @@ class Channel extends EventEmitter {
   #note = 0
   #asked = new Map()
   #started = false
+  #listened = false
   #queued = false
   #ref = true
   #held = false
   #why = null
+  #grace
+  /** It ended before what had come was listened for. */
+  #left = false
+  #told = false
   #resume = () => this.#receive()
 
   static {
@@ -153,8 +162,8 @@ class Channel extends EventEmitter {
 
   send(value, options) {
     if (this.#why !== null) throw this.#why
-    const fds = checkSend(options)
-    return this.#sent(movingBuffers(() => native.channelPost(this.#handle, value, fds)))
+    const { transfer, fds } = checkSend(options)
+    return this.#sent(movingBuffers((check) => native.channelPost(this.#handle, value, fds, check), transfer))
   }
 
   request(value, options) {
@@ -162,8 +171,8 @@ class Channel extends EventEmitter {
       if (this.#why !== null) throw this.#why
       const { timeout, signal, withFds = false, ...rest } = checkOptions(options ?? {})
       checkWait({ timeout, signal })
-      const fds = checkSend(rest)
-      const id = movingBuffers(() => native.channelRequest(this.#handle, value, fds, timeout))
+      const { transfer, fds } = checkSend(rest)
+      const id = movingBuffers((check) => native.channelRequest(this.#handle, value, fds, timeout, check), transfer)
       return new Promise((resolve, reject) => {
         const one = { resolve, reject, withFds, signal, onAbort: undefined }
         if (signal !== undefined && signal !== null) {
@@ -181,12 +190,31 @@ class Channel extends EventEmitter {
     }
   }
 
-  close() {
-    if (this.#why !== null) return
+  close(options) {
+    const { grace = GRACE, ...unknown } = checkOptions(options ?? {})
+    checkKnown(unknown, 'grace')
+    if (!(typeof grace === 'number' && grace >= 0)) {
+      throw fail('Invalid', 'option has the wrong type or is out of range', {
+        option: 'grace',
+        value: String(grace),
+        want: 'milliseconds from 0',
+      })
+    }
     native.channelClose(this.#handle)
+    this.#left = false
+    if (this.#why !== null) return
+    if (!this.#queued) return this.#end(closedHere())
     // What is queued is sent first; the end is told by what comes.
-    if (this.#queued) this.#start()
-    else this.#end(closedHere())
+    this.#start()
+    const now = () => {
+      if (this.#why !== null) return
+      native.channelCloseNow(this.#handle)
+      this.#end(closedHere())
+    }
+    clearTimeout(this.#grace)
+    if (grace === 0) now()
+    // The queue itself keeps the process alive, or nothing does.
+    else if (grace <= MAX_TIMER) this.#grace = setTimeout(now, grace).unref()
   }
 
   ref() {
@@ -214,9 +242,15 @@ class Channel extends EventEmitter {
   }
 
   #listen() {
-    if (this.#why !== null) return
-    if (RECEIVES.some((name) => this.listenerCount(name) > 0)) this.#start()
-    else this.#keepAlive()
+    const [listened, listens] = [this.#listened, this.#listens()]
+    this.#listened = listens
+    if (this.#why !== null) {
+      if (listens && this.#told) this.#receive()
+    } else if (RECEIVES.some((name) => this.listenerCount(name) > 0)) {
+      this.#start()
+      // What waits in the core is announced to nobody.
+      if (listens && !listened) this.#soon()
+    } else this.#keepAlive()
   }
 
   #start() {
@@ -225,11 +259,21 @@ class Channel extends EventEmitter {
       // A handle that was watched before has its note for good.
       this.#note ||= newNote()
       onNote(this.#note, this.#resume)
-      inNextTurn(this.#resume)
-      // Somebody has to begin the turn.
-      isSpent()
+      // Before the first look, so that the other end's going is heard of however much that finds.
+      native.channelArm(this.#handle, this.#note)
+      this.#soon()
     }
     this.#keepAlive()
+  }
+
+  #soon() {
+    inNextTurn(this.#resume)
+    // Somebody has to begin the turn.
+    isSpent()
+  }
+
+  #listens() {
+    return MESSAGES.some((name) => this.listenerCount(name) > 0)
   }
 
   #keepAlive() {
@@ -241,17 +285,18 @@ class Channel extends EventEmitter {
     else end()
   }
 
-  /** Takes what is there, until the turn's time is used up. */
+  /** Takes what is there, until the turn's time is used up. Messages stay in the core while nobody listens for them. */
   #receive() {
-    while (this.#why === null) {
+    while (this.#why === null || this.#left) {
       if (isSpent()) return inNextTurn(this.#resume)
+      const listens = this.#listens()
       let event
       try {
-        event = native.channelNext(this.#handle)
+        event = listens ? native.channelNext(this.#handle) : native.channelOutcome(this.#handle)
         if (event === null) return native.channelArm(this.#handle, this.#note)
       } catch (error) {
         // Without fds or memory nothing can be received now, and nothing is lost.
-        if (error.errno === undefined) return this.#end(error)
+        if (error.errno === undefined) return this.#end(error, !listens)
         setTimeout(this.#resume, PAUSE)
         return
       }
@@ -282,13 +327,21 @@ class Channel extends EventEmitter {
         this.#queued = false
         this.#keepAlive()
         this.emit('drain')
+        break
+      case UNREADABLE:
+        // Nobody else can answer it.
+        if (id !== 0) this.#refuse(id, value)
+        this.emit('messageerror', value)
+        break
+      case MORE:
     }
   }
 
   #asks(value, fds, id) {
-    const answer = (answer, list, failed) => {
+    const answer = (answer, given, failed) => {
       if (this.#why !== null) throw this.#why
-      this.#sent(movingBuffers(() => native.channelReply(this.#handle, answer, list, id, failed)))
+      const send = (check) => native.channelReply(this.#handle, answer, given.fds, id, failed, check)
+      this.#sent(movingBuffers(send, given.transfer))
     }
     if (this.listenerCount('request') > 0) return this.emit('request', new ChannelRequest(value, fds, answer))
     drop(fds)
@@ -318,15 +371,27 @@ class Channel extends EventEmitter {
     else one.resolve(value)
   }
 
-  #end(why) {
-    if (this.#why !== null) return
-    this.#why = why
-    if (this.#note !== 0) offNote(this.#note)
-    for (const id of [...this.#asked.keys()]) this.#settle(id, true, why)
-    this.#queued = false
-    this.#keepAlive()
+  /** `left`: messages may wait for whoever comes to listen for them. */
+  #end(why, left = false) {
+    this.#left = left
+    if (this.#why === null) {
+      this.#why = why
+      clearTimeout(this.#grace)
+      if (this.#note !== 0) offNote(this.#note)
+      for (const id of [...this.#asked.keys()]) this.#settle(id, true, why)
+      this.#queued = false
+      this.#keepAlive()
+    }
     // Behind what the last replies and messages have set going.
-    setImmediate(() => this.emit('close', why))
+    if (!this.#told) setImmediate(() => this.#tell())
+  }
+
+  #tell() {
+    // Whoever has come to listen meanwhile gets what is left first.
+    if (this.#left && this.#listens()) return this.#receive()
+    if (this.#told) return
+    this.#told = true
+    this.emit('close', this.#why)
   }
 }
 
@@ -369,7 +434,7 @@ class Connecting {
     const { timeout } = wait
     if (timeout !== undefined && timeout !== null && timeout !== Number.POSITIVE_INFINITY) {
       const late = () => this.#settle(reject, fail('Timeout', 'listener did not accept', { timeout_ms: timeout }))
-      deadline = setTimeout(late, Math.min(timeout, 2 ** 31 - 1))
+      deadline = setTimeout(late, Math.min(timeout, MAX_TIMER))
     }
     look()
   }

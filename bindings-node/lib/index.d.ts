@@ -336,7 +336,7 @@ export class Consumer<R = Uint8Array> implements AsyncIterable<R> {
 
 /** What `Channel.send` takes beside its value. */
 export interface SendOptions {
-  /** Names what moves, as a check: a `TransferBuffer` in the value moves in any case. */
+  /** Names what moves, as a check: each has to be in the value, and a `TransferBuffer` in the value moves in any case. */
   transfer?: TransferBuffer[]
   /** Open files, by their numbers or as a `FileHandle`, `net.Socket` or `net.Server`. They are duplicated. */
   fds?: unknown[]
@@ -362,12 +362,18 @@ export interface ChannelRequest {
 }
 
 export interface ChannelEvents {
-  /** `fds` are the receiver's to close; without a listener they are closed. */
+  /**
+   * `fds` are the receiver's to close. Messages and requests wait until there is a listener for either; while there is one for requests
+   * only, messages are dropped and their fds closed.
+   */
   message: [value: any, fds: number[]]
+  /** While there is a listener for messages only, requests are refused (`NotFound`). */
   request: [request: ChannelRequest]
+  /** A message or request was lost because its value has no JavaScript form; a request is answered with this error. */
+  messageerror: [error: unknown]
   /** There is room again, after a `send` that returned false. */
   drain: []
-  /** The last event: `Closed` by either end, `PeerDied`, or what else ended the channel. */
+  /** `Closed` by either end, `PeerDied`, or what else ended the channel. The last event, but for messages that nobody had listened for. */
   close: [why: OffloopError]
 }
 
@@ -382,7 +388,8 @@ export interface ChannelListener extends Disposable {
 
 /**
  * One end of a two-way connection between two processes. What comes is read while there is a listener for `message`, `request` or
- * `close`, or a request waits; a channel that is read keeps the process alive (`unref`).
+ * `close`, or a request waits; a channel that is read keeps the process alive (`unref`). Messages that come before anybody listens for
+ * them wait, in their order, 1024 of them at most; then the other end is held back.
  */
 export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
   private constructor()
@@ -410,8 +417,8 @@ export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
   /** The reply, or the error of whoever was asked. */
   request(value: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
   request(value: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
-  /** The other end gets what was sent, and `close` after it. */
-  close(): void
+  /** The other end gets what was sent, and `close` after it. What is queued is sent first, for `grace` ms (5000), and then dropped. */
+  close(options?: { grace?: number | undefined }): void
   ref(): this
   unref(): this
   [Symbol.dispose](): void

@@ -1,11 +1,11 @@
 //! Channels: handles, values in and out. `lib/channel.cjs` makes events and promises of what comes.
 
 use crate::buffer::{self, Handle};
-use crate::js::{Call, Env, JsResult, Raw};
+use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{bad, count, duration, shown};
 use crate::ring::{Leave, leave_at_exit};
 use crate::value::{self, Moving};
-use offloop::channel::{Channel, Incoming, Listener, Message, Options};
+use offloop::channel::{Channel, Found, Incoming, Listener, Message, Options};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Result, TransferBuffer, Value};
 use std::cell::RefCell;
@@ -129,8 +129,9 @@ pub(crate) fn socket(call: &Call<'_>) -> JsResult<Raw> {
     call.env.number(end(call)?.channel.socket()?.into())
 }
 
-/// Calls `send` with the value and fds of two arguments. Buffers inside move if it succeeds.
-fn sending<R>(call: &Call<'_>, at: usize, send: impl FnOnce(&mut Value, &[BorrowedFd<'_>]) -> Result<R>) -> JsResult<R> {
+/// Calls `send` with the value and fds of two arguments, after the function of argument `check`, if there is one, which looks at the buffers
+/// that were found. Buffers inside move if it succeeds.
+fn sending<R>(call: &Call<'_>, at: usize, check: usize, send: impl FnOnce(&mut Value, &[BorrowedFd<'_>]) -> Result<R>) -> JsResult<R> {
     let env = call.env;
     let list = call.arg(at + 1);
     let count = if env.is_nullish(list) { 0 } else { env.len(list)? };
@@ -139,6 +140,9 @@ fn sending<R>(call: &Call<'_>, at: usize, send: impl FnOnce(&mut Value, &[Borrow
     let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
     let moving = Moving::default();
     let mut value = value::from_js_moving(call, call.arg(at), &moving)?;
+    if !env.is_nullish(call.arg(check)) {
+        env.call(call.arg(check), &[])?;
+    }
     let moving = moving.into_inner();
     if moving.is_empty() {
         return Ok(send(&mut value, &fds)?);
@@ -168,25 +172,25 @@ fn exchange(value: &mut Value, cells: &[&RefCell<TransferBuffer>], f: impl Fn(&m
     value.each_buffer_mut(&mut |place| f(place, &mut cells.next().expect("a handle for each buffer").borrow_mut()));
 }
 
-/// `channelPost(channel, value, fds)`: false when it is queued.
+/// `channelPost(channel, value, fds, check)`: false when it is queued.
 pub(crate) fn post(call: &Call<'_>) -> JsResult<Raw> {
     let channel = &end(call)?.channel;
-    let sent = sending(call, 1, |value, fds| channel.post(value, fds))?;
+    let sent = sending(call, 1, 3, |value, fds| channel.post(value, fds))?;
     call.env.boolean(sent)
 }
 
-/// `channelRequest(channel, value, fds, timeout)`: the request's number.
+/// `channelRequest(channel, value, fds, timeout, check)`: the request's number.
 pub(crate) fn request(call: &Call<'_>) -> JsResult<Raw> {
     let (channel, timeout) = (&end(call)?.channel, duration(call.env, call.arg(3), "timeout")?);
-    let id = sending(call, 1, |value, fds| channel.post_request(value, fds, timeout))?;
+    let id = sending(call, 1, 4, |value, fds| channel.post_request(value, fds, timeout))?;
     call.env.number(id as f64)
 }
 
-/// `channelReply(channel, value, fds, id, failed)`: false when it is queued.
+/// `channelReply(channel, value, fds, id, failed, check)`: false when it is queued.
 pub(crate) fn reply(call: &Call<'_>) -> JsResult<Raw> {
     let (channel, failed) = (&end(call)?.channel, call.env.bool(call.arg(4)) == Some(true));
     let id = count(call.env, call.arg(3), "id")? as u64;
-    let sent = sending(call, 1, |value, fds| channel.post_reply(id, failed, value, fds))?;
+    let sent = sending(call, 1, 5, |value, fds| channel.post_reply(id, failed, value, fds))?;
     call.env.boolean(sent)
 }
 
@@ -194,13 +198,31 @@ fn event(call: &Call<'_>, kind: f64, id: u64, failed: bool, message: Message) ->
     let env = call.env;
     let out = env.array(5)?;
     let fds = env.array(message.fds.len())?;
+    let value = match value::to_js(env, call.state, message.value) {
+        Ok(value) => value,
+        // Its fds are closed, and nothing else is lost by it.
+        Err(failed) => {
+            let error = match failed {
+                Fail::Error(e) => call.state.error(env, &e)?,
+                Fail::Pending => env.take_exception().ok_or(Fail::Pending)?,
+            };
+            return failure(env, if kind == REPLY { NO_REPLY } else { UNREADABLE }, error, id);
+        }
+    };
     // Each is the caller's from here on.
-    let value = value::to_js(env, call.state, message.value)?;
     for (i, fd) in message.fds.into_iter().enumerate() {
         env.set_at(fds, i as u32, env.number(fd.into_raw_fd().into())?)?;
     }
     let parts = [env.number(kind)?, value, fds, env.number(id as f64)?, env.boolean(failed)?];
     for (i, part) in parts.into_iter().enumerate() {
+        env.set_at(out, i as u32, part)?;
+    }
+    Ok(out)
+}
+
+fn failure(env: Env, kind: f64, error: Raw, id: u64) -> JsResult<Raw> {
+    let out = env.array(4)?;
+    for (i, part) in [env.number(kind)?, error, env.array(0)?, env.number(id as f64)?].into_iter().enumerate() {
         env.set_at(out, i as u32, part)?;
     }
     Ok(out)
@@ -212,24 +234,39 @@ fn bare(env: Env, kind: f64) -> JsResult<Raw> {
     Ok(out)
 }
 
-/// `channelNext(channel)`: null, or `[kind, value, fds, id, failed]` with kind 1 message, 2 request, 3 reply; 4 a reply that did not
-/// come, whose value is the error; 5 drained.
+// Kinds of events; the same numbers as in lib/channel.cjs.
+const MESSAGE: f64 = 1.0;
+const REQUEST: f64 = 2.0;
+const REPLY: f64 = 3.0;
+/// A reply that did not come, or has no JavaScript form: the value is the error.
+const NO_REPLY: f64 = 4.0;
+const DRAINED: f64 = 5.0;
+/// A message without a JavaScript form, or a request with its id: the value is the error.
+const UNREADABLE: f64 = 6.0;
+/// Something was read that is for somebody else.
+const MORE: f64 = 7.0;
+
+fn incoming(call: &Call<'_>, incoming: Incoming) -> JsResult<Raw> {
+    match incoming {
+        Incoming::Message(message) => event(call, MESSAGE, 0, false, message),
+        Incoming::Request(request) => event(call, REQUEST, request.id, false, request.message),
+        Incoming::Reply { id, outcome: Ok(reply) } => event(call, REPLY, id, reply.failed, reply.message),
+        Incoming::Reply { id, outcome: Err(e) } => failure(call.env, NO_REPLY, call.state.error(call.env, &e)?, id),
+        Incoming::Drained => bare(call.env, DRAINED),
+    }
+}
+
+/// `channelNext(channel)`: null, or `[kind, value, fds, id, failed]`.
 pub(crate) fn next(call: &Call<'_>) -> JsResult<Raw> {
-    match end(call)?.channel.try_recv()? {
-        None => Ok(call.env.null()),
-        Some(Incoming::Message(message)) => event(call, 1.0, 0, false, message),
-        Some(Incoming::Request(request)) => event(call, 2.0, request.id, false, request.message),
-        Some(Incoming::Reply { id, outcome: Ok(reply) }) => event(call, 3.0, id, reply.failed, reply.message),
-        Some(Incoming::Reply { id, outcome: Err(e) }) => {
-            let env = call.env;
-            let out = env.array(4)?;
-            env.set_at(out, 0, env.number(4.0)?)?;
-            env.set_at(out, 1, call.state.error(env, &e)?)?;
-            env.set_at(out, 2, env.array(0)?)?;
-            env.set_at(out, 3, env.number(id as f64)?)?;
-            Ok(out)
-        }
-        Some(Incoming::Drained) => bare(call.env, 5.0),
+    end(call)?.channel.try_recv()?.map_or(Ok(call.env.null()), |found| incoming(call, found))
+}
+
+/// `channelOutcome(channel)`: as `channelNext`; messages and requests stay where they are.
+pub(crate) fn outcome(call: &Call<'_>) -> JsResult<Raw> {
+    match end(call)?.channel.try_outcome()? {
+        Found::Incoming(found) => incoming(call, found),
+        Found::More => bare(call.env, MORE),
+        Found::Nothing => Ok(call.env.null()),
     }
 }
 
@@ -262,6 +299,12 @@ pub(crate) fn abandon(call: &Call<'_>) -> JsResult<Raw> {
 /// `channelClose(channel)`.
 pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
     end(call)?.channel.close();
+    Ok(call.env.undefined())
+}
+
+/// `channelCloseNow(channel)`: what is queued is dropped.
+pub(crate) fn close_now(call: &Call<'_>) -> JsResult<Raw> {
+    end(call)?.channel.close_now();
     Ok(call.env.undefined())
 }
 

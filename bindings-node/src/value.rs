@@ -92,7 +92,10 @@ fn from_js_at(call: &Call<'_>, value: Raw, at: Place<'_>) -> JsResult<Value> {
     // A cycle ends here too.
     let max_depth = Options::default().max_depth;
     if at.depth > max_depth {
-        return Err(Error::new(ErrorKind::Unserializable, "value is nested too deeply or in a cycle").with("max_depth", max_depth).into());
+        return Err(Error::new(ErrorKind::TooLarge, "value is nested too deeply or in a cycle")
+            .with("depth", at.depth)
+            .with("max_depth", max_depth)
+            .into());
     }
     Ok(match env.type_of(value)? {
         sys::ValueType::napi_undefined | sys::ValueType::napi_null => Value::Nil,

@@ -68,6 +68,15 @@ test('an error arrives as an error', async (t) => {
   assert.deepEqual([error.message, error.code], ['wrong', 'E_WRONG'])
 })
 
+test('transfer names what is in the value', (t) => {
+  const [a] = open(t)
+  const [inside, outside] = [TransferBuffer.alloc(5), TransferBuffer.alloc(5)]
+  assert.throws(() => a.send({ inside }, { transfer: [inside, outside] }), { code: 'ERR_OFFLOOP_INVALID' })
+  assert.deepEqual([inside.detached, outside.detached], [false, false])
+  a.send({ inside }, { transfer: [inside] })
+  assert.equal(inside.detached, true)
+})
+
 test('buffers inside a message move', async (t) => {
   const [a, b] = open(t)
   const shared = TransferBuffer.alloc(100_000, { shared: true })
@@ -121,7 +130,7 @@ test('fds go along', async (t) => {
 
 test('fds that nobody takes are closed', async (t) => {
   const [a, b] = open(t)
-  b.on('close', () => {})
+  b.on('request', () => {})
   const count = () => readdirSync('/proc/self/fd').length
   let sent = 0
   const some = async () => {
@@ -312,7 +321,7 @@ test('two processes exchange messages, requests and buffers', async (t) => {
 })
 
 test('the death of the other process is told after its last message', async (t) => {
-  const [own, process_] = child(t, "for (let n = 0; n < 10; n++) channel.send(n); channel.on('message', () => {}); channel.send('ready')")
+  const [own, process_] = child(t, "for (let n = 0; n < 10; n++) channel.send(n); channel.on('message', () => {}).on('request', () => {}); channel.send('ready')")
   const seen = []
   own.on('message', (value) => seen.push(value))
   await until(() => seen.includes('ready'))
@@ -437,4 +446,99 @@ test('an exception of the function that is given channels is uncaught, as of any
     const channel = await Channel.connect(listener.path)
     channel.close()`)
   assert.deepEqual([code, out, err], [0, 'of fn\n', ''])
+})
+
+test('messages wait in their order until somebody listens', async (t) => {
+  const [a, b] = open(t)
+  b.on('close', () => {})
+  a.send('first')
+  await until(() => b.stats.received === 1)
+  const got = []
+  const asked = a.request('second')
+  await until(() => b.stats.received === 2)
+  b.on('message', (value) => got.push(value))
+  b.on('request', (request) => {
+    got.push(request.value)
+    request.reply(1)
+  })
+  a.send('third')
+  await until(() => got.length === 3)
+  assert.deepEqual(got, ['first', 'second', 'third'])
+  assert.equal(await asked, 1)
+})
+
+test('what is pushed before a reply waits for a listener that comes after it', async (t) => {
+  const [a, b] = open(t)
+  b.on('request', (request) => {
+    b.send('pushed')
+    request.reply('ok')
+  })
+  assert.equal(await a.request('subscribe'), 'ok')
+  assert.equal(await nextMessage(a), 'pushed')
+})
+
+test('an end that nobody listens to holds the other one back, and keeps what was sent', async (t) => {
+  const [a, b] = open(t, { capacity: 4096 })
+  const closed = once(b, 'close')
+  let sent = 0
+  // More than wait in the core and in the ring together.
+  while (sent < 2000) a.send(sent++)
+  await until(() => b.stats.received === 1024)
+  for (let i = 0; i < 5; i++) await turn()
+  assert.equal(b.stats.received, 1024)
+  assert.ok(a.stats.queued > 0)
+  let next = 0
+  b.on('message', (n) => assert.equal(n, next++))
+  await until(() => next === sent)
+  a.close()
+  await closed
+})
+
+test('the end is told to who listens for nothing else, and what came before it waits', async (t) => {
+  const [a, b] = open(t)
+  const closed = once(b, 'close')
+  for (let n = 0; n < 1500; n++) a.send(n)
+  await until(() => b.stats.received === 1024)
+  a.close()
+  assert.equal((await closed)[0].code, 'ERR_OFFLOOP_CLOSED')
+  let next = 0
+  b.on('message', (n) => assert.equal(n, next++))
+  await until(() => next === 1500)
+})
+
+test('what is queued at close is dropped after its grace', async (t) => {
+  const [a] = open(t, { capacity: 4096 })
+  while (a.send('x'.repeat(500)));
+  assert.throws(() => a.close({ grace: -1 }), { code: 'ERR_OFFLOOP_INVALID' })
+  const closed = once(a, 'close')
+  a.close({ grace: 20 })
+  assert.equal(a.closed, false)
+  assert.equal((await closed)[0].code, 'ERR_OFFLOOP_CLOSED')
+  assert.equal(a.closed, true)
+  const [c] = open(t, { capacity: 4096 })
+  while (c.send('x'.repeat(500)));
+  c.close({ grace: 0 })
+  assert.equal(c.closed, true)
+})
+
+test('a value without a JavaScript form is one message’s error', async () => {
+  const { code, out, err } = await script(`const { Channel } = await import(offloopUrl)
+    const [a, b] = Channel.pair()
+    const form = new Map([[1, 2]])
+    b.on('request', (request) => request.reply(request.value === 'bad' ? form : request.value))
+    b.on('message', (value) => console.log(value))
+    b.on('messageerror', (error) => console.log('lost:', error.message))
+    const Plain = Map
+    globalThis.Map = class { constructor() { throw new Error('no form') } }
+    const others = [1, 2].map((n) => a.request(n))
+    const reason = (error) => error.message
+    console.log(await a.request('bad').catch(reason), await Promise.all(others))
+    console.log(await a.request(form).catch(reason))
+    a.send(form)
+    a.send('next')
+    console.log(await a.request('still'))
+    globalThis.Map = Plain
+    a.close()`)
+  assert.deepEqual([code, err], [0, ''])
+  assert.equal(out, 'no form [ 1, 2 ]\nlost: no form\nno form\nlost: no form\nnext\nstill\n')
 })

@@ -1,27 +1,45 @@
 //! Ends of channels and listeners. `offloop._channel` (Python) makes messages of what comes, and waits in event loops.
 
 use crate::buffer::PyTransferBuffer;
-use crate::error::{invalid, number, raise};
+use crate::error::{invalid, number, number_option, raise};
 use crate::future::seconds;
 use crate::{value, wait};
 use offloop::TransferBuffer;
-use offloop::channel::{Channel, Incoming, Listener, Message, Options, Reply};
+use offloop::channel::{Channel, Found, Incoming, Listener, Message, Options, Reply};
 use offloop::error::{Error, ErrorKind, Result as CoreResult};
 use offloop::value::Value;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 use std::cell::RefCell;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-fn options(capacity: Option<usize>, max_message: Option<usize>, max_queued: Option<usize>) -> Options {
+/// A size as it was given.
+type Size<'py> = Option<Bound<'py, PyAny>>;
+
+fn options(capacity: Size<'_>, max_message: Size<'_>, max_queued: Size<'_>) -> PyResult<Options> {
+    let size = |given: Size<'_>, name, default| given.map_or(Ok(default), |given| number_option(name, &given));
     let defaults = Options::default();
-    Options {
-        capacity: capacity.unwrap_or(defaults.capacity),
-        max_message: max_message.unwrap_or(defaults.max_message),
-        max_queued: max_queued.unwrap_or(defaults.max_queued),
+    Ok(Options {
+        capacity: size(capacity, "capacity", defaults.capacity)?,
+        max_message: size(max_message, "max_message", defaults.max_message)?,
+        max_queued: size(max_queued, "max_queued", defaults.max_queued)?,
+    })
+}
+
+/// File descriptors that belong to whoever takes them; those that nobody takes are closed.
+#[pyclass(name = "_Fds", module = "offloop", frozen)]
+pub(crate) struct PyFds {
+    fds: Mutex<Vec<OwnedFd>>,
+}
+
+#[pymethods]
+impl PyFds {
+    fn take(&self) -> Vec<RawFd> {
+        let fds = std::mem::take(&mut *self.fds.lock().unwrap_or_else(PoisonError::into_inner));
+        fds.into_iter().map(IntoRawFd::into_raw_fd).collect()
     }
 }
 
@@ -35,14 +53,23 @@ struct Parcel {
 
 impl Parcel {
     /// The value is read, and its buffers are taken, before anything is sent.
-    fn new(object: &Bound<'_, PyAny>, fds: Vec<RawFd>) -> PyResult<Parcel> {
+    fn new(object: &Bound<'_, PyAny>, fds: Vec<Bound<'_, PyAny>>) -> PyResult<Parcel> {
+        Parcel::with(object, &[], fds)
+    }
+
+    /// As [`new`](Self::new); each of `named` has to be among the buffers that move.
+    fn with(object: &Bound<'_, PyAny>, named: &[Bound<'_, PyTransferBuffer>], fds: Vec<Bound<'_, PyAny>>) -> PyResult<Parcel> {
         let py = object.py();
+        let fds = fds.iter().map(|fd| number_option("fds", fd)).collect::<PyResult<Vec<RawFd>>>()?;
         if let Some(fd) = fds.iter().find(|fd| **fd < 0) {
             return Err(invalid(py, "file descriptor is negative", "fd", fd));
         }
         let owners = RefCell::default();
         let mut value = value::from_python_moving(object, &owners)?;
         let owners = owners.into_inner();
+        if let Some(at) = named.iter().position(|named| !owners.iter().any(|owner| owner.is(named))) {
+            return Err(invalid(py, "a buffer that was named is not in the value", "at", at));
+        }
         let mut taken = Vec::with_capacity(owners.len());
         for owner in &owners {
             match owner.get().take() {
@@ -68,7 +95,6 @@ impl Parcel {
             self.value.each_buffer_mut(&mut |place| left.push(std::mem::take(place)));
             give_back(&self.owners, left);
         }
-
         sent
     }
 }
@@ -106,24 +132,31 @@ fn waiting<T: Send>(
     Err(raise(py, &Error::new(ErrorKind::Timeout, what).with("timeout_ms", ms)))
 }
 
-/// `(kind, id, failed, value, fds)`: "message", "request", "reply", "lost" (a reply that will not come: the value is the error), "drained".
+/// `(kind, id, failed, value, fds)`: "message", "request", "reply", "lost" (a reply that will not come: the value is the error), "drained",
+/// "unreadable" (a message without a Python form, or a request with its id: the value is the error). Without fds the last is None.
 fn event<'py>(py: Python<'py>, incoming: Incoming) -> PyResult<Bound<'py, PyTuple>> {
-    let none = || py.None().into_bound(py);
     let of = |kind: &str, id: u64, failed: bool, message: Message| {
-        // The fds are closed if the value has no Python form.
-        let value = value::to_python(py, message.value)?;
-        let fds: Vec<RawFd> = message.fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
-        (kind, id, failed, value, PyList::new(py, fds)?).into_pyobject(py)
+        let fds = if message.fds.is_empty() { None } else { Some(PyFds { fds: Mutex::new(message.fds) }) };
+        match value::to_python(py, message.value) {
+            Ok(value) => (kind, id, failed, value, fds).into_pyobject(py),
+            // The fds are closed, and nothing else is lost by it.
+            Err(e) => {
+                let kind = if kind == "reply" { "lost" } else { "unreadable" };
+                (kind, id, true, e.into_value(py), None::<PyFds>).into_pyobject(py)
+            }
+        }
     };
     match incoming {
         Incoming::Message(message) => of("message", 0, false, message),
         Incoming::Request(request) => of("request", request.id, false, request.message),
         Incoming::Reply { id, outcome: Ok(reply) } => of("reply", id, reply.failed, reply.message),
-        Incoming::Reply { id, outcome: Err(e) } => {
-            ("lost", id, true, crate::error::exception(py, &e)?, PyList::empty(py)).into_pyobject(py)
-        }
-        Incoming::Drained => ("drained", 0u64, false, none(), PyList::empty(py)).into_pyobject(py),
+        Incoming::Reply { id, outcome: Err(e) } => ("lost", id, true, crate::error::exception(py, &e)?, None::<PyFds>).into_pyobject(py),
+        Incoming::Drained => bare(py, "drained"),
     }
+}
+
+fn bare<'py>(py: Python<'py>, kind: &str) -> PyResult<Bound<'py, PyTuple>> {
+    (kind, 0u64, false, py.None(), py.None()).into_pyobject(py)
 }
 
 /// One end of a channel.
@@ -135,24 +168,20 @@ pub(crate) struct PyChannel {
 #[pymethods]
 impl PyChannel {
     #[staticmethod]
-    fn pair(
-        py: Python<'_>,
-        capacity: Option<usize>,
-        max_message: Option<usize>,
-        max_queued: Option<usize>,
-    ) -> PyResult<(PyChannel, PyChannel)> {
-        let (a, b) = Channel::pair(options(capacity, max_message, max_queued)).map_err(|e| raise(py, &e))?;
+    fn pair(py: Python<'_>, capacity: Size<'_>, max_message: Size<'_>, max_queued: Size<'_>) -> PyResult<(PyChannel, PyChannel)> {
+        let (a, b) = Channel::pair(options(capacity, max_message, max_queued)?).map_err(|e| raise(py, &e))?;
         Ok((PyChannel { channel: a }, PyChannel { channel: b }))
     }
 
     #[staticmethod]
-    fn attach(fd: &Bound<'_, PyAny>, max_message: Option<usize>, max_queued: Option<usize>) -> PyResult<PyChannel> {
+    fn attach(fd: &Bound<'_, PyAny>, max_message: Size<'_>, max_queued: Size<'_>) -> PyResult<PyChannel> {
+        let options = options(None, max_message, max_queued)?;
         let (py, fd) = (fd.py(), number::<RawFd>("fd", fd)?);
         if fd < 0 {
             return Err(invalid(py, "file descriptor is negative", "fd", fd));
         }
         // SAFETY: not -1; it is given back untouched unless it is an end of a channel, which the caller hands over.
-        match Channel::attach(unsafe { OwnedFd::from_raw_fd(fd) }, options(None, max_message, max_queued)) {
+        match Channel::attach(unsafe { OwnedFd::from_raw_fd(fd) }, options) {
             Ok(channel) => Ok(PyChannel { channel }),
             Err((e, fd)) => {
                 let _ = fd.into_raw_fd();
@@ -163,8 +192,8 @@ impl PyChannel {
 
     /// Connected, and open when `wait_open` or `try_open` says so.
     #[staticmethod]
-    fn connect(py: Python<'_>, path: PathBuf, max_message: Option<usize>, max_queued: Option<usize>) -> PyResult<PyChannel> {
-        let channel = Channel::begin_connect(path, options(None, max_message, max_queued)).map_err(|e| raise(py, &e))?;
+    fn connect(py: Python<'_>, path: PathBuf, max_message: Size<'_>, max_queued: Size<'_>) -> PyResult<PyChannel> {
+        let channel = Channel::begin_connect(path, options(None, max_message, max_queued)?).map_err(|e| raise(py, &e))?;
         Ok(PyChannel { channel })
     }
 
@@ -181,15 +210,28 @@ impl PyChannel {
         self.channel.socket().map_err(|e| raise(py, &e))
     }
 
-    fn send(&self, py: Python<'_>, value: &Bound<'_, PyAny>, fds: Vec<RawFd>, timeout: Option<f64>) -> PyResult<()> {
+    fn send(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        buffers: Vec<Bound<'_, PyTransferBuffer>>,
+        fds: Vec<Bound<'_, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<()> {
         let timeout = seconds(py, "timeout", timeout)?;
-        Parcel::new(value, fds)?
+        Parcel::with(value, &buffers, fds)?
             .send(|value, fds| waiting(py, timeout, "no room in the channel", |left| self.channel.send(value, fds, left)))
     }
 
     /// False when it is queued.
-    fn post(&self, py: Python<'_>, value: &Bound<'_, PyAny>, fds: Vec<RawFd>) -> PyResult<bool> {
-        Parcel::new(value, fds)?.send(|value, fds| self.channel.post(value, fds).map_err(|e| raise(py, &e)))
+    fn post(
+        &self,
+        py: Python<'_>,
+        value: &Bound<'_, PyAny>,
+        buffers: Vec<Bound<'_, PyTransferBuffer>>,
+        fds: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        Parcel::with(value, &buffers, fds)?.send(|value, fds| self.channel.post(value, fds).map_err(|e| raise(py, &e)))
     }
 
     fn reply(
@@ -198,7 +240,7 @@ impl PyChannel {
         id: u64,
         failed: bool,
         value: &Bound<'_, PyAny>,
-        fds: Vec<RawFd>,
+        fds: Vec<Bound<'_, PyAny>>,
         timeout: Option<f64>,
     ) -> PyResult<()> {
         let timeout = seconds(py, "timeout", timeout)?;
@@ -207,7 +249,7 @@ impl PyChannel {
     }
 
     /// False when it is queued.
-    fn post_reply(&self, py: Python<'_>, id: u64, failed: bool, value: &Bound<'_, PyAny>, fds: Vec<RawFd>) -> PyResult<bool> {
+    fn post_reply(&self, py: Python<'_>, id: u64, failed: bool, value: &Bound<'_, PyAny>, fds: Vec<Bound<'_, PyAny>>) -> PyResult<bool> {
         Parcel::new(value, fds)?.send(|value, fds| self.channel.post_reply(id, failed, value, fds).map_err(|e| raise(py, &e)))
     }
 
@@ -215,7 +257,7 @@ impl PyChannel {
         &self,
         py: Python<'py>,
         value: &Bound<'py, PyAny>,
-        fds: Vec<RawFd>,
+        fds: Vec<Bound<'_, PyAny>>,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let timeout = seconds(py, "timeout", timeout)?;
@@ -231,7 +273,7 @@ impl PyChannel {
     }
 
     /// The request's number.
-    fn post_request(&self, py: Python<'_>, value: &Bound<'_, PyAny>, fds: Vec<RawFd>, timeout: Option<f64>) -> PyResult<u64> {
+    fn post_request(&self, py: Python<'_>, value: &Bound<'_, PyAny>, fds: Vec<Bound<'_, PyAny>>, timeout: Option<f64>) -> PyResult<u64> {
         let timeout = seconds(py, "timeout", timeout)?;
         Parcel::new(value, fds)?.send(|value, fds| self.channel.post_request(value, fds, timeout).map_err(|e| raise(py, &e)))
     }
@@ -242,11 +284,27 @@ impl PyChannel {
 
     fn recv<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyTuple>> {
         let timeout = seconds(py, "timeout", timeout)?;
-        event(py, waiting(py, timeout, "no message on the channel", |left| self.channel.recv(left))?)
+        event(py, waiting(py, timeout, "no message on the channel", |left| self.channel.recv_message(left))?)
     }
 
-    fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        self.channel.try_recv().map_err(|e| raise(py, &e))?.map(|incoming| event(py, incoming)).transpose()
+    /// As `recv` without waiting.
+    fn message<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.channel.try_message().map_err(|e| raise(py, &e))?.map(|incoming| event(py, incoming)).transpose()
+    }
+
+    /// What a loop asked for; "more" when something else was read, and messages wait for `message`.
+    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        match self.channel.try_outcome().map_err(|e| raise(py, &e))? {
+            Found::Incoming(incoming) => event(py, incoming).map(Some),
+            Found::More => bare(py, "more").map(Some),
+            Found::Nothing => Ok(None),
+        }
+    }
+
+    /// Messages that wait for `recv`.
+    #[getter]
+    fn unread(&self) -> usize {
+        self.channel.unread()
     }
 
     fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
@@ -297,14 +355,8 @@ impl PyListener {
 #[pymethods]
 impl PyListener {
     #[new]
-    fn new(
-        py: Python<'_>,
-        path: PathBuf,
-        capacity: Option<usize>,
-        max_message: Option<usize>,
-        max_queued: Option<usize>,
-    ) -> PyResult<PyListener> {
-        let listener = Channel::listen(path, options(capacity, max_message, max_queued)).map_err(|e| raise(py, &e))?;
+    fn new(py: Python<'_>, path: PathBuf, capacity: Size<'_>, max_message: Size<'_>, max_queued: Size<'_>) -> PyResult<PyListener> {
+        let listener = Channel::listen(path, options(capacity, max_message, max_queued)?).map_err(|e| raise(py, &e))?;
         let path = listener.path().to_path_buf();
         Ok(PyListener { listener: Mutex::new(Some(Arc::new(listener))), path })
     }
@@ -340,6 +392,7 @@ impl PyListener {
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyFds>()?;
     m.add_class::<PyChannel>()?;
     m.add_class::<PyListener>()
 }

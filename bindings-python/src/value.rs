@@ -74,7 +74,8 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
     // A list that contains itself ends here too.
     let max_depth = Options::default().max_depth;
     if at.depth > max_depth {
-        return Err(raise(py, &Error::invalid("value is nested deeper than the limit").with("max_depth", max_depth)));
+        let e = Error::new(ErrorKind::TooLarge, "value is nested too deeply or in a cycle");
+        return Err(raise(py, &e.with("depth", at.depth).with("max_depth", max_depth)));
     }
     if object.is_none() {
         return Ok(Value::Nil);
@@ -124,12 +125,16 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
         return Ok(Value::Bytes(copy::to_vec(object)?.into()));
     }
     if let Ok(view) = PyUntypedBuffer::get(object) {
-        let (dtype, shape) = (dtype_of(view.format()), view.shape().iter().map(|n| *n as u64).collect());
+        let format = view.format().to_owned();
+        let (dtype, shape) = (dtype_of(&format), view.shape().iter().map(|n| *n as u64).collect());
         drop(view);
         let bytes = copy::to_vec(object)?.into();
         return match dtype {
             Some(dtype) => Ok(TypedArray { dtype, shape, bytes }.into()),
-            None => Err(raise(py, &Error::invalid("array has an element type that is not supported").with("type", type_name(object)))),
+            None => {
+                let e = Error::new(ErrorKind::Unserializable, "array has an element type that is not supported");
+                Err(raise(py, &e.with("type", type_name(object)).with("format", format.to_string_lossy())))
+            }
         };
     }
     // A numpy scalar, or an array of no dimensions: its one element. `item` of a type that Python lacks gives it back.
@@ -139,12 +144,9 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
             return convert(&item, at.inside());
         }
     }
-    // Whatever else can say which number it is.
+    // Whatever else says that it is an integer. What can only be rounded to a float (`Decimal`, `Fraction`) is no number of the codec.
     if object.hasattr("__index__")? {
         return convert(&py.import("operator")?.call_method1("index", (object,))?, at.inside());
-    }
-    if object.hasattr("__float__")? {
-        return Ok(Value::Float(object.call_method0("__float__")?.extract()?));
     }
     Err(raise(py, &Error::new(ErrorKind::Unserializable, "value of this type cannot be an option").with("type", type_name(object))))
 }

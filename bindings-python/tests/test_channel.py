@@ -9,6 +9,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import offloop
@@ -87,6 +89,22 @@ def test_buffers_move(ends):
     assert one.fd is not None
 
 
+def test_what_only_rounds_to_a_number_is_unserializable(ends):
+    a, b = ends
+    numbers = [np.float32(1.5), np.int16(3), np.float64(0.1), np.array(7)]
+    for number in numbers:
+        a.send(number)
+        assert b.recv().value == number
+    for bad in [Decimal("1.1"), Fraction(1, 3), np.zeros(2, "f2"), np.zeros(2, "c8"), np.array([None]), np.zeros(2, ">i4")]:
+        with pytest.raises(offloop.UnserializableError):
+            a.send(bad)
+    deep: list[object] = []
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(offloop.TooLargeError, match="depth=129, max_depth=128"):
+        a.send(deep)
+
+
 def test_a_send_that_fails_moves_nothing(ends):
     a, _ = ends
     buffer = TransferBuffer.from_bytes(b"abc")
@@ -104,6 +122,8 @@ def test_a_send_that_fails_moves_nothing(ends):
         a.send(buffer, fds=[-1])
     with pytest.raises(TypeError):
         a.send(buffer, [b"no buffer"])
+    with pytest.raises(offloop.InvalidError, match="not in the value"):
+        a.send([buffer], [buffer, TransferBuffer(1)])
     assert bytes(buffer) == b"abc"
 
 
@@ -325,6 +345,16 @@ def test_a_listener_serves_each_channel_on_a_thread(tmp_path):
 
 def test_bad_arguments_are_named(ends):
     a, _ = ends
+    for bad in [-1, 2**70, "much", 1.5]:
+        with pytest.raises(offloop.InvalidError, match="capacity"):
+            Channel.pair(capacity=bad)
+    for bad in [2**31, -1, 2**70, "x", None]:
+        with pytest.raises(offloop.InvalidError, match="fd"):
+            a.send(1, fds=[bad])
+    with pytest.raises(offloop.InvalidError, match="zero byte"):
+        Channel.listen("/tmp/a\0b")
+    with pytest.raises(offloop.InvalidError, match="zero byte"):
+        offloop.RingBuffer.inspect("/tmp/a\0b")
     with pytest.raises(TypeError):
         Channel(1)
     with pytest.raises(offloop.InvalidError):
@@ -478,3 +508,244 @@ def test_the_other_thread_gets_the_gil_while_one_waits(ends):
     began = time.thread_time()
     assert a.recv().value == "late"
     assert time.thread_time() - began < 1
+
+
+# ---- threads and loops together ----
+
+
+def test_threads_and_loops_share_a_channel():
+    a, b = Channel.pair(capacity=4096)
+    count = 300
+
+    def answer(message):
+        if message.is_request:
+            b.send(message.value)
+            message.reply(message.value)
+
+    server = served(b, answer)
+    got = []
+
+    def take():
+        for message in a:
+            got.append(tuple(message.value))
+
+    def ask(name):
+        for n in range(count):
+            assert a.request((name, n), timeout=30) == [name, n]
+
+    async def aask(name):
+        for n in range(count):
+            assert await a.arequest((name, n), timeout=30) == [name, n]
+
+    with ThreadPoolExecutor(5) as pool:
+        taking = pool.submit(take)
+        calls = [pool.submit(ask, "thread"), *(pool.submit(asyncio.run, aask(f"loop {n}")) for n in range(2))]
+        for call in calls:
+            call.result()
+        while len(got) < 3 * count:
+            time.sleep(0)
+        a.close()
+        taking.result()
+    server.join()
+    for name in ["thread", "loop 0", "loop 1"]:
+        assert [n for whose, n in got if whose == name] == list(range(count))
+
+
+def test_messages_are_taken_by_two_loops():
+    a, b = Channel.pair()
+    count = 500
+
+    async def take():
+        got = []
+        async for message in a:
+            if message.value is None:
+                return got
+            got.append(message.value)
+        return got
+
+    with a, b, ThreadPoolExecutor(2) as pool:
+        takes = [pool.submit(asyncio.run, take()) for _ in range(2)]
+        for n in range(count):
+            b.send(n)
+        for _ in takes:
+            b.send(None)
+        lists = [one.result(60) for one in takes]
+    assert sorted(lists[0] + lists[1]) == list(range(count))
+
+
+def test_a_loop_queues_behind_a_thread_that_waits_for_room():
+    a, b = Channel.pair(capacity=4096)
+
+    async def main():
+        with ThreadPoolExecutor(1) as pool:
+            sent = []
+
+            def fill():
+                for n in range(40):
+                    a.send(["thread", n, bytes(500)])
+                    sent.append(n)
+
+            filling = pool.submit(fill)
+            # It waits when nothing is added any more.
+            while True:
+                before = len(sent)
+                await asyncio.sleep(0.02)
+                if before and len(sent) == before:
+                    break
+            sending = [asyncio.create_task(a.asend(["loop", n])) for n in range(3)]
+            asking = asyncio.create_task(a.arequest(["asked"]))
+            await asyncio.sleep(0)
+            got = []
+            while len(got) < 44:
+                message = await b.arecv()
+                got.append(message.value[:2])
+                if message.is_request:
+                    message.reply("answered")
+            assert await asking == "answered"
+            await asyncio.gather(*sending)
+            filling.result()
+        for name, count in [("thread", 40), ("loop", 3)]:
+            assert [n for whose, *rest in got if whose == name for n in rest] == list(range(count))
+
+    with a, b:
+        asyncio.run(main())
+
+
+def test_messages_that_arrived_while_a_coroutine_asked_are_received_by_a_thread():
+    a, b = Channel.pair()
+
+    async def ask():
+        for n in range(3):
+            b.send(n)
+        with pytest.raises(offloop.TimeoutError):
+            await a.arequest(None, timeout=0.01)
+
+    asyncio.run(ask())
+    assert [a.recv(timeout=10).value for _ in range(3)] == [0, 1, 2]
+    a.close()
+    b.close()
+
+
+def test_a_waiting_request_holds_the_other_end_back():
+    async def main():
+        a, b = Channel.pair(capacity=4096)
+        asking = asyncio.create_task(a.arequest("never"))
+        assert (await b.arecv()).is_request
+        sending = [asyncio.create_task(b.asend(n)) for n in range(2000)]
+        while a.stats["received"] < 1024:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert a.stats["received"] == 1024
+        for n in range(2000):
+            assert (await a.arecv()).value == n
+        await asyncio.gather(*sending)
+        asking.cancel()
+        a.close()
+        b.close()
+
+    asyncio.run(main())
+
+
+def test_fds_of_a_reply_that_is_cancelled_as_it_comes_are_closed():
+    async def main():
+        a, b = Channel.pair()
+        with open("/dev/null") as null:
+            asks = []
+            for n in range(20):
+                asks.append(asyncio.create_task(a.arequest(n, with_fds=True)))
+                (await b.arecv()).reply(n, fds=[null])
+            # Those that have theirs, and whose coroutine does not know yet.
+            for ask in asks:
+                ask.cancel()
+            for outcome in await asyncio.gather(*asks, return_exceptions=True):
+                for fd in outcome[1] if isinstance(outcome, tuple) else []:
+                    os.close(fd)
+        await asyncio.sleep(0.01)
+        a.close()
+        b.close()
+
+    asyncio.run(main())
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_loop_goes_on_while_much_is_there():
+    async def main():
+        a, b = Channel.pair(capacity=1 << 20)
+        for n in range(1000):
+            b.send([n] * 100)
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for n in range(1000):
+            assert (await a.arecv()).value[0] == n
+        # Each turn takes what fits its time; all in one would leave none to others.
+        assert turns > 2
+        counting.cancel()
+        a.close()
+        b.close()
+
+    asyncio.run(main())
+
+
+# An array as a key: no dict can have it.
+NO_FORM = {memoryview(b"abc"): 1}
+
+
+def test_a_value_without_a_python_form_fails_one_message_or_reply(ends):
+    a, b = ends
+    no_form = pytest.raises(offloop.OffloopError, match="key that a dict cannot have")
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(a.request, "bad", timeout=10)
+        b.recv().reply(NO_FORM)
+        with no_form:
+            asking.result()
+        # One that cannot be read is answered with that error.
+        asking = pool.submit(a.request, NO_FORM, timeout=10)
+        with no_form:
+            b.recv()
+        with no_form:
+            asking.result()
+    a.send(NO_FORM)
+    a.send("next")
+    with no_form:
+        b.recv()
+    assert b.recv().value == "next"
+
+
+def test_a_value_without_a_python_form_fails_one_coroutine():
+    async def main():
+        a, b = Channel.pair()
+
+        async def serve():
+            while True:
+                message = await b.arecv()
+                if message.is_request:
+                    message.reply(NO_FORM if message.value == "bad" else message.value)
+
+        server = asyncio.create_task(serve())
+        asks = [asyncio.create_task(a.arequest(value, timeout=10)) for value in [1, "bad", 2]]
+        one, bad, two = await asyncio.gather(*asks, return_exceptions=True)
+        assert (one, two) == (1, 2)
+        assert isinstance(bad, offloop.OffloopError)
+        b.send(NO_FORM)
+        b.send("next")
+        with pytest.raises(offloop.OffloopError, match="key that a dict cannot have"):
+            await a.arecv()
+        assert (await a.arecv()).value == "next"
+        assert await a.arequest(3, timeout=10) == 3
+        server.cancel()
+        a.close()
+        b.close()
+
+    asyncio.run(main())

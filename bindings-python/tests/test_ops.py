@@ -284,5 +284,5 @@ def test_option_values_of_every_kind_are_checked():
             ops.noop(sleep_ms=bad)
     loop = []
     loop.append(loop)
-    with pytest.raises(offloop.InvalidError, match="nested"):
+    with pytest.raises(offloop.TooLargeError, match="nested"):
         ops.noop(sleep_ms=loop)

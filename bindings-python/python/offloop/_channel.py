@@ -1,7 +1,7 @@
 """Channels: messages of what the core's channel brings, and how coroutines wait for them.
 
-In an event loop one reader takes what comes, for all: messages for `arecv`, replies for whoever asked. It stops reading when
-nobody waits, so that the other end is held back, and reads ahead of a waiting request no further than READ_AHEAD messages.
+Messages stay in the core until `recv` or `arecv` of any thread or loop takes one. What a coroutine asked for (a reply, room) is found by
+whichever loop looks first, which gives it to the loop where somebody waits for it. A loop looks while one of its coroutines waits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import inspect
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -24,37 +26,44 @@ if TYPE_CHECKING:
 
     from ._native import _Event
 
-READ_AHEAD = 1024
 # Seconds until the next attempt after fds or memory were missing; nothing is lost meanwhile.
 PAUSE = 0.1
 # Seconds until a listener whose queue is full is asked again.
 CONNECT_RETRY = 0.005
-# Messages that one wake of the loop takes.
-BUDGET = 64
+# Seconds of a loop's turn that what comes on channels may take, with the code that waits for it.
+TURN = 0.0005
 
 
 def _fd(item: Any) -> int:
-    return item if isinstance(item, int) else item.fileno()
+    if isinstance(item, int):
+        return item
+    fileno = getattr(item, "fileno", None)
+    if fileno is None:
+        msg = f"fds has an item that is neither a number nor has fileno(): {item!r:.80}"
+        raise InvalidError(msg)
+    number: int = fileno()
+    return number
 
 
 def _fds(fds: Iterable[Any]) -> list[int]:
     return [_fd(item) for item in fds]
 
 
-def _check_buffers(buffers: Iterable[object]) -> None:
+def _named(buffers: Iterable[object]) -> list[TransferBuffer]:
+    named: list[TransferBuffer] = []
     for item in buffers:
         if not isinstance(item, TransferBuffer):
             msg = f"only a TransferBuffer moves between processes, not {type(item).__name__}; other bytes are copied"
             raise TypeError(msg)
+        named.append(item)
+    return named
 
 
 def _outcome(event: _Event, with_fds: bool) -> Any:
+    # Fds that are not taken are closed with the event.
     _, _, failed, value, fds = event
-    if failed or not with_fds:
-        for fd in fds:
-            os.close(fd)
     if not failed:
-        return (value, fds) if with_fds else value
+        return (value, fds.take() if fds is not None else []) if with_fds else value
     raise value if isinstance(value, BaseException) else TaskFailedError(value)
 
 
@@ -67,7 +76,8 @@ class Message:
     __slots__ = ("_channel", "_id", "fds", "value")
 
     def __init__(self, channel: Channel, event: _Event) -> None:
-        kind, number, _, self.value, self.fds = event
+        kind, number, _, self.value, fds = event
+        self.fds: list[int] = fds.take() if fds is not None else []
         self._channel = channel
         self._id = number if kind == "request" else 0
 
@@ -114,14 +124,14 @@ class Channel:
     closes; its death raises PeerDiedError.
     """
 
-    __slots__ = ("__weakref__", "_aio", "_end")
+    __slots__ = ("__weakref__", "_desk", "_end")
 
     def __init__(self, end: _native._Channel) -> None:
         if not isinstance(end, _native._Channel):
             msg = "a Channel is made by pair, listen, connect or attach"
             raise TypeError(msg)
         self._end = end
-        self._aio: _Reader | None = None
+        self._desk = _Desk(end)
 
     @classmethod
     def pair(cls, *, capacity: int | None = None, max_message: int | None = None, max_queued: int | None = None) -> tuple[Self, Self]:
@@ -200,52 +210,53 @@ class Channel:
     def send(self, value: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = (), *, timeout: float | None = None) -> None:
         """Sends a value; TransferBuffers in it move, fds are duplicated. Waits for room.
 
-        `buffers` may name what moves, as a check: each has to be a TransferBuffer.
+        `buffers` may name what moves, as a check: each has to be a TransferBuffer in the value.
         """
-        _check_buffers(buffers)
-        self._end.send(value, _fds(fds), timeout)
+        self._end.send(value, _named(buffers), _fds(fds), timeout)
 
     def recv(self, timeout: float | None = None) -> Message:
-        """The next message; after the last one ClosedError or PeerDiedError."""
-        while True:
-            event = self._end.recv(timeout)
-            if event[0] in ("message", "request"):
-                return Message(self, event)
+        """The next message; after the last one ClosedError or PeerDiedError.
+
+        A message whose value has no Python form is lost with its error (Unsupported), and the next call gives the next one.
+        """
+        return self._message(self._end.recv(timeout))
+
+    def _message(self, event: _Event) -> Message:
+        kind, number, _, value, _ = event
+        if kind != "unreadable":
+            return Message(self, event)
+        if number != 0:
+            # Nobody else can answer it.
+            with contextlib.suppress(OffloopError):
+                self._answer(number, True, value, (), 0)
+        raise value
 
     def request(self, value: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False) -> Any:
         """Sends a request and waits for its reply, which is returned, or raised if the other end failed."""
         return _outcome(self._end.request(value, _fds(fds), timeout), with_fds)
 
     async def asend(self, value: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = ()) -> None:
-        """As `send`, for a coroutine."""
-        _check_buffers(buffers)
-        reader = self._reader()
-        while reader.queued:
-            await reader.drained()
-        if not self._end.post(value, _fds(fds)):
-            await reader.drained()
+        """As `send`, for a coroutine. Cancelled, it may have sent the message all the same."""
+        desk = self._desk
+        while desk.queued:
+            await desk.drained()
+        if not self._end.post(value, _named(buffers), _fds(fds)):
+            await desk.drained()
 
     async def arecv(self) -> Message:
         """As `recv`, for a coroutine. A cancelled await loses no message."""
-        return await self._reader().recv()
+        return self._message(await self._desk.recv())
 
     async def arequest(self, value: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False) -> Any:
         """As `request`, for a coroutine. Cancelled, a later reply is dropped."""
-        reader = self._reader()
-        return _outcome(await reader.ask(self._end.post_request(value, _fds(fds), timeout)), with_fds)
+        return _outcome(await self._desk.ask(value, _fds(fds), timeout), with_fds)
 
     def _answer(self, number: int, failed: bool, value: Any, fds: Iterable[Any], timeout: float | None) -> None:
         if _in_loop():
             if not self._end.post_reply(number, failed, value, _fds(fds)):
-                self._reader().expect_room()
+                self._desk.expect_room()
         else:
             self._end.reply(number, failed, value, _fds(fds), timeout)
-
-    def _reader(self) -> _Reader:
-        loop = asyncio.get_running_loop()
-        if self._aio is None or self._aio.loop is not loop:
-            self._aio = _Reader(self, loop, self._aio)
-        return self._aio
 
     def fileno(self) -> int:
         """An fd that is readable when `try_recv` may have something to give. Level-triggered."""
@@ -253,10 +264,8 @@ class Channel:
 
     def try_recv(self) -> Message | None:
         """As `recv` without waiting; None when there is nothing now, which arms `fileno()`."""
-        while (event := self._end.next()) is not None:
-            if event[0] in ("message", "request"):
-                return Message(self, event)
-        return None
+        event = self._end.message()
+        return None if event is None else self._message(event)
 
     def close(self) -> None:
         """Ends the channel for both ends; the other one gets what was sent, and ClosedError after it."""
@@ -307,131 +316,262 @@ async def _readable(fd: SupportsInt) -> None:
         loop.remove_reader(int(fd))
 
 
+# When the turn of a loop began that takes from channels.
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, float] = weakref.WeakKeyDictionary()
+
+
+def _is_spent(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether what came on channels has used up this turn of the loop."""
+    now = time.perf_counter()
+    began = _turns.get(loop)
+    if began is None:
+        _turns[loop] = now
+        loop.call_soon(_turns.pop, loop, None)
+        return False
+    return now - began > TURN
+
+
+def _call(loop: asyncio.AbstractEventLoop, fn: Callable[..., object], *args: Any) -> bool:
+    """Calls in a loop's thread; false if that loop is over."""
+    if loop is asyncio._get_running_loop():
+        fn(*args)
+        return True
+    try:
+        loop.call_soon_threadsafe(fn, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _tell(waiter: asyncio.Future[Any], result: Any = None, error: Exception | None = None) -> bool:
+    return _call(waiter.get_loop(), _settle, waiter, result, error)
+
+
+def _settle(waiter: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(result)
+    else:
+        waiter.set_exception(error)
+
+
 class _Reader:
-    """What waits for a channel in one event loop."""
+    """One event loop's part: it looks for what comes while one of its coroutines waits. Used by the loop's own thread."""
 
-    def __init__(self, channel: Channel, loop: asyncio.AbstractEventLoop, before: _Reader | None) -> None:
-        self.channel = channel
+    __slots__ = ("desk", "fd", "loop", "queued", "reading", "stopped", "waiting")
+
+    def __init__(self, desk: _Desk, loop: asyncio.AbstractEventLoop) -> None:
+        self.desk = desk
         self.loop = loop
-        self.fd = channel.fileno()
-        # Messages that were read ahead in a loop that is over are still to be received.
-        self.inbox: deque[Message] = before.inbox if before is not None else deque()
-        self.waiters: deque[asyncio.Future[None]] = deque()
-        self.asked: dict[int, asyncio.Future[_Event]] = {}
-        self.room: list[asyncio.Future[None]] = []
+        self.fd = desk.end.fileno()
+        self.waiting = 0
+        # Frames of this loop wait for room.
         self.queued = False
+        # The channel has ended, or nothing can be received for now.
+        self.stopped = False
         self.reading = False
-        self.why: Exception | None = None
 
-    def _update(self) -> None:
-        ahead = len(self.inbox) < READ_AHEAD
-        want = self.why is None and bool(self.queued or self.room or (self.waiters and not self.inbox) or (self.asked and ahead))
+    def update(self) -> None:
+        want = (self.waiting > 0 or self.queued) and not self.stopped
         if want and not self.reading:
-            self.loop.add_reader(self.fd, self._read)
+            self.loop.add_reader(self.fd, self.desk.read, self)
         elif not want and self.reading:
             self.loop.remove_reader(self.fd)
         self.reading = want
 
-    def _read(self) -> None:
-        end = self.channel._end
-        for _ in range(BUDGET):
+    def pause(self) -> None:
+        self.stopped = True
+        self.update()
+        self.loop.call_later(PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        self.stopped = False
+        self.update()
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        self.waiting += 1
+        self.update()
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.update()
+
+
+class _Desk:
+    """Who waits for a channel, in all event loops. Its lock is held for moments, and never while anything is called that may wait."""
+
+    def __init__(self, end: _native._Channel) -> None:
+        self.end = end
+        self.lock = threading.Lock()
+        self.readers: dict[asyncio.AbstractEventLoop, _Reader] = {}
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.room: list[asyncio.Future[None]] = []
+        self.asked: dict[int, asyncio.Future[_Event]] = {}
+        # Calls that have sent a request, perhaps, and do not know its number yet; and replies that came so early.
+        self.asking = 0
+        self.early: dict[int, _Event] = {}
+        # Frames wait for room, and nobody has said that they are sent.
+        self.queued = False
+        # What the channel ended with, once a loop has seen it.
+        self.why: Exception | None = None
+
+    def _reader(self) -> _Reader:
+        loop = asyncio.get_running_loop()
+        with self.lock:
+            reader = self.readers.get(loop)
+            if reader is None:
+                # Loops that are over.
+                self.readers = {loop: reader for loop, reader in self.readers.items() if not loop.is_closed()}
+                reader = self.readers[loop] = _Reader(self, loop)
+            return reader
+
+    def read(self, reader: _Reader) -> None:
+        """Takes what loops have asked for, and lets messages arrive, until the turn's time is used up."""
+        while True:
             try:
-                event = end.next()
+                event = self.end.outcome()
             except OsError:
                 # Without fds or memory nothing can be received now, and nothing is lost.
-                self.loop.remove_reader(self.fd)
-                self.loop.call_later(PAUSE, self._resume)
+                reader.pause()
                 return
             except OffloopError as why:
+                # Requests have had theirs, and `message` tells the others after the last message.
+                reader.stopped = True
+                reader.update()
                 self._end(why)
                 return
             if event is None:
                 break
-            self._place(event)
-            if self.asked or self.queued or self.room or (self.waiters and len(self.inbox) < len(self.waiters)):
-                continue
-            break
-        self._update()
-
-    def _resume(self) -> None:
-        self.reading = False
-        self._update()
+            if event[0] != "more":
+                self._place(event)
+            elif not (self.asked or self.room or self.queued):
+                break
+            if _is_spent(reader.loop):
+                break
+        if self.end.unread:
+            self._wake_one()
 
     def _place(self, event: _Event) -> None:
         kind, number = event[0], event[1]
-        if kind in ("message", "request"):
-            self.inbox.append(Message(self.channel, event))
-            self._wake_one()
-        elif kind == "drained":
-            self.queued = False
-            room, self.room = self.room, []
+        if kind == "drained":
+            with self.lock:
+                self.queued = False
+                room, self.room = self.room, []
+                readers = [reader for reader in self.readers.values() if reader.queued]
             for one in room:
-                if not one.done():
-                    one.set_result(None)
-        else:
+                _tell(one)
+            for reader in readers:
+                reader.queued = False
+                _call(reader.loop, reader.update)
+            return
+        with self.lock:
             waiter = self.asked.pop(number, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(event)
-            else:
-                for fd in event[4]:
-                    os.close(fd)
+            if waiter is None and self.asking > 0:
+                self.early[number] = event
+        if waiter is not None:
+            _tell(waiter, event)
 
     def _wake_one(self) -> None:
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        while True:
+            with self.lock:
+                if not self.waiters:
+                    return
+                waiter = self.waiters.popleft()
+            if not waiter.done() and _tell(waiter):
                 return
 
     def _end(self, why: Exception) -> None:
-        self.why = why
-        self._update()
-        pending: list[asyncio.Future[Any]] = [*self.waiters, *self.room, *self.asked.values()]
-        for waiter in pending:
-            if not waiter.done():
-                waiter.set_exception(why)
-        self.room.clear()
-        self.asked.clear()
+        with self.lock:
+            self.why, self.queued = why, False
+            waiters = [*self.waiters]
+            room, self.room = self.room, []
+            self.waiters.clear()
+        for waiter in waiters:
+            _tell(waiter)
+        for waiter in room:
+            _tell(waiter, error=why)
 
-    async def recv(self) -> Message:
-        while not self.inbox:
-            if self.why is not None:
-                raise self.why
-            waiter: asyncio.Future[None] = self.loop.create_future()
-            self.waiters.append(waiter)
-            self._update()
-            try:
-                await waiter
-            finally:
-                self.waiters.remove(waiter)
-                # A wake that came to one who was cancelled is another's.
-                if self.inbox and waiter.cancelled():
-                    self._wake_one()
-                self._update()
-        message = self.inbox.popleft()
-        if self.inbox:
-            self._wake_one()
-        return message
-
-    async def ask(self, number: int) -> _Event:
-        waiter: asyncio.Future[_Event] = self.loop.create_future()
-        self.asked[number] = waiter
-        self._update()
+    async def recv(self) -> _Event:
+        reader = self._reader()
         try:
-            return await waiter
+            while True:
+                while _is_spent(reader.loop):
+                    await asyncio.sleep(0)
+                try:
+                    event = self.end.message()
+                except OsError:
+                    await asyncio.sleep(PAUSE)
+                    continue
+                if event is not None:
+                    return event
+                await self._arrival(reader)
         finally:
-            if self.asked.pop(number, None) is not None:
-                self.channel._end.abandon(number)
-            self._update()
+            # A wake that came to one who was cancelled is another's, and so is the next message.
+            if self.waiters and self.end.unread:
+                self._wake_one()
+
+    async def _arrival(self, reader: _Reader) -> None:
+        waiter: asyncio.Future[None] = reader.loop.create_future()
+        with self.lock:
+            self.waiters.append(waiter)
+        try:
+            with reader.wait():
+                # Another loop may have found it when nobody waited yet.
+                if not self.end.unread:
+                    await waiter
+        finally:
+            with self.lock, contextlib.suppress(ValueError):
+                self.waiters.remove(waiter)
+
+    async def ask(self, value: Any, fds: list[int], timeout: float | None) -> _Event:
+        reader = self._reader()
+        waiter: asyncio.Future[_Event] = reader.loop.create_future()
+        with self.lock:
+            self.asking += 1
+        try:
+            number = self.end.post_request(value, fds, timeout)
+            with self.lock:
+                event = self.early.pop(number, None)
+                if event is not None:
+                    return event
+                self.asked[number] = waiter
+        finally:
+            with self.lock:
+                self.asking -= 1
+                if self.asking == 0:
+                    self.early.clear()
+        try:
+            with reader.wait():
+                return await waiter
+        finally:
+            with self.lock:
+                given_up = self.asked.pop(number, None)
+            if given_up is not None:
+                self.end.abandon(number)
 
     def expect_room(self) -> None:
-        self.queued = True
-        self._update()
+        """Sees to it that what was queued is sent."""
+        reader = self._reader()
+        self.queued = reader.queued = True
+        # Another loop may have sent it already, and heard of it.
+        if self.end.stats["queued"] == 0:
+            self.queued = reader.queued = False
+        reader.update()
 
     async def drained(self) -> None:
-        waiter: asyncio.Future[None] = self.loop.create_future()
-        self.room.append(waiter)
+        reader = self._reader()
+        waiter: asyncio.Future[None] = reader.loop.create_future()
+        with self.lock:
+            if self.why is not None:
+                raise self.why
+            self.room.append(waiter)
         self.expect_room()
-        await waiter
+        if self.queued:
+            with reader.wait():
+                await waiter
 
 
 class Listener:

@@ -15,9 +15,23 @@ enum Waits {
     Loop(Option<Instant>),
 }
 
+/// What a call takes out of the inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    All,
+    /// Messages and requests.
+    Messages,
+    /// Replies to a loop, and that there is room.
+    Outcomes,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    queue: VecDeque<Incoming>,
+    /// Messages and requests, each with its place among all that arrived.
+    messages: VecDeque<(u64, Incoming)>,
+    /// What a loop asked for, likewise.
+    outcomes: VecDeque<(u64, Incoming)>,
+    places: u64,
     pending: HashMap<u64, Waits>,
     deadlines: BTreeSet<(Instant, u64)>,
     last_id: u64,
@@ -35,12 +49,37 @@ impl Inbox {
         self.ended.as_ref()
     }
 
-    pub(super) fn pop(&mut self) -> Option<Incoming> {
-        self.queue.pop_front()
+    /// The oldest of those.
+    pub(super) fn take(&mut self, want: Want) -> Option<Incoming> {
+        let from = match want {
+            Want::Messages => &mut self.messages,
+            Want::Outcomes => &mut self.outcomes,
+            Want::All => match (self.messages.front(), self.outcomes.front()) {
+                (Some((message, _)), Some((outcome, _))) if outcome < message => &mut self.outcomes,
+                (None, _) => &mut self.outcomes,
+                _ => &mut self.messages,
+            },
+        };
+        from.pop_front().map(|(_, incoming)| incoming)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.queue.len()
+    pub(super) fn has(&self, want: Want) -> bool {
+        (want != Want::Outcomes && !self.messages.is_empty()) || (want != Want::Messages && !self.outcomes.is_empty())
+    }
+
+    /// Messages and requests that nobody has received yet.
+    pub(super) fn unread(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn message(&mut self, incoming: Incoming) {
+        self.places += 1;
+        self.messages.push_back((self.places, incoming));
+    }
+
+    fn outcome(&mut self, incoming: Incoming) {
+        self.places += 1;
+        self.outcomes.push_back((self.places, incoming));
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -93,15 +132,15 @@ impl Inbox {
     pub(super) fn arrive(&mut self, head: &Head, message: Message) -> Result<()> {
         self.received += 1;
         match head.kind {
-            Kind::Message => self.queue.push_back(Incoming::Message(message)),
-            Kind::Request => self.queue.push_back(Incoming::Request(Request { id: head.id, message })),
+            Kind::Message => self.message(Incoming::Message(message)),
+            Kind::Request => self.message(Incoming::Request(Request { id: head.id, message })),
             Kind::Reply => {
                 let reply = Reply { message, failed: head.flags & FAILED != 0 };
                 match self.pending.get_mut(&head.id) {
                     Some(Waits::Thread(place @ None)) => *place = Some(reply),
                     Some(Waits::Loop(_)) => {
                         self.abandon(head.id);
-                        self.queue.push_back(Incoming::Reply { id: head.id, outcome: Ok(reply) });
+                        self.outcome(Incoming::Reply { id: head.id, outcome: Ok(reply) });
                     }
                     _ if head.id <= self.last_id => self.late_replies += 1,
                     _ => {
@@ -116,7 +155,7 @@ impl Inbox {
     }
 
     pub(super) fn drained(&mut self) {
-        self.queue.push_back(Incoming::Drained);
+        self.outcome(Incoming::Drained);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -131,7 +170,7 @@ impl Inbox {
             }
             self.abandon(id);
             let error = Error::new(ErrorKind::Timeout, "no reply in time").with("id", id);
-            self.queue.push_back(Incoming::Reply { id, outcome: Err(error) });
+            self.outcome(Incoming::Reply { id, outcome: Err(error) });
         }
     }
 
@@ -146,14 +185,15 @@ impl Inbox {
         asked.sort_unstable();
         for id in asked {
             self.pending.remove(&id);
-            self.queue.push_back(Incoming::Reply { id, outcome: Err(why.clone()) });
+            self.outcome(Incoming::Reply { id, outcome: Err(why.clone()) });
         }
         true
     }
 
     /// This end closed: what arrived and was not taken is dropped, but for the outcomes of its own requests.
     pub(super) fn drop_unread(&mut self) {
-        self.queue.retain(|incoming| matches!(incoming, Incoming::Reply { .. }));
+        self.messages.clear();
+        self.outcomes.retain(|(_, incoming)| matches!(incoming, Incoming::Reply { .. }));
     }
 }
 
@@ -169,7 +209,7 @@ mod tests {
     }
 
     fn outcome(inbox: &mut Inbox) -> (u64, Option<ErrorKind>) {
-        match inbox.pop() {
+        match inbox.take(Want::All) {
             Some(Incoming::Reply { id, outcome }) => (id, outcome.err().map(|e| e.kind())),
             other => panic!("{other:?}"),
         }
@@ -181,7 +221,7 @@ mod tests {
         let id = inbox.ask(false, None).expect("id");
         assert!(inbox.abandon(id) && !inbox.abandon(id));
         arrive(&mut inbox, Kind::Reply, id).expect("late");
-        assert_eq!((inbox.late_replies, inbox.len()), (1, 0));
+        assert_eq!((inbox.late_replies, inbox.has(Want::All)), (1, false));
         assert_eq!(arrive(&mut inbox, Kind::Reply, id + 1).expect_err("never sent").kind(), ErrorKind::Corrupt);
     }
 
@@ -205,7 +245,7 @@ mod tests {
         let never = inbox.ask(true, None).expect("id");
         assert_eq!(inbox.next_deadline(), Some(now + Duration::from_secs(1)));
         inbox.expire(now);
-        assert_eq!(inbox.len(), 0);
+        assert!(!inbox.has(Want::All));
         inbox.expire(now + Duration::from_secs(1));
         assert_eq!(outcome(&mut inbox), (soon, Some(ErrorKind::Timeout)));
         arrive(&mut inbox, Kind::Reply, late).expect("in time");

@@ -61,15 +61,16 @@ pub use listener::Listener;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
-use crate::sys::{poll, socket};
+use crate::sys::{fork, poll, socket};
 use crate::value::Value;
 use crate::wire::channel::{FAILED, Kind};
-use frame::Purpose;
-use inbox::Inbox;
+use frame::{Frame, Purpose};
+use inbox::{Inbox, Want};
 use line::Line;
 use ready::{Interest, Ready};
 use receiving::Rx;
 use sending::Tx;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -150,6 +151,17 @@ pub enum Incoming {
     Drained,
 }
 
+/// What a call found that looks without waiting.
+#[derive(Debug)]
+pub enum Found {
+    /// What it looked for.
+    Incoming(Incoming),
+    /// Something else, which is kept for whoever it is for: look again.
+    More,
+    /// Nothing now.
+    Nothing,
+}
+
 /// Counts of one end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -186,6 +198,8 @@ struct Inner {
     /// Whoever has the turn opens the line, or waits until it can.
     opening: Turns<()>,
     tx: Turns<Tx>,
+    /// Frames that came while another thread had the turn to send, behind its own.
+    behind: Mutex<VecDeque<Frame>>,
     rx: Mutex<Rx>,
     inbox: Mutex<Inbox>,
     arrived: Condvar,
@@ -350,7 +364,7 @@ impl Channel {
     /// [`try_recv`](Self::try_recv), which tell [`Incoming::Drained`] when the queue is empty. True if it was sent at once.
     ///
     /// # Errors
-    /// `Full` when too much is queued, or another thread waits in `send`; those of [`send`](Self::send) but `Timeout`.
+    /// `Full` when too much is queued; those of [`send`](Self::send) but `Timeout`.
     pub fn post(&self, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
         self.inner.post(MESSAGE, value, fds)
     }
@@ -444,7 +458,7 @@ impl Channel {
     /// `Timeout`; after the last message `Closed`, `PeerDied`, or `Corrupt`, `TooLarge`, `Version` when the channel ended for that; `Os` when
     /// fds or memory for a message are missing: the next call finds it again; `Forked`.
     pub fn recv(&self, timeout: Option<Duration>) -> Result<Incoming> {
-        self.inner.wait_for(Deadline::new(timeout), false, |inbox| Ok(inbox.pop()))
+        self.inner.wait_for(Deadline::new(timeout), false, |inbox| Ok(inbox.take(Want::All)))
     }
 
     /// As [`recv`](Self::recv) without waiting; `None` when there is nothing now.
@@ -452,7 +466,49 @@ impl Channel {
     /// # Errors
     /// Those of [`recv`](Self::recv) but `Timeout`.
     pub fn try_recv(&self) -> Result<Option<Incoming>> {
-        self.inner.try_recv()
+        match self.inner.find(Want::All)? {
+            Found::Incoming(incoming) => Ok(Some(incoming)),
+            Found::More | Found::Nothing => Ok(None),
+        }
+    }
+
+    /// As [`recv`](Self::recv) for messages and requests only. Replies to [`post_request`](Self::post_request) that it finds wait for the
+    /// loop whose request it was, and make its [`fd`](Self::fd) readable.
+    ///
+    /// # Errors
+    /// Those of [`recv`](Self::recv).
+    pub fn recv_message(&self, timeout: Option<Duration>) -> Result<Incoming> {
+        self.inner.wait_for(Deadline::new(timeout), false, |inbox| Ok(inbox.take(Want::Messages)))
+    }
+
+    /// As [`recv_message`](Self::recv_message) without waiting.
+    ///
+    /// # Errors
+    /// Those of [`try_recv`](Self::try_recv).
+    pub fn try_message(&self) -> Result<Option<Incoming>> {
+        loop {
+            match self.inner.find(Want::Messages)? {
+                Found::Incoming(incoming) => return Ok(Some(incoming)),
+                Found::More => {}
+                Found::Nothing => return Ok(None),
+            }
+        }
+    }
+
+    /// What a loop waits for when nobody receives messages: replies, and that there is room. Messages wait for
+    /// [`try_message`](Self::try_message), up to [`MAX_INBOX`]; then the ring is not read any more, and the other end is held back. Those
+    /// that wait do not make [`fd`](Self::fd) readable.
+    ///
+    /// # Errors
+    /// Those of [`try_recv`](Self::try_recv); the channel's end is told even while messages wait.
+    pub fn try_outcome(&self) -> Result<Found> {
+        self.inner.find(Want::Outcomes)
+    }
+
+    /// Messages and requests that arrived and that nobody has received yet.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        lock(&self.inner.inbox).unread()
     }
 
     /// An fd that is readable when [`try_recv`](Self::try_recv) may have something to give, for an event loop. Level-triggered: a
@@ -511,6 +567,13 @@ impl Channel {
     /// when it is done. On an end that was never used it closes the socket only: a child that inherited it goes on.
     pub fn close(&self) {
         self.inner.close();
+    }
+
+    /// As [`close`](Self::close) at once: what [`post`](Self::post) queued is dropped.
+    pub fn close_now(&self) {
+        if fork::is_current(self.inner.epoch) {
+            self.inner.close_now();
+        }
     }
 }
 

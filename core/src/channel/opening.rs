@@ -21,6 +21,7 @@ impl Inner {
             line: OnceLock::new(),
             opening: Turns::new(()),
             tx: Turns::new(Tx::default()),
+            behind: Mutex::default(),
             rx: Mutex::default(),
             inbox: Mutex::default(),
             arrived: Condvar::new(),
@@ -134,7 +135,7 @@ impl Inner {
         if !fork::is_current(self.epoch) {
             return;
         }
-        if let (Some(line), Some(mut tx)) = (self.line.get(), self.tx.try_enter())
+        if let (Some(line), Some(mut tx)) = (self.line.get(), self.try_enter())
             && !tx.outbox.is_empty()
             && matches!(self.flush(&mut tx, line), Ok(false))
         {
@@ -146,7 +147,7 @@ impl Inner {
         self.close_now();
     }
 
-    fn close_now(&self) {
+    pub(super) fn close_now(&self) {
         let mut inbox = lock(&self.inbox);
         self.end_with(&mut inbox, &own_close());
         inbox.drop_unread();

@@ -1,7 +1,7 @@
 //! The one fd that an event loop polls.
 //!
 //! ```text
-//!  epoll ─┬─ consumer's epoll    a record came, or the other end died
+//!  epoll ─┬─ consumer's epoll    a record came, or the other end died; not while too many messages wait
 //!         ├─ producer's epoll    there is room again; a member only while somebody waits for it
 //!         ├─ socket              greetings before the other end is here, room for fds while somebody waits for it, its hang-up
 //!         ├─ bell                something arrived by another thread's hand
@@ -91,6 +91,12 @@ impl Ready {
         self.epoll.add(fd)?;
         self.has_consumer = true;
         Ok(())
+    }
+
+    pub(super) fn forget_consumer(&mut self, fd: BorrowedFd<'_>) {
+        if std::mem::take(&mut self.has_consumer) {
+            self.epoll.remove(fd);
+        }
     }
 
     pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>) -> Result<()> {

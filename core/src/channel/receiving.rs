@@ -1,11 +1,11 @@
 //! The receiving half of an end: records out of the ring for all threads that wait, by whichever of them has the turn.
 
 use super::frame::{self, Content};
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Want};
 use super::line::Line;
 use super::ready::Interest;
 use super::turns::{self, Deadline};
-use super::{Incoming, Inner, MAX_INBOX, Message, is_transient, own_close};
+use super::{Found, Inner, MAX_INBOX, Message, is_transient, own_close};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::Consumer;
 use crate::sync::atomic::Ordering;
@@ -124,10 +124,35 @@ impl Inner {
     }
 
     /// What is left in the inbox is for the loop, too.
-    fn ring_for(&self, inbox: &Inbox) {
-        if inbox.len() > 0 && self.is_polled.load(Ordering::Relaxed) {
+    fn ring_for(&self, inbox: &Inbox, left: Want) {
+        if inbox.has(left) && self.is_polled.load(Ordering::Relaxed) {
             self.ring();
         }
+    }
+
+    /// The ring is read again, by the loop or whoever waits, once there is room for what is in it.
+    fn made_room(&self, inbox: &Inbox, unread: usize) {
+        if unread >= MAX_INBOX && inbox.unread() < MAX_INBOX {
+            self.arrived.notify_all();
+            self.ring();
+        }
+    }
+
+    /// While too many messages wait the ring is not read, and the loop's fd does not tell of it. Once the other end has gone there is
+    /// nobody to hold back: what is left in the ring is read, and the end is seen.
+    fn holds_back(&self, rx: &mut Rx) -> Result<bool> {
+        let (Some(line), Some(consumer)) = (self.line.get(), &mut rx.consumer) else { return Ok(false) };
+        if socket::is_hung_up(line.socket()) {
+            return Ok(false);
+        }
+        if let Some(ready) = &mut *lock(&self.ready) {
+            ready.forget_consumer(consumer.fd().map_err(|e| line.why(e))?);
+            // Not a member yet if the fd was asked for after the last record was taken.
+            if !ready.awaits_room_for_fds() {
+                ready.watch_socket(line.socket(), Interest::calm(line))?;
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until `take` finds what it looks for in the inbox.
@@ -137,7 +162,9 @@ impl Inner {
         let mut looked = false;
         loop {
             self.check_fork()?;
+            let unread = inbox.unread();
             if let Some(found) = take(&mut inbox)? {
+                self.made_room(&inbox, unread);
                 // Those that followed this thread may go on, or find that there is more.
                 if inbox.followers > 0 {
                     self.arrived.notify_all();
@@ -150,7 +177,7 @@ impl Inner {
             if self.closing.load(Ordering::Relaxed) {
                 return Err(own_close());
             }
-            let busy = inbox.pumping || (asks && inbox.len() >= MAX_INBOX);
+            let busy = inbox.pumping || (asks && unread >= MAX_INBOX);
             // What is there is given to a call that must not wait, too.
             let left = match deadline.left(what) {
                 Err(_) if !busy && !looked => Some(Duration::ZERO),
@@ -169,7 +196,7 @@ impl Inner {
             inbox = lock(&self.inbox);
             inbox.pumping = false;
             let delivered = self.deliver(&mut inbox, found);
-            self.ring_for(&inbox);
+            self.ring_for(&inbox, Want::All);
             if inbox.followers > 0 {
                 self.arrived.notify_all();
             }
@@ -177,23 +204,26 @@ impl Inner {
         }
     }
 
-    pub(super) fn try_recv(&self) -> Result<Option<Incoming>> {
+    /// What a loop looks for, without waiting: from the inbox, or by one look at the ring.
+    pub(super) fn find(&self, want: Want) -> Result<Found> {
         self.check_fork()?;
+        // Messages that a loop leaves where they are do not keep its fd readable.
+        let left = if want == Want::All { Want::All } else { Want::Outcomes };
         let mut inbox = lock(&self.inbox);
-        if let Some(incoming) = inbox.pop() {
-            return Ok(Some(incoming));
-        }
-        if inbox.next_deadline().is_some() {
+        if !inbox.has(want) && inbox.next_deadline().is_some() {
             inbox.expire(Instant::now());
         }
-        if inbox.len() == 0 && inbox.ended().is_none() {
+        let mut more = false;
+        if !inbox.has(want) && inbox.ended().is_none() {
             // Before the look: what happens from here on may be missed by it, and rings.
             if let Some(ready) = &mut *lock(&self.ready) {
                 ready.quiet();
             }
+            let full = inbox.unread() >= MAX_INBOX;
             let pumps = !std::mem::replace(&mut inbox.pumping, true);
             drop(inbox);
-            let (drained, found) = self.look(pumps);
+            let (drained, found) = self.look(pumps, full);
+            more = matches!(found, Ok(Some(_)));
             inbox = lock(&self.inbox);
             if pumps {
                 inbox.pumping = false;
@@ -206,22 +236,29 @@ impl Inner {
                 self.arrived.notify_all();
             }
             if let Err(e) = delivered {
-                self.ring_for(&inbox);
+                self.ring_for(&inbox, left);
                 return Err(e);
             }
         }
-        if let Some(incoming) = inbox.pop() {
-            self.ring_for(&inbox);
-            return Ok(Some(incoming));
+        let unread = inbox.unread();
+        let taken = inbox.take(want);
+        self.ring_for(&inbox, left);
+        if let Some(incoming) = taken {
+            self.made_room(&inbox, unread);
+            return Ok(Found::Incoming(incoming));
+        }
+        if more {
+            return Ok(Found::More);
         }
         if let Some(ready) = &mut *lock(&self.ready) {
             ready.set_timer(inbox.next_deadline())?;
         }
-        inbox.ended().map_or(Ok(None), |e| Err(e.clone()))
+        inbox.ended().map_or(Ok(Found::Nothing), |e| Err(e.clone()))
     }
 
-    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all.
-    fn look(&self, pumps: bool) -> (bool, Result<Option<(Head, Message)>>) {
+    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all; `full`:
+    /// too many messages wait.
+    fn look(&self, pumps: bool, full: bool) -> (bool, Result<Option<(Head, Message)>>) {
         let mut drained = false;
         if let Some(line) = self.line.get() {
             match self.look_for_room(line) {
@@ -240,7 +277,14 @@ impl Inner {
         if !pumps {
             return (drained, Ok(None));
         }
-        let found = self.take(&mut lock(&self.rx));
+        let mut rx = lock(&self.rx);
+        match full.then(|| self.holds_back(&mut rx)).transpose() {
+            Ok(Some(true)) => return (drained, Ok(None)),
+            Ok(_) => {}
+            Err(e) => return (drained, Err(e)),
+        }
+        let found = self.take(&mut rx);
+        drop(rx);
         if self.closing.load(Ordering::Relaxed) {
             // Nobody receives any more; what ends the channel still does.
             return (false, found.map(|_| None));

@@ -3,7 +3,7 @@
 use super::frame::{self, Frame, Purpose};
 use super::line::Line;
 use super::ready::Interest;
-use super::turns::Deadline;
+use super::turns::{Deadline, Turn};
 use super::{Inner, is_transient, wait};
 use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +15,7 @@ use crate::sys::{failpoint, poll};
 use crate::value::Value;
 use crate::wire::channel::encode_fds;
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
@@ -26,7 +27,6 @@ pub(super) struct Tx {
     pub(super) opened: bool,
     /// Frames that found no room.
     pub(super) outbox: VecDeque<Frame>,
-    pub(super) queued: usize,
     /// Messages with fds so far (wraps).
     pub(super) with_fds: u32,
     /// The socket had no room, not the ring.
@@ -82,7 +82,49 @@ fn publish(producer: &mut Producer, line: &Line, frame: &Frame, count: u32) -> R
     Ok(Offered::Published)
 }
 
+/// The turn to send. What comes behind it meanwhile is the loop's to send, which is told when the turn is given back.
+pub(super) struct Sending<'a> {
+    inner: &'a Inner,
+    turn: Option<Turn<'a, Tx>>,
+}
+
+const HAS_TURN: &str = "the turn is given back by drop only";
+
+impl Deref for Sending<'_> {
+    type Target = Tx;
+    fn deref(&self) -> &Tx {
+        self.turn.as_deref().expect(HAS_TURN)
+    }
+}
+
+impl DerefMut for Sending<'_> {
+    fn deref_mut(&mut self) -> &mut Tx {
+        self.turn.as_deref_mut().expect(HAS_TURN)
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.turn = None;
+        // After that: whoever came behind this turn looked in vain for a free one before.
+        if !lock(&self.inner.behind).is_empty() {
+            self.inner.wants_room.store(true, Ordering::Relaxed);
+            self.inner.ring();
+        }
+    }
+}
+
 impl Inner {
+    fn sending<'a>(&'a self, mut turn: Turn<'a, Tx>) -> Sending<'a> {
+        turn.outbox.append(&mut lock(&self.behind));
+        Sending { inner: self, turn: Some(turn) }
+    }
+
+    /// `None` while another thread sends.
+    pub(super) fn try_enter(&self) -> Option<Sending<'_>> {
+        self.tx.try_enter().map(|turn| self.sending(turn))
+    }
+
     fn offer(&self, tx: &mut Tx, line: &Line, frame: &Frame) -> Result<bool> {
         tx.offer(line, frame).map_err(|e| self.why(e))
     }
@@ -106,7 +148,7 @@ impl Inner {
     pub(super) fn send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<()> {
         let line = self.wait_open(deadline)?;
         let frame = self.frame(line, purpose, value, fds)?;
-        let mut tx = self.tx.enter(deadline, "other threads send on the channel")?;
+        let mut tx = self.sending(self.tx.enter(deadline, "other threads send on the channel")?);
         let sent = self.push_in_order(&mut tx, line, &frame, deadline);
         drop(tx);
         // Who waits for room takes the wakes of the producer's fd, and sends what the loop waits for: it has to look itself.
@@ -126,7 +168,7 @@ impl Inner {
                 tx.outbox.push_front(first);
                 return sent;
             }
-            self.unqueue(tx, &first);
+            self.unqueue(&first);
         }
         self.push(tx, line, frame, deadline)
     }
@@ -164,27 +206,39 @@ impl Inner {
         self.check_open()?;
         let line = self.open()?.ok_or_else(|| Error::new(ErrorKind::Full, "other end has not offered its rings yet"))?;
         let frame = self.frame(line, purpose, value, fds)?;
-        let busy = || Error::new(ErrorKind::Full, "another thread waits for room in the channel");
-        let mut tx = self.tx.try_enter().ok_or_else(busy)?;
-        let (len, buffers) = (frame.bytes.len(), frame.buffers);
-        let sent = self.flush(&mut tx, line)? && self.offer(&mut tx, line, &frame)?;
-        if !sent {
-            // No second look here: one that found room now would leave nobody to say so.
-            self.wants_room.store(true, Ordering::Relaxed);
-            self.watch_room(&mut tx, line)?;
-            if tx.queued + len > self.options.max_queued {
-                return Err(Error::new(ErrorKind::Full, "too much waits to be sent")
-                    .with("queued", tx.queued)
-                    .with("len", len)
-                    .with("max_queued", self.options.max_queued));
+        let buffers = frame.buffers;
+        let sent = if let Some(mut tx) = self.try_enter() {
+            let sent = self.flush(&mut tx, line)? && self.offer(&mut tx, line, &frame)?;
+            if !sent {
+                // No second look here: one that found room now would leave nobody to say so.
+                self.wants_room.store(true, Ordering::Relaxed);
+                self.watch_room(&mut tx, line)?;
+                self.queue(&mut tx.outbox, frame)?;
             }
-            tx.queued += len;
-            self.queued.fetch_add(len as u64, Ordering::Relaxed);
-            tx.outbox.push_back(frame);
-        }
-        drop(tx);
+            sent
+        } else {
+            // A thread that waits for room must not hold up a loop.
+            self.queue(&mut lock(&self.behind), frame)?;
+            // One that gave its turn back meanwhile may have seen nothing behind it; the turn taken here does when it is given back.
+            drop(self.tx.try_enter().map(|turn| Sending { inner: self, turn: Some(turn) }));
+            false
+        };
         self.is_sent(value, buffers);
         Ok(sent)
+    }
+
+    /// Room for a frame among those that wait, in both queues together.
+    fn queue(&self, queue: &mut VecDeque<Frame>, frame: Frame) -> Result<()> {
+        let (len, max) = (frame.bytes.len() as u64, self.options.max_queued as u64);
+        let grown = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| (queued + len <= max).then_some(queued + len));
+        if let Err(queued) = grown {
+            return Err(Error::new(ErrorKind::Full, "too much waits to be sent")
+                .with("queued", queued)
+                .with("len", len)
+                .with("max_queued", max));
+        }
+        queue.push_back(frame);
+        Ok(())
     }
 
     pub(super) fn try_send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
@@ -192,7 +246,7 @@ impl Inner {
         let Some(line) = self.open()? else { return Ok(false) };
         let frame = self.frame(line, purpose, value, fds)?;
         // Those that wait were first.
-        let Some(mut tx) = self.tx.try_enter() else { return Ok(false) };
+        let Some(mut tx) = self.try_enter() else { return Ok(false) };
         if !tx.outbox.is_empty() || !self.offer(&mut tx, line, &frame)? {
             self.wants_room.store(true, Ordering::Relaxed);
             self.watch_room(&mut tx, line)?;
@@ -203,8 +257,7 @@ impl Inner {
         Ok(true)
     }
 
-    fn unqueue(&self, tx: &mut Tx, frame: &Frame) {
-        tx.queued -= frame.bytes.len();
+    fn unqueue(&self, frame: &Frame) {
         self.queued.fetch_sub(frame.bytes.len() as u64, Ordering::Relaxed);
     }
 
@@ -212,7 +265,7 @@ impl Inner {
     pub(super) fn flush(&self, tx: &mut Tx, line: &Line) -> Result<bool> {
         while let Some(first) = tx.outbox.pop_front() {
             match self.offer(tx, line, &first) {
-                Ok(true) => self.unqueue(tx, &first),
+                Ok(true) => self.unqueue(&first),
                 Ok(false) => {
                     tx.outbox.push_front(first);
                     self.watch_room(tx, line)?;
@@ -223,7 +276,7 @@ impl Inner {
                     tx.outbox.push_front(first);
                     if lost {
                         while let Some(frame) = tx.outbox.pop_front() {
-                            self.unqueue(tx, &frame);
+                            self.unqueue(&frame);
                         }
                     }
                     return Err(e);
@@ -254,7 +307,7 @@ impl Inner {
         if !self.wants_room.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let Some(mut tx) = self.tx.try_enter() else { return Ok(false) };
+        let Some(mut tx) = self.try_enter() else { return Ok(false) };
         if !self.flush(&mut tx, line)? {
             return Ok(false);
         }

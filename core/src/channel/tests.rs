@@ -373,6 +373,75 @@ fn what_a_loop_posts_without_room_is_queued_in_order_and_told_when_it_is_sent() 
 }
 
 #[test]
+fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let _ = a.fd().expect("fd");
+    let numbered = |n| Value::Array(vec![Value::Int(n), Value::from(vec![0; 500])]);
+    let mut count = 0;
+    while a.try_send(&mut numbered(count), &[]).expect("sent") {
+        count += 1;
+    }
+    let sender = thread::spawn({
+        let a = a.clone();
+        move || a.send(&mut numbered(count), &[], None)
+    });
+    while a.inner.tx.try_enter().is_some() {
+        thread::yield_now();
+    }
+    for n in 1..=3 {
+        assert!(!a.post(&mut numbered(count + n), &[]).expect("queued"));
+    }
+    let reader = thread::spawn(move || {
+        for n in 0..=count + 3 {
+            let Value::Array(items) = message(&b).value else { panic!("list") };
+            assert_eq!(items[0].as_int(), Some(n));
+        }
+        b
+    });
+    assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+    sender.join().expect("sender").expect("sent");
+    reader.join().expect("reader");
+    assert_eq!(a.stats().queued, 0);
+}
+
+#[test]
+fn messages_that_nobody_takes_hold_the_other_end_back_until_it_has_gone() {
+    let (a, b) = pair();
+    let id = a.post_request(&mut Value::Nil, &[], None).expect("asked");
+    assert!(matches!(b.recv(None), Ok(Incoming::Request(_))));
+    let sent = MAX_INBOX as i64 + 10;
+    for n in 0..sent {
+        send(&b, n);
+    }
+    b.reply(id, false, &mut Value::Nil, &[], None).expect("replied");
+    let look = || loop {
+        match a.try_outcome() {
+            Ok(Found::More) => {}
+            found => break found,
+        }
+    };
+    assert!(matches!(look(), Ok(Found::Nothing)));
+    assert_eq!(a.unread(), MAX_INBOX);
+    // The fd of an end that reads no further is readable until the next look, and then when the other end goes.
+    assert!(readable(&a));
+    assert!(matches!(look(), Ok(Found::Nothing)));
+    assert!(!readable(&a));
+    assert!(matches!(a.try_message(), Ok(Some(Incoming::Message(_)))));
+    assert!(readable(&a));
+    assert!(matches!(look(), Ok(Found::Nothing)));
+    assert_eq!(a.unread(), MAX_INBOX);
+    assert!(!readable(&a));
+    b.close();
+    until_readable(&a);
+    assert!(matches!(look(), Ok(Found::Incoming(Incoming::Reply { outcome: Ok(_), .. }))));
+    assert_eq!(look().expect_err("ended").kind(), ErrorKind::Closed);
+    for n in 1..sent {
+        assert_eq!(int(&a), n);
+    }
+    assert_eq!(recv_error(&a).kind(), ErrorKind::Closed);
+}
+
+#[test]
 fn close_sends_what_was_posted_first() {
     let (a, b) = Channel::pair(small()).expect("pair");
     let _ = a.fd().expect("fd");

@@ -49,6 +49,10 @@ pub(crate) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
         return Err(Error::invalid("path has no file name").with("path", path.display()));
     }
+    // No file has one, and the C library would not say so.
+    if path.as_os_str().as_bytes().contains(&0) {
+        return Err(Error::invalid("path has a zero byte").with("path", format!("{path:?}")));
+    }
     if path.as_os_str().as_bytes().contains(&b'/') {
         return Ok(path.to_owned());
     }
