@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sys::fork::PrivateFd;
 use crate::sys::pidfd::{self, Opened};
-use crate::sys::{failpoint, ofd};
+use crate::sys::{clock, failpoint, ofd};
 use crate::wire::ring::{CONSUMER, PRODUCER, SEAT_FREE, SEAT_LIVE, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,8 +17,9 @@ use std::sync::Arc;
 
 /// The byte whose lock elects who settles the dead of an `mpmc` ring; beyond every seat and `PRESENT`.
 const ELECTION: u64 = 1 << 33;
-/// How often a newcomer tries to settle its predecessor, before it tries another seat.
-const TRIES: usize = 1000;
+/// How long a newcomer tries to settle its predecessor, before it tries another seat: a living participant is in the way for a few
+/// instructions, one that is stopped there, or holds that a peer scribbled, for ever.
+const TRIES_NS: u64 = 100_000_000;
 
 /// What a participant does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,8 +164,20 @@ fn settle_seat(shared: &Shared, slots: &MappedSlots, seat: usize) -> bool {
     for role in [Role::Producer, Role::Consumer] {
         slots.sleepers(role).fetch_and(!(1 << seat), Ordering::Relaxed);
     }
-    // Who cannot be asked is taken to live: somebody looks again.
-    mpmc::settle(slots, seat, &mut |other| matches!(is_dead(shared, other), Ok(true)))
+    // An owner is asked for once, however many words ask for it. A newcomer changes the status before it says what it wants, and who
+    // sees that sees the status. Who cannot be asked is taken to live: somebody looks again.
+    let mut known = vec![None; shared.bells.len()];
+    mpmc::settle(slots, seat, &mut |other| {
+        let status = shared.map.seat_word(other, seat_word::STATUS).load(Ordering::Acquire);
+        match known[other] {
+            Some((then, dead)) if then == status => dead,
+            _ => {
+                let dead = matches!(is_dead(shared, other), Ok(true));
+                known[other] = Some((status, dead));
+                dead
+            }
+        }
+    })
 }
 
 /// Puts in order what the last owner of a seat left, whose lock the caller has. False: a living participant is in the way.
@@ -175,7 +188,8 @@ fn settle_predecessor(shared: &Shared, seat: usize) -> Result<bool> {
     if status.load(Ordering::Acquire) & 3 == SEAT_FREE {
         return Ok(true);
     }
-    for _ in 0..TRIES {
+    let until = clock::monotonic_ns() + TRIES_NS;
+    loop {
         if let Some(_elected) = elect(shared)?
             && settle_seat(shared, slots, seat)
         {
@@ -184,9 +198,11 @@ fn settle_predecessor(shared: &Shared, seat: usize) -> Result<bool> {
             status.store(status.load(Ordering::Relaxed) & !3 | SEAT_FREE, Ordering::Release);
             return Ok(true);
         }
+        if clock::monotonic_ns() >= until {
+            return Ok(false);
+        }
         std::thread::yield_now();
     }
-    Ok(false)
 }
 
 /// Puts in order what every dead participant of an `mpmc` ring left. False: not all of it could be, look again soon.
