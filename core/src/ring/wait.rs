@@ -209,7 +209,8 @@ impl Sleeper {
         }
     }
 
-    /// This side is awake.
+    /// This side is awake. Where a side has one sleeper this needs no fence: a look that comes too early only sends it to sleep again, and
+    /// that begins with a fence and a look. Where there are many, the wake may be another's, see `sleepers.rs`.
     pub(super) fn disarm(&self) {
         match self.shared.side(self.role) {
             Some(side) => sleepers::awake(&side, self.seat),
