@@ -348,8 +348,9 @@ class LaneReader extends LaneEnd {
     const { own } = this
     own[COUNT]++
     this.advance(extentOf(length))
-    // A producer that waits for room is told early; who misses that it sleeps, sees it next time.
-    if (((own[AT] - own[PUBLISHED]) | 0) >= this.giveBack || this.words[this.waiting] !== 0) this.publish()
+    // A producer that waits for room is told early; who misses that it sleeps, sees it next time. Of an empty lane nothing is kept back.
+    const due = ((own[AT] - own[PUBLISHED]) | 0) >= this.giveBack || own[AT] === own[PEER]
+    if (due || this.words[this.waiting] !== 0) this.publish()
   }
 
   publish() {

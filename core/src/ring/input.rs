@@ -9,7 +9,7 @@ use crate::sync::mapped::Ordering;
 use crate::wire::ring::{Kind, NEED_OVERWRITE};
 use std::sync::Arc;
 
-/// A consumer gives room back when it has let go of this part of the capacity, and whenever it finds nothing.
+/// A consumer gives room back when it has let go of this part of the capacity, and of all that it has seen, and whenever it finds nothing.
 pub const GIVE_BACK: u32 = 8;
 /// Records that a consumer takes from one lane before it looks at the next.
 pub const TURN: u32 = 32;
@@ -49,6 +49,10 @@ impl End {
         // A producer that waits for room is told early. A look without a fence: who misses it now, sees it next time.
         if self.reader.unpublished() >= self.give_back || self.lane.writer_sleeps() {
             self.give_back(shared);
+        } else if self.reader.has_read_all() && self.reader.publish(&self.lane) && shared.sleeps(self.producer) {
+            // Of an empty ring nothing is kept back: its reader may not come again before there is a record, which may need all the room.
+            // The store costs little where no producer looks; without a fence one that says that it sleeps just now finds the room by itself.
+            shared.wake(self.producer);
         }
     }
 

@@ -408,6 +408,12 @@ impl Reader {
         failpoint::hit("pop.released");
     }
 
+    /// Nothing was published behind what was let go of, as far as this reader has looked.
+    #[inline]
+    pub(crate) fn has_read_all(&self) -> bool {
+        self.head.at == self.tail
+    }
+
     /// Let go and not given back.
     #[inline]
     pub(crate) fn unpublished(&self) -> u32 {

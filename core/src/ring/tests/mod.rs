@@ -88,6 +88,17 @@ fn a_full_ring_takes_nothing_until_there_is_room() {
 }
 
 #[test]
+fn an_empty_ring_has_all_its_room_although_the_consumer_does_not_come_again() {
+    let (_ring, mut p, mut c) = ring(4096);
+    for len in [1900, 200] {
+        p.push(&vec![1; len], None).expect("push");
+        assert_eq!(pop(&mut c).expect("record").len(), len);
+    }
+    let longest = p.max_record_len();
+    assert!(p.try_push(&vec![2; longest]).expect("push"));
+}
+
+#[test]
 fn the_policy_reject_fails_at_once() {
     let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).on_full(OnFull::Reject).create().expect("ring");
     let mut p = ring.producer(ProducerOptions::default()).expect("producer");
@@ -195,7 +206,7 @@ fn a_sleeping_consumer_is_woken_by_a_push_and_by_close() {
         let first = c.pop(None).expect("woken").to_vec();
         (first, kind(c.pop(None).map(|r| r.len())))
     });
-    let waiting = || ring.shared.map.seat_word(0, seat_word::WAITING).load(Ordering::Relaxed) == 1;
+    let waiting = || super::wait::is_blocked(ring.shared.map.seat_word(0, seat_word::WAITING).load(Ordering::Relaxed));
     while !waiting() {
         std::thread::yield_now();
     }
