@@ -221,12 +221,13 @@ fn traces_of_several_handles_are_golden() {
             ("tail", at(0, seat_word::TAIL)),
             ("high", at(0, seat_word::HIGH)),
             ("gate", at(0, seat_word::HEAD)),
+            ("settled", at(0, seat_word::SEEN)),
             ("head 1", at(1, seat_word::HEAD)),
             ("seen 1", at(1, seat_word::SEEN)),
             ("head 2", at(2, seat_word::HEAD)),
             ("seen 2", at(2, seat_word::SEEN)),
         ],
-        &[at(0, seat_word::TAIL), at(0, seat_word::HEAD)],
+        &[at(0, seat_word::TAIL), at(0, seat_word::HEAD), at(0, seat_word::SEEN)],
         &steps,
     );
     // One that overwrites: gate and tail with their record numbers, laps, and what a reader that was lapped gets.
