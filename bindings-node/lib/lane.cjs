@@ -224,8 +224,8 @@ class LaneWriter extends LaneEnd {
     this.storeTail(tail, own[COUNT])
     own[PUBLISHED] = tail
     this.tell()
-    // Behind the fence that the store is: a consumer that was told the end before may not have seen this.
-    if ((Atomics.load(this.words, STATE) & CLOSED) !== 0) throw late()
+    // Behind the fence that the store is: a consumer that was told the end before may not have seen this. It has, if it let go of it.
+    if ((Atomics.load(this.words, STATE) & CLOSED) !== 0 && Atomics.load(this.words, this.head) !== tail) throw late()
   }
 
   storeTail(tail, count) {

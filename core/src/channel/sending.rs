@@ -78,7 +78,7 @@ fn publish(producer: &mut Producer, line: &Line, frame: &Frame, count: u32) -> R
             Sent::Gone => return Err(line.gone()),
         }
     }
-    claim.commit()?;
+    claim.commit().map_err(|e| line.why(e))?;
     Ok(Offered::Published)
 }
 

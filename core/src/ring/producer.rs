@@ -549,11 +549,11 @@ impl Producer {
     /// told from here on looks once more, behind a fence of its own. In `mpmc` the end waits for what is claimed.
     #[inline]
     fn check_end(&self) -> Result<()> {
-        if self.kind != Kind::Mpmc && self.shared.state() & CLOSED != 0 {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "ring was closed before the record was published; its consumer may have ended without it",
-            ));
+        if let Output::Lane(writer, lane) = &self.output
+            && self.shared.state() & CLOSED != 0
+            && Mark::load(lane.head(), Ordering::Acquire).at != writer.tail().at
+        {
+            return Err(Error::new(ErrorKind::Closed, "ring was closed before the record was published; its consumer may have ended without it"));
         }
         Ok(())
     }
