@@ -553,7 +553,10 @@ impl Producer {
             && self.shared.state() & CLOSED != 0
             && Mark::load(lane.head(), Ordering::Acquire).at != writer.tail().at
         {
-            return Err(Error::new(ErrorKind::Closed, "ring was closed before the record was published; its consumer may have ended without it"));
+            return Err(Error::new(
+                ErrorKind::Closed,
+                "ring was closed before the record was published; its consumer may have ended without it",
+            ));
         }
         Ok(())
     }

@@ -3,9 +3,9 @@
 use super::*;
 use crate::ring::spsc::Mark;
 use crate::ring::{broadcast, wait};
+use crate::sync::atomic::AtomicU64;
 use crate::wire::ring::{CLOSED, SEAT_LIVE, ring_word};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
 
 fn broadcast_ring(on_full: OnFull) -> RingBuffer {
     RingBuffer::builder(Kind::Broadcast).capacity(4096).max_participants(5).on_full(on_full).create().expect("ring")
