@@ -47,8 +47,9 @@ def free_port():
         return server.getsockname()[1]
 
 
-def printed(name, folder):
-    """Runs the commands as printed, and holds what they print to what the README shows."""
+def printed(name, folder, in_order=True):
+    """Runs the commands as printed, and holds what they print to what the README shows; without `in_order` the lines of each command
+    may come in any, as those of several processes do."""
     env = environment(folder)
     commands, wanted = (block.replace("3000", env["PORT"]) for block in (blocks(name, "sh"), blocks(name, "text")))
     run = subprocess.run(
@@ -57,8 +58,13 @@ def printed(name, folder):
     # A server that was told to end has nothing to add, whichever way it ends.
     assert run.returncode in (0, 128 + signal.SIGTERM), f"status {run.returncode}\n{run.stdout}{run.stderr}"
     assert not run.stderr, run.stderr
-    pattern = ".*".join(map(re.escape, wanted.split("…")))
-    assert re.fullmatch(pattern, run.stdout), f"printed:\n{run.stdout}instead of:\n{wanted}"
+    expected, lines = (text.splitlines() if not in_order else [text] for text in (wanted, run.stdout))
+    for part in expected:
+        pattern = ".*".join(map(re.escape, part.split("…")))
+        found = next((line for line in lines if re.fullmatch(pattern, line)), None)
+        assert found is not None, f"printed:\n{run.stdout}instead of:\n{wanted}"
+        lines.remove(found)
+    assert not lines, f"printed:\n{run.stdout}instead of:\n{wanted}"
     return run.stdout
 
 
@@ -180,7 +186,7 @@ def main():
             shutil.copytree(ROOT / "examples", folder / "examples")
             (folder / "node_modules").mkdir()
             (folder / "node_modules/offloop").symlink_to(ROOT / "bindings-node")
-            shown = printed(name, folder)
+            shown = printed(name, folder, in_order=name != "frames")
             if further := globals().get(name):
                 further(folder, shown)
             print(f"ok    example {name} ({time.monotonic() - start:.1f} s)")
