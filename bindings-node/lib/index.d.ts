@@ -285,7 +285,10 @@ export class Producer {
    * `fill` returns: what is written to it later lands in other records. If `fill` throws, there is no record.
    */
   claim(length: number, fill: (view: Uint8Array) => void): boolean
-  /** Publishes what a producer with `batch` has committed. */
+  /**
+   * Publishes what a producer with `batch` has committed. `ERR_OFFLOOP_CLOSED` (as from `tryPush` and `claim`) when the ring was closed
+   * meanwhile and its consumer may have ended without it.
+   */
   flush(): void
   /** Publishes, and leaves the seat to a successor. The collector, the end of a thread and of the process do it too. */
   close(): void
