@@ -36,7 +36,7 @@ impl Options {
         codec::Options { max_bytes: self.max_message, out_of_band: Some(usize::MAX), ..codec::Options::default() }
     }
 
-    fn check_message(&self, len: usize) -> Result<()> {
+    pub(super) fn check_message(&self, len: usize) -> Result<()> {
         if len > self.max_message {
             return Err(Error::new(ErrorKind::TooLarge, "message is longer than the limit")
                 .with("len", len)

@@ -60,6 +60,8 @@ impl Inner {
             return Err(damaged("record is shorter than its head").with("len", record.len()));
         }
         let head = Head::decode(&head)?;
+        // Before the copy: the other end decides on the record's length.
+        self.options.check_message(record.len() - HEAD_LEN)?;
         let payload = record.tail_to_vec(HEAD_LEN);
         let fds = if head.fds > 0 { line.fds(head.fds, *with_fds)? } else { Vec::new() };
         // What is missing now (fds, memory) may be there at the next call, which finds the record and its fds again.
