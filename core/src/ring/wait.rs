@@ -194,7 +194,11 @@ impl Sleeper {
     /// Says that this side will sleep, and brings the list of peers up to date. The caller looks once more before it does, and
     /// [disarms](Self::disarm) whatever this says.
     pub(super) fn arm(&mut self) -> Result<()> {
-        self.announce(BLOCKED);
+        self.arm_as(BLOCKED)
+    }
+
+    fn arm_as(&mut self, how: u32) -> Result<()> {
+        self.announce(how);
         failpoint::hit("wait.armed");
         self.refresh()?;
         self.settle()
@@ -399,10 +403,7 @@ impl Sleeper {
             self.bury()?;
         }
         self.shared.bells.get(self.seat).clear();
-        self.announce(POLLED);
-        failpoint::hit("wait.armed");
-        self.refresh()?;
-        self.settle()?;
+        self.arm_as(POLLED)?;
         // A peer without a pidfd rings nothing when it dies.
         let bound = if self.must_look() { LOOK } else { RELOOK };
         if let Some((_, timer)) = &mut self.epoll {
