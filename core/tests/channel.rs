@@ -7,11 +7,15 @@ use offloop::channel::{Channel, Incoming, Message, Options};
 use offloop::sys::poll;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::{Error, ErrorKind, TransferBuffer, Value};
+use random::Random;
 use row::Row;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+#[path = "../../tests/src/random.rs"]
+mod random;
 
 #[path = "../../tests/src/row.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the loops of the other crate need more of it")]
@@ -22,18 +26,6 @@ const END: RawFd = 100;
 
 fn torture() -> bool {
     std::env::var_os("OFFLOOP_TORTURE").is_some()
-}
-
-/// xorshift64*: the tests' own numbers, by seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
-    }
 }
 
 fn small() -> Options {

@@ -6,11 +6,15 @@
 use offloop::ErrorKind;
 use offloop::ring::{Ack, Consumer, ConsumerOptions, Kind, Producer, ProducerOptions, RingBuffer, Role};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
+use random::Random;
 use row::Row;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
+
+#[path = "../../tests/src/random.rs"]
+mod random;
 
 #[path = "../../tests/src/row.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the loops of the other crate need more of it")]
@@ -24,18 +28,6 @@ const SOON: Option<Duration> = Some(Duration::from_millis(20));
 
 fn torture() -> bool {
     std::env::var_os("OFFLOOP_TORTURE").is_some()
-}
-
-/// xorshift64*: the tests' own numbers, by seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
-    }
 }
 
 fn spsc(capacity: usize) -> RingBuffer {
@@ -158,14 +150,17 @@ fn peer() {
         }
     };
     match words[1] {
-        // produce:from:to:batch
-        "produce" => {
+        // produce:from:to:batch, every third in place; tasks the same, and gives up as many claims.
+        script @ ("produce" | "tasks") => {
             let mut p = ring.producer(ProducerOptions { batch: arg(4) == 1, ..Default::default() }).unwrap();
             report(0, false);
             for n in arg(2)..arg(3) {
                 let bytes = record(n);
                 await_sleeper(Role::Consumer);
                 if n % 3 == 0 {
+                    if script == "tasks" {
+                        p.claim(bytes.len(), None).unwrap().abort();
+                    }
                     let mut claim = p.claim(bytes.len(), None).unwrap();
                     assert!(claim.write_at(0, &bytes));
                     claim.commit().unwrap();
@@ -196,23 +191,6 @@ fn peer() {
                         await_sleeper(Role::Producer);
                     }
                     Err(e) => return assert_eq!(e.kind(), ErrorKind::Closed, "{e}"),
-                }
-            }
-        }
-        // Pushes tasks, each a number and a pattern; every third in place, and gives up as many claims.
-        "tasks" => {
-            let mut p = ring.producer(ProducerOptions { batch: arg(4) == 1, ..Default::default() }).unwrap();
-            report(0, false);
-            for n in arg(2)..arg(3) {
-                let bytes = record(n);
-                await_sleeper(Role::Consumer);
-                if n % 3 == 0 {
-                    p.claim(bytes.len(), None).unwrap().abort();
-                    let mut claim = p.claim(bytes.len(), None).unwrap();
-                    assert!(claim.write_at(0, &bytes));
-                    claim.commit().unwrap();
-                } else {
-                    p.push(&bytes, None).unwrap();
                 }
             }
         }

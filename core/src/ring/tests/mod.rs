@@ -5,11 +5,14 @@ mod gate;
 mod many;
 mod mpmc;
 mod named;
+#[path = "../../../../tests/src/random.rs"]
+mod random;
 mod reading;
 
 use super::*;
 use crate::sync::mapped::AtomicU32;
 use crate::wire::ring::{RECORD_DATA, RECORD_PAD, record_extent, record_word};
+use random::Random;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -28,18 +31,6 @@ fn pop(consumer: &mut Consumer) -> Option<Vec<u8>> {
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.expect_err("an error").kind()
-}
-
-/// xorshift64*: the tests' own numbers, by seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
-    }
 }
 
 #[test]
