@@ -259,8 +259,6 @@ class Channel extends EventEmitter {
       // A handle that was watched before has its note for good.
       this.#note ||= newNote()
       onNote(this.#note, this.#resume)
-      // Before the first look, so that the other end's going is heard of however much that finds.
-      native.channelArm(this.#handle, this.#note)
       this.#soon()
     }
     this.#keepAlive()
