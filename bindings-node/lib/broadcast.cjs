@@ -55,7 +55,12 @@ class BroadcastWriter extends LaneWriter {
   }
 
   readerSleeps() {
-    for (let i = 0; i < this.readers.length; i++) if (this.words[this.readers[i]] !== 0) return true
+    // Who has come meanwhile may sleep already.
+    return Atomics.load(this.words, MEMBERS) !== this.members || this.isAsleep()
+  }
+
+  isAsleep() {
+    for (let i = 0; i < this.readers.length; i++) if (Atomics.load(this.words, this.readers[i]) !== 0) return true
     return false
   }
 
@@ -63,7 +68,7 @@ class BroadcastWriter extends LaneWriter {
     // W3. A reader that came and sleeps already is in the list, or has seen what was published.
     const members = Atomics.load(this.words, MEMBERS)
     if (members !== this.members) this.lookForReaders(members)
-    if (this.readerSleeps()) native.ringWake(this.handle, 0)
+    if (this.isAsleep()) native.ringWake(this.handle, 0)
   }
 
   lookForReaders(members) {
@@ -74,8 +79,8 @@ class BroadcastWriter extends LaneWriter {
 }
 
 class OverwritingWriter extends BroadcastWriter {
-  storeTail(tail, count) {
-    Atomics.store(this.longs, this.tail >> 1, markOf(tail, count))
+  storeMark(word, at, count) {
+    Atomics.store(this.longs, word >> 1, markOf(at, count))
   }
 
   /** Moves the gate past the oldest records. */

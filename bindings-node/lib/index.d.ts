@@ -258,7 +258,7 @@ export class RingBuffer {
   /** What another process or thread needs to attach to a ring without a name. They belong to this object: keep it until then. */
   readonly fds: number[]
   readonly closed: boolean
-  /** `batch`: records become visible by `flush`, every 4 KiB, when there is no room, or at once while the consumer sleeps. */
+  /** `batch`: records become visible by `flush`, every 4 KiB, when there is no room, and when the consumer has nothing else to do. */
   producer(options?: { batch?: boolean | undefined }): Producer
   consumer(options?: { ack?: 'auto' | undefined }): Consumer
   /** `ack: 'manual'`, in `mpmc`: a record is in flight until its delivery is acknowledged, and comes again if this consumer leaves or dies. */

@@ -22,6 +22,7 @@ const HEADER = layout.recordHeader
 const DATA = layout.data
 const PAD = layout.pad
 const BATCH = layout.batchBytes
+const COMMITTED = layout.committedBit
 const MISALIGNED = layout.align - 1
 // The own words of a handle for a lane, as `Cursor` of the core has them.
 const AT = 0
@@ -112,6 +113,7 @@ class LaneEnd {
     this.maxLength = mapping.maxLength
     this.data = mapping.dataAt + lane * mapping.capacity
     this.tail = mapping.seatWord(writer, 'tail')
+    this.committed = mapping.seatWord(writer, 'committed')
     this.high = mapping.seatWord(writer, 'high')
     this.head = mapping.seatWord(reader, 'head')
     this.seen = mapping.seatWord(reader, 'seen')
@@ -188,15 +190,18 @@ class LaneWriter extends LaneEnd {
     const { own } = this
     // P2: pairs with the store at C2, so that the reader's loads are over before this writes.
     const head = Atomics.load(this.words, this.head)
-    const behind = (own[PUBLISHED] - head) >>> 0
-    if (behind > (own[PUBLISHED] - own[PEER]) >>> 0 || (behind & MISALIGNED) !== 0) return false
+    const read = (head - own[PEER]) >>> 0
+    if (read > (tail - own[PEER]) >>> 0 || (read & MISALIGNED) !== 0) return false
+    // A reader that had nothing to do has published for itself what waited here.
+    if (read > (own[PUBLISHED] - own[PEER]) >>> 0) own[PUBLISHED] = head
     own[PEER] = head
     return this.capacity - ((tail - head) | 0) >= need
   }
 
   commit(length) {
     const { words, own, mask } = this
-    let at = own[AT]
+    const from = own[AT]
+    let at = from
     if (this.pad > 0) {
       const header = (this.data + (at & mask)) >> 2
       words[header] = this.pad - HEADER
@@ -208,8 +213,12 @@ class LaneWriter extends LaneEnd {
     words[header + 1] = DATA
     own[COUNT]++
     own[AT] = at + extentOf(length)
-    // A sleeping consumer gains nothing from waiting for more; who misses that it sleeps, sees it next time.
-    if (this.batch && ((own[AT] - own[PUBLISHED]) | 0) < BATCH && !this.readerSleeps()) return
+    if ((own[AT] ^ from) < 0) words[this.high]++
+    if (this.batch) {
+      // P0, and the fence before the look: a sleeping consumer gains nothing from waiting for more, one that will sleep looks here first.
+      this.storeMark(this.committed, own[AT] | COMMITTED, own[COUNT])
+      if (((own[AT] - own[PUBLISHED]) | 0) < BATCH && !this.readerSleeps()) return
+    }
     this.publish()
   }
 
@@ -219,22 +228,22 @@ class LaneWriter extends LaneEnd {
     const tail = own[AT]
     const published = own[PUBLISHED]
     if (tail === published) return
-    if ((tail ^ published) < 0) this.words[this.high]++
     // P1: everything before `tail` is whole. Pairs with C1.
-    this.storeTail(tail, own[COUNT])
+    this.storeMark(this.tail, tail, own[COUNT])
     own[PUBLISHED] = tail
     this.tell()
     // Behind the fence that the store is: a consumer that was told the end before may not have seen this. It has, if it let go of it.
     if ((Atomics.load(this.words, STATE) & CLOSED) !== 0 && Atomics.load(this.words, this.head) !== tail) throw late()
   }
 
-  storeTail(tail, count) {
-    this.words[this.tail + 1] = count
-    Atomics.store(this.words, this.tail, tail)
+  /** Stores a position and the number of records before it. */
+  storeMark(word, at, count) {
+    this.words[word + 1] = count
+    Atomics.store(this.words, word, at)
   }
 
   readerSleeps() {
-    return this.words[this.waiting] !== 0
+    return Atomics.load(this.words, this.waiting) !== 0
   }
 
   /** W3. */

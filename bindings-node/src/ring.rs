@@ -673,6 +673,8 @@ pub(crate) fn layout(call: &Call<'_>) -> JsResult<Raw> {
         ("pid", layout::seat_word::PID),
         ("tail", layout::seat_word::TAIL),
         ("high", layout::seat_word::HIGH),
+        ("committed", layout::seat_word::COMMITTED_AT),
+        ("committedBit", layout::COMMITTED as usize),
         ("head", layout::seat_word::HEAD),
         ("seen", layout::seat_word::SEEN),
         ("waiting", layout::seat_word::WAITING),

@@ -1091,7 +1091,7 @@ fn a_named_ring_outlives_its_processes() {
 #[cfg(feature = "failpoints")]
 mod at_each_failpoint {
     use super::*;
-    use offloop::sys::failpoint::{GATE, NAMES, TASKS};
+    use offloop::sys::failpoint::{BATCH, GATE, NAMES, TASKS};
 
     const RECORDS: u64 = 400;
     const KILLED: Exit = Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false };
@@ -1313,6 +1313,78 @@ mod at_each_failpoint {
                     next += 1;
                 }
                 assert!(c.try_pop().unwrap().is_none());
+                row.trials += 1;
+            }
+        }
+        row.holds();
+    }
+
+    /// A producer with `batch` dies, and a consumer, or a producer after it, goes on: there is every record that was said to be committed.
+    #[test]
+    fn a_producer_takes_no_committed_record_of_its_batch_along() {
+        let (kinds, names) = ([Kind::Spsc, Kind::Mpsc, Kind::Broadcast], ["claim.made", "commit.written", "committed.shown"]);
+        let cases = kinds.into_iter().flat_map(|kind| names.map(|name| (kind, name)));
+        let mut row = Row::begin("kill at each point: producers with a batch", cases.clone().count() as u64 * rounds() * 2, 0x5EED_000A);
+        for (kind, name) in cases {
+            let mut random = Random(row.seed);
+            for round in 0..rounds() * 2 {
+                let ring = RingBuffer::builder(kind).capacity(1 << 18).max_participants(2).create().unwrap();
+                // A reader of a broadcast begins at what is published.
+                let early = (kind == Kind::Broadcast).then(|| consumer(&ring));
+                let n = 1 + random.below(RECORDS);
+                let peer = start(&ring, &format!("produce:0:{RECORDS}:1"), name, n);
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                let successor = (round % 2 == 1).then(|| producer(&ring));
+                let mut c = early.unwrap_or_else(|| consumer(&ring));
+                for next in 0..if name == "committed.shown" { n } else { n - 1 } {
+                    assert_eq!(number(&c.pop(SOON).unwrap().to_vec()), next, "{kind:?} {name} round {round}");
+                }
+                if let Some(mut p) = successor {
+                    p.push(&record(7), None).unwrap();
+                    assert_eq!(number(&c.pop(None).unwrap().to_vec()), 7);
+                }
+                assert!(c.try_pop().map_or(true, |r| r.is_none()));
+                row.trials += 1;
+            }
+        }
+        row.holds();
+    }
+
+    /// A consumer dies while it publishes for a producer that idles.
+    #[test]
+    fn a_consumer_that_publishes_for_a_batch_leaves_it_whole() {
+        let names = BATCH.iter().filter(|name| **name != "committed.shown");
+        let cases = [Kind::Spsc, Kind::Mpsc].into_iter().flat_map(|kind| names.clone().map(move |name| (kind, *name)));
+        let mut row = Row::begin("kill at each point: consumers of a batch", cases.clone().count() as u64 * rounds(), 0x5EED_000C);
+        for (kind, name) in cases {
+            let mut random = Random(row.seed);
+            for round in 0..rounds() {
+                let ring = lanes(kind);
+                let mut p = ring.producer(ProducerOptions { batch: true, ..Default::default() }).unwrap();
+                let (dies, mut given, mut seen) = (1 + random.below(5), 0, 0);
+                let mut peer = start(&ring, "consume", name, dies);
+                while !has_ended(&peer) {
+                    // Awake, it finds them when it is about to sleep; asleep, it is told.
+                    until_peer_sleeps(&ring, &peer);
+                    for _ in 0..1 + random.below(3) {
+                        p.push(&record(given), None).unwrap();
+                        given += 1;
+                    }
+                    while seen < given
+                        && let Some((n, again)) = peer.report()
+                    {
+                        assert_eq!((n, again), (seen, false), "{name} round {round}");
+                        seen += 1;
+                    }
+                }
+                assert_eq!(peer.wait(), KILLED, "{name} was passed");
+                let mut c = consumer(&ring);
+                while let Ok(r) = c.pop(SOON) {
+                    let n = number(&r.to_vec());
+                    assert!(n == seen || (r.is_redelivered() && n < seen), "{name} round {round}: {n} after {seen}");
+                    seen = seen.max(n + 1);
+                }
+                assert_eq!(seen, given, "{name} round {round}");
                 row.trials += 1;
             }
         }

@@ -201,7 +201,7 @@ impl PyRing {
         }
     }
 
-    /// A handle that pushes. `batch`: records become visible by `flush`, every 4 KiB, or at once while the consumer sleeps.
+    /// A handle that pushes. `batch`: records become visible by `flush`, every 4 KiB, and when the consumer has nothing else to do.
     #[pyo3(signature = (batch = false))]
     fn producer<'py>(&self, py: Python<'py>, batch: bool) -> PyResult<Bound<'py, PyProducer>> {
         let handle = Bound::new(py, PyProducer::open(&self.ring, batch).map_err(|e| raise(py, &e))?)?;

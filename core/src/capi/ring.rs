@@ -45,8 +45,8 @@ unsafe impl Options for offloop_ring_options {
 pub struct offloop_producer_options {
     /// sizeof(offloop_producer_options).
     pub struct_size: usize,
-    /// Not 0: committed records become visible by offloop_producer_flush, after 4 KiB of them, when there is no room, or at once
-    /// while the consumer sleeps. 0: each record is published when it is committed.
+    /// Not 0: committed records become visible by offloop_producer_flush, after 4 KiB of them, when there is no room, and when the
+    /// consumer has nothing else to do. 0: each record is published when it is committed.
     pub batch: u32,
     /// 0.
     pub reserved: u32,
@@ -535,7 +535,7 @@ pub unsafe extern "C" fn offloop_producer_abort(producer: *mut offloop_producer)
     })
 }
 
-/// Publishes what was committed and wakes the consumer if it sleeps; needed only with the option `batch`.
+/// Publishes what was committed at once, and wakes the consumer if it sleeps; only the option `batch` holds records back.
 ///
 /// # Safety
 /// Any pointer is safe.

@@ -113,17 +113,21 @@ impl Consumer {
     #[cold]
     fn find_nothing(&mut self) -> Result<bool> {
         self.give_back()?;
-        if self.sleeper.is_polled() {
+        let idle = if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
+            true
         } else {
-            self.sleeper.look_if_due()?;
-        }
+            self.sleeper.look_if_due()?
+        };
         // In this order: what was published before the ring was closed, or its producer died, is there at the second look.
         let closed = self.shared.check()? & CLOSED != 0;
         let dead = self.sleeper.peer_is_dead();
         if closed {
             // Either this look sees a record, or its producer sees after its own fence that the ring is closed.
             fence(Ordering::SeqCst);
+        }
+        if idle || closed || dead {
+            self.input.publish_committed(&self.shared);
         }
         if self.look()? {
             if self.sleeper.is_polled() {
@@ -167,7 +171,10 @@ impl Consumer {
             let left = remaining(&mut until, timeout, "no record in the ring")?;
             let slept = self.sleeper.arm().and_then(|()| {
                 // W2 of the wake protocol.
-                let sleeps = !self.input.sees_news() && !self.may_end() && !self.sleeper.peer_is_dead();
+                let sleeps = !self.input.publish_committed(&self.shared)
+                    && !self.input.sees_news()
+                    && !self.may_end()
+                    && !self.sleeper.peer_is_dead();
                 if sleeps { self.sleeper.sleep(left) } else { Ok(()) }
             });
             self.sleeper.disarm();

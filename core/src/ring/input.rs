@@ -4,7 +4,7 @@ use super::Shared;
 use super::ack::{Ack, Taking};
 use super::broadcast::{self, Copying, Overwritten};
 use super::raw::{MappedLane, RecordRef};
-use super::spsc::{Cursor, Damage, Found, Lane, Reader};
+use super::spsc::{Cursor, Damage, Found, Lane, Reader, publish_committed};
 use crate::sync::mapped::Ordering;
 use crate::wire::ring::{Kind, NEED_OVERWRITE};
 use std::sync::Arc;
@@ -285,6 +285,18 @@ impl Input {
             }
         }
         Ok(())
+    }
+
+    /// Publishes what producers with `batch` have committed and hold back. True if there was something: the next look finds it.
+    pub(super) fn publish_committed(&self, shared: &Shared) -> bool {
+        let capacity = shared.map.header().capacity;
+        match self {
+            Input::One(end) => publish_committed(&end.lane, capacity),
+            Input::Many(lanes) => lanes.ends.iter().fold(false, |any, end| publish_committed(&end.lane, capacity) || any),
+            Input::Copied(_, lane) => publish_committed(lane, capacity),
+            // What is committed is there for whoever looks.
+            Input::Slots(_) => false,
+        }
     }
 
     /// A closed ring in which nothing is found has ended.

@@ -49,6 +49,8 @@ mod tests;
 #[cfg(all(test, loom))]
 mod models;
 #[cfg(all(test, loom))]
+mod models_batch;
+#[cfg(all(test, loom))]
 mod models_mpmc;
 
 pub use crate::wire::ring::{Kind, OnFull};

@@ -17,8 +17,9 @@ const CAPACITY: u32 = 32;
 const RECORDS: u64 = 3;
 
 /// A lane in a model's memory. Cells notice two accesses that nothing orders.
-struct ModelLane<P> {
+pub(super) struct ModelLane<P> {
     tail: P,
+    committed: P,
     high: AtomicU32,
     head: P,
     seen: AtomicU32,
@@ -27,12 +28,28 @@ struct ModelLane<P> {
 
 impl<P: Word<u64>> ModelLane<P> {
     fn new(at: u32, position: fn(u64) -> P) -> Self {
-        let data = (0..CAPACITY / 8).map(|_| UnsafeCell::new(0)).collect();
-        ModelLane { tail: position(at.into()), high: AtomicU32::new(0), head: position(at.into()), seen: AtomicU32::new(at), data }
+        Self::with_capacity(CAPACITY, at, position)
+    }
+
+    pub(super) fn with_capacity(capacity: u32, at: u32, position: fn(u64) -> P) -> Self {
+        let data = (0..capacity / 8).map(|_| UnsafeCell::new(0)).collect();
+        ModelLane {
+            tail: position(at.into()),
+            committed: position(0),
+            high: AtomicU32::new(0),
+            head: position(at.into()),
+            seen: AtomicU32::new(at),
+            data,
+        }
     }
 
     fn payload(&self, offset: u32) -> &UnsafeCell<u64> {
         &self.data[offset as usize / 8]
+    }
+
+    pub(super) fn write(&self, offset: u32, value: u64) {
+        // SAFETY: loom checks the access.
+        self.payload(offset).with_mut(|p| unsafe { *p = value });
     }
 }
 
@@ -46,6 +63,9 @@ impl<P: Word<u64>> Lane for ModelLane<P> {
     type Word = AtomicU32;
     fn tail(&self) -> &P {
         &self.tail
+    }
+    fn committed(&self) -> &P {
+        &self.committed
     }
     fn high(&self) -> &AtomicU32 {
         &self.high
@@ -61,8 +81,7 @@ impl<P: Word<u64>> Lane for ModelLane<P> {
         self.payload(offset).with(|p| unsafe { *p })
     }
     fn set_record(&self, offset: u32, word: u64) {
-        // SAFETY: loom checks the access.
-        self.payload(offset).with_mut(|p| unsafe { *p = word });
+        self.write(offset, word);
     }
 }
 
@@ -109,13 +128,12 @@ impl Word<u64> for RelaxedLoad {
 
 fn push<P: Word<u64>>(writer: &mut Writer, lane: &ModelLane<P>, value: u64) -> bool {
     let Some(offset) = writer.claim(lane, 8).expect("no damage") else { return false };
-    // SAFETY: loom checks the access.
-    lane.payload(offset).with_mut(|p| unsafe { *p = value });
+    lane.write(offset, value);
     writer.commit(lane, 8);
     writer.publish(lane)
 }
 
-fn pop<P: Word<u64>>(reader: &mut Reader, lane: &ModelLane<P>) -> Option<u64> {
+pub(super) fn pop<P: Word<u64>>(reader: &mut Reader, lane: &ModelLane<P>) -> Option<u64> {
     let found = reader.peek(lane).expect("no damage")?;
     // SAFETY: loom checks the access.
     let value = lane.payload(found.offset).with(|p| unsafe { *p });
@@ -377,6 +395,7 @@ fn ring_writer_that_does_not_look_again_overruns_a_reader() {
 /// An overwriting lane of 32 bytes: its words are atomics, as in mapped memory.
 struct OverwrittenLane {
     tail: AtomicU64,
+    committed: AtomicU64,
     high: AtomicU32,
     head: AtomicU64,
     seen: AtomicU32,
@@ -388,6 +407,9 @@ impl Lane for OverwrittenLane {
     type Word = AtomicU32;
     fn tail(&self) -> &AtomicU64 {
         &self.tail
+    }
+    fn committed(&self) -> &AtomicU64 {
+        &self.committed
     }
     fn high(&self) -> &AtomicU32 {
         &self.high
@@ -423,9 +445,9 @@ fn append(writer: &mut Writer, lane: &OverwrittenLane, value: u64) {
 fn overwrite_model(make_room: fn(&OverwrittenLane, Mark, u32)) {
     loom::model(move || {
         let word = || AtomicU64::new(0);
-        let (tail, head) = (word(), word());
+        let (tail, committed, head) = (word(), word(), word());
         let data = [word(), word(), word(), word()];
-        let lane = Arc::new(OverwrittenLane { tail, high: AtomicU32::new(0), head, seen: AtomicU32::new(0), data });
+        let lane = Arc::new(OverwrittenLane { tail, committed, high: AtomicU32::new(0), head, seen: AtomicU32::new(0), data });
         let mut writer = Writer::resume(&*lane, CAPACITY).expect("fresh");
         append(&mut writer, &lane, 100);
         append(&mut writer, &lane, 101);

@@ -8,8 +8,10 @@ use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
 use super::wait::{PAUSES_IN_FULL, Sleeper};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::compiler_fence;
 use crate::sync::mapped::Ordering;
 use crate::sync::modelled::fence;
+use crate::sys::membarrier;
 use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, record_extent, ring_word, seat_word};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
@@ -21,12 +23,17 @@ pub const BATCH_BYTES: u32 = 4096;
 /// The seat of the one consumer, in `spsc` and `mpsc`.
 pub const CONSUMER_SEAT: usize = 0;
 
+/// A producer's bit in `ring_word::BATCHING`.
+fn batching_bit(kind: Kind, seat: usize) -> u64 {
+    1 << if kind == Kind::Mpmc { seat } else { seat.saturating_sub(1) }
+}
+
 /// How a producer publishes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProducerOptions {
-    /// Committed records become visible by [`Producer::flush`], after 4 KiB of them, when there is no room, or at once while
-    /// the consumer sleeps. Without it each record is published when it is committed. In `mpmc` a committed record is visible to
-    /// who looks, and `batch` saves the look at who sleeps.
+    /// Committed records become visible together: by [`Producer::flush`], after 4 KiB of them, when there is no room, and as soon as
+    /// the consumer has nothing else to do (it sleeps, or has found nothing for 20 ms). Without it each record is published when it is
+    /// committed. In `mpmc` a committed record is visible to who looks, and `batch` saves a fence for each.
     pub batch: bool,
     /// What [`Producer::push`] does when there is no room; `None` for what the ring's maker chose.
     pub on_full: Option<OnFull>,
@@ -47,7 +54,12 @@ pub struct Producer {
     kind: Kind,
     /// The living readers of a broadcast ring, as of this value of `members`.
     readers: (Option<u32>, Vec<usize>),
+    /// Commits wait for more.
     batch: bool,
+    /// Was opened with `batch`: who waits must be able to end the wait.
+    shows: bool,
+    /// `shows`, and the system has no barrier that a sleeping consumer could call for.
+    fences: bool,
     on_full: OnFull,
     sleeper: Sleeper,
     shared: Arc<Shared>,
@@ -84,6 +96,15 @@ impl Producer {
                 Output::Lane(Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?, lane)
             }
         };
+        let fences = options.batch && !membarrier::agree();
+        // Before anything is committed: a consumer that sleeps later sees it, by the fences of `enter` and of W1.
+        let (bit, batching) = (batching_bit(header.kind, seat.number()), shared.map.batching());
+        if options.batch && !fences {
+            batching.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            // Its predecessor may have been killed.
+            batching.fetch_and(!bit, Ordering::Relaxed);
+        }
         let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), Role::Producer, peers, needs_peer);
         seat.enter();
         Ok(Producer {
@@ -91,6 +112,8 @@ impl Producer {
             kind: header.kind,
             readers: (None, Vec::new()),
             batch: options.batch,
+            shows: options.batch,
+            fences,
             on_full,
             sleeper,
             shared: Arc::clone(shared),
@@ -131,13 +154,21 @@ impl Producer {
         self.batch
     }
 
-    /// Changes that. Turned off, it publishes what waits.
+    /// Changes that, for a run of records: who was not opened with `batch` and does not turn it off again holds them back for good. Turned off, it
+    /// publishes what waits.
     ///
     /// # Errors
-    /// `Forked`.
+    /// `Closed` as of [`flush`](Self::flush), `Forked`.
     pub fn set_batch(&mut self, batch: bool) -> Result<()> {
         self.batch = batch;
-        if batch { Ok(()) } else { self.flush() }
+        if batch {
+            return Ok(());
+        }
+        let flushed = self.flush();
+        if let (Output::Lane(writer, lane), true, false) = (&self.output, self.shows, self.shared.is_forked()) {
+            writer.hide(lane);
+        }
+        flushed
     }
 
     #[inline]
@@ -320,12 +351,17 @@ impl Producer {
         (1..map.header().seats as usize).filter(|s| map.seat_word(*s, seat_word::STATUS).load(Ordering::Acquire) & 3 == SEAT_LIVE)
     }
 
-    /// A sleeping consumer gains nothing from waiting for more. A look without a fence: who misses it now, sees it next time.
+    /// A sleeping consumer gains nothing from waiting for more. After [`hold_back`](Self::hold_back), either this sees that it sleeps, or it
+    /// finds by itself what was committed.
     #[inline]
     fn reader_sleeps(&self) -> bool {
         match &self.output {
             Output::Slots(_, slots, _) => slots.sleepers(Role::Consumer).load(Ordering::Relaxed) != 0,
-            Output::Lane(..) if self.kind == Kind::Broadcast => self.readers.1.iter().any(|seat| self.shared.sleeps(*seat)),
+            // Who has come meanwhile may sleep already.
+            Output::Lane(..) if self.kind == Kind::Broadcast => {
+                self.readers.0 != Some(self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Relaxed))
+                    || self.readers.1.iter().any(|seat| self.shared.sleeps(*seat))
+            }
             Output::Lane(_, lane) => lane.consumer_sleeps(),
         }
     }
@@ -345,11 +381,31 @@ impl Producer {
         self.flush_if_due(waiting)
     }
 
+    /// Before the look at who sleeps: P0 and a fence, or what spares it.
+    #[inline(always)]
+    fn hold_back(&self) {
+        if !self.shows {
+            return;
+        }
+        if let Output::Lane(writer, lane) = &self.output {
+            writer.show(lane);
+        }
+        if self.fences {
+            fence(Ordering::SeqCst);
+        } else {
+            // Pairs with the barrier in `Sleeper::announce`.
+            compiler_fence(Ordering::SeqCst);
+        }
+    }
+
     /// Tells of what was committed, unless it may wait for more.
     #[inline(always)]
     fn flush_if_due(&mut self, waiting: u32) -> Result<()> {
-        if self.batch && waiting < BATCH_BYTES && !self.reader_sleeps() {
-            return Ok(());
+        if self.batch {
+            self.hold_back();
+            if waiting < BATCH_BYTES && !self.reader_sleeps() {
+                return Ok(());
+            }
         }
         self.flush()
     }
@@ -598,9 +654,10 @@ impl Producer {
 impl Drop for Producer {
     fn drop(&mut self) {
         // Committed is promised to be seen. In a forked child this does nothing.
-        let _ = self.flush();
+        let _ = self.set_batch(false);
         self.abort_claim();
         if !self.shared.is_forked() {
+            self.shared.map.batching().fetch_and(!batching_bit(self.kind, self.seat.number()), Ordering::Relaxed);
             self.sleeper.disarm();
         }
     }

@@ -161,6 +161,12 @@ impl Map {
         unsafe { &*self.map.as_ptr().add(ring_word::READY).cast() }
     }
 
+    /// Bit *i*: the producer of lane *i*, in `mpmc` on seat *i*, leaves the fence of its commits to who sleeps.
+    #[inline]
+    pub(crate) fn batching(&self) -> &AtomicU64 {
+        self.ring_position(ring_word::BATCHING)
+    }
+
     /// Offset of a lane's data in the region.
     pub(crate) fn data_at(&self, lane: usize) -> usize {
         self.header.header_len as usize + lane * self.header.capacity as usize
@@ -171,6 +177,7 @@ impl Map {
 #[derive(Debug)]
 pub(crate) struct MappedLane {
     tail: NonNull<AtomicU64>,
+    committed: NonNull<AtomicU64>,
     high: NonNull<AtomicU32>,
     head: NonNull<AtomicU64>,
     seen: NonNull<AtomicU32>,
@@ -195,6 +202,7 @@ impl MappedLane {
         let data = unsafe { NonNull::new_unchecked(map.base().add(map.data_at(lane))) };
         MappedLane {
             tail: NonNull::from(map.seat_position(writer, seat_word::TAIL)),
+            committed: NonNull::from(map.seat_position(writer, seat_word::COMMITTED_AT)),
             high: NonNull::from(map.seat_word(writer, seat_word::HIGH)),
             head: NonNull::from(map.seat_position(reader, seat_word::HEAD)),
             seen: NonNull::from(map.seat_word(reader, seat_word::SEEN)),
@@ -255,8 +263,14 @@ impl Lane for MappedLane {
 
     #[inline(always)]
     fn tail(&self) -> &AtomicU64 {
-        // SAFETY: points into `self._map`, see `new`; so do the three below.
+        // SAFETY: points into `self._map`, see `new`; so do the four below.
         unsafe { self.tail.as_ref() }
+    }
+
+    #[inline(always)]
+    fn committed(&self) -> &AtomicU64 {
+        // SAFETY: as in `tail`.
+        unsafe { self.committed.as_ref() }
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 //! | Word   | Written by | Read by         | Ordering                                      |
 //! |--------|------------|-----------------|-----------------------------------------------|
 //! | `tail` | writer     | reader          | Release at P1, Acquire at C1                  |
+//! | `committed` | writer | reader, successor | Release at P0, Acquire at C3; while it publishes in batches |
 //! | `head` | reader     | writer          | Release at C2, Acquire at P2 (cache miss)     |
 //! | `seen` | reader     | its successor   | Relaxed: read only after the reader's death   |
 //! | records| writer     | reader          | plain, before P1 / after C1; freed by C2 / P2 |
@@ -17,7 +18,7 @@ use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::line;
 use crate::sys::failpoint;
-use crate::wire::ring::{ALIGN, RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent, record_word};
+use crate::wire::ring::{ALIGN, COMMITTED, RECORD_DATA, RECORD_HEADER, RECORD_PAD, max_record, record_extent, record_word};
 
 const LINE: u32 = line::LEN as u32;
 
@@ -26,6 +27,7 @@ pub(crate) trait Lane {
     type Position: Word<u64>;
     type Word: Word<u32>;
     fn tail(&self) -> &Self::Position;
+    fn committed(&self) -> &Self::Position;
     fn high(&self) -> &Self::Word;
     fn head(&self) -> &Self::Position;
     fn seen(&self) -> &Self::Word;
@@ -98,6 +100,24 @@ pub(super) fn half_turn(high: u32, at: u32) -> u32 {
     high.wrapping_sub((high ^ at >> 31) & 1)
 }
 
+/// Publishes for a writer what it has committed and holds back for its batch. True if there was something. For a reader that has nothing else
+/// to do: each look takes the line from the writer, who stores to it once per record.
+pub(super) fn publish_committed<L: Lane>(lane: &L, capacity: u32) -> bool {
+    let word = lane.tail().load(Ordering::Acquire);
+    // C3: what lies before it is whole. Pairs with the Release at P0.
+    let committed = lane.committed().load(Ordering::Acquire);
+    let bytes = (committed as u32 & !(ALIGN - 1)).wrapping_sub(word as u32);
+    // A word that is older than `tail`, by a batch at most, is nearly a turn of 2^32 away from it.
+    if committed & u64::from(COMMITTED) == 0 || bytes == 0 || bytes > capacity {
+        return false;
+    }
+    failpoint::hit("committed.seen");
+    // P1, in the writer's place. The writer publishes nothing less later on, because it came to P0 before; what it published meanwhile stays.
+    let published = lane.tail().compare_exchange(word, committed & !u64::from(ALIGN - 1), Ordering::Release).is_ok();
+    failpoint::hit("committed.published");
+    published
+}
+
 /// Where a handle stands in a lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -135,19 +155,21 @@ pub(crate) struct Writer {
     published: u32,
     /// What `head` of the lane held when it was last looked at.
     head: u32,
-    /// The 64-bit position `published`, shifted right by 31.
+    /// The 64-bit position `tail`, shifted right by 31.
     high: u32,
     /// Padding and payload room of the claim that is being written.
     claim: Option<(u32, u32)>,
 }
 
 impl Writer {
-    /// Goes on where the lane's last writer published.
+    /// Goes on where the lane's last writer published. What that one committed in a batch is published first: a reader may be doing it just now.
     pub(crate) fn resume<L: Lane>(lane: &L, capacity: u32) -> Result<Writer, Damage> {
+        publish_committed(lane, capacity);
+        lane.committed().store(0, Ordering::Relaxed);
         let tail = aligned(Mark::load(lane.tail(), Ordering::Acquire))?;
         let head = Mark::load(lane.head(), Ordering::Acquire).at;
         distance(head, tail.at, capacity, "positions of a lane contradict each other")?;
-        // A predecessor that died in `publish` may have counted a half-turn that its tail did not come to.
+        // A predecessor that died in a commit may have counted a half-turn that its tail did not come to.
         let high = half_turn(lane.high().load(Ordering::Relaxed), tail.at);
         lane.high().store(high, Ordering::Relaxed);
         Ok(Writer { capacity, tail, published: tail.at, head, high, claim: None })
@@ -227,7 +249,11 @@ impl Writer {
         }
         // P2: what the reader has given back. Pairs with the Release at C2, so that its loads are over before this writes.
         let head = Mark::load(lane.head(), Ordering::Acquire).at;
-        distance(head, self.published, self.published.wrapping_sub(self.head), "reader's position is outside what it may read")?;
+        let read = distance(self.head, head, self.tail.at.wrapping_sub(self.head), "reader's position is outside what it may read")?;
+        if read > self.published.wrapping_sub(self.head) {
+            // It has published for itself what waited here.
+            self.published = head;
+        }
         self.head = head;
         Ok(self.capacity - self.tail.at.wrapping_sub(head) >= bytes)
     }
@@ -248,8 +274,29 @@ impl Writer {
             failpoint::hit("commit.padded");
         }
         lane.set_record(self.tail.at.wrapping_add(pad) & mask, record_word(RECORD_DATA, len));
+        let from = self.tail.at;
         self.tail.advance(pad + record_extent(len), 1);
+        if (self.tail.at ^ from) >> 31 != 0 {
+            self.high = self.high.wrapping_add(1);
+            lane.high().store(self.high, Ordering::Relaxed);
+        }
         failpoint::hit("commit.written");
+    }
+
+    /// Says how far it has committed, for a reader that finds nothing and for a successor, until [`hide`](Self::hide). From the first
+    /// call on every commit calls it: a word that is more than a batch old could be taken for a new one.
+    #[inline(always)]
+    pub(crate) fn show<L: Lane>(&self, lane: &L) {
+        // P0: everything before it is whole. Pairs with the Acquire at C3.
+        let Mark { at, count } = self.tail;
+        lane.committed().store(u64::from(at) | u64::from(count) << 32 | u64::from(COMMITTED), Ordering::Release);
+        failpoint::hit("committed.shown");
+    }
+
+    /// What was committed is published, and what will be is published at once.
+    pub(crate) fn hide<L: Lane>(&self, lane: &L) {
+        debug_assert!(self.unpublished() == 0);
+        lane.committed().store(0, Ordering::Release);
     }
 
     /// Gives the claim up. The lane does not know that there was one.
@@ -274,10 +321,6 @@ impl Writer {
     pub(crate) fn publish<L: Lane>(&mut self, lane: &L) -> bool {
         if self.tail.at == self.published {
             return false;
-        }
-        if (self.tail.at ^ self.published) >> 31 != 0 {
-            self.high = self.high.wrapping_add(1);
-            lane.high().store(self.high, Ordering::Relaxed);
         }
         failpoint::hit("publish.before");
         // P1: everything before `tail` is whole. Pairs with the Acquire at C1.

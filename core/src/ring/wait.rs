@@ -12,6 +12,9 @@
 //!
 //! In `mpmc` each side has many: see `sleepers.rs`.
 //!
+//! A producer with `batch` stores how far it has committed and looks at W3 once per record, without the fence: a consumer at W1 brings that
+//! fence about in all processes that have such producers (`sys::membarrier`), if there is one.
+//!
 //! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
 //! (Dekker). The word is cleared by the waker, so a burst costs one system call; and only after the doorbell rang, so a waker that
 //! is stopped or dies before it leaves the sleeper to the next one. Each sleep has a number, so one that comes late with
@@ -20,15 +23,13 @@
 //!
 //! The same eventfd serves a blocked thread (`ppoll`) and an event loop (`epoll`), so there is one wake path.
 
-use super::mpmc::Slots;
-use super::raw::MappedSlots;
 use super::seat::{self, Owner, Role, settle_dead};
 use super::{Shared, sleepers};
 use crate::error::Result;
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
-use crate::sys::{clock, failpoint, poll};
+use crate::sys::{clock, failpoint, membarrier, poll};
 use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -76,7 +77,8 @@ const SPIN_MIN: u32 = 64;
 /// Every so many sleeps the waiter spins in full again, or two sides that both sleep would never find out that they need not.
 const SPIN_RETRY: u32 = 16;
 /// How often what tells nobody of its change is looked at: a peer without a pidfd (another pid namespace, a seccomp policy), the
-/// dead of an `mpmc` ring whom a living participant keeps from being settled.
+/// dead of an `mpmc` ring whom a living participant keeps from being settled, what producers with `batch` have committed for a consumer that
+/// never sleeps.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Pauses between the looks of a consumer.
@@ -156,6 +158,8 @@ pub(super) struct Sleeper {
     /// The number of the last sleep, in the bits above [`SLEEP`]'s; begins where no predecessor on this seat was lately.
     sleep: u32,
     spin: Spin,
+    /// Some producers may not see that this consumer sleeps.
+    unheard: bool,
     epoll: Option<(poll::Epoll, poll::Timer)>,
 }
 
@@ -173,6 +177,7 @@ impl Sleeper {
             looked_ns: 0,
             sleep: (clock::monotonic_ns() as u32) & !(SLEEP - 1),
             spin: Spin { budget: SPIN_MAX, sleeps: 0 },
+            unheard: false,
             epoll: None,
         }
     }
@@ -211,6 +216,10 @@ impl Sleeper {
             Some(side) => sleepers::announce(&side, self.seat, how),
             None => announce_sleep(self.waiting(), how),
         }
+        if self.role == Role::Consumer && self.shared.map.batching().load(Ordering::Relaxed) != 0 {
+            // W1 of a producer with `batch`, see there.
+            self.unheard = !membarrier::everywhere();
+        }
     }
 
     /// This side is awake. Where a side has one sleeper this needs no fence: a look that comes too early only sends it to sleep again, and
@@ -231,12 +240,8 @@ impl Sleeper {
 
     /// Somebody's change has to be looked for.
     fn must_look(&self) -> bool {
-        let of_tasks = |slots: &MappedSlots| {
-            // Behind an open claim there may be records of others, and a producer with `batch` may decide it without a look at who sleeps.
-            let is_held_back = || slots.head().load(Ordering::Relaxed) != slots.tail().load(Ordering::Relaxed);
-            self.settled != self.members || (self.role == Role::Consumer && is_held_back())
-        };
-        self.watched.iter().any(|w| w.pidfd.is_none()) || self.shared.slots.as_ref().is_some_and(of_tasks)
+        let has_dead = self.shared.slots.is_some() && self.settled != self.members;
+        self.unheard || has_dead || self.watched.iter().any(|w| w.pidfd.is_none())
     }
 
     /// Puts in order what the dead of an `mpmc` ring left, as far as they are known.
@@ -250,9 +255,13 @@ impl Sleeper {
     }
 
     /// For a caller that is busy, or polls instead of sleeping: a look at the others every [`LOOK`]. Counts time, not calls, because a
-    /// caller may come once per frame as well as without a pause.
-    pub(super) fn look_if_due(&mut self) -> Result<()> {
-        if self.is_look_due() { self.look() } else { Ok(()) }
+    /// caller may come once per frame as well as without a pause. True when it was due.
+    pub(super) fn look_if_due(&mut self) -> Result<bool> {
+        let due = self.is_look_due();
+        if due {
+            self.look()?;
+        }
+        Ok(due)
     }
 
     /// True once per [`LOOK`] at most.

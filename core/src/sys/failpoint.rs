@@ -21,6 +21,9 @@ pub const TASKS: &[&str] = &[
 /// Points that only the writer of a lossless broadcast passes.
 pub const GATE: &[&str] = &["gate.looked", "gate.moved", "gate.settled"];
 
+/// Points of lanes whose producer publishes in batches: it says how far it has committed, a reader publishes that.
+pub const BATCH: &[&str] = &["committed.shown", "committed.seen", "committed.published"];
+
 /// Points of a channel's protocol beside those of its rings.
 pub const CHANNEL: &[&str] =
     &["channel.opened", "channel.greeted", "channel.no_room", "channel.fds_sent", "channel.fds_seen", "channel.closing"];
@@ -78,7 +81,7 @@ mod armed {
     }
 
     pub(super) fn hit(name: &'static str) {
-        let lists = [super::NAMES, super::TASKS, super::GATE, super::CHANNEL];
+        let lists = [super::NAMES, super::TASKS, super::GATE, super::BATCH, super::CHANNEL];
         assert!(lists.iter().any(|list| list.contains(&name)), "{name} is in no list");
         let Some(plan) = PLAN.get_or_init(plan) else { return };
         if plan.name == name && plan.left.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -14,6 +14,7 @@ pub mod fifo;
 pub mod fork;
 pub mod futex;
 pub mod mem;
+pub mod membarrier;
 pub mod ofd;
 pub mod pidfd;
 pub mod poll;

@@ -18,13 +18,15 @@
 //!              ├───────────────────────────────┴───────────────┼───────────────┤
 //!           96 │ 0                                             │ check         │
 //!              ├───────┬───────┬───────────────────────────────┴───────────────┤
-//!          128 │ state │members│ 0                                             │  any participant, atomics
+//!          128 │ state │members│ 0 … 160                                       │  any participant, atomics
+//!          160 │ batching: one bit per lane, 2 × u32, then 0                   │  producers
 //!          256 │ ready: one bit per lane, 2 × u32, then 0 … 512                │  mpsc
 //!              └───────────────────────────────────────────────────────────────┘
 //!
 //!  in `mpmc`   128     132     136             144             152     156
 //!              ├───────┴───────┼───────────────┼───────────────┼───────┴───────┤
 //!          128 │ state, members│ consumers     │ producers     │returnd│ moves │  who sleeps: one bit per seat
+//!          160 │ batching: one bit per seat, u64, then 0                       │  producers
 //!          256 │ tail: the next position that is claimed, u64                  │  producers
 //!          384 │ head: the next position that is taken, u64, then 0 … 512      │  consumers
 //!              └───────────────────────────────────────────────────────────────┘
@@ -35,7 +37,7 @@
 //!          256 │ head  │ count │ 0                                               the lane's reader; in broadcast see below
 //!          384 │ seen  │ 0                                                       the lane's reader; in broadcast see below
 //!          512 │waiting│ 0                                                       the owner sets, whoever wakes it clears
-//!          640 │ 0 … SEAT_LEN
+//!          640 │ committed: position, count, 0 … SEAT_LEN                      the lane's writer
 //!
 //!  in `mpmc`, seats are SLOT_SEAT_LEN long, and instead of positions have
 //!          640 │ claim: what the producer is about to own, or owns, u64, then 0
@@ -62,7 +64,10 @@
 //! * `tail` and `head` are positions, each with the number of records before it; the pair is written as one 8-byte word by native
 //!   code, and by everybody where the ring overwrites. Elsewhere the numbers are for diagnostics and may be stored separately,
 //!   before the position.
-//! * `high` is the writer's position in 64 bits, shifted right by 31; stored before `tail`.
+//! * `committed` is where the writer stands, with [`COMMITTED`] in its lowest bit, while it publishes in batches, else 0: stored before it looks
+//!   whether a reader sleeps. What lies between `tail` and it is whole; a reader that would sleep puts `tail` there, if that is still where it was.
+//! * `batching`: the producers that leave the fence between that store and that look to who sleeps (membarrier).
+//! * `high` is the writer's position in 64 bits, shifted right by 31; stored before `committed` and `tail`.
 //! * In `mpmc` the one lane is slots of `slot_len` bytes. Positions are 64-bit numbers of claims; position *p* is slot
 //!   `p % slots` in lap `p / slots`. `word` is `lap << 2 |` [`slot_state`]; `claim` and a hold are `position << 2 |`
 //!   [`claim_state`] or [`hold_state`]. Zeroed memory is an empty ring. Protocol: `core/src/ring/README.md`.
@@ -125,6 +130,8 @@ pub mod ring_word {
     pub const RETURNED: usize = 152;
     /// `mpmc`: goes up before a returned record changes hands.
     pub const MOVES: usize = 156;
+    /// 64 bits: bit *i*, the producer of lane *i*, in `mpmc` on seat *i*, commits without a fence.
+    pub const BATCHING: usize = 160;
     /// `mpmc`, 64 bits: the next position that is claimed.
     pub const SLOT_TAIL: usize = 256;
     /// `mpmc`, 64 bits: the next position that is taken.
@@ -183,6 +190,8 @@ pub mod seat_word {
     pub const SEEN: usize = 384;
     /// 0 while the owner is awake. Else the low two bits say how it sleeps, 1 a thread, 2 an event loop, and the others are the sleep's number.
     pub const WAITING: usize = 512;
+    /// Lanes: how far the writer has committed, as `TAIL`, with [`COMMITTED`](super::COMMITTED); 0 without batches.
+    pub const COMMITTED_AT: usize = 640;
     /// `mpmc`: the producer's claim, 64 bits.
     pub const CLAIM: usize = 640;
     /// `mpmc`: the consumer's holds, [`HOLDS`](super::HOLDS) times 64 bits.
@@ -193,6 +202,9 @@ pub mod seat_word {
 pub const CLOSED: u32 = 1;
 /// `state`: a participant saw bytes that contradict themselves.
 pub const POISONED: u32 = 2;
+
+/// `committed`: the word says where the writer stands. Positions are multiples of [`ALIGN`].
+pub const COMMITTED: u32 = 1;
 
 /// `status`: nobody's.
 pub const SEAT_FREE: u32 = 0;
@@ -227,6 +239,7 @@ pub const LAYOUT: u64 = layout_of(&[
     ring_word::STATE,
     ring_word::MEMBERS,
     ring_word::READY,
+    ring_word::BATCHING,
     seat_word::STATUS,
     seat_word::ROLE,
     seat_word::PID,
@@ -236,6 +249,7 @@ pub const LAYOUT: u64 = layout_of(&[
     seat_word::HEAD,
     seat_word::SEEN,
     seat_word::WAITING,
+    seat_word::COMMITTED_AT,
 ]);
 
 /// The same of seats with holds, and slots.
@@ -252,6 +266,7 @@ pub const SLOT_LAYOUT: u64 = layout_of(&[
     ring_word::PRODUCERS,
     ring_word::RETURNED,
     ring_word::MOVES,
+    ring_word::BATCHING,
     ring_word::SLOT_TAIL,
     ring_word::SLOT_HEAD,
     seat_word::STATUS,
@@ -635,7 +650,12 @@ pub fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
 const _: () = assert!(ring_word::READY + 8 <= SEATS_AT && MAX_SEATS - 1 <= 64, "a bit per lane");
 const _: () = assert!(ring_word::SLOT_HEAD + 8 <= SEATS_AT && MAX_SLOT_SEATS <= 64, "a bit per seat");
 const _: () = assert!(seat_word::HOLDS_AT + HOLDS * 8 <= SLOT_SEAT_LEN && SLOT_SEAT_LEN.is_multiple_of(128));
-const _: () = assert!(seat_word::WAITING + 128 <= SEAT_LEN && SEAT_LEN.is_multiple_of(128) && SEATS_AT.is_multiple_of(128));
+const _: () = assert!(
+    seat_word::COMMITTED_AT + 128 <= SEAT_LEN
+        && ring_word::BATCHING.is_multiple_of(8)
+        && SEAT_LEN.is_multiple_of(128)
+        && SEATS_AT.is_multiple_of(128)
+);
 
 #[cfg(test)]
 mod tests {

@@ -127,14 +127,15 @@ fn a_batch_is_seen_when_it_is_flushed_or_long_enough() {
     let ring = RingBuffer::builder(Kind::Spsc).capacity(64 << 10).create().expect("ring");
     let mut p = ring.producer(ProducerOptions { batch: true, ..Default::default() }).expect("producer");
     let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    let published = || ring.stat().expect("stat").lanes[0].pushed;
     p.try_push(&[1; 56]).expect("push");
-    assert_eq!(pop(&mut c), None);
+    assert_eq!(published(), 0);
     p.flush().expect("flush");
     assert_eq!(pop(&mut c).expect("flushed").len(), 56);
     for _ in 0..63 {
         p.try_push(&[1; 56]).expect("push");
     }
-    assert_eq!(pop(&mut c), None);
+    assert_eq!(published(), 1);
     p.try_push(&[1; 56]).expect("push");
     assert_eq!(c.read(1000, |r| assert_eq!(r.len(), 56)).expect("read"), 64, "published by itself at 4 KiB");
     p.try_push(&[2; 8]).expect("push");
@@ -149,9 +150,72 @@ fn a_batch_is_published_when_the_ring_is_full() {
     let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
     p.try_push(&[1; 2000]).expect("push");
     p.try_push(&[1; 2000]).expect("push");
-    assert_eq!(pop(&mut c), None);
+    assert_eq!(ring.stat().expect("stat").lanes[0].pushed, 0);
     assert!(!p.try_push(&[1; 2000]).expect("full"));
     assert_eq!(pop(&mut c).expect("published").len(), 2000);
+}
+
+/// The producer does nothing after its push: whoever has nothing else to do finds what waits in the batch.
+#[test]
+fn a_batch_of_a_producer_that_idles_is_found_by_who_waits() {
+    for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast, Kind::Mpmc] {
+        let ring = RingBuffer::builder(kind).capacity(4096).create().expect("ring");
+        let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+        let mut p = ring.producer(ProducerOptions { batch: true, ..Default::default() }).expect("producer");
+        for n in 0..1000u32 {
+            p.push(&n.to_le_bytes(), None).expect("push");
+            assert_eq!(c.pop(None).expect("blocks").to_vec(), n.to_le_bytes(), "{kind:?}");
+        }
+        c.fd().expect("polled");
+        for n in 0..1000u32 {
+            p.push(&n.to_le_bytes(), None).expect("push");
+            assert_eq!(pop(&mut c).expect("a look that arms"), n.to_le_bytes(), "{kind:?}");
+            assert_eq!(pop(&mut c), None);
+        }
+        // Nobody is told of a consumer that only asks from time to time.
+        if kind != Kind::Broadcast {
+            drop(c);
+        }
+        let mut c = ring.consumer(ConsumerOptions::default()).expect("another");
+        assert_eq!(pop(&mut c), None);
+        p.push(b"seen at last", None).expect("push");
+        let found = std::iter::repeat_with(|| pop(&mut c)).flatten().next();
+        assert_eq!(found.expect("found"), b"seen at last", "{kind:?}");
+    }
+}
+
+/// Question and answer without a flush: each side sleeps, spins or is about to, as it happens. A long record keeps the stores behind it
+/// waiting, so that the look at who sleeps comes long before them.
+#[test]
+fn batches_of_one_wake_who_sleeps_for_them() {
+    let rounds = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 1_000_000u32 } else { 20_000 };
+    for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast, Kind::Mpmc] {
+        let rings = [(); 2].map(|()| {
+            let ring = RingBuffer::builder(kind).capacity(16 << 10);
+            if kind == Kind::Mpmc { ring.slot_size(2048) } else { ring }.create().expect("ring")
+        });
+        let ends = |out: &RingBuffer, back: &RingBuffer| {
+            let c = back.consumer(ConsumerOptions::default()).expect("consumer");
+            (out.producer(ProducerOptions { batch: true, ..Default::default() }).expect("producer"), c)
+        };
+        let (mut p, mut c) = ends(&rings[0], &rings[1]);
+        let (mut q, mut d) = ends(&rings[1], &rings[0]);
+        let echo = std::thread::spawn(move || {
+            for n in 0..rounds {
+                let mut asked = d.pop(None).expect("asked").to_vec();
+                asked.resize(n as usize % 1500 + 4, 0);
+                q.push(&asked, None).expect("answer");
+            }
+            (q, d)
+        });
+        let mut random = Random(0x5EED_000B);
+        for n in 0..rounds {
+            (0..random.below(2000)).for_each(|_| std::hint::spin_loop());
+            p.push(&vec![n.to_le_bytes(); 1 + random.below(400) as usize].concat(), None).expect("ask");
+            assert_eq!(c.pop(None).expect("answered").to_vec()[..4], n.to_le_bytes(), "{kind:?}");
+        }
+        drop(echo.join().expect("echo"));
+    }
 }
 
 #[test]
@@ -172,20 +236,35 @@ fn after_close_what_is_there_is_drained() {
 #[test]
 fn a_record_that_is_published_behind_the_end_is_not_promised() {
     for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast] {
-        for batch in [false, true] {
-            let ring = RingBuffer::builder(kind).capacity(4096).create().expect("create");
-            let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
-            let mut p = ring.producer(ProducerOptions { batch, ..Default::default() }).expect("producer");
-            if batch {
-                assert!(p.try_push(b"not yet published").expect("room"));
-            } else {
-                p.try_claim_ptr(8).expect("open").expect("room");
+        let ring = RingBuffer::builder(kind).capacity(4096).create().expect("create");
+        let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+        let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+        p.try_claim_ptr(8).expect("open").expect("room");
+        ring.close();
+        assert_eq!(self::kind(c.try_pop().map(|_| ())), ErrorKind::Closed, "{kind:?}");
+        assert_eq!(self::kind(p.commit_claim(8)), ErrorKind::Closed, "{kind:?}");
+        assert!(c.try_pop().expect("a consumer that looks again gets it").is_some());
+    }
+}
+
+#[test]
+fn what_was_committed_in_a_batch_comes_before_the_end() {
+    for kind in [Kind::Spsc, Kind::Mpsc, Kind::Broadcast] {
+        for overwrites in [false, true] {
+            if overwrites && kind != Kind::Broadcast {
+                continue;
             }
+            let on_full = if overwrites { OnFull::Overwrite } else { OnFull::Wait };
+            let ring = RingBuffer::builder(kind).capacity(4096).on_full(on_full).create().expect("create");
+            let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+            let mut p = ring.producer(ProducerOptions { batch: true, ..Default::default() }).expect("producer");
+            assert!(p.try_push(b"not flushed").expect("room"));
             ring.close();
+            assert_eq!(c.try_pop().expect("drains").expect("record").to_vec(), b"not flushed", "{kind:?}");
             assert_eq!(self::kind(c.try_pop().map(|_| ())), ErrorKind::Closed, "{kind:?}");
-            let published = if batch { p.flush() } else { p.commit_claim(8) };
-            assert_eq!(self::kind(published), ErrorKind::Closed, "{kind:?}");
-            assert!(c.try_pop().expect("a consumer that looks again gets it").is_some());
+            if !overwrites {
+                p.flush().expect("its consumer has let go of it");
+            }
         }
     }
 }
@@ -518,8 +597,14 @@ fn a_scribbler_gets_corrupt_or_data() {
             let (ring, stop) = (ring.clone(), stop.clone());
             std::thread::spawn(move || {
                 let mut random = Random(seed * 0x1234_5678_9ABC_DEF1);
-                let words =
-                    [(1, seat_word::TAIL), (1, seat_word::HEAD), (1, seat_word::SEEN), (0, seat_word::STATUS), (1, seat_word::STATUS)];
+                let words = [
+                    (1, seat_word::TAIL),
+                    (1, seat_word::COMMITTED_AT),
+                    (1, seat_word::HEAD),
+                    (1, seat_word::SEEN),
+                    (0, seat_word::STATUS),
+                    (1, seat_word::STATUS),
+                ];
                 while !stop.load(Ordering::Relaxed) {
                     let value = match random.below(3) {
                         0 => random.below(1 << 32) as u32,
