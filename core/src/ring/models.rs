@@ -185,48 +185,90 @@ fn ring_lane_without_acquire_is_seen() {
     lane_model(|n| RelaxedLoad(AtomicU64::new(n)));
 }
 
-/// Wakes as `Shared::wake`, by a bell that is a count. True if it was this call that ended the sleep.
-type WakeFn = fn(&AtomicU32, &AtomicU32) -> bool;
+/// A `waiting` word. Nothing lies between what a compare-and-swap reads and what it stores, but loom would let another one's store be there; a
+/// swap it puts before or behind. Being relaxed, that orders nothing else.
+pub(super) struct Waiting(AtomicU32);
+
+impl Waiting {
+    pub(super) fn new(value: u32) -> Waiting {
+        Waiting(AtomicU32::new(value))
+    }
+}
+
+impl Word<u32> for Waiting {
+    fn load(&self, order: Ordering) -> u32 {
+        self.0.load(order)
+    }
+    fn store(&self, value: u32, order: Ordering) {
+        self.0.swap(value, order);
+    }
+    fn swap(&self, value: u32, order: Ordering) -> u32 {
+        self.0.swap(value, order)
+    }
+    fn compare_exchange(&self, old: u32, new: u32, order: Ordering) -> Result<u32, u32> {
+        Word::compare_exchange(&self.0, old, new, order)
+    }
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+        self.0.fetch_add(value, order)
+    }
+}
+
+/// What a wake is about: two things that are published, the sleeper's word, its bell (a count), and how many wakers ended its sleep.
+struct Nap {
+    published: [AtomicU32; 2],
+    waiting: Waiting,
+    bell: AtomicU32,
+    ended: AtomicU32,
+}
+
+impl Nap {
+    fn new(waiting: u32) -> Arc<Nap> {
+        let word = || AtomicU32::new(0);
+        Arc::new(Nap { published: [word(), word()], waiting: Waiting::new(waiting), bell: word(), ended: word() })
+    }
+}
+
+/// Wakes as `Shared::wake`. True if it was this call that ended the sleep.
+type WakeFn = fn(&Nap) -> bool;
 
 /// Two wakers, one sleeper: who sleeps although something was published has been rung, and one of them ended the sleep.
-fn wake_model(announce: fn(&AtomicU32), wake: WakeFn) {
+fn wake_model(announce: fn(&Waiting), wake: WakeFn) {
     loom::model(move || {
-        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0)]);
-        let [_, _, waiting, bell, ended] = &*words;
+        let nap = Nap::new(0);
         let wakers: Vec<_> = (0..2)
             .map(|n| {
-                let words = Arc::clone(&words);
+                let nap = Arc::clone(&nap);
                 thread::spawn(move || {
-                    words[n].store(1, Ordering::Release);
-                    if wake(&words[2], &words[3]) {
-                        words[4].fetch_add(1, Ordering::Relaxed);
+                    nap.published[n].store(1, Ordering::Release);
+                    if wake(&nap) {
+                        nap.ended.fetch_add(1, Ordering::Relaxed);
                     }
                 })
             })
             .collect();
-        announce(waiting);
-        let news = (0..2).filter(|n| words[*n].load(Ordering::Relaxed) == 1).count();
+        announce(&nap.waiting);
+        let news = nap.published.iter().filter(|p| p.load(Ordering::Relaxed) == 1).count();
         for w in wakers {
             w.join().expect("waker");
         }
-        assert!(ended.load(Ordering::Relaxed) <= 1, "ended twice");
-        assert!(news > 0 || bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
+        assert!(nap.ended.load(Ordering::Relaxed) <= 1, "ended twice");
+        assert!(news > 0 || nap.bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
     });
 }
 
-fn announce_sleep(waiting: &AtomicU32) {
+fn announce_sleep(waiting: &Waiting) {
     super::wait::announce_sleep(waiting, BLOCKED);
 }
 
-fn ring_bell(waiting: &AtomicU32, bell: &AtomicU32) -> bool {
-    wake(waiting, || {
-        bell.fetch_add(1, Ordering::Relaxed);
+fn ring_bell(nap: &Nap) -> bool {
+    wake(&nap.waiting, || {
+        nap.bell.fetch_add(1, Ordering::Relaxed);
     })
 }
 
-fn fence_and_wake(waiting: &AtomicU32, bell: &AtomicU32) -> bool {
+fn fence_and_wake(nap: &Nap) -> bool {
     fence(Ordering::SeqCst);
-    ring_bell(waiting, bell)
+    ring_bell(nap)
 }
 
 #[test]
@@ -249,36 +291,35 @@ fn ring_wake_without_the_sleepers_fence_is_lost() {
 #[test]
 #[should_panic(expected = "ended twice")]
 fn ring_wake_that_does_not_clear_the_word_is_one_of_many() {
-    wake_model(announce_sleep, |waiting, bell| {
+    wake_model(announce_sleep, |nap| {
         fence(Ordering::SeqCst);
-        bell.fetch_add(1, Ordering::Relaxed);
-        waiting.load(Ordering::Relaxed) != 0
+        nap.bell.fetch_add(1, Ordering::Relaxed);
+        nap.waiting.load(Ordering::Relaxed) != 0
     });
 }
 
 /// One waker saw an earlier sleep and may be late; the sleeper sleeps again, for what another one publishes.
 fn late_waker_model(wake: WakeFn, next_sleep: u32) {
     loom::model(move || {
-        let words = Arc::new([AtomicU32::new(0), AtomicU32::new(4 | BLOCKED), AtomicU32::new(0)]);
-        let [published, waiting, bell] = &*words;
+        let nap = Nap::new(4 | BLOCKED);
         let wakers: Vec<_> = [false, true]
             .into_iter()
             .map(|publishes| {
-                let words = Arc::clone(&words);
+                let nap = Arc::clone(&nap);
                 thread::spawn(move || {
                     if publishes {
-                        words[0].store(1, Ordering::Release);
+                        nap.published[0].store(1, Ordering::Release);
                     }
-                    wake(&words[1], &words[2]);
+                    wake(&nap);
                 })
             })
             .collect();
-        waiting.store(0, Ordering::Relaxed);
-        bell.swap(0, Ordering::AcqRel);
-        super::wait::announce_sleep(waiting, next_sleep);
-        let news = published.load(Ordering::Relaxed) == 1;
+        nap.waiting.store(0, Ordering::Relaxed);
+        nap.bell.swap(0, Ordering::AcqRel);
+        super::wait::announce_sleep(&nap.waiting, next_sleep);
+        let news = nap.published[0].load(Ordering::Relaxed) == 1;
         wakers.into_iter().for_each(|w| w.join().expect("waker"));
-        assert!(news || bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
+        assert!(news || nap.bell.load(Ordering::Relaxed) > 0, "asleep, something was published, nobody rang");
     });
 }
 
