@@ -52,6 +52,8 @@ mod models;
 mod models_batch;
 #[cfg(all(test, loom))]
 mod models_mpmc;
+#[cfg(all(test, loom))]
+mod models_sleepers;
 
 pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};
