@@ -52,6 +52,25 @@ fn the_fd_of_a_consumer_that_could_not_be_made_is_made_whole_later() {
 }
 
 #[test]
+fn the_participants_of_a_named_ring_are_rung_without_an_fd() {
+    let _alone = alone();
+    let path = std::env::temp_dir().join(format!("offloop-no-fds-{}", std::process::id()));
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).path(&path).create().expect("ring");
+    // As another process: it has opened what it needs by itself.
+    let other = RingBuffer::attach_path(&path).expect("attach");
+    ring.remove().expect("remove");
+    let mut c = other.consumer(ConsumerOptions::default()).expect("consumer");
+    c.fd().expect("fd");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    while c.try_pop().is_err() || is_readable(c.fd().expect("fd")) {}
+    let held = take_all();
+    p.push(b"one", None).expect("push");
+    assert!(is_readable(c.fd().expect("fd")), "it was rung");
+    drop(held);
+    assert_eq!(c.try_pop().expect("pop").expect("record").to_vec(), b"one");
+}
+
+#[test]
 fn a_consumer_that_cannot_sleep_takes_no_wake_from_one_that_does() {
     let _alone = alone();
     let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).max_participants(3).create().expect("ring");

@@ -1,14 +1,13 @@
 //! Doorbells: what a sleeping participant waits for, and its peers ring.
 //!
 //! A ring that is handed over by fds brings an eventfd per seat. A named ring has a FIFO per seat beside its file, which
-//! needs nobody alive to hand it over: the owner of a seat makes it, whoever wakes that owner opens it.
+//! needs nobody alive to hand it over.
 
 use super::named::Named;
 use crate::error::Result;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fifo::Fifo;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
 
 #[derive(Debug)]
 pub(super) enum Bell {
@@ -41,20 +40,22 @@ impl AsFd for Bell {
     }
 }
 
-/// The doorbells of every seat; those of a named ring are opened when they are needed.
+/// The doorbells of every seat, open from the start: what a waker has to open first it may fail to, for want of an fd.
 #[derive(Debug)]
 pub(super) struct Bells {
-    seats: Vec<OnceLock<Bell>>,
+    seats: Vec<Bell>,
     named: Option<Named>,
 }
 
 impl Bells {
     pub(super) fn passed(bells: Vec<EventFd>) -> Bells {
-        Bells { seats: bells.into_iter().map(|b| OnceLock::from(Bell::Event(b))).collect(), named: None }
+        Bells { seats: bells.into_iter().map(Bell::Event).collect(), named: None }
     }
 
-    pub(super) fn beside(named: Named, seats: usize) -> Bells {
-        Bells { seats: (0..seats).map(|_| OnceLock::new()).collect(), named: Some(named) }
+    /// Those of a named ring that is there. Whoever attaches makes what is missing, so it does not matter where its maker died.
+    pub(super) fn beside(named: Named, seats: usize) -> Result<Bells> {
+        let seats = (0..seats).map(|seat| named.bell(seat).map(Bell::Fifo)).collect::<Result<_>>()?;
+        Ok(Bells { seats, named: Some(named) })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,32 +66,16 @@ impl Bells {
         self.named.as_ref()
     }
 
-    /// The bell of a seat that the caller owns, or is about to.
-    pub(super) fn own(&self, seat: usize) -> Result<&Bell> {
-        if let (None, Some(named)) = (self.seats[seat].get(), &self.named) {
-            let made = named.make_bell(seat)?;
-            // Another thread may have been first: both are the same FIFO.
-            let _ = self.seats[seat].set(Bell::Fifo(made));
-        }
-        Ok(self.get(seat))
-    }
-
-    /// The bell of a seat whose owner has entered.
     pub(super) fn get(&self, seat: usize) -> &Bell {
-        self.seats[seat].get().expect("an owned seat has its bell")
+        &self.seats[seat]
     }
 
     pub(super) fn ring(&self, seat: usize) {
-        if let (None, Some(named)) = (self.seats[seat].get(), &self.named) {
-            // Without a bell there is no sleeper: its owner makes it before it enters.
-            let Ok(bell) = named.open_bell(seat) else { return };
-            let _ = self.seats[seat].set(Bell::Fifo(bell));
-        }
         self.get(seat).signal();
     }
 
     /// The eventfds, if that is what they are.
     pub(super) fn fds(&self) -> Option<impl Iterator<Item = BorrowedFd<'_>>> {
-        self.named.is_none().then(|| self.seats.iter().map(|b| b.get().expect("passed bells are there from the start").as_fd()))
+        self.named.is_none().then(|| self.seats.iter().map(AsFd::as_fd))
     }
 }

@@ -243,8 +243,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if let (Some(named), Some(present), false) = (self.bells.named(), self.present.take(), self.is_forked()) {
-            drop(present);
-            named.left(self.map.file(), self.bells.len());
+            named.left(present.as_fd(), self.bells.len());
         }
     }
 }
@@ -358,7 +357,11 @@ impl Builder {
         let present = ofd::reopen(map.file())?;
         ofd::try_share(present.as_fd(), named::PRESENT)?;
         named::link(map.file(), &path)?;
-        Ok(RingBuffer { shared: Shared::new(map, Bells::beside(named, participants), Some(present)) })
+        let bells = Bells::beside(named.clone(), participants).inspect_err(|_| {
+            let _ = named.remove(map.file());
+            named.left(present.as_fd(), participants);
+        })?;
+        Ok(RingBuffer { shared: Shared::new(map, bells, Some(present)) })
     }
 }
 
@@ -422,7 +425,7 @@ impl RingBuffer {
         let (file, present) = named::attach(&path)?;
         let map = Map::attach_file(file.into())?;
         let (named, seats) = (Named::new(path, map.header().id), map.header().seats as usize);
-        Ok(RingBuffer { shared: Shared::new(map, Bells::beside(named, seats), Some(present)) })
+        Ok(RingBuffer { shared: Shared::new(map, Bells::beside(named, seats)?, Some(present)) })
     }
 
     /// Takes a ring's name away; who is attached stays so. Done by nobody on its own: records wait in a named ring for

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  <dir>/frames                      the ring (0600); made whole without a name, then linked
-//!  <dir>/.frames.<id>.<seat>         doorbells, made by the owner of the seat
+//!  <dir>/.frames.<id>.<seat>         doorbells, made by the first that misses them
 //!
 //!  locks on the file's bytes         0…64  the seats        PRESENT  shared: somebody is attached
 //! ```
@@ -109,9 +109,9 @@ pub(super) fn open(path: &Path, write: bool) -> Result<File> {
 }
 
 /// The name still leads to this file.
-fn is_current(file: &File, path: &Path) -> bool {
-    let (Ok(a), Ok(b)) = (file.metadata(), std::fs::symlink_metadata(path)) else { return false };
-    (a.dev(), a.ino()) == (b.dev(), b.ino())
+fn is_current(file: BorrowedFd<'_>, path: &Path) -> bool {
+    let (Ok(a), Ok(b)) = (mem::stat(file), std::fs::symlink_metadata(path)) else { return false };
+    (a.st_dev, a.st_ino) == (b.dev(), b.ino())
 }
 
 /// How long a cleaner, which holds [`PRESENT`] alone for a few system calls, is waited for: one that was stopped may hold it for ever.
@@ -133,7 +133,7 @@ pub(super) fn attach(path: &Path) -> Result<(File, OwnedFd)> {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }
-        if is_current(&file, path) {
+        if is_current(file.as_fd(), path) {
             return Ok((file, present));
         }
     }
@@ -191,7 +191,7 @@ pub(super) fn remove_stale(path: &Path) -> Result<bool> {
     }
     // Another cleaner may have been here, and a creator after it.
     let named = Named::new(path.to_owned(), header.id);
-    if is_current(&file, path) {
+    if is_current(file.as_fd(), path) {
         let _ = std::fs::remove_file(path);
         named.remove_bells(header.seats as usize);
     }
@@ -203,46 +203,39 @@ impl Named {
         Named { path, id }
     }
 
-    fn bell(&self, seat: usize) -> PathBuf {
+    fn bell_path(&self, seat: usize) -> PathBuf {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.path.file_name().unwrap_or(OsStr::new("ring")));
         name.push(format!(".{:016x}.{seat}", u64::from_le_bytes(std::array::from_fn(|i| self.id[i]))));
         self.path.with_file_name(name)
     }
 
-    pub(super) fn make_bell(&self, seat: usize) -> Result<Fifo> {
-        Fifo::make(&self.bell(seat))
-    }
-
-    pub(super) fn open_bell(&self, seat: usize) -> Result<Fifo> {
-        Fifo::open(&self.bell(seat))
+    /// A seat's doorbell.
+    pub(super) fn bell(&self, seat: usize) -> Result<Fifo> {
+        Fifo::make(&self.bell_path(seat))
     }
 
     /// Takes the ring's name away, if it is still this ring's. Who is attached stays so, and is woken by the doorbells until the last of
     /// them has [left](Self::left).
     pub(super) fn remove(&self, file: BorrowedFd<'_>) -> Result<()> {
-        if self.is_ours(file)? {
+        if is_current(file, &self.path) {
             std::fs::remove_file(&self.path).map_err(|e| os(&e, "unlink", &self.path))?;
         }
         Ok(())
     }
 
-    fn is_ours(&self, file: BorrowedFd<'_>) -> Result<bool> {
-        let file = File::from(file.try_clone_to_owned().map_err(|e| os(&e, "dup", &self.path))?);
-        Ok(is_current(&file, &self.path))
-    }
-
-    /// A process has left. The last one takes the doorbells away if the name has gone before: nobody can come any more.
-    pub(super) fn left(&self, file: BorrowedFd<'_>, seats: usize) {
-        let is_last = || ofd::reopen(file).and_then(|file| ofd::try_lock(file.as_fd(), PRESENT));
-        if matches!(self.is_ours(file), Ok(false)) && matches!(is_last(), Ok(true)) {
+    /// A process leaves, whose lock `present` is. The last one takes the doorbells away if the name has gone before: nobody can come any more.
+    pub(super) fn left(&self, present: BorrowedFd<'_>, seats: usize) {
+        // By the same fd: there may be no further one.
+        let is_last = || ofd::unlock(present, PRESENT).is_ok() && matches!(ofd::try_lock(present, PRESENT), Ok(true));
+        if !is_current(present, &self.path) && is_last() {
             self.remove_bells(seats);
         }
     }
 
     fn remove_bells(&self, seats: usize) {
         for seat in 0..seats.min(MAX_SEATS) {
-            let _ = std::fs::remove_file(self.bell(seat));
+            let _ = std::fs::remove_file(self.bell_path(seat));
         }
     }
 

@@ -101,7 +101,6 @@ impl Seat {
                     ofd::unlock(lock.as_fd(), number as u64)?;
                     continue;
                 }
-                shared.bells.own(number)?;
                 let word = |at| shared.map.seat_word(number, at);
                 let generation = (word(seat_word::STATUS).load(Ordering::Relaxed) >> 2).wrapping_add(1);
                 word(seat_word::ROLE).store(role as u32, Ordering::Relaxed);

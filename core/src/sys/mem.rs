@@ -86,7 +86,7 @@ pub(super) fn seals(fd: BorrowedFd<'_>) -> Option<libc::c_int> {
 ///
 /// # Errors
 /// `Os`.
-pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
+pub(crate) fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
     // SAFETY: `libc::stat` is plain data, all-zero is a valid value.
     let mut st: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `st` is a valid out pointer.

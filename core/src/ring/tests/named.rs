@@ -63,7 +63,7 @@ fn a_ring_without_its_name_still_wakes_who_is_attached() {
     let fresh = create(&dir).expect("the name is free");
     ring.remove().expect("the name is another ring's");
     assert!(dir.path().exists());
-    // This end comes after the name has gone, and has not rung the other one before.
+    // This end comes after the name has gone.
     let mut p = ring.producer(ProducerOptions::default()).expect("producer");
     let sleeper = std::thread::spawn(move || {
         let record = c.pop(None).expect("woken").to_vec();
@@ -76,9 +76,9 @@ fn a_ring_without_its_name_still_wakes_who_is_attached() {
     let (record, c) = sleeper.join().expect("join");
     assert_eq!(record, b"who is attached stays so");
     drop((p, ring));
-    assert_eq!(dir.names(), 3, "the other ring, and two doorbells while somebody is attached");
+    assert_eq!(dir.names(), 5, "the other ring with its doorbells, and two more while somebody is attached");
     drop((c, other));
-    assert_eq!(dir.names(), 1, "the last one takes the doorbells away");
+    assert_eq!(dir.names(), 3, "the last one takes the doorbells away");
     drop(fresh);
 }
 
@@ -96,7 +96,7 @@ fn only_a_ring_that_nobody_is_attached_to_is_replaced() {
     assert_eq!(pop(&mut c).expect("what was published is there"), b"waits");
     drop((c, again));
     let fresh = create(&dir).expect("a stale ring is replaced");
-    assert_eq!(dir.names(), 1, "with its doorbells");
+    assert_eq!(dir.names(), 3, "with its doorbells");
     drop(fresh);
     assert!(RingBuffer::remove_stale(dir.path()).expect("stale"));
     assert_eq!(dir.names(), 0);
@@ -178,6 +178,11 @@ fn a_doorbell_of_somebody_else_is_refused() {
     let dir = Dir::new("bell");
     let ring = create(&dir).expect("create");
     let id = u64::from_le_bytes(ring.shared.map.header().id[..8].try_into().expect("8 bytes"));
-    std::fs::write(dir.0.join(format!(".r.{id:016x}.1")), b"not a FIFO").expect("write");
-    assert_eq!(kind(ring.producer(ProducerOptions::default())), ErrorKind::Invalid);
+    let bell = dir.0.join(format!(".r.{id:016x}.1"));
+    std::fs::remove_file(&bell).expect("a doorbell of the ring");
+    std::fs::write(&bell, b"not a FIFO").expect("write");
+    assert_eq!(kind(RingBuffer::attach_path(dir.path())), ErrorKind::Invalid);
+    std::fs::remove_file(&bell).expect("remove");
+    RingBuffer::attach_path(dir.path()).expect("what is missing is made");
+    assert_eq!(dir.names(), 3);
 }
