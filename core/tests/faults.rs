@@ -450,6 +450,8 @@ fn a_full_file_system_is_an_error() {
     named("large", 64 << 10).unwrap().remove().unwrap();
 }
 
+type Attempt<'a> = (&'static str, &'a dyn Fn() -> Result<(), Error>);
+
 /// Bounds the address space to what is taken, and `more`.
 fn limit_address_space(more: Option<usize>) {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -477,7 +479,7 @@ fn a_full_address_space_is_an_error() {
         let fds: Vec<_> = fds.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) }).collect();
         RingBuffer::attach(&fds).map(drop)
     };
-    let attempts: [(&str, &dyn Fn() -> Result<(), Error>); 6] = [
+    let attempts: [Attempt<'_>; 6] = [
         ("create", &|| RingBuffer::builder(Kind::Mpmc).capacity(LARGE).create().map(drop)),
         ("create by path", &|| named("new")?.remove()),
         ("attach", &attach),

@@ -13,6 +13,10 @@ const RECORDS_AT: usize = 4096;
 pub(crate) const FRESH: u8 = 1;
 /// It came with the mark.
 pub(crate) const AGAIN: u8 = 2;
+/// A consumer let go of it, or is about to acknowledge it.
+pub(crate) const DEALT: u8 = 8;
+/// It was acknowledged.
+pub(crate) const ACKED: u8 = 16;
 /// Its producer died before it could say whether it was pushed.
 pub(crate) const UNSURE: u8 = 4;
 

@@ -2,8 +2,8 @@
 //! and one consumer of `mpsc`, one producer and four consumers of a lossless `broadcast`.
 //!
 //! Each record has its producer, its number and a check sum. A consumer notes each record down in shared memory while it has it, and
-//! looks: whole; not seen before, unless it is marked; behind what it has seen of that producer. At the end each record that a producer is
-//! known to have pushed was seen. One line of JSON per row (`offloop_tests::row`).
+//! looks: whole; not seen before, unless it is marked; not acknowledged before; behind what it has seen of that producer. At the end each
+//! record that a producer is known to have pushed was seen, and dealt with by one who lived. One line of JSON per row (`offloop_tests::row`).
 //!
 //! `cargo test -p offloop-tests --test history -- [mpmc|mpsc|broadcast] [kill]…` selects. `OFFLOOP_TORTURE=1` takes the figures of the long run,
 //! `OFFLOOP_SEED` another seed.
@@ -13,7 +13,7 @@
 mod ledger;
 mod worker;
 
-use ledger::{AGAIN, FRESH, Ledger, SIDE, UNSURE};
+use ledger::{AGAIN, DEALT, FRESH, Ledger, SIDE, UNSURE};
 use offloop::ring::{Kind, RingBuffer, Role};
 use offloop_tests::inherit::inherit;
 use offloop_tests::row::Row;
@@ -264,6 +264,9 @@ fn judge(ledger: &Ledger, part: Part, producers: usize, consumers: usize, died: 
             let was = ledger.record(p, n).load(Ordering::Relaxed);
             if part.kind != Kind::Broadcast && was & (FRESH | AGAIN | UNSURE) == 0 {
                 return Err(format!("record {p}:{n} is lost"));
+            }
+            if was & (FRESH | AGAIN) != 0 && was & DEALT == 0 {
+                return Err(format!("record {p}:{n} was lost with the consumer that had it"));
             }
             certain += u64::from(was & UNSURE == 0);
         }

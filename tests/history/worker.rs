@@ -1,6 +1,6 @@
 //! A participant: this program again, with its part in its arguments.
 
-use crate::ledger::{AGAIN, FRESH, Ledger, UNSURE};
+use crate::ledger::{ACKED, AGAIN, DEALT, FRESH, Ledger, UNSURE};
 use offloop::ring::{Ack, Consumer, ConsumerOptions, Kind, ProducerOptions, RecordRef, RingBuffer};
 use offloop::{Error, ErrorKind};
 use offloop_tests::crc32::crc32;
@@ -134,7 +134,12 @@ struct Notes<'a> {
 }
 
 impl Notes<'_> {
-    fn note(&mut self, record: RecordRef<'_>) -> Result<(), String> {
+    fn is_manual(&self) -> bool {
+        self.part.kind == Kind::Mpmc && self.part.number.is_multiple_of(2)
+    }
+
+    /// Gives producer and number.
+    fn note(&mut self, record: RecordRef<'_>) -> Result<(usize, u64), String> {
         let mut bytes = [0; LONGEST];
         let len = record.copy_to(&mut bytes);
         let (producer, n) = check(&bytes[..len])?;
@@ -154,6 +159,12 @@ impl Notes<'_> {
             if !again && before & (FRESH | AGAIN) != 0 {
                 return Err(format!("record {producer}:{n} came again without the mark"));
             }
+            if before & ACKED != 0 {
+                return Err(format!("record {producer}:{n} came again although it was acknowledged"));
+            }
+            if !self.is_manual() {
+                ledger.record(producer, n).fetch_or(DEALT, Ordering::Relaxed);
+            }
             if !again && n < expected {
                 return Err(format!("record {producer}:{n} came after {}", expected - 1));
             }
@@ -167,14 +178,23 @@ impl Notes<'_> {
         }
         self.seen += 1;
         ledger.count(me).fetch_add(1, Ordering::Relaxed);
+        Ok((producer, n))
+    }
+
+    /// Acknowledges what was noted. Who dies before that leaves it to another; who dies after it has done it.
+    fn ack(&self, c: &Consumer, (delivery, (producer, n)): (u64, (usize, u64))) -> Result<(), String> {
+        let record = self.ledger.record(producer, n);
+        record.fetch_or(DEALT, Ordering::Relaxed);
+        c.ack(delivery).map_err(|e| e.to_string())?;
+        record.fetch_or(ACKED, Ordering::Relaxed);
         Ok(())
     }
 }
 
 fn consume(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String> {
-    let ack = if part.kind == Kind::Mpmc && part.number.is_multiple_of(2) { Ack::Manual } else { Ack::Auto };
-    let mut c = ring.consumer(ConsumerOptions { ack }).map_err(|e| e.to_string())?;
     let mut notes = Notes { part, ledger, seen: 0 };
+    let ack = if notes.is_manual() { Ack::Manual } else { Ack::Auto };
+    let mut c = ring.consumer(ConsumerOptions { ack }).map_err(|e| e.to_string())?;
     let mut held = Vec::new();
     let timeout = (part.number >= 2).then_some(Duration::from_millis(1));
     loop {
@@ -183,9 +203,9 @@ fn consume(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String>
             1 => read(&mut c, &mut notes)?,
             _ => match c.pop(timeout) {
                 Ok(r) => {
-                    notes.note(r.payload())?;
+                    let noted = notes.note(r.payload())?;
                     if ack == Ack::Manual {
-                        held.push(r.delivery());
+                        held.push((r.delivery(), noted));
                     }
                     Ok(())
                 }
@@ -194,7 +214,7 @@ fn consume(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String>
         };
         // The one with an end of its wait keeps some for a while, and acknowledges in the other order.
         if held.len() >= if timeout.is_some() { 8 } else { 1 } || done.is_err() {
-            held.drain(..).rev().try_for_each(|d| c.ack(d)).map_err(|e| e.to_string())?;
+            held.drain(..).rev().try_for_each(|had| notes.ack(&c, had))?;
         }
         if let Err(e) = done
             && !goes_on(&e)?
@@ -206,7 +226,7 @@ fn consume(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String>
 
 fn read(c: &mut Consumer, notes: &mut Notes<'_>) -> Result<Result<(), Error>, String> {
     let mut noted = Ok(());
-    let read = c.read(16, |r| noted = std::mem::replace(&mut noted, Ok(())).and_then(|()| notes.note(r)));
+    let read = c.read(16, |r| noted = std::mem::replace(&mut noted, Ok(())).and_then(|()| notes.note(r).map(|_| ())));
     noted?;
     Ok(match read {
         Ok(0) => c.wait(None),

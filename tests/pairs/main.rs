@@ -229,6 +229,7 @@ fn death(a: &str, b: &str, rounds: u64, seed: u64) -> Result<Found, String> {
 struct Task {
     fresh: u32,
     came: u32,
+    begun: u32,
     acked: u32,
 }
 
@@ -248,6 +249,7 @@ fn note(worker: &mut Worker, tasks: &mut HashMap<(u64, u64), Task>) -> Result<u6
                     return Err(format!("task {inc}:{n} came again without the mark"));
                 }
             }
+            ("acks", [inc, n]) => tasks.entry((*inc, *n)).or_default().begun += 1,
             ("ack", [inc, n]) => {
                 let task = tasks.entry((*inc, *n)).or_default();
                 task.acked += 1;
@@ -305,6 +307,9 @@ fn task(producer: &str, worker: &str, rounds: u64, seed: u64) -> Result<Found, S
         if let Some(lost) = (0..*known).find(|n| !tasks.contains_key(&(inc as u64, *n))) {
             return Err(format!("task {inc}:{lost} of {known} is lost"));
         }
+    }
+    if let Some(((inc, n), task)) = tasks.iter().find(|(_, t)| t.begun == 0) {
+        return Err(format!("task {inc}:{n} came {} times, and was lost with the worker that had it", task.came));
     }
     // A worker may die between an acknowledgement and its note of it.
     let unsure = tasks.values().filter(|t| t.acked == 0).count();

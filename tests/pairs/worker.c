@@ -306,6 +306,7 @@ static void work(offloop_ring *ring) {
     check(status);
     check_record(&record, &inc, &number);
     say("got %u %llu %d", inc, U(number), record.redelivered != 0);
+    say("acks %u %llu", inc, U(number));
     check(offloop_consumer_ack(consumer, record.delivery));
     say("ack %u %llu", inc, U(number));
     records++;

@@ -214,6 +214,7 @@ async function work(ring) {
   for await (const delivery of consumer) {
     const [incarnation, n] = check(delivery.bytes)
     say(`got ${incarnation} ${n} ${Number(delivery.redelivered)}`)
+    say(`acks ${incarnation} ${n}`)
     delivery.ack()
     say(`ack ${incarnation} ${n}`)
     done++

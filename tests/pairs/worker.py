@@ -207,6 +207,7 @@ def work(ring):
     for delivery in consumer:
         incarnation, n = check(delivery.bytes)
         say(f"got {incarnation} {n} {int(delivery.redelivered)}")
+        say(f"acks {incarnation} {n}")
         delivery.ack()
         say(f"ack {incarnation} {n}")
         done += 1

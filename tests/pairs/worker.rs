@@ -168,6 +168,7 @@ fn work(ring: &RingBuffer, args: &Args) -> Result<(), String> {
         };
         let (incarnation, number) = records.check(&record)?;
         say(&format!("got {incarnation} {number} {}", u8::from(marked)));
+        say(&format!("acks {incarnation} {number}"));
         consumer.ack(delivery).map_err(text)?;
         say(&format!("ack {incarnation} {number}"));
         done += 1;
