@@ -352,6 +352,15 @@ impl Taking {
         }
     }
 
+    /// Says to wakers that this consumer, which is about to sleep, can take no record; whoever acknowledges wakes it by its `waiting`. Were it
+    /// rung for a record, it would have to hand the ring on, and two that can take none would ring each other without end.
+    pub(super) fn stand_back(&self) {
+        // An acknowledgement is before this look, so that there is room, or behind it and sees who waits: the table's lock is between.
+        if self.is_full() {
+            self.slots.sleepers(Role::Consumer).fetch_and(!(1 << self.seat), Ordering::Relaxed);
+        }
+    }
+
     /// May [`look`](Self::look) find something now?
     pub(super) fn sees_news(&self) -> bool {
         !self.is_full() && self.popper.sees_news(&self.slots)

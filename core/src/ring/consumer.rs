@@ -7,7 +7,7 @@ use super::producer::remaining;
 use super::raw::RecordRef;
 use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Found};
-use super::wait::{PAUSES, Sleeper, spin_briefly};
+use super::wait::{IN_VAIN, PAUSES, Sleeper, spin_briefly};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
 use crate::sync::modelled::fence;
@@ -115,6 +115,7 @@ impl Consumer {
         self.give_back()?;
         let idle = if self.sleeper.is_polled() {
             self.sleeper.arm_polled()?;
+            self.stand_back();
             true
         } else {
             self.sleeper.look_if_due()?
@@ -156,7 +157,7 @@ impl Consumer {
     }
 
     fn wait_find_or_give_up(&mut self, timeout: Option<Duration>) -> Result<()> {
-        let mut until = None;
+        let (mut until, mut in_vain) = (None, 0);
         loop {
             if self.find_at_once() || self.finds_soon() || self.find_slowly()? {
                 return Ok(());
@@ -164,12 +165,14 @@ impl Consumer {
             if let Some(mut spin) = self.sleeper.take_spin() {
                 let came = spin.wait(PAUSES, || self.input.sees_news());
                 self.sleeper.put_spin(spin);
-                if came {
+                if came && in_vain < IN_VAIN {
+                    in_vain += 1;
                     continue;
                 }
             }
             let left = remaining(&mut until, timeout, "no record in the ring")?;
             let slept = self.sleeper.arm().and_then(|()| {
+                self.stand_back();
                 // W2 of the wake protocol.
                 let sleeps = !self.input.publish_committed(&self.shared)
                     && !self.input.sees_news()
@@ -179,6 +182,13 @@ impl Consumer {
             });
             self.sleeper.disarm();
             slept?;
+        }
+    }
+
+    /// After arming: a consumer that may take no more is not to be woken for records.
+    fn stand_back(&self) {
+        if let Some(taking) = self.input.taking() {
+            taking.stand_back();
         }
     }
 

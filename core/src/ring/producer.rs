@@ -6,7 +6,7 @@ use super::mpmc::{Pusher, Slots};
 use super::raw::{MappedLane, MappedSlots};
 use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
-use super::wait::{PAUSES_IN_FULL, Sleeper};
+use super::wait::{IN_VAIN, PAUSES_IN_FULL, Sleeper};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::compiler_fence;
 use crate::sync::mapped::Ordering;
@@ -304,7 +304,7 @@ impl Producer {
     }
 
     fn wait_place_or_give_up(&mut self, len: usize, timeout: Option<Duration>) -> Result<NonNull<u8>> {
-        let mut until = None;
+        let (mut until, mut in_vain) = (None, 0);
         loop {
             if let Some(ptr) = self.place(len)? {
                 return Ok(ptr);
@@ -314,7 +314,8 @@ impl Producer {
                     .with("record_len", len)
                     .with("capacity", self.shared.map.header().capacity));
             }
-            if self.spin() {
+            if self.spin() && in_vain < IN_VAIN {
+                in_vain += 1;
                 continue;
             }
             let left = remaining(&mut until, timeout, "no room in the ring")?;

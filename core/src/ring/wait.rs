@@ -86,6 +86,10 @@ pub(super) const PAUSES: u32 = 1;
 /// The same of a producer that finds no room. The consumer has a whole ring to read, and each look takes a line from it that it needs to go on.
 pub(super) const PAUSES_IN_FULL: u32 = 16;
 
+/// How often a wait goes on without a look at its clock when a spin saw something that the next look did not find: others were faster, or one
+/// that breaks the protocol changes words without end.
+pub(super) const IN_VAIN: u32 = 64;
+
 /// Looks of [`spin_briefly`].
 const BRIEF: u32 = 32;
 

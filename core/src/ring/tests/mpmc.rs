@@ -1,8 +1,10 @@
 //! `mpmc` in one process.
 
+mod hostile;
+
 use super::*;
 use crate::ring::mpmc::{Popper, Pusher, Slots};
-use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::atomic::AtomicU64;
 
 const MANUAL: ConsumerOptions = ConsumerOptions { ack: Ack::Manual };
 /// Slots of the ring that most tests use.
@@ -573,72 +575,6 @@ fn threads_share_the_work_without_loss() {
     }
 }
 
-/// As the scribbler of the lanes: errors, but no hang and no record that is longer than a slot.
-#[test]
-fn a_scribbler_of_slots_gets_corrupt_or_data() {
-    let rounds = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 2000 } else { 100 };
-    let mut poisoned = 0;
-    for seed in 1..=rounds {
-        let ring = mpmc(4);
-        let (mut p, mut c) = (producer(&ring), if seed % 2 == 0 { manual(&ring) } else { consumer(&ring) });
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let scribbler = {
-            let (ring, stop) = (ring.clone(), stop.clone());
-            std::thread::spawn(move || {
-                let mut random = Random(seed * 0x1234_5678_9ABC_DEF1);
-                let slots = ring.shared.slots.as_ref().expect("slots");
-                while !stop.load(Ordering::Relaxed) {
-                    let near = slots.head().load(Ordering::Relaxed);
-                    let value = match random.below(4) {
-                        0 => random.below(u64::MAX),
-                        1 => near.wrapping_add(random.below(200)).wrapping_sub(100),
-                        2 => (near >> 6) << 2 | random.below(4),
-                        _ => near << 2 | random.below(4),
-                    };
-                    match random.below(8) {
-                        0 => slots.tail().store(value, Ordering::Release),
-                        1 => slots.head().store(value, Ordering::Release),
-                        2 => slots.returned().store(value as u32, Ordering::Release),
-                        3 => slots.claim(random.below(4) as usize).store(value, Ordering::Release),
-                        4 => slots.hold(random.below(4) as usize, random.below(128) as usize).store(value, Ordering::Release),
-                        5 => slots.set_meta(random.below(64) as usize, value),
-                        6 => slots.sleepers(Role::Consumer).store(value, Ordering::Release),
-                        _ => slots.word(random.below(64) as usize).store(value, Ordering::Release),
-                    }
-                    if random.below(64) == 0 {
-                        std::thread::yield_now();
-                    }
-                }
-            })
-        };
-        let reader = std::thread::spawn(move || {
-            let mut out = vec![0u8; 4096];
-            for _ in 0..2000 {
-                match c.pop(Some(Duration::from_millis(1))) {
-                    Ok(record) => assert!(record.copy_to(&mut out) <= 48),
-                    Err(e) if e.kind() == ErrorKind::Timeout => {}
-                    Err(e) => return assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}"),
-                }
-            }
-        });
-        for _ in 0..2000 {
-            match p.push(&[0; 40], Some(Duration::from_millis(1))) {
-                Ok(()) => {}
-                Err(e) if e.kind() == ErrorKind::Timeout => {}
-                Err(e) => {
-                    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
-                    poisoned += 1;
-                    break;
-                }
-            }
-        }
-        reader.join().expect("reader");
-        stop.store(true, Ordering::Relaxed);
-        scribbler.join().expect("scribbler");
-    }
-    assert!(poisoned > rounds / 2, "the scribbler scribbled: {poisoned} of {rounds}");
-}
-
 #[test]
 fn the_end_of_a_read_gives_what_nobody_saw_to_others() {
     let ring = RingBuffer::builder(Kind::Mpmc).capacity(4096).slot_size(64).max_participants(3).create().expect("ring");
@@ -662,4 +598,34 @@ fn the_end_of_a_read_gives_what_nobody_saw_to_others() {
     ring.close();
     assert_eq!(kind(other.try_pop().map(|_| ())), ErrorKind::Closed);
     assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);
+}
+
+/// Two that keep as many as they may, and a record more: neither can take it, so telling the other one of it would never end.
+#[test]
+fn a_consumer_that_may_take_no_more_is_told_of_no_record_until_it_acknowledges() {
+    let ring = RingBuffer::builder(Kind::Mpmc).capacity(64 << 10).slot_size(64).max_participants(3).create().expect("ring");
+    let mut p = producer(&ring);
+    let [mut a, mut b] = [(); 2].map(|()| {
+        let mut c = manual(&ring);
+        let deliveries: Vec<u64> = (0..128)
+            .map(|n| {
+                assert!(push(&mut p, n));
+                deliver(&mut c).expect("task").1
+            })
+            .collect();
+        (c, deliveries[0])
+    });
+    assert!(push(&mut p, 1007));
+    for (c, _) in [&mut a, &mut b] {
+        c.fd().expect("fd");
+        assert!(deliver(c).is_none());
+    }
+    assert!(!readable(a.0.fd().expect("fd")), "told by the other one");
+    assert!(push(&mut p, 1008));
+    assert!(!readable(a.0.fd().expect("fd")) && !readable(b.0.fd().expect("fd")), "told by the producer");
+    for ((c, delivery), n) in [(&mut a, 1007), (&mut b, 1008)] {
+        c.ack(*delivery).expect("ack");
+        assert!(readable(c.fd().expect("fd")), "it may take one more");
+        assert_eq!(deliver(c).expect("task").0, n);
+    }
 }
