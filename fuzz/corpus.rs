@@ -1,5 +1,5 @@
 //! `corpus TARGET DIR`: what the fuzzer begins with, a file each: the messages of `tests/vectors/codec.json`, as they are or as records of a
-//! channel; of a ring a few steps, alone and beside a scribbler, and images of headers.
+//! channel, with the records of `tests/vectors/channel.json`, with and without buffers that they do not name; of a ring a few steps, alone and beside a scribbler, and images of headers.
 
 use offloop::wire::channel::{Head, Kind};
 use std::path::Path;
@@ -23,18 +23,35 @@ fn main() {
         }
         return;
     }
-    let vectors = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/codec.json")).expect("vectors");
-    let vectors: serde_json::Value = serde_json::from_slice(&vectors).expect("JSON");
-    let entries = ["values", "hostile"].into_iter().flat_map(|list| vectors[list].as_array().expect("list"));
-    for (i, entry) in entries.enumerate() {
+    let vectors = |name: &str| -> serde_json::Value {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors").join(name);
+        serde_json::from_slice(&std::fs::read(path).expect("vectors")).expect("JSON")
+    };
+    let bytes = |entry: &serde_json::Value| -> Vec<u8> {
         let hex = entry["hex"].as_str().expect("hex");
-        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect();
-        let bytes = if target == "channel" {
-            let head = Head { kind: Kind::Message, flags: 0, fds: 0, buffers: 0, id: 0, body_len: bytes.len() as u64 };
-            [&[0][..], &head.encode(), &bytes].concat()
-        } else {
-            bytes
-        };
-        keep(format!("vector-{i:03}"), bytes);
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
+    };
+    let record = |fds: u8, head: Head, rest: &[u8]| [&[fds][..], &head.encode(), rest].concat();
+    let head = |buffers, body_len: usize| Head { kind: Kind::Message, flags: 0, fds: 0, buffers, id: 0, body_len: body_len as u64 };
+    let codec = vectors("codec.json");
+    let entries = ["values", "hostile"].into_iter().flat_map(|list| codec[list].as_array().expect("list"));
+    for (i, entry) in entries.enumerate() {
+        let bytes = bytes(entry);
+        keep(format!("vector-{i:03}"), if target == "channel" { record(0, head(0, bytes.len()), &bytes) } else { bytes });
+    }
+    if target == "channel" {
+        for (i, entry) in vectors("channel.json").as_array().expect("list").iter().enumerate() {
+            let fds = entry["fds"].as_array().expect("list").len() as u8;
+            keep(format!("record-{i}"), [&[fds][..], &bytes(entry)].concat());
+        }
+        // A table of empty buffers, of which the body names two, one, or none.
+        let table = 1u64.to_le_bytes().repeat(64);
+        for body in [&[0x92, 0xd5, 3, 0, 0, 0xd5, 3, 0, 1][..], &[0xd5, 3, 0, 0], &[0xc0]] {
+            let padded = [body, &[0; 8][..body.len().wrapping_neg() % 8]].concat();
+            for buffers in [1, 2, 64] {
+                let rest = [&padded, &table[..buffers * 8]].concat();
+                keep(format!("table-{}-{buffers}", body.len()), record(0, head(buffers as u32, body.len()), &rest));
+            }
+        }
     }
 }

@@ -7,7 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::socket::MAX_FDS;
 use crate::sys::{mem, poll};
 use crate::value::Value;
-use crate::wire::channel::{ALIGN, HEAD_LEN, Head, Kind, SPILLED, u64_at};
+use crate::wire::channel::{ALIGN, HEAD_LEN, Head, Kind, MAX_BUFFERS, SPILLED, u64_at};
+use crate::wire::value::REFERENCE_MIN;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bodies of at least so many bytes are kept, and their long payloads are parts of them.
@@ -53,6 +54,15 @@ fn check_fds(fds: usize) -> Result<()> {
     Ok(())
 }
 
+fn check_buffers(buffers: usize) -> Result<()> {
+    if buffers > MAX_BUFFERS {
+        return Err(Error::new(ErrorKind::TooLarge, "message has too many buffers")
+            .with("buffers", buffers)
+            .with("max_buffers", MAX_BUFFERS));
+    }
+    Ok(())
+}
+
 fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
 }
@@ -61,6 +71,7 @@ fn pad(bytes: &mut Vec<u8>) {
 pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], options: &Options, max_record: usize) -> Result<Frame> {
     let mut bytes = vec![0; HEAD_LEN];
     let buffers = codec::encode(value, &options.codec(), &mut bytes)?;
+    check_buffers(buffers)?;
     let body_len = bytes.len() - HEAD_LEN;
     let mut own = Vec::new();
     if buffers > 0 {
@@ -101,15 +112,8 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
     for fd in fds {
         own.push(poll::duplicate(*fd)?);
     }
-    let head = Head {
-        kind: purpose.kind,
-        flags,
-        fds: own.len() as u16,
-        buffers: u32::try_from(buffers)
-            .map_err(|_| Error::new(ErrorKind::TooLarge, "message has too many buffers").with("buffers", buffers))?,
-        id: purpose.id,
-        body_len: body_len as u64,
-    };
+    let head =
+        Head { kind: purpose.kind, flags, fds: own.len() as u16, buffers: buffers as u32, id: purpose.id, body_len: body_len as u64 };
     bytes[..HEAD_LEN].copy_from_slice(&head.encode());
     Ok(Frame { bytes, fds: own, buffers })
 }
@@ -157,8 +161,12 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
     }
     let mut beside = Vec::new();
     if buffers > 0 {
+        // A buffer costs much more memory than its entry: no more of them are made than there may be, and than the body has names for.
+        let most = MAX_BUFFERS.min(body_len / REFERENCE_MIN);
+        if buffers > most {
+            return Err(corrupt("record has more buffers than its body can name").with("buffers", buffers).with("max_buffers", most));
+        }
         let table = body_len.next_multiple_of(ALIGN);
-        // No overflow: the table has 8 bytes for each of at most 2^32 buffers.
         let mut at = table + buffers * 8;
         if at > len {
             return Err(corrupt("record ends inside its table of buffers").with("len", len).with("buffers", buffers));
@@ -207,6 +215,38 @@ mod tests {
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn a_message_has_no_more_buffers_than_there_may_be() {
+        let message = Purpose { kind: Kind::Message, flags: 0, id: 0 };
+        let (options, mut empty) = (Options::default(), Vec::new());
+        empty.resize_with(MAX_BUFFERS, || Value::Buffer(TransferBuffer::alloc(0).expect("no memory")));
+        let mut value = Value::Array(empty);
+        let frame = build(message, &value, &[], &options, usize::MAX).expect("as many as there may be");
+        let head = Head::decode(frame.bytes.first_chunk().expect("a head")).expect("head");
+        let content = read(&head, frame.bytes[HEAD_LEN..].to_vec(), Vec::new(), &options).expect("as many as there may be");
+        assert!(matches!(content.value, Value::Array(items) if items.len() == MAX_BUFFERS));
+        let Value::Array(items) = &mut value else { panic!("list") };
+        items.push(Value::Buffer(TransferBuffer::alloc(0).expect("no memory")));
+        let e = build(message, &value, &[], &options, usize::MAX).expect_err("one too many");
+        assert_eq!(e.to_string(), "too large: message has too many buffers (buffers=65537, max_buffers=65536)");
+    }
+
+    #[test]
+    fn buffers_that_the_body_cannot_name_are_not_made() {
+        let read = |buffers: usize, body_len: usize| {
+            let head = Head { kind: Kind::Message, flags: 0, fds: 0, buffers: buffers as u32, id: 0, body_len: body_len as u64 };
+            let table = vec![1u64.to_le_bytes(); buffers].concat();
+            let payload = [vec![0xc0; body_len.next_multiple_of(ALIGN)], table].concat();
+            read(&head, payload, Vec::new(), &Options::default()).expect_err("no message")
+        };
+        for (buffers, body_len, most) in [(1, 1, 0), (3, 8, 2), (1 << 20, 1 << 10, 256), (MAX_BUFFERS + 1, 1 << 20, MAX_BUFFERS)] {
+            let e = read(buffers, body_len);
+            let told = format!("corrupt: record has more buffers than its body can name (buffers={buffers}, max_buffers={most})");
+            assert_eq!(e.to_string(), told);
+        }
+        assert!(read(2, 8).to_string().contains("message goes on"), "as many as it has names for are read");
     }
 
     /// What goes over a channel, byte by byte. A difference is another layout and needs a new version; `OFFLOOP_BLESS=1` rewrites the file.

@@ -601,6 +601,8 @@ fn head(flags: u8, fds: u16, buffers: u32, body_len: u64) -> Vec<u8> {
 #[test]
 fn records_that_cannot_be_end_the_channel_as_corrupt() {
     let entry = |n: u64| n.to_le_bytes().to_vec();
+    // With a body that names a buffer, and padding behind it.
+    let with_buffer = || [head(0, 0, 1, 4), vec![0xd5, 3, 0, 0, 0, 0, 0, 0]].concat();
     let bad: Vec<(&str, Vec<u8>)> = vec![
         ("short", b"abc".to_vec()),
         ("kind", vec![9; 24]),
@@ -608,12 +610,13 @@ fn records_that_cannot_be_end_the_channel_as_corrupt() {
         ("body shorter than the record", [head(0, 0, 0, 1), vec![0xc0, 0xc0]].concat()),
         ("no value", [head(0, 0, 0, 1), vec![0xc1]].concat()),
         ("huge body", [head(0, 0, 0, u64::MAX), vec![0xc0]].concat()),
-        ("table cut", [head(0, 0, 9, 1), vec![0xc0]].concat()),
+        ("table cut", with_buffer()),
         ("huge table", [head(0, 0, u32::MAX, 1), vec![0xc0; 64]].concat()),
-        ("buffer cut", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(100 << 1 | 1)].concat()),
-        ("huge buffer", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(u64::MAX)].concat()),
-        ("more than its buffers", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(1), vec![1; 8]].concat()),
-        ("buffer without fd", [head(0, 0, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], entry(8 << 1)].concat()),
+        ("more buffers than names", [head(0, 0, 2, 4), vec![0xd5, 3, 0, 0, 0, 0, 0, 0], entry(1), entry(1)].concat()),
+        ("buffer cut", [with_buffer(), entry(100 << 1 | 1)].concat()),
+        ("huge buffer", [with_buffer(), entry(u64::MAX)].concat()),
+        ("more than its buffers", [with_buffer(), entry(1), vec![1; 8]].concat()),
+        ("buffer without fd", [with_buffer(), entry(8 << 1)].concat()),
         ("spilled without fd", [head(SPILLED, 0, 0, 1), entry(1)].concat()),
         ("fds that are not there", [head(0, 2, 0, 1), vec![0xc0]].concat()),
         ("long bytes beside", [head(0, 0, 1, 4), vec![0xd5, 3, 1, 0, 0, 0, 0, 0], entry(3 << 1 | 1), vec![1; 8]].concat()),
@@ -647,7 +650,7 @@ fn fds_that_came_with_damage_are_closed() {
         (encode_fds(2, 0).to_vec(), [head(0, 2, 0, 1), vec![0xc0]].concat()),
         (vec![0; FDS_LEN + 1], [head(0, 1, 0, 1), vec![0xc0]].concat()),
         (encode_fds(1, 0).to_vec(), [head(SPILLED, 1, 0, 1), 8u64.to_le_bytes().to_vec()].concat()),
-        (encode_fds(1, 0).to_vec(), [head(0, 1, 1, 1), vec![0xc0, 0, 0, 0, 0, 0, 0, 0], (8u64 << 1).to_le_bytes().to_vec()].concat()),
+        (encode_fds(1, 0).to_vec(), [head(0, 1, 1, 4), vec![0xd5, 3, 0, 0, 0, 0, 0, 0], (8u64 << 1).to_le_bytes().to_vec()].concat()),
     ] {
         let (a, socket, rings) = raw_end();
         socket::send(socket.as_fd(), &bytes, &[write.as_fd()]).expect("send");

@@ -68,6 +68,8 @@ pub const HEAD_LEN: usize = 24;
 pub const FAILED: u8 = 1;
 /// The body lies in the first fd.
 pub const SPILLED: u8 = 2;
+/// Most buffers in a record, copied ones and fds together.
+pub const MAX_BUFFERS: usize = 65_536;
 /// What follows the body begins at a multiple of this.
 pub const ALIGN: usize = 8;
 

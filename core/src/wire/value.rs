@@ -34,6 +34,8 @@ pub const BIG: i8 = 1;
 pub const TYPED: i8 = 2;
 /// A buffer beside the message.
 pub const BUFFER: i8 = 3;
+/// Bytes of the shortest name that a message has for a buffer beside it.
+pub const REFERENCE_MIN: usize = 4;
 /// An error.
 pub const ERROR: i8 = 4;
 
