@@ -690,6 +690,11 @@ typedef struct {
    * Longest message without the buffers that move: 256 MiB.
    */
   size_t max_message;
+  /**
+   * Bytes that wait in this process, each way: what offloop_channel_post_request queues when there is no room, and what a request reads
+   * ahead for offloop_channel_recv. Whole messages count, with the buffers that move; one alone may be longer: 16 MiB.
+   */
+  size_t max_queued;
 } offloop_channel_options;
 
 /**
@@ -1705,7 +1710,8 @@ offloop_status offloop_channel_try_recv(offloop_channel *c, offloop_incoming *ou
 
 /**
  * Sends a request and waits for its reply, at most `timeout_ns` in all (below 0: for ever). What comes meanwhile is kept for
- * offloop_channel_recv. OFFLOOP_ERR_TIMEOUT: a later reply is dropped.
+ * offloop_channel_recv. OFFLOOP_ERR_TIMEOUT: a later reply is dropped. OFFLOOP_ERR_FULL when too many requests wait for a reply, or when
+ * the reply lies behind more messages than are kept while no thread but this one has received any.
  */
 offloop_status offloop_channel_request(offloop_channel *c,
                                        offloop_value **value_io,
@@ -1783,7 +1789,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_consumer_options), NULL }
 /** All defaults. */
 #define OFFLOOP_CHANNEL_OPTIONS_INIT \
-  { sizeof(offloop_channel_options), 0, 0 }
+  { sizeof(offloop_channel_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -351,7 +351,7 @@ export interface ChannelOptions {
   capacity?: number
   /** Bytes of the longest message, without the buffers that move: 256 MiB. */
   maxMessage?: number
-  /** Bytes that wait when there is no room, at most: 16 MiB. */
+  /** Bytes that wait at most, each way: for room, and for a listener. Whole messages count, with the buffers that move; one alone may be longer: 16 MiB. */
   maxQueued?: number
 }
 

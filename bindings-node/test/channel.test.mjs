@@ -494,6 +494,19 @@ test('an end that nobody listens to holds the other one back, and keeps what was
   await closed
 })
 
+test('the bytes that wait for a listener have a bound, wherever they lie', async (t) => {
+  const [a, b] = open(t, { maxQueued: 1_000_000 })
+  b.on('close', () => {})
+  const payload = (n) => (n % 2 === 0 ? new Uint8Array(300_000) : TransferBuffer.alloc(300_000))
+  for (let n = 0; n < 10; n++) assert.equal(a.send([n, payload(n)]), true)
+  await until(() => b.stats.received === 4)
+  for (let i = 0; i < 5; i++) await turn()
+  assert.equal(b.stats.received, 4)
+  let next = 0
+  b.on('message', ([n]) => assert.equal(n, next++))
+  await until(() => next === 10)
+})
+
 test('the end is told to who listens for nothing else, and what came before it waits', async (t) => {
   const [a, b] = open(t)
   const closed = once(b, 'close')

@@ -647,6 +647,18 @@ def test_a_waiting_request_holds_the_other_end_back():
     asyncio.run(main())
 
 
+def test_a_request_fails_behind_messages_that_only_it_could_receive():
+    a, b = Channel.pair(max_queued=1_000_000)
+    for n in range(10):
+        b.send([n, bytes(300_000)])
+    with pytest.raises(offloop.Full, match="max_queued=1000000"):
+        a.request(None)
+    assert a.stats["received"] == 4
+    assert [a.recv(timeout=10).value[0] for _ in range(10)] == [*range(10)]
+    a.close()
+    b.close()
+
+
 def test_fds_of_a_reply_that_is_cancelled_as_it_comes_are_closed():
     async def main():
         a, b = Channel.pair()

@@ -119,6 +119,20 @@ static void use(void) {
   CHECK(v != NULL);
   offloop_value_free(v), offloop_channel_free(a), offloop_channel_free(b), close(fd);
 
+  /* a request behind messages that only its own thread could receive */
+  offloop_channel_options options = OFFLOOP_CHANNEL_OPTIONS_INIT;
+  options.max_queued = 1;
+  OK(offloop_channel_pair(&options, &a, &b));
+  for (int n = 1; n <= 2; n++) {
+    v = int_value(n);
+    OK(offloop_channel_send(b, &v, NULL, 0, -1));
+  }
+  v = int_value(0);
+  IS(offloop_channel_request(a, &v, NULL, 0, -1, &in), FULL);
+  offloop_value_free(v);
+  CHECK(recv_int(a) == 1 && recv_int(a) == 2);
+  offloop_channel_free(a), offloop_channel_free(b);
+
   /* a request that is not answered in time; an answer that failed */
   pair(0, &a, &b);
   v = int_value(1);

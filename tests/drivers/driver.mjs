@@ -112,6 +112,8 @@ class Line {
   }
 }
 
+const sizes = (args) => (args.max_queued === undefined ? {} : { maxQueued: Number(args.max_queued) })
+
 /** Keeps a channel, and what it brings. */
 function keepChannel(name, channel) {
   const line = new Line()
@@ -242,10 +244,10 @@ const verbs = {
   },
   'channel.listen'(args) {
     const line = new Line()
-    listeners.set(args.listener, { listener: Channel.listen(args.path, (channel) => line.put(channel)), line })
+    listeners.set(args.listener, { listener: Channel.listen(args.path, sizes(args), (channel) => line.put(channel)), line })
   },
   'channel.accept': async (args) => keepChannel(args.channel, await need(listeners, args, 'listener').line.take()),
-  'channel.connect': async (args) => keepChannel(args.channel, await Channel.connect(args.path)),
+  'channel.connect': async (args) => keepChannel(args.channel, await Channel.connect(args.path, sizes(args))),
   'channel.send': (args) => void need(channels, args, 'channel').channel.send(message(args)),
   async 'channel.recv'(args) {
     const { value, request } = await need(channels, args, 'channel').line.take()

@@ -369,13 +369,17 @@ def fields(value):
     return show(value).removeprefix("ok ")
 
 
+def sizes(args):
+    return {"max_queued": int(args["max_queued"])} if "max_queued" in args else {}
+
+
 def channel_pair(args):
     CHANNELS[args["channel"]], CHANNELS[args["other"]] = offloop.Channel.pair()
     return ""
 
 
 def channel_listen(args):
-    LISTENERS[args["listener"]] = offloop.Channel.listen(args["path"])
+    LISTENERS[args["listener"]] = offloop.Channel.listen(args["path"], **sizes(args))
     return ""
 
 
@@ -385,7 +389,7 @@ def channel_accept(args):
 
 
 def channel_connect(args):
-    CHANNELS[args["channel"]] = offloop.Channel.connect(args["path"])
+    CHANNELS[args["channel"]] = offloop.Channel.connect(args["path"], **sizes(args))
     return ""
 
 

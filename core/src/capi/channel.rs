@@ -27,6 +27,9 @@ pub struct offloop_channel_options {
     pub capacity: usize,
     /// Longest message without the buffers that move: 256 MiB.
     pub max_message: usize,
+    /// Bytes that wait in this process, each way: what offloop_channel_post_request queues when there is no room, and what a request reads
+    /// ahead for offloop_channel_recv. Whole messages count, with the buffers that move; one alone may be longer: 16 MiB.
+    pub max_queued: usize,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -107,7 +110,11 @@ unsafe fn sizes(options: *const offloop_channel_options) -> Result<Options> {
     let given = unsafe { ffi::options(options) }?;
     let defaults = Options::default();
     let or = |n: usize, default| if n == 0 { default } else { n };
-    Ok(Options { capacity: or(given.capacity, defaults.capacity), max_message: or(given.max_message, defaults.max_message), ..defaults })
+    Ok(Options {
+        capacity: or(given.capacity, defaults.capacity),
+        max_message: or(given.max_message, defaults.max_message),
+        max_queued: or(given.max_queued, defaults.max_queued),
+    })
 }
 
 fn channel(c: *const offloop_channel) -> Result<Arc<Channel>> {
@@ -376,7 +383,8 @@ fn receiving(out: *mut offloop_incoming, f: impl FnOnce(Place, Out<offloop_incom
 }
 
 /// Sends a request and waits for its reply, at most `timeout_ns` in all (below 0: for ever). What comes meanwhile is kept for
-/// offloop_channel_recv. OFFLOOP_ERR_TIMEOUT: a later reply is dropped.
+/// offloop_channel_recv. OFFLOOP_ERR_TIMEOUT: a later reply is dropped. OFFLOOP_ERR_FULL when too many requests wait for a reply, or when
+/// the reply lies behind more messages than are kept while no thread but this one has received any.
 ///
 /// # Safety
 /// As offloop_channel_send; `out` is valid for writing.

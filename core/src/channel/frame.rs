@@ -21,6 +21,8 @@ pub(super) struct Frame {
     pub(super) fds: Vec<OwnedFd>,
     /// Buffers that the value gives up once this is sent.
     pub(super) buffers: usize,
+    /// Bytes that are kept for it until it is sent: the message, whether it is spilled or not, and the buffers that move.
+    pub(super) kept: usize,
 }
 
 /// What a frame is for.
@@ -74,6 +76,7 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
     check_buffers(buffers)?;
     let body_len = bytes.len() - HEAD_LEN;
     let mut own = Vec::new();
+    let mut moving = 0;
     if buffers > 0 {
         pad(&mut bytes);
         let mut copied = Vec::new();
@@ -88,6 +91,7 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
             }
             // The memfd is on its way and this process's mapping is not needed for it.
             check_fds(own.len() + fds.len() + 1)?;
+            moving += len;
             own.push(if shared { memfd(buffer)? } else { memfd(&buffer.to_shared()?)? });
             Ok(())
         })?;
@@ -97,6 +101,7 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
         }
     }
     options.check_message(bytes.len() - HEAD_LEN)?;
+    let kept = bytes.len() + moving;
     let mut flags = purpose.flags;
     if bytes.len() > max_record {
         let payload = &bytes[HEAD_LEN..];
@@ -115,7 +120,7 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
     let head =
         Head { kind: purpose.kind, flags, fds: own.len() as u16, buffers: buffers as u32, id: purpose.id, body_len: body_len as u64 };
     bytes[..HEAD_LEN].copy_from_slice(&head.encode());
-    Ok(Frame { bytes, fds: own, buffers })
+    Ok(Frame { bytes, fds: own, buffers, kept })
 }
 
 fn memfd(buffer: &TransferBuffer) -> Result<OwnedFd> {
@@ -129,6 +134,8 @@ fn memfd(buffer: &TransferBuffer) -> Result<OwnedFd> {
 pub(super) struct Content {
     pub(super) value: Value,
     pub(super) fds: Vec<OwnedFd>,
+    /// Bytes of the message, whether it was spilled or not, and of the buffers that moved.
+    pub(super) bytes: usize,
 }
 
 fn corrupt(what: &'static str) -> Error {
@@ -160,6 +167,7 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
         return Err(corrupt("record is not as long as its parts").with("len", len).with("body_len", body_len));
     }
     let mut beside = Vec::new();
+    let mut bytes = len;
     if buffers > 0 {
         // A buffer costs much more memory than its entry: no more of them are made than there may be, and than the body has names for.
         let most = MAX_BUFFERS.min(body_len / REFERENCE_MIN);
@@ -191,6 +199,7 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
             if buffer.len() != want {
                 return Err(corrupt("buffer is not as long as its record says").with("len", buffer.len()).with("want", want));
             }
+            bytes += want;
             beside.push(Some(buffer));
         }
         if at != len {
@@ -203,7 +212,7 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
         payload.truncate(body_len);
         codec::decode_owned(Bytes::from(payload), &mut beside, &options.codec())?
     };
-    Ok(Content { value, fds: fds.collect() })
+    Ok(Content { value, fds: fds.collect(), bytes })
 }
 
 #[cfg(test)]

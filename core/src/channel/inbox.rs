@@ -1,9 +1,10 @@
 //! What has arrived and who waits for it. No clock, no fd, no thread.
 
-use super::{Incoming, MAX_PENDING, Message, Reply, Request};
+use super::{Incoming, MAX_INBOX, MAX_PENDING, Message, Reply, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::channel::{FAILED, Head, Kind};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 /// Who waits for a reply.
@@ -25,13 +26,26 @@ pub(super) enum Want {
     Outcomes,
 }
 
+#[derive(Debug)]
+struct Arrived {
+    /// Among all that arrived.
+    place: u64,
+    incoming: Incoming,
+    /// What it counts for against `max_queued`.
+    bytes: usize,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    /// Messages and requests, each with its place among all that arrived.
-    messages: VecDeque<(u64, Incoming)>,
-    /// What a loop asked for, likewise.
-    outcomes: VecDeque<(u64, Incoming)>,
+    /// Messages and requests.
+    messages: VecDeque<Arrived>,
+    /// What a loop asked for.
+    outcomes: VecDeque<Arrived>,
     places: u64,
+    /// Of the messages and requests together.
+    bytes: usize,
+    /// Who took the last message or request.
+    receiver: Option<ThreadId>,
     pending: HashMap<u64, Waits>,
     deadlines: BTreeSet<(Instant, u64)>,
     last_id: u64,
@@ -55,12 +69,17 @@ impl Inbox {
             Want::Messages => &mut self.messages,
             Want::Outcomes => &mut self.outcomes,
             Want::All => match (self.messages.front(), self.outcomes.front()) {
-                (Some((message, _)), Some((outcome, _))) if outcome < message => &mut self.outcomes,
+                (Some(message), Some(outcome)) if outcome.place < message.place => &mut self.outcomes,
                 (None, _) => &mut self.outcomes,
                 _ => &mut self.messages,
             },
         };
-        from.pop_front().map(|(_, incoming)| incoming)
+        let Arrived { incoming, bytes, .. } = from.pop_front()?;
+        self.bytes -= bytes;
+        if let Incoming::Message(_) | Incoming::Request(_) = incoming {
+            self.receiver = Some(thread::current().id());
+        }
+        Some(incoming)
     }
 
     pub(super) fn has(&self, want: Want) -> bool {
@@ -72,14 +91,30 @@ impl Inbox {
         self.messages.len()
     }
 
-    fn message(&mut self, incoming: Incoming) {
+    /// No more messages and requests are taken from the ring than these. One alone may be as long as it is. Replies do not count: they
+    /// were asked for.
+    pub(super) fn is_full(&self, max_queued: usize) -> bool {
+        self.messages.len() >= MAX_INBOX || (self.bytes >= max_queued && !self.messages.is_empty())
+    }
+
+    /// Why a thread does not wait for a reply behind messages that no other thread receives; `None` where another one does.
+    pub(super) fn in_the_way(&self, max_queued: usize) -> Option<Error> {
+        if self.receiver.is_some_and(|receiver| receiver != thread::current().id()) {
+            return None;
+        }
+        let e = Error::new(ErrorKind::Full, "reply lies behind messages that are not received").with("unread", self.unread());
+        Some(e.with("max_unread", MAX_INBOX).with("bytes", self.bytes).with("max_queued", max_queued))
+    }
+
+    fn message(&mut self, incoming: Incoming, bytes: usize) {
         self.places += 1;
-        self.messages.push_back((self.places, incoming));
+        self.bytes += bytes;
+        self.messages.push_back(Arrived { place: self.places, incoming, bytes });
     }
 
     fn outcome(&mut self, incoming: Incoming) {
         self.places += 1;
-        self.outcomes.push_back((self.places, incoming));
+        self.outcomes.push_back(Arrived { place: self.places, incoming, bytes: 0 });
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -128,12 +163,12 @@ impl Inbox {
         }
     }
 
-    /// Puts what came where it belongs.
-    pub(super) fn arrive(&mut self, head: &Head, message: Message) -> Result<()> {
+    /// Puts what came, so many bytes, where it belongs.
+    pub(super) fn arrive(&mut self, head: &Head, message: Message, bytes: usize) -> Result<()> {
         self.received += 1;
         match head.kind {
-            Kind::Message => self.message(Incoming::Message(message)),
-            Kind::Request => self.message(Incoming::Request(Request { id: head.id, message })),
+            Kind::Message => self.message(Incoming::Message(message), bytes),
+            Kind::Request => self.message(Incoming::Request(Request { id: head.id, message }), bytes),
             Kind::Reply => {
                 let reply = Reply { message, failed: head.flags & FAILED != 0 };
                 match self.pending.get_mut(&head.id) {
@@ -193,7 +228,8 @@ impl Inbox {
     /// This end closed: what arrived and was not taken is dropped, but for the outcomes of its own requests.
     pub(super) fn drop_unread(&mut self) {
         self.messages.clear();
-        self.outcomes.retain(|(_, incoming)| matches!(incoming, Incoming::Reply { .. }));
+        self.bytes = 0;
+        self.outcomes.retain(|arrived| matches!(arrived.incoming, Incoming::Reply { .. }));
     }
 }
 
@@ -205,7 +241,7 @@ mod tests {
 
     fn arrive(inbox: &mut Inbox, kind: Kind, id: u64) -> Result<()> {
         let head = Head { kind, flags: 0, fds: 0, buffers: 0, id, body_len: 0 };
-        inbox.arrive(&head, Message { value: Value::Nil, fds: Vec::new() })
+        inbox.arrive(&head, Message { value: Value::Nil, fds: Vec::new() }, 100)
     }
 
     fn outcome(inbox: &mut Inbox) -> (u64, Option<ErrorKind>) {
@@ -254,6 +290,40 @@ mod tests {
         assert!(inbox.end(&Error::new(ErrorKind::PeerDied, "gone")) && !inbox.end(&Error::new(ErrorKind::Closed, "later")));
         assert_eq!(outcome(&mut inbox), (never, Some(ErrorKind::PeerDied)));
         assert_eq!(inbox.ask(true, None).expect_err("ended").kind(), ErrorKind::PeerDied);
+    }
+
+    #[test]
+    fn it_is_full_by_bytes_or_by_count_and_one_message_is_always_let_in() {
+        let mut inbox = Inbox::default();
+        assert!(!inbox.is_full(0), "nothing waits");
+        arrive(&mut inbox, Kind::Message, 0).expect("message");
+        arrive(&mut inbox, Kind::Request, 1).expect("request");
+        assert!(inbox.is_full(200) && !inbox.is_full(201));
+        let id = inbox.ask(true, None).expect("id");
+        arrive(&mut inbox, Kind::Reply, id).expect("reply");
+        assert!(!inbox.is_full(201), "a reply was asked for");
+        assert!(inbox.take(Want::Messages).is_some());
+        assert!(inbox.is_full(100) && !inbox.is_full(101));
+        for _ in 1..MAX_INBOX {
+            assert!(!inbox.is_full(usize::MAX));
+            arrive(&mut inbox, Kind::Message, 0).expect("message");
+        }
+        assert!(inbox.is_full(usize::MAX));
+        inbox.drop_unread();
+        assert!(!inbox.is_full(1));
+    }
+
+    #[test]
+    fn who_asks_does_not_wait_behind_messages_that_only_it_could_receive() {
+        let mut inbox = Inbox::default();
+        arrive(&mut inbox, Kind::Message, 0).expect("message");
+        arrive(&mut inbox, Kind::Message, 0).expect("message");
+        let told = "full: reply lies behind messages that are not received (unread=2, max_unread=1024, bytes=200, max_queued=7)";
+        assert_eq!(inbox.in_the_way(7).expect("nobody has received").to_string(), told);
+        thread::scope(|scope| scope.spawn(|| inbox.take(Want::All).expect("message")).join().expect("thread"));
+        assert_eq!(inbox.in_the_way(7), None);
+        inbox.take(Want::All).expect("message");
+        assert_eq!(inbox.in_the_way(7).map(|e| e.kind()), Some(ErrorKind::Full));
     }
 
     #[test]

@@ -20,8 +20,10 @@
 //! claimed before that, so nothing is left over when a send gives up.
 //!
 //! **Threads.** Any thread may call anything. One thread at a time reads from the ring, for all that wait: what it finds goes to the
-//! inbox, replies to whoever asked; when it has what it came for, another goes on. An inbox of [`MAX_INBOX`] messages that nobody receives
-//! makes requests wait behind them: that is the back-pressure, and their timeouts end it.
+//! inbox, replies to whoever asked; when it has what it came for, another goes on. An inbox is full with [`MAX_INBOX`] messages that nobody
+//! receives, or with [`Options::max_queued`] bytes of them: the next one stays in the ring, and the other end is held back. Replies are never
+//! held back themselves, but may lie behind such a message. A request then waits until another thread receives; it fails where that could
+//! only be the thread that waits.
 //!
 //! **The end.** `close` is seen by the other end as `Closed` after the last message; death (its seats in the rings are free, or its socket is
 //! gone) as `PeerDied` after the last message that it published. What waits for a reply ends with the same error.
@@ -83,7 +85,7 @@ pub use crate::sys::socket::MAX_FDS;
 pub const INLINE_MAX: usize = 64 << 10;
 /// Requests of one end that wait for a reply, at most.
 pub const MAX_PENDING: usize = 65_536;
-/// Messages that a waiting request reads ahead for whoever receives, at most.
+/// Messages that are read ahead for whoever receives, at most; see also [`Options::max_queued`].
 pub const MAX_INBOX: usize = 1024;
 /// How long a connecting end waits before it looks again whether the listener has room for it.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
@@ -96,7 +98,8 @@ pub struct Options {
     /// Longest message without the buffers that move by fd: 256 MiB. One that is longer is `TooLarge` to send, and ends the channel of
     /// whoever receives it.
     pub max_message: usize,
-    /// Bytes that [`post`](Channel::post) queues when there is no room: 16 MiB.
+    /// Bytes that wait in this process, each way: what [`post`](Channel::post) queues when there is no room, and what is read ahead for whoever
+    /// receives. Whole messages count, spilled or not, with the buffers that move; one alone may be longer: 16 MiB.
     pub max_queued: usize,
 }
 
@@ -173,7 +176,7 @@ pub struct Stats {
     pub pending: u64,
     /// Replies that came when nobody waited for them any more.
     pub late_replies: u64,
-    /// Bytes that wait for room.
+    /// Bytes that wait for room, as [`Options::max_queued`] counts them.
     pub queued: u64,
 }
 
@@ -373,7 +376,8 @@ impl Channel {
     /// [`recv`](Self::recv).
     ///
     /// # Errors
-    /// `Timeout`: a later reply is dropped and counted; `Full` beyond [`MAX_PENDING`]; those of [`send`](Self::send).
+    /// `Timeout`: a later reply is dropped and counted; `Full` beyond [`MAX_PENDING`], and when the reply lies behind more messages than the
+    /// inbox holds while no thread but this one has received any; those of [`send`](Self::send).
     pub fn request(&self, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<Reply> {
         let deadline = Deadline::new(timeout);
         let id = self.begin(value, fds, deadline)?;
@@ -405,7 +409,7 @@ impl Channel {
         self.begin(value, fds, Deadline::new(timeout))
     }
 
-    /// The second half. After `Timeout` it may be called again, until [`abandon`](Self::abandon).
+    /// The second half. After `Timeout` or `Full` it may be called again, until [`abandon`](Self::abandon).
     ///
     /// # Errors
     /// Those of [`request`](Self::request).
@@ -496,8 +500,8 @@ impl Channel {
     }
 
     /// What a loop waits for when nobody receives messages: replies, and that there is room. Messages wait for
-    /// [`try_message`](Self::try_message), up to [`MAX_INBOX`]; then the ring is not read any more, and the other end is held back. Those
-    /// that wait do not make [`fd`](Self::fd) readable.
+    /// [`try_message`](Self::try_message), up to [`MAX_INBOX`] and [`Options::max_queued`]; then no more are read, and the other end is held
+    /// back. Those that wait do not make [`fd`](Self::fd) readable.
     ///
     /// # Errors
     /// Those of [`try_recv`](Self::try_recv); the channel's end is told even while messages wait.

@@ -5,13 +5,13 @@ use super::inbox::{Inbox, Want};
 use super::line::Line;
 use super::ready::Interest;
 use super::turns::{self, Deadline};
-use super::{Found, Inner, MAX_INBOX, Message, is_transient, own_close};
+use super::{Found, Inner, Message, is_transient, own_close};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ring::Consumer;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sys::{failpoint, socket};
-use crate::wire::channel::{HEAD_LEN, Head};
+use crate::wire::channel::{HEAD_LEN, Head, Kind};
 use std::time::{Duration, Instant};
 
 /// The receiving side.
@@ -21,10 +21,21 @@ pub(super) struct Rx {
     pub(super) with_fds: u32,
 }
 
+/// What a look at the ring found.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// A record, and the bytes of what it carried.
+    Came(Head, Message, usize),
+    /// Nothing now.
+    Nothing,
+    /// A message that stays where it is: too many wait already.
+    HeldBack,
+}
+
 impl Inner {
     /// The oldest record, if there is one. Says so when there will be none any more.
-    pub(super) fn take(&self, rx: &mut Rx) -> Result<Option<(Head, Message)>> {
-        let Some(line) = self.open()? else { return Ok(None) };
+    pub(super) fn take(&self, rx: &mut Rx) -> Result<Look> {
+        let Some(line) = self.open()? else { return Ok(Look::Nothing) };
         if rx.consumer.is_none() {
             rx.consumer = lock(&line.consumer).take();
         }
@@ -39,11 +50,11 @@ impl Inner {
         };
         if !found {
             if line.is_greeted()? != Some(true) {
-                return Ok(None);
+                return Ok(Look::Nothing);
             }
             // In this order: what was published before the other end went is there at the second look.
             if !socket::is_hung_up(line.socket()) || consumer.peek().map_err(|e| line.why(e))?.is_some() {
-                return Ok(None);
+                return Ok(Look::Nothing);
             }
             return Err(line.gone());
         }
@@ -52,43 +63,54 @@ impl Inner {
         match line.is_greeted()? {
             Some(true) => {}
             Some(false) => return Err(damaged("a record came before the greeting")),
-            None => return Ok(None),
+            None => return Ok(Look::Nothing),
         }
-        let Some(record) = consumer.peek().map_err(|e| line.why(e))? else { return Ok(None) };
+        let Some(record) = consumer.peek().map_err(|e| line.why(e))? else { return Ok(Look::Nothing) };
         let mut head = [0; HEAD_LEN];
         if !record.read_at(0, &mut head) {
             return Err(damaged("record is shorter than its head").with("len", record.len()));
         }
         let head = Head::decode(&head)?;
+        // A reply has somebody who waits for it. Once the other end has gone there is nobody to hold back: what is left is read, and the end
+        // is seen.
+        if head.kind != Kind::Reply && self.is_full(&lock(&self.inbox)) && !socket::is_hung_up(line.socket()) {
+            return Ok(Look::HeldBack);
+        }
         // Before the copy: the other end decides on the record's length.
         self.options.check_message(record.len() - HEAD_LEN)?;
         let payload = record.tail_to_vec(HEAD_LEN);
         let fds = if head.fds > 0 { line.fds(head.fds, *with_fds)? } else { Vec::new() };
         // What is missing now (fds, memory) may be there at the next call, which finds the record and its fds again.
-        let Content { value, fds } = frame::read(&head, payload, fds, &self.options)?;
+        let Content { value, fds, bytes } = frame::read(&head, payload, fds, &self.options)?;
         failpoint::hit("channel.fds_seen");
         if head.fds > 0 {
             line.forget_fds();
             *with_fds = with_fds.wrapping_add(1);
         }
         consumer.release();
-        Ok(Some((head, Message { value, fds })))
+        Ok(Look::Came(head, Message { value, fds }, bytes))
+    }
+
+    fn is_full(&self, inbox: &Inbox) -> bool {
+        inbox.is_full(self.options.max_queued)
     }
 
     /// As [`take`](Self::take), and waits so long; may end early.
-    fn take_or_wait(&self, rx: &mut Rx, left: Option<Duration>) -> Result<Option<(Head, Message)>> {
+    fn take_or_wait(&self, rx: &mut Rx, left: Option<Duration>) -> Result<Look> {
         let deadline = Deadline::new(left);
         let too_soon = |e: Error| if e.kind() == ErrorKind::Timeout { Ok(()) } else { Err(e) };
         match (self.open()?, &mut rx.consumer) {
-            (None, _) => self.wait_offer(deadline).or_else(too_soon).map(|()| None),
+            (None, _) => self.wait_offer(deadline).or_else(too_soon).map(|()| Look::Nothing),
             // What it finds, and every end but a timeout, is told by `take`.
             (Some(line), Some(consumer)) if line.other().is_some() => match consumer.wait(left) {
-                Err(e) if e.kind() == ErrorKind::Timeout => Ok(None),
+                Err(e) if e.kind() == ErrorKind::Timeout => Ok(Look::Nothing),
                 _ => self.take(rx),
             },
             (Some(line), _) => match self.take(rx)? {
-                None if line.other().is_none() => line.wait_greeted(deadline).map(|_| ()).or_else(too_soon).map(|()| None),
-                taken => Ok(taken),
+                Look::Nothing if line.other().is_none() => {
+                    line.wait_greeted(deadline).map(|_| ()).or_else(too_soon).map(|()| Look::Nothing)
+                }
+                found => Ok(found),
             },
         }
     }
@@ -105,10 +127,10 @@ impl Inner {
     }
 
     /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.
-    fn deliver(&self, inbox: &mut Inbox, found: Result<Option<(Head, Message)>>) -> Result<()> {
+    fn deliver(&self, inbox: &mut Inbox, found: Result<Look>) -> Result<()> {
         let ended = match found {
-            Ok(None) => return Ok(()),
-            Ok(Some((head, message))) => inbox.arrive(&head, message).err(),
+            Ok(Look::Nothing | Look::HeldBack) => return Ok(()),
+            Ok(Look::Came(head, message, bytes)) => inbox.arrive(&head, message, bytes).err(),
             Err(e) if is_transient(&e) => return Err(e),
             Err(e) => Some(e),
         };
@@ -133,20 +155,17 @@ impl Inner {
     }
 
     /// The ring is read again, by the loop or whoever waits, once there is room for what is in it.
-    fn made_room(&self, inbox: &Inbox, unread: usize) {
-        if unread >= MAX_INBOX && inbox.unread() < MAX_INBOX {
+    fn made_room(&self, inbox: &Inbox, was_full: bool) {
+        if was_full && !self.is_full(inbox) {
             self.arrived.notify_all();
             self.ring();
         }
     }
 
-    /// While too many messages wait the ring is not read, and the loop's fd does not tell of it. Once the other end has gone there is
-    /// nobody to hold back: what is left in the ring is read, and the end is seen.
-    fn holds_back(&self, rx: &mut Rx) -> Result<bool> {
-        let (Some(line), Some(consumer)) = (self.line.get(), &mut rx.consumer) else { return Ok(false) };
-        if socket::is_hung_up(line.socket()) {
-            return Ok(false);
-        }
+    /// As [`take`](Self::take) for a loop, whose fd does not tell of a ring where a message is held back.
+    fn take_or_hold(&self, rx: &mut Rx) -> Result<Look> {
+        let found = self.take(rx)?;
+        let (Look::HeldBack, Some(line), Some(consumer)) = (&found, self.line.get(), &mut rx.consumer) else { return Ok(found) };
         if let Some(ready) = &mut *lock(&self.ready) {
             ready.forget_consumer(consumer.fd().map_err(|e| line.why(e))?);
             // Not a member yet if the fd was asked for after the last record was taken.
@@ -154,19 +173,19 @@ impl Inner {
                 ready.watch_socket(line.socket(), Interest::calm(line))?;
             }
         }
-        Ok(true)
+        Ok(found)
     }
 
     /// Waits until `take` finds what it looks for in the inbox.
     pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
         let what = if asks { "no reply in time" } else { "no message on the channel" };
         let mut inbox = lock(&self.inbox);
-        let mut looked = false;
+        let (mut looked, mut held_back) = (false, false);
         loop {
             self.check_fork()?;
-            let unread = inbox.unread();
+            let is_full = self.is_full(&inbox);
             if let Some(found) = take(&mut inbox)? {
-                self.made_room(&inbox, unread);
+                self.made_room(&inbox, is_full);
                 // Those that followed this thread may go on, or find that there is more.
                 if inbox.followers > 0 {
                     self.arrived.notify_all();
@@ -179,7 +198,11 @@ impl Inner {
             if self.closing.load(Ordering::Relaxed) {
                 return Err(own_close());
             }
-            let busy = inbox.pumping || (asks && unread >= MAX_INBOX);
+            held_back &= is_full;
+            if let (true, Some(e)) = (held_back, inbox.in_the_way(self.options.max_queued)) {
+                return Err(e);
+            }
+            let busy = inbox.pumping || held_back;
             // What is there is given to a call that must not wait, too.
             let left = match deadline.left(what) {
                 Err(_) if !busy && !looked => Some(Duration::ZERO),
@@ -197,6 +220,7 @@ impl Inner {
             let found = self.take_or_wait(&mut lock(&self.rx), left);
             inbox = lock(&self.inbox);
             inbox.pumping = false;
+            held_back = matches!(found, Ok(Look::HeldBack));
             let delivered = self.deliver(&mut inbox, found);
             self.ring_for(&inbox, Want::All);
             if inbox.followers > 0 {
@@ -221,11 +245,10 @@ impl Inner {
             if let Some(ready) = &mut *lock(&self.ready) {
                 ready.quiet();
             }
-            let full = inbox.unread() >= MAX_INBOX;
             let pumps = !std::mem::replace(&mut inbox.pumping, true);
             drop(inbox);
-            let (drained, found) = self.look(pumps, full);
-            more = matches!(found, Ok(Some(_)));
+            let (drained, found) = self.look(pumps);
+            more = matches!(found, Ok(Look::Came(..)));
             inbox = lock(&self.inbox);
             if pumps {
                 inbox.pumping = false;
@@ -242,11 +265,11 @@ impl Inner {
                 return Err(e);
             }
         }
-        let unread = inbox.unread();
+        let was_full = self.is_full(&inbox);
         let taken = inbox.take(want);
         self.ring_for(&inbox, left);
         if let Some(incoming) = taken {
-            self.made_room(&inbox, unread);
+            self.made_room(&inbox, was_full);
             return Ok(Found::Incoming(incoming));
         }
         if more {
@@ -258,9 +281,8 @@ impl Inner {
         inbox.ended().map_or(Ok(Found::Nothing), |e| Err(e.clone()))
     }
 
-    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all; `full`:
-    /// too many messages wait.
-    fn look(&self, pumps: bool, full: bool) -> (bool, Result<Option<(Head, Message)>>) {
+    /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all.
+    fn look(&self, pumps: bool) -> (bool, Result<Look>) {
         let mut drained = false;
         if let Some(line) = self.line.get() {
             match self.look_for_room(line) {
@@ -277,19 +299,12 @@ impl Inner {
             }
         }
         if !pumps {
-            return (drained, Ok(None));
+            return (drained, Ok(Look::Nothing));
         }
-        let mut rx = lock(&self.rx);
-        match full.then(|| self.holds_back(&mut rx)).transpose() {
-            Ok(Some(true)) => return (drained, Ok(None)),
-            Ok(_) => {}
-            Err(e) => return (drained, Err(e)),
-        }
-        let found = self.take(&mut rx);
-        drop(rx);
+        let found = self.take_or_hold(&mut lock(&self.rx));
         if self.closing.load(Ordering::Relaxed) {
             // Nobody receives any more; what ends the channel still does.
-            return (false, found.map(|_| None));
+            return (false, found.map(|_| Look::Nothing));
         }
         (drained, found)
     }

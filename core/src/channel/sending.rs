@@ -229,8 +229,10 @@ impl Inner {
 
     /// Room for a frame among those that wait, in both queues together.
     fn queue(&self, queue: &mut VecDeque<Frame>, frame: Frame) -> Result<()> {
-        let (len, max) = (frame.bytes.len() as u64, self.options.max_queued as u64);
-        let grown = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| (queued + len <= max).then_some(queued + len));
+        let (len, max) = (frame.kept as u64, self.options.max_queued as u64);
+        // One alone may be as long as it is.
+        let fits = |queued| queued == 0 || queued + len <= max;
+        let grown = self.queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queued| fits(queued).then_some(queued + len));
         if let Err(queued) = grown {
             return Err(Error::new(ErrorKind::Full, "too much waits to be sent")
                 .with("queued", queued)
@@ -258,7 +260,7 @@ impl Inner {
     }
 
     fn unqueue(&self, frame: &Frame) {
-        self.queued.fetch_sub(frame.bytes.len() as u64, Ordering::Relaxed);
+        self.queued.fetch_sub(frame.kept as u64, Ordering::Relaxed);
     }
 
     /// Publishes what waits, as far as there is room. True when nothing waits any more.

@@ -801,6 +801,12 @@ static char *show_message(offloop_value *value) {
   return reply;
 }
 
+static offloop_channel_options sizes_of(const args_t *args) {
+  offloop_channel_options options = OFFLOOP_CHANNEL_OPTIONS_INIT;
+  if (get(args, "max_queued") != NULL) options.max_queued = (size_t)atol(get(args, "max_queued"));
+  return options;
+}
+
 static char *channel_wait(const char *verb, const args_t *args) {
   channel_entry made = {0}, channel = channel_named(get(args, "channel"));
   offloop_status status;
@@ -810,7 +816,8 @@ static char *channel_wait(const char *verb, const args_t *args) {
     return keep_channel(get(args, "channel"), made, status);
   }
   if (strcmp(verb, "channel.connect") == 0) {
-    status = offloop_channel_connect(get(args, "path"), -1, NULL, &made.channel);
+    offloop_channel_options options = sizes_of(args);
+    status = offloop_channel_connect(get(args, "path"), -1, &options, &made.channel);
     return keep_channel(get(args, "channel"), made, status);
   }
   if (strcmp(verb, "channel.recv") == 0) {
@@ -851,7 +858,8 @@ static char *channel_verb(const char *verb, args_t *args) {
     return keep_channel(get(args, "channel"), made, status);
   }
   if (strcmp(verb, "channel.listen") == 0) {
-    status = offloop_channel_listen(get(args, "path"), NULL, &made.listener);
+    offloop_channel_options options = sizes_of(args);
+    status = offloop_channel_listen(get(args, "path"), &options, &made.listener);
     return keep_channel(get(args, "listener"), made, status);
   }
   if (strcmp(verb, "channel.close") == 0) {

@@ -34,6 +34,11 @@ fn value(args: &Args, buffers: &mut HashMap<String, TransferBuffer>) -> Result<V
     }
 }
 
+fn sizes(args: &Args) -> Options {
+    let defaults = Options::default();
+    Options { max_queued: args.number("max_queued").unwrap_or(defaults.max_queued), ..defaults }
+}
+
 impl Channels {
     fn channel(&self, args: &Args) -> Result<Channel, Error> {
         let name = args.text("channel")?;
@@ -50,7 +55,7 @@ impl Channels {
                 keep(args.text("other")?, b);
             }
             "channel.listen" => {
-                let listener = Channel::listen(args.text("path")?, Options::default())?;
+                let listener = Channel::listen(args.text("path")?, sizes(args))?;
                 self.listeners.insert(args.text("listener")?.to_owned(), Arc::new(listener));
             }
             "channel.accept" => {
@@ -59,8 +64,8 @@ impl Channels {
                 return later(id, move || listener.accept(None).map(|made| keep(&channel, made)).map(|()| String::new()));
             }
             "channel.connect" => {
-                let (path, channel) = (args.text("path")?.to_owned(), args.text("channel")?.to_owned());
-                let connect = move || Channel::connect(path, None, Options::default());
+                let (path, channel, sizes) = (args.text("path")?.to_owned(), args.text("channel")?.to_owned(), sizes(args));
+                let connect = move || Channel::connect(path, None, sizes);
                 return later(id, move || connect().map(|made| keep(&channel, made)).map(|()| String::new()));
             }
             "channel.send" => {
