@@ -1517,7 +1517,8 @@ offloop_status offloop_producer_try_claim(offloop_producer *producer, size_t len
 
 /**
  * Makes the first `len` bytes of the claim a record. OFFLOOP_ERR_INVALID without a claim, or when `len` is more than was claimed,
- * and then it stays open.
+ * and then it stays open. OFFLOOP_ERR_CLOSED when the ring was closed meanwhile: the record is published for a consumer that is still
+ * draining, which may have ended without it.
  */
 offloop_status offloop_producer_commit(offloop_producer *producer,
                                        size_t len);
@@ -1528,7 +1529,8 @@ offloop_status offloop_producer_commit(offloop_producer *producer,
 offloop_status offloop_producer_abort(offloop_producer *producer);
 
 /**
- * Publishes what was committed and wakes the consumer if it sleeps; needed only with the option `batch`.
+ * Publishes what was committed and wakes the consumer if it sleeps; needed only with the option `batch`. OFFLOOP_ERR_CLOSED when the
+ * ring was closed meanwhile, as from offloop_producer_commit.
  */
 offloop_status offloop_producer_flush(offloop_producer *producer);
 

@@ -156,14 +156,14 @@ impl PyProducer {
     }
 
     /// `with producer.claim(n) as view:` waits for room and gives `n` writable bytes of the ring itself. The end of the block
-    /// makes them a record; an exception in it, or a view that is kept (InUseError), makes none.
+    /// makes them a record; an exception in it, or a view that is kept (InUseError), makes none. The end raises ClosedError as `flush` does.
     #[pyo3(signature = (n, timeout = None))]
     fn claim(slf: &Bound<'_, Self>, n: &Bound<'_, PyAny>, timeout: Option<f64>) -> PyResult<Claim> {
         let timeout = seconds(slf.py(), "timeout", timeout)?;
         Ok(Claim { producer: slf.clone().unbind(), len: number("n", n)?, timeout, view: Mutex::new(None) })
     }
 
-    /// Publishes what `batch` holds back.
+    /// Publishes what `batch` holds back. ClosedError when the ring was closed meanwhile and its consumer may have ended without it.
     fn flush(&self, py: Python<'_>) -> PyResult<()> {
         let mut pushing = enter(py, &self.cell)?;
         pushing.handle.flush().map_err(|e| raise(py, &e))

@@ -514,7 +514,8 @@ pub unsafe extern "C" fn offloop_producer_try_claim(producer: *mut offloop_produ
 }
 
 /// Makes the first `len` bytes of the claim a record. OFFLOOP_ERR_INVALID without a claim, or when `len` is more than was claimed,
-/// and then it stays open.
+/// and then it stays open. OFFLOOP_ERR_CLOSED when the ring was closed meanwhile: the record is published for a consumer that is still
+/// draining, which may have ended without it.
 ///
 /// # Safety
 /// Any pointer is safe.
@@ -536,6 +537,7 @@ pub unsafe extern "C" fn offloop_producer_abort(producer: *mut offloop_producer)
 }
 
 /// Publishes what was committed at once, and wakes the consumer if it sleeps; only the option `batch` holds records back.
+/// OFFLOOP_ERR_CLOSED when the ring was closed meanwhile, as from offloop_producer_commit.
 ///
 /// # Safety
 /// Any pointer is safe.
