@@ -1752,9 +1752,18 @@ offloop_status offloop_channel_fd(offloop_channel *c,
                                   int32_t *out);
 
 /**
- * Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here.
+ * Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here. What
+ * offloop_channel_post_request queued is sent first, by offloop_channel_try_recv, which gives OFFLOOP_ERR_CLOSED when that is done;
+ * offloop_channel_shutdown bounds it.
  */
 offloop_status offloop_channel_close(offloop_channel *c);
+
+/**
+ * Ends the channel as offloop_channel_close does, and waits at most `grace_ns` (0: not at all; below 0: for ever) until what was queued is
+ * sent. What is not by then is dropped: an end that does not read keeps nobody.
+ */
+offloop_status offloop_channel_shutdown(offloop_channel *c,
+                                        int64_t grace_ns);
 
 /**
  * Closes the channel, unless another call uses it, and frees the handle. On an end that was never used only its socket is closed: a

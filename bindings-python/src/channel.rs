@@ -311,8 +311,23 @@ impl PyChannel {
         self.channel.fd().map_err(|e| raise(py, &e))
     }
 
-    fn close(&self) {
+    /// False while what was queued is sent first, for which there is `grace`.
+    fn close(&self, py: Python<'_>, grace: Option<f64>) -> PyResult<bool> {
+        seconds(py, "grace", grace)?;
         self.channel.close();
+        Ok(self.channel.wait_closed(Some(Duration::ZERO)).is_ok())
+    }
+
+    /// Waits until what was queued is sent, and drops what is not by then.
+    fn wait_closed(&self, py: Python<'_>, grace: Option<f64>) -> PyResult<()> {
+        let grace = seconds(py, "grace", grace)?;
+        wait::until(py, grace, |left| slice(self.channel.wait_closed(Some(left)), &mut None))?;
+        self.channel.close_now();
+        Ok(())
+    }
+
+    fn close_now(&self) {
+        self.channel.close_now();
     }
 
     #[getter]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
@@ -645,6 +646,78 @@ def test_a_waiting_request_holds_the_other_end_back():
         b.close()
 
     asyncio.run(main())
+
+
+def queued():
+    """An end of which a coroutine has queued more than there is room for, the other end, and how much was sent."""
+    a, b = Channel.pair(capacity=4096)
+    sent = 0
+
+    async def fill():
+        nonlocal sent
+        while True:
+            one = asyncio.create_task(a.asend(bytes(500)))
+            await asyncio.sleep(0)
+            sent += 1
+            if not one.done():
+                one.cancel()
+                return
+
+    return a, b, fill, lambda: sent
+
+
+def drain(channel):
+    got = 0
+    with contextlib.suppress(offloop.ClosedError):
+        while True:
+            channel.recv(timeout=10)
+            got += 1
+    return got
+
+
+def test_close_in_a_loop_sends_what_is_queued_until_its_grace_is_over():
+    a, b, fill, sent = queued()
+
+    async def main():
+        await fill()
+        with pytest.raises(offloop.InvalidError, match="grace"):
+            a.close(grace=float("nan"))
+        a.close(grace=0.02)
+        assert not a.closed
+        with pytest.raises(offloop.ClosedError):
+            await a.arecv()
+        assert a.closed
+
+    asyncio.run(main())
+    assert a.stats["queued"] == 0
+    assert drain(b) < sent()
+
+
+def test_close_of_a_thread_waits_until_what_a_loop_has_queued_is_sent():
+    for grace, all_of_it in ((60, True), (None, True), (0, False)):
+        a, b, fill, sent = queued()
+        asyncio.run(fill())
+        with ThreadPoolExecutor() as threads:
+            reading = threads.submit(drain, b) if all_of_it else None
+            a.close(grace)
+            assert a.closed
+            got = reading.result() if reading else drain(b)
+        assert (got == sent()) is all_of_it
+
+
+def test_aclose_waits_until_what_is_queued_is_sent_or_dropped():
+    async def main(grace, reads):
+        a, b, fill, sent = queued()
+        await fill()
+        reading = asyncio.create_task(asyncio.to_thread(drain, b)) if reads else None
+        await a.aclose(grace)
+        assert a.closed
+        got = await reading if reading else drain(b)
+        assert (got == sent()) is reads
+
+    asyncio.run(main(60, True))
+    asyncio.run(main(float("inf"), True))
+    asyncio.run(main(0.01, False))
 
 
 def test_a_request_fails_behind_messages_that_only_it_could_receive():

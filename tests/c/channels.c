@@ -119,6 +119,22 @@ static void use(void) {
   CHECK(v != NULL);
   offloop_value_free(v), offloop_channel_free(a), offloop_channel_free(b), close(fd);
 
+  /* what is queued is dropped after a grace */
+  pair(4096, &a, &b);
+  for (v = NULL; v == NULL;) {
+    v = int_value(0);
+    if (offloop_channel_try_send(a, &v, NULL, 0) != OFFLOOP_OK) break;
+  }
+  OK(offloop_channel_post_request(a, &v, NULL, 0, -1, &id));
+  OK(offloop_channel_shutdown(a, SECOND / 100));
+  OK(offloop_channel_try_recv(a, &in));
+  CHECK(in.kind == OFFLOOP_INCOMING_REPLY && in.id == id && in.status == OFFLOOP_ERR_CLOSED);
+  IS(offloop_channel_try_recv(a, &in), CLOSED);
+  offloop_status ended;
+  while ((ended = offloop_channel_recv(b, -1, &in)) == OFFLOOP_OK) CHECK(in.kind == OFFLOOP_INCOMING_MESSAGE && int_of(&in) == 0);
+  CHECK(ended == OFFLOOP_ERR_CLOSED);
+  offloop_channel_free(a), offloop_channel_free(b);
+
   /* a request behind messages that only its own thread could receive */
   offloop_channel_options options = OFFLOOP_CHANNEL_OPTIONS_INIT;
   options.max_queued = 1;
@@ -320,7 +336,7 @@ void channel_panics(void) {
   P(offloop_channel_pair(NULL, x, x)); P(offloop_channel_attach(0, NULL, x)); P(offloop_channel_connect("/x", 0, NULL, x)); P(offloop_channel_listen("/x", NULL, x));
   P(offloop_listener_accept(x, 0, x)); P(offloop_listener_fd(x, x)); PV(offloop_listener_free(x)); P(offloop_channel_socket(a, x)); P(offloop_channel_send(a, &v, NULL, 0, 0));
   P(offloop_channel_try_send(a, &v, NULL, 0)); P(offloop_channel_recv(a, 0, &in)); P(offloop_channel_try_recv(a, &in)); P(offloop_channel_request(a, &v, NULL, 0, 0, &in));
-  P(offloop_channel_post_request(a, &v, NULL, 0, 0, x)); P(offloop_channel_reply(a, 1, 0, &v, NULL, 0, 0)); P(offloop_channel_fd(a, x)); P(offloop_channel_close(a)); PV(offloop_channel_free(a));
+  P(offloop_channel_post_request(a, &v, NULL, 0, 0, x)); P(offloop_channel_reply(a, 1, 0, &v, NULL, 0, 0)); P(offloop_channel_fd(a, x)); P(offloop_channel_close(a)); P(offloop_channel_shutdown(a, 0)); PV(offloop_channel_free(a));
   /* everything is still there */
   OK(offloop_channel_send(a, &v, NULL, 0, -1));
   CHECK(recv_int(b) == 1);

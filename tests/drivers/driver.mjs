@@ -256,7 +256,9 @@ const verbs = {
   },
   'channel.request': async (args) => fields(await need(channels, args, 'channel').channel.request(message(args), within(args))),
   'channel.reply': (args) => void need(requests, args, 'request').reply(message(args)),
-  'channel.close': (args) => void need(channels, args, 'channel').channel.close()
+  'channel.close'(args) {
+    need(channels, args, 'channel').channel.close(args.grace === undefined ? {} : { grace: Number(args.grace) })
+  }
 }
 
 async function handle(id, verb, args) {

@@ -415,7 +415,7 @@ def channel_reply(args):
 
 
 def channel_close(args):
-    need(CHANNELS, args, "channel").close()
+    need(CHANNELS, args, "channel").close(**({"grace": int(args["grace"]) / 1e3} if "grace" in args else {}))
     return ""
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PAUSE = 0.1
 # Seconds until a listener whose queue is full is asked again.
 CONNECT_RETRY = 0.005
+# Seconds that what is queued has to be sent after `close`.
+GRACE = 5.0
 # Seconds of a loop's turn that what comes on channels may take, with the code that waits for it.
 TURN = 0.0005
 
@@ -267,9 +269,29 @@ class Channel:
         event = self._end.message()
         return None if event is None else self._message(event)
 
-    def close(self) -> None:
-        """Ends the channel for both ends; the other one gets what was sent, and ClosedError after it."""
-        self._end.close()
+    def close(self, grace: float | None = GRACE) -> None:
+        """Ends the channel for both ends; the other one gets what was sent, and ClosedError after it.
+
+        What coroutines have queued is sent first, for at most `grace` seconds (None: for ever), and then dropped. In an event loop that
+        goes on after this call.
+        """
+        if self._end.close(grace):
+            return
+        if _in_loop():
+            self._desk.drop_after(grace)
+        else:
+            self._end.wait_closed(grace)
+
+    async def aclose(self, grace: float | None = GRACE) -> None:
+        """As `close`, for a coroutine, and waits until what was queued is sent or dropped. Cancelled, it drops the rest."""
+        if self._end.close(grace):
+            return
+        try:
+            with contextlib.suppress(OffloopError, TimeoutError):
+                async with asyncio.timeout(_bounded(grace)):
+                    await self._desk.drained()
+        finally:
+            self._end.close_now()
 
     def __enter__(self) -> Self:
         return self
@@ -281,7 +303,7 @@ class Channel:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        self.close()
+        await self.aclose()
 
     def __iter__(self) -> Self:
         return self
@@ -304,6 +326,11 @@ class Channel:
     def __reduce__(self) -> Any:
         msg = "a Channel is passed by its fd; see attach"
         raise UnserializableError(msg)
+
+
+def _bounded(seconds: float | None) -> float | None:
+    """What a loop's timer can hold; longer is for ever."""
+    return None if seconds is None or seconds > threading.TIMEOUT_MAX else seconds
 
 
 async def _readable(fd: SupportsInt) -> None:
@@ -560,6 +587,13 @@ class _Desk:
         if self.end.stats["queued"] == 0:
             self.queued = reader.queued = False
         reader.update()
+
+    def drop_after(self, grace: float | None) -> None:
+        """After `close`: what was queued is sent for so long."""
+        self.expect_room()
+        grace = _bounded(grace)
+        if grace is not None:
+            asyncio.get_running_loop().call_later(grace, self.end.close_now)
 
     async def drained(self) -> None:
         reader = self._reader()

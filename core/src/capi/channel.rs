@@ -465,7 +465,9 @@ pub unsafe extern "C" fn offloop_channel_fd(c: *mut offloop_channel, out: *mut i
     })
 }
 
-/// Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here.
+/// Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here. What
+/// offloop_channel_post_request queued is sent first, by offloop_channel_try_recv, which gives OFFLOOP_ERR_CLOSED when that is done;
+/// offloop_channel_shutdown bounds it.
 ///
 /// # Safety
 /// Any pointer is safe.
@@ -473,6 +475,19 @@ pub unsafe extern "C" fn offloop_channel_fd(c: *mut offloop_channel, out: *mut i
 pub unsafe extern "C" fn offloop_channel_close(c: *mut offloop_channel) -> offloop_status {
     ffi::call(|| {
         channel(c)?.close();
+        Ok(())
+    })
+}
+
+/// Ends the channel as offloop_channel_close does, and waits at most `grace_ns` (0: not at all; below 0: for ever) until what was queued is
+/// sent. What is not by then is dropped: an end that does not read keeps nobody.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_channel_shutdown(c: *mut offloop_channel, grace_ns: i64) -> offloop_status {
+    ffi::call(|| {
+        channel(c)?.shutdown(ffi::forever_or(grace_ns));
         Ok(())
     })
 }

@@ -573,6 +573,22 @@ impl Channel {
         self.inner.close();
     }
 
+    /// As [`close`](Self::close), and waits at most `grace` (`None`: without end) until what [`post`](Self::post) queued is sent. What is not
+    /// by then is dropped: an end that does not read keeps nobody.
+    pub fn shutdown(&self, grace: Option<Duration>) {
+        self.close();
+        let _ = self.wait_closed(grace);
+        self.close_now();
+    }
+
+    /// The second half of [`shutdown`](Self::shutdown), for a face that waits in slices: once `close` was called, sends what it left queued.
+    ///
+    /// # Errors
+    /// `Timeout`, after which it may be called again; `Os`.
+    pub fn wait_closed(&self, timeout: Option<Duration>) -> Result<()> {
+        self.inner.wait_closed(Deadline::new(timeout))
+    }
+
     /// As [`close`](Self::close) at once: what [`post`](Self::post) queued is dropped.
     pub fn close_now(&self) {
         if fork::is_current(self.inner.epoch) {

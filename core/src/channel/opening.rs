@@ -42,12 +42,14 @@ impl Inner {
         Err(Error::new(ErrorKind::Forked, "channel belongs to the parent of this forked process"))
     }
 
+    pub(super) fn check_not_ended(&self) -> Result<()> {
+        self.check_fork()?;
+        lock(&self.inbox).ended().map_or(Ok(()), |e| Err(e.clone()))
+    }
+
     /// Nothing is sent on a channel that has ended, or is about to be closed.
     pub(super) fn check_open(&self) -> Result<()> {
-        self.check_fork()?;
-        if let Some(e) = lock(&self.inbox).ended() {
-            return Err(e.clone());
-        }
+        self.check_not_ended()?;
         if self.closing.load(Ordering::Relaxed) { Err(own_close()) } else { Ok(()) }
     }
 
@@ -147,11 +149,29 @@ impl Inner {
         self.close_now();
     }
 
+    pub(super) fn wait_closed(&self, deadline: Deadline) -> Result<()> {
+        let (Some(line), true) = (self.line.get(), self.closing.load(Ordering::Relaxed) && self.check_not_ended().is_ok()) else {
+            return Ok(());
+        };
+        let mut tx = self.sending(self.tx.enter(deadline, "what was queued is not sent")?);
+        match self.push_queued(&mut tx, line, deadline) {
+            Err(e) if e.kind() == ErrorKind::Timeout || is_transient(&e) => return Err(e),
+            // Sent, or nobody is there to send it to.
+            _ => drop(tx),
+        }
+        self.close_now();
+        Ok(())
+    }
+
     pub(super) fn close_now(&self) {
         let mut inbox = lock(&self.inbox);
         self.end_with(&mut inbox, &own_close());
         inbox.drop_unread();
         drop(inbox);
+        // A thread that has the turn finds the end.
+        if let Some(mut tx) = self.try_enter() {
+            self.drop_queued(&mut tx);
+        }
         // An end that was never opened is another process's to open: nothing but this fd ends.
         let mut door = lock(&self.door);
         if let Door::Shut { socket, connected } = &*door {

@@ -115,7 +115,7 @@ impl Drop for Sending<'_> {
 }
 
 impl Inner {
-    fn sending<'a>(&'a self, mut turn: Turn<'a, Tx>) -> Sending<'a> {
+    pub(super) fn sending<'a>(&'a self, mut turn: Turn<'a, Tx>) -> Sending<'a> {
         turn.outbox.append(&mut lock(&self.behind));
         Sending { inner: self, turn: Some(turn) }
     }
@@ -149,7 +149,7 @@ impl Inner {
         let line = self.wait_open(deadline)?;
         let frame = self.frame(line, purpose, value, fds)?;
         let mut tx = self.sending(self.tx.enter(deadline, "other threads send on the channel")?);
-        let sent = self.push_in_order(&mut tx, line, &frame, deadline);
+        let sent = self.push_queued(&mut tx, line, deadline).and_then(|()| self.push(&mut tx, line, &frame, deadline));
         drop(tx);
         // Who waits for room takes the wakes of the producer's fd, and sends what the loop waits for: it has to look itself.
         if self.wants_room.load(Ordering::Relaxed) {
@@ -160,8 +160,8 @@ impl Inner {
         Ok(())
     }
 
-    /// As [`push`](Self::push), behind those that were queued.
-    fn push_in_order(&self, tx: &mut Tx, line: &Line, frame: &Frame, deadline: Deadline) -> Result<()> {
+    /// Publishes what was queued, and waits for room.
+    pub(super) fn push_queued(&self, tx: &mut Tx, line: &Line, deadline: Deadline) -> Result<()> {
         while let Some(first) = tx.outbox.pop_front() {
             let sent = self.push(tx, line, &first, deadline);
             if sent.is_err() {
@@ -170,7 +170,7 @@ impl Inner {
             }
             self.unqueue(&first);
         }
-        self.push(tx, line, frame, deadline)
+        Ok(())
     }
 
     /// Publishes, and waits for room.
@@ -185,7 +185,7 @@ impl Inner {
             } else if line.other().is_none() {
                 // An end that was closed meanwhile says so itself, below.
                 if let Err(e) = line.wait_greeted(deadline) {
-                    self.check_open()?;
+                    self.check_not_ended()?;
                     return Err(e);
                 }
             } else {
@@ -197,7 +197,7 @@ impl Inner {
                     Err(e) => return Err(self.why(line.why(e))),
                 }
             }
-            self.check_open()?;
+            self.check_not_ended()?;
         }
     }
 
@@ -259,6 +259,10 @@ impl Inner {
         Ok(true)
     }
 
+    pub(super) fn drop_queued(&self, tx: &mut Tx) {
+        tx.outbox.drain(..).for_each(|frame| self.unqueue(&frame));
+    }
+
     fn unqueue(&self, frame: &Frame) {
         self.queued.fetch_sub(frame.kept as u64, Ordering::Relaxed);
     }
@@ -277,9 +281,7 @@ impl Inner {
                     let lost = !is_transient(&e);
                     tx.outbox.push_front(first);
                     if lost {
-                        while let Some(frame) = tx.outbox.pop_front() {
-                            self.unqueue(&frame);
-                        }
+                        self.drop_queued(tx);
                     }
                     return Err(e);
                 }

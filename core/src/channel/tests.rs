@@ -630,6 +630,73 @@ fn close_sends_what_was_posted_first() {
     assert_eq!(reader.join().expect("reader"), (posted + 11, ErrorKind::Closed));
 }
 
+/// An end with more queued than there is room for, the other end, and how many were posted.
+fn queued() -> (Channel, Channel, usize) {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let mut posted = 11;
+    while a.post(&mut Value::from(vec![0; 500]), &[]).expect("post") {
+        posted += 1;
+    }
+    for _ in 0..10 {
+        a.post(&mut Value::from(vec![0; 500]), &[]).expect("post");
+    }
+    (a, b, posted)
+}
+
+#[test]
+fn shutdown_waits_until_what_was_queued_is_sent() {
+    let (a, b, posted) = queued();
+    let closing = thread::spawn(move || {
+        a.shutdown(None);
+        (a.stats().queued, recv_error(&a).kind())
+    });
+    (0..posted).for_each(|_| drop(message(&b)));
+    assert_eq!(recv_error(&b).kind(), ErrorKind::Closed);
+    assert_eq!(closing.join().expect("closing"), (0, ErrorKind::Closed));
+}
+
+#[test]
+fn shutdown_drops_what_is_not_sent_within_its_grace() {
+    for grace in [Some(Duration::ZERO), SOON] {
+        let (a, b, posted) = queued();
+        a.shutdown(grace);
+        assert_eq!((a.ended().map(|e| e.kind()), a.stats().queued), (Some(ErrorKind::Closed), 0));
+        let got = std::iter::from_fn(|| b.recv(None).ok()).count();
+        assert!(got < posted, "{got} of {posted}");
+        assert_eq!(recv_error(&b).kind(), ErrorKind::Closed);
+    }
+}
+
+#[test]
+fn a_close_is_waited_for_in_slices_and_ends_with_the_other_end() {
+    let (a, b, _) = queued();
+    a.wait_closed(SOON).expect("nothing was closed");
+    a.send(&mut Value::Nil, &[], SOON).expect_err("no room");
+    a.close();
+    assert_eq!(a.wait_closed(SOON).expect_err("nobody reads").kind(), ErrorKind::Timeout);
+    assert_eq!(a.ended(), None);
+    assert_eq!(a.send(&mut Value::Nil, &[], None).expect_err("closed").kind(), ErrorKind::Closed);
+    let closing = thread::spawn({
+        let a = a.clone();
+        move || a.wait_closed(None)
+    });
+    while a.inner.tx.try_enter().is_some() {
+        thread::yield_now();
+    }
+    b.close();
+    closing.join().expect("thread").expect("nobody is there to send it to");
+    assert!(a.ended().is_some());
+    a.shutdown(None);
+}
+
+#[test]
+fn shutdown_of_an_end_with_nothing_queued_ends_it_at_once() {
+    let (a, b) = pair();
+    send(&a, 1);
+    a.shutdown(None);
+    assert_eq!((int(&b), recv_error(&b).kind()), (1, ErrorKind::Closed));
+}
+
 #[test]
 fn a_failed_try_is_told_when_there_is_room_again_and_then_no_more() {
     let (a, b) = Channel::pair(small()).expect("pair");

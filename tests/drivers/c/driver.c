@@ -863,7 +863,8 @@ static char *channel_verb(const char *verb, args_t *args) {
     return keep_channel(get(args, "listener"), made, status);
   }
   if (strcmp(verb, "channel.close") == 0) {
-    status = offloop_channel_close(channel_named(get(args, "channel")).channel);
+    offloop_channel *channel = channel_named(get(args, "channel")).channel;
+    status = get(args, "grace") == NULL ? offloop_channel_close(channel) : offloop_channel_shutdown(channel, ms(args, "grace"));
     return status == OFFLOOP_OK ? format("ok") : last_error(status);
   }
   if (strcmp(verb, "channel.reply") == 0) {

@@ -95,7 +95,10 @@ impl Channels {
                 let (channel, number) = requests.lock().expect(LOCK).remove(name).ok_or_else(|| missing("request", name))?;
                 channel.reply(number, false, &mut value(args, buffers)?, &[], None)?;
             }
-            "channel.close" => self.channel(args)?.close(),
+            "channel.close" => match args.ms("grace") {
+                Some(grace) => self.channel(args)?.shutdown(Some(grace)),
+                None => self.channel(args)?.close(),
+            },
             _ => return Err(Error::invalid("unknown verb").with("verb", verb)),
         }
         Ok(String::new())
