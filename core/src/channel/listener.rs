@@ -40,12 +40,17 @@ fn os(e: &std::io::Error, call: &'static str, path: &Path) -> Error {
 }
 
 /// The lock of whoever listens at a path; `None` while somebody does.
-fn take_lock(path: &Path) -> Result<Option<File>> {
+fn take_lock(path: &Path) -> Result<Option<PrivateFd>> {
     loop {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = options.open(path).map_err(|e| os(&e, "open", path))?;
-        let meta = file.metadata().map_err(|e| os(&e, "fstat", path))?;
+        let mut meta = None;
+        let file = PrivateFd::open(|| {
+            let file = options.open(path).map_err(|e| os(&e, "open", path))?;
+            meta = Some(file.metadata().map_err(|e| os(&e, "fstat", path))?);
+            Ok(file.into())
+        })?;
+        let meta = meta.expect("set by every open that succeeds");
         if !meta.is_file() || meta.uid() != socket::own_uid() {
             return Err(Error::invalid("lock of a listener is not a file of this user")
                 .with("path", path.display())
@@ -97,8 +102,7 @@ impl Listener {
                 return Err(e);
             }
         };
-        let (socket, lock) = (PrivateFd::new(socket), PrivateFd::new(lock.into()));
-        Ok(Listener { socket, _lock: lock, path, lock_path, options, epoch: fork::epoch() })
+        Ok(Listener { socket: PrivateFd::new(socket), _lock: lock, path, lock_path, options, epoch: fork::epoch() })
     }
 
     /// Where it listens.

@@ -78,7 +78,7 @@ use mpmc::{Popper, Pusher};
 use named::Named;
 use raw::{Map, MappedSlots};
 use sleepers::Sleepers;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -104,14 +104,14 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(map: Map, bells: Bells, present: Option<OwnedFd>) -> Arc<Shared> {
+    fn new(map: Map, bells: Bells, present: Option<PrivateFd>) -> Arc<Shared> {
         let spare_core = cpu::usable_cores() > 1;
         let map = Arc::new(map);
         Arc::new(Shared {
             slots: MappedSlots::new(&map),
             map,
             bells,
-            present: present.map(PrivateFd::new),
+            present,
             pid_namespace: pidfd::namespace(),
             spare_core,
             epoch: fork::epoch(),
@@ -354,7 +354,7 @@ impl Builder {
         let len = usize::try_from(header.total_len()).expect("a header's sizes are within the limits");
         let map = Map::create_in(named::nameless(&path, len)?, header)?;
         // Before the file has its name, or a cleaner could take it for stale.
-        let present = ofd::reopen(map.file())?;
+        let present = PrivateFd::open(|| ofd::reopen(map.file()))?;
         ofd::try_share(present.as_fd(), named::PRESENT)?;
         named::link(map.file(), &path)?;
         let bells = Bells::beside(named.clone(), participants).inspect_err(|_| {

@@ -14,6 +14,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fifo::Fifo;
+use crate::sys::fork::PrivateFd;
 use crate::sys::{mem, ofd};
 use crate::wire::ring::{FIXED_LEN, Header, MAX_SEATS};
 use std::ffi::{CString, OsStr};
@@ -118,11 +119,11 @@ fn is_current(file: BorrowedFd<'_>, path: &Path) -> bool {
 const CLEANING: Duration = Duration::from_secs(1);
 
 /// Opens an existing ring's file and says that somebody is attached, for as long as the second fd is open.
-pub(super) fn attach(path: &Path) -> Result<(File, OwnedFd)> {
+pub(super) fn attach(path: &Path) -> Result<(File, PrivateFd)> {
     let begun = Instant::now();
     loop {
         let file = open(path, true)?;
-        let present = ofd::reopen(file.as_fd())?;
+        let present = PrivateFd::open(|| ofd::reopen(file.as_fd()))?;
         // A cleaner holds it alone while it takes the name away; then there is nothing here to attach to.
         if !ofd::try_share(present.as_fd(), PRESENT)? {
             if begun.elapsed() >= CLEANING {

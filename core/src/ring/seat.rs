@@ -93,7 +93,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Takes the first seat of `candidates` that nobody alive owns. [`enter`](Self::enter) makes it known.
     pub(super) fn take(shared: &Arc<Shared>, candidates: Range<usize>, role: Role) -> Result<Seat> {
-        let lock = PrivateFd::new(ofd::reopen(shared.map.file())?);
+        let lock = PrivateFd::open(|| ofd::reopen(shared.map.file()))?;
         for number in candidates.clone() {
             if ofd::try_lock(lock.as_fd(), number as u64)? {
                 failpoint::hit("seat.locked");
@@ -135,7 +135,7 @@ impl Seat {
 
 /// The lock that elects, if nobody else has it. Its holder may die: the kernel drops it then.
 fn elect(shared: &Shared) -> Result<Option<PrivateFd>> {
-    let lock = PrivateFd::new(ofd::reopen(shared.map.file())?);
+    let lock = PrivateFd::open(|| ofd::reopen(shared.map.file()))?;
     Ok(ofd::try_lock(lock.as_fd(), ELECTION)?.then_some(lock))
 }
 

@@ -1,7 +1,8 @@
 //! The fork rule: a forked child is told apart from its parent without a lock.
 //!
-//! An atfork handler bumps an epoch and does nothing else. Every handle remembers the epoch that made it.
+//! An atfork handler bumps an epoch and closes what the child must not keep. Every handle remembers the epoch that made it.
 
+use crate::error::Result;
 use crate::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,8 +11,22 @@ use std::ptr;
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 static REGISTERED: std::sync::Once = std::sync::Once::new();
 
+/// Forks that have begun in this process, and those that are over.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
+static OVER: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn before_fork() {
+    BEGUN.fetch_add(1, Ordering::SeqCst);
+}
+
+extern "C" fn in_parent() {
+    OVER.fetch_add(1, Ordering::SeqCst);
+}
+
 extern "C" fn in_child() {
     EPOCH.fetch_add(1, Ordering::Relaxed);
+    // No thread is here but the one that forked.
+    OVER.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
     close_parents_fds();
 }
 
@@ -54,15 +69,42 @@ pub struct PrivateFd {
     epoch: u64,
 }
 
+/// How often [`PrivateFd::open`] opens anew. A process that forks without a pause, or a fork that does not come to an end because a
+/// handler of somebody else's waits for this very thread, must not hold it up; death is known by pidfds, too.
+const OPENS: usize = 1000;
+
 impl PrivateFd {
-    /// Takes `fd` over.
+    /// Takes over what `open` opens. A child that another thread forks between that and the entry in the list has a copy that no handler
+    /// closes, and what is tied to that open file would last as long as the child: it is given up, and opened anew.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn open(mut open: impl FnMut() -> Result<OwnedFd>) -> Result<PrivateFd> {
+        // Registers the handlers.
+        let _ = epoch();
+        for _ in 1..OPENS {
+            // In this order: equal, and no fork is under way when the second is read.
+            let over = OVER.load(Ordering::SeqCst);
+            let begun = BEGUN.load(Ordering::SeqCst);
+            let private = PrivateFd::new(open()?);
+            // A fork that begins from here on has the entry: SeqCst orders that (in `new`) before this load, and the fork's own add
+            // before it copies the memory.
+            if over == begun && BEGUN.load(Ordering::SeqCst) == begun {
+                return Ok(private);
+            }
+            std::thread::yield_now();
+        }
+        open().map(PrivateFd::new)
+    }
+
+    /// Takes `fd` over. What a child may have a copy of, that is forked meanwhile, is not for this but for [`open`](Self::open).
     #[must_use]
     pub fn new(fd: OwnedFd) -> PrivateFd {
         let epoch = epoch();
         let raw = fd.as_raw_fd();
         let mut chunk = &PRIVATE;
         loop {
-            let free = |entry: &&AtomicI32| entry.compare_exchange(-1, raw, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            let free = |entry: &&AtomicI32| entry.compare_exchange(-1, raw, Ordering::SeqCst, Ordering::Relaxed).is_ok();
             if let Some(entry) = chunk.fds.iter().find(free) {
                 return PrivateFd { fd: ManuallyDrop::new(fd), entry, epoch };
             }
@@ -111,8 +153,8 @@ impl Drop for PrivateFd {
 pub fn epoch() -> u64 {
     if !REGISTERED.is_completed() {
         REGISTERED.call_once(|| {
-            // SAFETY: `in_child` touches one atomic, which is async-signal-safe; null handlers are allowed.
-            unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+            // SAFETY: the handlers touch atomics and call `close`, which is async-signal-safe.
+            unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
         });
     }
     EPOCH.load(Ordering::Relaxed)

@@ -122,6 +122,55 @@ mod tests {
         drop(copy);
     }
 
+    /// Forks a child that does nothing until `alive` has no writer left.
+    #[allow(clippy::disallowed_methods, reason = "what a forked child keeps is tested")]
+    fn child(alive: &std::io::PipeReader, parent: &std::io::PipeWriter) -> libc::pid_t {
+        // SAFETY: the child calls `close`, `read` and `_exit` only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let mut byte = 0u8;
+            // SAFETY: the child's own copies, and a byte to read into.
+            unsafe {
+                libc::close(parent.as_raw_fd());
+                libc::read(alive.as_raw_fd(), (&raw mut byte).cast(), 1);
+                libc::_exit(0);
+            }
+        }
+        pid
+    }
+
+    #[test]
+    fn a_child_that_is_forked_while_a_private_fd_is_opened_keeps_no_lock() {
+        use super::super::fork::PrivateFd;
+        use std::os::fd::IntoRawFd;
+        let (memfd, _map) = mem::create_sealed(c"offloop-test", 4096).expect("memfd");
+        let (alive, parent) = std::io::pipe().expect("pipe");
+        let (mut opened, mut pid) = (0, 0);
+        let private = PrivateFd::open(|| {
+            opened += 1;
+            let fd = reopen(memfd.as_fd())?;
+            if opened == 1 {
+                pid = child(&alive, &parent);
+            }
+            Ok(fd)
+        })
+        .expect("open");
+        assert!(opened > 1);
+        assert!(try_lock(private.as_fd(), 3).expect("lock"));
+        // As at the death of this process, which unlocks nothing itself.
+        let raw = private.as_fd().as_raw_fd();
+        let null = std::fs::File::open("/dev/null").expect("open").into_raw_fd();
+        // SAFETY: `private` owns the number, and from here on another file by it.
+        unsafe { libc::dup3(null, raw, libc::O_CLOEXEC) };
+        assert!(!is_locked(memfd.as_fd(), 3).expect("query"), "the child has no copy of what was locked");
+        drop((private, parent));
+        // SAFETY: this test's own.
+        unsafe {
+            libc::close(null);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
+    }
+
     #[test]
     fn a_shared_byte_cannot_be_had_alone() {
         let (memfd, _map) = mem::create_sealed(c"offloop-test", 4096).expect("memfd");
