@@ -617,8 +617,8 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Not 0: committed records become visible by offloop_producer_flush, after 4 KiB of them, when there is no room, or at once
-   * while the consumer sleeps. 0: each record is published when it is committed.
+   * Not 0: committed records become visible by offloop_producer_flush, after 4 KiB of them, when there is no room, and when the
+   * consumer has nothing else to do. 0: each record is published when it is committed.
    */
   uint32_t batch;
   /**
@@ -1529,8 +1529,8 @@ offloop_status offloop_producer_commit(offloop_producer *producer,
 offloop_status offloop_producer_abort(offloop_producer *producer);
 
 /**
- * Publishes what was committed and wakes the consumer if it sleeps; needed only with the option `batch`. OFFLOOP_ERR_CLOSED when the
- * ring was closed meanwhile, as from offloop_producer_commit.
+ * Publishes what was committed at once, and wakes the consumer if it sleeps; only the option `batch` holds records back.
+ * OFFLOOP_ERR_CLOSED when the ring was closed meanwhile, as from offloop_producer_commit.
  */
 offloop_status offloop_producer_flush(offloop_producer *producer);
 

@@ -334,15 +334,15 @@ test('a consumer that slept while the position went round once is not fooled', (
 
 const traces = JSON.parse(readFileSync(new URL('../../tests/vectors/ring/traces.json', import.meta.url))).traces
 
-for (const { kind, on_full: onFull, capacity, readers, writers, start, starts, at, steps } of traces) {
-  test(`each step of ${kind} (${onFull}) leaves the words that the vectors have`, () => {
+for (const { kind, on_full: onFull, batch, capacity, readers, writers, start, starts, at, steps } of traces) {
+  test(`each step of ${kind} (${onFull}${batch ? ', batch' : ''}) leaves the words that the vectors have`, () => {
     for (const [writes, reads] of WAYS) {
       const ring = RingBuffer.create({ kind, onFull, capacity, maxParticipants: readers + writers })
       const { words } = mapping(ring)
       for (const offset of starts) words[offset >> 2] = start
       const ends = [
         ...Array.from({ length: readers }, () => by(reads, ring).open((own) => own.consumer())),
-        ...Array.from({ length: writers }, () => by(writes, ring).open((own) => own.producer())),
+        ...Array.from({ length: writers }, () => by(writes, ring).open((own) => own.producer({ batch }))),
       ]
       steps.forEach((step, i) => {
         const label = `${writes} ${reads} step ${i}`

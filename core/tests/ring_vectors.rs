@@ -144,6 +144,7 @@ fn trace(
     kind: Kind,
     on_full: OnFull,
     (readers, writers): (usize, usize),
+    batch: bool,
     words: &[(&str, usize)],
     starts: &[usize],
     steps: &[Step],
@@ -157,7 +158,7 @@ fn trace(
         word(*at).store(start, Ordering::Relaxed);
     }
     let mut consumers: Vec<_> = (0..readers).map(|_| ring.consumer(ConsumerOptions::default()).unwrap()).collect();
-    let mut producers: Vec<_> = (0..writers).map(|_| ring.producer(ProducerOptions::default()).unwrap()).collect();
+    let mut producers: Vec<_> = (0..writers).map(|_| ring.producer(ProducerOptions { batch, ..Default::default() }).unwrap()).collect();
     let steps: Vec<_> = steps
         .iter()
         .map(|step| {
@@ -176,7 +177,7 @@ fn trace(
         .collect();
     let at: serde_json::Map<_, _> = words.iter().map(|(name, at)| ((*name).to_owned(), (*at).into())).collect();
     json!({
-        "kind": kind.as_str(), "on_full": on_full.as_str(), "capacity": 4096, "readers": readers, "writers": writers, "start": start,
+        "kind": kind.as_str(), "on_full": on_full.as_str(), "batch": batch, "capacity": 4096, "readers": readers, "writers": writers, "start": start,
         "starts": starts, "at": at, "steps": steps
     })
 }
@@ -195,6 +196,7 @@ fn traces_of_several_handles_are_golden() {
         Kind::Mpsc,
         OnFull::Wait,
         (1, 2),
+        false,
         &[
             ("ready", ring_word::READY),
             ("tail 1", at(1, seat_word::TAIL)),
@@ -218,6 +220,7 @@ fn traces_of_several_handles_are_golden() {
         Kind::Broadcast,
         OnFull::Wait,
         (2, 1),
+        false,
         &[
             ("tail", at(0, seat_word::TAIL)),
             ("high", at(0, seat_word::HIGH)),
@@ -239,6 +242,7 @@ fn traces_of_several_handles_are_golden() {
         Kind::Broadcast,
         OnFull::Overwrite,
         (1, 1),
+        false,
         &[
             ("tail", at(0, seat_word::TAIL)),
             ("tail count", at(0, seat_word::TAIL) + 4),
@@ -249,7 +253,25 @@ fn traces_of_several_handles_are_golden() {
         &[at(0, seat_word::TAIL), at(0, seat_word::HEAD)],
         &steps,
     );
-    golden("traces.json", &json!({ "fill": "each byte of a record is its length & 255", "traces": [mpsc, lossless, overwriting] }));
+    // Batches: where the writer stands and what it has published. No pop, which may publish by its clock. The positions wrap, and the ring is full.
+    let steps: Vec<_> = [8usize, 1, 100, 500, 700, 2000].map(|len| Push(1, len)).into();
+    let batch = |kind, on_full, steps: &[Step]| {
+        let writer = usize::from(kind != Kind::Broadcast);
+        let words = [
+            ("committed", at(writer, seat_word::COMMITTED_AT)),
+            ("committed count", at(writer, seat_word::COMMITTED_AT) + 4),
+            ("tail", at(writer, seat_word::TAIL)),
+            ("high", at(writer, seat_word::HIGH)),
+        ];
+        let starts = [at(writer, seat_word::TAIL), at(writer, seat_word::HEAD), at(writer, seat_word::SEEN)];
+        trace(kind, on_full, (1, 1), true, &words, &starts, steps)
+    };
+    let lane = batch(Kind::Spsc, OnFull::Wait, &[&steps[..], &[Push(1, 1000)]].concat());
+    let laps = batch(Kind::Broadcast, OnFull::Overwrite, &[&steps[..], &steps[..], &steps[..]].concat());
+    golden(
+        "traces.json",
+        &json!({ "fill": "each byte of a record is its length & 255", "traces": [mpsc, lossless, overwriting, lane, laps] }),
+    );
 }
 
 /// Four slots, one producer, one consumer that acknowledges: each step's effect on positions, slots, claim and holds.
