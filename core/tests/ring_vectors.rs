@@ -30,7 +30,7 @@ fn the_layout_is_golden() {
             "magic": hex(&ring::MAGIC.to_le_bytes()), "major": ring::MAJOR, "minor": ring::MINOR, "layout": format!("{:#018x}", ring::LAYOUT),
             "fixed_len": ring::FIXED_LEN, "seats_at": ring::SEATS_AT, "seat_len": ring::SEAT_LEN, "max_seats": ring::MAX_SEATS,
             "min_capacity": ring::MIN_CAPACITY, "max_capacity": ring::MAX_CAPACITY, "record_header": ring::RECORD_HEADER, "align": ring::ALIGN,
-            "ring_word": { "state": ring_word::STATE, "members": ring_word::MEMBERS, "ready": ring_word::READY, "batching": ring_word::BATCHING },
+            "ring_word": { "state": ring_word::STATE, "members": ring_word::MEMBERS, "ready": ring_word::READY, "unfenced": ring_word::UNFENCED },
             "seat_word": {
                 "status": seat_word::STATUS, "role": seat_word::ROLE, "pid": seat_word::PID, "pid_ns": seat_word::PID_NS, "tail": seat_word::TAIL,
                 "high": seat_word::HIGH, "head": seat_word::HEAD, "seen": seat_word::SEEN, "waiting": seat_word::WAITING, "committed": seat_word::COMMITTED_AT

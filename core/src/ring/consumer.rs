@@ -10,7 +10,6 @@ use super::spsc::{Cursor, Found};
 use super::wait::{IN_VAIN, PAUSES, Sleeper, spin_briefly};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::Ordering;
-use crate::sync::modelled::fence;
 use crate::wire::ring::{CLOSED, Kind, POISONED, seat_word};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -124,8 +123,8 @@ impl Consumer {
         let closed = self.shared.check()? & CLOSED != 0;
         let dead = self.sleeper.peer_is_dead();
         if closed {
-            // Either this look sees a record, or its producer sees after its own fence that the ring is closed.
-            fence(Ordering::SeqCst);
+            // Either this look sees a record, or its producer sees after it that the ring is closed.
+            self.shared.fence_everywhere();
         }
         if idle || closed || dead {
             self.input.publish_committed(&self.shared);

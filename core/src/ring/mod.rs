@@ -67,11 +67,12 @@ pub use spsc::Cursor;
 pub use stat::{LaneStat, Participant, RingStat};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::compiler_fence;
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::modelled::fence;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::PrivateFd;
-use crate::sys::{clock, cpu, fork, ofd, pidfd};
+use crate::sys::{clock, cpu, fork, membarrier, ofd, pidfd};
 use crate::wire::ring::{CLOSED, DEFAULT_SLOT, Header, POISONED, SEAT_DEAD, ring_word, seat_word};
 use bell::Bells;
 use mpmc::{Popper, Pusher};
@@ -100,6 +101,8 @@ struct Shared {
     pid_namespace: u32,
     /// Spinning does not take the core that the peer needs.
     spare_core: bool,
+    /// Whoever sleeps can have a fence made in this process, which then makes none itself before it looks who does.
+    agreed: bool,
     epoch: u64,
 }
 
@@ -114,6 +117,7 @@ impl Shared {
             present,
             pid_namespace: pidfd::namespace(),
             spare_core,
+            agreed: membarrier::agree(),
             epoch: fork::epoch(),
         })
     }
@@ -174,17 +178,43 @@ impl Shared {
         damage.into()
     }
 
+    /// Between what was published and the look whether somebody sleeps: pairs with [`fence_everywhere`](Self::fence_everywhere).
+    #[inline(always)]
+    fn order_look(&self) {
+        if self.agreed {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Between saying that one sleeps and the last look. False if some participant may have missed that.
+    fn fence_everywhere(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.map.ring_word(ring_word::UNFENCED).load(Ordering::Relaxed) == 0 || membarrier::everywhere()
+    }
+
+    /// Before the first publication by a seat: sleepers, which see it by the fence of `Seat::enter`, are asked for the fences of this process.
+    fn announce_order(&self) {
+        if self.agreed {
+            self.map.ring_word(ring_word::UNFENCED).store(1, Ordering::Relaxed);
+        }
+    }
+
     /// Rings a seat's doorbell if its owner sleeps. What was published before this call is seen by it.
     #[inline]
     fn wake(&self, seat: usize) {
-        fence(Ordering::SeqCst);
-        self.wake_after_fence(seat);
+        self.order_look();
+        self.wake_if_asleep(seat);
     }
 
-    /// As [`wake`](Self::wake), for several seats behind one fence.
+    /// As [`wake`](Self::wake), for several seats behind one [`order_look`](Self::order_look).
     #[inline]
-    fn wake_after_fence(&self, seat: usize) {
-        wait::wake(self.map.seat_word(seat, seat_word::WAITING), || self.bells.ring(seat));
+    fn wake_if_asleep(&self, seat: usize) {
+        if self.sleeps(seat) {
+            fence(Ordering::SeqCst);
+            wait::wake(self.map.seat_word(seat, seat_word::WAITING), || self.bells.ring(seat));
+        }
     }
 
     /// An `mpmc` ring's sleepers of a role.
@@ -196,8 +226,11 @@ impl Shared {
     /// Wakes who of an `mpmc` ring's `role` may go on now. What was published before this call is seen by it.
     #[inline]
     fn wake_some(&self, slots: &MappedSlots, role: Role) {
-        fence(Ordering::SeqCst);
-        sleepers::wake_some(&Side { shared: self, slots, role });
+        self.order_look();
+        if slots.sleepers(role).load(Ordering::Relaxed) != 0 {
+            fence(Ordering::SeqCst);
+            sleepers::wake_some(&Side { shared: self, slots, role });
+        }
         // The last of a closed ring's records may be what all wait for.
         if self.state() & CLOSED != 0 {
             self.wake_everybody();

@@ -148,7 +148,7 @@ fn ring_batch_of_a_dead_writer_that_is_forgotten_is_torn() {
     });
 }
 
-/// P0 and W3 without a fence of the writer's own: the barrier that the sleeper calls for is one in both threads.
+/// P0 and W3: the fence that the sleeper makes everywhere is one in both threads.
 fn barrier_model(barrier: fn()) {
     loom::model(move || {
         let lane = Arc::new(ModelLane::with_capacity(CAPACITY, 0, position));

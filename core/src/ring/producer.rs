@@ -8,10 +8,7 @@ use super::seat::{Role, Seat};
 use super::spsc::{Cursor, Damage, Lane, Mark, Writer};
 use super::wait::{IN_VAIN, PAUSES_IN_FULL, Sleeper};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::atomic::compiler_fence;
 use crate::sync::mapped::Ordering;
-use crate::sync::modelled::fence;
-use crate::sys::membarrier;
 use crate::wire::ring::{CLOSED, Kind, OnFull, SEAT_LIVE, record_extent, ring_word, seat_word};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
@@ -23,17 +20,12 @@ pub const BATCH_BYTES: u32 = 4096;
 /// The seat of the one consumer, in `spsc` and `mpsc`.
 pub const CONSUMER_SEAT: usize = 0;
 
-/// A producer's bit in `ring_word::BATCHING`.
-fn batching_bit(kind: Kind, seat: usize) -> u64 {
-    1 << if kind == Kind::Mpmc { seat } else { seat.saturating_sub(1) }
-}
-
 /// How a producer publishes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProducerOptions {
     /// Committed records become visible together: by [`Producer::flush`], after 4 KiB of them, when there is no room, and as soon as
     /// the consumer has nothing else to do (it sleeps, or has found nothing for 20 ms). Without it each record is published when it is
-    /// committed. In `mpmc` a committed record is visible to who looks, and `batch` saves a fence for each.
+    /// committed. In `mpmc` a committed record is visible to who looks, whether or not there is a `batch`.
     pub batch: bool,
     /// What [`Producer::push`] does when there is no room; `None` for what the ring's maker chose.
     pub on_full: Option<OnFull>,
@@ -58,8 +50,6 @@ pub struct Producer {
     batch: bool,
     /// Was opened with `batch`: who waits must be able to end the wait.
     shows: bool,
-    /// `shows`, and the system has no barrier that a sleeping consumer could call for.
-    fences: bool,
     on_full: OnFull,
     sleeper: Sleeper,
     shared: Arc<Shared>,
@@ -96,15 +86,6 @@ impl Producer {
                 Output::Lane(Writer::resume(&lane, header.capacity).map_err(|d| shared.poison(d))?, lane)
             }
         };
-        let fences = options.batch && !membarrier::agree();
-        // Before anything is committed: a consumer that sleeps later sees it, by the fences of `enter` and of W1.
-        let (bit, batching) = (batching_bit(header.kind, seat.number()), shared.map.batching());
-        if options.batch && !fences {
-            batching.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            // Its predecessor may have been killed.
-            batching.fetch_and(!bit, Ordering::Relaxed);
-        }
         let sleeper = Sleeper::new(Arc::clone(shared), seat.number(), Role::Producer, peers, needs_peer);
         seat.enter();
         Ok(Producer {
@@ -113,7 +94,6 @@ impl Producer {
             readers: (None, Vec::new()),
             batch: options.batch,
             shows: options.batch,
-            fences,
             on_full,
             sleeper,
             shared: Arc::clone(shared),
@@ -337,13 +317,13 @@ impl Producer {
         if self.kind != Kind::Broadcast {
             return self.shared.wake(CONSUMER_SEAT);
         }
-        fence(Ordering::SeqCst);
-        // After the fence: a reader that came and sleeps already is in the list, or has seen what was published.
+        self.shared.order_look();
+        // After that: a reader that came and sleeps already is in the list, or has seen what was published.
         let members = self.shared.map.ring_word(ring_word::MEMBERS).load(Ordering::Relaxed);
         if self.readers.0 != Some(members) {
             self.readers = (Some(members), self.living_readers().collect());
         }
-        self.readers.1.iter().for_each(|seat| self.shared.wake_after_fence(*seat));
+        self.readers.1.iter().for_each(|seat| self.shared.wake_if_asleep(*seat));
     }
 
     fn living_readers(&self) -> impl Iterator<Item = usize> {
@@ -382,7 +362,7 @@ impl Producer {
         self.flush_if_due(waiting)
     }
 
-    /// Before the look at who sleeps: P0 and a fence, or what spares it.
+    /// Before the look at who sleeps: P0.
     #[inline(always)]
     fn hold_back(&self) {
         if !self.shows {
@@ -391,12 +371,7 @@ impl Producer {
         if let Output::Lane(writer, lane) = &self.output {
             writer.show(lane);
         }
-        if self.fences {
-            fence(Ordering::SeqCst);
-        } else {
-            // Pairs with the barrier in `Sleeper::announce`.
-            compiler_fence(Ordering::SeqCst);
-        }
+        self.shared.order_look();
     }
 
     /// Tells of what was committed, unless it may wait for more.
@@ -602,8 +577,8 @@ impl Producer {
         Ok(())
     }
 
-    /// After publishing, and the fence of the wake: a consumer that was told the end of the ring before may not have seen it. One that is
-    /// told from here on looks once more, behind a fence of its own. In `mpmc` the end waits for what is claimed.
+    /// After publishing, and the look of the wake: a consumer that was told the end of the ring before may not have seen it. One that is
+    /// told from here on looks once more, behind a fence everywhere. In `mpmc` the end waits for what is claimed.
     #[inline]
     fn check_end(&self) -> Result<()> {
         if let Output::Lane(writer, lane) = &self.output
@@ -658,7 +633,6 @@ impl Drop for Producer {
         let _ = self.set_batch(false);
         self.abort_claim();
         if !self.shared.is_forked() {
-            self.shared.map.batching().fetch_and(!batching_bit(self.kind, self.seat.number()), Ordering::Relaxed);
             self.sleeper.disarm();
         }
     }

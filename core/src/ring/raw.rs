@@ -161,12 +161,6 @@ impl Map {
         unsafe { &*self.map.as_ptr().add(ring_word::READY).cast() }
     }
 
-    /// Bit *i*: the producer of lane *i*, in `mpmc` on seat *i*, leaves the fence of its commits to who sleeps.
-    #[inline]
-    pub(crate) fn batching(&self) -> &AtomicU64 {
-        self.ring_position(ring_word::BATCHING)
-    }
-
     /// Offset of a lane's data in the region.
     pub(crate) fn data_at(&self, lane: usize) -> usize {
         self.header.header_len as usize + lane * self.header.capacity as usize

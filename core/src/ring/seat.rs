@@ -107,6 +107,7 @@ impl Seat {
                 word(seat_word::PID).store(std::process::id(), Ordering::Relaxed);
                 word(seat_word::PID_NS).store(shared.pid_namespace, Ordering::Relaxed);
                 word(seat_word::WAITING).store(0, Ordering::Relaxed);
+                shared.announce_order();
                 return Ok(Seat { shared: Arc::clone(shared), number, generation, _lock: lock });
             }
         }

@@ -12,8 +12,9 @@
 //!
 //! In `mpmc` each side has many: see `sleepers.rs`.
 //!
-//! A producer with `batch` stores how far it has committed and looks at W3 once per record, without the fence: a consumer at W1 brings that
-//! fence about in all processes that have such producers (`sys::membarrier`), if there is one.
+//! A fence after a store that another core waits for costs more than all else of a push. So wakers leave it out, and a sleeper calls for it
+//! in all their processes (`sys::membarrier`) between W1 and W2: it pays for a system call anyway. A waker that sees a sleeper has a fence
+//! before it looks closer. Where the system has no such call, wakers have their fence.
 //!
 //! Either the sleeper sees what was published at W2, or the waker sees `waiting` at W3: the two fences are in some order
 //! (Dekker). The word is cleared by the waker, so a burst costs one system call; and only after the doorbell rang, so a waker that
@@ -29,7 +30,7 @@ use crate::error::Result;
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
 use crate::sync::modelled::fence;
-use crate::sys::{clock, failpoint, membarrier, poll};
+use crate::sys::{clock, failpoint, poll};
 use crate::wire::ring::{SEAT_DEAD, SEAT_LIVE, ring_word, seat_word};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -162,7 +163,7 @@ pub(super) struct Sleeper {
     /// The number of the last sleep, in the bits above [`SLEEP`]'s; begins where no predecessor on this seat was lately.
     sleep: u32,
     spin: Spin,
-    /// Some producers may not see that this consumer sleeps.
+    /// Some may not see that this one sleeps.
     unheard: bool,
     epoll: Option<(poll::Epoll, poll::Timer)>,
 }
@@ -220,10 +221,8 @@ impl Sleeper {
             Some(side) => sleepers::announce(&side, self.seat, how),
             None => announce_sleep(self.waiting(), how),
         }
-        if self.role == Role::Consumer && self.shared.map.batching().load(Ordering::Relaxed) != 0 {
-            // W1 of a producer with `batch`, see there.
-            self.unheard = !membarrier::everywhere();
-        }
+        // The fence of wakers that have none.
+        self.unheard = !self.shared.fence_everywhere();
     }
 
     /// This side is awake. Where a side has one sleeper this needs no fence: a look that comes too early only sends it to sleep again, and

@@ -18,15 +18,14 @@
 //!              ├───────────────────────────────┴───────────────┼───────────────┤
 //!           96 │ 0                                             │ check         │
 //!              ├───────┬───────┬───────────────────────────────┴───────────────┤
-//!          128 │ state │members│ 0 … 160                                       │  any participant, atomics
-//!          160 │ batching: one bit per lane, 2 × u32, then 0                   │  producers
+//!          128 │ state │members│ 0 …                   │160 unfenced │ 0       │  any participant, atomics
 //!          256 │ ready: one bit per lane, 2 × u32, then 0 … 512                │  mpsc
 //!              └───────────────────────────────────────────────────────────────┘
 //!
 //!  in `mpmc`   128     132     136             144             152     156
 //!              ├───────┴───────┼───────────────┼───────────────┼───────┴───────┤
 //!          128 │ state, members│ consumers     │ producers     │returnd│ moves │  who sleeps: one bit per seat
-//!          160 │ batching: one bit per seat, u64, then 0                       │  producers
+//!          160 │unfencd│ 0                                                     │
 //!          256 │ tail: the next position that is claimed, u64                  │  producers
 //!          384 │ head: the next position that is taken, u64, then 0 … 512      │  consumers
 //!              └───────────────────────────────────────────────────────────────┘
@@ -66,7 +65,8 @@
 //!   before the position.
 //! * `committed` is where the writer stands, with [`COMMITTED`] in its lowest bit, while it publishes in batches, else 0: stored before it looks
 //!   whether a reader sleeps. What lies between `tail` and it is whole; a reader that would sleep puts `tail` there, if that is still where it was.
-//! * `batching`: the producers that leave the fence between that store and that look to who sleeps (membarrier).
+//! * `unfenced` (`unfencd`) is not 0 as soon as some participant leaves out the fence between what it publishes and its look at who sleeps:
+//!   whoever goes to sleep calls for it (membarrier).
 //! * `high` is the writer's position in 64 bits, shifted right by 31; stored before `committed` and `tail`.
 //! * In `mpmc` the one lane is slots of `slot_len` bytes. Positions are 64-bit numbers of claims; position *p* is slot
 //!   `p % slots` in lap `p / slots`. `word` is `lap << 2 |` [`slot_state`]; `claim` and a hold are `position << 2 |`
@@ -130,8 +130,8 @@ pub mod ring_word {
     pub const RETURNED: usize = 152;
     /// `mpmc`: goes up before a returned record changes hands.
     pub const MOVES: usize = 156;
-    /// 64 bits: bit *i*, the producer of lane *i*, in `mpmc` on seat *i*, commits without a fence.
-    pub const BATCHING: usize = 160;
+    /// 1: some participant publishes without a fence.
+    pub const UNFENCED: usize = 160;
     /// `mpmc`, 64 bits: the next position that is claimed.
     pub const SLOT_TAIL: usize = 256;
     /// `mpmc`, 64 bits: the next position that is taken.
@@ -239,7 +239,7 @@ pub const LAYOUT: u64 = layout_of(&[
     ring_word::STATE,
     ring_word::MEMBERS,
     ring_word::READY,
-    ring_word::BATCHING,
+    ring_word::UNFENCED,
     seat_word::STATUS,
     seat_word::ROLE,
     seat_word::PID,
@@ -266,7 +266,7 @@ pub const SLOT_LAYOUT: u64 = layout_of(&[
     ring_word::PRODUCERS,
     ring_word::RETURNED,
     ring_word::MOVES,
-    ring_word::BATCHING,
+    ring_word::UNFENCED,
     ring_word::SLOT_TAIL,
     ring_word::SLOT_HEAD,
     seat_word::STATUS,
@@ -652,7 +652,7 @@ const _: () = assert!(ring_word::SLOT_HEAD + 8 <= SEATS_AT && MAX_SLOT_SEATS <= 
 const _: () = assert!(seat_word::HOLDS_AT + HOLDS * 8 <= SLOT_SEAT_LEN && SLOT_SEAT_LEN.is_multiple_of(128));
 const _: () = assert!(
     seat_word::COMMITTED_AT + 128 <= SEAT_LEN
-        && ring_word::BATCHING.is_multiple_of(8)
+        && ring_word::UNFENCED.is_multiple_of(8)
         && SEAT_LEN.is_multiple_of(128)
         && SEATS_AT.is_multiple_of(128)
 );
