@@ -11,7 +11,7 @@ const native = require('./native.cjs')
 const {
   layout,
   STATE,
-  CLOSED,
+  POISONED,
   HEADER,
   DATA,
   PAD,
@@ -158,8 +158,7 @@ class CopyingReader extends LaneReader {
 
   look() {
     const { words, own, capacity, mask, data } = this
-    const state = words[STATE]
-    if (state !== 0 && state !== CLOSED) return ASK
+    if ((words[STATE] & POISONED) !== 0) return ASK
     const at = own[AT]
     // C1.
     const ready = (Atomics.load(words, this.tail) - at) >>> 0

@@ -18,6 +18,7 @@ const layout = native.ringLayout()
 const word = (name) => layout[name] >> 2
 const STATE = word('state')
 const CLOSED = layout.closed
+const POISONED = layout.poisoned
 const HEADER = layout.recordHeader
 const DATA = layout.data
 const PAD = layout.pad
@@ -175,7 +176,7 @@ class LaneWriter extends LaneEnd {
   /** The offset of room for a payload, or -1 when the core must look. */
   place(length) {
     const { own, capacity } = this
-    if (this.words[STATE] !== 0 || length > this.maxLength) return -1
+    if ((this.words[STATE] & (CLOSED | POISONED)) !== 0 || length > this.maxLength) return -1
     const tail = own[AT]
     const offset = tail & this.mask
     const extent = extentOf(length)
@@ -312,8 +313,7 @@ class LaneReader extends LaneEnd {
   /** As `find`, but negative also when the core must look. */
   look() {
     const { words, own, capacity, mask, data } = this
-    const state = words[STATE]
-    if (state !== 0 && state !== CLOSED) return ASK
+    if ((words[STATE] & POISONED) !== 0) return ASK
     let head = own[AT]
     if (head === own[PEER]) {
       // C1: pairs with the store at P1.
@@ -379,7 +379,7 @@ class LaneReader extends LaneEnd {
 module.exports = {
   layout,
   STATE,
-  CLOSED,
+  POISONED,
   HEADER,
   DATA,
   PAD,

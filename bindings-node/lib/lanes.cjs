@@ -5,7 +5,7 @@
 // because a hint can be lost, every lane is looked at before it is said that there is nothing, and every so many times anyway.
 
 const native = require('./native.cjs')
-const { layout, STATE, CLOSED, ASK, MAX_DOUBTS, restless, LaneWriter, LaneReader } = require('./lane.cjs')
+const { layout, STATE, POISONED, ASK, MAX_DOUBTS, restless, LaneWriter, LaneReader } = require('./lane.cjs')
 
 const READY = layout.ready >> 2
 const OWN = layout.ownWords
@@ -79,8 +79,7 @@ class ManyReader {
 
   /** As `find`, but null also when the core must look, at the lane whose turn it is. */
   look() {
-    const state = this.words[STATE]
-    if (state !== 0 && state !== CLOSED) return null
+    if ((this.words[STATE] & POISONED) !== 0) return null
     const { pending, lanes } = this
     let lookedAtAll = false
     for (;;) {

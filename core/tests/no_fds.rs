@@ -5,6 +5,7 @@ use offloop::{ErrorKind, RingBuffer, ThreadPool};
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Lowers the limit, and keeps the other tests out.
 fn alone() -> MutexGuard<'static, ()> {
@@ -68,6 +69,66 @@ fn the_participants_of_a_named_ring_are_rung_without_an_fd() {
     assert!(is_readable(c.fd().expect("fd")), "it was rung");
     drop(held);
     assert_eq!(c.try_pop().expect("pop").expect("record").to_vec(), b"one");
+}
+
+/// So many fds may be polled at once, for as long as this lives.
+struct Polled;
+
+impl Polled {
+    fn at_most(n: libc::rlim_t) -> Polled {
+        let limit = libc::rlimit { rlim_cur: n, rlim_max: 64 };
+        // SAFETY: a valid rlimit, below the hard one.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        Polled
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        std::mem::forget(Polled::at_most(64));
+    }
+}
+
+#[test]
+fn a_doorbell_rings_where_no_fd_may_be_polled() {
+    let _alone = alone();
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).create().expect("ring");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    c.fd().expect("fd");
+    while c.try_pop().expect("pop").is_some() || is_readable(c.fd().expect("fd")) {}
+    let none = Polled::at_most(0);
+    p.push(b"one", None).expect("push");
+    drop(none);
+    assert!(is_readable(c.fd().expect("fd")), "it was rung");
+    assert_eq!(c.try_pop().expect("pop").expect("record").to_vec(), b"one");
+}
+
+#[test]
+fn who_may_not_poll_its_doorbell_finds_what_comes_and_rests_meanwhile() {
+    let _alone = alone();
+    let ring = RingBuffer::builder(Kind::Spsc).capacity(4096).create().expect("ring");
+    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+    let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+    // By now it knows whom to watch.
+    assert_eq!(c.pop(Some(Duration::from_millis(1))).map(|_| ()).expect_err("nothing comes").kind(), ErrorKind::Timeout);
+    let _none = Polled::at_most(0);
+    let cpu = || {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: a writable timespec.
+        assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) }, 0);
+        Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+    };
+    let sleeper = std::thread::spawn(move || {
+        let before = cpu();
+        let e = c.pop(Some(Duration::from_millis(300))).map(|_| ()).expect_err("nothing comes");
+        assert_eq!(e.kind(), ErrorKind::Timeout);
+        assert!(cpu() - before < Duration::from_millis(150), "it did not rest: {:?}", cpu() - before);
+        c.pop(None).expect("found").to_vec()
+    });
+    std::thread::sleep(Duration::from_millis(350));
+    p.push(b"one", None).expect("push");
+    assert_eq!(sleeper.join().expect("sleeper"), b"one");
 }
 
 #[test]

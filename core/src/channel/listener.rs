@@ -30,6 +30,8 @@ pub struct Listener {
     /// Held until the socket's name is gone.
     _lock: PrivateFd,
     path: PathBuf,
+    /// Device and inode of the socket's name.
+    named: Option<(u64, u64)>,
     lock_path: PathBuf,
     options: Options,
     epoch: u64,
@@ -64,6 +66,11 @@ fn take_lock(path: &Path) -> Result<Option<PrivateFd>> {
             return Ok(Some(file));
         }
     }
+}
+
+/// Device and inode of what a name leads to.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Takes away what a listener that died left. The caller has the lock.
@@ -102,7 +109,8 @@ impl Listener {
                 return Err(e);
             }
         };
-        Ok(Listener { socket: PrivateFd::new(socket), _lock: lock, path, lock_path, options, epoch: fork::epoch() })
+        let named = identity(&path);
+        Ok(Listener { socket: PrivateFd::new(socket), _lock: lock, path, named, lock_path, options, epoch: fork::epoch() })
     }
 
     /// Where it listens.
@@ -157,7 +165,10 @@ impl Drop for Listener {
     fn drop(&mut self) {
         // The names are the parent's.
         if fork::is_current(self.epoch) {
-            let _ = std::fs::remove_file(&self.path);
+            // Somebody may have put something else there.
+            if self.named.is_some() && identity(&self.path) == self.named {
+                let _ = std::fs::remove_file(&self.path);
+            }
             let _ = std::fs::remove_file(&self.lock_path);
         }
     }

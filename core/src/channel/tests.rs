@@ -1008,3 +1008,14 @@ fn a_stale_socket_is_replaced_and_another_file_is_not() {
     assert_eq!(e.kind(), ErrorKind::TooLarge);
     assert!(e.to_string().contains("max=107"), "{e}");
 }
+
+#[test]
+fn a_listener_takes_away_nothing_but_its_own_socket() {
+    let path = listener_path("foreign");
+    let listener = Channel::listen(&path, Options::default()).expect("listen");
+    std::fs::remove_file(&path).expect("its socket");
+    std::fs::write(&path, b"somebody else's").expect("write");
+    drop(listener);
+    assert_eq!(std::fs::read(&path).expect("it is there"), b"somebody else's");
+    std::fs::remove_file(&path).expect("rm");
+}

@@ -44,7 +44,7 @@ fn os(e: &std::io::Error, call: &'static str, path: &Path) -> Error {
     Error::os(call, e.raw_os_error().unwrap_or(0)).with("path", path.display())
 }
 
-/// A name without a slash lies in `offloop/` below `XDG_RUNTIME_DIR`, or in `/dev/shm/offloop-<uid>/` without that; both are
+/// An absolute path, so that it leads to the same file wherever this process goes. A name without a slash lies in `offloop/` below `XDG_RUNTIME_DIR`, or in `/dev/shm/offloop-<uid>/` without that; both are
 /// made on demand, 0700.
 pub(crate) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
     if path.as_os_str().is_empty() || path.file_name().is_none() {
@@ -55,7 +55,7 @@ pub(crate) fn resolve(path: &Path, make: bool) -> Result<PathBuf> {
         return Err(Error::invalid("path has a zero byte").with("path", format!("{path:?}")));
     }
     if path.as_os_str().as_bytes().contains(&b'/') {
-        return Ok(path.to_owned());
+        return std::path::absolute(path).map_err(|e| os(&e, "getcwd", path));
     }
     let dir = match std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
         Some(dir) => PathBuf::from(dir).join("offloop"),

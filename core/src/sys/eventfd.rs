@@ -60,8 +60,16 @@ impl EventFd {
     pub fn signal_shared(&self) {
         let mut room = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
         // SAFETY: one valid pollfd; 0 does not wait.
-        if unsafe { libc::poll(&raw mut room, 1, 0) } == 1 {
-            self.signal();
+        match unsafe { libc::poll(&raw mut room, 1, 0) } {
+            0 => {} // full, so it is readable
+            1 => self.signal(),
+            // A limit of no fds at all (`RLIMIT_NOFILE`) forbids to poll one.
+            // SAFETY: a plain query.
+            _ => {
+                if unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETFL) } & libc::O_NONBLOCK != 0 {
+                    self.signal();
+                }
+            }
         }
     }
 

@@ -174,7 +174,7 @@ pub fn map_to_read(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
 /// Maps a memfd that another process made. The fd is duplicated; the caller keeps its own.
 ///
 /// # Errors
-/// `Invalid` when `fd` is not a memfd or not sealed against shrinking and growing, `Os` when it cannot be mapped.
+/// `Invalid` when `fd` is not a memfd, not sealed against shrinking and growing, or sealed against writing; `Os` when it cannot be mapped.
 pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
     let seals = seals(fd).unwrap_or(-1);
     let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
@@ -182,6 +182,9 @@ pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
         return Err(Error::invalid("fd is not a memfd that is sealed against shrinking and growing")
             .with("fd", fd.as_raw_fd())
             .with("seals", seals));
+    }
+    if seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0 {
+        return Err(Error::invalid("memfd is sealed against writing").with("fd", fd.as_raw_fd()).with("seals", seals));
     }
     let owned = fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))?;
     let len = file_len(fd)?;
@@ -222,6 +225,28 @@ pub fn read_sealed(fd: BorrowedFd<'_>, len: usize) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
+
+    /// It can never be mapped, and a peer that sends it may not be waited for.
+    #[test]
+    fn memory_that_is_sealed_against_writing_is_refused() {
+        for seal in [libc::F_SEAL_WRITE, libc::F_SEAL_FUTURE_WRITE] {
+            let file = sealed(libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | seal);
+            let e = attach_sealed(file.as_fd()).map(|_| ()).expect_err("it cannot be written");
+            assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+        }
+    }
+
+    fn sealed(seals: libc::c_int) -> OwnedFd {
+        // SAFETY: the name is NUL-terminated; the kernel gives a new fd, which nobody else owns.
+        let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC)) };
+        // SAFETY: plain calls on an fd of this test.
+        unsafe {
+            assert_eq!(libc::ftruncate(file.as_raw_fd(), 4096), 0);
+            assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals), 0);
+        }
+        file
+    }
 
     #[test]
     fn a_groups_limit_bounds_the_free_memory() {

@@ -6,12 +6,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
+/// How long a thread sleeps that may not poll as many fds as it has to (`RLIMIT_NOFILE` was lowered).
+const BLIND: Duration = Duration::from_millis(1);
+
 /// Sleeps until one of `fds` is readable, or whatever else its entry asks for, at most for `timeout` (`None`: without end). A signal ends it early.
 pub fn wait_readable(fds: &mut [libc::pollfd], timeout: Option<Duration>) {
     let ts = timeout.map(timespec);
     let ts: *const libc::timespec = ts.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: `fds` are valid pollfds, `ts` is null or a live timespec; the signal mask is left as it is.
-    unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, ts, ptr::null()) };
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, ts, ptr::null()) };
+    if n < 0 && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+        // The caller looks again; without a rest it would do nothing else.
+        std::thread::sleep(timeout.map_or(BLIND, |timeout| timeout.min(BLIND)));
+    }
 }
 
 /// An entry for [`wait_readable`].

@@ -186,3 +186,10 @@ fn a_doorbell_of_somebody_else_is_refused() {
     RingBuffer::attach_path(dir.path()).expect("what is missing is made");
     assert_eq!(dir.names(), 3);
 }
+
+#[test]
+fn a_name_leads_to_the_same_file_wherever_the_process_goes() {
+    for name in ["./r", "../r", "d/r"] {
+        assert!(crate::ring::resolve_path(std::path::Path::new(name), false).expect("path").is_absolute(), "{name}");
+    }
+}
