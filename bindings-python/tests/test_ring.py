@@ -303,9 +303,50 @@ def test_a_producer_closed_in_a_claim_keeps_its_seat_until_the_view_is_gone(ring
         producer.close()
         with pytest.raises(offloop.InUseError):
             ring.producer()
-    del view, producer
+    assert [p["role"] for p in ring.stat()["participants"] if p["alive"]] == ["consumer"], "the block has ended"
+    producer.close()
     ring.producer().push(b"pear")
     assert consumer.pop() == b"pear"
+
+
+def test_a_handle_closed_behind_a_kept_view_leaves_its_seat_with_the_view(ring):
+    producer, consumer = ring.producer(), ring.consumer()
+    with pytest.raises(offloop.ClosedError), producer.claim(8) as view:
+        kept = view[2:]
+        closing = threading.Thread(target=producer.close)
+        closing.start()
+        closing.join()
+    producer.close()
+    with pytest.raises(offloop.InUseError):
+        ring.producer()
+    with pytest.raises(offloop.ClosedError):
+        producer.try_push(b"x")
+    kept.release()
+    ring.producer().push(b"apple")
+
+    def look(view):
+        nonlocal kept
+        kept = view[1:]
+        consumer.close()
+
+    with pytest.raises(offloop.InUseError, match="still alive"):
+        consumer.read(1, look)
+    with pytest.raises(offloop.InUseError):
+        ring.consumer()
+    assert bytes(kept) == b"pple"
+    kept.release()
+    ring.consumer()
+
+
+def test_a_claim_cannot_be_looked_at_anew_behind_a_close(ring):
+    producer = ring.producer()
+    with pytest.raises(offloop.ClosedError), producer.claim(8) as view:
+        exporter = view.obj
+        view.release()
+        producer.close()
+        with pytest.raises(BufferError, match="over"):
+            memoryview(exporter)
+    ring.producer()
 
 
 def test_a_producer_dropped_with_a_view_keeps_its_seat(ring):

@@ -1,9 +1,9 @@
 //! The handle that pops.
 
 use super::delivery::Delivery;
-use super::exclusive::{Exclusive, Guard, Leave, enter};
+use super::exclusive::{Exclusive, Guard, enter};
 use super::turn::Turn;
-use super::view::{Lend, Lent, View, release};
+use super::view::{Lend, Lent, Lessor, View, release};
 use crate::copy::to_bytes;
 use crate::error::{error_class, number, raise};
 use crate::future::seconds;
@@ -14,7 +14,6 @@ use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
-use std::any::Any;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,12 +33,6 @@ struct Popping {
     redelivered: bool,
     /// Of a consumer whose records are acknowledged one by one.
     acks: Option<Acks>,
-}
-
-impl Leave for Popping {
-    fn is_viewed(&self) -> bool {
-        self.lent.is_viewed()
-    }
 }
 
 impl Popping {
@@ -77,8 +70,10 @@ impl PyConsumer {
     pub(super) fn open(ring: &RingBuffer, ack: Ack) -> Result<PyConsumer, Error> {
         let consumer = ring.consumer(ConsumerOptions { ack })?;
         let acks = consumer.acks().ok();
-        let popping = Popping { lent: Lent::new(consumer), redelivered: false, acks };
-        Ok(PyConsumer { cell: Arc::new(Exclusive::new("consumer", popping)), ring: ring.clone(), turn: Turn::new() })
+        let lent = Lent::new(consumer);
+        let window = Arc::clone(&lent.window);
+        let cell = Exclusive::new("consumer", &window, Popping { lent, redelivered: false, acks });
+        Ok(PyConsumer { cell: Arc::new(cell), ring: ring.clone(), turn: Turn::new() })
     }
 
     #[inline]
@@ -193,7 +188,7 @@ impl PyConsumer {
     fn read(&self, py: Python<'_>, max: &Bound<'_, PyAny>, r#fn: &Bound<'_, PyAny>) -> PyResult<usize> {
         let max: usize = number("max", max)?;
         let mut popping = self.enter(py)?;
-        let keep: Arc<dyn Any + Send + Sync> = self.cell.clone();
+        let keep: Arc<dyn Lessor> = self.cell.clone();
         let exporter = Bound::new(py, View::new(&popping.lent.window, false, keep, &self.ring))?;
         let mut n = 0;
         while n < max && popping.acks.is_some() {

@@ -8,12 +8,15 @@
 //!     │ close            │ close                   │ close
 //!     ▼                  ▼                         ▼
 //!   + CLOSING ────►   CLOSED   ◄──────────────  + CLOSING
-//!             leave                  leave
+//!             leave      ▲           leave
+//!                        │ the last view is gone
+//!                      KEPT   instead of CLOSED while a view of the handle's memory is alive
 //! ```
 //!
 //! A call has the handle while it is BUSY; a task that waits in an event loop has it while it is PARKED, so that nobody
 //! disarms the fd that the loop watches. Closing what somebody has is finished by whoever has it.
 
+use super::view::{Lessor, Window};
 use crate::error::raise;
 use offloop::error::{Error, ErrorKind};
 use offloop::sys::fork;
@@ -22,7 +25,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const FREE: u32 = 0;
 const BUSY: u32 = 1;
@@ -30,33 +33,32 @@ const PARKED: u32 = 2;
 const CLOSED: u32 = 4;
 /// Added to BUSY and PARKED.
 const CLOSING: u32 = 8;
+/// Closed, but the handle and its seat stay until the last view is gone.
+const KEPT: u32 = 16;
 
-/// What the cell asks of a handle that it is about to drop.
-pub(super) trait Leave {
-    /// A view of the handle's memory is alive. Its seat is then kept until the last view is gone.
-    fn is_viewed(&self) -> bool;
-}
-
-pub(super) struct Exclusive<T: Leave> {
+pub(super) struct Exclusive<T> {
     state: AtomicU32,
     epoch: u64,
     /// "producer" or "consumer".
     what: &'static str,
     /// Wakes the task that has the handle parked.
     waker: Mutex<Option<Py<PyAny>>>,
+    /// Who looks at the handle's memory.
+    window: Arc<Window>,
     handle: UnsafeCell<Option<T>>,
 }
 
-// SAFETY: `handle` is touched only by whoever moved `state` away from FREE, which one caller can.
-unsafe impl<T: Leave + Send> Sync for Exclusive<T> {}
+// SAFETY: `handle` is touched only by whoever moved `state` away from FREE or KEPT, which one caller can.
+unsafe impl<T: Send> Sync for Exclusive<T> {}
 
-impl<T: Leave> Exclusive<T> {
-    pub(super) fn new(what: &'static str, handle: T) -> Exclusive<T> {
+impl<T> Exclusive<T> {
+    pub(super) fn new(what: &'static str, window: &Arc<Window>, handle: T) -> Exclusive<T> {
         Exclusive {
             state: AtomicU32::new(FREE),
             epoch: fork::epoch(),
             what,
             waker: Mutex::new(None),
+            window: Arc::clone(window),
             handle: UnsafeCell::new(Some(handle)),
         }
     }
@@ -77,7 +79,7 @@ impl<T: Leave> Exclusive<T> {
             // The thread that has it may not exist here.
             return Error::new(ErrorKind::Forked, "ring belongs to the parent of this forked process");
         }
-        if state & (CLOSED | CLOSING) != 0 {
+        if state & (CLOSED | CLOSING | KEPT) != 0 {
             return self.closed();
         }
         let by = if state == PARKED { "a task that awaits it" } else { "another call" };
@@ -121,15 +123,25 @@ impl<T: Leave> Exclusive<T> {
         }
     }
 
-    /// Drops the handle. The caller has it.
+    /// Drops the handle, or leaves that to the end of its last view. The caller has it.
     #[cold]
     fn end(&self) {
-        // SAFETY: `state` is not FREE, and the caller is the one who has the handle.
-        let handle = unsafe { &mut *self.handle.get() };
-        if handle.as_ref().is_some_and(|h| !h.is_viewed()) {
-            *handle = None;
+        while !self.window.shut() {
+            // SeqCst, as in `shut`: either it finds the last view gone, or whoever let go of that finds KEPT in `unviewed`.
+            self.state.store(KEPT, Ordering::SeqCst);
+            if !self.window.shut() || !self.retake() {
+                return;
+            }
         }
+        // SAFETY: `state` is neither FREE nor KEPT, and the caller is the one who has the handle.
+        unsafe { *self.handle.get() = None };
         self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// The handle of a closed cell, to drop it. False if there is none, or somebody else does.
+    fn retake(&self) -> bool {
+        // Acquire: pairs with the store of KEPT.
+        self.state.compare_exchange(KEPT, BUSY | CLOSING, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Closes the handle, now or when whoever has it is done. Does nothing in a forked child.
@@ -140,12 +152,12 @@ impl<T: Leave> Exclusive<T> {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             let next = match state {
-                FREE => BUSY,
+                FREE | KEPT => BUSY | CLOSING,
                 BUSY | PARKED => state | CLOSING,
                 _ => return Ok(()),
             };
             match self.state.compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(FREE) => {
+                Ok(FREE | KEPT) => {
                     self.end();
                     return Ok(());
                 }
@@ -174,7 +186,15 @@ impl<T: Leave> Exclusive<T> {
     }
 }
 
-impl<T: Leave> Drop for Exclusive<T> {
+impl<T: Send> Lessor for Exclusive<T> {
+    fn unviewed(&self) {
+        if self.state.load(Ordering::SeqCst) == KEPT && fork::is_current(self.epoch) && self.retake() {
+            self.end();
+        }
+    }
+}
+
+impl<T> Drop for Exclusive<T> {
     fn drop(&mut self) {
         // A call keeps its handle alive, so only a forked child gets here while one is under way: half-way through a change.
         if *self.state.get_mut() & BUSY != 0 {
@@ -184,11 +204,11 @@ impl<T: Leave> Drop for Exclusive<T> {
 }
 
 /// The handle during one call.
-pub(super) struct Guard<'a, T: Leave> {
+pub(super) struct Guard<'a, T> {
     cell: &'a Exclusive<T>,
 }
 
-impl<T: Leave> Deref for Guard<'_, T> {
+impl<T> Deref for Guard<'_, T> {
     type Target = T;
 
     #[inline]
@@ -198,7 +218,7 @@ impl<T: Leave> Deref for Guard<'_, T> {
     }
 }
 
-impl<T: Leave> DerefMut for Guard<'_, T> {
+impl<T> DerefMut for Guard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as above.
@@ -206,7 +226,7 @@ impl<T: Leave> DerefMut for Guard<'_, T> {
     }
 }
 
-impl<T: Leave> Drop for Guard<'_, T> {
+impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
         self.cell.leave(BUSY);
@@ -215,6 +235,6 @@ impl<T: Leave> Drop for Guard<'_, T> {
 
 /// `enter`, as what a Python function raises.
 #[inline]
-pub(super) fn enter<'a, T: Leave>(py: Python<'_>, cell: &'a Exclusive<T>) -> PyResult<Guard<'a, T>> {
+pub(super) fn enter<'a, T>(py: Python<'_>, cell: &'a Exclusive<T>) -> PyResult<Guard<'a, T>> {
     cell.enter().map_err(|e| raise(py, &e))
 }

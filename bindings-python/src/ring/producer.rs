@@ -3,7 +3,7 @@
 use super::exclusive::{Exclusive, Guard, enter};
 use super::record::Source;
 use super::turn::Turn;
-use super::view::{Lend, Lent, View, release};
+use super::view::{Lend, Lent, Lessor, View, release};
 use crate::copy;
 use crate::error::{number, raise};
 use crate::future::seconds;
@@ -14,7 +14,6 @@ use offloop::ring::{OnFull, Producer, ProducerOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyMemoryView, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
-use std::any::Any;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -88,7 +87,9 @@ fn push(
 impl PyProducer {
     pub(super) fn open(ring: &RingBuffer, batch: bool) -> Result<PyProducer, Error> {
         let producer = ring.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
-        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", Lent::new(producer))), ring: ring.clone(), turn: Turn::new() })
+        let lent = Lent::new(producer);
+        let window = Arc::clone(&lent.window);
+        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", &window, lent)), ring: ring.clone(), turn: Turn::new() })
     }
 
     fn try_push_source(py: Python<'_>, producer: &mut Producer, source: &Source<'_>) -> Result<bool, Error> {
@@ -280,7 +281,7 @@ impl Claim {
             None => wait_claim(py, &this.cell, producer, self.len, self.timeout)?,
         };
         pushing.window.open(room, self.len);
-        let keep: Arc<dyn Any + Send + Sync> = this.cell.clone();
+        let keep: Arc<dyn Lessor> = this.cell.clone();
         let made = Bound::new(py, View::new(&pushing.window, true, keep, &this.ring)).and_then(|v| PyMemoryView::from(v.as_any()));
         match made {
             Ok(view) => {

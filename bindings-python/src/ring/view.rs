@@ -3,7 +3,6 @@
 //! The interpreter counts the exports of a buffer, so a view that somebody kept is known. Its memory is then neither
 //! written by others nor given back until it is gone.
 
-use super::exclusive::Leave;
 use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
 use pyo3::exceptions::PyBufferError;
@@ -11,7 +10,6 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
-use std::any::Any;
 use std::ffi::c_int;
 use std::ptr;
 use std::sync::Arc;
@@ -44,14 +42,21 @@ impl Window {
     }
 
     /// Ends it for new views. False while one is alive.
-    fn shut(&self) -> bool {
-        self.state.fetch_or(SHUT, Ordering::AcqRel) & !SHUT == 0
+    pub(super) fn shut(&self) -> bool {
+        // SeqCst: see `Exclusive::end`.
+        self.state.fetch_or(SHUT, Ordering::SeqCst) & !SHUT == 0
     }
 
     /// Nobody looks through it. What was written through it is seen after this.
     fn is_idle(&self) -> bool {
         self.state.load(Ordering::Acquire) & !SHUT == 0
     }
+}
+
+/// Who closes a handle of core, but not while its memory is looked at.
+pub(super) trait Lessor: Send + Sync {
+    /// The last view is gone.
+    fn unviewed(&self);
 }
 
 /// A handle of core that has a claim or a record which Python code may look at.
@@ -81,7 +86,7 @@ impl<H: Lend> Lent<H> {
     #[inline]
     pub(super) fn ready(&mut self) -> Result<&mut H, Error> {
         if self.orphaned {
-            if self.is_viewed() {
+            if !self.window.is_idle() {
                 return Err(Lent::<H>::kept());
             }
             self.handle.give_up();
@@ -101,25 +106,26 @@ impl<H: Lend> Lent<H> {
     }
 }
 
-impl<H: Lend> Leave for Lent<H> {
-    fn is_viewed(&self) -> bool {
-        !self.window.is_idle()
-    }
-}
-
 /// What exports a window's bytes. It keeps them, and the seat of the handle that they belong to.
 #[pyclass(name = "_View", module = "offloop._native", frozen)]
 pub(crate) struct View {
     window: Arc<Window>,
     writable: bool,
-    _handle: Arc<dyn Any + Send + Sync>,
+    handle: Arc<dyn Lessor>,
     /// Keeps the mapping when the handle was closed.
     _ring: RingBuffer,
 }
 
 impl View {
-    pub(super) fn new(window: &Arc<Window>, writable: bool, handle: Arc<dyn Any + Send + Sync>, ring: &RingBuffer) -> View {
-        View { window: Arc::clone(window), writable, _handle: handle, _ring: ring.clone() }
+    pub(super) fn new(window: &Arc<Window>, writable: bool, handle: Arc<dyn Lessor>, ring: &RingBuffer) -> View {
+        View { window: Arc::clone(window), writable, handle, _ring: ring.clone() }
+    }
+
+    fn let_go(&self) {
+        // SeqCst: see `Exclusive::end`. It releases what was written through the view, too.
+        if self.window.state.fetch_sub(1, Ordering::SeqCst) & !SHUT == 1 {
+            self.handle.unviewed();
+        }
     }
 }
 
@@ -139,7 +145,7 @@ impl View {
         let failed =
             unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at.cast(), len as ffi::Py_ssize_t, c_int::from(!this.writable), flags) };
         if failed != 0 {
-            this.window.state.fetch_sub(1, Ordering::Release);
+            this.let_go();
             return Err(PyErr::fetch(slf.py()));
         }
         Ok(())
@@ -148,7 +154,7 @@ impl View {
     /// # Safety
     /// Called by the interpreter once per filled view.
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.window.state.fetch_sub(1, Ordering::Release);
+        self.let_go();
     }
 }
 
