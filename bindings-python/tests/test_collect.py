@@ -91,7 +91,7 @@ def by_a_claim():
     producer = offloop.RingBuffer.create("spsc", capacity=1 << 16).producer()
     holder.claim = producer.claim(8)
     holder.wake = lambda: holder
-    producer._park(holder.wake)
+    producer._park(holder, holder.wake)
     return holder
 
 

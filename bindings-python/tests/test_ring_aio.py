@@ -281,6 +281,50 @@ def test_a_loop_that_died_in_a_wait_gives_the_consumer_back(ring):
     assert consumer.try_pop() == b"apple"
 
 
+def left_waiting(make_loop, wait):
+    """The coroutine of a task that waits in a loop which was closed."""
+    loop = make_loop()
+    coroutine = wait()
+    task = loop.create_task(coroutine)
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    task._log_destroy_pending = False
+    loop.close()
+    return coroutine
+
+
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS.keys())
+def test_a_handle_is_free_when_the_loop_of_its_task_was_closed(ring, make_loop):
+    producer, consumer = ring.producer(), ring.consumer()
+    lost = left_waiting(make_loop, consumer.apop)
+    producer.push(b"apple")
+    assert consumer.pop(timeout=10) == b"apple"
+
+    async def main():
+        waiting = asyncio.create_task(consumer.apop())
+        await parked(consumer)
+        lost.close()
+        with pytest.raises(offloop.InUseError):
+            consumer.try_pop()
+        producer.push(b"pear")
+        assert await waiting == b"pear"
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(main())
+
+    lost = left_waiting(make_loop, consumer.apop)
+    consumer.close()
+    consumer = ring.consumer()
+    lost.close()
+    while producer.try_push(bytes(1000)):
+        pass
+    lost = left_waiting(make_loop, lambda: producer.apush(bytes(1000)))
+    producer.close()
+    producer.close()
+    ring.producer()
+    lost.close()
+
+
 def test_fileno_works_in_any_poll_loop(ring):
     import select
 

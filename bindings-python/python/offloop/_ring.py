@@ -28,7 +28,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 def _wake_from_anywhere(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    # A loop that is closed has nobody left to wake.
+    # A loop that is closed has nobody left to wake: the next caller takes the handle.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(_wake, waiter)
 
@@ -38,7 +38,8 @@ async def _readable(handle: Producer | Consumer[bytes] | Consumer[Delivery]) -> 
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
     fd = handle.fileno()
-    handle._park(partial(_wake_from_anywhere, loop, waiter))
+    waker = partial(_wake_from_anywhere, loop, waiter)
+    handle._park(loop, waker)
     try:
         loop.add_reader(fd, _wake, waiter)
         await waiter
@@ -46,7 +47,7 @@ async def _readable(handle: Producer | Consumer[bytes] | Consumer[Delivery]) -> 
         # Before the handle can be closed, and its number be another file's.
         if not loop.is_closed():
             loop.remove_reader(fd)
-        handle._unpark()
+        handle._unpark(waker)
 
 
 async def pop(consumer: Consumer[_Record]) -> _Record:

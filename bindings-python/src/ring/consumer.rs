@@ -286,13 +286,14 @@ impl PyConsumer {
         self.turn.spend()
     }
 
-    fn _park(&self, py: Python<'_>, waker: Py<PyAny>) -> PyResult<()> {
-        self.cell.park(waker).map_err(|e| raise(py, &e))
+    fn _park(&self, py: Python<'_>, event_loop: Py<PyAny>, waker: Py<PyAny>) -> PyResult<()> {
+        self.cell.park(event_loop, waker).map_err(|e| raise(py, &e))
     }
 
-    fn _unpark(&self) {
-        self.cell.unpark();
-        self.turn.begin();
+    fn _unpark(&self, waker: &Bound<'_, PyAny>) {
+        if self.cell.unpark(waker) {
+            self.turn.begin();
+        }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

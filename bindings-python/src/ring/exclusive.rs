@@ -14,18 +14,20 @@
 //! ```
 //!
 //! A call has the handle while it is BUSY; a task that waits in an event loop has it while it is PARKED, so that nobody
-//! disarms the fd that the loop watches. Closing what somebody has is finished by whoever has it.
+//! disarms the fd that the loop watches. Closing what somebody has is finished by whoever has it. A task whose loop was
+//! closed never runs again, so the next caller takes the handle away from it.
 
 use super::view::{Lessor, Window};
 use crate::error::raise;
 use offloop::error::{Error, ErrorKind};
 use offloop::sys::fork;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::{PyTraverseError, PyVisit};
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const FREE: u32 = 0;
 const BUSY: u32 = 1;
@@ -36,13 +38,30 @@ const CLOSING: u32 = 8;
 /// Closed, but the handle and its seat stay until the last view is gone.
 const KEPT: u32 = 16;
 
+/// A task that waits.
+struct Sleeper {
+    event_loop: Py<PyAny>,
+    /// Wakes it, from any thread.
+    waker: Py<PyAny>,
+}
+
+impl Sleeper {
+    fn clone_ref(&self, py: Python<'_>) -> Sleeper {
+        Sleeper { event_loop: self.event_loop.clone_ref(py), waker: self.waker.clone_ref(py) }
+    }
+
+    fn is_lost(&self, py: Python<'_>) -> PyResult<bool> {
+        self.event_loop.bind(py).call_method0(intern!(py, "is_closed"))?.is_truthy()
+    }
+}
+
 pub(super) struct Exclusive<T> {
     state: AtomicU32,
     epoch: u64,
     /// "producer" or "consumer".
     what: &'static str,
-    /// Wakes the task that has the handle parked.
-    waker: Mutex<Option<Py<PyAny>>>,
+    /// The task that has the handle parked.
+    sleeper: Mutex<Option<Sleeper>>,
     /// Who looks at the handle's memory.
     window: Arc<Window>,
     handle: UnsafeCell<Option<T>>,
@@ -57,7 +76,7 @@ impl<T> Exclusive<T> {
             state: AtomicU32::new(FREE),
             epoch: fork::epoch(),
             what,
-            waker: Mutex::new(None),
+            sleeper: Mutex::new(None),
             window: Arc::clone(window),
             handle: UnsafeCell::new(Some(handle)),
         }
@@ -95,24 +114,46 @@ impl<T> Exclusive<T> {
         self.state.load(Ordering::Relaxed) & CLOSING != 0
     }
 
-    /// Gives the handle to a task that waits in an event loop; `waker` wakes it from any thread.
-    pub(super) fn park(&self, waker: Py<PyAny>) -> Result<(), Error> {
+    /// Gives the handle to a task that waits in `event_loop`; `waker` wakes it from any thread.
+    pub(super) fn park(&self, event_loop: Py<PyAny>, waker: Py<PyAny>) -> Result<(), Error> {
+        // Locked before it is PARKED, so that whoever finds that finds the sleeper, too.
+        let mut sleeper = self.sleeper();
         self.state.compare_exchange(FREE, PARKED, Ordering::Acquire, Ordering::Relaxed).map_err(|state| self.refusal(state))?;
-        let old = self.set_waker(Some(waker));
-        drop(old);
+        // There was none: `unpark` takes it before the handle is FREE.
+        *sleeper = Some(Sleeper { event_loop, waker });
         Ok(())
     }
 
-    /// The task is awake.
-    pub(super) fn unpark(&self) {
-        let old = self.set_waker(None);
-        self.leave(PARKED);
-        drop(old);
+    /// The task that parked the handle with `waker` is awake, or never will be. False if it was said before.
+    pub(super) fn unpark(&self, waker: &Bound<'_, PyAny>) -> bool {
+        // Dropped at the end, not under the lock: that may run Python code.
+        let old = self.sleeper().take_if(|s| s.waker.is(waker));
+        let unparked = old.is_some();
+        if unparked {
+            self.leave(PARKED);
+        }
+        unparked
     }
 
-    // The lock is held for a few instructions and never while Python code runs.
-    fn set_waker(&self, waker: Option<Py<PyAny>>) -> Option<Py<PyAny>> {
-        std::mem::replace(&mut *self.waker.lock().unwrap_or_else(PoisonError::into_inner), waker)
+    /// Takes the handle away from a task whose loop was closed. False if there is none.
+    #[cold]
+    fn unpark_lost(&self, py: Python<'_>) -> PyResult<bool> {
+        if !fork::is_current(self.epoch) {
+            return Ok(false);
+        }
+        match self.asleep(py) {
+            Some(sleeper) if sleeper.is_lost(py)? => Ok(self.unpark(sleeper.waker.bind(py))),
+            _ => Ok(false),
+        }
+    }
+
+    fn asleep(&self, py: Python<'_>) -> Option<Sleeper> {
+        self.sleeper().as_ref().map(|s| s.clone_ref(py))
+    }
+
+    // Held for a few instructions and never while Python code runs.
+    fn sleeper(&self) -> MutexGuard<'_, Option<Sleeper>> {
+        self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[inline]
@@ -154,7 +195,8 @@ impl<T> Exclusive<T> {
             let next = match state {
                 FREE | KEPT => BUSY | CLOSING,
                 BUSY | PARKED => state | CLOSING,
-                _ => return Ok(()),
+                // The loop of the task that was woken then may have been closed since.
+                _ => return self.unpark_lost(py).map(drop),
             };
             match self.state.compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(FREE | KEPT) => {
@@ -162,8 +204,10 @@ impl<T> Exclusive<T> {
                     return Ok(());
                 }
                 Ok(PARKED) => {
-                    let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| w.clone_ref(py));
-                    return waker.map_or(Ok(()), |w| w.call0(py).map(drop));
+                    if let Some(sleeper) = self.asleep(py) {
+                        sleeper.waker.call0(py)?;
+                    }
+                    return self.unpark_lost(py).map(drop);
                 }
                 Ok(_) => return Ok(()),
                 Err(now) => state = now,
@@ -172,16 +216,17 @@ impl<T> Exclusive<T> {
     }
 
     pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Ok(waker) = self.waker.try_lock()
-            && let Some(waker) = &*waker
+        if let Ok(sleeper) = self.sleeper.try_lock()
+            && let Some(sleeper) = &*sleeper
         {
-            visit.call(waker)?;
+            visit.call(&sleeper.event_loop)?;
+            visit.call(&sleeper.waker)?;
         }
         Ok(())
     }
 
     pub(super) fn clear(&self) {
-        let old = self.set_waker(None);
+        let old = self.sleeper().take();
         drop(old);
     }
 }
@@ -236,5 +281,14 @@ impl<T> Drop for Guard<'_, T> {
 /// `enter`, as what a Python function raises.
 #[inline]
 pub(super) fn enter<'a, T>(py: Python<'_>, cell: &'a Exclusive<T>) -> PyResult<Guard<'a, T>> {
-    cell.enter().map_err(|e| raise(py, &e))
+    match cell.enter() {
+        Ok(guard) => Ok(guard),
+        Err(refusal) => enter_again(py, cell, refusal),
+    }
+}
+
+#[cold]
+fn enter_again<'a, T>(py: Python<'_>, cell: &'a Exclusive<T>, refusal: Error) -> PyResult<Guard<'a, T>> {
+    let entered = if cell.unpark_lost(py)? { cell.enter() } else { Err(refusal) };
+    entered.map_err(|e| raise(py, &e))
 }
