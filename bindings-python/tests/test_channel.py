@@ -251,8 +251,11 @@ def test_a_request_that_times_out_drops_its_reply(ends):
 
 def test_waits_end_at_their_timeouts(ends):
     a, b = ends
-    with pytest.raises(offloop.TimeoutError):
-        a.recv(timeout=0.01)
+    for timeout in (0.01, -1, float("-inf")):
+        with pytest.raises(offloop.TimeoutError):
+            a.recv(timeout)
+    with pytest.raises(offloop.InvalidError, match="timeout=NaN"):
+        a.recv(float("nan"))
     assert a.try_recv() is None
     b.send(0)
     assert a.recv().value == 0
@@ -694,7 +697,7 @@ def test_close_in_a_loop_sends_what_is_queued_until_its_grace_is_over():
 
 
 def test_close_of_a_thread_waits_until_what_a_loop_has_queued_is_sent():
-    for grace, all_of_it in ((60, True), (None, True), (0, False)):
+    for grace, all_of_it in ((60, True), (None, True), (0, False), (-1, False)):
         a, b, fill, sent = queued()
         asyncio.run(fill())
         with ThreadPoolExecutor() as threads:
@@ -717,7 +720,8 @@ def test_aclose_waits_until_what_is_queued_is_sent_or_dropped():
 
     asyncio.run(main(60, True))
     asyncio.run(main(float("inf"), True))
-    asyncio.run(main(0.01, False))
+    for grace in (0.01, -1):
+        asyncio.run(main(grace, False))
 
 
 def test_a_request_fails_behind_messages_that_only_it_could_receive():
