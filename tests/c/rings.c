@@ -291,6 +291,10 @@ static void misuse(void) {
   int fd, zero;
 
   /* options */
+  po.reserved = 7;
+  IS(offloop_producer_new(other, &po, &p2), VERSION);
+  CHECK(strstr(offloop_last_error(), "reserved=7") && p2 == NULL);
+  po.reserved = 0;
   o.kind = "queue";
   IS(offloop_ring_create(&o, &none), INVALID);
   CHECK(strstr(offloop_last_error(), "queue") && none == NULL);
