@@ -46,7 +46,7 @@ impl Popping {
         self.redelivered = redelivered;
         self.lent.handle.release();
         Ok(Some(match &self.acks {
-            Some(acks) => Delivery::new(py, bytes, redelivered, acks, delivery)?,
+            Some(acks) => Delivery::object(py, bytes, redelivered, acks, delivery)?,
             None => bytes,
         }))
     }

@@ -20,7 +20,7 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new<'py>(
+    pub(super) fn object<'py>(
         py: Python<'py>,
         bytes: Bound<'py, PyAny>,
         redelivered: bool,
