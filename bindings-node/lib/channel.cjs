@@ -200,11 +200,12 @@ class Channel extends EventEmitter {
         want: 'milliseconds from 0',
       })
     }
-    native.channelClose(this.#handle)
+    const ended = native.channelClose(this.#handle)
     this.#left = false
     if (this.#why !== null) return
-    if (!this.#queued) return this.#end(closedHere())
+    if (ended) return this.#end(closedHere())
     // What is queued is sent first; the end is told by what comes.
+    this.#queued = true
     this.#start()
     const now = () => {
       if (this.#why !== null) return

@@ -296,10 +296,11 @@ pub(crate) fn abandon(call: &Call<'_>) -> JsResult<Raw> {
     call.env.boolean(end(call)?.channel.abandon(id))
 }
 
-/// `channelClose(channel)`.
+/// `channelClose(channel)`: false while what is queued is sent first.
 pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
-    end(call)?.channel.close();
-    Ok(call.env.undefined())
+    let channel = &end(call)?.channel;
+    channel.close();
+    call.env.boolean(channel.ended().is_some())
 }
 
 /// `channelCloseNow(channel)`: what is queued is dropped.

@@ -289,7 +289,9 @@ class Channel:
         try:
             with contextlib.suppress(OffloopError, TimeoutError):
                 async with asyncio.timeout(_bounded(grace)):
-                    await self._desk.drained()
+                    # That there is room may have been told for what was queued before.
+                    while self._end.stats["queued"] > 0:
+                        await self._desk.drained()
         finally:
             self._end.close_now()
 

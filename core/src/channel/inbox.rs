@@ -193,6 +193,13 @@ impl Inbox {
         self.outcome(Incoming::Drained);
     }
 
+    /// What was to be told next of room is no longer true.
+    pub(super) fn forget_drained(&mut self) {
+        while matches!(self.outcomes.front(), Some(Arrived { incoming: Incoming::Drained, .. })) {
+            self.outcomes.pop_front();
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(at, _)| *at)
     }

@@ -176,6 +176,13 @@ impl Inner {
         Ok(found)
     }
 
+    /// There was room when a look found it, behind a message perhaps whose receiver has filled it: it is told when there is again.
+    fn forget_stale(&self, inbox: &mut Inbox) {
+        if self.waits_for_room() {
+            inbox.forget_drained();
+        }
+    }
+
     /// Waits until `take` finds what it looks for in the inbox.
     pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
         let what = if asks { "no reply in time" } else { "no message on the channel" };
@@ -184,6 +191,7 @@ impl Inner {
         loop {
             self.check_fork()?;
             let is_full = self.is_full(&inbox);
+            self.forget_stale(&mut inbox);
             if let Some(found) = take(&mut inbox)? {
                 self.made_room(&inbox, is_full);
                 // Those that followed this thread may go on, or find that there is more.
@@ -236,6 +244,7 @@ impl Inner {
         // Messages that a loop leaves where they are do not keep its fd readable.
         let left = if want == Want::All { Want::All } else { Want::Outcomes };
         let mut inbox = lock(&self.inbox);
+        self.forget_stale(&mut inbox);
         if !inbox.has(want) && inbox.next_deadline().is_some() {
             inbox.expire(Instant::now());
         }

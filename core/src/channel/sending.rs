@@ -86,6 +86,8 @@ fn publish(producer: &mut Producer, line: &Line, frame: &Frame, count: u32) -> R
 pub(super) struct Sending<'a> {
     inner: &'a Inner,
     turn: Option<Turn<'a, Tx>>,
+    /// Frames of a loop came along from behind.
+    took: bool,
 }
 
 const HAS_TURN: &str = "the turn is given back by drop only";
@@ -107,8 +109,11 @@ impl Drop for Sending<'_> {
     fn drop(&mut self) {
         self.turn = None;
         // After that: whoever came behind this turn looked in vain for a free one before.
-        if !lock(&self.inner.behind).is_empty() {
+        let left = !lock(&self.inner.behind).is_empty();
+        if left {
             self.inner.wants_room.store(true, Ordering::Relaxed);
+        }
+        if left || self.took {
             self.inner.ring();
         }
     }
@@ -116,8 +121,20 @@ impl Drop for Sending<'_> {
 
 impl Inner {
     pub(super) fn sending<'a>(&'a self, mut turn: Turn<'a, Tx>) -> Sending<'a> {
-        turn.outbox.append(&mut lock(&self.behind));
-        Sending { inner: self, turn: Some(turn) }
+        let mut behind = lock(&self.behind);
+        let took = !behind.is_empty();
+        if took {
+            turn.outbox.append(&mut behind);
+            // Whoever sends them, their loop is told.
+            self.wants_room.store(true, Ordering::Relaxed);
+        }
+        drop(behind);
+        Sending { inner: self, turn: Some(turn), took }
+    }
+
+    /// A loop is still to be told that there is room.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.wants_room.load(Ordering::Relaxed) || self.queued.load(Ordering::Relaxed) > 0
     }
 
     /// `None` while another thread sends.
@@ -220,7 +237,7 @@ impl Inner {
             // A thread that waits for room must not hold up a loop.
             self.queue(&mut lock(&self.behind), frame)?;
             // One that gave its turn back meanwhile may have seen nothing behind it; the turn taken here does when it is given back.
-            drop(self.tx.try_enter().map(|turn| Sending { inner: self, turn: Some(turn) }));
+            drop(self.tx.try_enter().map(|turn| Sending { inner: self, turn: Some(turn), took: false }));
             false
         };
         self.is_sent(value, buffers);

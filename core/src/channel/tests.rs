@@ -567,6 +567,37 @@ fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
 }
 
 #[test]
+fn room_that_is_filled_before_it_is_told_is_told_when_there_is_again() {
+    for blocking in [false, true] {
+        let (a, b) = Channel::pair(small()).expect("pair");
+        settle(&a);
+        let mut sent = 0;
+        while a.try_send(&mut Value::from(vec![0; 500]), &[]).expect("send") {
+            sent += 1;
+        }
+        (0..sent).for_each(|_| drop(message(&b)));
+        send(&b, 1);
+        // One look finds both, the message first.
+        assert!(matches!(next(&a).expect("event"), Incoming::Message(_)));
+        let mut posted = 1;
+        while a.post(&mut Value::from(vec![0; 500]), &[]).expect("post") {
+            posted += 1;
+        }
+        if blocking {
+            assert_eq!(a.recv(SOON).expect_err("no room yet").kind(), ErrorKind::Timeout);
+        } else {
+            assert!(a.try_recv().expect("no room yet").is_none());
+            settle(&a);
+        }
+        (0..posted - 1).for_each(|_| drop(message(&b)));
+        assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+        assert_eq!(a.stats().queued, 0);
+        drop(message(&b));
+        settle(&a);
+    }
+}
+
+#[test]
 fn messages_that_nobody_takes_hold_the_other_end_back_until_it_has_gone() {
     let (a, b) = pair();
     let id = a.post_request(&mut Value::Nil, &[], None).expect("asked");
