@@ -584,7 +584,7 @@ impl Channel {
     /// The second half of [`shutdown`](Self::shutdown), for a face that waits in slices: once `close` was called, sends what it left queued.
     ///
     /// # Errors
-    /// `Timeout`, after which it may be called again; `Os`.
+    /// `Timeout`, after which it may be called again; `Forked`.
     pub fn wait_closed(&self, timeout: Option<Duration>) -> Result<()> {
         self.inner.wait_closed(Deadline::new(timeout))
     }

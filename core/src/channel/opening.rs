@@ -11,6 +11,11 @@ use crate::sync::lock;
 use crate::sys::{fork, poll, socket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Condvar, Mutex, OnceLock};
+use std::time::Duration;
+
+const NOT_SENT: &str = "what was queued is not sent";
+/// How long a close waits before it tries again what fds or memory were missing for.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Inner {
     pub(super) fn new(options: Options, door: Door) -> Inner {
@@ -137,27 +142,41 @@ impl Inner {
         if !fork::is_current(self.epoch) {
             return;
         }
-        if let (Some(line), Some(mut tx)) = (self.line.get(), self.try_enter())
-            && !tx.outbox.is_empty()
-            && matches!(self.flush(&mut tx, line), Ok(false))
-        {
+        if self.check_not_ended().is_ok() && self.line.get().is_some_and(|line| self.has_to_send(line)) {
             // `try_recv` closes when they are sent.
             self.closing.store(true, Ordering::Relaxed);
+            self.wants_room.store(true, Ordering::Relaxed);
             self.arrived.notify_all();
+            self.ring();
             return;
         }
         self.close_now();
+    }
+
+    /// Something is queued that could be sent later, and not now.
+    fn has_to_send(&self, line: &Line) -> bool {
+        match self.try_enter() {
+            Some(mut tx) => self.flush(&mut tx, line).map_or_else(|e| is_transient(&e), |sent| !sent),
+            // A thread waits for room.
+            None => self.queued.load(Ordering::Relaxed) > 0,
+        }
     }
 
     pub(super) fn wait_closed(&self, deadline: Deadline) -> Result<()> {
         let (Some(line), true) = (self.line.get(), self.closing.load(Ordering::Relaxed) && self.check_not_ended().is_ok()) else {
             return Ok(());
         };
-        let mut tx = self.sending(self.tx.enter(deadline, "what was queued is not sent")?);
-        match self.push_queued(&mut tx, line, deadline) {
-            Err(e) if e.kind() == ErrorKind::Timeout || is_transient(&e) => return Err(e),
-            // Sent, or nobody is there to send it to.
-            _ => drop(tx),
+        loop {
+            let mut tx = self.sending(self.tx.enter(deadline, NOT_SENT)?);
+            match self.push_queued(&mut tx, line, deadline) {
+                Err(e) if e.kind() == ErrorKind::Timeout => return Err(e),
+                Err(e) if is_transient(&e) => drop(tx),
+                // Sent, or nobody is there to send it to.
+                _ => break,
+            }
+            self.check_fork()?;
+            let left = deadline.left(NOT_SENT)?;
+            std::thread::sleep(left.map_or(PAUSE, |left| left.min(PAUSE)));
         }
         self.close_now();
         Ok(())

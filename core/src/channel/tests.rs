@@ -721,6 +721,44 @@ fn a_close_is_waited_for_in_slices_and_ends_with_the_other_end() {
 }
 
 #[test]
+fn a_close_sends_what_was_queued_behind_a_thread_that_waits_for_room() {
+    for waits in [false, true] {
+        let (a, b) = Channel::pair(small()).expect("pair");
+        settle(&a);
+        let numbered = |n| Value::Array(vec![Value::Int(n), Value::from(vec![0; 500])]);
+        let mut count = 0;
+        while a.try_send(&mut numbered(count), &[]).expect("sent") {
+            count += 1;
+        }
+        let sender = thread::spawn({
+            let a = a.clone();
+            move || a.send(&mut numbered(count), &[], None)
+        });
+        while a.inner.tx.try_enter().is_some() {
+            thread::yield_now();
+        }
+        for n in 1..=3 {
+            assert!(!a.post(&mut numbered(count + n), &[]).expect("queued"));
+        }
+        a.close();
+        assert_eq!(a.ended(), None);
+        assert_eq!(a.send(&mut Value::Nil, &[], None).expect_err("closed").kind(), ErrorKind::Closed);
+        let reader = thread::spawn(move || {
+            let got: Vec<_> = std::iter::from_fn(|| b.recv(None).ok()).collect();
+            (got.len(), recv_error(&b).kind())
+        });
+        if waits {
+            a.shutdown(None);
+        } else {
+            assert_eq!(next(&a).expect_err("done").kind(), ErrorKind::Closed);
+        }
+        sender.join().expect("sender").expect("it was first");
+        assert_eq!(reader.join().expect("reader"), (count as usize + 4, ErrorKind::Closed));
+        assert_eq!(a.stats().queued, 0);
+    }
+}
+
+#[test]
 fn shutdown_of_an_end_with_nothing_queued_ends_it_at_once() {
     let (a, b) = pair();
     send(&a, 1);
