@@ -106,6 +106,8 @@ class Channel extends EventEmitter {
   /** It ended before what had come was listened for. */
   #left = false
   #told = false
+  /** The last counts of one whose fds and memory are let go of. */
+  #last = null
   #resume = () => this.#receive()
 
   static {
@@ -149,6 +151,7 @@ class Channel extends EventEmitter {
 
   /** The socket of an end that was not used yet, for a child to inherit. */
   get fd() {
+    if (this.#why !== null) throw this.#why
     return native.channelSocket(this.#handle)
   }
 
@@ -157,7 +160,7 @@ class Channel extends EventEmitter {
   }
 
   get stats() {
-    return native.channelStats(this.#handle)
+    return this.#last === null ? native.channelStats(this.#handle) : { ...this.#last }
   }
 
   send(value, options) {
@@ -200,9 +203,9 @@ class Channel extends EventEmitter {
         want: 'milliseconds from 0',
       })
     }
-    const ended = native.channelClose(this.#handle)
     this.#left = false
-    if (this.#why !== null) return
+    if (this.#why !== null) return this.#letGo()
+    const ended = native.channelClose(this.#handle)
     if (ended) return this.#end(closedHere())
     // What is queued is sent first; the end is told by what comes.
     this.#queued = true
@@ -372,7 +375,7 @@ class Channel extends EventEmitter {
 
   /** `left`: messages may wait for whoever comes to listen for them. */
   #end(why, left = false) {
-    this.#left = left
+    this.#left = left && native.channelUnread(this.#handle) > 0
     if (this.#why === null) {
       this.#why = why
       clearTimeout(this.#grace)
@@ -382,7 +385,8 @@ class Channel extends EventEmitter {
       this.#keepAlive()
     }
     // Behind what the last replies and messages have set going.
-    if (!this.#told) setImmediate(() => this.#tell())
+    if (this.#told) this.#letGo()
+    else setImmediate(() => this.#tell())
   }
 
   #tell() {
@@ -390,7 +394,15 @@ class Channel extends EventEmitter {
     if (this.#left && this.#listens()) return this.#receive()
     if (this.#told) return
     this.#told = true
+    this.#letGo()
     this.emit('close', this.#why)
+  }
+
+  /** Once the end is told: what nobody will ask for any more. */
+  #letGo() {
+    if (!this.#told || this.#left || this.#last !== null) return
+    this.#last = native.channelStats(this.#handle)
+    native.channelLeave(this.#handle)
   }
 }
 
@@ -413,7 +425,7 @@ class Connecting {
       offNote(this.#note)
       if (wait.signal) unlisten(wait.signal, onAbort)
       end()
-      if (settle === reject && this.#handle !== null) native.channelClose(this.#handle)
+      if (settle === reject && this.#handle !== null) native.channelLeave(this.#handle)
       settle(value)
     }
     const look = () => {

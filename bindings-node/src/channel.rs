@@ -17,14 +17,24 @@ use std::sync::Arc;
 pub(crate) struct ChannelEnd {
     /// Before `channel`: it watches an fd of it.
     watch: RefCell<Option<Watch>>,
-    channel: Channel,
+    /// Until it has ended and was told.
+    channel: RefCell<Option<Channel>>,
+}
+
+impl ChannelEnd {
+    /// One that stays for the call, whatever JavaScript does meanwhile.
+    fn channel(&self) -> Result<Channel> {
+        self.channel.borrow().clone().ok_or_else(|| Error::new(ErrorKind::Closed, "channel was closed"))
+    }
 }
 
 impl Leave for ChannelEnd {
     /// The other end is told that this one closed, and did not die.
     fn leave(&self) {
         self.watch.take();
-        self.channel.close();
+        if let Some(channel) = self.channel.take() {
+            channel.close();
+        }
     }
 }
 
@@ -67,7 +77,7 @@ fn accepting<'a>(call: &'a Call<'_>) -> JsResult<&'a Accepting> {
 }
 
 fn give(call: &Call<'_>, channel: Channel) -> JsResult<Raw> {
-    let end = Rc::new(ChannelEnd { watch: RefCell::default(), channel });
+    let end = Rc::new(ChannelEnd { watch: RefCell::default(), channel: RefCell::new(Some(channel)) });
     let weak = Rc::downgrade(&end);
     leave_at_exit(weak);
     buffer::external(call.env, call.state, Handle::Channel(end))
@@ -121,12 +131,12 @@ pub(crate) fn connect(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `channelTryOpen(channel)`.
 pub(crate) fn try_open(call: &Call<'_>) -> JsResult<Raw> {
-    call.env.boolean(end(call)?.channel.try_open()?)
+    call.env.boolean(end(call)?.channel()?.try_open()?)
 }
 
 /// `channelSocket(channel)`: for a child to inherit.
 pub(crate) fn socket(call: &Call<'_>) -> JsResult<Raw> {
-    call.env.number(end(call)?.channel.socket()?.into())
+    call.env.number(end(call)?.channel()?.socket()?.into())
 }
 
 /// Calls `send` with the value and fds of two arguments, after the function of argument `check`, if there is one, which looks at the buffers
@@ -174,21 +184,21 @@ fn exchange(value: &mut Value, cells: &[&RefCell<TransferBuffer>], f: impl Fn(&m
 
 /// `channelPost(channel, value, fds, check)`: false when it is queued.
 pub(crate) fn post(call: &Call<'_>) -> JsResult<Raw> {
-    let channel = &end(call)?.channel;
+    let channel = end(call)?.channel()?;
     let sent = sending(call, 1, 3, |value, fds| channel.post(value, fds))?;
     call.env.boolean(sent)
 }
 
 /// `channelRequest(channel, value, fds, timeout, check)`: the request's number.
 pub(crate) fn request(call: &Call<'_>) -> JsResult<Raw> {
-    let (channel, timeout) = (&end(call)?.channel, duration(call.env, call.arg(3), "timeout")?);
+    let (channel, timeout) = (end(call)?.channel()?, duration(call.env, call.arg(3), "timeout")?);
     let id = sending(call, 1, 4, |value, fds| channel.post_request(value, fds, timeout))?;
     call.env.number(id as f64)
 }
 
 /// `channelReply(channel, value, fds, id, failed, check)`: false when it is queued.
 pub(crate) fn reply(call: &Call<'_>) -> JsResult<Raw> {
-    let (channel, failed) = (&end(call)?.channel, call.env.bool(call.arg(4)) == Some(true));
+    let (channel, failed) = (end(call)?.channel()?, call.env.bool(call.arg(4)) == Some(true));
     let id = count(call.env, call.arg(3), "id")? as u64;
     let sent = sending(call, 1, 5, |value, fds| channel.post_reply(id, failed, value, fds))?;
     call.env.boolean(sent)
@@ -258,12 +268,12 @@ fn incoming(call: &Call<'_>, incoming: Incoming) -> JsResult<Raw> {
 
 /// `channelNext(channel)`: null, or `[kind, value, fds, id, failed]`.
 pub(crate) fn next(call: &Call<'_>) -> JsResult<Raw> {
-    end(call)?.channel.try_recv()?.map_or(Ok(call.env.null()), |found| incoming(call, found))
+    end(call)?.channel()?.try_recv()?.map_or(Ok(call.env.null()), |found| incoming(call, found))
 }
 
 /// `channelOutcome(channel)`: as `channelNext`; messages and requests stay where they are.
 pub(crate) fn outcome(call: &Call<'_>) -> JsResult<Raw> {
-    match end(call)?.channel.try_outcome()? {
+    match end(call)?.channel()?.try_outcome()? {
         Found::Incoming(found) => incoming(call, found),
         Found::More => bare(call.env, MORE),
         Found::Nothing => Ok(call.env.null()),
@@ -287,31 +297,42 @@ fn watch(call: &Call<'_>, place: &RefCell<Option<Watch>>, fd: i32) -> JsResult<R
 /// `channelArm(channel, note)`: the note tells once when it is worth looking again.
 pub(crate) fn arm(call: &Call<'_>) -> JsResult<Raw> {
     let end = end(call)?;
-    watch(call, &end.watch, end.channel.fd()?)
+    watch(call, &end.watch, end.channel()?.fd()?)
 }
 
 /// `channelAbandon(channel, id)`: nobody waits for that reply any more.
 pub(crate) fn abandon(call: &Call<'_>) -> JsResult<Raw> {
     let id = count(call.env, call.arg(1), "id")? as u64;
-    call.env.boolean(end(call)?.channel.abandon(id))
+    call.env.boolean(end(call)?.channel()?.abandon(id))
 }
 
 /// `channelClose(channel)`: false while what is queued is sent first.
 pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
-    let channel = &end(call)?.channel;
+    let channel = end(call)?.channel()?;
     channel.close();
     call.env.boolean(channel.ended().is_some())
 }
 
 /// `channelCloseNow(channel)`: what is queued is dropped.
 pub(crate) fn close_now(call: &Call<'_>) -> JsResult<Raw> {
-    end(call)?.channel.close_now();
+    end(call)?.channel()?.close_now();
+    Ok(call.env.undefined())
+}
+
+/// `channelUnread(channel)`: how many messages wait for a listener.
+pub(crate) fn unread(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.number(end(call)?.channel()?.unread() as f64)
+}
+
+/// `channelLeave(channel)`: closes it, and lets go of its fds and memory now.
+pub(crate) fn leave(call: &Call<'_>) -> JsResult<Raw> {
+    end(call)?.leave();
     Ok(call.env.undefined())
 }
 
 /// `channelStats(channel)`.
 pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
-    let channel = &end(call)?.channel;
+    let channel = end(call)?.channel()?;
     let stats = channel.stats();
     let n = |n: u64| Value::Int(n as i64);
     let pairs = [

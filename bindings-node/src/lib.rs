@@ -114,6 +114,8 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"channelAbandon", channel::abandon),
     (c"channelClose", channel::close),
     (c"channelCloseNow", channel::close_now),
+    (c"channelUnread", channel::unread),
+    (c"channelLeave", channel::leave),
     (c"channelStats", channel::stats),
     (c"listenerNew", channel::listen),
     (c"listenerNext", channel::accept),

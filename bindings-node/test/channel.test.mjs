@@ -534,6 +534,30 @@ test('what is queued at close is dropped after its grace', async (t) => {
   assert.equal(c.closed, true)
 })
 
+test('an end that was closed keeps no fds, whoever closed it', async (t) => {
+  const count = () => readdirSync('/proc/self/fd').length
+  const kept = []
+  const some = async (both) => {
+    const ends = open(t, { capacity: 4096 })
+    for (const end of ends) end.on('message', () => {}).send(1)
+    await until(() => ends.every((end) => end.stats.received === 1))
+    const closed = ends.map((end) => once(end, 'close'))
+    for (const end of both ? ends : ends.slice(1)) end.close()
+    await Promise.all(closed)
+    kept.push(...ends)
+  }
+  await some(true)
+  const before = count()
+  for (let round = 0; round < 10; round++) await some(round % 2 === 0)
+  // The runtime may open one of its own meanwhile; each end had 9 and more.
+  await until(() => count() < before + 10)
+  for (const end of kept) {
+    assert.deepEqual([end.stats.received, end.closed], [1, true])
+    assert.throws(() => end.fd, { code: 'ERR_OFFLOOP_CLOSED' })
+    end.close()
+  }
+})
+
 test('a value without a JavaScript form is one message’s error', async () => {
   const { code, out, err } = await script(`const { Channel } = await import(offloopUrl)
     const [a, b] = Channel.pair()
