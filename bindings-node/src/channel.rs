@@ -33,7 +33,9 @@ impl Leave for ChannelEnd {
     fn leave(&self) {
         self.watch.take();
         if let Some(channel) = self.channel.take() {
+            // What is queued goes as far as there is room: nobody here waits for more.
             channel.close();
+            channel.close_now();
         }
     }
 }

@@ -343,6 +343,17 @@ test('a process that ends in peace has closed its channels', async (t) => {
   }
 })
 
+test('a process that exits with messages queued has closed its channels all the same', async (t) => {
+  for (const end of ['process.exit()', 'process.on("uncaughtException", () => process.exit()); throw new Error()', 'channel.unref()']) {
+    const [own, process_] = child(t, `while (channel.send('x'.repeat(500))); ${end}`, { capacity: 4096 })
+    await once(process_, 'exit')
+    let got = 0
+    own.on('message', () => got++)
+    const [why] = await once(own, 'close')
+    assert.deepEqual([why.code, got > 0], ['ERR_OFFLOOP_CLOSED', true], end)
+  }
+})
+
 test('a listening channel keeps the process alive, an unref’d or idle one does not', async () => {
   const kept = await script(`const { Channel } = await import(offloopUrl)
     const [a, b] = Channel.pair()
