@@ -134,9 +134,11 @@ static void use(void) {
   OK(offloop_producer_new(r, &po, &batch));
   c = consumer_of(r);
   OK(offloop_producer_push(batch, "late", 4, -1));
-  IS(offloop_consumer_try_pop(c, &record), EMPTY);
   OK(offloop_producer_flush(batch));
   OK(offloop_consumer_try_pop(c, &record));
+  OK(offloop_producer_push(batch, "not flushed", 11, -1));
+  OK(offloop_consumer_pop(c, -1, &record));
+  CHECK(is(&record, "not flushed"));
   offloop_producer_free(batch);
   po.batch = 0;
   po.on_full = "wait";

@@ -292,7 +292,8 @@ impl Input {
         let capacity = shared.map.header().capacity;
         match self {
             Input::One(end) => publish_committed(&end.lane, capacity),
-            Input::Many(lanes) => lanes.ends.iter().fold(false, |any, end| publish_committed(&end.lane, capacity) || any),
+            // All of them, whatever the first says.
+            Input::Many(lanes) => lanes.ends.iter().filter(|end| publish_committed(&end.lane, capacity)).count() > 0,
             Input::Copied(_, lane) => publish_committed(lane, capacity),
             // What is committed is there for whoever looks.
             Input::Slots(_) => false,
