@@ -184,8 +184,8 @@ fn run(row: &mut Row, kind: Kind, sides: [usize; 2], records: u64, kills: u64, s
     let per_producer = (records + kills).div_ceil(producers as u64);
     let ledger = Ledger::new(per_producer, producers)?;
     let fds = ring.fds().map_err(|e| e.to_string())?.len();
-    // A killed producer takes its batch with it, so those that are killed have none.
-    let part = Part { kind, produces: false, number: 0, records: per_producer, batch: kills == 0, fds };
+    // A killed producer's batch is its successor's, or its consumer's, to publish.
+    let part = Part { kind, produces: false, number: 0, records: per_producer, batch: true, fds };
     let mut crew = Crew { ring: &ring, ledger: &ledger, part, producers: Vec::new(), consumers: Vec::new() };
     for number in 0..consumers {
         let mut consumer = crew.start(false, number)?;
