@@ -488,19 +488,21 @@ def test_a_listener_in_a_loop(tmp_path):
     asyncio.run(main())
 
 
+async def ask_behind_three_messages(a, b):
+    """Leaves the messages read ahead in `a`, because nobody replies."""
+    for n in range(3):
+        b.send(n)
+    with pytest.raises(offloop.TimeoutError):
+        await a.arequest(None, timeout=0.01)
+
+
 def test_messages_read_ahead_in_one_loop_are_received_in_the_next():
     a, b = Channel.pair()
-
-    async def ask():
-        for n in range(3):
-            b.send(n)
-        with pytest.raises(offloop.TimeoutError):
-            await a.arequest(None, timeout=0.01)
 
     async def take():
         return [(await a.arecv()).value for _ in range(3)]
 
-    asyncio.run(ask())
+    asyncio.run(ask_behind_three_messages(a, b))
     assert asyncio.run(take()) == [0, 1, 2]
     a.close()
     b.close()
@@ -618,13 +620,7 @@ def test_a_loop_queues_behind_a_thread_that_waits_for_room():
 def test_messages_that_arrived_while_a_coroutine_asked_are_received_by_a_thread():
     a, b = Channel.pair()
 
-    async def ask():
-        for n in range(3):
-            b.send(n)
-        with pytest.raises(offloop.TimeoutError):
-            await a.arequest(None, timeout=0.01)
-
-    asyncio.run(ask())
+    asyncio.run(ask_behind_three_messages(a, b))
     assert [a.recv(timeout=10).value for _ in range(3)] == [0, 1, 2]
     a.close()
     b.close()

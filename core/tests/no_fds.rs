@@ -7,13 +7,18 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// So many fds may be open, or polled, from now on.
+fn limit(n: libc::rlim_t) {
+    let limit = libc::rlimit { rlim_cur: n, rlim_max: 64 };
+    // SAFETY: a valid rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+}
+
 /// Lowers the limit, and keeps the other tests out.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
-    // SAFETY: a valid rlimit.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    limit(64);
     guard
 }
 
@@ -71,21 +76,19 @@ fn the_participants_of_a_named_ring_are_rung_without_an_fd() {
     assert_eq!(c.try_pop().expect("pop").expect("record").to_vec(), b"one");
 }
 
-/// So many fds may be polled at once, for as long as this lives.
-struct Polled;
+/// No fd may be polled for as long as this lives.
+struct Unpolled;
 
-impl Polled {
-    fn at_most(n: libc::rlim_t) -> Polled {
-        let limit = libc::rlimit { rlim_cur: n, rlim_max: 64 };
-        // SAFETY: a valid rlimit, below the hard one.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
-        Polled
+impl Unpolled {
+    fn begin() -> Unpolled {
+        limit(0);
+        Unpolled
     }
 }
 
-impl Drop for Polled {
+impl Drop for Unpolled {
     fn drop(&mut self) {
-        std::mem::forget(Polled::at_most(64));
+        limit(64);
     }
 }
 
@@ -97,7 +100,7 @@ fn a_doorbell_rings_where_no_fd_may_be_polled() {
     let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
     c.fd().expect("fd");
     while c.try_pop().expect("pop").is_some() || is_readable(c.fd().expect("fd")) {}
-    let none = Polled::at_most(0);
+    let none = Unpolled::begin();
     p.push(b"one", None).expect("push");
     drop(none);
     assert!(is_readable(c.fd().expect("fd")), "it was rung");
@@ -112,7 +115,7 @@ fn who_may_not_poll_its_doorbell_finds_what_comes_and_rests_meanwhile() {
     let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
     // By now it knows whom to watch.
     assert_eq!(c.pop(Some(Duration::from_millis(1))).map(|_| ()).expect_err("nothing comes").kind(), ErrorKind::Timeout);
-    let _none = Polled::at_most(0);
+    let _none = Unpolled::begin();
     let cpu = || {
         let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: a writable timespec.

@@ -534,10 +534,8 @@ fn a_message_longer_than_the_queue_is_queued_alone() {
     reader.join().expect("reader");
 }
 
-#[test]
-fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
-    let (a, b) = Channel::pair(small()).expect("pair");
-    let _ = a.fd().expect("fd");
+/// Fills the channel with numbered messages, makes a thread wait to send the next one, and queues three behind it. Gives the thread's number.
+fn queue_behind_a_sender(a: &Channel) -> (i64, thread::JoinHandle<Result<()>>) {
     let numbered = |n| Value::Array(vec![Value::Int(n), Value::from(vec![0; 500])]);
     let mut count = 0;
     while a.try_send(&mut numbered(count), &[]).expect("sent") {
@@ -553,6 +551,14 @@ fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
     for n in 1..=3 {
         assert!(!a.post(&mut numbered(count + n), &[]).expect("queued"));
     }
+    (count, sender)
+}
+
+#[test]
+fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
+    let (a, b) = Channel::pair(small()).expect("pair");
+    let _ = a.fd().expect("fd");
+    let (count, sender) = queue_behind_a_sender(&a);
     let reader = thread::spawn(move || {
         for n in 0..=count + 3 {
             let Value::Array(items) = message(&b).value else { panic!("list") };
@@ -725,21 +731,7 @@ fn a_close_sends_what_was_queued_behind_a_thread_that_waits_for_room() {
     for waits in [false, true] {
         let (a, b) = Channel::pair(small()).expect("pair");
         settle(&a);
-        let numbered = |n| Value::Array(vec![Value::Int(n), Value::from(vec![0; 500])]);
-        let mut count = 0;
-        while a.try_send(&mut numbered(count), &[]).expect("sent") {
-            count += 1;
-        }
-        let sender = thread::spawn({
-            let a = a.clone();
-            move || a.send(&mut numbered(count), &[], None)
-        });
-        while a.inner.tx.try_enter().is_some() {
-            thread::yield_now();
-        }
-        for n in 1..=3 {
-            assert!(!a.post(&mut numbered(count + n), &[]).expect("queued"));
-        }
+        let (count, sender) = queue_behind_a_sender(&a);
         a.close();
         assert_eq!(a.ended(), None);
         assert_eq!(a.send(&mut Value::Nil, &[], None).expect_err("closed").kind(), ErrorKind::Closed);

@@ -227,10 +227,7 @@ impl Shared {
     #[inline]
     fn wake_some(&self, slots: &MappedSlots, role: Role) {
         self.order_look();
-        if slots.sleepers(role).load(Ordering::Relaxed) != 0 {
-            fence(Ordering::SeqCst);
-            sleepers::wake_some(&Side { shared: self, slots, role });
-        }
+        sleepers::wake_if(&Side { shared: self, slots, role }, || true);
         // The last of a closed ring's records may be what all wait for.
         if self.state() & CLOSED != 0 {
             self.wake_everybody();
@@ -240,7 +237,7 @@ impl Shared {
     /// Rings another one of an `mpmc` ring's `role` if there is something for it. The caller has taken, or gives up.
     #[inline]
     fn hand_on(&self, slots: &MappedSlots, role: Role) {
-        sleepers::hand_on(&Side { shared: self, slots, role }, || match role {
+        sleepers::wake_if(&Side { shared: self, slots, role }, || match role {
             Role::Producer => Pusher::has_room(slots),
             Role::Consumer => Popper::has_more(slots),
         });

@@ -86,7 +86,7 @@ impl<P: Word<u64>> Lane for ModelLane<P> {
 }
 
 /// The mutant: publishes without Release.
-struct RelaxedStore(AtomicU64);
+pub(super) struct RelaxedStore(pub(super) AtomicU64);
 /// The mutant: looks without Acquire.
 struct RelaxedLoad(AtomicU64);
 
@@ -97,8 +97,8 @@ impl Word<u64> for RelaxedStore {
     fn store(&self, value: u64, _: Ordering) {
         self.0.store(value, Ordering::Relaxed);
     }
-    fn swap(&self, value: u64, order: Ordering) -> u64 {
-        self.0.swap(value, order)
+    fn swap(&self, value: u64, _: Ordering) -> u64 {
+        self.0.swap(value, Ordering::Relaxed)
     }
     fn compare_exchange(&self, old: u64, new: u64, order: Ordering) -> Result<u64, u64> {
         Word::compare_exchange(&self.0, old, new, order)
@@ -185,30 +185,32 @@ fn ring_lane_without_acquire_is_seen() {
     lane_model(|n| RelaxedLoad(AtomicU64::new(n)));
 }
 
-/// A `waiting` word. Nothing lies between what a compare-and-swap reads and what it stores, but loom would let another one's store be there; a
-/// swap it puts before or behind. Being relaxed, that orders nothing else.
-pub(super) struct Waiting(AtomicU32);
+/// A word that one stores and another compares and swaps. Nothing lies between what that reads and what it stores, but loom would let the store be
+/// there; a swap it puts before or behind. A relaxed one orders nothing else.
+pub(super) struct Swapped<A>(pub(super) A);
+
+pub(super) type Waiting = Swapped<AtomicU32>;
 
 impl Waiting {
     pub(super) fn new(value: u32) -> Waiting {
-        Waiting(AtomicU32::new(value))
+        Swapped(AtomicU32::new(value))
     }
 }
 
-impl Word<u32> for Waiting {
-    fn load(&self, order: Ordering) -> u32 {
+impl<T, A: Word<T>> Word<T> for Swapped<A> {
+    fn load(&self, order: Ordering) -> T {
         self.0.load(order)
     }
-    fn store(&self, value: u32, order: Ordering) {
+    fn store(&self, value: T, order: Ordering) {
         self.0.swap(value, order);
     }
-    fn swap(&self, value: u32, order: Ordering) -> u32 {
+    fn swap(&self, value: T, order: Ordering) -> T {
         self.0.swap(value, order)
     }
-    fn compare_exchange(&self, old: u32, new: u32, order: Ordering) -> Result<u32, u32> {
-        Word::compare_exchange(&self.0, old, new, order)
+    fn compare_exchange(&self, old: T, new: T, order: Ordering) -> Result<T, T> {
+        self.0.compare_exchange(old, new, order)
     }
-    fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+    fn fetch_add(&self, value: T, order: Ordering) -> T {
         self.0.fetch_add(value, order)
     }
 }

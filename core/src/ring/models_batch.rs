@@ -1,7 +1,7 @@
 //! `make loom`: what a writer commits and holds back, and a reader, or the next writer, publishes. Over the real lane, each with a mutant
 //! that must fail.
 
-use super::models::{ModelLane, pop};
+use super::models::{ModelLane, RelaxedStore, Swapped, pop};
 use super::spsc::{Lane, Mark, Reader, Writer, publish_committed};
 use super::wait::{BLOCKED, announce_sleep};
 use crate::sync::Word;
@@ -14,39 +14,10 @@ use loom::thread;
 
 const CAPACITY: u32 = 64;
 
-/// A position that one stores and another compares and swaps. Loom would let the store lie between what that reads and what it stores; a swap it
-/// puts before or behind.
-struct Position(AtomicU64);
-/// The mutant: stores without Release.
-struct Relaxed(AtomicU64);
-
-macro_rules! position {
-    ($type:ty, $order:ident => $store:expr) => {
-        impl Word<u64> for $type {
-            fn load(&self, order: Ordering) -> u64 {
-                self.0.load(order)
-            }
-            fn store(&self, value: u64, $order: Ordering) {
-                self.0.swap(value, $store);
-            }
-            fn swap(&self, value: u64, order: Ordering) -> u64 {
-                self.0.swap(value, order)
-            }
-            fn compare_exchange(&self, old: u64, new: u64, order: Ordering) -> Result<u64, u64> {
-                Word::compare_exchange(&self.0, old, new, order)
-            }
-            fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-                Word::fetch_add(&self.0, value, order)
-            }
-        }
-    };
-}
-
-position!(Position, order => order);
-position!(Relaxed, _order => Ordering::Relaxed);
+type Position = Swapped<AtomicU64>;
 
 fn position(at: u64) -> Position {
-    Position(AtomicU64::new(at))
+    Swapped(AtomicU64::new(at))
 }
 
 fn commit<P: Word<u64>>(writer: &mut Writer, lane: &ModelLane<P>, value: u64) {
@@ -91,7 +62,7 @@ fn ring_batch_that_a_reader_publishes_is_whole() {
 #[test]
 #[should_panic(expected = "")]
 fn ring_batch_that_is_shown_without_release_is_torn() {
-    hold_back_model(|n| Relaxed(AtomicU64::new(n)), publish_for_it);
+    hold_back_model(|n| Swapped(RelaxedStore(AtomicU64::new(n))), publish_for_it);
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Crowd {
             }
         };
         if self.wrong != Wrong::KeepsToItself {
-            sleepers::hand_on(self, || self.has_more());
+            sleepers::wake_if(self, || self.has_more());
         }
         took
     }
@@ -176,7 +176,7 @@ impl Crowd {
         if self.take() {
             return true;
         }
-        sleepers::hand_on(self, || self.has_more());
+        sleepers::wake_if(self, || self.has_more());
         false
     }
 }

@@ -68,9 +68,9 @@ fn wake_among<S: Sleepers>(s: &S, asleep: u64) {
     });
 }
 
-/// For who has taken something, or gives up: rings another one if there is `more`.
+/// For who has published, has taken something, or gives up: rings one that sleeps if there is `more` for it. Who sees a sleeper looks closer behind a fence.
 #[inline]
-pub(super) fn hand_on(s: &impl Sleepers, more: impl FnOnce() -> bool) {
+pub(super) fn wake_if(s: &impl Sleepers, more: impl FnOnce() -> bool) {
     if s.bits().load(Ordering::Relaxed) != 0 && more() {
         fence(Ordering::SeqCst);
         wake_some(s);
