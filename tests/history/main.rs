@@ -192,8 +192,10 @@ fn run(row: &mut Row, kind: Kind, sides: [usize; 2], records: u64, kills: u64, s
         crew.until_seated(&mut consumer, Role::Consumer)?;
         crew.consumers.push(consumer);
     }
+    // All sit before the first blow falls, and until the last has ended: a successor finds no lane free but its predecessor's.
     for number in 0..producers {
-        let producer = crew.start(true, number)?;
+        let mut producer = crew.start(true, number)?;
+        crew.until_seated(&mut producer, Role::Producer)?;
         crew.producers.push(producer);
     }
     let died = watch(&mut crew, kills, seed)?;

@@ -1,6 +1,6 @@
 //! A participant: this program again, with its part in its arguments.
 
-use crate::ledger::{ACKED, AGAIN, DEALT, FRESH, Ledger, UNSURE};
+use crate::ledger::{ACKED, AGAIN, DEALT, FRESH, Ledger, SIDE, UNSURE};
 use offloop::ring::{Ack, Consumer, ConsumerOptions, Kind, ProducerOptions, RecordRef, RingBuffer};
 use offloop::{Error, ErrorKind};
 use offloop_tests::crc32::crc32;
@@ -126,7 +126,13 @@ fn produce(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String>
         }
         pushed.store(n + 1, Ordering::Relaxed);
     }
-    p.flush().map_err(|e| e.to_string())
+    p.flush().map_err(|e| e.to_string())?;
+    // Nobody else's successor gets this seat.
+    let producers = if part.kind == Kind::Broadcast { 1 } else { SIDE };
+    while (0..producers).any(|i| ledger.pushed(i).load(Ordering::Relaxed) < part.records) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// What a consumer does with a record that is still in its hands.
