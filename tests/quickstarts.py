@@ -50,7 +50,7 @@ def node(folder, heading="Node.js"):
     packages = [newest("npm/offloop-[0-9]*.tgz"), *DIST.glob("npm/offloop-linux-*.tgz")]
     (folder / "app.mjs").write_text(block(heading, "js"))
     (folder / "package.json").write_text('{ "private": true }')
-    run("npm", "install", "--silent", *packages, cwd=folder)
+    run("npm", "install", "--silent", "--offline", *packages, cwd=folder)
     return run("node", "app.mjs", cwd=folder)
 
 
