@@ -459,9 +459,147 @@ fn a_hundred_channels_leave_no_fds() {
     assert_eq!(open_fds(), before);
 }
 
+/// Two ends that know each other.
+fn used_pair() -> (Channel, Channel) {
+    let (a, b) = Channel::pair(small()).unwrap();
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        from.send(&mut Value::Nil, &[], None).unwrap();
+        message(to);
+    }
+    (a, b)
+}
+
+fn is_readable(fd: RawFd) -> bool {
+    let mut entry = [poll::readable(fd)];
+    poll::wait_readable(&mut entry, Some(Duration::ZERO));
+    poll::is_ready(&entry[0])
+}
+
+/// Of what a loop polls.
+const POLLED: usize = 2;
+
+#[test]
+#[ignore = "counts the fds of its process: see `each_runs_alone`"]
+fn an_end_that_was_closed_has_no_fds() {
+    drop(used_pair());
+    let before = open_fds();
+    let (a, b) = used_pair();
+    let fd = b.fd().unwrap();
+    assert!(b.try_recv().unwrap().is_none() && !is_readable(fd));
+    b.post_request(&mut Value::Nil, &[], Some(Duration::from_secs(9))).unwrap();
+    let mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().matches("/memfd:").count();
+    assert!(mapped() >= 4, "two rings of each end");
+    a.close_now();
+    b.close_now();
+    assert_eq!(open_fds() - before, POLLED);
+    assert_eq!(mapped(), 0);
+    for channel in [&a, &b] {
+        assert_eq!(channel.peer_pid(), Some(std::process::id()));
+        assert_eq!(channel.ended().map(|e| e.kind()), Some(ErrorKind::Closed));
+        assert!(channel.stats().sent >= 1 && channel.stats().received >= 1);
+        assert!(channel.fd().is_ok_and(is_readable), "the loop hears of the end");
+        assert_eq!(channel.send(&mut Value::Nil, &[], None).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(channel.post(&mut Value::Nil, &[]).unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(channel.recv_message(None).unwrap_err().kind(), ErrorKind::Closed);
+        channel.shutdown(None);
+    }
+    assert_eq!(b.fd().unwrap(), fd);
+    assert!(matches!(b.try_recv().unwrap(), Some(Incoming::Reply { outcome: Err(_), .. })));
+    assert_eq!(b.try_recv().unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(open_fds() - before, 2 * POLLED);
+}
+
+#[test]
+#[ignore = "counts the fds of its process: see `each_runs_alone`"]
+fn an_end_that_is_closed_under_threads_lets_go_when_they_return() {
+    drop(used_pair());
+    let before = open_fds();
+    let (a, b) = used_pair();
+    let receiver = a.clone();
+    let receivers = [receiver.clone(), receiver].map(|a| std::thread::spawn(move || a.recv(None).map(|_| ())));
+    let sender = std::thread::spawn({
+        let a = a.clone();
+        move || loop {
+            a.send(&mut Value::from(vec![0; 500]), &[], None)?;
+        }
+    });
+    // The sender has filled the ring, and has the turn.
+    while a.post(&mut Value::from(vec![0; 500]), &[]).unwrap() {}
+    b.send(&mut Value::Nil, &[], None).unwrap();
+    a.close_now();
+    let ended: Vec<Result<(), Error>> = receivers.into_iter().chain([sender]).map(|t| t.join().unwrap()).collect();
+    assert!(ended.iter().filter_map(|e| e.as_ref().err()).all(|e| e.kind() == ErrorKind::Closed), "{ended:?}");
+    assert!(ended[2].is_err() && a.stats().queued == 0);
+    while b.recv(None).is_ok() {}
+    assert_eq!(open_fds(), before);
+}
+
+#[test]
+#[ignore = "counts the fds of its process: see `each_runs_alone`"]
+fn an_end_lets_go_when_what_was_queued_is_sent_or_the_other_end_is_gone() {
+    drop(used_pair());
+    let before = open_fds();
+    let (a, b) = used_pair();
+    let null = File::open("/dev/null").unwrap();
+    while a.post(&mut Value::from(vec![0; 500]), &[null.as_fd()]).unwrap() {}
+    a.close();
+    drop(null);
+    assert!(open_fds() > before, "something is left to send");
+    // What is left to receive is found before the end is.
+    while b.try_recv().is_ok() {
+        let _ = a.try_recv();
+    }
+    assert_eq!((a.ended().unwrap().kind(), b.ended().unwrap().kind()), (ErrorKind::Closed, ErrorKind::Closed));
+    assert_eq!(open_fds(), before);
+
+    let (a, b) = used_pair();
+    while a.post(&mut Value::from(vec![0; 500]), &[]).unwrap() {}
+    a.shutdown(Some(Duration::ZERO));
+    while b.recv(None).is_ok() {}
+    assert_eq!((open_fds(), a.stats().queued), (before, 0));
+}
+
+#[test]
+#[ignore = "counts the fds of its process: see `each_runs_alone`"]
+fn an_end_lets_go_while_a_forked_child_lives() {
+    drop(used_pair());
+    let before = open_fds();
+    let (a, b) = used_pair();
+    let (mut wait, end) = std::io::pipe().unwrap();
+    // SAFETY: the child uses the two ends, which refuse, and leaves at once.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(end);
+        // Until the parent has counted.
+        let _ = wait.read(&mut [0]);
+        a.close_now();
+        let refused = a.recv(None).is_err_and(|e| e.kind() == ErrorKind::Forked);
+        drop((a, b));
+        // SAFETY: a plain call.
+        unsafe { libc::_exit(if refused { 0 } else { 1 }) };
+    }
+    drop(wait);
+    a.close();
+    assert_eq!(b.recv(None).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(open_fds(), before + 1, "this end of the pipe");
+    drop(end);
+    let mut status = 0;
+    // SAFETY: `status` is a valid out pointer.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0);
+}
+
 #[test]
 fn each_runs_alone() {
-    for name in ["fds_that_have_no_room_stay_until_there_is", "a_hundred_channels_leave_no_fds"] {
+    let names = [
+        "fds_that_have_no_room_stay_until_there_is",
+        "a_hundred_channels_leave_no_fds",
+        "an_end_that_was_closed_has_no_fds",
+        "an_end_that_is_closed_under_threads_lets_go_when_they_return",
+        "an_end_lets_go_when_what_was_queued_is_sent_or_the_other_end_is_gone",
+        "an_end_lets_go_while_a_forked_child_lives",
+    ];
+    for name in names {
         let child = start(&[name, "--exact", "--ignored", "--nocapture"], None, &[]);
         assert_eq!(wait(&child), OK, "{name}");
     }

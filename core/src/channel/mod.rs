@@ -26,7 +26,8 @@
 //! only be the thread that waits.
 //!
 //! **The end.** `close` is seen by the other end as `Closed` after the last message; death (its seats in the rings are free, or its socket is
-//! gone) as `PeerDied` after the last message that it published. What waits for a reply ends with the same error.
+//! gone) as `PeerDied` after the last message that it published. What waits for a reply ends with the same error. Fds and mappings go with the
+//! end, not with the object; a thread that uses a part of them lets go of it when it is done.
 //!
 //! **What is not believed**: everything that the other end wrote is copied once and checked before it is used. Damage ends the channel with
 //! `Corrupt`; fds that came with it are closed; no length is allocated that the bytes at hand, or the limits in [`Options`], do not cover.
@@ -66,13 +67,12 @@ use crate::sync::lock;
 use crate::sys::{fork, poll, socket};
 use crate::value::Value;
 use crate::wire::channel::{FAILED, Kind};
-use frame::{Frame, Purpose};
+use frame::Purpose;
 use inbox::{Inbox, Want};
 use line::Line;
 use ready::{Interest, Ready};
 use receiving::Rx;
-use sending::Tx;
-use std::collections::VecDeque;
+use sending::{Behind, Tx};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -197,12 +197,17 @@ struct Inner {
     options: Options,
     epoch: u64,
     door: Mutex<Door>,
-    line: OnceLock<Line>,
+    /// From its opening until the channel ends. A call keeps it until it returns.
+    line: Mutex<Option<Arc<Line>>>,
+    /// The channel has ended: whoever uses a part of the line lets go of it.
+    over: AtomicBool,
+    /// The process at the other end of a line that was let go of.
+    last_peer: OnceLock<u32>,
     /// Whoever has the turn opens the line, or waits until it can.
     opening: Turns<()>,
     tx: Turns<Tx>,
-    /// Frames that came while another thread had the turn to send, behind its own.
-    behind: Mutex<VecDeque<Frame>>,
+    behind: Mutex<Behind>,
+    /// Locked by the thread that reads for all, and by none while there is none such.
     rx: Mutex<Rx>,
     inbox: Mutex<Inbox>,
     arrived: Condvar,
@@ -268,9 +273,8 @@ impl Channel {
     }
 
     fn opened(options: Options, line: Line) -> Channel {
-        let inner = Inner::new(options, Door::Open);
-        let set = inner.line.set(line);
-        debug_assert!(set.is_ok(), "a new channel has no line");
+        let mut inner = Inner::new(options, Door::Open);
+        inner.line = Mutex::new(Some(Arc::new(line)));
         Channel { inner: Arc::new(inner) }
     }
 
@@ -533,7 +537,7 @@ impl Channel {
         *ready = Some(made);
         drop(ready);
         self.inner.is_polled.store(true, Ordering::Relaxed);
-        if let (None, Door::Shut { socket, .. }) = (self.inner.line.get(), &*lock(&self.inner.door))
+        if let Door::Shut { socket, .. } = &*lock(&self.inner.door)
             && let Some(ready) = &mut *lock(&self.inner.ready)
         {
             ready.watch_socket(socket.as_fd(), Interest::Readable)?;
@@ -544,7 +548,8 @@ impl Channel {
     /// The process at the other end, by its own number, once it is known.
     #[must_use]
     pub fn peer_pid(&self) -> Option<u32> {
-        self.inner.line.get().and_then(Line::other).map(|other| other.pid)
+        let of_line = self.inner.line().and_then(|line| line.other().map(|other| other.pid));
+        of_line.or_else(|| self.inner.last_peer.get().copied())
     }
 
     /// Why the channel ended, if it has.
@@ -569,6 +574,9 @@ impl Channel {
     /// Ends the channel for both ends. The other one gets what was sent, and `Closed` after it; what arrived here and was not received
     /// is dropped, and whoever waits here gets `Closed`. What [`post`](Self::post) queued is sent first, by `try_recv`, which says `Closed`
     /// when it is done. On an end that was never used it closes the socket only: a child that inherited it goes on.
+    ///
+    /// Its fds and memory go with that, whoever has closed it, or as soon as calls that are under way return; but for what [`fd`](Self::fd)
+    /// gave, which stays readable.
     pub fn close(&self) {
         self.inner.close();
     }

@@ -2,7 +2,7 @@
 
 use super::inbox::Inbox;
 use super::line::Line;
-use super::sending::Tx;
+use super::sending::{Behind, Tx};
 use super::turns::{Deadline, Turns};
 use super::{Door, Inner, Options, is_transient, own_close, wait};
 use crate::error::{Error, ErrorKind, Result};
@@ -10,7 +10,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
 use crate::sys::{fork, poll, socket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 const NOT_SENT: &str = "what was queued is not sent";
@@ -23,10 +23,12 @@ impl Inner {
             options,
             epoch: fork::epoch(),
             door: Mutex::new(door),
-            line: OnceLock::new(),
+            line: Mutex::default(),
+            over: AtomicBool::new(false),
+            last_peer: OnceLock::new(),
             opening: Turns::new(()),
             tx: Turns::new(Tx::default()),
-            behind: Mutex::default(),
+            behind: Mutex::new(Behind::default()),
             rx: Mutex::default(),
             inbox: Mutex::default(),
             arrived: Condvar::new(),
@@ -60,16 +62,21 @@ impl Inner {
 
     // ---- opening ----
 
+    /// The line, for the time of a call; `None` before there is one, and after the end.
+    pub(super) fn line(&self) -> Option<Arc<Line>> {
+        lock(&self.line).clone()
+    }
+
     /// The line; `None` while the other end has not offered it.
-    pub(super) fn open(&self) -> Result<Option<&Line>> {
-        match self.line.get() {
+    pub(super) fn open(&self) -> Result<Option<Arc<Line>>> {
+        match self.line() {
             Some(line) => Ok(Some(line)),
             // Who waits for it takes it.
             None => self.opening.try_enter().map_or(Ok(None), |_turn| self.take_offer()),
         }
     }
 
-    fn take_offer(&self) -> Result<Option<&Line>> {
+    fn take_offer(&self) -> Result<Option<Arc<Line>>> {
         let mut door = lock(&self.door);
         if let Door::Shut { socket, .. } = &*door {
             match Line::take(socket) {
@@ -80,8 +87,12 @@ impl Inner {
                         // The next look makes the rings members instead.
                         ready.ring();
                     }
-                    let _ = self.line.set(line);
+                    *lock(&self.line) = Some(Arc::new(line));
                     *door = Door::Open;
+                    // Before that, the end looked for a line in vain.
+                    if self.is_over() {
+                        self.leave_line();
+                    }
                 }
                 Err(e) if is_transient(&e) => return Err(e),
                 Err(e) => {
@@ -91,10 +102,15 @@ impl Inner {
                 }
             }
         }
-        Ok(self.line.get())
+        drop(door);
+        match self.line() {
+            Some(line) => Ok(Some(line)),
+            // It was let go of.
+            None => self.check_not_ended().map(|()| None),
+        }
     }
 
-    pub(super) fn wait_open(&self, deadline: Deadline) -> Result<&Line> {
+    pub(super) fn wait_open(&self, deadline: Deadline) -> Result<Arc<Line>> {
         loop {
             self.check_open()?;
             if let Some(line) = self.open()? {
@@ -131,18 +147,50 @@ impl Inner {
         if !inbox.end(why) {
             return;
         }
-        if let Some(line) = self.line.get() {
-            line.close();
-        }
+        self.let_go(inbox);
         self.arrived.notify_all();
-        self.ring();
+    }
+
+    /// Gives back the fds and memory that only a channel needs that goes on. What a thread uses is let go of by that thread: when it gives its
+    /// turn to send back, when it has read for all, when its call returns.
+    fn let_go(&self, inbox: &Inbox) {
+        // Relaxed: whoever has the turn gives it back under the lock by which it was found taken here.
+        self.over.store(true, Ordering::Relaxed);
+        self.leave_line();
+        drop(self.try_enter());
+        self.let_go_of_reading(inbox);
+        if let Some(ready) = &mut *lock(&self.ready) {
+            ready.end();
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Tells the other end, which still gets what was sent.
+    fn leave_line(&self) {
+        let mut held = lock(&self.line);
+        let Some(line) = held.take() else { return };
+        if let Some(other) = line.other() {
+            let _ = self.last_peer.set(other.pid);
+        }
+        drop(held);
+        line.close();
+    }
+
+    /// With the inbox locked nobody begins to read, so that the lock of `rx`, which comes before it elsewhere, is free.
+    pub(super) fn let_go_of_reading(&self, inbox: &Inbox) {
+        if inbox.ended().is_some() && !inbox.pumping {
+            lock(&self.rx).consumer = None;
+        }
     }
 
     pub(super) fn close(&self) {
         if !fork::is_current(self.epoch) {
             return;
         }
-        if self.check_not_ended().is_ok() && self.line.get().is_some_and(|line| self.has_to_send(line)) {
+        if self.check_not_ended().is_ok() && self.line().is_some_and(|line| self.has_to_send(&line)) {
             // `try_recv` closes when they are sent.
             self.closing.store(true, Ordering::Relaxed);
             self.wants_room.store(true, Ordering::Relaxed);
@@ -163,12 +211,12 @@ impl Inner {
     }
 
     pub(super) fn wait_closed(&self, deadline: Deadline) -> Result<()> {
-        let (Some(line), true) = (self.line.get(), self.closing.load(Ordering::Relaxed) && self.check_not_ended().is_ok()) else {
+        let (Some(line), true) = (self.line(), self.closing.load(Ordering::Relaxed) && self.check_not_ended().is_ok()) else {
             return Ok(());
         };
         loop {
             let mut tx = self.sending(self.tx.enter(deadline, NOT_SENT)?);
-            match self.push_queued(&mut tx, line, deadline) {
+            match self.push_queued(&mut tx, &line, deadline) {
                 Err(e) if e.kind() == ErrorKind::Timeout => return Err(e),
                 Err(e) if is_transient(&e) => drop(tx),
                 // Sent, or nobody is there to send it to.
@@ -187,10 +235,6 @@ impl Inner {
         self.end_with(&mut inbox, &own_close());
         inbox.drop_unread();
         drop(inbox);
-        // A thread that has the turn finds the end.
-        if let Some(mut tx) = self.try_enter() {
-            self.drop_queued(&mut tx);
-        }
         // An end that was never opened is another process's to open: nothing but this fd ends.
         let mut door = lock(&self.door);
         if let Door::Shut { socket, connected } = &*door {

@@ -93,6 +93,12 @@ impl Ready {
         Ok(())
     }
 
+    /// Nothing more is waited for: the loop hears of the end from now on. The members go when they are closed.
+    pub(super) fn end(&mut self) {
+        self.ring();
+        (self.timer, self.timer_at) = (None, None);
+    }
+
     pub(super) fn forget_consumer(&mut self, fd: BorrowedFd<'_>) {
         if std::mem::take(&mut self.has_consumer) {
             self.epoll.remove(fd);

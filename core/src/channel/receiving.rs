@@ -34,8 +34,11 @@ pub(super) enum Look {
 
 impl Inner {
     /// The oldest record, if there is one. Says so when there will be none any more.
-    pub(super) fn take(&self, rx: &mut Rx) -> Result<Look> {
-        let Some(line) = self.open()? else { return Ok(Look::Nothing) };
+    fn take(&self, rx: &mut Rx) -> Result<Look> {
+        self.open()?.map_or(Ok(Look::Nothing), |line| self.take_from(rx, &line))
+    }
+
+    fn take_from(&self, rx: &mut Rx, line: &Line) -> Result<Look> {
         if rx.consumer.is_none() {
             rx.consumer = lock(&line.consumer).take();
         }
@@ -104,9 +107,9 @@ impl Inner {
             // What it finds, and every end but a timeout, is told by `take`.
             (Some(line), Some(consumer)) if line.other().is_some() => match consumer.wait(left) {
                 Err(e) if e.kind() == ErrorKind::Timeout => Ok(Look::Nothing),
-                _ => self.take(rx),
+                _ => self.take_from(rx, &line),
             },
-            (Some(line), _) => match self.take(rx)? {
+            (Some(line), _) => match self.take_from(rx, &line)? {
                 Look::Nothing if line.other().is_none() => {
                     line.wait_greeted(deadline).map(|_| ()).or_else(too_soon).map(|()| Look::Nothing)
                 }
@@ -128,16 +131,18 @@ impl Inner {
 
     /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.
     fn deliver(&self, inbox: &mut Inbox, found: Result<Look>) -> Result<()> {
-        let ended = match found {
-            Ok(Look::Nothing | Look::HeldBack) => return Ok(()),
-            Ok(Look::Came(head, message, bytes)) => inbox.arrive(&head, message, bytes).err(),
-            Err(e) if is_transient(&e) => return Err(e),
-            Err(e) => Some(e),
+        let (ended, again) = match found {
+            Ok(Look::Nothing | Look::HeldBack) => (None, None),
+            Ok(Look::Came(head, message, bytes)) => (inbox.arrive(&head, message, bytes).err(), None),
+            Err(e) if is_transient(&e) => (None, Some(e)),
+            Err(e) => (Some(e), None),
         };
         if let Some(e) = ended {
             self.end_with(inbox, &e);
         }
-        Ok(())
+        // Another thread may have ended the channel while this one read for all.
+        self.let_go_of_reading(inbox);
+        again.map_or(Ok(()), Err)
     }
 
     /// The loop's fd is readable until the next look.
@@ -165,12 +170,12 @@ impl Inner {
     /// As [`take`](Self::take) for a loop, whose fd does not tell of a ring where a message is held back.
     fn take_or_hold(&self, rx: &mut Rx) -> Result<Look> {
         let found = self.take(rx)?;
-        let (Look::HeldBack, Some(line), Some(consumer)) = (&found, self.line.get(), &mut rx.consumer) else { return Ok(found) };
+        let (Look::HeldBack, Some(line), Some(consumer)) = (&found, self.line(), &mut rx.consumer) else { return Ok(found) };
         if let Some(ready) = &mut *lock(&self.ready) {
             ready.forget_consumer(consumer.fd().map_err(|e| line.why(e))?);
             // Not a member yet if the fd was asked for after the last record was taken.
             if !ready.awaits_room_for_fds() {
-                ready.watch_socket(line.socket(), Interest::calm(line))?;
+                ready.watch_socket(line.socket(), Interest::calm(&line))?;
             }
         }
         Ok(found)
@@ -293,8 +298,8 @@ impl Inner {
     /// One look without waiting: whether there is room again, and what came. With `pumps` this thread reads for all.
     fn look(&self, pumps: bool) -> (bool, Result<Look>) {
         let mut drained = false;
-        if let Some(line) = self.line.get() {
-            match self.look_for_room(line) {
+        if let Some(line) = self.line() {
+            match self.look_for_room(&line) {
                 Ok(room) => drained = room,
                 Err(e) if is_transient(&e) => return (false, Err(e)),
                 // What the other end sent before it went is still to be received.

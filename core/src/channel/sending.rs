@@ -58,6 +58,15 @@ impl Tx {
     }
 }
 
+/// What came while another thread had the turn to send.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    /// Behind that thread's own.
+    frames: VecDeque<Frame>,
+    /// Somebody found the turn taken, and has a loop that is to be told of room.
+    asks: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offered {
     Published,
@@ -107,14 +116,28 @@ impl DerefMut for Sending<'_> {
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
+        let inner = self.inner;
+        let over = inner.is_over();
+        if over {
+            inner.drop_queued(self);
+            self.producer = None;
+        }
         self.turn = None;
-        // After that: whoever came behind this turn looked in vain for a free one before.
-        let left = !lock(&self.inner.behind).is_empty();
+        // After that: whoever came behind this turn, or ended the channel, looked in vain for a free one before.
+        let mut behind = lock(&inner.behind);
+        let left = std::mem::take(&mut behind.asks) || !behind.frames.is_empty();
+        drop(behind);
+        if inner.is_over() {
+            if left || !over {
+                drop(inner.try_enter());
+            }
+            return;
+        }
         if left {
-            self.inner.wants_room.store(true, Ordering::Relaxed);
+            inner.wants_room.store(true, Ordering::Relaxed);
         }
         if left || self.took {
-            self.inner.ring();
+            inner.ring();
         }
     }
 }
@@ -122,9 +145,9 @@ impl Drop for Sending<'_> {
 impl Inner {
     pub(super) fn sending<'a>(&'a self, mut turn: Turn<'a, Tx>) -> Sending<'a> {
         let mut behind = lock(&self.behind);
-        let took = !behind.is_empty();
+        let took = !behind.frames.is_empty();
         if took {
-            turn.outbox.append(&mut behind);
+            turn.outbox.append(&mut behind.frames);
             // Whoever sends them, their loop is told.
             self.wants_room.store(true, Ordering::Relaxed);
         }
@@ -140,6 +163,15 @@ impl Inner {
     /// `None` while another thread sends.
     pub(super) fn try_enter(&self) -> Option<Sending<'_>> {
         self.tx.try_enter().map(|turn| self.sending(turn))
+    }
+
+    /// As [`try_enter`](Self::try_enter); the loop is told of room once a turn that is taken is given back.
+    fn enter_or_ask(&self) -> Option<Sending<'_>> {
+        self.try_enter().or_else(|| {
+            lock(&self.behind).asks = true;
+            // One that was given back meanwhile may not have seen that.
+            self.try_enter()
+        })
     }
 
     fn offer(&self, tx: &mut Tx, line: &Line, frame: &Frame) -> Result<bool> {
@@ -163,7 +195,7 @@ impl Inner {
     }
 
     pub(super) fn send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<()> {
-        let line = self.wait_open(deadline)?;
+        let line = &*self.wait_open(deadline)?;
         let frame = self.frame(line, purpose, value, fds)?;
         let mut tx = self.sending(self.tx.enter(deadline, "other threads send on the channel")?);
         let sent = self.push_queued(&mut tx, line, deadline).and_then(|()| self.push(&mut tx, line, &frame, deadline));
@@ -221,7 +253,7 @@ impl Inner {
     /// True: published. False: it waits for room, behind those that do.
     pub(super) fn post(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
         self.check_open()?;
-        let line = self.open()?.ok_or_else(|| Error::new(ErrorKind::Full, "other end has not offered its rings yet"))?;
+        let line = &*self.open()?.ok_or_else(|| Error::new(ErrorKind::Full, "other end has not offered its rings yet"))?;
         let frame = self.frame(line, purpose, value, fds)?;
         let buffers = frame.buffers;
         let sent = if let Some(mut tx) = self.try_enter() {
@@ -235,7 +267,7 @@ impl Inner {
             sent
         } else {
             // A thread that waits for room must not hold up a loop.
-            self.queue(&mut lock(&self.behind), frame)?;
+            self.queue(&mut lock(&self.behind).frames, frame)?;
             // One that gave its turn back meanwhile may have seen nothing behind it; the turn taken here does when it is given back.
             drop(self.tx.try_enter().map(|turn| Sending { inner: self, turn: Some(turn), took: false }));
             false
@@ -263,12 +295,12 @@ impl Inner {
     pub(super) fn try_send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
         self.check_open()?;
         let Some(line) = self.open()? else { return Ok(false) };
-        let frame = self.frame(line, purpose, value, fds)?;
+        let frame = self.frame(&line, purpose, value, fds)?;
         // Those that wait were first.
-        let Some(mut tx) = self.try_enter() else { return Ok(false) };
-        if !tx.outbox.is_empty() || !self.offer(&mut tx, line, &frame)? {
+        let Some(mut tx) = self.enter_or_ask() else { return Ok(false) };
+        if !tx.outbox.is_empty() || !self.offer(&mut tx, &line, &frame)? {
             self.wants_room.store(true, Ordering::Relaxed);
-            self.watch_room(&mut tx, line)?;
+            self.watch_room(&mut tx, &line)?;
             return Ok(false);
         }
         drop(tx);
@@ -276,7 +308,7 @@ impl Inner {
         Ok(true)
     }
 
-    pub(super) fn drop_queued(&self, tx: &mut Tx) {
+    fn drop_queued(&self, tx: &mut Tx) {
         tx.outbox.drain(..).for_each(|frame| self.unqueue(&frame));
     }
 
@@ -328,7 +360,9 @@ impl Inner {
         if !self.wants_room.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let Some(mut tx) = self.try_enter() else { return Ok(false) };
+        let Some(mut tx) = self.enter_or_ask() else { return Ok(false) };
+        // They are told by this look.
+        lock(&self.behind).asks = false;
         if !self.flush(&mut tx, line)? {
             return Ok(false);
         }

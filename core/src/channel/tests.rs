@@ -555,6 +555,52 @@ fn queue_behind_a_sender(a: &Channel) -> (i64, thread::JoinHandle<Result<()>>) {
 }
 
 #[test]
+fn a_try_that_finds_the_turn_taken_is_told_when_it_is_given_back() {
+    let (a, _b) = pair();
+    let _ = a.fd().expect("fd");
+    settle(&a);
+    let turn = a.inner.try_enter().expect("free");
+    assert!(!a.try_send(&mut Value::Nil, &[]).expect("open"));
+    settle(&a);
+    drop(turn);
+    assert!(readable(&a) && matches!(next(&a).expect("event"), Incoming::Drained));
+    settle(&a);
+    assert!(a.try_send(&mut Value::Nil, &[]).expect("room"));
+}
+
+#[test]
+fn a_loop_that_finds_the_turn_taken_looks_again_when_it_is_given_back() {
+    let (a, _b) = pair();
+    settle(&a);
+    let turn = a.inner.try_enter().expect("free");
+    // As after a thread's send: there is room already, which no fd of a ring tells.
+    a.inner.wants_room.store(true, Ordering::Relaxed);
+    a.inner.ring();
+    settle(&a);
+    drop(turn);
+    assert!(readable(&a) && matches!(next(&a).expect("event"), Incoming::Drained));
+    settle(&a);
+}
+
+#[test]
+fn a_turn_that_is_given_back_after_the_end_keeps_nothing() {
+    let (a, b) = pair();
+    let (read, write) = std::io::pipe().expect("pipe");
+    settle(&a);
+    let turn = a.inner.try_enter().expect("free");
+    assert!(!a.post(&mut Value::from(vec![0; 1000]), &[write.as_fd()]).expect("queued"));
+    drop(write);
+    a.close_now();
+    assert!(a.stats().queued > 0, "whoever has the turn may be sending it");
+    drop(turn);
+    assert_eq!(a.stats().queued, 0);
+    let mut fds = [poll::readable(read.as_raw_fd())];
+    poll::wait_readable(&mut fds, None);
+    assert_eq!(fds[0].revents & libc::POLLHUP, libc::POLLHUP, "no writer is left");
+    assert_eq!(recv_error(&b).kind(), ErrorKind::Closed);
+}
+
+#[test]
 fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
     let (a, b) = Channel::pair(small()).expect("pair");
     let _ = a.fd().expect("fd");
