@@ -86,7 +86,7 @@ impl TransferBuffer {
     /// Maps a sealed memfd of another process, who may still write it.
     ///
     /// # Errors
-    /// `Invalid` when `fd` is no sealed memfd, `Os`.
+    /// `Invalid` when `fd` is no sealed memfd; `TooLarge` when it is longer than the machine's memory and swap or `RLIMIT_AS`; `Os`.
     pub fn attach(fd: BorrowedFd<'_>) -> Result<TransferBuffer> {
         Ok(TransferBuffer { region: Some(Region::attach(fd)?) })
     }

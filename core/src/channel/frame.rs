@@ -102,6 +102,8 @@ pub(super) fn build(purpose: Purpose, value: &Value, fds: &[BorrowedFd<'_>], opt
     }
     options.check_message(bytes.len() - HEAD_LEN)?;
     let kept = bytes.len() + moving;
+    // Whoever receives it would end the channel for it.
+    mem::check_possible(kept)?;
     let mut flags = purpose.flags;
     if bytes.len() > max_record {
         let payload = &bytes[HEAD_LEN..];
@@ -157,6 +159,7 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
         }
         let len = usize::try_from(u64_at(&payload, 0)).unwrap_or(usize::MAX);
         options.check_message(len)?;
+        mem::check_possible(len)?;
         payload = mem::read_sealed(file.as_fd(), len).map_err(damage)?;
     }
     let len = payload.len();
@@ -195,6 +198,8 @@ pub(super) fn read(head: &Head, mut payload: Vec<u8>, fds: Vec<OwnedFd>, options
                 continue;
             }
             let fd = fds.next().ok_or_else(|| corrupt("record has more buffers than fds").with("buffers", buffers))?;
+            // Together: a message that can never be there would be tried for ever.
+            mem::check_possible(bytes.saturating_add(mem::file_len(fd.as_fd())?))?;
             let buffer = TransferBuffer::attach(fd.as_fd()).map_err(damage)?;
             if buffer.len() != want {
                 return Err(corrupt("buffer is not as long as its record says").with("len", buffer.len()).with("want", want));

@@ -31,6 +31,7 @@
 //!
 //! **What is not believed**: everything that the other end wrote is copied once and checked before it is used. Damage ends the channel with
 //! `Corrupt`; fds that came with it are closed; no length is allocated that the bytes at hand, or the limits in [`Options`], do not cover.
+//! What is missing now (fds, memory) is asked for again; a message that the machine, or this process, can never hold is `TooLarge`.
 //!
 //! ```
 //! use offloop::{Value, channel::{Channel, Incoming, Options}};

@@ -4,6 +4,7 @@ use crate::ring::Producer;
 use crate::wire::channel::{FDS_LEN, GREETING_LEN, Greeting, HERE, Head, RINGS, SPILLED, encode_fds};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
 use std::thread;
 
 const SOON: Option<Duration> = Some(Duration::from_millis(20));
@@ -904,8 +905,12 @@ fn a_loop_waits_for_room_in_the_ring_or_for_fds_and_not_for_what_has_room() {
 }
 
 fn raw_end() -> (Channel, OwnedFd, [crate::RingBuffer; 2]) {
+    raw_end_of(Options::default())
+}
+
+fn raw_end_of(options: Options) -> (Channel, OwnedFd, [crate::RingBuffer; 2]) {
     // The other end of `a`, by hand.
-    let (a, b) = pair();
+    let (a, b) = Channel::pair(options).expect("pair");
     let socket = poll::duplicate(unsafe_borrow(b.socket().expect("unused"))).expect("dup");
     let mut bytes = [0; GREETING_LEN];
     let socket::Received::Datagram(_, fds) = socket::peek(socket.as_fd(), &mut bytes).expect("peek") else { panic!("greeting") };
@@ -1045,6 +1050,43 @@ fn an_end_that_is_gone_before_it_was_opened_is_dead() {
     send(&a, 1);
     drop(b);
     assert_eq!(recv_error(&a).kind(), ErrorKind::PeerDied);
+}
+
+#[test]
+fn memory_that_can_never_be_there_ends_the_channel() {
+    let info = std::fs::read_to_string("/proc/meminfo").expect("proc");
+    let kib = |name| info.lines().find_map(|l| l.strip_prefix(name)).and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    let most = (kib("MemTotal:").expect("total") + kib("SwapTotal:").expect("swap")) << 10;
+    let sparse = |len: u64| {
+        // SAFETY: the name is NUL-terminated; the kernel gives a new fd, which nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"sparse".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC)) };
+        // SAFETY: plain calls on an fd of this test.
+        unsafe {
+            assert_eq!(libc::ftruncate(fd.as_raw_fd(), len as i64), 0);
+            assert_eq!(libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW), 0);
+        }
+        fd
+    };
+    // Alone; together; behind the record. None is longer than an address space could be.
+    for (lens, flags) in [(vec![most + 4096], 0), (vec![most / 4 * 3; 2], 0), (vec![1 << 60], 0), (vec![most + 4096], SPILLED)] {
+        let (a, socket, rings) = raw_end_of(Options { max_message: usize::MAX, ..Options::default() });
+        let fds: Vec<OwnedFd> = lens.iter().map(|len| sparse(*len)).collect();
+        let count = fds.len() as u16;
+        socket::send(socket.as_fd(), &encode_fds(count, 0), &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).expect("send");
+        let record = if flags == SPILLED {
+            [head(SPILLED, 1, 0, 1), lens[0].to_le_bytes().to_vec()].concat()
+        } else {
+            let names = [vec![0x90 | count as u8], [0xd5, 3, 0, 0].repeat(fds.len())].concat();
+            let pad = vec![0; names.len().next_multiple_of(8) - names.len()];
+            let table: Vec<u8> = lens.iter().flat_map(|len| (len << 1).to_le_bytes()).collect();
+            [head(0, count, count.into(), names.len() as u64), names, pad, table].concat()
+        };
+        let _producer = push(&rings, &record);
+        let e = recv_error(&a);
+        assert_eq!(e.kind(), ErrorKind::TooLarge, "{lens:?}: {e}");
+        assert!(e.to_string().contains("max="), "{e}");
+        assert_eq!(a.ended().map(|e| e.kind()), Some(ErrorKind::TooLarge));
+    }
 }
 
 #[test]

@@ -429,7 +429,7 @@ impl RingBuffer {
     ///
     /// # Errors
     /// `Invalid` when they are not a sealed memfd and as many eventfds as the ring has seats; `Corrupt`, `Version` and
-    /// `Unsupported` when the memory is not a ring of this version; `Os`.
+    /// `Unsupported` when the memory is not a ring of this version; `TooLarge` when it can never be there; `Os`.
     pub fn attach(fds: &[BorrowedFd<'_>]) -> Result<RingBuffer> {
         let Some((memory, bells)) = fds.split_first() else {
             return Err(Error::invalid("a ring needs fds to attach to").with("fds", 0));

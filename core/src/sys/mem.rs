@@ -5,6 +5,7 @@ use super::fork::ForkCell;
 use super::probe::{self, Call};
 use crate::error::{Error, ErrorKind, Result};
 use memmap2::{MmapOptions, MmapRaw};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub(super) const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
@@ -23,7 +24,7 @@ pub(super) fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Requests below this are not checked against free memory: reading `/proc` costs more than they do.
+/// Requests below this are not checked against the limits of memory: asking for those costs more than they do.
 const BUDGET_FROM: usize = 1 << 20;
 
 /// Bytes that the kernel could hand out now without killing somebody: `MemAvailable`, bounded by the limits of this
@@ -62,6 +63,38 @@ fn check_budget(len: usize) -> Result<()> {
         Some(free) => error.with("available", free),
         None => error,
     })
+}
+
+/// The most memory that can be there for this process at any time: the machine's, with swap, and `RLIMIT_AS`.
+fn most_memory() -> u64 {
+    let mut info = MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: `info` is a valid out pointer; all-zero is a valid value where the call does not fill it.
+    let info = unsafe {
+        libc::sysinfo(info.as_mut_ptr());
+        info.assume_init()
+    };
+    let machine = (info.totalram + info.totalswap).saturating_mul(info.mem_unit.into());
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: 0 };
+    // SAFETY: `limit` is a valid out pointer; a call that fails leaves no limit in it.
+    unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    if machine == 0 { limit.rlim_cur } else { machine.min(limit.rlim_cur) }
+}
+
+/// Refuses what can never be there in full, as a file with holes can claim. What is not refused may be missing now, and there later.
+///
+/// # Errors
+/// `TooLarge`.
+pub fn check_possible(len: usize) -> Result<()> {
+    if len < BUDGET_FROM {
+        return Ok(());
+    }
+    let most = most_memory();
+    if len as u64 > most {
+        return Err(Error::new(ErrorKind::TooLarge, "memory is longer than this machine or process can have")
+            .with("len", len)
+            .with("max", most));
+    }
+    Ok(())
 }
 
 /// Growing a file over `RLIMIT_FSIZE` sends SIGXFSZ, whose default action ends the process; an error is what a caller can handle.
@@ -174,7 +207,8 @@ pub fn map_to_read(fd: &OwnedFd, len: usize) -> Result<MmapRaw> {
 /// Maps a memfd that another process made. The fd is duplicated; the caller keeps its own.
 ///
 /// # Errors
-/// `Invalid` when `fd` is not a memfd, not sealed against shrinking and growing, or sealed against writing; `Os` when it cannot be mapped.
+/// `Invalid` when `fd` is not a memfd, not sealed against shrinking and growing, or sealed against writing; `TooLarge` when it is longer than
+/// this machine or process can have; `Os` when it cannot be mapped now.
 pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
     let seals = seals(fd).unwrap_or(-1);
     let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
@@ -191,6 +225,7 @@ pub fn attach_sealed(fd: BorrowedFd<'_>) -> Result<(OwnedFd, MmapRaw, usize)> {
     if len == 0 {
         return Err(Error::invalid("memfd is empty").with("fd", fd.as_raw_fd()));
     }
+    check_possible(len)?;
     let map = map(&owned, len)?;
     Ok((owned, map, len))
 }
@@ -237,12 +272,29 @@ mod tests {
         }
     }
 
+    /// A peer that sends one may not be waited for either.
+    #[test]
+    fn memory_that_can_never_be_there_is_too_large() {
+        let most = usize::try_from(most_memory()).expect("64 bits");
+        assert!(machine_memory().is_none_or(|free| free <= most), "of the whole machine");
+        for len in [most + 4096, 1 << 60] {
+            let file = sealed_of(len, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW);
+            let e = attach_sealed(file.as_fd()).map(|_| ()).expect_err("it has holes");
+            let told = format!("too large: memory is longer than this machine or process can have (len={len}, max={most})");
+            assert_eq!(e.to_string(), told);
+        }
+    }
+
     fn sealed(seals: libc::c_int) -> OwnedFd {
+        sealed_of(4096, seals)
+    }
+
+    fn sealed_of(len: usize, seals: libc::c_int) -> OwnedFd {
         // SAFETY: the name is NUL-terminated; the kernel gives a new fd, which nobody else owns.
         let file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"sealed".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC)) };
         // SAFETY: plain calls on an fd of this test.
         unsafe {
-            assert_eq!(libc::ftruncate(file.as_raw_fd(), 4096), 0);
+            assert_eq!(libc::ftruncate(file.as_raw_fd(), len as libc::off_t), 0);
             assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals), 0);
         }
         file
