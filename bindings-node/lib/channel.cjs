@@ -155,6 +155,14 @@ class Channel extends EventEmitter {
     return native.channelSocket(this.#handle)
   }
 
+  /** The same, given away: it belongs to whoever attaches it, in a worker thread for example. */
+  detach() {
+    const fd = this.fd
+    native.channelDetach(this.#handle)
+    this.#end(closedHere())
+    return fd
+  }
+
   get closed() {
     return this.#why !== null
   }

@@ -398,7 +398,7 @@ export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
   private constructor()
   /** Two ends. Either may be used here, or by a child that inherits its `fd` and calls `attach`; `close` this end then. */
   static pair(options?: ChannelOptions | null): [Channel, Channel]
-  /** The end of a pair whose `fd` this process inherited; the fd belongs to the channel from now on. */
+  /** The end of a pair whose `fd` this process inherited, or that was detached; the fd belongs to the channel from now on. */
   static attach(fd: number, options?: ChannelOptions | null): Channel
   /** `path`: a file, or a name below `$XDG_RUNTIME_DIR/offloop`. Only this user's processes can connect. */
   static listen(path: string, fn: (channel: Channel) => void): ChannelListener
@@ -406,6 +406,8 @@ export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
   static connect(path: string, options?: (ChannelOptions & WaitOptions) | null): Promise<Channel>
   /** The socket of an end that was not used yet, for a child to inherit (`stdio`). */
   readonly fd: number
+  /** Gives `fd` away, to one `attach` in this process, as in a worker thread that gets the number by `workerData`. This end is closed. */
+  detach(): number
   readonly closed: boolean
   readonly stats: {
     sent: number

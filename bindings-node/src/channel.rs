@@ -141,6 +141,12 @@ pub(crate) fn socket(call: &Call<'_>) -> JsResult<Raw> {
     call.env.number(end(call)?.channel()?.socket()?.into())
 }
 
+/// `channelDetach(channel)`: the same, for whoever attaches it.
+pub(crate) fn detach(call: &Call<'_>) -> JsResult<Raw> {
+    let fd = end(call)?.channel()?.detach()?;
+    call.env.number(fd.into_raw_fd().into())
+}
+
 /// Calls `send` with the value and fds of two arguments, after the function of argument `check`, if there is one, which looks at the buffers
 /// that were found. Buffers inside move if it succeeds.
 fn sending<R>(call: &Call<'_>, at: usize, check: usize, send: impl FnOnce(&mut Value, &[BorrowedFd<'_>]) -> Result<R>) -> JsResult<R> {

@@ -105,6 +105,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"channelConnect", channel::connect),
     (c"channelTryOpen", channel::try_open),
     (c"channelSocket", channel::socket),
+    (c"channelDetach", channel::detach),
     (c"channelPost", channel::post),
     (c"channelRequest", channel::request),
     (c"channelReply", channel::reply),

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
 import { Channel, OffloopError, TransferBuffer } from '../lib/index.mjs'
 import { entryUrl, rejection, script, until } from './support.mjs'
 
@@ -126,6 +127,28 @@ test('fds go along', async (t) => {
   readSync(got, bytes, 0, 8, 0)
   assert.equal(bytes.toString(), '// Chann')
   closeSync(got)
+})
+
+test('an end is handed to a worker thread, and has one owner', async (t) => {
+  const [a, b] = open(t)
+  const fd = b.fd
+  assert.throws(() => Channel.attach(fd), { code: 'ERR_OFFLOOP_IN_USE' })
+  assert.equal(b.detach(), fd)
+  assert.throws(() => b.detach(), { code: 'ERR_OFFLOOP_CLOSED' })
+  await once(b, 'close')
+  b.close()
+  fstatSync(fd)
+  const code = `import { workerData } from 'node:worker_threads'
+    import { Channel } from ${JSON.stringify(entryUrl)}
+    const channel = Channel.attach(workerData)
+    channel.on('request', (request) => request.reply(request.value + 1))
+    channel.on('close', () => {})`
+  const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(code)}`), { workerData: fd })
+  assert.equal(await a.request(1), 2)
+  assert.throws(() => Channel.attach(fd), { code: 'ERR_OFFLOOP_IN_USE' })
+  assert.throws(() => a.detach(), { code: 'ERR_OFFLOOP_IN_USE' })
+  a.close()
+  assert.deepEqual(await once(worker, 'exit'), [0])
 })
 
 test('fds that nobody takes are closed', async (t) => {

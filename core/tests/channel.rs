@@ -137,6 +137,19 @@ fn peer() {
     let words: Vec<&str> = script.split(':').collect();
     let arg = |i: usize| words[i].parse::<u64>().unwrap();
     let channel = match std::env::var_os("OFFLOOP_TEST_PATH") {
+        // Has not opened its connection, and leaves a child behind that lives until the pipe's other end is closed.
+        Some(path) if words[0] == "leave" => {
+            let _connected = Channel::begin_connect(path, Options::default()).unwrap();
+            #[allow(clippy::disallowed_methods, reason = "what a forked child keeps is tested")]
+            // SAFETY: the child reads from a pipe and leaves.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                // SAFETY: the parent put the pipe here; the array has room for a byte.
+                unsafe { libc::read(END, [0u8; 1].as_mut_ptr().cast(), 1) };
+            }
+            // SAFETY: both leave as if they were killed.
+            unsafe { libc::_exit(0) };
+        }
         Some(path) => Channel::connect(path, None, Options::default()).unwrap(),
         // SAFETY: the parent put its end here, and it is nobody else's.
         None => Channel::attach(unsafe { OwnedFd::from_raw_fd(END) }, Options::default()).unwrap(),
@@ -288,6 +301,20 @@ fn channels_by_a_path_between_processes() {
     for child in children {
         assert_eq!(wait(&child), OK);
     }
+}
+
+#[test]
+fn a_forked_child_does_not_keep_a_connection_that_is_not_open_yet() {
+    let path = std::env::temp_dir().join(format!("offloop-channel-leave-{}", std::process::id()));
+    let listener = Channel::listen(&path, small()).unwrap();
+    let (wait_here, end) = std::io::pipe().unwrap();
+    let script = [("OFFLOOP_TEST_PEER", "leave"), ("OFFLOOP_TEST_PATH", path.to_str().unwrap())];
+    let child = start(&["peer", "--exact", "--ignored", "--nocapture"], Some(wait_here.as_fd()), &script);
+    let own = listener.accept(None).unwrap();
+    assert_eq!(wait(&child), OK);
+    // Its own child lives still.
+    assert_eq!(own.recv(Some(Duration::from_secs(60))).unwrap_err().kind(), ErrorKind::PeerDied);
+    drop(end);
 }
 
 /// Nothing that was published is lost, torn or repeated; then the end is told.
@@ -566,6 +593,7 @@ fn an_end_lets_go_while_a_forked_child_lives() {
     let before = open_fds();
     let (a, b) = used_pair();
     let (mut wait, end) = std::io::pipe().unwrap();
+    #[allow(clippy::disallowed_methods, reason = "what a forked child keeps is tested")]
     // SAFETY: the child uses the two ends, which refuse, and leaves at once.
     let pid = unsafe { libc::fork() };
     if pid == 0 {

@@ -81,8 +81,18 @@ fn damage(e: Error) -> Error {
     e
 }
 
-impl Line {
-    fn sit(socket: &OwnedFd, rings: [RingBuffer; 2], side: usize) -> Result<Line> {
+/// The rings of an end with both of its seats in them, before they have their socket.
+#[derive(Debug)]
+pub(super) struct Seated {
+    send_ring: RingBuffer,
+    recv_ring: RingBuffer,
+    producer: Option<Producer>,
+    consumer: Consumer,
+    other: Option<Greeting>,
+}
+
+impl Seated {
+    fn sit(rings: [RingBuffer; 2], side: usize) -> Result<Seated> {
         let [zero, one] = rings;
         let (send_ring, recv_ring) = if side == 0 { (zero, one) } else { (one, zero) };
         let consumer = recv_ring.consumer(ConsumerOptions::default())?;
@@ -93,30 +103,13 @@ impl Line {
             Err(e) => return Err(e),
         };
         failpoint::hit("channel.opened");
-        Ok(Line {
-            socket: PrivateFd::new(poll::duplicate(socket.as_fd())?),
-            send_ring,
-            recv_ring,
-            producer: Mutex::new(producer),
-            consumer: Mutex::new(Some(consumer)),
-            other: OnceLock::new(),
-            greeting: Turns::new(()),
-        })
-    }
-
-    /// Makes the rings for a connection that was accepted.
-    pub(super) fn host(socket: &OwnedFd, options: &Options) -> Result<Line> {
-        let rings = [ring(options)?, ring(options)?];
-        let line = Line::sit(socket, rings.clone(), 0)?;
-        greet(socket.as_fd(), RINGS | HERE, 1, Some(&rings))?;
-        failpoint::hit("channel.greeted");
-        Ok(line)
+        Ok(Seated { send_ring, recv_ring, producer, consumer, other: None })
     }
 
     /// Takes the rings that wait in the socket; `None` while none do. What fails for want of fds or memory can be tried again.
-    pub(super) fn take(socket: &OwnedFd) -> Result<Option<Line>> {
+    pub(super) fn take(socket: BorrowedFd<'_>) -> Result<Option<Seated>> {
         let mut bytes = [0; 256];
-        let (len, fds) = match socket::peek(socket.as_fd(), &mut bytes)? {
+        let (len, fds) = match socket::peek(socket, &mut bytes)? {
             Received::Datagram(len, fds) => (len, fds),
             Received::Nothing => return Ok(None),
             Received::End => return Err(Error::new(ErrorKind::PeerDied, "other end was gone before it offered its rings")),
@@ -133,14 +126,37 @@ impl Line {
         if let Some(ring) = rings.iter().find(|ring| ring.kind() != Kind::Spsc || ring.on_full() == OnFull::Overwrite) {
             return Err(Error::new(ErrorKind::Corrupt, "ring of a channel is of another kind").with("kind", ring.kind().as_str()));
         }
-        let line = Line::sit(socket, rings, greeting.side as usize)?;
-        greet(socket.as_fd(), HERE, 0, None)?;
+        let mut seated = Seated::sit(rings, greeting.side as usize)?;
+        greet(socket, HERE, 0, None)?;
         failpoint::hit("channel.greeted");
-        socket::skip(socket.as_fd());
-        if greeting.flags & HERE != 0 {
-            let _ = line.other.set(greeting);
+        socket::skip(socket);
+        seated.other = (greeting.flags & HERE != 0).then_some(greeting);
+        Ok(Some(seated))
+    }
+}
+
+impl Line {
+    /// The line of an end that has taken its rings out of `socket`.
+    pub(super) fn new(socket: PrivateFd, seated: Seated) -> Line {
+        let Seated { send_ring, recv_ring, producer, consumer, other } = seated;
+        Line {
+            socket,
+            send_ring,
+            recv_ring,
+            producer: Mutex::new(producer),
+            consumer: Mutex::new(Some(consumer)),
+            other: other.map_or_else(OnceLock::new, OnceLock::from),
+            greeting: Turns::new(()),
         }
-        Ok(Some(line))
+    }
+
+    /// Makes the rings for a connection that was accepted.
+    pub(super) fn host(socket: PrivateFd, options: &Options) -> Result<Line> {
+        let rings = [ring(options)?, ring(options)?];
+        let seated = Seated::sit(rings.clone(), 0)?;
+        greet(socket.as_fd(), RINGS | HERE, 1, Some(&rings))?;
+        failpoint::hit("channel.greeted");
+        Ok(Line::new(socket, seated))
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {

@@ -18,7 +18,7 @@ use crate::sys::fork::{self, PrivateFd};
 use crate::sys::{ofd, poll, socket};
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -84,7 +84,7 @@ fn remove_stale(path: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Exists, "a file of that name is not a socket of this user").with("path", path.display()));
     }
     // A socket that somebody else's program listens on has no lock.
-    match socket::connect(path) {
+    match socket::connect(socket::socket()?.as_fd(), path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         _ => return Err(Error::new(ErrorKind::Exists, "another program listens at that path").with("path", path.display())),
     }
@@ -101,8 +101,13 @@ impl Listener {
         let Some(lock) = take_lock(&lock_path)? else {
             return Err(Error::new(ErrorKind::Exists, "somebody listens at that path").with("path", path.display()));
         };
-        let made = remove_stale(&path).and_then(|()| socket::listen(&path));
-        let socket = match made {
+        // Guarded before it listens: in a child it would keep the path busy when nobody accepts there any more.
+        let listening = || {
+            let socket = PrivateFd::open(socket::socket)?;
+            socket::listen(socket.as_fd(), &path)?;
+            Ok(socket)
+        };
+        let socket = match remove_stale(&path).and_then(|()| listening()) {
             Ok(socket) => socket,
             Err(e) => {
                 let _ = std::fs::remove_file(&lock_path);
@@ -110,7 +115,7 @@ impl Listener {
             }
         };
         let named = identity(&path);
-        Ok(Listener { socket: PrivateFd::new(socket), _lock: lock, path, named, lock_path, options, epoch: fork::epoch() })
+        Ok(Listener { socket, _lock: lock, path, named, lock_path, options, epoch: fork::epoch() })
     }
 
     /// Where it listens.
@@ -134,15 +139,14 @@ impl Listener {
             return Err(Error::new(ErrorKind::Forked, "listener belongs to the parent of this forked process"));
         }
         while let Some(socket) = socket::accept(self.socket.as_fd())? {
+            // A child that is forked between these two keeps a copy, which matters only if this process dies before its greeting: from then
+            // on its seats tell.
+            let socket = PrivateFd::new(socket);
             if line::check_user(socket.as_fd()).is_ok() {
-                return self.host(&socket).map(Some);
+                return Ok(Some(Channel::opened(self.options, Line::host(socket, &self.options)?)));
             }
         }
         Ok(None)
-    }
-
-    fn host(&self, socket: &OwnedFd) -> Result<Channel> {
-        Ok(Channel::opened(self.options, Line::host(socket, &self.options)?))
     }
 
     /// As [`try_accept`](Self::try_accept), and waits at most `timeout` (`None`: without end).

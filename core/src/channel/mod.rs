@@ -65,12 +65,14 @@ pub use listener::Listener;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
-use crate::sys::{fork, poll, socket};
+use crate::sys::fork::{self, PrivateFd};
+use crate::sys::{poll, socket};
 use crate::value::Value;
 use crate::wire::channel::{FAILED, Kind};
 use frame::Purpose;
 use inbox::{Inbox, Want};
-use line::Line;
+use line::{Line, Seated};
+use opening::Door;
 use ready::{Interest, Ready};
 use receiving::Rx;
 use sending::{Behind, Tx};
@@ -182,22 +184,11 @@ pub struct Stats {
 }
 
 #[derive(Debug)]
-enum Door {
-    /// Not opened yet: greetings wait in the socket, and whoever inherits it may open it instead.
-    Shut {
-        socket: OwnedFd,
-        /// Connected here, to a listener: nobody else's to open.
-        connected: bool,
-    },
-    /// The line has the socket, or nobody.
-    Open,
-}
-
-#[derive(Debug)]
 struct Inner {
     options: Options,
     epoch: u64,
-    door: Mutex<Door>,
+    /// The socket of an end that is not open yet; then the line has it, or nobody.
+    door: Mutex<Option<Arc<Door>>>,
     /// From its opening until the channel ends. A call keeps it until it returns.
     line: Mutex<Option<Arc<Line>>>,
     /// The channel has ended: whoever uses a part of the line lets go of it.
@@ -242,8 +233,8 @@ fn wait(entry: libc::pollfd, left: Option<Duration>) {
 }
 
 impl Channel {
-    fn shut(options: Options, socket: OwnedFd, connected: bool) -> Channel {
-        Channel { inner: Arc::new(Inner::new(options, Door::Shut { socket, connected })) }
+    fn shut(options: Options, door: Door) -> Channel {
+        Channel { inner: Arc::new(Inner::new(options, Some(door))) }
     }
 
     /// Two ends that are connected. Either may be used here, or opened by a child process instead, which inherits its
@@ -253,28 +244,33 @@ impl Channel {
     /// `Invalid`, `TooLarge` for a capacity outside the limits of rings; `Os`.
     pub fn pair(options: Options) -> Result<(Channel, Channel)> {
         let (a, b) = line::pair(&options)?;
-        Ok((Channel::shut(options, a, false), Channel::shut(options, b, false)))
+        Ok((Channel::shut(options, Door::offered(a)), Channel::shut(options, Door::offered(b))))
     }
 
     /// The end of a pair whose socket this process inherited. The socket belongs to the channel from now on; it is given back on error.
     ///
     /// # Errors
     /// `Invalid` when `fd` is no such socket, or another user's; `Corrupt`, `Version` when nothing of this version waits in it; `PeerDied`
-    /// when the other end is gone; `InUse` when another process has opened it; `Os`.
+    /// when the other end is gone; `InUse` when an end in this process has that fd, which would be closed twice ([`detach`](Self::detach) it
+    /// there); `Os`.
     pub fn attach(fd: OwnedFd, options: Options) -> Result<Channel, (Error, OwnedFd)> {
+        if fork::is_owned(fd.as_raw_fd()) {
+            let e = Error::new(ErrorKind::InUse, "fd belongs to another end of a channel in this process");
+            return Err((e.with("fd", fd.as_raw_fd()), fd));
+        }
         if let Err(e) = socket::check_kind(fd.as_fd()).and_then(|()| line::check_user(fd.as_fd())).and_then(|()| socket::adopt(fd.as_fd()))
         {
             return Err((e, fd));
         }
-        match Line::take(&fd) {
-            Ok(Some(line)) => Ok(Channel::opened(options, line)),
+        match Seated::take(fd.as_fd()) {
+            Ok(Some(seated)) => Ok(Channel::opened(options, Line::new(PrivateFd::new(fd), seated))),
             Ok(None) => Err((Error::invalid("nobody offers a channel on that socket").with("fd", fd.as_raw_fd()), fd)),
             Err(e) => Err((e, fd)),
         }
     }
 
     fn opened(options: Options, line: Line) -> Channel {
-        let mut inner = Inner::new(options, Door::Open);
+        let mut inner = Inner::new(options, None);
         inner.line = Mutex::new(Some(Arc::new(line)));
         Channel { inner: Arc::new(inner) }
     }
@@ -315,10 +311,13 @@ impl Channel {
     /// `Full` when too many wait to be accepted, and those of [`connect`](Self::connect).
     pub fn begin_connect(path: impl AsRef<Path>, options: Options) -> Result<Channel> {
         let path = crate::ring::resolve_path(path.as_ref(), false)?;
-        let full = || Error::new(ErrorKind::Full, "too many connections wait for the listener").with("path", path.display());
-        let socket = socket::connect(&path)?.ok_or_else(full)?;
+        // Guarded before it is connected, so that no forked child keeps the connection.
+        let socket = PrivateFd::open(socket::socket)?;
+        if !socket::connect(socket.as_fd(), &path)? {
+            return Err(Error::new(ErrorKind::Full, "too many connections wait for the listener").with("path", path.display()));
+        }
         line::check_user(socket.as_fd())?;
-        Ok(Channel::shut(options, socket, true))
+        Ok(Channel::shut(options, Door::Connected(socket)))
     }
 
     /// True once messages can be sent.
@@ -344,10 +343,20 @@ impl Channel {
     /// `InUse` once this end was used here; `Closed`, `Forked`.
     pub fn socket(&self) -> Result<RawFd> {
         self.inner.check_open()?;
-        match &*lock(&self.inner.door) {
-            Door::Shut { socket, .. } => Ok(socket.as_raw_fd()),
-            Door::Open => Err(Error::new(ErrorKind::InUse, "this end of the channel is used by this process")),
+        match lock(&self.inner.door).as_deref() {
+            Some(Door::Offered(socket)) => Ok(socket.as_fd().as_raw_fd()),
+            _ => Err(opening::used_here()),
         }
+    }
+
+    /// Gives the [`socket`](Self::socket) of an end that was not used yet away: to whoever [attaches](Self::attach) it, in this process too. This
+    /// end is closed by that.
+    ///
+    /// # Errors
+    /// Those of [`socket`](Self::socket).
+    pub fn detach(&self) -> Result<OwnedFd> {
+        self.inner.check_open()?;
+        self.inner.detach()
     }
 
     /// Sends a value, and fds, which are duplicated. Waits for room at most `timeout` (`None`: without end). Buffers in `value` are
@@ -538,10 +547,10 @@ impl Channel {
         *ready = Some(made);
         drop(ready);
         self.inner.is_polled.store(true, Ordering::Relaxed);
-        if let Door::Shut { socket, .. } = &*lock(&self.inner.door)
+        if let Some(door) = &*lock(&self.inner.door)
             && let Some(ready) = &mut *lock(&self.inner.ready)
         {
-            ready.watch_socket(socket.as_fd(), Interest::Readable)?;
+            ready.watch_socket(door.as_fd(), Interest::Readable)?;
         }
         Ok(fd)
     }

@@ -1,15 +1,16 @@
 //! How an end comes into being and goes: the door, whose socket another process may open instead, and the one end of all.
 
 use super::inbox::Inbox;
-use super::line::Line;
+use super::line::{Line, Seated};
 use super::sending::{Behind, Tx};
 use super::turns::{Deadline, Turns};
-use super::{Door, Inner, Options, is_transient, own_close, wait};
+use super::{Inner, Options, is_transient, own_close, wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::lock;
-use crate::sys::{fork, poll, socket};
-use std::os::fd::{AsFd, AsRawFd};
+use crate::sys::fork::{self, Inherited, PrivateFd};
+use crate::sys::{poll, socket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -17,12 +18,47 @@ const NOT_SENT: &str = "what was queued is not sent";
 /// How long a close waits before it tries again what fds or memory were missing for.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The socket of an end that is not open yet.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// Of a pair: greetings wait in it, and whoever inherits it may open it instead.
+    Offered(Inherited),
+    /// Connected here, to a listener: nobody else's to open.
+    Connected(PrivateFd),
+}
+
+pub(super) fn used_here() -> Error {
+    Error::new(ErrorKind::InUse, "this end of the channel is used by this process")
+}
+
+impl Door {
+    pub(super) fn offered(socket: OwnedFd) -> Door {
+        Door::Offered(Inherited::new(socket))
+    }
+
+    fn into_private(self) -> PrivateFd {
+        match self {
+            Door::Offered(socket) => PrivateFd::new(socket.into_fd()),
+            Door::Connected(socket) => socket,
+        }
+    }
+}
+
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Door::Offered(socket) => socket.as_fd(),
+            Door::Connected(socket) => socket.as_fd(),
+        }
+    }
+}
+
 impl Inner {
-    pub(super) fn new(options: Options, door: Door) -> Inner {
+    pub(super) fn new(options: Options, door: Option<Door>) -> Inner {
         Inner {
             options,
             epoch: fork::epoch(),
-            door: Mutex::new(door),
+            door: Mutex::new(door.map(Arc::new)),
             line: Mutex::default(),
             over: AtomicBool::new(false),
             last_peer: OnceLock::new(),
@@ -76,19 +112,17 @@ impl Inner {
         }
     }
 
+    /// The caller has the turn to open.
     fn take_offer(&self) -> Result<Option<Arc<Line>>> {
         let mut door = lock(&self.door);
-        if let Door::Shut { socket, .. } = &*door {
-            match Line::take(socket) {
+        if let Some(shut) = &*door {
+            match Seated::take(shut.as_fd()) {
                 Ok(None) => return Ok(None),
-                Ok(Some(line)) => {
-                    if let Some(ready) = &mut *lock(&self.ready) {
-                        ready.forget_socket(socket.as_fd());
-                        // The next look makes the rings members instead.
-                        ready.ring();
-                    }
-                    *lock(&self.line) = Some(Arc::new(line));
-                    *door = Door::Open;
+                Ok(Some(seated)) => {
+                    // The next look makes the rings members, too.
+                    self.ring();
+                    let shut = door.take().and_then(Arc::into_inner).expect("whoever waits at the door has the turn to open");
+                    *lock(&self.line) = Some(Arc::new(Line::new(shut.into_private(), seated)));
                     // Before that, the end looked for a line in vain.
                     if self.is_over() {
                         self.leave_line();
@@ -127,13 +161,23 @@ impl Inner {
             return Ok(());
         }
         let left = deadline.left("other end did not offer its rings")?;
-        let socket = match &*lock(&self.door) {
-            // Another thread may close it meanwhile.
-            Door::Shut { socket, .. } => poll::duplicate(socket.as_fd())?,
-            Door::Open => return Ok(()),
-        };
-        wait(poll::readable(socket.as_raw_fd()), left);
+        // Another thread may close it meanwhile.
+        let Some(door) = lock(&self.door).clone() else { return Ok(()) };
+        wait(poll::readable(door.as_fd().as_raw_fd()), left);
         Ok(())
+    }
+
+    /// The socket of an end that nobody has opened, for another owner.
+    pub(super) fn detach(&self) -> Result<OwnedFd> {
+        // Nobody opens it meanwhile, nor waits at the door.
+        let _turn = self.opening.try_enter().ok_or_else(used_here)?;
+        let door = lock(&self.door).take_if(|door| matches!(**door, Door::Offered(_)));
+        let Some(Door::Offered(socket)) = door.and_then(Arc::into_inner) else { return Err(used_here()) };
+        if let Some(ready) = &mut *lock(&self.ready) {
+            ready.forget_socket(socket.as_fd());
+        }
+        self.end(&Error::new(ErrorKind::Closed, "end of the channel was detached"));
+        Ok(socket.into_fd())
     }
 
     // ---- ending ----
@@ -236,16 +280,14 @@ impl Inner {
         inbox.drop_unread();
         drop(inbox);
         // An end that was never opened is another process's to open: nothing but this fd ends.
-        let mut door = lock(&self.door);
-        if let Door::Shut { socket, connected } = &*door {
+        if let Some(door) = lock(&self.door).take() {
             if let Some(ready) = &mut *lock(&self.ready) {
-                ready.forget_socket(socket.as_fd());
+                ready.forget_socket(door.as_fd());
             }
-            if *connected {
+            if let Door::Connected(socket) = &*door {
                 socket::hang_up(socket.as_fd());
             }
         }
-        *door = Door::Open;
     }
 }
 

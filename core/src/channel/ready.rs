@@ -80,7 +80,7 @@ impl Ready {
         Ok(())
     }
 
-    /// The socket has another fd now.
+    /// It is closed, or a child's to use.
     pub(super) fn forget_socket(&mut self, socket: BorrowedFd<'_>) {
         if self.socket.take().is_some() {
             self.epoll.remove(socket);

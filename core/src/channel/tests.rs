@@ -4,7 +4,7 @@ use crate::ring::Producer;
 use crate::wire::channel::{FDS_LEN, GREETING_LEN, Greeting, HERE, Head, RINGS, SPILLED, encode_fds};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::thread;
 
 const SOON: Option<Duration> = Some(Duration::from_millis(20));
@@ -1050,6 +1050,34 @@ fn an_end_that_is_gone_before_it_was_opened_is_dead() {
     send(&a, 1);
     drop(b);
     assert_eq!(recv_error(&a).kind(), ErrorKind::PeerDied);
+}
+
+#[test]
+fn an_end_that_is_detached_is_anothers_and_a_number_has_one_owner() {
+    let (a, b) = pair();
+    let _ = b.fd().expect("fd");
+    // As a face does that gets a number.
+    let attach = |fd: RawFd| {
+        // SAFETY: it is given back on error.
+        Channel::attach(unsafe { OwnedFd::from_raw_fd(fd) }, Options::default()).map_err(|(e, fd)| {
+            let _ = fd.into_raw_fd();
+            e
+        })
+    };
+    let number = b.socket().expect("unused");
+    assert_eq!(attach(number).expect_err("`b` has it").kind(), ErrorKind::InUse);
+    let fd = b.detach().expect("unused");
+    assert_eq!(fd.as_raw_fd(), number);
+    assert_eq!(recv_error(&b).kind(), ErrorKind::Closed);
+    assert!(readable(&b) && b.detach().is_err());
+    b.close();
+    drop(b);
+    let c = attach(fd.into_raw_fd()).expect("nobody's");
+    let e = attach(number).expect_err("`c` has it");
+    assert_eq!(e.to_string(), format!("in use: fd belongs to another end of a channel in this process (fd={number})"));
+    send(&a, 1);
+    assert_eq!(int(&c), 1);
+    assert_eq!(c.detach().expect_err("used").kind(), ErrorKind::InUse);
 }
 
 #[test]

@@ -4,9 +4,12 @@
 
 use crate::error::Result;
 use crate::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use crate::sync::lock;
+use std::collections::BTreeSet;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Mutex;
 
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 static REGISTERED: std::sync::Once = std::sync::Once::new();
@@ -44,19 +47,19 @@ impl Chunk {
 
 static PRIVATE: Chunk = Chunk::new();
 
+fn chunks() -> impl Iterator<Item = &'static Chunk> {
+    // SAFETY: a chunk is leaked by whoever appended it, fully made before the Release store of its address.
+    std::iter::successors(Some(&PRIVATE), |c| unsafe { c.next.load(Ordering::Acquire).as_ref() })
+}
+
 /// Async-signal-safe: walks atomics and calls `close`.
 fn close_parents_fds() {
-    let mut chunk = Some(&PRIVATE);
-    while let Some(c) = chunk {
-        for entry in &c.fds {
-            let fd = entry.swap(-1, Ordering::Relaxed);
-            if fd >= 0 {
-                // SAFETY: the entry's owner is a `PrivateFd` of the parent; the child's copy of it does not close.
-                unsafe { libc::close(fd) };
-            }
+    for entry in chunks().flat_map(|c| &c.fds) {
+        let fd = entry.swap(-1, Ordering::Relaxed);
+        if fd >= 0 {
+            // SAFETY: the entry's owner is a `PrivateFd` of the parent; the child's copy of it does not close.
+            unsafe { libc::close(fd) };
         }
-        // SAFETY: a chunk is leaked by whoever appended it, fully made before the Release store of its address.
-        chunk = unsafe { c.next.load(Ordering::Acquire).as_ref() };
     }
 }
 
@@ -143,6 +146,61 @@ impl Drop for PrivateFd {
             unsafe { ManuallyDrop::drop(&mut self.fd) };
         }
     }
+}
+
+/// An fd that forked children keep and may use by its number: a child's copy of this object does not close it.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Always there, until it is taken.
+    fd: Option<OwnedFd>,
+    epoch: u64,
+}
+
+const NOT_TAKEN: &str = "only `into_fd` takes it";
+
+/// Numbers of such fds in this process.
+static INHERITED: ForkCell<Mutex<BTreeSet<RawFd>>> = ForkCell::new();
+
+impl Inherited {
+    /// Takes `fd` over.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Inherited {
+        lock(INHERITED.get(Mutex::default)).insert(fd.as_raw_fd());
+        Inherited { fd: Some(fd), epoch: epoch() }
+    }
+
+    /// The fd, for another owner.
+    #[must_use]
+    pub fn into_fd(mut self) -> OwnedFd {
+        let fd = self.fd.take().expect(NOT_TAKEN);
+        lock(INHERITED.get(Mutex::default)).remove(&fd.as_raw_fd());
+        fd
+    }
+}
+
+impl AsFd for Inherited {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect(NOT_TAKEN).as_fd()
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        if is_current(self.epoch) {
+            // Before it is closed: the number may be another file's at once.
+            lock(INHERITED.get(Mutex::default)).remove(&fd.as_raw_fd());
+        } else {
+            // Somebody may have taken the number over.
+            let _ = fd.into_raw_fd();
+        }
+    }
+}
+
+/// A [`PrivateFd`] or [`Inherited`] of this process owns that number.
+#[must_use]
+pub fn is_owned(fd: RawFd) -> bool {
+    lock(INHERITED.get(Mutex::default)).contains(&fd) || chunks().any(|c| c.fds.iter().any(|entry| entry.load(Ordering::Relaxed) == fd))
 }
 
 /// The number of this process in its line of forks. Changes in a forked child, and nowhere else.

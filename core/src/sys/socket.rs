@@ -291,18 +291,21 @@ fn address(path: &Path) -> Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, (std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1) as libc::socklen_t))
 }
 
-fn socket() -> Result<OwnedFd> {
+/// One that is neither connected nor listens yet.
+///
+/// # Errors
+/// `Os` with `EMFILE`, `ENFILE` or `ENOMEM`.
+pub fn socket() -> Result<OwnedFd> {
     // SAFETY: a plain call.
     own(unsafe { libc::socket(libc::AF_UNIX, KIND, 0) }, "socket")
 }
 
-/// A socket that listens at `path`, which does not exist yet; open to this user alone from the first moment.
+/// Makes a new socket listen at `path`, which does not exist yet; open to this user alone from the first moment.
 ///
 /// # Errors
 /// `TooLarge` for a path that no socket can have; `Exists`; `Os`.
-pub fn listen(path: &Path) -> Result<OwnedFd> {
+pub fn listen(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let (address, len) = address(path)?;
-    let fd = socket()?;
     // The mode of the socket is the mode of its name.
     // SAFETY: a plain call.
     if unsafe { libc::fchmod(fd.as_raw_fd(), 0o600) } != 0 {
@@ -319,7 +322,7 @@ pub fn listen(path: &Path) -> Result<OwnedFd> {
     if unsafe { libc::listen(fd.as_raw_fd(), libc::SOMAXCONN) } != 0 {
         return Err(Error::last_os("listen").with("path", path.display()));
     }
-    Ok(fd)
+    Ok(())
 }
 
 /// Takes a connection that waits; `None` while there is none.
@@ -342,19 +345,18 @@ pub fn accept(fd: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Connects to who listens at `path`; `None` while its queue of connections is full.
+/// Connects a new socket to who listens at `path`; false while its queue of connections is full.
 ///
 /// # Errors
 /// `NotFound` when nobody listens there, `TooLarge` for a path that no socket can have, `Os`.
-pub fn connect(path: &Path) -> Result<Option<OwnedFd>> {
+pub fn connect(fd: BorrowedFd<'_>, path: &Path) -> Result<bool> {
     let (address, len) = address(path)?;
-    let fd = socket()?;
     // SAFETY: `address` has `len` readable bytes.
     if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } == 0 {
-        return Ok(Some(fd));
+        return Ok(true);
     }
     match last_errno() {
-        libc::EAGAIN => Ok(None),
+        libc::EAGAIN => Ok(false),
         libc::ENOENT | libc::ECONNREFUSED | libc::EPROTOTYPE | libc::ENOTSOCK => {
             Err(Error::new(ErrorKind::NotFound, "nobody listens for channels at that path").with("path", path.display()))
         }
