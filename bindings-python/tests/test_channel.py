@@ -239,6 +239,31 @@ def test_fds_of_a_reply(ends):
     server.join()
 
 
+def test_an_end_that_was_closed_keeps_no_fds():
+    def use(kept):
+        a, b = Channel.pair()
+        a.send(1)
+        b.send(2)
+        assert (b.recv().value, a.recv().value) == (1, 2)
+        waiting = threading.Thread(target=lambda: pytest.raises(offloop.ClosedError, b.recv))
+        waiting.start()
+        b.close()
+        waiting.join()
+        # One is closed here, the other finds that.
+        with pytest.raises(offloop.ClosedError):
+            a.recv()
+        kept += [a, b]
+
+    use([])
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    kept = []
+    for _ in range(10):
+        use(kept)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert all(end.stats["received"] == 1 for end in kept)
+
+
 def test_a_request_that_times_out_drops_its_reply(ends):
     a, b = ends
     with pytest.raises(offloop.TimeoutError):
