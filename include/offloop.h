@@ -1168,7 +1168,8 @@ offloop_status offloop_buffer_fd(offloop_buffer *buffer,
 
 /**
  * Maps the memfd of another process's shared buffer. The fd is duplicated and stays the caller's. OFFLOOP_ERR_INVALID for
- * an fd that is no memfd sealed against shrinking and growing.
+ * an fd that is no memfd sealed against shrinking and growing; OFFLOOP_ERR_TOO_LARGE when it is longer than the machine's memory and
+ * swap, or than the process may map.
  */
 offloop_status offloop_buffer_attach(int32_t fd,
                                      offloop_buffer **out);
@@ -1632,7 +1633,8 @@ offloop_status offloop_channel_pair(const offloop_channel_options *options,
 /**
  * Opens the end of a pair whose socket this process inherited. The fd belongs to the channel from now on; after an error it is the
  * caller's still. OFFLOOP_ERR_INVALID when it is no such socket or another user's; OFFLOOP_ERR_CORRUPT, OFFLOOP_ERR_VERSION when nothing
- * of this version waits in it; OFFLOOP_ERR_PEER_DIED when the other end is gone. `options` may be NULL.
+ * of this version waits in it; OFFLOOP_ERR_PEER_DIED when the other end is gone; OFFLOOP_ERR_IN_USE when another end in this process has
+ * that fd. `options` may be NULL.
  */
 offloop_status offloop_channel_attach(int32_t fd,
                                       const offloop_channel_options *options,

@@ -98,13 +98,14 @@ console.log(stat.participants[0]?.pid)
 
 const [end, other_] = Channel.pair({ capacity: 1 << 16 })
 const inherited: number = other_.fd
+const handed: number = other_.detach()
 end.on('message', (value, fds) => console.log(value, fds.length)).on('close', (why) => console.log(why.code))
 end.on('request', (request) => (request.value === null ? request.fail(new Error('no')) : request.reply([1], [TransferBuffer.alloc(1)])))
 const atOnce: boolean = end.send({ any: 'thing' }, { fds: [0] })
 const { value: answer, fds: got } = await end.request(1, { timeout: 5, withFds: true })
 const listener = Channel.listen('name', (channel) => channel.close()).unref()
 using connected = await Channel.connect('name', { signal: AbortSignal.timeout(10) })
-console.log(inherited, atOnce, answer, got[0]?.toFixed(), listener.path, connected.stats.lateReplies)
+console.log(inherited, handed, atOnce, answer, got[0]?.toFixed(), listener.path, connected.stats.lateReplies)
 // @ts-expect-error made by pair, listen, connect or attach
 new Channel()
 // @ts-expect-error made by create or attach

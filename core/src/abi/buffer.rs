@@ -124,7 +124,8 @@ pub unsafe extern "C" fn offloop_buffer_fd(buffer: *mut offloop_buffer, out: *mu
 }
 
 /// Maps the memfd of another process's shared buffer. The fd is duplicated and stays the caller's. OFFLOOP_ERR_INVALID for
-/// an fd that is no memfd sealed against shrinking and growing.
+/// an fd that is no memfd sealed against shrinking and growing; OFFLOOP_ERR_TOO_LARGE when it is longer than the machine's memory and
+/// swap, or than the process may map.
 ///
 /// # Safety
 /// `out` is valid for writing.

@@ -174,7 +174,8 @@ pub unsafe extern "C" fn offloop_channel_pair(
 
 /// Opens the end of a pair whose socket this process inherited. The fd belongs to the channel from now on; after an error it is the
 /// caller's still. OFFLOOP_ERR_INVALID when it is no such socket or another user's; OFFLOOP_ERR_CORRUPT, OFFLOOP_ERR_VERSION when nothing
-/// of this version waits in it; OFFLOOP_ERR_PEER_DIED when the other end is gone. `options` may be NULL.
+/// of this version waits in it; OFFLOOP_ERR_PEER_DIED when the other end is gone; OFFLOOP_ERR_IN_USE when another end in this process has
+/// that fd. `options` may be NULL.
 ///
 /// # Safety
 /// `options` is NULL or as long as it says, `out` is valid for writing.
