@@ -168,6 +168,35 @@ static void use(void) {
   offloop_channel_free(b);
 }
 
+static void *wait_for_message(void *arg) {
+  offloop_incoming in;
+  IS(offloop_channel_recv(arg, -1, &in), CLOSED);
+  return NULL;
+}
+/* an end that was closed keeps nothing but what the loop polls, under a thread that waits too */
+static void let_go(void) {
+  offloop_channel *a = NULL, *b = NULL;
+  offloop_incoming in;
+  struct pollfd p = {0, POLLIN, 0};
+  pthread_t thread;
+  int before = open_fds();
+
+  pair(4096, &a, &b);
+  send_int(a, 1), send_int(b, 2);
+  CHECK(recv_int(b) == 1 && recv_int(a) == 2);
+  OK(offloop_channel_fd(a, &p.fd));
+  CHECK(pthread_create(&thread, NULL, wait_for_message, b) == 0);
+  CHECK(open_fds() >= before + 18);
+  OK(offloop_channel_shutdown(b, -1));
+  CHECK(pthread_join(thread, NULL) == 0);
+  while (offloop_channel_try_recv(a, &in) == OFFLOOP_ERR_EMPTY) CHECK(poll(&p, 1, 60000) == 1);
+  CHECK(fds_settle(before + 2));
+  CHECK(poll(&p, 1, 0) == 1);
+  IS(offloop_channel_recv(a, 0, &in), CLOSED);
+  offloop_channel_free(a), offloop_channel_free(b);
+  CHECK(fds_settle(before));
+}
+
 /* ---- by a path, and another process ---- */
 
 static void paths(void) {
@@ -317,6 +346,7 @@ static void bad(void) {
 
 void channels(void) {
   use();
+  let_go();
   paths();
   processes();
   bad();
