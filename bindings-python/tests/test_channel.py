@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -743,6 +744,133 @@ def test_aclose_waits_until_what_is_queued_is_sent_or_dropped():
     asyncio.run(main(float("inf"), True))
     for grace in (0.01, -1):
         asyncio.run(main(grace, False))
+
+
+def answers(channel, count):
+    """Reads the answers to requests that were posted by number, as far as they come."""
+    got = 0
+    with contextlib.suppress(offloop.ClosedError):
+        while got < count:
+            event = channel._end.outcome()
+            if event is None:
+                select.select([channel], [], [], 10)
+            elif event[0] == "reply":
+                got += 1
+            elif event[0] == "lost":
+                break
+    return got
+
+
+def test_aclose_sends_answers_behind_which_there_was_room_before():
+    async def main(grace, reads):
+        a, b = Channel.pair(capacity=4096)
+        asked = 24
+        for _ in range(asked - 1):
+            b._end.post_request(None, [], None)
+        messages = [await a.arecv() for _ in range(asked - 1)]
+        # One more than there is room for.
+        while a.stats["queued"] == 0:
+            messages.pop().reply(bytes(1000))
+        early = 0
+        while (event := b._end.outcome()) is not None:
+            early += event[0] == "reply"
+        # The next look finds the room and a request at once; before the loop hears of the room, more is queued.
+        b._end.post_request(None, [], None)
+        messages.append(a.try_recv())
+        assert a.stats["queued"] == 0
+        for message in messages:
+            message.reply(bytes(1000))
+        assert a.stats["queued"] > 0
+
+        def read_slowly():
+            time.sleep(0.02)
+            return early + answers(b, asked - early)
+
+        reading = asyncio.create_task(asyncio.to_thread(read_slowly)) if reads else None
+        await a.aclose(grace)
+        assert a.closed
+        assert a.stats["queued"] == 0
+        got = await reading if reading else early + answers(b, asked - early)
+        assert (got == asked) is reads
+        b.close()
+
+    asyncio.run(main(60, True))
+    asyncio.run(main(None, True))
+    asyncio.run(main(0.02, False))
+    asyncio.run(main(0, False))
+
+
+def test_aclose_goes_on_when_another_loop_tells_late_of_room_that_is_filled_again():
+    async def main():
+        a, b, fill, sent = queued()
+        await fill()
+        closing = asyncio.create_task(a.aclose(None))
+        while all(waiter.done() for waiter in a._desk.room):
+            await asyncio.sleep(0)
+        a._desk._place(("drained", 0, False, None, None))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        got = await asyncio.to_thread(drain, b)
+        await closing
+        assert got == sent()
+
+    asyncio.run(main())
+
+
+def test_an_aclose_that_is_cancelled_drops_the_rest_and_may_be_repeated():
+    async def main():
+        a, b, fill, sent = queued()
+        await fill()
+        closing = asyncio.create_task(a.aclose(None))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        assert not a.closed
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert a.closed
+        assert a.stats["queued"] == 0
+        await a.aclose()
+        a.close()
+        assert drain(b) < sent()
+
+    asyncio.run(main())
+
+
+def test_aclose_may_be_called_while_another_waits():
+    async def main(reads):
+        a, b, fill, sent = queued()
+        await fill()
+        reading = asyncio.create_task(asyncio.to_thread(drain, b)) if reads else None
+        # The one with less time ends both.
+        await asyncio.gather(a.aclose(None), a.aclose(60 if reads else 0.02), a.aclose(None))
+        assert a.closed
+        await a.aclose(None)
+        got = await reading if reading else drain(b)
+        assert (got == sent()) is reads
+
+    asyncio.run(main(True))
+    asyncio.run(main(False))
+
+
+def test_what_a_loop_has_queued_that_is_over_is_sent_by_aclose_of_another():
+    for in_aclose in (False, True):
+        a, b, fill, sent = queued()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(fill())
+        if in_aclose:
+            # A task of the loop that will never run again waits for the same.
+            lost = loop.create_task(a.aclose(None))
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        with ThreadPoolExecutor() as threads:
+            reading = threads.submit(drain, b)
+            asyncio.run(a.aclose(60))
+            assert a.closed
+            assert reading.result() == sent()
+        if in_aclose:
+            assert not lost.done()
+            lost._log_destroy_pending = False  # it is known
 
 
 def test_a_request_fails_behind_messages_that_only_it_could_receive():
