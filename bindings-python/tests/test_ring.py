@@ -425,6 +425,29 @@ def test_a_view_of_a_record_that_is_kept_holds_the_consumer(ends):
     assert consumer.pop() == b"pear"
 
 
+@pytest.mark.parametrize("kind", ["spsc", "mpsc", "mpmc"])
+@pytest.mark.parametrize("closed_by", ["the callback", "later"])
+def test_a_record_that_was_shown_is_taken_when_its_consumer_is_closed_behind_a_kept_view(kind, closed_by):
+    ring = RingBuffer.create(kind, capacity=4096)
+    producer, consumer = ring.producer(), ring.consumer()
+    producer.push_many([b"apple", b"pear", b"plum"])
+    kept = []
+
+    def look(view):
+        kept.append(view[:])
+        if closed_by == "the callback" and bytes(view) == b"pear":
+            consumer.close()
+
+    assert consumer.read(1, lambda view: None) == 1
+    with pytest.raises(offloop.InUseError, match="still alive"):
+        consumer.read(2, look)
+    consumer.close()
+    assert [bytes(view) for view in kept] == [b"pear"]
+    kept[0].release()
+    successor = ring.consumer()
+    assert (successor.try_pop(), successor.redelivered, successor.try_pop()) == (b"plum", False, None)
+
+
 def test_a_consumer_is_not_used_from_inside_read(ends):
     producer, consumer = ends
     producer.push(b"apple")

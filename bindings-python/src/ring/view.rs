@@ -106,6 +106,15 @@ impl<H: Lend> Lent<H> {
     }
 }
 
+impl<H: Lend> Drop for Lent<H> {
+    fn drop(&mut self) {
+        // It was closed behind a view, so no later call has given up what was lent. Views keep the handle: there is none by now.
+        if self.orphaned {
+            self.handle.give_up();
+        }
+    }
+}
+
 /// What exports a window's bytes. It keeps them, and the seat of the handle that they belong to.
 #[pyclass(name = "_View", module = "offloop._native", frozen)]
 pub(crate) struct View {
