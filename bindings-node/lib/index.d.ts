@@ -267,8 +267,13 @@ export class RingBuffer {
   /**
    * Ends it for everybody: nothing more is pushed, consumers get what is there; in `mpmc` they wait for what others have in flight, too,
    * unless they have something to acknowledge themselves.
+   *
+   * This object lets go of file descriptors and memory when its last producer and consumer are closed and nothing waits in the ring; of a
+   * ring with a path, when that was removed, too. What waits is there for a `consumer()` that comes later. `fds` throws after that.
    */
   close(): void
+  /** As `close`, and lets go when the last producer and consumer are closed, whatever waits in the ring: other processes may have it. */
+  [Symbol.dispose](): void
   /** Takes a named ring's name away; who is attached stays so. */
   remove(): void
 }

@@ -54,6 +54,7 @@ class End {
   #handle
   #lane
   #waits
+  #left
   #inside = false
   #closed = false
 
@@ -78,10 +79,12 @@ class End {
     }
   }
 
-  constructor(handle, lane, waits) {
+  /** `left` is called when it has left its seat. */
+  constructor(handle, lane, waits, left) {
     this.#handle = handle
     this.#lane = lane
     this.#waits = waits
+    this.#left = left
   }
 
   get closed() {
@@ -111,6 +114,7 @@ class End {
   #leave() {
     native.ringLeave(this.#handle)
     this.#waits.fail(wasClosed)
+    this.#left()
   }
 }
 
@@ -119,13 +123,13 @@ const wasClosed = () => fail('Closed', 'handle of the ring was closed')
 class Producer extends End {
   #rejects
 
-  constructor(key, ring, mapping, batch, rejects) {
+  constructor(key, ring, mapping, batch, rejects, left) {
     checkKey(key, 'a Producer is made by RingBuffer.producer')
     const handle = native.ringProducer(ring, batch)
     const lane = openWriter(handle, mapping, batch)
     const attempt = (view, sure) => ((sure ? lane.push(view, view.length) : lane.offer(view, view.length)) ? undefined : null)
     const arm = (note, view) => native.producerWait(handle, view.length, note)
-    super(handle, lane, new Waits(attempt, arm, 'no room in the ring'))
+    super(handle, lane, new Waits(attempt, arm, 'no room in the ring'), left)
     this.#rejects = rejects
   }
 
@@ -192,14 +196,14 @@ class Delivery {
 }
 
 class Consumer extends End {
-  constructor(key, ring, info, mapping, ack) {
+  constructor(key, ring, info, mapping, ack, left) {
     checkKey(key, 'a Consumer is made by RingBuffer.consumer')
     const handle = native.ringConsumer(ring, ack)
     const deliver = ack === 'manual' ? (...taken) => new Delivery(MADE_HERE, handle, ...taken) : undefined
     const lane = openReader(handle, mapping, info, deliver)
     const attempt = (_, sure) => (sure ? lane.take() : lane.glance())
     const arm = (note) => native.consumerWait(handle, note)
-    super(handle, lane, new Waits(attempt, arm, 'no record in the ring'))
+    super(handle, lane, new Waits(attempt, arm, 'no record in the ring'), left)
   }
 
   get lost() {
@@ -288,6 +292,12 @@ class RingBuffer {
   #handle
   #info
   #mapping
+  // Whether it is closed without regard to what waits in it, for whom this object would open a consumer.
+  #disposed = false
+  // Lets go of a ring that was closed here, once nobody can want it; its views, which end with it, are nobody's then.
+  #settle = () => {
+    if (native.ringSettle(this.#handle, this.#mapping?.memory, this.#disposed)) this.#mapping = null
+  }
 
   constructor(key, handle) {
     checkKey(key, 'a RingBuffer is made by create or attach')
@@ -351,21 +361,28 @@ class RingBuffer {
     checkKnown(unknown, 'batch')
     if (typeof batch !== 'boolean')
       throw fail('Invalid', 'option has the wrong type', { option: 'batch', want: 'boolean', got: typeName(batch) })
-    return new Producer(MADE_HERE, this.#handle, this.#map(), batch, this.#info.onFull === 'reject')
+    return new Producer(MADE_HERE, this.#handle, this.#map(), batch, this.#info.onFull === 'reject', this.#settle)
   }
 
   consumer(options = {}) {
     const { ack = 'auto', ...unknown } = checkOptions(options ?? {})
     checkKnown(unknown, 'ack')
-    return new Consumer(MADE_HERE, this.#handle, this.#info, this.#map(), ack)
+    return new Consumer(MADE_HERE, this.#handle, this.#info, this.#map(), ack, this.#settle)
   }
 
   close() {
     native.ringClose(this.#handle)
+    this.#settle()
+  }
+
+  [Symbol.dispose]() {
+    this.#disposed = true
+    this.close()
   }
 
   remove() {
     native.ringRemove(this.#handle)
+    this.#settle()
   }
 
   /** The mapping for records.cjs, opened at first use; null where records go through native calls. */

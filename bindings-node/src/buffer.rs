@@ -6,12 +6,12 @@
 
 use crate::channel::{Accepting, ChannelEnd};
 use crate::js::{Call, Env, JsResult, Raw};
-use crate::ring::End;
+use crate::ring::{End, RingHandle};
 use crate::state::State;
 use crate::value;
 use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
-use offloop::ring::{Consumer, Producer, RingBuffer};
+use offloop::ring::{Consumer, Producer};
 use offloop::value::{DType, TypedArray};
 use offloop::{Bytes, Error, ErrorKind, ThreadPool, TransferBuffer, Value};
 use std::any::Any;
@@ -36,7 +36,7 @@ pub(crate) enum Handle {
     Staged(RefCell<Vec<u8>>),
     /// Params of a call, converted before any of its buffers is touched.
     Params(Value),
-    Ring(RingBuffer),
+    Ring(RingHandle),
     Producer(Rc<End<Producer>>),
     Consumer(Rc<End<Consumer>>),
     Channel(Rc<ChannelEnd>),
@@ -506,6 +506,15 @@ pub(crate) fn detach(call: &Call<'_>) -> JsResult<Raw> {
     let status = unsafe { sys::napi_detach_arraybuffer(call.env.0, call.arg(0)) };
     call.env.status(status, "napi_detach_arraybuffer")?;
     Ok(call.env.undefined())
+}
+
+/// Takes the memory away from an `ArrayBuffer`; false if it has none any more, or keeps it.
+pub(crate) fn detach_now(env: Env, arraybuffer: Raw) -> bool {
+    let mut detached = false;
+    // SAFETY: the argument is a value of the running call, the out pointer a local; the runtime checks that it is an `ArrayBuffer`.
+    let looked = unsafe { sys::napi_is_detached_arraybuffer(env.0, arraybuffer, &mut detached) };
+    // SAFETY: as above.
+    looked == sys::Status::napi_ok && !detached && unsafe { sys::napi_detach_arraybuffer(env.0, arraybuffer) } == sys::Status::napi_ok
 }
 
 /// `bufferTransfer(handle)`: the token.

@@ -74,6 +74,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"ringInfo", ring::info),
     (c"ringIsClosed", ring::is_closed),
     (c"ringClose", ring::close),
+    (c"ringSettle", ring::settle),
     (c"ringMemory", ring::memory),
     (c"ringProducer", ring::new_producer),
     (c"ringConsumer", ring::new_consumer),

@@ -12,7 +12,7 @@ use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{bad, count, shown};
 use crate::value;
-use offloop::ring::{Ack, Consumer, ConsumerOptions, Cursor, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
+use offloop::ring::{Ack, Consumer, ConsumerOptions, Cursor, HeldRing, Kind, OnFull, Producer, ProducerOptions, RecordRef, RingBuffer};
 use offloop::sys::watch::Watch;
 use offloop::value::Date;
 use offloop::wire::ring as layout;
@@ -169,6 +169,19 @@ impl<T: Side> End<T> {
     }
 }
 
+/// A ring of this environment, and its clone behind the memory that JavaScript sees.
+pub(crate) struct RingHandle {
+    held: HeldRing,
+    lent: RefCell<Option<Lent>>,
+}
+
+/// Kept by the `ArrayBuffer` too, which outlives its own detaching.
+type Lent = Rc<Cell<Option<RingBuffer>>>;
+
+fn new_ring(call: &Call<'_>, ring: RingBuffer) -> JsResult<Raw> {
+    buffer::external(call.env, call.state, Handle::Ring(RingHandle { held: HeldRing::new(ring), lent: RefCell::default() }))
+}
+
 /// Ends of any type, to be left when their thread ends.
 pub(crate) trait Leave {
     fn leave(&self);
@@ -226,7 +239,7 @@ fn wrong(want: &'static str) -> Fail {
     Error::invalid("handle is of another kind").with("want", want).into()
 }
 
-fn ring<'a>(call: &'a Call<'_>) -> JsResult<&'a RingBuffer> {
+fn ring<'a>(call: &'a Call<'_>) -> JsResult<&'a RingHandle> {
     match buffer::handle(call, call.arg(0))? {
         Handle::Ring(ring) => Ok(ring),
         _ => Err(wrong("ring")),
@@ -275,12 +288,12 @@ fn path(call: &Call<'_>, at: usize) -> JsResult<String> {
 
 /// `ringOpen(path)`.
 pub(crate) fn open(call: &Call<'_>) -> JsResult<Raw> {
-    buffer::external(call.env, call.state, Handle::Ring(RingBuffer::attach_path(path(call, 0)?)?))
+    new_ring(call, RingBuffer::attach_path(path(call, 0)?)?)
 }
 
 /// `ringRemove(ring)`: takes its name away.
 pub(crate) fn remove(call: &Call<'_>) -> JsResult<Raw> {
-    ring(call)?.remove()?;
+    ring(call)?.held.with(RingBuffer::remove)?;
     Ok(call.env.undefined())
 }
 
@@ -341,7 +354,7 @@ pub(crate) fn create(call: &Call<'_>) -> JsResult<Raw> {
     if !env.is_nullish(call.arg(5)) {
         builder = builder.path(path(call, 5)?);
     }
-    buffer::external(env, call.state, Handle::Ring(builder.create()?))
+    new_ring(call, builder.create()?)
 }
 
 /// `ringAttach(fds)`.
@@ -350,20 +363,24 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let fds = (0..env.len(call.arg(0))?).map(|i| buffer::raw_fd(env, env.at(call.arg(0), i)?)).collect::<JsResult<Vec<RawFd>>>()?;
     // SAFETY: none is -1; the core checks what they are and duplicates them.
     let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
-    buffer::external(env, call.state, Handle::Ring(RingBuffer::attach(&fds)?))
+    new_ring(call, RingBuffer::attach(&fds)?)
 }
 
 /// `ringFds(ring)`.
 pub(crate) fn fds(call: &Call<'_>) -> JsResult<Raw> {
-    let fds = ring(call)?.fds()?.into_iter().map(|fd| Value::Int(fd.into()));
+    let fds = ring(call)?.held.with(RingBuffer::fds)?.into_iter().map(|fd| Value::Int(fd.into()));
     value::to_js(call.env, call.state, Value::Array(fds.collect()))
 }
 
 /// `ringInfo(ring)`.
 pub(crate) fn info(call: &Call<'_>) -> JsResult<Raw> {
-    let ring = ring(call)?;
+    let pairs = ring(call)?.held.with(|ring| Ok(facts(ring)))?;
+    value::to_js(call.env, call.state, Value::map(pairs))
+}
+
+fn facts(ring: &RingBuffer) -> [(&'static str, Value); 8] {
     let seats = ring.max_participants();
-    let pairs = [
+    [
         ("kind", Value::str(ring.kind().as_str())),
         ("capacity", Value::Int(ring.capacity() as i64)),
         ("slotSize", Value::Int(ring.slot_size() as i64)),
@@ -372,43 +389,67 @@ pub(crate) fn info(call: &Call<'_>) -> JsResult<Raw> {
         ("dataAt", Value::Int(layout::data_at(ring.kind(), seats) as i64)),
         ("onFull", Value::str(ring.on_full().as_str())),
         ("path", ring.path().map_or(Value::Nil, |path| Value::from(path.to_string_lossy().into_owned()))),
-    ];
-    value::to_js(call.env, call.state, Value::map(pairs))
+    ]
 }
 
 /// `ringIsClosed(ring)`.
 pub(crate) fn is_closed(call: &Call<'_>) -> JsResult<Raw> {
-    call.env.boolean(ring(call)?.is_closed())
+    call.env.boolean(ring(call)?.held.is_closed())
 }
 
 /// `ringClose(ring)`: for everybody.
 pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
-    ring(call)?.close();
+    ring(call)?.held.close();
     Ok(call.env.undefined())
+}
+
+/// `ringSettle(ring, memory, whateverWaits)`: lets go of a ring that was closed here, if nobody can want it any more; true when it is gone.
+/// `memory`, if it was opened, is detached then, and so is every view of it.
+pub(crate) fn settle(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, ring) = (call.env, ring(call)?);
+    let lent = ring.lent.borrow().clone();
+    let whatever_waits = env.bool(call.arg(2)) == Some(true);
+    let gone = ring.held.settle(lent.iter().count(), whatever_waits, || match &lent {
+        None => true,
+        Some(lent) => {
+            // What was transferred away is looked at by somebody else, until the collector says that it is not.
+            let detached = buffer::detach_now(env, call.arg(1));
+            if detached {
+                lent.take();
+            }
+            detached
+        }
+    });
+    env.boolean(gone)
 }
 
 /// `ringMemory(ring)`: the mapping as an `ArrayBuffer`; null where the runtime refuses it, or there are no lanes.
 pub(crate) fn memory(call: &Call<'_>) -> JsResult<Raw> {
-    let ring = ring(call)?;
+    let handle = ring(call)?;
+    let ring = handle.held.with(|ring| Ok(ring.clone()))?;
     if ring.kind() == Kind::Mpmc {
         return Ok(call.env.null());
     }
     let (at, len) = ring.mapping();
-    let opened = buffer::outside_memory(call.env, call.state, at, len, Box::new(ring.clone()));
+    let lent = Rc::new(Cell::new(Some(ring)));
+    let opened = buffer::outside_memory(call.env, call.state, at, len, Box::new(Rc::clone(&lent)));
+    if opened.is_some() {
+        *handle.lent.borrow_mut() = Some(lent);
+    }
     Ok(opened.unwrap_or_else(|| call.env.null()))
 }
 
 /// `ringProducer(ring, batch)`.
 pub(crate) fn new_producer(call: &Call<'_>) -> JsResult<Raw> {
     let batch = call.env.bool(call.arg(1)) == Some(true);
-    let made = ring(call)?.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
+    let made = ring(call)?.held.with(|ring| ring.producer(ProducerOptions { batch, ..ProducerOptions::default() }))?;
     buffer::external(call.env, call.state, Handle::Producer(End::new(made)))
 }
 
 /// `ringConsumer(ring, ack)`.
 pub(crate) fn new_consumer(call: &Call<'_>) -> JsResult<Raw> {
     let ack = word::<Ack>(call.env, call.arg(1), "ack")?;
-    let made = ring(call)?.consumer(ConsumerOptions { ack })?;
+    let made = ring(call)?.held.consumer(ConsumerOptions { ack })?;
     buffer::external(call.env, call.state, Handle::Consumer(End::new(made)))
 }
 

@@ -480,6 +480,78 @@ def test_a_closed_ring_is_drained_first(ring, ends):
         ring.producer()
 
 
+def open_now():
+    """File descriptors, and mappings of rings."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("memfd:offloop")
+
+
+@pytest.mark.parametrize("kind", ["spsc", "mpsc", "broadcast", "mpmc"])
+def test_fds_and_memory_of_a_closed_ring_go_with_the_last_of_its_handles(kind):
+    before = open_now()
+    rings, handles = [], []
+    for n in range(250):
+        with RingBuffer.create(kind, capacity=4096, max_participants=2) as ring:
+            producer, consumer = ring.producer(batch=n % 2 == 0), ring.consumer()
+            producer.push(b"apple")
+            consumer.fileno()
+        producer.close()
+        assert ring.fds, "its consumer goes on"
+        assert list(consumer) == [b"apple"]
+        if n % 4 < 2:
+            consumer.close()
+        else:
+            del consumer
+        assert ring.closed
+        rings.append(ring)
+        handles.append(producer)
+    assert open_now() == before, "whoever still has the objects"
+    ring = rings[0]
+    assert (ring.kind, ring.capacity, ring.path, ring.stat()["closed"]) == (kind, 4096, None, True)
+    for call in (ring.producer, lambda: ring.fds, ring.remove):
+        with pytest.raises(offloop.ClosedError):
+            call()
+    ring.close()
+    assert list(ring.consumer()) == []
+
+
+def test_what_waits_in_a_closed_ring_is_there_for_a_consumer_that_comes_later():
+    before = open_now()
+    with RingBuffer.create("spsc", capacity=4096) as ring, ring.producer() as producer:
+        producer.push_many([b"apple", b"pear"])
+    with ring.consumer() as consumer:
+        assert consumer.pop() == b"apple"
+    assert open_now() > before
+    with ring.consumer() as consumer:
+        assert list(consumer) == [b"pear"]
+    assert open_now() == before
+
+
+def test_a_view_that_is_kept_keeps_the_memory_of_a_closed_ring():
+    before = open_now()
+    ring = RingBuffer.create("spsc", capacity=4096)
+    producer, consumer = ring.producer(), ring.consumer()
+    producer.push(b"apple")
+    kept = []
+    with pytest.raises(offloop.InUseError):
+        consumer.read(1, lambda view: kept.append(view[:]))
+    for one in (producer, consumer, ring):
+        one.close()
+    assert bytes(kept[0]) == b"apple"
+    assert open_now() != before
+    kept[0].release()
+    assert open_now() == before
+
+
+def test_a_closed_ring_with_a_path_goes_when_its_name_has_gone_too():
+    before = open_now()
+    with RingBuffer.create("spsc", capacity=4096, path=f"/dev/shm/offloop-test-ends-{os.getpid()}") as ring:
+        there = open_now()
+    assert open_now() == there, "its records would be asked for by the name"
+    ring.remove()
+    assert open_now() == before
+
+
 def test_a_closed_handle_leaves_its_seat(ring):
     with ring.producer() as producer, ring.consumer() as consumer:
         with pytest.raises(offloop.InUseError, match="every seat"):

@@ -8,9 +8,8 @@ use crate::copy::to_bytes;
 use crate::error::{error_class, number, raise};
 use crate::future::seconds;
 use crate::wait;
-use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
-use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions};
+use offloop::ring::{Ack, Acks, Consumer, ConsumerOptions, HeldRing};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView, PyTuple, PyType};
 use pyo3::{PyTraverseError, PyVisit};
@@ -62,18 +61,17 @@ fn is_closed(py: Python<'_>, e: &PyErr) -> bool {
 #[pyclass(name = "Consumer", module = "offloop", frozen, weakref)]
 pub(crate) struct PyConsumer {
     cell: Arc<Exclusive<Popping>>,
-    ring: RingBuffer,
     turn: Turn,
 }
 
 impl PyConsumer {
-    pub(super) fn open(ring: &RingBuffer, ack: Ack) -> Result<PyConsumer, Error> {
+    pub(super) fn open(ring: &Arc<HeldRing>, ack: Ack) -> Result<PyConsumer, Error> {
         let consumer = ring.consumer(ConsumerOptions { ack })?;
         let acks = consumer.acks().ok();
         let lent = Lent::new(consumer);
         let window = Arc::clone(&lent.window);
-        let cell = Exclusive::new("consumer", &window, Popping { lent, redelivered: false, acks });
-        Ok(PyConsumer { cell: Arc::new(cell), ring: ring.clone(), turn: Turn::new() })
+        let cell = Exclusive::new("consumer", ring, &window, Popping { lent, redelivered: false, acks });
+        Ok(PyConsumer { cell: Arc::new(cell), turn: Turn::new() })
     }
 
     #[inline]
@@ -189,7 +187,7 @@ impl PyConsumer {
         let max: usize = number("max", max)?;
         let mut popping = self.enter(py)?;
         let keep: Arc<dyn Lessor> = self.cell.clone();
-        let exporter = Bound::new(py, View::new(&popping.lent.window, false, keep, &self.ring))?;
+        let exporter = Bound::new(py, View::new(&popping.lent.window, false, keep))?;
         let mut n = 0;
         while n < max && popping.acks.is_some() {
             match popping.take(py) {

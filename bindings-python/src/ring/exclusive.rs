@@ -17,9 +17,11 @@
 //! disarms the fd that the loop watches. Closing what somebody has is finished by whoever has it. A task whose loop was
 //! closed never runs again, so the next caller takes the handle away from it.
 
+use super::settle;
 use super::view::{Lessor, Window};
 use crate::error::raise;
 use offloop::error::{Error, ErrorKind};
+use offloop::ring::HeldRing;
 use offloop::sys::fork;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -65,13 +67,15 @@ pub(super) struct Exclusive<T> {
     /// Who looks at the handle's memory.
     window: Arc<Window>,
     handle: UnsafeCell<Option<T>>,
+    /// What the handle is of, which may go with it.
+    ring: Arc<HeldRing>,
 }
 
 // SAFETY: `handle` is touched only by whoever moved `state` away from FREE or KEPT, which one caller can.
 unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 impl<T> Exclusive<T> {
-    pub(super) fn new(what: &'static str, window: &Arc<Window>, handle: T) -> Exclusive<T> {
+    pub(super) fn new(what: &'static str, ring: &Arc<HeldRing>, window: &Arc<Window>, handle: T) -> Exclusive<T> {
         Exclusive {
             state: AtomicU32::new(FREE),
             epoch: fork::epoch(),
@@ -79,6 +83,7 @@ impl<T> Exclusive<T> {
             sleeper: Mutex::new(None),
             window: Arc::clone(window),
             handle: UnsafeCell::new(Some(handle)),
+            ring: Arc::clone(ring),
         }
     }
 
@@ -151,7 +156,7 @@ impl<T> Exclusive<T> {
         self.sleeper().as_ref().map(|s| s.clone_ref(py))
     }
 
-    // Held for a few instructions and never while Python code runs.
+    // HeldRing for a few instructions and never while Python code runs.
     fn sleeper(&self) -> MutexGuard<'_, Option<Sleeper>> {
         self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,6 +182,7 @@ impl<T> Exclusive<T> {
         // SAFETY: `state` is neither FREE nor KEPT, and the caller is the one who has the handle.
         unsafe { *self.handle.get() = None };
         self.state.store(CLOSED, Ordering::Release);
+        settle(&self.ring);
     }
 
     /// The handle of a closed cell, to drop it. False if there is none, or somebody else does.
@@ -242,8 +248,12 @@ impl<T: Send> Lessor for Exclusive<T> {
 impl<T> Drop for Exclusive<T> {
     fn drop(&mut self) {
         // A call keeps its handle alive, so only a forked child gets here while one is under way: half-way through a change.
+        let handle = self.handle.get_mut().take();
         if *self.state.get_mut() & BUSY != 0 {
-            std::mem::forget(self.handle.get_mut().take());
+            std::mem::forget(handle);
+        } else if fork::is_current(self.epoch) {
+            drop(handle);
+            settle(&self.ring);
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::value::to_python;
 use consumer::PyConsumer;
 use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
-use offloop::ring::OnFull;
+use offloop::ring::{HeldRing, OnFull};
 use producer::PyProducer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
@@ -30,7 +30,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple, PyType, PyWeakrefMethods, PyWeakrefReference};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A bounded queue of records in mapped memory, between threads, processes and languages, that survives kill -9.
 ///
@@ -38,14 +38,37 @@ use std::sync::{Mutex, PoisonError};
 /// give the handles that push and pop. As a context manager it closes the ring, for everybody, at the end of the block.
 #[pyclass(name = "RingBuffer", module = "offloop", frozen, weakref)]
 pub(crate) struct PyRing {
-    ring: RingBuffer,
+    /// Its handles have it, too, and settle it when they are closed.
+    held: Arc<HeldRing>,
+    facts: Facts,
     /// The handle that `fileno` speaks for: a consumer before a producer, the last before others.
     polled: Mutex<Option<(bool, Py<PyWeakrefReference>)>>,
 }
 
+/// What never changes of a ring.
+struct Facts {
+    kind: &'static str,
+    capacity: usize,
+    slot_size: usize,
+    max_record_len: usize,
+    path: Option<PathBuf>,
+}
+
+/// Lets go of a ring that its object has closed, once nobody here can want it any more.
+fn settle(held: &HeldRing) {
+    held.settle(0, false, || true);
+}
+
 impl PyRing {
     fn new(ring: RingBuffer) -> PyRing {
-        PyRing { ring, polled: Mutex::new(None) }
+        let facts = Facts {
+            kind: ring.kind().as_str(),
+            capacity: ring.capacity(),
+            slot_size: ring.slot_size(),
+            max_record_len: ring.max_record_len(),
+            path: ring.path().map(Path::to_path_buf),
+        };
+        PyRing { held: Arc::new(HeldRing::new(ring)), facts, polled: Mutex::new(None) }
     }
 
     fn remember(&self, handle: &Bound<'_, PyAny>, is_consumer: bool) -> PyResult<()> {
@@ -131,7 +154,7 @@ impl PyRing {
     /// What another process needs to attach: pass them by `pass_fds` or SCM_RIGHTS. They are the ring's own, valid while it is.
     #[getter]
     fn fds(&self, py: Python<'_>) -> PyResult<Vec<RawFd>> {
-        self.ring.fds().map_err(|e| raise(py, &e))
+        self.held.with(RingBuffer::fds).map_err(|e| raise(py, &e))
     }
 
     /// Header, participants and positions of a ring at a path, without attaching to it.
@@ -148,48 +171,50 @@ impl PyRing {
 
     /// As `inspect`, for this ring.
     fn stat<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        to_python(py, self.ring.stat().map_err(|e| raise(py, &e))?.to_value())
+        to_python(py, self.held.stat().map_err(|e| raise(py, &e))?.to_value())
     }
 
     /// Where a ring that was made with a path lies, else None.
     #[getter]
-    fn path(&self) -> Option<PathBuf> {
-        self.ring.path().map(Path::to_path_buf)
+    fn path(&self) -> Option<&Path> {
+        self.facts.path.as_deref()
     }
 
     /// Takes the ring's path away; who is attached stays so.
     fn remove(&self, py: Python<'_>) -> PyResult<()> {
-        self.ring.remove().map_err(|e| raise(py, &e))
+        self.held.with(RingBuffer::remove).map_err(|e| raise(py, &e))?;
+        settle(&self.held);
+        Ok(())
     }
 
     /// The word that `create` was given.
     #[getter]
     fn kind(&self) -> &'static str {
-        self.ring.kind().as_str()
+        self.facts.kind
     }
 
     /// Bytes: what `create` was given, rounded up to a power of two.
     #[getter]
     fn capacity(&self) -> usize {
-        self.ring.capacity()
+        self.facts.capacity
     }
 
     /// Bytes of a slot of an "mpmc" ring, else 0.
     #[getter]
     fn slot_size(&self) -> usize {
-        self.ring.slot_size()
+        self.facts.slot_size
     }
 
     /// Bytes of the longest record.
     #[getter]
     fn max_record_len(&self) -> usize {
-        self.ring.max_record_len()
+        self.facts.max_record_len
     }
 
     /// Whether somebody closed the ring.
     #[getter]
     fn closed(&self) -> bool {
-        self.ring.is_closed()
+        self.held.is_closed()
     }
 
     /// The pollable fd of the consumer that this object gave last, or else of the producer.
@@ -204,7 +229,7 @@ impl PyRing {
     /// A handle that pushes. `batch`: records become visible by `flush`, every 4 KiB, and when the consumer has nothing else to do.
     #[pyo3(signature = (batch = false))]
     fn producer<'py>(&self, py: Python<'py>, batch: bool) -> PyResult<Bound<'py, PyProducer>> {
-        let handle = Bound::new(py, PyProducer::open(&self.ring, batch).map_err(|e| raise(py, &e))?)?;
+        let handle = Bound::new(py, PyProducer::open(&self.held, batch).map_err(|e| raise(py, &e))?)?;
         self.remember(handle.as_any(), false)?;
         Ok(handle)
     }
@@ -213,7 +238,7 @@ impl PyRing {
     /// flight until they are acknowledged.
     #[pyo3(signature = (ack = "auto"))]
     fn consumer<'py>(&self, py: Python<'py>, ack: &str) -> PyResult<Bound<'py, PyConsumer>> {
-        let opened = ack.parse().and_then(|ack| PyConsumer::open(&self.ring, ack));
+        let opened = ack.parse().and_then(|ack| PyConsumer::open(&self.held, ack));
         let handle = Bound::new(py, opened.map_err(|e| raise(py, &e))?)?;
         self.remember(handle.as_any(), true)?;
         Ok(handle)
@@ -221,8 +246,11 @@ impl PyRing {
 
     /// Nothing more is pushed, by anybody. Consumers get what is there, and ClosedError after it; in "mpmc" after what others have in
     /// flight is dealt with, too, unless they have something to acknowledge themselves.
+    ///
+    /// Fds and memory go when the last handle of this object is closed, if nothing waits in the ring; with the object otherwise.
     fn close(&self) {
-        self.ring.close();
+        self.held.close();
+        settle(&self.held);
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -231,7 +259,7 @@ impl PyRing {
 
     #[pyo3(signature = (*_exc))]
     fn __exit__(&self, _exc: &Bound<'_, PyTuple>) {
-        self.ring.close();
+        self.close();
     }
 
     fn __repr__(&self) -> String {

@@ -8,9 +8,8 @@ use crate::copy;
 use crate::error::{number, raise};
 use crate::future::seconds;
 use crate::wait;
-use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
-use offloop::ring::{OnFull, Producer, ProducerOptions};
+use offloop::ring::{HeldRing, OnFull, Producer, ProducerOptions};
 use pyo3::prelude::*;
 use pyo3::types::{PyMemoryView, PyTuple};
 use pyo3::{PyTraverseError, PyVisit, intern};
@@ -33,7 +32,6 @@ impl Lend for Producer {
 #[pyclass(name = "Producer", module = "offloop", frozen, weakref)]
 pub(crate) struct PyProducer {
     cell: Arc<Exclusive<Pushing>>,
-    ring: RingBuffer,
     turn: Turn,
 }
 
@@ -85,11 +83,11 @@ fn push(
 }
 
 impl PyProducer {
-    pub(super) fn open(ring: &RingBuffer, batch: bool) -> Result<PyProducer, Error> {
-        let producer = ring.producer(ProducerOptions { batch, ..ProducerOptions::default() })?;
+    pub(super) fn open(ring: &Arc<HeldRing>, batch: bool) -> Result<PyProducer, Error> {
+        let producer = ring.with(|ring| ring.producer(ProducerOptions { batch, ..ProducerOptions::default() }))?;
         let lent = Lent::new(producer);
         let window = Arc::clone(&lent.window);
-        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", &window, lent)), ring: ring.clone(), turn: Turn::new() })
+        Ok(PyProducer { cell: Arc::new(Exclusive::new("producer", ring, &window, lent)), turn: Turn::new() })
     }
 
     fn try_push_source(py: Python<'_>, producer: &mut Producer, source: &Source<'_>) -> Result<bool, Error> {
@@ -283,7 +281,7 @@ impl Claim {
         };
         pushing.window.open(room, self.len);
         let keep: Arc<dyn Lessor> = this.cell.clone();
-        let made = Bound::new(py, View::new(&pushing.window, true, keep, &this.ring)).and_then(|v| PyMemoryView::from(v.as_any()));
+        let made = Bound::new(py, View::new(&pushing.window, true, keep)).and_then(|v| PyMemoryView::from(v.as_any()));
         match made {
             Ok(view) => {
                 let old = self.view.lock().unwrap_or_else(PoisonError::into_inner).replace(view.clone().unbind());

@@ -3,7 +3,6 @@
 //! The interpreter counts the exports of a buffer, so a view that somebody kept is known. Its memory is then neither
 //! written by others nor given back until it is gone.
 
-use offloop::RingBuffer;
 use offloop::error::{Error, ErrorKind};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -115,19 +114,17 @@ impl<H: Lend> Drop for Lent<H> {
     }
 }
 
-/// What exports a window's bytes. It keeps them, and the seat of the handle that they belong to.
+/// What exports a window's bytes. It keeps the handle that they belong to, and with it the seat and the mapping.
 #[pyclass(name = "_View", module = "offloop._native", frozen)]
 pub(crate) struct View {
     window: Arc<Window>,
     writable: bool,
     handle: Arc<dyn Lessor>,
-    /// Keeps the mapping when the handle was closed.
-    _ring: RingBuffer,
 }
 
 impl View {
-    pub(super) fn new(window: &Arc<Window>, writable: bool, handle: Arc<dyn Lessor>, ring: &RingBuffer) -> View {
-        View { window: Arc::clone(window), writable, handle, _ring: ring.clone() }
+    pub(super) fn new(window: &Arc<Window>, writable: bool, handle: Arc<dyn Lessor>) -> View {
+        View { window: Arc::clone(window), writable, handle }
     }
 
     fn let_go(&self) {

@@ -9,7 +9,7 @@
 //!   broadcast    one lane, many readers             bell   what a sleeper waits for
 //!   mpmc         slots: many of both sides          named  a file and FIFOs, to attach by path
 //!   ack          who owns what was taken from them  stat   a look from outside
-//!   sleepers     who of many sleeps and is woken
+//!   sleepers     who of many sleeps and is woken      held   what an object of a host keeps, until it is over
 //!   input        where a consumer's records come    raw    the mapping, pointers into it
 //!                from: a lane, many lanes, slots
 //! ```
@@ -32,6 +32,7 @@ mod ack;
 mod bell;
 mod broadcast;
 mod consumer;
+mod held;
 mod input;
 mod mpmc;
 mod named;
@@ -58,6 +59,7 @@ mod models_sleepers;
 pub use crate::wire::ring::{Kind, OnFull};
 pub use ack::{Ack, Acks};
 pub use consumer::{Consumer, ConsumerOptions, Record};
+pub use held::HeldRing;
 pub use input::{GIVE_BACK, LOOK_AT_ALL, TURN};
 pub(crate) use named::resolve as resolve_path;
 pub use producer::{BATCH_BYTES, CONSUMER_SEAT, ClaimMut, Producer, ProducerOptions};

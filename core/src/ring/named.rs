@@ -216,10 +216,15 @@ impl Named {
         Fifo::make(&self.bell_path(seat))
     }
 
+    /// The ring still has its name.
+    pub(super) fn leads_to(&self, file: BorrowedFd<'_>) -> bool {
+        is_current(file, &self.path)
+    }
+
     /// Takes the ring's name away, if it is still this ring's. Who is attached stays so, and is woken by the doorbells until the last of
     /// them has [left](Self::left).
     pub(super) fn remove(&self, file: BorrowedFd<'_>) -> Result<()> {
-        if is_current(file, &self.path) {
+        if self.leads_to(file) {
             std::fs::remove_file(&self.path).map_err(|e| os(&e, "unlink", &self.path))?;
         }
         Ok(())
@@ -229,7 +234,7 @@ impl Named {
     pub(super) fn left(&self, present: BorrowedFd<'_>, seats: usize) {
         // By the same fd: there may be no further one.
         let is_last = || ofd::unlock(present, PRESENT).is_ok() && matches!(ofd::try_lock(present, PRESENT), Ok(true));
-        if !is_current(present, &self.path) && is_last() {
+        if !self.leads_to(present) && is_last() {
             self.remove_bells(seats);
         }
     }

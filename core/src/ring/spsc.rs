@@ -106,9 +106,7 @@ pub(super) fn publish_committed<L: Lane>(lane: &L, capacity: u32) -> bool {
     let word = lane.tail().load(Ordering::Acquire);
     // C3: what lies before it is whole. Pairs with the Release at P0.
     let committed = lane.committed().load(Ordering::Acquire);
-    let bytes = (committed as u32 & !(ALIGN - 1)).wrapping_sub(word as u32);
-    // A word that is older than `tail`, by a batch at most, is nearly a turn of 2^32 away from it.
-    if committed & u64::from(COMMITTED) == 0 || bytes == 0 || bytes > capacity {
+    if unpublished(word, committed, capacity) == 0 {
         return false;
     }
     failpoint::hit("committed.seen");
@@ -116,6 +114,14 @@ pub(super) fn publish_committed<L: Lane>(lane: &L, capacity: u32) -> bool {
     let published = lane.tail().compare_exchange(word, committed & !u64::from(ALIGN - 1), Ordering::Release).is_ok();
     failpoint::hit("committed.published");
     published
+}
+
+/// Bytes that a writer has committed and not published, by its words `tail` and `committed`.
+#[inline]
+pub(super) fn unpublished(tail: u64, committed: u64, capacity: u32) -> u32 {
+    let bytes = (committed as u32 & !(ALIGN - 1)).wrapping_sub(tail as u32);
+    // A word that is older than `tail`, by a batch at most, is nearly a turn of 2^32 away from it.
+    if committed & u64::from(COMMITTED) == 0 || bytes > capacity { 0 } else { bytes }
 }
 
 /// Where a handle stands in a lane: its private words, for a face that writes or reads the lane itself (JavaScript does).
