@@ -344,7 +344,10 @@ test('two processes exchange messages, requests and buffers', async (t) => {
 })
 
 test('the death of the other process is told after its last message', async (t) => {
-  const [own, process_] = child(t, "for (let n = 0; n < 10; n++) channel.send(n); channel.on('message', () => {}).on('request', () => {}); channel.send('ready')")
+  const [own, process_] = child(
+    t,
+    "for (let n = 0; n < 10; n++) channel.send(n); channel.on('message', () => {}).on('request', () => {}); channel.send('ready')",
+  )
   const seen = []
   own.on('message', (value) => seen.push(value))
   await until(() => seen.includes('ready'))
@@ -440,7 +443,15 @@ test('a reply that cannot be sent leaves the request open', async (t) => {
       assert.throws(() => request.reply(value), { code: `ERR_OFFLOOP_${code}` })
     }
     assert.throws(() => request.reply(1, { fds: [-1] }), { code: 'ERR_OFFLOOP_INVALID' })
-    assert.throws(() => request.reply({ get again() { return request.reply(2) } }), { code: 'ERR_OFFLOOP_INVALID' })
+    assert.throws(
+      () =>
+        request.reply({
+          get again() {
+            return request.reply(2)
+          },
+        }),
+      { code: 'ERR_OFFLOOP_INVALID' },
+    )
     request.fail(new RangeError('none travels'))
     assert.throws(() => request.fail(new Error()), { code: 'ERR_OFFLOOP_INVALID' })
   })

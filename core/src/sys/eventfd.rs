@@ -64,8 +64,8 @@ impl EventFd {
             0 => {} // full, so it is readable
             1 => self.signal(),
             // A limit of no fds at all (`RLIMIT_NOFILE`) forbids to poll one.
-            // SAFETY: a plain query.
             _ => {
+                // SAFETY: a plain query.
                 if unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETFL) } & libc::O_NONBLOCK != 0 {
                     self.signal();
                 }

@@ -404,7 +404,10 @@ fn a_blocked_thread_is_woken_before_an_event_loop_and_all_event_loops_without_on
         let n;
         (n, blocked) = waiter.join().expect("waiter");
         assert_eq!(n, 1);
-        rung = [&mut a, &mut b].into_iter().fold(false, |rung, c| (readable(c.fd().expect("fd")) && pop(c).is_none()) || rung);
+        rung = false;
+        for c in [&mut a, &mut b] {
+            rung |= readable(c.fd().expect("fd")) && pop(c).is_none();
+        }
         if !rung {
             break;
         }
