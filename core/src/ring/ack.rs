@@ -5,7 +5,7 @@
 
 use super::Shared;
 use super::mpmc::{Held, Popper, Slots};
-use super::raw::{MappedSlots, RecordRef};
+use super::raw::{Map, MappedSlots, RecordRef};
 use super::seat::Role;
 use super::spsc::{Damage, Found};
 use crate::error::{Error, Result};
@@ -147,7 +147,7 @@ enum Owner {
 /// A record that is let go of even if the code that looks at it panics.
 struct Taken<'a> {
     shared: &'a Shared,
-    slots: &'a MappedSlots,
+    slots: &'a MappedSlots<&'a Map>,
     seat: usize,
     held: Held,
 }
@@ -264,13 +264,12 @@ impl Taking {
         // The one hold says nothing again when `f` has seen its record.
         let Owner::Auto { free, .. } = &self.owner else { return 0 };
         let Some(hold) = free.last().map(|i| usize::from(*i)) else { return 0 };
-        // Of this function alone, so that what it says need not be read again after every store.
-        let slots = self.slots.clone();
+        let slots = self.slots.borrowed();
         let mut n = 0;
         while n < max && shared.is_sound() {
             match self.popper.take_oldest(&slots, hold) {
                 Ok(Some(held)) => {
-                    shared.hand_on(&slots, Role::Consumer);
+                    shared.hand_on(&self.slots, Role::Consumer);
                     f(Taken { shared, slots: &slots, seat: self.seat, held }.payload());
                 }
                 Ok(None) => break,

@@ -326,7 +326,7 @@ impl Consumer {
             // What follows, as far as nothing stands against it, in fewer instructions.
             n += match &mut self.input {
                 Input::One(end) => end.read(&self.shared, max - n, &mut f),
-                Input::Slots(taking) => taking.read(&self.shared, (max - n).min(LOOK_EVERY as usize), &mut f),
+                Input::Slots(_) => self.read_slots(max - n, &mut f),
                 Input::Many(_) | Input::Copied(..) => 0,
             };
         }
@@ -334,6 +334,24 @@ impl Consumer {
             self.release(); // who waits for a slot is told once
         }
         Ok(n)
+    }
+
+    /// Passes up to `max` records of slots to `f`, until something stands against it.
+    #[inline(always)]
+    fn read_slots(&mut self, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
+        let mut n = 0;
+        while n < max
+            && let Input::Slots(taking) = &mut self.input
+        {
+            let some = (max - n).min(LOOK_EVERY as usize);
+            let read = taking.read(&self.shared, some, f);
+            n += read;
+            // What the dead had taken comes back even while nobody is idle. An error is told by the next call.
+            if read < some || self.sleeper.look_if_due().is_err() {
+                break;
+            }
+        }
+        n
     }
 
     /// Where this handle stands in a lane (they are numbered from 0), for a face that reads lanes itself through

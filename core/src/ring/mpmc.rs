@@ -187,14 +187,9 @@ impl Pusher {
                 }
                 return damage("slot is in a state that it cannot have", w, word(lap, slot_state::FREE));
             }
-            s.claim(self.seat).store(intent(p, claim_state::WANTED), Ordering::Release);
-            failpoint::hit("claim.wanted");
-            // S0: who sees the new tail sees the intent.
-            if s.tail().compare_exchange(p, p.wrapping_add(1), Ordering::AcqRel).is_err() {
+            if !self.win(s, p) {
                 continue;
             }
-            s.claim(self.seat).store(intent(p, claim_state::OWNED), Ordering::Release);
-            failpoint::hit("claim.made");
             if passes {
                 // A consumer still keeps the record of an earlier lap: this position is passed over, unless it lets go right now.
                 match s.word(slot).compare_exchange(w, word(lap, slot_state::HELD), Ordering::AcqRel) {
@@ -207,15 +202,51 @@ impl Pusher {
                     Err(now) => return damage("slot is in a state that it cannot have", now, word(lap, slot_state::FREE)),
                 }
             }
-            if p.wrapping_add(AHEAD).wrapping_sub(self.head) < slots {
-                // Free, as far as is known: the consumers are behind.
-                s.will_write(slot_of(s, p.wrapping_add(AHEAD)));
-            }
             self.claimed = Some((p, len));
             return Ok(Some(slot));
         }
         // Overtaken every time. No tail is there, so the next look sees news.
         Ok(self.no_room(s, Sight { at: u64::MAX, ..Sight::default() }))
+    }
+
+    /// Claims position `p`, if nobody else is first.
+    #[inline(always)]
+    fn win<S: Slots>(&self, s: &S, p: u64) -> bool {
+        s.claim(self.seat).store(intent(p, claim_state::WANTED), Ordering::Release);
+        failpoint::hit("claim.wanted");
+        // S0: who sees the new tail sees the intent.
+        if s.tail().compare_exchange(p, p.wrapping_add(1), Ordering::AcqRel).is_err() {
+            return false;
+        }
+        s.claim(self.seat).store(intent(p, claim_state::OWNED), Ordering::Release);
+        failpoint::hit("claim.made");
+        if p.wrapping_add(AHEAD).wrapping_sub(self.head) < 1 << s.shift() {
+            // Free, as far as is known: the consumers are behind.
+            s.will_write(slot_of(s, p.wrapping_add(AHEAD)));
+        }
+        true
+    }
+
+    /// Makes a record of `len` bytes, which `fill` writes into a slot, where that is all there is to it: the next slot is free, and nobody
+    /// claims it at the same time. False, and nothing done, otherwise: [`claim`](Self::claim) looks further. No claim is open, and `len` is at
+    /// most [`Slots::max_len`].
+    #[inline(always)]
+    pub(super) fn put<S: Slots>(&mut self, s: &S, len: u32, fill: impl FnOnce(usize)) -> bool {
+        debug_assert!(self.claimed.is_none() && len <= s.max_len());
+        let slots = 1u64 << s.shift();
+        let p = s.tail().load(Ordering::Acquire);
+        if p.wrapping_sub(self.head) >= slots {
+            self.head = s.head().load(Ordering::Acquire);
+        }
+        let (slot, lap) = (slot_of(s, p), lap_of(s, p));
+        // S4, as in `claim`.
+        let is_free = p.wrapping_sub(self.head) < slots && s.word(slot).load(Ordering::Acquire) == word(lap, slot_state::FREE);
+        if !is_free || !self.win(s, p) {
+            return false;
+        }
+        fill(slot);
+        self.publish(s, p, len);
+        true
     }
 
     #[cold]
@@ -259,6 +290,12 @@ impl Pusher {
     pub(super) fn commit<S: Slots>(&mut self, s: &S, len: u32) {
         let (p, room) = self.claimed.take().expect("a slot was claimed");
         debug_assert!(len <= room);
+        self.publish(s, p, len);
+    }
+
+    /// What is in the slot of the claimed position `p` is a record.
+    #[inline(always)]
+    fn publish<S: Slots>(&self, s: &S, p: u64, len: u32) {
         let (slot, lap) = (slot_of(s, p), lap_of(s, p));
         s.set_meta(slot, u64::from(len) | lap << 32);
         failpoint::hit("commit.written");

@@ -406,19 +406,23 @@ impl Producer {
                 let waiting = writer.unpublished();
                 Some(self.flush_if_due(waiting))
             }
-            Output::Slots(pusher, slots, _) => {
+            Output::Slots(pusher, slots, untold) => {
                 if pusher.claimed().is_some() || len > slots.max_len() as usize {
                     return None;
                 }
-                let slot = match pusher.claim(slots, len as u32) {
-                    Ok(slot) => slot?,
-                    Err(damage) => return Some(Err(self.shared.poison(damage))),
+                let here = slots.borrowed();
+                let fill = |slot| {
+                    // SAFETY: the slot is longer than `len`, and this handle's until it is a record; no reference points to it.
+                    unsafe { ptr::copy_nonoverlapping(record.as_ptr(), here.payload(slot).as_ptr(), len) };
                 };
+                if !pusher.put(&here, len as u32, fill) {
+                    return None;
+                }
                 // One waker rings one sleeper; whoever finds room hands the ring on.
                 self.shared.hand_on(slots, Role::Producer);
-                // SAFETY: the slot is longer than `len`, and this handle's until it is committed; no reference points to it.
-                unsafe { ptr::copy_nonoverlapping(record.as_ptr(), slots.payload(slot).as_ptr(), len) };
-                Some(self.finish(len as u32))
+                *untold += record_extent(len as u32);
+                let waiting = *untold;
+                Some(self.flush_if_due(waiting))
             }
         }
     }

@@ -309,9 +309,9 @@ impl Overwritten for MappedLane {
     }
 }
 
-/// The slots of an `mpmc` ring in a mapping.
-#[derive(Clone, Debug)]
-pub(crate) struct MappedSlots {
+/// The slots of an `mpmc` ring in a mapping, which `M` keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MappedSlots<M = Arc<Map>> {
     base: NonNull<u8>,
     data: NonNull<u8>,
     /// A slot is `1 << slot_shift` bytes.
@@ -319,7 +319,7 @@ pub(crate) struct MappedSlots {
     shift: u32,
     seats: usize,
     /// Keeps what the pointers point into.
-    _map: Arc<Map>,
+    map: M,
 }
 
 // SAFETY: pointers to atomics, and to payloads that are only accessed through raw pointers by whoever owns the record.
@@ -337,10 +337,19 @@ impl MappedSlots {
             let data = unsafe { base.add(map.data_at(0)) };
             let slot_shift = header.slot_len.trailing_zeros();
             let shift = header.capacity.trailing_zeros() - slot_shift;
-            MappedSlots { base, data, slot_shift, shift, seats: header.seats as usize, _map: Arc::clone(map) }
+            MappedSlots { base, data, slot_shift, shift, seats: header.seats as usize, map: Arc::clone(map) }
         })
     }
 
+    /// The same for one function, whose stores to shared memory do not make it read them again.
+    #[inline(always)]
+    pub(crate) fn borrowed(&self) -> MappedSlots<&Map> {
+        let MappedSlots { base, data, slot_shift, shift, seats, ref map } = *self;
+        MappedSlots { base, data, slot_shift, shift, seats, map }
+    }
+}
+
+impl<M> MappedSlots<M> {
     /// A word of the fixed part or of a seat: `at` is a multiple of `T`'s size and below the header's length.
     #[inline(always)]
     fn header_word<T>(&self, at: usize) -> &T {
@@ -383,7 +392,7 @@ impl MappedSlots {
     }
 }
 
-impl Slots for MappedSlots {
+impl<M> Slots for MappedSlots<M> {
     type Long = AtomicU64;
     type Short = AtomicU32;
 
