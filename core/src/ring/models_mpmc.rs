@@ -195,10 +195,20 @@ impl Slots for Life<'_> {
     }
 }
 
-fn push(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
-    let Some(slot) = pusher.claim(s, 8).expect("no damage") else { return false };
+fn write(s: &Life<'_>, slot: usize, value: u64) {
     // SAFETY: loom checks the access.
     s.model().payloads[slot].with_mut(|p| unsafe { *p = value });
+}
+
+/// As [`Producer::push`](super::Producer::push) does it: the short way where nothing stands against it.
+fn push(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
+    pusher.put(s, 8, |slot| write(s, slot, value)) || push_in_place(s, pusher, value)
+}
+
+/// As a claim does it that is written in place.
+fn push_in_place(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
+    let Some(slot) = pusher.claim(s, 8).expect("no damage") else { return false };
+    write(s, slot, value);
     pusher.commit(s, 8);
     true
 }
@@ -424,21 +434,23 @@ fn a_record_that_moves_unannounced_is_taken_twice() {
     moving_record(Wrong::Moves);
 }
 
-/// The producer on seat 0 dies at some access while the one on seat 1 pushes: its position is aborted, and the other's record comes.
-fn dying_producer(dies: usize, settler_dies: usize, wrong: Wrong, believed_living: &'static [usize]) {
+type Push = fn(&Life<'_>, &mut Pusher, u64) -> bool;
+
+/// The producer on seat 0 dies at some access of `dying` while the one on seat 1 pushes: its position is aborted, and the other's record comes.
+fn dying_producer(dying: Push, dies: usize, settler_dies: usize, wrong: Wrong, believed_living: &'static [usize]) {
     model(move || {
         let m = Model::new(wrong);
         let s = immortal(&m);
-        let dying = {
+        let dead = {
             let m = Arc::clone(&m);
             thread::spawn(move || {
-                let pushed = mortal(&m, dies).live(|s| push(s, &mut Pusher::new(s, 0), 5));
+                let pushed = mortal(&m, dies).live(|s| dying(s, &mut Pusher::new(s, 0), 5));
                 mortal(&m, settler_dies).live(|s| settle_dead(s, believed_living));
                 (pushed.is_some(), settle_dead(&immortal(&m), believed_living))
             })
         };
         assert!(push(&s, &mut Pusher::new(&s, 1), 7), "there is room for both");
-        let (pushed, settled) = dying.join().expect("settler");
+        let (pushed, settled) = dead.join().expect("settler");
         if !settled {
             assert!(settle_dead(&s, believed_living), "nobody is in the way any more");
         }
@@ -458,17 +470,19 @@ fn dying_producer(dies: usize, settler_dies: usize, wrong: Wrong, believed_livin
 
 #[test]
 fn a_dead_producers_claim_wedges_nothing() {
-    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Nothing, &[1]));
+    for dying in [push as Push, push_in_place] {
+        every_death(|dies, settler_dies| dying_producer(dying, dies, settler_dies, Wrong::Nothing, &[1]));
+    }
 }
 
 #[test]
 #[should_panic(expected = "")]
 fn a_producer_that_does_not_say_what_it_wants_wedges_the_ring() {
-    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Intents, &[1]));
+    every_death(|dies, settler_dies| dying_producer(push, dies, settler_dies, Wrong::Intents, &[1]));
 }
 
 #[test]
 #[should_panic(expected = "")]
 fn a_settler_that_aborts_a_living_claim_loses_a_record() {
-    every_death(|dies, settler_dies| dying_producer(dies, settler_dies, Wrong::Nothing, &[]));
+    every_death(|dies, settler_dies| dying_producer(push, dies, settler_dies, Wrong::Nothing, &[]));
 }
