@@ -137,6 +137,8 @@ pub(super) struct Copying {
     high: u32,
     copy: Vec<u64>,
     lost: u64,
+    /// Records before `next` that were passed over for the sake of newer ones, and are read after all if no newer one comes.
+    passed: u32,
 }
 
 /// The gate, and the words that a reader of an overwriting lane copies from.
@@ -167,7 +169,7 @@ impl Copying {
     /// Begins with the oldest record that is still there.
     pub(super) fn begin<L: Overwritten>(lane: &L, capacity: u32) -> Result<Copying, Damage> {
         let (next, high) = locate(lane.gate(), lane.high())?;
-        Ok(Copying { capacity, next, high, copy: Vec::new(), lost: 0 })
+        Ok(Copying { capacity, next, high, copy: Vec::new(), lost: 0, passed: 0 })
     }
 
     pub(super) fn cursor(&self) -> Cursor {
@@ -177,14 +179,19 @@ impl Copying {
 
     /// Goes on where a face stands that has copied records itself.
     pub(super) fn set_cursor(&mut self, to: Cursor) -> Result<(), Damage> {
-        self.next = aligned(Mark { at: to.at, count: to.count })?;
+        let to_mark = aligned(Mark { at: to.at, count: to.count })?;
+        if to_mark != self.next {
+            self.forget_passed();
+        }
+        self.next = to_mark;
         self.high = half_turn(to.high, to.at);
         Ok(())
     }
 
-    /// Copies the next record; its length, or `None` when there is none.
+    /// Copies the next record; its length, or `None` when there is none, or the writer is faster than any copy.
     pub(super) fn take<L: Overwritten>(&mut self, lane: &L) -> Result<Option<u32>, Damage> {
-        // Who is lapped goes on with the oldest; who is lapped again while copying that, with the newest.
+        // Who is lapped goes on with the oldest; who is lapped again while copying that, with what comes next. Where nothing does, the
+        // writer has stopped, and what was passed over is there.
         for attempt in 0..4 {
             let tail = Mark::load(lane.tail(), Ordering::Acquire);
             // Once: a reader that is stopped after it is fooled by no later value, because that is compared with this one.
@@ -197,7 +204,11 @@ impl Copying {
             }
             self.high = half_turn(high, self.next.at);
             if ready == 0 {
-                return Ok(None);
+                if self.passed == 0 {
+                    return Ok(None);
+                }
+                self.go_to_oldest(lane)?;
+                continue;
             }
             if !ready.is_multiple_of(8) {
                 return damage("writer's position is not aligned", ready, 8u32);
@@ -233,6 +244,7 @@ impl Copying {
             if !valid {
                 return damage("record claims more than was published", word, ready);
             }
+            self.forget_passed();
             self.next = at;
             return Ok(Some(len));
         }
@@ -249,11 +261,32 @@ impl Copying {
     }
 
     fn skip<L: Overwritten>(&mut self, lane: &L, attempt: u32) -> Result<(), Damage> {
-        let (to, high) = locate(if attempt == 0 { lane.gate() } else { lane.tail() }, lane.high())?;
-        self.high = high;
-        self.lost += u64::from(to.count.wrapping_sub(self.next.count));
-        self.next = to;
+        self.go_to_oldest(lane)?;
+        if attempt > 0 {
+            let (to, high) = locate(lane.tail(), lane.high())?;
+            self.passed = to.count.wrapping_sub(self.next.count);
+            (self.next, self.high) = (to, high);
+        }
         Ok(())
+    }
+
+    /// What lies before the oldest record that is there, and was not read, is lost.
+    fn go_to_oldest<L: Overwritten>(&mut self, lane: &L) -> Result<(), Damage> {
+        let (to, high) = locate(lane.gate(), lane.high())?;
+        let read = self.next.count.wrapping_sub(std::mem::take(&mut self.passed));
+        self.lost += u64::from(to.count.wrapping_sub(read));
+        (self.next, self.high) = (to, high);
+        Ok(())
+    }
+
+    /// A newer record came: those that were passed over are lost.
+    fn forget_passed(&mut self) {
+        self.lost += u64::from(std::mem::take(&mut self.passed));
+    }
+
+    /// The next look may find what was passed over.
+    pub(super) fn has_passed(&self) -> bool {
+        self.passed > 0
     }
 
     /// The copy that [`take`](Self::take) made.
@@ -271,6 +304,6 @@ impl Copying {
     }
 
     pub(super) fn sees_news<L: Lane>(&self, lane: &L) -> bool {
-        Mark::load(lane.tail(), Ordering::Relaxed).at != self.next.at
+        self.has_passed() || Mark::load(lane.tail(), Ordering::Relaxed).at != self.next.at
     }
 }

@@ -138,6 +138,9 @@ impl Consumer {
         if closed && self.input.is_drained() {
             return Err(Error::new(ErrorKind::Closed, "ring was closed and is drained"));
         }
+        if self.input.has_passed() && self.sleeper.is_polled() {
+            self.sleeper.ring_own();
+        }
         if dead {
             return Err(Error::new(ErrorKind::PeerDied, "producer died and the ring is drained")
                 .with("pid", self.shared.map.seat_word(self.sleeper.first_peer(), seat_word::PID).load(Ordering::Relaxed)));

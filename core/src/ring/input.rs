@@ -302,7 +302,11 @@ impl Input {
 
     /// A closed ring in which nothing is found has ended.
     pub(super) fn is_drained(&self) -> bool {
-        if let Input::Slots(taking) = self { taking.is_drained() } else { true }
+        match self {
+            Input::Slots(taking) => taking.is_drained(),
+            Input::Copied(copying, _) => !copying.has_passed(),
+            Input::One(_) | Input::Many(_) => true,
+        }
     }
 
     /// The records that are in flight until somebody acknowledges them.
@@ -319,6 +323,11 @@ impl Input {
             Input::Copied(copying, lane) => copying.sees_news(lane),
             Input::Slots(taking) => taking.sees_news(),
         }
+    }
+
+    /// There may be something that a writer which overwrites was too fast for.
+    pub(super) fn has_passed(&self) -> bool {
+        matches!(self, Input::Copied(copying, _) if copying.has_passed())
     }
 
     pub(super) fn leave(&mut self, shared: &Shared) {

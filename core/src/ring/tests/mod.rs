@@ -2,6 +2,7 @@
 
 mod cursor;
 mod gate;
+mod lapped;
 mod many;
 mod mpmc;
 mod named;
