@@ -377,7 +377,7 @@ impl Taking {
             Owner::Auto { .. } => false,
             Owner::Manual(ledger) => lock(&ledger.table).count > 0,
         };
-        Popper::is_empty(&self.slots) && (owes || !self.popper.is_awaited(&self.slots))
+        Popper::is_empty(&self.slots) && (owes || !Popper::is_awaited(&self.slots))
     }
 
     /// What was not dealt with goes to others.

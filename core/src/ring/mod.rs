@@ -90,6 +90,17 @@ pub const DEFAULT_CAPACITY: usize = 4 << 20;
 /// Participants of a ring with many of them, where the maker names no number.
 pub const DEFAULT_PARTICIPANTS: usize = 16;
 
+/// Between a store and a look, against somebody who makes a fence everywhere between its own: a fence, unless this process has `agreed` that
+/// others make it.
+#[inline(always)]
+fn order(agreed: bool) {
+    if agreed {
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
+}
+
 /// What every handle of a ring in this process has in common.
 #[derive(Debug)]
 struct Shared {
@@ -112,14 +123,15 @@ impl Shared {
     fn new(map: Map, bells: Bells, present: Option<PrivateFd>) -> Arc<Shared> {
         let spare_core = cpu::usable_cores() > 1;
         let map = Arc::new(map);
+        let agreed = membarrier::agree();
         Arc::new(Shared {
-            slots: MappedSlots::new(&map),
+            slots: MappedSlots::new(&map, agreed),
             map,
             bells,
             present,
             pid_namespace: pidfd::namespace(),
             spare_core,
-            agreed: membarrier::agree(),
+            agreed,
             epoch: fork::epoch(),
         })
     }
@@ -183,11 +195,7 @@ impl Shared {
     /// Between what was published and the look whether somebody sleeps: pairs with [`fence_everywhere`](Self::fence_everywhere).
     #[inline(always)]
     fn order_look(&self) {
-        if self.agreed {
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
+        order(self.agreed);
     }
 
     /// Between saying that one sleeps and the last look. False if some participant may have missed that.

@@ -6,7 +6,8 @@
 use super::mpmc::{Held, Popper, Pusher, Slots, hint_at_returned, intent, settle};
 use crate::sync::Word;
 use crate::sync::atomic::Ordering;
-use crate::wire::ring::hold_state;
+use crate::sync::modelled::fence;
+use crate::wire::ring::{claim_state, hold_state};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64};
@@ -26,6 +27,8 @@ enum Wrong {
     Intents,
     /// Who takes a returned record does not say that it moves.
     Moves,
+    /// A producer does not look whether the ring was closed before its claim.
+    End,
 }
 
 struct Long(AtomicU64, Wrong);
@@ -80,6 +83,7 @@ struct Model {
     head: Long,
     returned: Short,
     moves: Short,
+    closed: Short,
     claims: [Long; SEATS],
     holds: [Long; SEATS],
     words: [Long; SLOTS],
@@ -104,6 +108,7 @@ impl Model {
             head: long(Wrong::Nothing),
             returned: Short(AtomicU32::new(0), Wrong::Nothing),
             moves: Short(AtomicU32::new(0), only(&[Wrong::Moves])),
+            closed: Short(AtomicU32::new(0), only(&[Wrong::End])),
             claims: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
             holds: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
             words: std::array::from_fn(|_| long(only(&[Wrong::Release, Wrong::Acquire]))),
@@ -193,6 +198,11 @@ impl Slots for Life<'_> {
     fn max_len(&self) -> u32 {
         8
     }
+    fn is_closed(&self) -> bool {
+        let closed = &self.model().closed;
+        fence(Ordering::SeqCst);
+        closed.1 != Wrong::End && closed.load(Ordering::Acquire) != 0
+    }
 }
 
 fn write(s: &Life<'_>, slot: usize, value: u64) {
@@ -202,12 +212,19 @@ fn write(s: &Life<'_>, slot: usize, value: u64) {
 
 /// As [`Producer::push`](super::Producer::push) does it: the short way where nothing stands against it.
 fn push(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
-    pusher.put(s, 8, |slot| write(s, slot, value)) || push_in_place(s, pusher, value)
+    if pusher.put(s, 8, |slot| write(s, slot, value)) {
+        return true;
+    }
+    // The ring may have been closed.
+    !pusher.abort(s) && push_in_place(s, pusher, value)
 }
 
 /// As a claim does it that is written in place.
 fn push_in_place(s: &Life<'_>, pusher: &mut Pusher, value: u64) -> bool {
-    let Some(slot) = pusher.claim(s, 8).expect("no damage") else { return false };
+    let Some(slot) = pusher.claim(s, 8).expect("no damage") else {
+        pusher.abort(s);
+        return false;
+    };
     write(s, slot, value);
     pusher.commit(s, 8);
     true
@@ -360,7 +377,7 @@ fn dying_consumer(from: From, dies: usize, settler_dies: usize, reuse: bool, wro
 }
 
 /// Accesses of the longest of these paths, and a few more: the last ones do not die.
-const ACCESSES: usize = 16;
+const ACCESSES: usize = 20;
 
 fn every_death(f: impl Fn(usize, usize)) {
     for dies in 0..ACCESSES {
@@ -485,4 +502,68 @@ fn a_producer_that_does_not_say_what_it_wants_wedges_the_ring() {
 #[should_panic(expected = "")]
 fn a_settler_that_aborts_a_living_claim_loses_a_record() {
     every_death(|dies, settler_dies| dying_producer(push, dies, settler_dies, Wrong::Nothing, &[]));
+}
+
+/// As [`Consumer::try_pop`](super::Consumer::try_pop) does it for a ring that it has seen closed: the consumer on seat 1 is told the end.
+fn ends(s: &Life<'_>) -> bool {
+    fence(Ordering::SeqCst);
+    take(s, 1).is_none() && Popper::is_empty(s) && !Popper::is_awaited(s)
+}
+
+/// The ring is closed while the producer on seat 0 pushes, both ways.
+fn closing(wrong: Wrong) {
+    for way in [push as Push, push_in_place] {
+        model(move || {
+            let m = Model::new(wrong);
+            let writer = {
+                let m = Arc::clone(&m);
+                thread::spawn(move || way(&immortal(&m), &mut Pusher::new(&immortal(&m), 0), 7))
+            };
+            let s = immortal(&m);
+            s.model().closed.swap(1, Ordering::AcqRel);
+            let ended = ends(&s);
+            let pushed = writer.join().expect("writer");
+            assert!(!(ended && pushed), "lost behind the end");
+            assert_eq!(s.claim(0).load(Ordering::Acquire), claim_state::NONE);
+        });
+    }
+}
+
+#[test]
+fn a_record_that_is_pushed_is_before_the_end() {
+    closing(Wrong::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "lost behind the end")]
+fn a_producer_that_does_not_look_for_the_end_behind_its_claim_loses_a_record() {
+    closing(Wrong::End);
+}
+
+/// A returned record changes hands while another consumer looks whether the ring has ended.
+fn moving_behind_the_end(wrong: Wrong) {
+    model(move || {
+        let m = Model::new(wrong);
+        let s = immortal(&m);
+        push(&s, &mut Pusher::new(&s, 2), 7);
+        take(&s, 2).expect("record").give_up(&s, 2);
+        let taker = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || take(&immortal(&m), 0).is_some())
+        };
+        let ended = ends(&s);
+        let theirs = taker.join().expect("taker");
+        assert!(!(ended && theirs), "told the end before it");
+    });
+}
+
+#[test]
+fn a_record_that_moves_is_before_the_end() {
+    moving_behind_the_end(Wrong::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "told the end before it")]
+fn a_record_that_moves_unannounced_is_behind_the_end() {
+    moving_behind_the_end(Wrong::Moves);
 }

@@ -43,6 +43,9 @@ pub(super) trait Slots {
     fn shift(&self) -> u32;
     /// The longest payload.
     fn max_len(&self) -> u32;
+    /// The ring is closed. Whatever was stored before this look is seen by whoever sees that the ring is closed after it, behind a fence
+    /// everywhere.
+    fn is_closed(&self) -> bool;
 }
 
 fn slot_of<S: Slots>(s: &S, position: u64) -> usize {
@@ -139,7 +142,8 @@ impl Pusher {
         self.claimed.map(|(_, len)| len)
     }
 
-    /// The slot for a payload of `len` (at most [`Slots::max_len`]), or `None` while there is none.
+    /// The slot for a payload of `len` (at most [`Slots::max_len`]), or `None` while there is none. `None` and a claim if the ring was closed
+    /// before it was made: to be [aborted](Self::abort), a consumer may have ended without it.
     #[inline(always)]
     pub(super) fn claim<S: Slots>(&mut self, s: &S, len: u32) -> Result<Option<usize>, Damage> {
         debug_assert!(self.claimed.is_none() && len <= s.max_len());
@@ -203,7 +207,8 @@ impl Pusher {
                 }
             }
             self.claimed = Some((p, len));
-            return Ok(Some(slot));
+            // S5, as in `put`.
+            return Ok((!s.is_closed()).then_some(slot));
         }
         // Overtaken every time. No tail is there, so the next look sees news.
         Ok(self.no_room(s, Sight { at: u64::MAX, ..Sight::default() }))
@@ -216,6 +221,8 @@ impl Pusher {
         failpoint::hit("claim.wanted");
         // S0: who sees the new tail sees the intent.
         if s.tail().compare_exchange(p, p.wrapping_add(1), Ordering::AcqRel).is_err() {
+            // Who goes on without it, for whatever reason, must not seem to be about to say whose the position is.
+            s.claim(self.seat).store(claim_state::NONE, Ordering::Release);
             return false;
         }
         s.claim(self.seat).store(intent(p, claim_state::OWNED), Ordering::Release);
@@ -228,8 +235,8 @@ impl Pusher {
     }
 
     /// Makes a record of `len` bytes, which `fill` writes into a slot, where that is all there is to it: the next slot is free, and nobody
-    /// claims it at the same time. False, and nothing done, otherwise: [`claim`](Self::claim) looks further. No claim is open, and `len` is at
-    /// most [`Slots::max_len`].
+    /// claims it at the same time. False, and nothing done, otherwise: [`claim`](Self::claim) looks further. False and a claim, as there, if the
+    /// ring was closed before. No claim is open, and `len` is at most [`Slots::max_len`].
     #[inline(always)]
     pub(super) fn put<S: Slots>(&mut self, s: &S, len: u32, fill: impl FnOnce(usize)) -> bool {
         debug_assert!(self.claimed.is_none() && len <= s.max_len());
@@ -244,6 +251,12 @@ impl Pusher {
         if !is_free || !self.win(s, p) {
             return false;
         }
+        // S5: a consumer that was told the end saw `CLOSED`, then made a fence everywhere, then saw a `tail` without this position: so this look,
+        // which is behind the compare-and-swap of `tail`, sees `CLOSED` as well. A consumer that saw this position waits for it.
+        if s.is_closed() {
+            self.claimed = Some((p, len));
+            return false;
+        }
         fill(slot);
         self.publish(s, p, len);
         true
@@ -251,7 +264,7 @@ impl Pusher {
 
     #[cold]
     fn no_room<S: Slots>(&mut self, s: &S, sight: Sight) -> Option<usize> {
-        // What a lost race, or a passed position, left there.
+        // What a passed position left there.
         s.claim(self.seat).store(claim_state::NONE, Ordering::Release);
         self.stuck = sight;
         None
@@ -555,18 +568,30 @@ impl Popper {
         s.tail().load(Ordering::Acquire) == head && s.returned().load(Ordering::Acquire) == 0
     }
 
-    /// Somebody else has a record that could come back.
-    pub(super) fn is_awaited<S: Slots>(&self, s: &S) -> bool {
-        let others = (0..s.seats()).filter(|seat| *seat != self.seat);
-        others.flat_map(|seat| (0..s.holds()).map(move |i| (seat, i))).any(|(seat, i)| {
-            let v = s.hold(seat, i).load(Ordering::Acquire);
-            match state_of(v) {
-                hold_state::NONE => false,
-                hold_state::RETURNED => true,
-                // Who lost a race still shows what it wanted, and who has freed the slot what it had.
-                _ => has_record(s, position_of(v)),
+    /// Some hold has a record that could come back. Of a consumer that has dealt with all of its own this is another one's, or one that it gave
+    /// back and that another one is about to take.
+    pub(super) fn is_awaited<S: Slots>(s: &S) -> bool {
+        for _ in 0..LOOKS {
+            let moves = s.moves().load(Ordering::Acquire);
+            let any = (0..s.seats()).flat_map(|seat| (0..s.holds()).map(move |i| (seat, i))).any(|(seat, i)| {
+                let v = s.hold(seat, i).load(Ordering::Acquire);
+                match state_of(v) {
+                    hold_state::NONE => false,
+                    hold_state::RETURNED => true,
+                    // Who lost a race still shows what it wanted, and who has freed the slot what it had.
+                    _ => has_record(s, position_of(v)),
+                }
+            });
+            if any {
+                return true;
             }
-        })
+            // A returned record that changed hands behind this look's back is looked for again. This load sees the move of whoever emptied the
+            // hold that was looked at: Acquire there pairs with the compare-and-swap in `wins`, which is behind its `fetch_add`.
+            if s.moves().load(Ordering::Acquire) == moves {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -193,7 +193,13 @@ impl Producer {
                 })
             }),
         };
-        claimed.map_err(|d| self.shared.poison(d))
+        let claimed = claimed.map_err(|d| self.shared.poison(d))?;
+        if claimed.is_none() && self.claimed().is_some() {
+            // The ring was closed before the claim was made.
+            self.abort_claim();
+            self.check()?;
+        }
+        Ok(claimed)
     }
 
     /// Room for a payload of `len`: its first byte, or `None` while the ring is full.
@@ -416,6 +422,8 @@ impl Producer {
                     unsafe { ptr::copy_nonoverlapping(record.as_ptr(), here.payload(slot).as_ptr(), len) };
                 };
                 if !pusher.put(&here, len as u32, fill) {
+                    // Claimed, if the ring was closed meanwhile; which is told next.
+                    self.abort_claim();
                     return None;
                 }
                 // One waker rings one sleeper; whoever finds room hands the ring on.
@@ -582,7 +590,7 @@ impl Producer {
     }
 
     /// After publishing, and the look of the wake: a consumer that was told the end of the ring before may not have seen it. One that is
-    /// told from here on looks once more, behind a fence everywhere. In `mpmc` the end waits for what is claimed.
+    /// told from here on looks once more, behind a fence everywhere. In `mpmc` a claim looks at this, and the end waits for what is claimed.
     #[inline]
     fn check_end(&self) -> Result<()> {
         if let Output::Lane(writer, lane) = &self.output

@@ -5,6 +5,7 @@
 
 use super::broadcast::Overwritten;
 use super::mpmc::{self, Slots};
+use super::order;
 use super::producer::CONSUMER_SEAT;
 use super::seat::Role;
 use super::spsc::{Found, Lane};
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::line;
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::ring::{FIXED_LEN, HOLDS, Header, MAGIC, SEATS_AT, SLOT_HEADER, SLOT_SEAT_LEN, ring_word, seat_word};
+use crate::wire::ring::{CLOSED, FIXED_LEN, HOLDS, Header, MAGIC, SEATS_AT, SLOT_HEADER, SLOT_SEAT_LEN, ring_word, seat_word};
 use memmap2::MmapRaw;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -318,6 +319,8 @@ pub(crate) struct MappedSlots<M = Arc<Map>> {
     slot_shift: u32,
     shift: u32,
     seats: usize,
+    /// As in [`Shared`](super::Shared).
+    agreed: bool,
     /// Keeps what the pointers point into.
     map: M,
 }
@@ -329,7 +332,7 @@ unsafe impl Sync for MappedSlots {}
 
 impl MappedSlots {
     /// The slots of a ring that has some.
-    pub(crate) fn new(map: &Arc<Map>) -> Option<MappedSlots> {
+    pub(crate) fn new(map: &Arc<Map>, agreed: bool) -> Option<MappedSlots> {
         let header = &map.header;
         (header.slot_len != 0).then(|| {
             let base = NonNull::new(map.base()).expect("a mapping is not at 0");
@@ -337,15 +340,15 @@ impl MappedSlots {
             let data = unsafe { base.add(map.data_at(0)) };
             let slot_shift = header.slot_len.trailing_zeros();
             let shift = header.capacity.trailing_zeros() - slot_shift;
-            MappedSlots { base, data, slot_shift, shift, seats: header.seats as usize, map: Arc::clone(map) }
+            MappedSlots { base, data, slot_shift, shift, seats: header.seats as usize, agreed, map: Arc::clone(map) }
         })
     }
 
     /// The same for one function, whose stores to shared memory do not make it read them again.
     #[inline(always)]
     pub(crate) fn borrowed(&self) -> MappedSlots<&Map> {
-        let MappedSlots { base, data, slot_shift, shift, seats, ref map } = *self;
-        MappedSlots { base, data, slot_shift, shift, seats, map }
+        let MappedSlots { base, data, slot_shift, shift, seats, agreed, ref map } = *self;
+        MappedSlots { base, data, slot_shift, shift, seats, agreed, map }
     }
 }
 
@@ -469,6 +472,12 @@ impl<M> Slots for MappedSlots<M> {
     #[inline(always)]
     fn max_len(&self) -> u32 {
         (1 << self.slot_shift) - SLOT_HEADER
+    }
+
+    #[inline(always)]
+    fn is_closed(&self) -> bool {
+        order(self.agreed);
+        self.header_word::<AtomicU32>(ring_word::STATE).load(Ordering::Acquire) & CLOSED != 0
     }
 }
 

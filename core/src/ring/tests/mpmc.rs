@@ -1,5 +1,6 @@
 //! `mpmc` in one process.
 
+mod end;
 mod hostile;
 
 use super::*;
