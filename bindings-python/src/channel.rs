@@ -315,7 +315,7 @@ impl PyChannel {
     fn close(&self, py: Python<'_>, grace: Option<f64>) -> PyResult<bool> {
         seconds(py, "grace", grace)?;
         self.channel.close();
-        Ok(self.channel.wait_closed(Some(Duration::ZERO)).is_ok())
+        Ok(!self.channel.wait_closed(Some(Duration::ZERO)).is_err_and(|e| e.kind() == ErrorKind::Timeout))
     }
 
     /// Waits until what was queued is sent, and drops what is not by then.

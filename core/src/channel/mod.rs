@@ -381,7 +381,8 @@ impl Channel {
     /// [`try_recv`](Self::try_recv), which tell [`Incoming::Drained`] when the queue is empty. True if it was sent at once.
     ///
     /// # Errors
-    /// `Full` when too much is queued; those of [`send`](Self::send) but `Timeout`.
+    /// `Full` when too much is queued, and on an end that is not open yet ([`try_open`](Self::try_open)); those of [`send`](Self::send) but
+    /// `Timeout`.
     pub fn post(&self, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
         self.inner.post(MESSAGE, value, fds)
     }
@@ -403,7 +404,7 @@ impl Channel {
     }
 
     fn begin(&self, value: &mut Value, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<u64> {
-        let id = lock(&self.inner.inbox).ask(false, None)?;
+        let id = self.inner.inbox()?.ask(false, None)?;
         let sent = self.inner.send(request(id), value, fds, deadline);
         if sent.is_err() {
             self.abandon(id);
@@ -437,7 +438,7 @@ impl Channel {
     /// Those of [`post`](Self::post), `Full` beyond [`MAX_PENDING`].
     pub fn post_request(&self, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<u64> {
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        let id = lock(&self.inner.inbox).ask(true, until)?;
+        let id = self.inner.inbox()?.ask(true, until)?;
         if let Err(e) = self.inner.post(request(id), value, fds) {
             self.abandon(id);
             return Err(e);
@@ -449,9 +450,9 @@ impl Channel {
         Ok(id)
     }
 
-    /// Nobody waits for that reply any more; false if it came already. One that comes is dropped and counted.
+    /// Nobody waits for that reply any more; false if it came already, and in a forked child. One that comes is dropped and counted.
     pub fn abandon(&self, id: u64) -> bool {
-        lock(&self.inner.inbox).abandon(id)
+        self.inner.inbox().is_ok_and(|mut inbox| inbox.abandon(id))
     }
 
     /// Answers a request. With `failed` the value is an error. A second answer is dropped by whoever asked.
@@ -523,10 +524,10 @@ impl Channel {
         self.inner.find(Want::Outcomes)
     }
 
-    /// Messages and requests that arrived and that nobody has received yet.
+    /// Messages and requests that arrived and that nobody has received yet; 0 in a forked child.
     #[must_use]
     pub fn unread(&self) -> usize {
-        lock(&self.inner.inbox).unread()
+        self.inner.inbox().map_or(0, |inbox| inbox.unread())
     }
 
     /// An fd that is readable when [`try_recv`](Self::try_recv) may have something to give, for an event loop. Level-triggered: a
@@ -555,23 +556,24 @@ impl Channel {
         Ok(fd)
     }
 
-    /// The process at the other end, by its own number, once it is known.
+    /// The process at the other end, by its own number, once it is known; `None` in a forked child.
     #[must_use]
     pub fn peer_pid(&self) -> Option<u32> {
+        self.inner.check_fork().ok()?;
         let of_line = self.inner.line().and_then(|line| line.other().map(|other| other.pid));
         of_line.or_else(|| self.inner.last_peer.get().copied())
     }
 
-    /// Why the channel ended, if it has.
+    /// Why the channel ended, if it has: in a forked child it has, with `Forked`.
     #[must_use]
     pub fn ended(&self) -> Option<Error> {
-        lock(&self.inner.inbox).ended().cloned()
+        self.inner.inbox().map_or_else(Some, |inbox| inbox.ended().cloned())
     }
 
-    /// Counts.
+    /// Counts; all 0 in a forked child.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let inbox = lock(&self.inner.inbox);
+        let Ok(inbox) = self.inner.inbox() else { return Stats::default() };
         Stats {
             sent: self.inner.sent.load(Ordering::Relaxed),
             received: inbox.received,
@@ -586,7 +588,7 @@ impl Channel {
     /// when it is done. On an end that was never used it closes the socket only: a child that inherited it goes on.
     ///
     /// Its fds and memory go with that, whoever has closed it, or as soon as calls that are under way return; but for what [`fd`](Self::fd)
-    /// gave, which stays readable.
+    /// gave, which stays readable. In a forked child a close does nothing, neither here nor in the parent.
     pub fn close(&self) {
         self.inner.close();
     }

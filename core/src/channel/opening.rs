@@ -11,7 +11,7 @@ use crate::sync::lock;
 use crate::sys::fork::{self, Inherited, PrivateFd};
 use crate::sys::{poll, socket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 const NOT_SENT: &str = "what was queued is not sent";
@@ -85,9 +85,14 @@ impl Inner {
         Err(Error::new(ErrorKind::Forked, "channel belongs to the parent of this forked process"))
     }
 
-    pub(super) fn check_not_ended(&self) -> Result<()> {
+    /// A forked child looks at no lock: the thread that had it is not there to give it back.
+    pub(super) fn inbox(&self) -> Result<MutexGuard<'_, Inbox>> {
         self.check_fork()?;
-        lock(&self.inbox).ended().map_or(Ok(()), |e| Err(e.clone()))
+        Ok(lock(&self.inbox))
+    }
+
+    pub(super) fn check_not_ended(&self) -> Result<()> {
+        self.inbox()?.ended().map_or(Ok(()), |e| Err(e.clone()))
     }
 
     /// Nothing is sent on a channel that has ended, or is about to be closed.
@@ -107,8 +112,8 @@ impl Inner {
     pub(super) fn open(&self) -> Result<Option<Arc<Line>>> {
         match self.line() {
             Some(line) => Ok(Some(line)),
-            // Who waits for it takes it.
-            None => self.opening.try_enter().map_or(Ok(None), |_turn| self.take_offer()),
+            // Who takes it is waited for; who waits for it is not.
+            None => self.opening.enter_unless_waited().map_or(Ok(None), |_turn| self.take_offer()),
         }
     }
 
@@ -119,10 +124,10 @@ impl Inner {
             match Seated::take(shut.as_fd()) {
                 Ok(None) => return Ok(None),
                 Ok(Some(seated)) => {
-                    // The next look makes the rings members, too.
-                    self.ring();
                     let shut = door.take().and_then(Arc::into_inner).expect("whoever waits at the door has the turn to open");
                     *lock(&self.line) = Some(Arc::new(Line::new(shut.into_private(), seated)));
+                    // The next look makes the rings members, too, and says that there is room. One before that has seen no line.
+                    self.ring();
                     // Before that, the end looked for a line in vain.
                     if self.is_over() {
                         self.leave_line();
@@ -156,14 +161,14 @@ impl Inner {
 
     /// Opens, or waits once until something is in the socket; may end early.
     pub(super) fn wait_offer(&self, deadline: Deadline) -> Result<()> {
-        let _turn = self.opening.enter(deadline, "other end did not offer its rings")?;
+        let mut turn = self.opening.enter(deadline, "other end did not offer its rings")?;
         if self.take_offer()?.is_some() {
             return Ok(());
         }
         let left = deadline.left("other end did not offer its rings")?;
         // Another thread may close it meanwhile.
         let Some(door) = lock(&self.door).clone() else { return Ok(()) };
-        wait(poll::readable(door.as_fd().as_raw_fd()), left);
+        turn.while_waiting(|| wait(poll::readable(door.as_fd().as_raw_fd()), left));
         Ok(())
     }
 
@@ -255,6 +260,7 @@ impl Inner {
     }
 
     pub(super) fn wait_closed(&self, deadline: Deadline) -> Result<()> {
+        self.check_fork()?;
         let (Some(line), true) = (self.line(), self.closing.load(Ordering::Relaxed) && self.check_not_ended().is_ok()) else {
             return Ok(());
         };
@@ -266,7 +272,6 @@ impl Inner {
                 // Sent, or nobody is there to send it to.
                 _ => break,
             }
-            self.check_fork()?;
             let left = deadline.left(NOT_SENT)?;
             std::thread::sleep(left.map_or(PAUSE, |left| left.min(PAUSE)));
         }

@@ -191,10 +191,9 @@ impl Inner {
     /// Waits until `take` finds what it looks for in the inbox.
     pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
         let what = if asks { "no reply in time" } else { "no message on the channel" };
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox()?;
         let (mut looked, mut held_back) = (false, false);
         loop {
-            self.check_fork()?;
             let is_full = self.is_full(&inbox);
             self.forget_stale(&mut inbox);
             if let Some(found) = take(&mut inbox)? {
@@ -245,10 +244,9 @@ impl Inner {
 
     /// What a loop looks for, without waiting: from the inbox, or by one look at the ring.
     pub(super) fn find(&self, want: Want) -> Result<Found> {
-        self.check_fork()?;
         // Messages that a loop leaves where they are do not keep its fd readable.
         let left = if want == Want::All { Want::All } else { Want::Outcomes };
-        let mut inbox = lock(&self.inbox);
+        let mut inbox = self.inbox()?;
         self.forget_stale(&mut inbox);
         if !inbox.has(want) && inbox.next_deadline().is_some() {
             inbox.expire(Instant::now());

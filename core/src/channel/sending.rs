@@ -294,7 +294,14 @@ impl Inner {
 
     pub(super) fn try_send(&self, purpose: Purpose, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<bool> {
         self.check_open()?;
-        let Some(line) = self.open()? else { return Ok(false) };
+        let Some(line) = self.open()? else {
+            self.wants_room.store(true, Ordering::Relaxed);
+            // Whoever opens it rings, perhaps before that was to be seen.
+            if self.line().is_some() {
+                self.ring();
+            }
+            return Ok(false);
+        };
         let frame = self.frame(&line, purpose, value, fds)?;
         // Those that wait were first.
         let Some(mut tx) = self.enter_or_ask() else { return Ok(false) };

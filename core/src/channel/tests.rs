@@ -601,6 +601,142 @@ fn a_turn_that_is_given_back_after_the_end_keeps_nothing() {
     assert_eq!(recv_error(&b).kind(), ErrorKind::Closed);
 }
 
+/// Until that thread sleeps, or is done.
+fn until_asleep<T>(thread: &thread::JoinHandle<T>, tid: libc::pid_t) {
+    let sleeps = || std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).is_ok_and(|stat| stat.contains(") S "));
+    while !thread.is_finished() && !sleeps() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_call_that_finds_another_thread_opening_waits_for_that() {
+    type Call = fn(&Channel) -> Result<bool>;
+    let calls: [(&str, Call); 5] = [
+        ("post", |a| a.post(&mut Value::Nil, &[])),
+        ("post_request", |a| a.post_request(&mut Value::Nil, &[], None).map(|_| true)),
+        ("post_reply", |a| a.post_reply(1, false, &mut Value::Nil, &[])),
+        ("try_send", |a| a.try_send(&mut Value::Nil, &[])),
+        ("try_open", Channel::try_open),
+    ];
+    for (name, call) in calls {
+        let (a, _b) = pair();
+        let turn = a.inner.opening.try_enter().expect("free");
+        let (tell, told) = std::sync::mpsc::channel();
+        let caller = thread::spawn({
+            let a = a.clone();
+            move || {
+                // SAFETY: a plain call.
+                tell.send(unsafe { libc::gettid() }).expect("the test listens");
+                call(&a)
+            }
+        });
+        until_asleep(&caller, told.recv().expect("told"));
+        drop(turn);
+        assert_eq!(caller.join().expect("caller"), Ok(true), "{name}");
+    }
+}
+
+#[test]
+fn a_try_before_the_other_end_offers_its_rings_is_told_when_it_has() {
+    for waited in [false, true] {
+        let path = listener_path("offer");
+        let listener = Channel::listen(&path, Options::default()).expect("listen");
+        let a = Channel::begin_connect(&path, Options::default()).expect("connect");
+        settle(&a);
+        let waiter = waited.then(|| {
+            thread::spawn({
+                let a = a.clone();
+                move || a.wait_open(None)
+            })
+        });
+        while waited && a.inner.opening.try_enter().is_some() {
+            thread::yield_now();
+        }
+        // At once: a thread that waits for the other end holds up no loop.
+        assert!(!a.try_open().expect("not yet"));
+        assert!(!a.try_send(&mut Value::Nil, &[]).expect("not yet"));
+        assert_eq!(a.post(&mut Value::Nil, &[]).expect_err("not yet").kind(), ErrorKind::Full);
+        settle(&a);
+        let b = listener.accept(None).expect("accept");
+        assert!(matches!(next(&a).expect("event"), Incoming::Drained));
+        assert!(a.try_send(&mut Value::Int(1), &[]).expect("room"));
+        assert_eq!(int(&b), 1);
+        settle(&a);
+        waiter.into_iter().for_each(|waiter| waiter.join().expect("waiter").expect("open"));
+    }
+}
+
+#[test]
+fn a_forked_child_is_told_so_by_every_call_whatever_lock_is_held() {
+    let (a, _b) = pair();
+    a.try_open().expect("open");
+    let (shut, _other) = pair();
+    // As by a thread of the parent, which is not there in the child.
+    let inners = [&a.inner, &shut.inner];
+    let turns = inners.map(|inner| (inner.opening.try_enter(), inner.tx.try_enter()));
+    let locks = inners.map(|i| (lock(&i.door), lock(&i.line), lock(&i.behind), lock(&i.rx), lock(&i.inbox), lock(&i.ready)));
+    #[allow(clippy::disallowed_methods, reason = "what a forked child sees is tested")]
+    // SAFETY: the child makes calls that take no lock, and leaves.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: plain calls. A child that hangs is killed.
+        unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
+        // SAFETY: as above.
+        unsafe { libc::alarm(10) };
+        let wrong = [&a, &shut].into_iter().find_map(not_refused);
+        // SAFETY: the way out of a forked child.
+        unsafe { libc::_exit(wrong.map_or(0, |at| at as i32 + 1)) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for its own child; `status` is a valid out pointer.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert!(libc::WIFEXITED(status), "the child hung: {status}");
+    assert_eq!(libc::WEXITSTATUS(status), 0, "number of the call that is wrong");
+    drop((locks, turns));
+    assert_eq!((a.ended(), shut.ended()), (None, None));
+    a.send(&mut Value::Nil, &[], None).expect("the child's calls did nothing here");
+}
+
+/// The first call that a forked child is not refused.
+fn not_refused(channel: &Channel) -> Option<usize> {
+    fn forked<T>(refused: Result<T>) -> bool {
+        refused.is_err_and(|e| e.kind() == ErrorKind::Forked)
+    }
+    let value = &mut Value::Nil;
+    let told = [
+        forked(channel.try_open()),
+        forked(channel.wait_open(None)),
+        forked(channel.socket()),
+        forked(channel.detach()),
+        forked(channel.send(value, &[], None)),
+        forked(channel.try_send(value, &[])),
+        forked(channel.post(value, &[])),
+        forked(channel.request(value, &[], None)),
+        forked(channel.begin_request(value, &[], None)),
+        forked(channel.end_request(1, None)),
+        forked(channel.post_request(value, &[], None)),
+        forked(channel.reply(1, false, value, &[], None)),
+        forked(channel.post_reply(1, false, value, &[])),
+        forked(channel.recv(None)),
+        forked(channel.try_recv()),
+        forked(channel.recv_message(None)),
+        forked(channel.try_message()),
+        forked(channel.try_outcome()),
+        forked(channel.fd()),
+        forked(channel.wait_closed(None)),
+        channel.ended().is_some_and(|e| e.kind() == ErrorKind::Forked),
+        channel.stats() == Stats::default(),
+        channel.unread() == 0,
+        channel.peer_pid().is_none(),
+        !channel.abandon(1),
+    ];
+    channel.close();
+    channel.shutdown(None);
+    channel.close_now();
+    told.iter().position(|told| !told)
+}
+
 #[test]
 fn what_a_loop_posts_while_a_thread_waits_for_room_goes_behind_it() {
     let (a, b) = Channel::pair(small()).expect("pair");

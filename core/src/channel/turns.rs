@@ -38,38 +38,71 @@ pub(super) fn sleep<'a, T>(signal: &Condvar, guard: MutexGuard<'a, T>, left: Opt
     }
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Taken {
+    #[default]
+    Free,
+    Busy,
+    /// By a thread that says that it waits for what may never come.
+    Waiting,
+}
+
 /// What one thread at a time uses, for as long as it waits meanwhile; the others wait no longer than they said.
 #[derive(Debug, Default)]
 pub(super) struct Turns<T> {
-    taken: Mutex<bool>,
+    taken: Mutex<Taken>,
     given_back: Condvar,
     object: Mutex<T>,
 }
 
 impl<T> Turns<T> {
     pub(super) fn new(object: T) -> Turns<T> {
-        Turns { taken: Mutex::new(false), given_back: Condvar::new(), object: Mutex::new(object) }
+        Turns { taken: Mutex::default(), given_back: Condvar::new(), object: Mutex::new(object) }
     }
 
     pub(super) fn enter(&self, deadline: Deadline, what: &'static str) -> Result<Turn<'_, T>> {
         let mut taken = lock(&self.taken);
-        while *taken {
+        while *taken != Taken::Free {
             taken = sleep(&self.given_back, taken, deadline.left(what)?);
         }
-        *taken = true;
-        Ok(Turn { turns: self, object: lock(&self.object) })
+        Ok(self.take(taken))
+    }
+
+    /// `None` while a thread has the turn that waits by [`while_waiting`](Turn::while_waiting). One that does not is waited for.
+    pub(super) fn enter_unless_waited(&self) -> Option<Turn<'_, T>> {
+        let mut taken = lock(&self.taken);
+        while *taken == Taken::Busy {
+            taken = sleep(&self.given_back, taken, None);
+        }
+        (*taken == Taken::Free).then(|| self.take(taken))
+    }
+
+    fn take<'a>(&'a self, mut taken: MutexGuard<'a, Taken>) -> Turn<'a, T> {
+        *taken = Taken::Busy;
+        Turn { turns: self, object: lock(&self.object) }
     }
 
     /// `None` while another thread has the turn.
     pub(super) fn try_enter(&self) -> Option<Turn<'_, T>> {
-        let mut taken = lock(&self.taken);
-        if std::mem::replace(&mut *taken, true) { None } else { Some(Turn { turns: self, object: lock(&self.object) }) }
+        let taken = lock(&self.taken);
+        (*taken == Taken::Free).then(|| self.take(taken))
     }
 }
 
 pub(super) struct Turn<'a, T> {
     turns: &'a Turns<T>,
     object: MutexGuard<'a, T>,
+}
+
+impl<T> Turn<'_, T> {
+    /// Waits by `wait`, which may last.
+    pub(super) fn while_waiting(&mut self, wait: impl FnOnce()) {
+        *lock(&self.turns.taken) = Taken::Waiting;
+        // Those that do not wait for one that waits go on.
+        self.turns.given_back.notify_all();
+        wait();
+        *lock(&self.turns.taken) = Taken::Busy;
+    }
 }
 
 impl<T> Deref for Turn<'_, T> {
@@ -87,7 +120,7 @@ impl<T> DerefMut for Turn<'_, T> {
 
 impl<T> Drop for Turn<'_, T> {
     fn drop(&mut self) {
-        *lock(&self.turns.taken) = false;
+        *lock(&self.turns.taken) = Taken::Free;
         // The object's lock is let go of after this; whoever wakes waits for it that long.
         self.turns.given_back.notify_one();
     }
