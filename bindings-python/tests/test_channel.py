@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
+import resource
 import select
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +20,7 @@ from fractions import Fraction
 import numpy as np
 import offloop
 import pytest
-from offloop import Channel, TransferBuffer
+from offloop import Channel, TransferBuffer, _channel, _native
 
 
 @pytest.fixture
@@ -373,6 +376,54 @@ def test_a_listener_serves_each_channel_on_a_thread(tmp_path):
             channel.close()
 
 
+def full(listener):
+    """Fills the queue of a listener; what does it."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as same:
+        same.listen(0)
+    waiting = []
+    with pytest.raises(offloop.Full):
+        while True:
+            waiting.append(_native._Channel.connect(listener.path, None, None))
+    return waiting
+
+
+def test_connect_ends_at_its_timeout_while_the_queue_is_full(tmp_path):
+    with Channel.listen(tmp_path / "full") as listener:
+        waiting = full(listener)
+        for timeout in [0.02, 0, -1]:
+            with pytest.raises(offloop.TimeoutError, match=f"timeout_ms={timeout * 1000:.0f}"):
+                Channel.connect(listener.path, timeout)
+        with pytest.raises(offloop.InvalidError):
+            Channel.connect(listener.path, float("nan"))
+        with ThreadPoolExecutor(1) as pool:
+            for timeout in [None, float("inf"), 60]:
+                connecting = pool.submit(Channel.connect, listener.path, timeout)
+                for _ in range(len(waiting) + 1):
+                    listener.accept().close()
+                connecting.result().close()
+                waiting = full(listener)
+
+
+def test_a_thread_that_cannot_be_started_loses_no_channel(tmp_path, monkeypatch):
+    real, left = threading.Thread.start, [RuntimeError("can't start new thread"), MemoryError()]
+
+    def start(self):
+        if self.name == "offloop-channel" and left:
+            raise left.pop()
+        real(self)
+
+    def serve(channel):
+        for message in channel:
+            message.reply([message.value])
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Channel.listen(tmp_path / "serve", serve):
+        for n in range(2):
+            with Channel.connect(tmp_path / "serve") as channel:
+                assert channel.request(n) == [n]
+    assert not left
+
+
 def test_bad_arguments_are_named(ends):
     a, _ = ends
     for bad in [-1, 2**70, "much", 1.5]:
@@ -510,6 +561,103 @@ def test_a_listener_in_a_loop(tmp_path):
             for channel in channels:
                 channel.close()
             await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_coroutines_that_accept_get_one_channel_each(tmp_path):
+    async def main():
+        with Channel.listen(tmp_path / "each") as listener:
+            accepting = [asyncio.create_task(listener.aaccept()) for _ in range(4)]
+            await asyncio.sleep(0)
+            accepting[0].cancel()
+            others = [await Channel.aconnect(listener.path) for _ in range(3)]
+            accepted = await asyncio.gather(*accepting[1:])
+            for channel in accepted:
+                await channel.asend("hello")
+            for channel in others:
+                assert (await channel.arecv()).value == "hello"
+            for channel in accepted + others:
+                channel.close()
+            assert accepting[0].cancelled()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("by_thread", [False, True])
+def test_a_listener_that_closes_ends_coroutines_that_accept(tmp_path, by_thread):
+    async def main():
+        listener = Channel.listen(tmp_path / "closed")
+        accepting = [asyncio.create_task(listener.aaccept()) for _ in range(2)]
+        await asyncio.sleep(0)
+        if by_thread:
+            await asyncio.to_thread(listener.close)
+        else:
+            listener.close()
+        for one in accepting:
+            with pytest.raises(offloop.ClosedError):
+                await one
+        with pytest.raises(offloop.ClosedError):
+            await listener.aaccept()
+
+    asyncio.run(main())
+
+
+@contextlib.contextmanager
+def no_fds():
+    """For its time, nobody in this process can open a file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_coroutine_that_finds_no_fd_to_wait_with_looks_again(tmp_path, monkeypatch):
+    real, left = select.epoll, [OSError(errno.EMFILE, "too many open files")]
+
+    def epoll(*args):
+        if left:
+            raise left.pop()
+        return real(*args)
+
+    async def main():
+        with Channel.listen(tmp_path / "fds") as listener:
+            monkeypatch.setattr(_channel.select, "epoll", epoll)
+            accepting = asyncio.create_task(listener.aaccept())
+            await asyncio.sleep(0)
+            assert not left
+            with await Channel.aconnect(listener.path), await accepting:
+                pass
+
+    asyncio.run(main())
+
+
+def test_a_listener_that_is_closed_while_fds_are_missing_watches_nothing(tmp_path):
+    async def main():
+        loop = asyncio.get_running_loop()
+        failed = []
+        loop.set_exception_handler(lambda _loop, context: failed.append(context))
+        listener = Channel.listen(tmp_path / "fds", lambda channel: channel.close())
+        number = listener.fileno()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as knocking:
+            knocking.connect(str(listener.path))
+            with no_fds():
+                while number in loop._selector.get_map():
+                    await asyncio.sleep(0)
+            listener.close()
+            # The number is another file's.
+            read, write = os.pipe()
+            os.dup2(read, number)
+            # Its timer comes before this one.
+            await asyncio.sleep(2 * _channel.PAUSE)
+            assert not loop.remove_reader(number)
+            assert not failed
+        for fd in {read, write, number}:
+            os.close(fd)
 
     asyncio.run(main())
 

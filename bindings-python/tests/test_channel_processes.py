@@ -86,6 +86,55 @@ def test_an_end_in_peace_is_a_close(start):
     assert peer.wait() == 0
 
 
+@pytest.mark.parametrize("call", ["channel.recv", "lambda: [channel.send(bytes(1000)) for _ in iter(int, 1)]"])
+def test_an_exit_is_a_close_while_daemon_threads_use_the_channel(start, call):
+    own, peer = start(f"import threading\nthreading.Thread(target={call}, daemon=True).start()\nprint(channel.stats)")
+    # Raises for a death.
+    for _ in own:
+        pass
+    assert peer.wait() == 0
+
+
+def test_an_exit_closes_the_channels_of_a_listener(tmp_path):
+    code = """
+import atexit, os, sys
+from offloop import Channel
+def serve(channel):
+    for message in channel:
+        message.reply(message.value + 1)
+listener = Channel.listen(sys.argv[1], serve)
+print("listens", flush=True)
+input()
+if os.fork() == 0:
+    # An exit of a forked child closes nothing of its parent's.
+    sys.exit()
+os.wait()
+print("forked", flush=True)
+input()
+# Channels are used until the last function that ends the program has run.
+atexit.register(lambda: print(Channel.connect(sys.argv[1]).request(1)))
+"""
+    peer = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "path")],
+        env={"PYTHONPATH": str(PACKAGE), "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert peer.stdout.readline() == "listens\n"
+    with Channel.connect(tmp_path / "path") as channel:
+        assert channel.request(1) == 2
+        peer.stdin.write("\n")
+        peer.stdin.flush()
+        assert peer.stdout.readline() == "forked\n"
+        assert channel.request(2) == 3
+        assert peer.communicate("\n") == ("2\n", "")
+        with pytest.raises(offloop.ClosedError):
+            channel.recv()
+    assert peer.returncode == 0
+
+
 def test_ctrl_c_ends_a_wait(start):
     own, peer = start(
         """

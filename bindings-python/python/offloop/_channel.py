@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 import os
+import select
 import threading
 import time
 import weakref
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._native import ClosedError, Full, InvalidError, OffloopError, OsError, TaskFailedError, TransferBuffer, UnserializableError
 from ._ring import _wake
+from ._threads import ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -134,6 +137,7 @@ class Channel:
             raise TypeError(msg)
         self._end = end
         self._desk = _Desk(end)
+        ends[id(self)] = self
 
     @classmethod
     def pair(cls, *, capacity: int | None = None, max_message: int | None = None, max_queued: int | None = None) -> tuple[Self, Self]:
@@ -151,14 +155,22 @@ class Channel:
         cls, path: str | os.PathLike[str], timeout: float | None = None, *, max_message: int | None = None, max_queued: int | None = None
     ) -> Self:
         """Connects to who listens at `path`; waits until it accepts."""
+        if timeout is not None and math.isnan(timeout):
+            msg = "invalid: number of seconds is not a number (timeout=NaN)"
+            raise InvalidError(msg)
+        left, until = timeout, None if timeout is None else time.monotonic() + timeout
         while True:
             try:
                 end = _native._Channel.connect(path, max_message, max_queued)
-            except Full:
-                threading.Event().wait(CONNECT_RETRY)
-                continue
-            end.wait_open(timeout)
-            return cls(end)
+                break
+            except Full as full:
+                if timeout is not None and left is not None and left <= 0:
+                    msg = f"timeout: listener did not accept (timeout_ms={timeout * 1000:.0f})"
+                    raise _native.TimeoutError(msg) from full
+            threading.Event().wait(CONNECT_RETRY if left is None else min(CONNECT_RETRY, left))
+            left = None if until is None else until - time.monotonic()
+        end.wait_open(left)
+        return cls(end)
 
     @classmethod
     async def aconnect(cls, path: str | os.PathLike[str], *, max_message: int | None = None, max_queued: int | None = None) -> Self:
@@ -324,6 +336,10 @@ class Channel:
             return await self.arecv()
         except ClosedError:
             raise StopAsyncIteration from None
+
+    def _leave(self) -> None:
+        """The interpreter ends: as `close`, for which nobody waits."""
+        self._end.close_now()
 
     def __reduce__(self) -> Any:
         msg = "a Channel is passed by its fd; see attach"
@@ -613,18 +629,21 @@ class _Desk:
 class Listener:
     """Accepts channels at a path, until it is closed; channels that were accepted go on."""
 
-    __slots__ = ("__weakref__", "_fn", "_listener", "_loop", "_tasks")
+    __slots__ = ("__weakref__", "_fn", "_listener", "_loop", "_tasks", "_waiters")
 
     def __init__(self, listener: _native._Listener, fn: Callable[[Channel], object] | None = None) -> None:
         self._listener = listener
         self._fn = fn
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[object]] = set()
+        # Coroutines that `close` wakes.
+        self._waiters: set[asyncio.Future[None]] = set()
+        ends[id(self)] = self
         if fn is None:
             return
         if _in_loop():
             self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(listener.fileno(), self._ready)
+            self._watch()
         else:
             threading.Thread(target=self._serve, name="offloop-listen", daemon=True).start()
 
@@ -640,8 +659,30 @@ class Listener:
     async def aaccept(self) -> Channel:
         """As `accept`, for a coroutine."""
         while (end := self._listener.try_accept()) is None:
-            await _readable(self._listener.fileno())
+            await self._knock()
         return Channel(end)
+
+    async def _knock(self) -> None:
+        """Waits until somebody waits to be accepted, or it is closed."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        # `close` of another thread finds it, or `fileno` finds out that it is closed.
+        self._waiters.add(waiter)
+        try:
+            # A number of its own: a loop calls one reader for a number, and the listener's may be another file's after `close`.
+            with select.epoll(1) as gate:
+                gate.register(self._listener.fileno(), select.EPOLLIN)
+                loop.add_reader(gate.fileno(), _wake, waiter)
+                try:
+                    await waiter
+                finally:
+                    if not loop.is_closed():
+                        loop.remove_reader(gate.fileno())
+        except OSError:
+            # Without fds or memory to wait with, or closed in between: the next look tells.
+            await asyncio.sleep(PAUSE)
+        finally:
+            self._waiters.discard(waiter)
 
     def fileno(self) -> int:
         """An fd that is readable while somebody waits to be accepted."""
@@ -653,6 +694,17 @@ class Listener:
             with contextlib.suppress(ClosedError):
                 self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
+        for waiter in list(self._waiters):
+            _tell(waiter)
+
+    def _leave(self) -> None:
+        """The interpreter ends; its event loop is no longer this thread's to touch."""
+        self._listener.close()
+
+    def _watch(self) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(ClosedError):
+            self._loop.add_reader(self._listener.fileno(), self._ready)
 
     def _ready(self) -> None:
         assert self._fn is not None
@@ -661,9 +713,9 @@ class Listener:
             end = self._listener.try_accept()
         except OsError:
             # Who waits, waits until there are fds and memory.
-            fd = self._listener.fileno()
-            self._loop.remove_reader(fd)
-            self._loop.call_later(PAUSE, lambda: self._loop and self._loop.add_reader(fd, self._ready))
+            with contextlib.suppress(ClosedError):
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(PAUSE, self._watch)
             return
         if end is None:
             return
@@ -677,7 +729,13 @@ class Listener:
     def _serve(self) -> None:
         assert self._fn is not None
         for channel in self:
-            threading.Thread(target=self._fn, args=(channel,), name="offloop-channel", daemon=True).start()
+            while True:
+                try:
+                    threading.Thread(target=self._fn, args=(channel,), name="offloop-channel", daemon=True).start()
+                    break
+                except (RuntimeError, MemoryError):
+                    # Who connected, and who connects later, waits until there is room for a thread.
+                    threading.Event().wait(PAUSE)
 
     def __enter__(self) -> Self:
         return self

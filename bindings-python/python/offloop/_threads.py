@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 from . import _native
 
 if TYPE_CHECKING:
+    from ._channel import Channel, Listener
     from ._pool import ThreadPool
 
 pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+# Channels and listeners of this process. By number: their references are listed in one step, whatever other threads add meanwhile.
+ends: weakref.WeakValueDictionary[int, Channel | Listener] = weakref.WeakValueDictionary()
 # A plain set: other threads add to it while the exit looks at it.
 _workers: set[threading.Thread] = set()
 
@@ -62,13 +65,18 @@ def _finish() -> None:
 
 
 def _leave() -> None:
-    """Cancels the ops that are left when only daemon threads are: nobody is left to take their results."""
+    """Only daemon threads are left: cancels their ops, whose results nobody takes, and closes channels and listeners."""
     _finish()
     # From here on daemon threads do not come back from native code. One that waits for an op would get CancelledError and
     # print it into the end of the program.
     _native._leaving()
     for pool in list(pools):
         pool._terminate_ops()
+    # A daemon thread that uses one keeps it from being dropped, and its peer would take the exit for a death.
+    for ref in ends.valuerefs():
+        end = ref()
+        if end is not None:
+            end._leave()
 
 
 # Runs last, after the interpreter joined the threads that are no daemons.
@@ -80,6 +88,7 @@ getattr(threading, "_register_atexit", atexit.register)(_exit)
 def _after_fork_in_child() -> None:
     _native._after_fork_in_child()
     _workers.clear()
+    ends.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
