@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -74,6 +75,32 @@ def test_deliveries_by_every_call():
             assert delivery.redelivered
             delivery.ack()
         again.pop()
+
+
+def open_now() -> tuple[int, int]:
+    """File descriptors, and mappings of rings."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("memfd:offloop")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_task_that_is_kept_keeps_no_ring_whose_consumer_has_left(closed):
+    before = open_now()
+    with ring_of() as ring, ring.producer() as producer:
+        consumer = ring.consumer(ack="manual")
+        producer.push(b"task")
+        task = consumer.pop()
+        task.ack()
+    if closed:
+        consumer.close()
+    else:
+        del consumer
+    assert open_now() == before, "whoever still has the task and the ring"
+    assert task.bytes == b"task"
+    for end in (task.ack, task.nack):
+        with pytest.raises(offloop.InvalidError, match="delivery="):
+            end()
+    assert ring.stat()["closed"]
 
 
 def test_another_thread_acknowledges_while_one_waits():

@@ -3,14 +3,15 @@
 //! With [`Ack::Auto`] a record is dealt with when it is let go of, as in every other kind of ring. With [`Ack::Manual`] it is in
 //! flight until its [delivery](super::RecordRef::delivery) is acknowledged, from whatever thread, or comes back.
 
-use super::Shared;
 use super::mpmc::{Held, Popper, Slots};
 use super::raw::{Map, MappedSlots, RecordRef};
 use super::seat::Role;
 use super::spsc::{Damage, Found};
+use super::{Shared, forked};
 use crate::error::{Error, Result};
 use crate::sync::lock;
 use crate::sync::mapped::Ordering;
+use crate::sys::fork;
 use crate::wire::ring::{HOLDS, hold_state};
 use std::sync::{Arc, Mutex};
 
@@ -60,55 +61,61 @@ struct Table {
     taken: Vec<Option<(u64, Held)>>,
     count: usize,
     serial: u64,
-    /// Its consumer is there.
-    open: bool,
+    /// As long as its consumer is there: whoever has a delivery of one that left keeps no fds and no memory with it.
+    ring: Option<Ring>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    shared: Arc<Shared>,
+    slots: MappedSlots,
 }
 
 #[derive(Debug)]
 struct Ledger {
-    shared: Arc<Shared>,
-    slots: MappedSlots,
+    epoch: u64,
     seat: usize,
     table: Mutex<Table>,
 }
 
 impl Ledger {
-    fn end(&self, delivery: u64, how: impl FnOnce(&Held) -> Result<(), Damage>) -> Result<()> {
-        self.shared.check_fork()?;
-        let mut table = lock(&self.table);
+    /// Ends it, and tells one of `role` that waits for what that makes free.
+    fn end(&self, delivery: u64, role: Role, how: impl FnOnce(&MappedSlots, &Held) -> Result<(), Damage>) -> Result<()> {
+        // Before the lock, which a thread may have had that the forked child lacks.
+        if !fork::is_current(self.epoch) {
+            return Err(forked());
+        }
+        let table = &mut *lock(&self.table);
         let hold = (delivery % HOLDS as u64) as usize;
-        let held = match table.taken[hold] {
-            Some((number, held)) if number == delivery && table.open => held,
+        let (held, Ring { shared, slots }) = match (table.taken[hold], &table.ring) {
+            (Some((number, held)), Some(ring)) if number == delivery => (held, ring),
             _ => return Err(Error::invalid("no such delivery: it was acknowledged or given back before").with("delivery", delivery)),
         };
         table.taken[hold] = None;
         table.count -= 1;
         // A consumer that has as many as it may waits for this.
         let was_full = table.free.is_empty();
-        how(&held).map_err(|d| self.shared.poison(d))?;
-        if self.slots.hold(self.seat, hold).load(Ordering::Relaxed) == hold_state::NONE {
+        how(slots, &held).map_err(|d| shared.poison(d))?;
+        if slots.hold(self.seat, hold).load(Ordering::Relaxed) == hold_state::NONE {
             table.free.push(hold as u8);
         }
-        drop(table);
+        // Under the lock: a clone of `shared` that outlives it would count where `HeldRing::settle` looks whether any handle is left.
         if was_full {
-            self.shared.wake(self.seat);
+            shared.wake(self.seat);
         }
+        shared.wake_some(slots, role);
         Ok(())
     }
 
     fn ack(&self, delivery: u64) -> Result<()> {
-        self.end(delivery, |held| held.free(&self.slots, self.seat))?;
-        self.shared.wake_some(&self.slots, Role::Producer);
-        Ok(())
+        self.end(delivery, Role::Producer, |slots, held| held.free(slots, self.seat))
     }
 
     fn nack(&self, delivery: u64) -> Result<()> {
-        self.end(delivery, |held| {
-            held.give_up(&self.slots, self.seat);
+        self.end(delivery, Role::Consumer, |slots, held| {
+            held.give_up(slots, self.seat);
             Ok(())
-        })?;
-        self.shared.wake_some(&self.slots, Role::Consumer);
-        Ok(())
+        })
     }
 }
 
@@ -189,8 +196,9 @@ impl Taking {
         let owner = match ack {
             Ack::Auto => Owner::Auto { free, let_go: Vec::new() },
             Ack::Manual => {
-                let table = Table { free, taken: vec![None; HOLDS], count: 0, serial: 0, open: true };
-                Owner::Manual(Arc::new(Ledger { shared: Arc::clone(shared), slots: slots.clone(), seat, table: Mutex::new(table) }))
+                let ring = Ring { shared: Arc::clone(shared), slots: slots.clone() };
+                let table = Table { free, taken: vec![None; HOLDS], count: 0, serial: 0, ring: Some(ring) };
+                Owner::Manual(Arc::new(Ledger { epoch: shared.epoch, seat, table: Mutex::new(table) }))
             }
         };
         Taking { popper: Popper::new(seat, ack == Ack::Manual), slots: slots.clone(), seat, shown: None, owner }
@@ -386,7 +394,7 @@ impl Taking {
             Owner::Auto { .. } => self.shown.take().map(|(held, _)| held).into_iter().collect(),
             Owner::Manual(ledger) => {
                 let mut table = lock(&ledger.table);
-                table.open = false;
+                table.ring = None;
                 table.taken.iter_mut().filter_map(|t| t.take().map(|(_, held)| held)).collect::<Vec<_>>()
             }
         };

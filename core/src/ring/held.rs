@@ -215,6 +215,30 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_is_kept_keeps_no_ring_whose_consumer_has_left() {
+        for acked in [true, false] {
+            let held = held(Kind::Mpmc);
+            let mut producer = held.with(|ring| ring.producer(ProducerOptions::default())).expect("producer");
+            let mut consumer = held.consumer(ConsumerOptions { ack: Ack::Manual }).expect("consumer");
+            assert!(producer.try_push(b"apple").expect("push"));
+            let delivery = consumer.pop(None).expect("task").delivery();
+            let acks = consumer.acks().expect("manual");
+            if acked {
+                acks.ack(delivery).expect("ack");
+            }
+            drop(producer);
+            held.close();
+            let map = held.with(|ring| Ok(Arc::downgrade(&ring.shared.map))).expect("here");
+            drop(consumer);
+            assert!(held.settle(0, !acked, || true), "acked: {acked}");
+            assert_eq!(map.strong_count(), 0);
+            for ended in [acks.ack(delivery), acks.nack(delivery)] {
+                assert_eq!(ended.expect_err("its consumer left").kind(), ErrorKind::Invalid);
+            }
+        }
+    }
+
+    #[test]
     fn what_a_dead_producer_had_not_published_keeps_its_ring() {
         for kind in [Kind::Spsc, Kind::Mpsc] {
             let held = held(kind);

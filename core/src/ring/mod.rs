@@ -175,7 +175,7 @@ impl Shared {
     #[cold]
     fn refuse(&self) -> Result<u32> {
         if self.is_forked() {
-            return Err(Error::new(ErrorKind::Forked, "ring belongs to the parent of this forked process"));
+            return Err(forked());
         }
         Err(Error::new(ErrorKind::Corrupt, "a participant found the ring damaged"))
     }
@@ -286,6 +286,10 @@ impl Drop for Shared {
             named.left(present.as_fd(), self.bells.len());
         }
     }
+}
+
+fn forked() -> Error {
+    Error::new(ErrorKind::Forked, "ring belongs to the parent of this forked process")
 }
 
 /// The sleepers of one role in an `mpmc` ring.
