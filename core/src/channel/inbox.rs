@@ -167,6 +167,9 @@ impl Inbox {
     pub(super) fn arrive(&mut self, head: &Head, message: Message, bytes: usize) -> Result<()> {
         self.received += 1;
         match head.kind {
+            // This end closed while its reader had that in hand, and what was not received is dropped: an end by the other side is told by
+            // the reader itself, after the last message. Who waits for a reply may still have it.
+            Kind::Message | Kind::Request if self.ended.is_some() => {}
             Kind::Message => self.message(Incoming::Message(message), bytes),
             Kind::Request => self.message(Incoming::Request(Request { id: head.id, message }), bytes),
             Kind::Reply => {
@@ -297,6 +300,17 @@ mod tests {
         assert!(inbox.end(&Error::new(ErrorKind::PeerDied, "gone")) && !inbox.end(&Error::new(ErrorKind::Closed, "later")));
         assert_eq!(outcome(&mut inbox), (never, Some(ErrorKind::PeerDied)));
         assert_eq!(inbox.ask(true, None).expect_err("ended").kind(), ErrorKind::PeerDied);
+    }
+
+    #[test]
+    fn nothing_but_a_reply_arrives_after_the_end() {
+        let mut inbox = Inbox::default();
+        let id = inbox.ask(false, None).expect("id");
+        inbox.end(&Error::new(ErrorKind::Closed, "channel was closed"));
+        arrive(&mut inbox, Kind::Message, 0).expect("message");
+        arrive(&mut inbox, Kind::Request, 1).expect("request");
+        arrive(&mut inbox, Kind::Reply, id).expect("reply");
+        assert!(!inbox.has(Want::All) && inbox.take_reply(id).expect("known").is_some());
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) enum Look {
 
 impl Inner {
     /// The oldest record, if there is one. Says so when there will be none any more.
-    fn take(&self, rx: &mut Rx) -> Result<Look> {
+    pub(super) fn take(&self, rx: &mut Rx) -> Result<Look> {
         self.open()?.map_or(Ok(Look::Nothing), |line| self.take_from(rx, &line))
     }
 
@@ -130,7 +130,7 @@ impl Inner {
     }
 
     /// Puts what was found where it belongs. What a later call finds again is the caller's error, and nobody else's.
-    fn deliver(&self, inbox: &mut Inbox, found: Result<Look>) -> Result<()> {
+    pub(super) fn deliver(&self, inbox: &mut Inbox, found: Result<Look>) -> Result<()> {
         let (ended, again) = match found {
             Ok(Look::Nothing | Look::HeldBack) => (None, None),
             Ok(Look::Came(head, message, bytes)) => (inbox.arrive(&head, message, bytes).err(), None),

@@ -363,6 +363,29 @@ fn close_is_seen_after_the_last_message_by_both_sides() {
 }
 
 #[test]
+fn what_a_reader_has_in_hand_when_its_end_closes_is_dropped() {
+    let (a, b) = pair();
+    send(&b, 1);
+    assert_eq!(int(&a), 1);
+    let (read, write) = std::io::pipe().expect("pipe");
+    b.send(&mut Value::Nil, &[write.as_fd()], None).expect("send");
+    drop(write);
+    // A thread that reads for all is this far when another one closes the end.
+    lock(&a.inner.inbox).pumping = true;
+    let found = a.inner.take(&mut lock(&a.inner.rx));
+    assert!(matches!(found, Ok(receiving::Look::Came(..))), "{found:?}");
+    a.close();
+    let mut inbox = lock(&a.inner.inbox);
+    inbox.pumping = false;
+    a.inner.deliver(&mut inbox, found).expect("no error of that thread");
+    drop(inbox);
+    assert_eq!((recv_error(&a).kind(), a.unread()), (ErrorKind::Closed, 0));
+    let mut fds = [poll::readable(read.as_raw_fd())];
+    poll::wait_readable(&mut fds, None);
+    assert_eq!(fds[0].revents & libc::POLLHUP, libc::POLLHUP, "no writer is left");
+}
+
+#[test]
 fn close_wakes_whoever_waits_on_either_side() {
     let (a, b) = Channel::pair(small()).expect("pair");
     send(&a, 0);
