@@ -1756,7 +1756,8 @@ offloop_status offloop_channel_fd(offloop_channel *c,
 /**
  * Ends the channel for both ends: the other one gets what was sent, and OFFLOOP_ERR_CLOSED after it. Wakes all who wait here. What
  * offloop_channel_post_request queued is sent first, by offloop_channel_try_recv, which gives OFFLOOP_ERR_CLOSED when that is done;
- * offloop_channel_shutdown bounds it.
+ * offloop_channel_shutdown bounds it. Of an end of a pair that was never used only the socket is closed, for a child may have it; if none
+ * has, the other end gets OFFLOOP_ERR_PEER_DIED.
  */
 offloop_status offloop_channel_close(offloop_channel *c);
 

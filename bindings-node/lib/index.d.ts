@@ -427,7 +427,10 @@ export class Channel extends EventEmitter<ChannelEvents> implements Disposable {
   /** The reply, or the error of whoever was asked. */
   request(value: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
   request(value: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
-  /** The other end gets what was sent, and `close` after it. What is queued is sent first, for `grace` ms (5000), and then dropped. */
+  /**
+   * The other end gets what was sent, and `close` after it. What is queued is sent first, for `grace` ms (5000), and then dropped.
+   * Of an end of a pair that was never used only the `fd` is closed, for a child may have it; if none has, the other end gets `PeerDied`.
+   */
   close(options?: { grace?: number | undefined }): void
   ref(): this
   unref(): this

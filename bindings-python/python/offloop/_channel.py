@@ -285,7 +285,8 @@ class Channel:
         """Ends the channel for both ends; the other one gets what was sent, and ClosedError after it.
 
         What coroutines have queued is sent first, for at most `grace` seconds (None: for ever), and then dropped. In an event loop that
-        goes on after this call.
+        goes on after this call. Of an end of a pair that was never used only the socket is closed, for a child may have it; if none has, the
+        other end gets PeerDiedError.
         """
         if self._end.close(grace):
             return

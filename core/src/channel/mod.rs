@@ -585,7 +585,8 @@ impl Channel {
 
     /// Ends the channel for both ends. The other one gets what was sent, and `Closed` after it; what arrived here and was not received
     /// is dropped, and whoever waits here gets `Closed`. What [`post`](Self::post) queued is sent first, by `try_recv`, which says `Closed`
-    /// when it is done. On an end that was never used it closes the socket only: a child that inherited it goes on.
+    /// when it is done. On an end that was never used it closes the socket only: a child that inherited it goes on, and where there is none
+    /// the other end gets `PeerDied`.
     ///
     /// Its fds and memory go with that, whoever has closed it, or as soon as calls that are under way return; but for what [`fd`](Self::fd)
     /// gave, which stays readable. In a forked child a close does nothing, neither here nor in the parent.
