@@ -249,7 +249,12 @@ def test_an_end_that_was_closed_keeps_no_fds():
         a.send(1)
         b.send(2)
         assert (b.recv().value, a.recv().value) == (1, 2)
-        waiting = threading.Thread(target=lambda: pytest.raises(offloop.ClosedError, b.recv))
+
+        def told():
+            with pytest.raises(offloop.ClosedError):
+                b.recv()
+
+        waiting = threading.Thread(target=told)
         waiting.start()
         b.close()
         waiting.join()

@@ -703,9 +703,7 @@ fn a_forked_child_is_told_so_by_every_call_whatever_lock_is_held() {
     // SAFETY: the child makes calls that take no lock, and leaves.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: plain calls. A child that hangs is killed.
-        unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
-        // SAFETY: as above.
+        // SAFETY: a plain call. A child that hangs is killed.
         unsafe { libc::alarm(10) };
         let wrong = [&a, &shut].into_iter().find_map(not_refused);
         // SAFETY: the way out of a forked child.

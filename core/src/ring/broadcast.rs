@@ -207,6 +207,12 @@ impl Copying {
                 if self.passed == 0 {
                     return Ok(None);
                 }
+                let oldest = Mark::load(lane.gate(), Ordering::Acquire);
+                if tail.at.wrapping_sub(oldest.at) > self.capacity && Mark::load(lane.tail(), Ordering::Acquire) == tail {
+                    // A writer who stands still has its gate in the lane; this is none's, and nothing that was passed over is there.
+                    self.forget_passed();
+                    return Ok(None);
+                }
                 self.go_to_oldest(lane)?;
                 continue;
             }

@@ -114,3 +114,18 @@ fn what_was_passed_over_is_lost_once_a_face_has_read_on() {
     assert!(!copying.has_passed());
     assert_eq!(copying.lost(), 5 * 300);
 }
+
+#[test]
+fn positions_that_no_writer_has_end_a_look() {
+    for lie in [1 << 20, 0u32.wrapping_sub(8)] {
+        let ring = RingBuffer::builder(Kind::Broadcast).capacity(4096).on_full(OnFull::Overwrite).create().expect("ring");
+        let mut p = ring.producer(ProducerOptions::default()).expect("producer");
+        let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
+        for n in 0..10u64 {
+            assert!(p.try_push(&n.to_le_bytes()).expect("push"));
+        }
+        word(&ring, 0, seat_word::TAIL).store(lie, Ordering::Release);
+        assert!(pop(&mut c).is_none());
+        assert_eq!((c.lost(), kind(c.pop(SHORT).map(|_| ()))), (10, ErrorKind::Timeout), "tail at {lie}");
+    }
+}
