@@ -7,14 +7,46 @@ use crate::ring::spsc::Lane;
 use crate::sync::atomic::AtomicU64;
 use std::cell::{Cell, RefCell};
 
+struct Writer {
+    producer: Producer,
+    pushed: u64,
+}
+
+impl Writer {
+    /// Pushes more than the ring holds, each record its number.
+    fn go_round(&mut self) {
+        for _ in 0..300 {
+            assert!(self.producer.try_push(&self.pushed.to_le_bytes()).expect("push"));
+            self.pushed += 1;
+        }
+    }
+}
+
 /// A lane whose writer goes round once before each of so many looks at a record.
-struct Hasty<'a> {
-    lane: &'a MappedLane,
-    writer: RefCell<&'a mut dyn FnMut()>,
+struct Hasty {
+    lane: MappedLane,
+    writer: RefCell<Writer>,
     laps: Cell<u32>,
 }
 
-impl Lane for Hasty<'_> {
+impl Hasty {
+    /// And a reader that has been lapped once.
+    fn open(laps: u32) -> (Hasty, Copying) {
+        let ring = overwriting();
+        let producer = ring.producer(ProducerOptions::default()).expect("producer");
+        let lane = MappedLane::new(&ring.shared.map, 0, 0, 1);
+        let copying = Copying::begin(&lane, 4096).expect("fresh");
+        let mut writer = Writer { producer, pushed: 0 };
+        writer.go_round();
+        (Hasty { lane, writer: RefCell::new(writer), laps: Cell::new(laps) }, copying)
+    }
+}
+
+fn overwriting() -> RingBuffer {
+    RingBuffer::builder(Kind::Broadcast).capacity(4096).on_full(OnFull::Overwrite).create().expect("ring")
+}
+
+impl Lane for Hasty {
     type Position = AtomicU64;
     type Word = AtomicU32;
     fn tail(&self) -> &AtomicU64 {
@@ -35,7 +67,7 @@ impl Lane for Hasty<'_> {
     fn record(&self, offset: u32) -> u64 {
         if let Some(left) = self.laps.get().checked_sub(1) {
             self.laps.set(left);
-            (self.writer.borrow_mut())();
+            self.writer.borrow_mut().go_round();
         }
         self.lane.record(offset)
     }
@@ -44,7 +76,7 @@ impl Lane for Hasty<'_> {
     }
 }
 
-impl Overwritten for Hasty<'_> {
+impl Overwritten for Hasty {
     fn gate(&self) -> &AtomicU64 {
         self.lane.gate()
     }
@@ -53,19 +85,7 @@ impl Overwritten for Hasty<'_> {
 #[test]
 fn whoever_is_lapped_again_and_again_still_gets_what_came_last() {
     for laps in 0..12 {
-        let ring = RingBuffer::builder(Kind::Broadcast).capacity(4096).on_full(OnFull::Overwrite).create().expect("ring");
-        let mut p = ring.producer(ProducerOptions::default()).expect("producer");
-        let mut pushed = 0u64;
-        let mut go_round = || {
-            for _ in 0..300 {
-                assert!(p.try_push(&pushed.to_le_bytes()).expect("push"));
-                pushed += 1;
-            }
-        };
-        let lane = MappedLane::new(&ring.shared.map, 0, 0, 1);
-        let mut copying = Copying::begin(&lane, 4096).expect("fresh");
-        go_round();
-        let hasty = Hasty { lane: &lane, writer: RefCell::new(&mut go_round), laps: Cell::new(laps) };
+        let (hasty, mut copying) = Hasty::open(laps);
         let (mut got, mut last) = (0, 0);
         for takes in 0.. {
             assert!(takes < 10_000, "it goes on and on");
@@ -81,33 +101,21 @@ fn whoever_is_lapped_again_and_again_still_gets_what_came_last() {
                 None => assert!(copying.sees_news(&hasty), "a waiter looks again"),
             }
         }
-        let left = hasty.laps.get();
+        let (left, pushed) = (hasty.laps.get(), hasty.writer.borrow().pushed);
         assert_eq!((left, last + 1, got + copying.lost()), (0, pushed, pushed), "{laps} laps");
     }
 }
 
 #[test]
 fn what_was_passed_over_is_lost_once_a_face_has_read_on() {
-    let ring = RingBuffer::builder(Kind::Broadcast).capacity(4096).on_full(OnFull::Overwrite).create().expect("ring");
-    let mut p = ring.producer(ProducerOptions::default()).expect("producer");
-    let mut pushed = 0u64;
-    let mut go_round = || {
-        for _ in 0..300 {
-            assert!(p.try_push(&pushed.to_le_bytes()).expect("push"));
-            pushed += 1;
-        }
-    };
-    let lane = MappedLane::new(&ring.shared.map, 0, 0, 1);
-    let mut copying = Copying::begin(&lane, 4096).expect("fresh");
-    go_round();
-    let hasty = Hasty { lane: &lane, writer: RefCell::new(&mut go_round), laps: Cell::new(4) };
+    let (hasty, mut copying) = Hasty::open(4);
     assert_eq!(copying.take(&hasty).expect("no damage"), None);
     assert!(copying.has_passed() && copying.lost() < 5 * 300);
     let mut cursor = copying.cursor();
     copying.set_cursor(cursor).expect("where it stands");
     assert!(copying.has_passed());
     // It has read one itself that came next.
-    go_round();
+    hasty.writer.borrow_mut().go_round();
     cursor.at += record_extent(8);
     cursor.count += 1;
     copying.set_cursor(cursor).expect("one further");
@@ -118,7 +126,7 @@ fn what_was_passed_over_is_lost_once_a_face_has_read_on() {
 #[test]
 fn positions_that_no_writer_has_end_a_look() {
     for lie in [1 << 20, 0u32.wrapping_sub(8)] {
-        let ring = RingBuffer::builder(Kind::Broadcast).capacity(4096).on_full(OnFull::Overwrite).create().expect("ring");
+        let ring = overwriting();
         let mut p = ring.producer(ProducerOptions::default()).expect("producer");
         let mut c = ring.consumer(ConsumerOptions::default()).expect("consumer");
         for n in 0..10u64 {
