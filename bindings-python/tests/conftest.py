@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,12 +15,20 @@ import offloop
 import pytest
 
 PACKAGE = Path(offloop.__file__).parent.parent
+STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before anything is captured: what ends a hang ends what was captured, too.
+    config.stash[STDERR] = os.dup(2)
+    # A shell starts what runs in the background with SIGINT ignored, and so would everything that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def _watchdog() -> Iterator[None]:
-    """Ends a hang with every thread's stack. No test is measured by it."""
-    faulthandler.dump_traceback_later(300, exit=True)
+def _watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends a hang with the test's name and every thread's stack. No test is measured by it."""
+    faulthandler.dump_traceback_later(300, exit=True, file=request.config.stash[STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
 

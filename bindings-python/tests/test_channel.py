@@ -211,20 +211,26 @@ def test_a_reply_that_cannot_be_sent_leaves_the_request_open(ends):
     server.join()
 
 
-def test_a_reply_that_found_no_room_leaves_the_request_open():
+def test_a_reply_that_found_no_room_leaves_the_request_open(gate):
+    async def ask(a):
+        asking = asyncio.create_task(a.arequest(1, 60))
+        await asyncio.sleep(0)
+        gate.wait()  # nobody reads while the loop does not turn
+        return await asking
+
     a, b = Channel.pair(capacity=4096)
-    with a, b, ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(a.request, 1)
+    with a, b, ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as last:
+        last.callback(gate.set)
+        asking = pool.submit(lambda: asyncio.run(ask(a)))
         message = b.recv()
         with pytest.raises(offloop.TimeoutError):
             while True:
                 b.send(bytes(500), timeout=0)
-        # Until the asking thread has read ahead, and there is room.
-        while message.is_request:
-            try:
-                message.reply("late", timeout=0)
-            except offloop.TimeoutError:
-                time.sleep(0)
+        with pytest.raises(offloop.TimeoutError):
+            message.reply(bytes(500), timeout=0)
+        assert message.is_request
+        gate.set()
+        message.reply("late")
         assert asking.result() == "late"
 
 
