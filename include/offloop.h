@@ -1574,7 +1574,7 @@ offloop_status offloop_consumer_try_pop(offloop_consumer *consumer, offloop_reco
 
 /**
  * Takes at most `max` records in one call, without waiting: `*count` is how many, at least 1, else OFFLOOP_ERR_EMPTY. All of them stay
- * where they are until the next call with this consumer.
+ * where they are until the next call with this consumer, and no other consumer gets one of them.
  */
 offloop_status offloop_consumer_read(offloop_consumer *consumer,
                                      offloop_record *records,

@@ -643,7 +643,7 @@ pub unsafe extern "C" fn offloop_consumer_try_pop(consumer: *mut offloop_consume
 }
 
 /// Takes at most `max` records in one call, without waiting: `*count` is how many, at least 1, else OFFLOOP_ERR_EMPTY. All of them stay
-/// where they are until the next call with this consumer.
+/// where they are until the next call with this consumer, and no other consumer gets one of them.
 ///
 /// # Safety
 /// `records` has room for `max` records, `count` is valid for writing.

@@ -3,7 +3,7 @@
 //! With [`Ack::Auto`] a record is dealt with when it is let go of, as in every other kind of ring. With [`Ack::Manual`] it is in
 //! flight until its [delivery](super::RecordRef::delivery) is acknowledged, from whatever thread, or comes back.
 
-use super::mpmc::{Held, Popper, Slots};
+use super::mpmc::{Held, Popper, Run, Slots};
 use super::raw::{Map, MappedSlots, RecordRef};
 use super::seat::Role;
 use super::spsc::{Damage, Found};
@@ -179,6 +179,88 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// Records of a run that their consumer has not come to. If it does not, because what looks at them panics, they go to others.
+struct Unseen<'a> {
+    shared: &'a Shared,
+    slots: &'a MappedSlots,
+    seat: usize,
+    /// Holds of the seat that said nothing before the run.
+    free: &'a mut Vec<u8>,
+    /// Of those, the one behind the next record's.
+    hold: usize,
+    run: Run,
+}
+
+impl Unseen<'_> {
+    /// Takes a run and passes it to `f`; how many there were. `free` are holds of `seat` that say nothing.
+    #[inline(always)]
+    fn pass(
+        popper: &Popper,
+        shared: &Shared,
+        slots: &MappedSlots,
+        (seat, free): (usize, &mut Vec<u8>),
+        max: usize,
+        mut f: impl FnMut(&MappedSlots<&Map>, Held),
+    ) -> usize {
+        if !shared.is_sound() {
+            return 0;
+        }
+        let borrowed = slots.borrowed();
+        let hold = free.len();
+        let run = popper.take_run(&borrowed, &free[hold - hold.min(max).min(RUN)..]);
+        if run.len == 0 {
+            return 0;
+        }
+        shared.hand_on(slots, Role::Consumer);
+        let mut unseen = Unseen { shared, slots, seat, free, hold, run };
+        let mut n = 0;
+        while let Some((hold, position)) = unseen.next() {
+            match popper.of_run(&borrowed, hold, position) {
+                Ok(held) => f(&borrowed, held),
+                Err(damage) => {
+                    // Told by the next call.
+                    shared.poison(damage);
+                    break;
+                }
+            }
+            n += 1;
+        }
+        n
+    }
+
+    /// Hold and position of the next one.
+    #[inline(always)]
+    fn next(&mut self) -> Option<(usize, u64)> {
+        self.run.len = self.run.len.checked_sub(1)?;
+        self.hold -= 1;
+        let position = self.run.first;
+        self.run.first = position.wrapping_add(1);
+        Some((usize::from(self.free[self.hold]), position))
+    }
+
+    #[cold]
+    fn give_up(&mut self) {
+        while let Some((hold, position)) = self.next() {
+            Held { hold, position, len: 0, passable: false, redelivered: false }.give_up(self.slots, self.seat);
+        }
+        // Some say something: the next look for free ones sees which.
+        self.free.clear();
+        self.shared.wake_some(self.slots, Role::Consumer);
+    }
+}
+
+impl Drop for Unseen<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.run.len != 0 && !self.shared.is_forked() {
+            self.give_up();
+        }
+    }
+}
+
+/// Records that one look takes at most: of a longer run the others' consumers would have to wait for this one.
+const RUN: usize = 8;
+
 /// A consumer's records of an `mpmc` ring.
 #[derive(Debug)]
 pub(super) struct Taking {
@@ -266,29 +348,25 @@ impl Taking {
         Ok(taken)
     }
 
-    /// Passes up to `max` records to `f`, where they are dealt with when they are let go of, and none is shown.
+    /// Passes the oldest records to `f`, `max` and [`RUN`] at most, where they are dealt with when they are let go of, and none is shown. 0 where
+    /// something stands against it: [`look`](Self::look) looks further.
     #[inline(always)]
-    pub(super) fn read(&mut self, shared: &Shared, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
-        // The one hold says nothing again when `f` has seen its record.
-        let Owner::Auto { free, .. } = &self.owner else { return 0 };
-        let Some(hold) = free.last().map(|i| usize::from(*i)) else { return 0 };
-        let slots = self.slots.borrowed();
-        let mut n = 0;
-        while n < max && shared.is_sound() {
-            match self.popper.take_oldest(&slots, hold) {
-                Ok(Some(held)) => {
-                    shared.hand_on(&self.slots, Role::Consumer);
-                    f(Taken { shared, slots: &slots, seat: self.seat, held }.payload());
-                }
-                Ok(None) => break,
-                Err(damage) => {
-                    // Told by the next call.
-                    shared.poison(damage);
-                    break;
-                }
-            }
-            n += 1;
-        }
+    pub(super) fn read_run(&mut self, shared: &Shared, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
+        let Owner::Auto { free, .. } = &mut self.owner else { return 0 };
+        let seat = self.seat;
+        // The holds say nothing again when `f` has seen their records.
+        Unseen::pass(&self.popper, shared, &self.slots, (seat, free), max, |slots, held| f(Taken { shared, slots, seat, held }.payload()))
+    }
+
+    /// The same, but they stay readable until [`give_back`](Self::give_back).
+    pub(super) fn hold_run(&mut self, shared: &Shared, max: usize, f: &mut impl FnMut(RecordRef<'_>)) -> usize {
+        let Owner::Auto { free, let_go } = &mut self.owner else { return 0 };
+        let were_free = free.len();
+        let n = Unseen::pass(&self.popper, shared, &self.slots, (self.seat, free), max, |slots, held| {
+            let_go.push(held);
+            f(slots.record(held, 0));
+        });
+        free.truncate(were_free - n);
         n
     }
 

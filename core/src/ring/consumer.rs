@@ -311,7 +311,8 @@ impl Consumer {
         self.wait_find(timeout)
     }
 
-    /// Passes up to `max` records to `f`, oldest first, and returns how many there were. Does not wait.
+    /// Passes up to `max` records to `f`, oldest first, and returns how many there were. Does not wait. Of an `mpmc` ring up to 8 are taken
+    /// at once: no other consumer gets one of them while `f` looks at those before it, and if `f` panics they come again, marked.
     ///
     /// # Errors
     /// Those of [`try_pop`](Self::try_pop), if there was no record before it.
@@ -346,11 +347,10 @@ impl Consumer {
         while n < max
             && let Input::Slots(taking) = &mut self.input
         {
-            let some = (max - n).min(LOOK_EVERY as usize);
-            let read = taking.read(&self.shared, some, f);
+            let read = taking.read_run(&self.shared, max - n, f);
             n += read;
             // What the dead had taken comes back even while nobody is idle. An error is told by the next call.
-            if read < some || self.sleeper.look_if_due().is_err() {
+            if read == 0 || self.sleeper.look_if_due().is_err() {
                 break;
             }
         }
@@ -404,6 +404,9 @@ impl Consumer {
             f(self.input.record(found));
             self.input.let_go(found.len);
             n += 1;
+            if let Input::Slots(taking) = &mut self.input {
+                n += taking.hold_run(&self.shared, max - n, &mut f);
+            }
         }
         Ok(n)
     }

@@ -3,6 +3,7 @@
 //! Once such an object was closed, it gives fds and memory back as soon as nobody can want them any more: no handle of the ring is left in
 //! this process, and nothing waits in the ring. What waits is kept, for a consumer that comes later.
 
+use super::mpmc::Popper;
 use super::stat::RingStat;
 use super::{Builder, Consumer, ConsumerOptions, Kind, OnFull, RingBuffer, spsc};
 use crate::error::{Error, ErrorKind, Result};
@@ -130,7 +131,10 @@ impl RingBuffer {
         let stat = self.stat().ok()?;
         let in_flight = stat.returned > 0 || stat.participants.iter().any(|p| p.in_flight > 0);
         // Who comes to a broadcast ring sees what is pushed from then on.
-        let waits = self.kind() != Kind::Broadcast && (stat.lanes.iter().any(|lane| lane.used() != 0) || self.has_unpublished());
+        let waits = match &self.shared.slots {
+            Some(slots) => !Popper::finds_only_voids(slots),
+            None => self.kind() != Kind::Broadcast && (stat.lanes.iter().any(|lane| lane.used() != 0) || self.has_unpublished()),
+        };
         (stat.closed && !stat.poisoned && !in_flight && !waits).then_some(stat)
     }
 
@@ -193,6 +197,18 @@ mod tests {
             drop(producer);
             assert!(!settled(&held));
             assert_eq!(held.consumer(ConsumerOptions::default()).expect("consumer").pop(None).expect("pop").to_vec(), b"apple");
+            assert!(settled(&held), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_was_given_up_keeps_no_ring() {
+        for kind in KINDS {
+            let held = held(kind);
+            let mut producer = held.with(|ring| ring.producer(ProducerOptions::default())).expect("producer");
+            producer.claim(5, None).expect("claim").abort();
+            held.close();
+            drop(producer);
             assert!(settled(&held), "{kind:?}");
         }
     }

@@ -25,6 +25,8 @@ enum Wrong {
     Acquire,
     /// Nobody says what it is about to own.
     Intents,
+    /// Who takes several at once says so of the first alone.
+    Run,
     /// Who takes a returned record does not say that it moves.
     Moves,
     /// A producer does not look whether the ring was closed before its claim.
@@ -40,7 +42,7 @@ impl Word<u64> for Long {
     }
     fn store(&self, value: u64, order: Ordering) {
         match self.1 {
-            Wrong::Intents if value & 3 == hold_state::WANTED => {}
+            Wrong::Intents | Wrong::Run if value & 3 == hold_state::WANTED => {}
             Wrong::Release => self.0.store(value, Ordering::Relaxed),
             _ => self.0.store(value, order),
         }
@@ -77,7 +79,7 @@ impl Word<u32> for Short {
 const SEATS: usize = 3;
 const SLOTS: usize = 2;
 
-/// Two slots, three seats with a hold each.
+/// Two slots, three seats with two holds each, of which most models use one.
 struct Model {
     tail: Long,
     head: Long,
@@ -85,7 +87,9 @@ struct Model {
     moves: Short,
     closed: Short,
     claims: [Long; SEATS],
-    holds: [Long; SEATS],
+    holds: [[Long; 2]; SEATS],
+    /// How many holds of a seat are used.
+    used: usize,
     words: [Long; SLOTS],
     metas: [AtomicU64; SLOTS],
     payloads: [UnsafeCell<u64>; SLOTS],
@@ -101,6 +105,10 @@ unsafe impl Send for Model {}
 
 impl Model {
     fn new(wrong: Wrong) -> Arc<Model> {
+        Model::with_holds(1, wrong)
+    }
+
+    fn with_holds(used: usize, wrong: Wrong) -> Arc<Model> {
         let only = |which: &[Wrong]| if which.contains(&wrong) { wrong } else { Wrong::Nothing };
         let long = |wrong| Long(AtomicU64::new(0), wrong);
         Arc::new(Model {
@@ -110,7 +118,8 @@ impl Model {
             moves: Short(AtomicU32::new(0), only(&[Wrong::Moves])),
             closed: Short(AtomicU32::new(0), only(&[Wrong::End])),
             claims: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
-            holds: std::array::from_fn(|_| long(only(&[Wrong::Intents]))),
+            holds: std::array::from_fn(|_| [long(only(&[Wrong::Intents])), long(only(&[Wrong::Intents, Wrong::Run]))]),
+            used,
             words: std::array::from_fn(|_| long(only(&[Wrong::Release, Wrong::Acquire]))),
             metas: std::array::from_fn(|_| AtomicU64::new(0)),
             payloads: std::array::from_fn(|_| UnsafeCell::new(0)),
@@ -174,8 +183,8 @@ impl Slots for Life<'_> {
     fn claim(&self, seat: usize) -> &Long {
         &self.model().claims[seat]
     }
-    fn hold(&self, seat: usize, _: usize) -> &Long {
-        &self.model().holds[seat]
+    fn hold(&self, seat: usize, i: usize) -> &Long {
+        &self.model().holds[seat][i]
     }
     fn word(&self, slot: usize) -> &Long {
         &self.model().words[slot]
@@ -190,7 +199,7 @@ impl Slots for Life<'_> {
         SEATS
     }
     fn holds(&self) -> usize {
-        1
+        self.model.used
     }
     fn shift(&self) -> u32 {
         1
@@ -420,6 +429,69 @@ fn a_settler_that_takes_the_living_for_dead_gives_a_record_twice() {
     every_death(|dies, settler_dies| dying_consumer(From::Queue, dies, settler_dies, false, Wrong::Nothing, &[]));
 }
 
+/// Takes records one by one until there is none, and keeps them: their positions.
+fn take_each(s: &Life<'_>, seat: usize) -> Vec<u64> {
+    let free = |i: &usize| s.model.holds[seat][*i].load(Ordering::Acquire) == hold_state::NONE;
+    let take = || Popper::new(seat, false).take(s, (0..s.model.used).find(free)).expect("no damage");
+    std::iter::from_fn(take).map(|held| held.position).collect()
+}
+
+/// Takes what lies there at once, and keeps it.
+fn take_run(s: &Life<'_>, seat: usize) -> Vec<u64> {
+    let run = Popper::new(seat, false).take_run(s, &[1, 0]);
+    (run.first..run.first + run.len as u64).collect()
+}
+
+/// The consumer on seat 0 takes two records at once, deals with the first, and dies at some access, while the one on seat 1 takes what there is
+/// by `living`. At the end each record was dealt with, or one of the living has it.
+fn dying_run(living: fn(&Life<'_>, usize) -> Vec<u64>, dies: usize, wrong: Wrong) {
+    model(move || {
+        let m = Model::with_holds(2, wrong);
+        let s = immortal(&m);
+        let mut pusher = Pusher::new(&s, 2);
+        assert!(push(&s, &mut pusher, 7) && push(&s, &mut pusher, 8));
+        let dying = {
+            let m = Arc::clone(&m);
+            thread::spawn(move || {
+                mortal(&m, dies).live(|s| {
+                    let popper = Popper::new(0, false);
+                    let run = popper.take_run(s, &[1, 0]);
+                    if run.len > 0 {
+                        popper.of_run(s, 0, run.first).expect("no damage").free(s, 0).expect("no damage");
+                    }
+                });
+                settle_dead(&immortal(&m), &[1])
+            })
+        };
+        let mut had = living(&s, 1);
+        if !dying.join().expect("settler") {
+            assert!(settle_dead(&s, &[1]), "nobody is in the way any more");
+        }
+        had.extend(take_each(&s, 0));
+        // Only the dying one lets go of anything.
+        had.extend((0..2).filter(|p| m.words[*p as usize].load(Ordering::Acquire) == 1 << 2));
+        had.sort_unstable();
+        assert_eq!(had, [0, 1], "had by somebody, dead at {dies}");
+    });
+}
+
+/// Accesses of a run of two, and a few more.
+const RUN_ACCESSES: usize = 16;
+
+#[test]
+fn what_a_dead_consumer_took_at_once_is_had_by_the_living() {
+    for dies in 0..RUN_ACCESSES {
+        dying_run(take_run, dies, Wrong::Nothing);
+        dying_run(take_each, dies, Wrong::Nothing);
+    }
+}
+
+#[test]
+#[should_panic(expected = "had by somebody")]
+fn a_consumer_that_says_of_the_first_alone_what_it_wants_loses_the_rest() {
+    (0..RUN_ACCESSES).for_each(|dies| dying_run(take_run, dies, Wrong::Run));
+}
+
 /// A dead consumer wanted a returned record and did not get it; the one that gets it moves behind the settler's back.
 fn moving_record(wrong: Wrong) {
     model(move || {
@@ -427,7 +499,7 @@ fn moving_record(wrong: Wrong) {
         let s = immortal(&m);
         push(&s, &mut Pusher::new(&s, 2), 7);
         take(&s, 2).expect("record").give_up(&s, 2);
-        m.holds[0].store(intent(0, hold_state::WANTED), Ordering::Release);
+        m.holds[0][0].store(intent(0, hold_state::WANTED), Ordering::Release);
         let living = {
             let m = Arc::clone(&m);
             thread::spawn(move || take(&immortal(&m), 1).is_some())

@@ -388,6 +388,13 @@ impl Held {
     }
 }
 
+/// Positions that a consumer took at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) len: usize,
+}
+
 /// A consumer's private side.
 #[derive(Debug)]
 pub(super) struct Popper {
@@ -450,17 +457,46 @@ impl Popper {
         Ok(None)
     }
 
-    /// The oldest record where that is all there is to it: nothing was returned, and nobody takes it at the same time. `hold` as in
-    /// [`take`](Self::take), which looks further.
+    /// The oldest records, as many as lie one behind another and at most as many as there are `holds`, where that is all there is to it: nothing
+    /// was returned, and nobody takes one at the same time. The last of `holds`, which said nothing, has the first of them, and so on. One
+    /// compare-and-swap for all, and the slots' lines come at the same time. [`take`](Self::take) looks further where this gives none.
     #[inline(always)]
-    pub(super) fn take_oldest<S: Slots>(&mut self, s: &S, hold: usize) -> Result<Option<Held>, Damage> {
-        let h = s.head().load(Ordering::Acquire);
-        let (slot, lap) = (slot_of(s, h), lap_of(s, h));
-        // S2, as in `take`.
-        if s.returned().load(Ordering::Relaxed) != 0 || s.word(slot).load(Ordering::Acquire) != word(lap, slot_state::FULL) {
-            return Ok(None);
+    pub(super) fn take_run<S: Slots>(&self, s: &S, holds: &[u8]) -> Run {
+        debug_assert!(!self.keeps);
+        let first = s.head().load(Ordering::Acquire);
+        let at = |i: usize| first.wrapping_add(i as u64);
+        let none = Run { first, len: 0 };
+        if s.returned().load(Ordering::Relaxed) != 0 {
+            return none;
         }
-        self.win(s, hold, h, lap)
+        // S2, as in `take`.
+        let is_full = |p| s.word(slot_of(s, p)).load(Ordering::Acquire) == word(lap_of(s, p), slot_state::FULL);
+        let len = (0..holds.len()).take_while(|i| is_full(at(*i))).count();
+        if len == 0 {
+            return none;
+        }
+        let say = |word: &dyn Fn(u64) -> u64| {
+            for (i, hold) in holds.iter().rev().take(len).enumerate() {
+                s.hold(self.seat, usize::from(*hold)).store(word(at(i)), Ordering::Release);
+            }
+        };
+        say(&|p| intent(p, hold_state::WANTED));
+        failpoint::hit("pop.wanted");
+        // S0: who sees the new head sees all intents.
+        if s.head().compare_exchange(first, at(len), Ordering::AcqRel).is_err() {
+            say(&|_| hold_state::NONE);
+            return none;
+        }
+        failpoint::hit("pop.won");
+        say(&|p| intent(p, hold_state::HELD));
+        failpoint::hit("pop.shown");
+        Run { first, len }
+    }
+
+    /// The record of `position`, which is in a run that this seat took, and has `hold`.
+    #[inline(always)]
+    pub(super) fn of_run<S: Slots>(&self, s: &S, hold: usize, position: u64) -> Result<Held, Damage> {
+        self.check(s, Held { hold, position, len: 0, passable: false, redelivered: false })
     }
 
     /// Takes the record of position `h`, if nobody else is first.
@@ -560,6 +596,11 @@ impl Popper {
     pub(super) fn has_more<S: Slots>(s: &S) -> bool {
         let h = first_record(s, s.head().load(Ordering::Relaxed));
         s.returned().load(Ordering::Relaxed) != 0 || s.word(slot_of(s, h)).load(Ordering::Relaxed) == word(lap_of(s, h), slot_state::FULL)
+    }
+
+    /// No position between head and tail has a record, or may have one yet: all were aborted, or passed over. A look, nothing more.
+    pub(super) fn finds_only_voids<S: Slots>(s: &S) -> bool {
+        first_record(s, s.head().load(Ordering::Acquire)) == s.tail().load(Ordering::Acquire)
     }
 
     /// Nothing waits to be taken.

@@ -6,6 +6,7 @@ mod hostile;
 use super::*;
 use crate::ring::mpmc::{Popper, Pusher, Slots};
 use crate::sync::atomic::AtomicU64;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const MANUAL: ConsumerOptions = ConsumerOptions { ack: Ack::Manual };
 /// Slots of the ring that most tests use.
@@ -609,6 +610,70 @@ fn the_end_of_a_read_gives_what_nobody_saw_to_others() {
     rest.sort_unstable();
     assert_eq!(rest, [(3, true), (4, true), (5, false)]);
     // What was seen is let go of: the ring ends, and every slot is free.
+    ring.close();
+    assert_eq!(kind(other.try_pop().map(|_| ())), ErrorKind::Closed);
+    assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);
+}
+
+#[test]
+fn a_read_takes_eight_records_at_once_at_most() {
+    let ring = mpmc(3);
+    let (mut p, mut c, mut other) = (producer(&ring), consumer(&ring), consumer(&ring));
+    (0..40).for_each(|n| assert!(push(&mut p, n)));
+    let mut seen = Vec::new();
+    let mut theirs = Vec::new();
+    let read = c.read(20, |r| {
+        let n = number(&r.to_vec());
+        let next = number(&other.try_pop().expect("pop").expect("record").to_vec());
+        assert!((n + 1..=n + 8).contains(&next), "{next} is had by another consumer before {n} is looked at");
+        seen.push(n);
+        theirs.push(next);
+    });
+    assert_eq!(read.expect("records"), 20);
+    assert!(seen.is_sorted() && theirs.is_sorted());
+    let mut all = [seen, theirs].concat();
+    all.sort_unstable();
+    assert_eq!(all, (0..40).collect::<Vec<_>>());
+    assert_eq!(ring.stat().expect("stat").lanes[0].records(), 0);
+}
+
+#[test]
+fn records_that_are_read_and_held_are_let_go_of_together() {
+    let ring = mpmc(3);
+    let (mut p, mut c, mut other) = (producer(&ring), consumer(&ring), consumer(&ring));
+    // More rounds than a seat has holds.
+    for round in 0..200 {
+        (0..30).for_each(|n| assert!(push(&mut p, n)));
+        let mut seen = Vec::new();
+        let max = 1 + round % 30;
+        assert_eq!(c.read_held(max, |r| seen.push(number(&r.to_vec()))).expect("records"), max);
+        assert_eq!(seen, (0..max as u64).collect::<Vec<_>>());
+        let stat = ring.stat().expect("stat");
+        assert_eq!((stat.participants[1].in_flight, stat.returned), (max as u32, 0));
+        let unseen = round % (max + 1);
+        c.end_read(unseen).expect("end");
+        let again = std::iter::from_fn(|| deliver(&mut other)).filter(|(_, _, again)| *again).count();
+        assert_eq!(again, unseen);
+    }
+    ring.close();
+    assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);
+}
+
+#[test]
+fn a_read_that_panics_leaves_the_records_that_it_did_not_come_to() {
+    let ring = mpmc(3);
+    let (mut p, mut c, mut other) = (producer(&ring), consumer(&ring), consumer(&ring));
+    (0..20).for_each(|n| assert!(push(&mut p, n)));
+    let panics = |r: RecordRef<'_>| assert_ne!(number(&r.to_vec()), 4, "on purpose");
+    catch_unwind(AssertUnwindSafe(|| c.read(20, panics))).expect_err("it panicked");
+    let mut rest: Vec<_> = std::iter::from_fn(|| deliver(&mut other)).map(|(n, _, again)| (n, again)).collect();
+    rest.sort_unstable();
+    assert_eq!(rest, (5..20).map(|n| (n, n < 9)).collect::<Vec<_>>());
+    // The consumer goes on, with all its holds.
+    for n in 0..1000 {
+        assert!(push(&mut p, n));
+        assert_eq!(c.read(1 + n as usize % 9, |r| assert_eq!(number(&r.to_vec()), n)).expect("record"), 1);
+    }
     ring.close();
     assert_eq!(kind(other.try_pop().map(|_| ())), ErrorKind::Closed);
     assert_eq!(kind(c.try_pop().map(|_| ())), ErrorKind::Closed);

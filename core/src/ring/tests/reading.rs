@@ -48,7 +48,9 @@ fn a_record_whose_reader_panics_is_let_go_of() {
         let mut c = ring.consumer(ConsumerOptions::default()).expect("successor");
         let mut seen = Vec::new();
         c.read(10, |r| seen.push((number(r), r.is_redelivered()))).expect("read");
-        assert_eq!(seen, (5..10).map(|n| (n, false)).collect::<Vec<_>>(), "{kind:?}");
+        // What was taken with it comes again.
+        let again = |n| kind == Kind::Mpmc && n < 9;
+        assert_eq!(seen, (5..10).map(|n| (n, again(n))).collect::<Vec<_>>(), "{kind:?}");
     }
 }
 
