@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops;
 use crate::pool::DynOp;
 use crate::pool::hosted::Spawner;
+use crate::pool::looped::LoopOptions;
 use crate::pool::options::PoolOptions;
 use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::hash::{BuildHasher, RandomState};
@@ -15,6 +16,7 @@ pub(super) struct Config {
     pub(super) max_workers: AtomicUsize,
     pub(super) min_workers: AtomicUsize,
     pub(super) hosted: Option<Spawner>,
+    pub(super) looped: Option<LoopOptions>,
     /// Plugin ops: a list that only grows, readable without a lock.
     plugins: AtomicPtr<PluginNode>,
     hasher: RandomState,
@@ -31,12 +33,13 @@ unsafe impl Send for PluginNode {}
 unsafe impl Sync for PluginNode {}
 
 impl Config {
-    pub(super) fn new(options: PoolOptions, max_workers: usize, hosted: Option<Spawner>) -> Config {
+    pub(super) fn new(options: PoolOptions, max_workers: usize, hosted: Option<Spawner>, looped: Option<LoopOptions>) -> Config {
         Config {
             max_workers: AtomicUsize::new(max_workers),
             min_workers: AtomicUsize::new(options.min_workers),
             options,
             hosted,
+            looped,
             plugins: AtomicPtr::default(),
             hasher: RandomState::new(),
         }

@@ -3,8 +3,10 @@
 use crate::error::{Error, ErrorKind};
 use crate::pool::HostedWorker;
 use crate::pool::idle::{Crew, Idle, TOKEN};
-use crate::pool::inner::{Inner, State};
+use crate::pool::inner::{Inner, Slot, State};
+use crate::pool::looped::{Hand, LoopWorker};
 use crate::pool::service;
+use crate::pool::task::Core;
 use crate::pool::worker::{self, Turn};
 use crate::sync::atomic::{Ordering, fence};
 use crate::sync::lock;
@@ -17,7 +19,7 @@ impl Crew for Arc<Inner> {
     }
 
     fn may_grow(&self) -> bool {
-        self.workers() < self.max_workers()
+        self.workers() < self.max_workers() && (self.config.looped.is_none() || self.may_start_loop())
     }
 
     fn grow(&self) -> bool {
@@ -30,7 +32,12 @@ impl Crew for Arc<Inner> {
                 _ => return false,
             }
         };
-        self.start(turn, true)
+        let started = self.start(turn, true);
+        if started && self.config.looped.is_some() {
+            // Its thread needs as long to start as many tasks to run: others search meanwhile. It will look, or say that it cannot.
+            self.idle.end_search(true);
+        }
+        started
     }
 
     fn give_up(&self) {
@@ -59,7 +66,7 @@ impl Inner {
         }
         let turn = {
             let mut state = lock(&self.state);
-            if state.is_alive(slot) {
+            if state.is_alive(slot) || self.backing_off.load(Ordering::SeqCst) > 0 {
                 return;
             }
             self.reserve_slot(&mut state, slot)
@@ -72,6 +79,21 @@ impl Inner {
         let park = &self.slot(slot).park;
         park.store(token, Ordering::Release);
         futex::wake(park, 1);
+        if let Some(hand) = self.hand_of(self.slot(slot)) {
+            hand.wake();
+        }
+    }
+
+    /// What the worker of a loop has in its hands.
+    pub(super) fn hand_of(&self, slot: &Slot) -> Option<Arc<Hand>> {
+        self.config.looped.as_ref()?;
+        lock(&slot.local).hand.clone()
+    }
+
+    /// A worker of a loop takes long to start: no more at a time than tasks wait, and none soon after one that did not.
+    fn may_start_loop(&self) -> bool {
+        let starting = self.starting.load(Ordering::SeqCst);
+        self.backing_off.load(Ordering::SeqCst) == 0 && (starting == 0 || starting < self.queued.load(Ordering::SeqCst))
     }
 
     pub(super) fn wake_all(&self) {
@@ -103,12 +125,17 @@ impl Inner {
     /// Starts the worker of a reserved slot. False if the system (or the host) has no thread for it now: the workers that
     /// are there do its work, or it is tried again in a millisecond. Without any, [`end_stranded`](Self::end_stranded).
     pub(super) fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
-        let started = match &self.config.hosted {
-            Some(spawner) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(|worker| {
+        let refused = || Error::new(ErrorKind::StartFailed, "the host has no thread for a worker");
+        let started = match (&self.config.hosted, &self.config.looped) {
+            (_, Some(looped)) => looped.host.start(LoopWorker::new(self.clone(), turn, looped.concurrency)).map_err(|worker| {
                 worker.disarm();
-                Error::new(ErrorKind::StartFailed, "the host has no thread for a worker")
+                refused()
             }),
-            None => {
+            (Some(spawner), _) => spawner(HostedWorker::new(self.clone(), turn, searching)).map_err(|worker| {
+                worker.disarm();
+                refused()
+            }),
+            (None, None) => {
                 let pool = self.clone();
                 let options = self.thread_options(format!("{}-{}", self.config.options.name, turn.slot));
                 sys::thread::spawn(&options, move || worker::run(pool, turn, searching)).map(drop)
@@ -131,7 +158,7 @@ impl Inner {
 
     /// Ends what is queued with the reason why no worker could be started, if there is none. Whoever failed to start one
     /// calls it afterwards, so that no task waits for a worker that will not come.
-    fn end_stranded(self: &Arc<Inner>) {
+    pub(super) fn end_stranded(self: &Arc<Inner>) {
         if self.workers.load(Ordering::SeqCst) > 0 {
             return;
         }
@@ -162,7 +189,8 @@ impl Inner {
 
     /// Some worker holds tasks that it has not started.
     pub(super) fn has_batches(&self) -> bool {
-        self.slots().any(|s| s.batch_len.load(Ordering::Relaxed) > 0)
+        let ahead = |s: &Slot| self.hand_of(s).is_some_and(|hand| hand.ahead() > 0);
+        self.slots().any(|s| s.batch_len.load(Ordering::Relaxed) > 0 || ahead(s))
     }
 
     /// Has the pool looked at in a millisecond: the batch of a worker whose task takes longer than expected goes to others.
@@ -175,6 +203,7 @@ impl Inner {
     /// Once per millisecond while work waits and workers sleep. True to go on.
     pub(super) fn on_tick(self: &Arc<Inner>) -> bool {
         let work = || self.has_waiting_work() || self.has_batches();
+        let behind = self.config.looped.is_some() && self.collect_ended();
         let orphans = self.orphans();
         for slot in &orphans {
             self.wake_slot(*slot);
@@ -183,12 +212,22 @@ impl Inner {
             self.wake_one();
             return true;
         }
-        if !orphans.is_empty() {
-            return true; // until one look finds that all have started
+        if behind || !orphans.is_empty() {
+            return true; // until one look finds that all have started, and no result
         }
         self.tick_armed.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         work() && !self.tick_armed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Puts tasks back that a worker had taken, before those that came later.
+    pub(super) fn give_back(&self, state: &mut State, slot: usize, tasks: Vec<Arc<Core>>) {
+        self.queued.fetch_add(tasks.len(), Ordering::SeqCst);
+        for core in tasks.into_iter().rev() {
+            state.sched.put_back(core);
+        }
+        self.ready.store(state.sched.free_len(), Ordering::SeqCst);
+        self.slot(slot).keyed.store(state.sched.keyed_len(slot), Ordering::SeqCst);
     }
 
     // ---- lending ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind};
 use crate::metrics::Counter;
 use crate::pool::callbacks;
-use crate::pool::inner::{Inner, State};
+use crate::pool::inner::{Inner, Slot, State};
 use crate::pool::service::{self, Due};
 use crate::pool::task::{Core, Ended};
 use crate::pool::worker::Turn;
@@ -49,9 +49,22 @@ impl Inner {
                 drop(work);
             }
             Ended::Running => {
+                let hand = self.hand_of(self.slot(Turn::of(core).slot));
+                if let Some(payload) = hand.as_ref().and_then(|hand| hand.revoke_one(core)) {
+                    // It was handed out and has not begun.
+                    core.returned.store(true, Ordering::SeqCst);
+                    core.publish(Err(error), false);
+                    drop(payload);
+                    return true;
+                }
+                let kind = error.kind();
                 self.overdue.fetch_add(1, Ordering::SeqCst);
                 core.publish(Err(error), false);
-                service::arm(Due::Replace, core, clock::monotonic_ns(), OVERDUE_GRACE);
+                if let Some(hand) = hand {
+                    hand.tell(core, kind);
+                }
+                let grace = self.config.looped.as_ref().map_or(OVERDUE_GRACE, |looped| looped.cancel_grace);
+                service::arm(Due::Replace, core, clock::monotonic_ns(), grace);
             }
         }
         true
@@ -113,7 +126,10 @@ impl Inner {
             Due::Timeout => {
                 self.end(core, late("the task ran too long"));
             }
-            Due::Replace => self.replace(core),
+            Due::Replace => match &self.config.looped {
+                Some(looped) => self.end_loop(core, &*looped.host),
+                None => self.replace(core),
+            },
         }
     }
 
@@ -227,7 +243,11 @@ impl Inner {
         const WHY: &str = "the pool was shut down";
         self.close();
         self.cancel_queued(WHY);
-        let running: Vec<Arc<Core>> = self.slots().filter_map(|slot| lock(&slot.local).current.clone()).collect();
+        let of_slot = |slot: &Slot| {
+            let local = lock(&slot.local);
+            local.hand.as_ref().map_or_else(|| local.current.iter().cloned().collect(), |hand| hand.all())
+        };
+        let running: Vec<Arc<Core>> = self.slots().flat_map(of_slot).collect();
         for core in &running {
             self.end(core, Error::new(ErrorKind::Cancelled, WHY).with("pool", &self.config.options.name));
         }

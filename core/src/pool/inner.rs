@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Gauge, PoolMetrics};
 use crate::pool::config::Config;
 use crate::pool::idle::Idle;
+use crate::pool::looped::Hand;
 use crate::pool::options::{MAX_WORKERS, OnFull};
 use crate::pool::sched::{Place, Sched};
 use crate::pool::stuck::{self, Waits};
@@ -39,6 +40,8 @@ pub(super) struct Slot {
 pub(super) struct Local {
     pub(super) batch: VecDeque<Arc<Core>>,
     pub(super) current: Option<Arc<Core>>,
+    /// What the worker of a loop has, in place of `current`.
+    pub(super) hand: Option<Arc<Hand>>,
 }
 
 pub(super) struct State {
@@ -79,6 +82,12 @@ pub(crate) struct Inner {
     pub(super) tick_armed: AtomicBool,
     pub(super) overdue: AtomicIsize,
     pub(super) workers: AtomicUsize,
+    /// Workers of loops that have been asked for and are not ready.
+    pub(super) starting: AtomicUsize,
+    /// Those in a row that did not become ready.
+    pub(super) start_failures: AtomicU32,
+    /// Pauses after such a one that are not over.
+    pub(super) backing_off: AtomicU32,
     pub(super) state: Line<Mutex<State>>,
     pub(super) waits: Mutex<Waits>,
     slots: [OnceLock<Box<[Slot]>>; MAX_WORKERS / CHUNK],
@@ -92,7 +101,11 @@ pub(crate) struct Inner {
 
 impl Inner {
     pub(super) fn new(config: Arc<Config>) -> Arc<Inner> {
-        let kind = if config.hosted.is_some() { "hosted" } else { "thread" };
+        let kind = match (&config.hosted, &config.looped) {
+            (_, Some(_)) => "worker",
+            (Some(_), None) => "hosted",
+            (None, None) => "thread",
+        };
         let max = config.max_workers.load(Ordering::Relaxed);
         Arc::new(Inner {
             epoch: fork::epoch(),
@@ -105,6 +118,9 @@ impl Inner {
             tick_armed: AtomicBool::new(false),
             overdue: AtomicIsize::new(0),
             workers: AtomicUsize::new(0),
+            starting: AtomicUsize::new(0),
+            start_failures: AtomicU32::new(0),
+            backing_off: AtomicU32::new(0),
             state: Line(Mutex::new(State {
                 sched: Sched::new(max),
                 alive: Vec::new(),
@@ -161,12 +177,20 @@ impl Inner {
     }
 
     pub(super) fn running(&self) -> usize {
-        self.slots().filter(|s| lock(&s.local).current.as_ref().is_some_and(|c| c.state.load(Ordering::Relaxed) == RUNNING)).count()
+        let of_slot = |slot: &Slot| {
+            let local = lock(&slot.local);
+            match &local.hand {
+                Some(hand) => hand.running(),
+                None => usize::from(local.current.as_ref().is_some_and(|c| c.state.load(Ordering::Relaxed) == RUNNING)),
+            }
+        };
+        self.slots().map(of_slot).sum()
     }
 
     /// Live tasks that no function runs for: in the queue or in a worker's batch.
     pub(super) fn queued(&self) -> usize {
-        let batches: usize = self.slots().map(|s| s.batch_len.load(Ordering::Relaxed)).sum();
+        let ahead = |s: &Slot| self.hand_of(s).map_or(0, |hand| hand.ahead());
+        let batches: usize = self.slots().map(|s| s.batch_len.load(Ordering::Relaxed) + ahead(s)).sum();
         let queued = self.queued.load(Ordering::Relaxed) as isize - self.tombstones.load(Ordering::Relaxed);
         usize::try_from(queued).unwrap_or(0) + batches
     }
@@ -283,6 +307,10 @@ impl Inner {
     }
 
     pub(super) fn launch_all(self: &Arc<Inner>, cores: Vec<Arc<Core>>) {
+        // A check of options, as a submit of nothing is, wakes and starts nobody.
+        if cores.is_empty() {
+            return;
+        }
         let _ = self.injector.push_all(cores.into_iter());
         self.after_push();
     }

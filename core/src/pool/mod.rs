@@ -12,6 +12,7 @@
 //! * `thread`: the public face; `config`: options and plugins; `inner`: one pool's state, and intake.
 //! * `crew`: its workers as a whole; `idle`: who searches, who sleeps, who is woken, with the argument and loom's models.
 //! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
+//! * `looped`: the same in event loops of a host, which may not block: tasks are taken ahead, several per call.
 //! * `ending`: deadlines, cancelling, lost threads, the end of a pool.
 //! * `split`: lends idle workers to one op.
 //! * `stuck`: waits of a pool's own functions that could never end.
@@ -27,6 +28,7 @@ mod ending;
 mod hosted;
 mod idle;
 mod inner;
+mod looped;
 mod options;
 mod plugin;
 mod sched;
@@ -40,6 +42,7 @@ mod worker;
 
 pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
+pub use looped::{Board, Given, LoopHost, LoopOptions, LoopWorker, MAX_CONCURRENCY, Taken, word};
 pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
 pub use stats::PoolStats;
 pub use stuck::WaitGuard;

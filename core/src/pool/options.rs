@@ -53,7 +53,7 @@ pub(crate) fn check_range(option: &'static str, value: usize, min: usize, max: u
     Err(Error::invalid("option is out of range").with("option", option).with("value", value).with("min", min).with("max", max))
 }
 
-fn check_duration(option: &'static str, value: Duration) -> Result<()> {
+pub(crate) fn check_duration(option: &'static str, value: Duration) -> Result<()> {
     if value <= MAX_DURATION {
         return Ok(());
     }
@@ -146,6 +146,11 @@ pub struct SubmitOptions {
 }
 
 impl SubmitOptions {
+    /// See `Core::alone`.
+    pub(super) fn is_alone(&self) -> bool {
+        self.timeout.is_some() || self.queue_timeout.is_some() || self.key.is_some()
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(t) = self.timeout {
             check_duration("timeout", t)?;

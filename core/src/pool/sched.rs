@@ -44,14 +44,22 @@ impl<T: Item> ReadyQueue<T> {
         ReadyQueue { bits: [0; 4], classes: Vec::new(), len: 0 }
     }
 
-    fn push(&mut self, item: T) {
+    fn class_of(&mut self, item: &T) -> &mut VecDeque<T> {
         if self.classes.is_empty() {
             self.classes.resize_with(256, VecDeque::new);
         }
         let class = (i16::from(item.priority()) + 128) as usize;
         self.bits[class / 64] |= 1 << (class % 64);
-        self.classes[class].push_back(item);
         self.len += 1;
+        &mut self.classes[class]
+    }
+
+    fn push(&mut self, item: T) {
+        self.class_of(&item).push_back(item);
+    }
+
+    fn push_front(&mut self, item: T) {
+        self.class_of(&item).push_front(item);
     }
 
     /// The class whose head has the smallest score, and that score. Drops tombstones at the heads, noting their keys.
@@ -210,6 +218,14 @@ impl<T: Item> Sched<T> {
         }
         self.keyed[slot].push(item);
         Place::Slot(slot)
+    }
+
+    /// Puts a task back that [`take`](Self::take) gave, before those of its class: the last one taken goes first.
+    pub(crate) fn put_back(&mut self, item: T) {
+        match item.key().and_then(|key| self.pins.get(&key)).map(|pin| pin.slot) {
+            Some(slot) => self.keyed[slot].push_front(item),
+            None => self.free.push_front(item),
+        }
     }
 
     /// A task of this key has an outcome or was dropped.

@@ -148,6 +148,8 @@ pub(crate) struct Core {
     pub(super) key: Option<u64>,
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
+    /// It has a deadline or a key: a worker that takes tasks ahead takes it by itself, when it begins it.
+    pub(super) alone: bool,
     pub(super) pool: Arc<Inner>,
     work: UnsafeCell<Option<WorkKind>>,
     callback: UnsafeCell<Option<Callback>>,
@@ -204,6 +206,7 @@ pub(super) struct NewCore {
     pub(super) key: Option<u64>,
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
+    pub(super) alone: bool,
 }
 
 /// How a task left the queue or the worker, for the counters.
@@ -236,6 +239,7 @@ impl Core {
             key: new.key,
             submitted_ns: new.submitted_ns,
             timeout: new.timeout,
+            alone: new.alone,
             pool,
             work: UnsafeCell::new(Some(new.work)),
             callback: UnsafeCell::new(callback),
@@ -249,6 +253,15 @@ impl Core {
         self.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
         unsafe { (*self.work.get()).take() }
+    }
+
+    /// Moves RUNNING → QUEUED and puts the work back: it was handed out and has not begun. False if it has its outcome.
+    pub(super) fn unstart(&self, work: WorkKind) -> bool {
+        // SAFETY: whoever moved the task to RUNNING has taken its work, and is the one who calls this; others touch the cell only
+        // after they have moved the task out of QUEUED.
+        let cell = unsafe { &mut *self.work.get() };
+        *cell = Some(work);
+        self.state.compare_exchange(RUNNING, QUEUED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// The worker's right to decide the outcome; [`publish`](Self::publish) must follow. False if somebody else has it.

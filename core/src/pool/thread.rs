@@ -8,7 +8,8 @@ use crate::pool::callbacks;
 use crate::pool::config::Config;
 use crate::pool::hosted::Spawner;
 use crate::pool::inner::{Inner, closed};
-use crate::pool::options::{Deliver, MAX_WORKERS, PoolOptions, SubmitOptions, check_range};
+use crate::pool::looped::{LoopOptions, MAX_CONCURRENCY};
+use crate::pool::options::{Deliver, MAX_WORKERS, PoolOptions, SubmitOptions, check_duration, check_range};
 use crate::pool::service::{self, Due};
 use crate::pool::stats::PoolStats;
 use crate::pool::stuck;
@@ -41,6 +42,7 @@ impl From<SubmitError> for Error {
 pub struct Builder {
     options: PoolOptions,
     hosted: Option<Spawner>,
+    looped: Option<LoopOptions>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -94,14 +96,25 @@ impl Builder {
         self
     }
 
+    /// The host brings threads with event loops of their own, each of which runs a [`LoopWorker`](crate::pool::LoopWorker).
+    #[must_use]
+    pub fn looped(mut self, options: LoopOptions) -> Builder {
+        self.looped = Some(options);
+        self
+    }
+
     /// Checks the options and makes the pool. No thread starts before the first submit.
     ///
     /// # Errors
     /// `Invalid`, naming the option, its value and the limits.
     pub fn build(self) -> Result<ThreadPool> {
         self.options.check()?;
+        if let Some(looped) = &self.looped {
+            check_range("concurrency", looped.concurrency, 1, MAX_CONCURRENCY)?;
+            check_duration("cancel_grace", looped.cancel_grace)?;
+        }
         let max = self.options.max_workers.unwrap_or_else(|| sys::cpu::usable_cores().min(MAX_WORKERS).max(self.options.min_workers));
-        let config = Arc::new(Config::new(self.options, max, self.hosted));
+        let config = Arc::new(Config::new(self.options, max, self.hosted, self.looped));
         // The fork handler must be there before the first fork that could see this pool.
         let _ = fork::epoch();
         Ok(ThreadPool(Arc::new(Handle { config, cell: ForkCell::new(), closed: AtomicBool::new(false) })))
@@ -270,6 +283,7 @@ impl ThreadPool {
             return Err(SubmitError { error, work: vec![work] });
         }
         let now = clock::monotonic_ns();
+        let alone = options.is_alone();
         let core = Core::new(
             inner.clone(),
             NewCore {
@@ -279,6 +293,7 @@ impl ThreadPool {
                 key: options.key.map(|k| self.0.config.hash_key(&k)),
                 submitted_ns: now,
                 timeout: options.timeout,
+                alone,
             },
         );
         inner.metrics.add(Counter::Submitted, 1);
@@ -348,7 +363,15 @@ impl ThreadPool {
                     Deliver::Queue(q, tag) => Deliver::Queue(q.clone(), tag.wrapping_add(i)),
                     _ => Deliver::Wait,
                 };
-                let new = NewCore { work: work.0, deliver, priority: options.priority, key, submitted_ns: now, timeout: options.timeout };
+                let new = NewCore {
+                    work: work.0,
+                    deliver,
+                    priority: options.priority,
+                    key,
+                    submitted_ns: now,
+                    timeout: options.timeout,
+                    alone: options.is_alone(),
+                };
                 Task(Core::new(inner.clone(), new))
             })
             .collect();
@@ -373,7 +396,7 @@ impl ThreadPool {
             inner.metrics.add(Counter::Submitted, work.len() as u64);
             let _ = inner.injector.push_all(work.into_iter().zip(tags).map(|(work, tag)| {
                 let deliver = Deliver::Queue(queue.clone(), *tag);
-                let new = NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None };
+                let new = NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None, alone: false };
                 Core::new(inner.clone(), new)
             }));
             inner.after_push();

@@ -33,7 +33,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         (self.slot as u64) << 32 | u64::from(self.turn)
     }
 
@@ -43,7 +43,7 @@ impl Turn {
     }
 }
 
-enum Refill {
+pub(super) enum Refill {
     /// Tasks lie in the slot's batch.
     Some,
     /// Nothing for this slot now.
@@ -66,17 +66,17 @@ pub(super) enum Found {
 pub(super) struct Worker {
     pub(super) pool: Arc<Inner>,
     pub(super) me: Turn,
-    writer: Writer,
+    pub(super) writer: Writer,
     /// Counted in `State::busy`.
     busy: bool,
-    searching: bool,
+    pub(super) searching: bool,
     /// Moving average of what a task costs.
     cost_ns: u64,
     /// Key of the task that ran last, until the scheduler hears of it.
     key_done: Option<u64>,
     /// Consecutive searches that found nothing.
     misses: u32,
-    now_ns: u64,
+    pub(super) now_ns: u64,
     /// It left, or the slot has a new owner: it must neither take nor leave again.
     pub(super) gone: bool,
 }
@@ -151,7 +151,7 @@ impl Worker {
         self.searching = false;
     }
 
-    fn owns_slot(&self) -> bool {
+    pub(super) fn owns_slot(&self) -> bool {
         self.pool.slot(self.me.slot).turn.load(Ordering::Acquire) == self.me.turn
     }
 
@@ -181,7 +181,7 @@ impl Worker {
         by_cost.min(by_share).min(by_bound)
     }
 
-    fn refill(&mut self) -> Refill {
+    pub(super) fn refill(&mut self) -> Refill {
         let pool = self.pool.clone();
         let slot = pool.slot(self.me.slot);
         // Dropped after the locks: the last owner of a task may run a user's free function.
@@ -196,6 +196,8 @@ impl Worker {
         }
         let max = pool.max_workers();
         let mut taken = 0;
+        // A worker of a loop may look for more while it runs some.
+        let mut holds = false;
         let mut no_permit = false;
         if !self.busy && state.busy + state.lent >= max && state.lent > 0 {
             no_permit = state.sched.len() > 0;
@@ -203,6 +205,7 @@ impl Worker {
             let depth = self.depth(state.sched.free_len(), state.workers);
             let mut local = lock(&slot.local);
             _finished = local.current.take();
+            holds = local.hand.as_ref().is_some_and(|hand| hand.holds());
             while taken < depth {
                 match state.sched.take(self.me.slot) {
                     Take::Nothing => break,
@@ -223,17 +226,18 @@ impl Worker {
         let ready = state.sched.free_len();
         pool.ready.store(ready, Ordering::SeqCst);
         slot.keyed.store(state.sched.keyed_len(self.me.slot), Ordering::SeqCst);
-        match (self.busy, taken > 0) {
+        let busy = taken > 0 || holds;
+        match (self.busy, busy) {
             (false, true) => state.busy += 1,
             (true, false) => state.busy -= 1,
             _ => {}
         }
-        self.busy = taken > 0;
+        self.busy = busy;
         let surplus = self.me.slot >= max && state.sched.keyed_len(self.me.slot) == 0;
         // What only other slots may run is theirs; the pool ends when the last worker has left.
         let mine = state.sched.free_len() + state.sched.keyed_len(self.me.slot);
         let over = mine == 0 && pool.closing.load(Ordering::SeqCst) && pool.injector.is_empty();
-        let leave = taken == 0 && (surplus || over);
+        let leave = !busy && (surplus || over);
         if leave {
             self.end_search();
             pool.leave(&mut state, self.me.slot);
@@ -290,7 +294,8 @@ impl Worker {
     fn steal(&mut self) -> usize {
         let pool = self.pool.clone();
         for (at, victim) in pool.slots().enumerate() {
-            if at == self.me.slot || victim.batch_len.load(Ordering::Relaxed) == 0 {
+            let ahead = || self.pool.hand_of(victim).filter(|hand| hand.ahead() > 0);
+            if at == self.me.slot || (victim.batch_len.load(Ordering::Relaxed) == 0 && ahead().is_none()) {
                 continue;
             }
             // Under the lock from permit to batch: a task is never in a thief's hands while its permit is in doubt.
@@ -298,7 +303,7 @@ impl Worker {
             if !self.owns_slot() || (!self.busy && state.busy + state.lent >= pool.max_workers()) {
                 return 0;
             }
-            let stolen = {
+            let mut stolen = {
                 let mut local = lock(&victim.local);
                 let keep = local.batch.len() / 2;
                 // Tasks with a key stay with their worker.
@@ -307,6 +312,12 @@ impl Worker {
                 victim.batch_len.store(local.batch.len(), Ordering::SeqCst);
                 stolen
             };
+            // What a loop has in hand is older than the rest of its batch.
+            if stolen.is_empty()
+                && let Some(hand) = ahead()
+            {
+                stolen.extend(pool.steal_ahead(&hand));
+            }
             if stolen.is_empty() {
                 continue;
             }
@@ -325,32 +336,41 @@ impl Worker {
 
     /// Searches, then sleeps. True if a signal handler ended the sleep.
     fn idle(&mut self, no_permit: bool) -> bool {
-        let pool = self.pool.clone();
-        if !no_permit {
-            // A search that keeps finding nothing is given up for a while: every 8th sleep tries again.
-            let worth = self.misses < 4 || self.misses.is_multiple_of(8);
-            self.searching = self.searching || (worth && pool.idle.begin_search());
-            if self.searching {
-                for _ in 0..if worth { SPINS } else { 1 } {
-                    if pool.has_waiting_work() {
-                        return false; // still the searcher; `refill` ends that
-                    }
-                    std::hint::spin_loop();
-                }
-                self.misses = self.misses.wrapping_add(1);
-            }
-            let stolen = self.steal();
-            if stolen > 0 {
-                self.share(stolen - 1);
-                return false;
-            }
+        if !no_permit && self.search() {
+            return false;
         }
         self.end_search();
         self.sleep(no_permit)
     }
 
-    fn sleep(&mut self, no_permit: bool) -> bool {
+    /// Looks for work for a while. True if there is some, or it has some; otherwise it gives the role of searcher back before it
+    /// looks once more, when it lies down.
+    pub(super) fn search(&mut self) -> bool {
         let pool = self.pool.clone();
+        // A search that keeps finding nothing is given up for a while: every 8th sleep tries again.
+        let worth = self.misses < 4 || self.misses.is_multiple_of(8);
+        self.searching = self.searching || (worth && pool.idle.begin_search());
+        if self.searching {
+            for _ in 0..if worth { SPINS } else { 1 } {
+                if pool.has_waiting_work() {
+                    return true; // still the searcher; `refill` ends that
+                }
+                std::hint::spin_loop();
+            }
+            self.misses = self.misses.wrapping_add(1);
+        }
+        let stolen = self.steal();
+        if stolen > 0 {
+            self.share(stolen - 1);
+            return true;
+        }
+        false
+    }
+
+    /// Puts itself on the list of sleepers. True if it must look for work before it sleeps.
+    pub(super) fn lie_down(&mut self, no_permit: bool) -> bool {
+        self.end_search();
+        let pool = &self.pool;
         let slot = pool.slot(self.me.slot);
         pool.idle.lie_down(self.me.slot);
         if pool.has_batches() {
@@ -359,9 +379,17 @@ impl Worker {
         }
         let work = pool.has_waiting_work() || slot.keyed.load(Ordering::SeqCst) > 0;
         let lent = no_permit && lock(&pool.state).lent > 0;
-        let must_look = (!lent && (work || pool.closing.load(Ordering::SeqCst)))
-            || self.me.slot >= pool.max_workers()
-            || slot.turn.load(Ordering::SeqCst) != self.me.turn;
+        // A worker of a loop that runs something looks when that has ended.
+        let holds = pool.hand_of(slot).is_some_and(|hand| hand.holds());
+        (!lent && (work || (!holds && pool.closing.load(Ordering::SeqCst))))
+            || (!holds && self.me.slot >= pool.max_workers())
+            || slot.turn.load(Ordering::SeqCst) != self.me.turn
+    }
+
+    fn sleep(&mut self, no_permit: bool) -> bool {
+        let pool = self.pool.clone();
+        let slot = pool.slot(self.me.slot);
+        let must_look = self.lie_down(no_permit);
         let options = &pool.config.options;
         let min = pool.config.min_workers.load(Ordering::Relaxed);
         let timeout = (pool.workers() > min).then_some(options.idle_timeout);
@@ -395,7 +423,7 @@ impl Worker {
     }
 
     /// Leaves after `idle_timeout`, unless that would go below `min_workers` or work has come.
-    fn retire(&mut self) {
+    pub(super) fn retire(&mut self) {
         let pool = self.pool.clone();
         let mut state = lock(&pool.state);
         let min = pool.config.min_workers.load(Ordering::Relaxed);
@@ -460,13 +488,17 @@ impl Worker {
         self.writer.wait(started.saturating_sub(core.submitted_ns));
         self.writer.run(run);
         self.writer.busy(run);
-        // Follows a change within a few tasks, and a long task at once.
-        self.cost_ns = if run > self.cost_ns { run } else { (self.cost_ns * 7 + run) / 8 };
+        self.learn(run);
         if in_time {
             // Counted first, so that whoever sees the outcome sees it counted.
             self.writer.count(counter, 1);
             core.publish(result, true);
         }
+    }
+
+    /// What a task cost: follows a change within a few tasks, and a long task at once.
+    pub(super) fn learn(&mut self, run_ns: u64) {
+        self.cost_ns = if run_ns > self.cost_ns { run_ns } else { (self.cost_ns * 7 + run_ns) / 8 };
     }
 
     fn run_native(&mut self, core: Arc<Core>) {
@@ -511,14 +543,8 @@ impl Drop for Worker {
             place.batch_len.store(0, Ordering::SeqCst);
             local.batch.drain(..).collect()
         };
-        self.pool.queued.fetch_add(held.len(), Ordering::SeqCst);
-        for core in held {
-            if let Some(key) = core.key {
-                state.sched.key_done(key); // `push` counts it again
-            }
-            state.sched.push(core);
-        }
-        self.pool.ready.store(state.sched.free_len(), Ordering::SeqCst);
+        self.pool.give_back(&mut state, self.me.slot, held);
+        let keyed = state.sched.keyed_len(self.me.slot) > 0;
         place.turn.store(self.me.turn.wrapping_add(1), Ordering::SeqCst);
         self.pool.idle.claim(self.me.slot);
         self.pool.leave(&mut state, self.me.slot);
@@ -526,6 +552,11 @@ impl Drop for Worker {
         Idle::publish();
         if self.pool.has_waiting_work() {
             self.pool.wake_one();
+        }
+        if keyed {
+            // Nobody else may take them.
+            self.pool.wake_slot(self.me.slot);
+            self.pool.arm_tick();
         }
     }
 }

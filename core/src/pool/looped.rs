@@ -1,0 +1,765 @@
+//! Workers whose threads run an event loop of the host (JavaScript): they may not block in here, and a call from there costs more
+//! than a small task. So they take tasks ahead, several per call, give results back the same way, and sleep in their loop.
+//!
+//! What was handed out and where it stands is in the worker's [`Board`], which the host reads and writes itself:
+//!
+//! ```text
+//!             the host's CAS             the host stores
+//!   READY ───────────────────► CLAIMED ─────────────────► DONE, FAILED
+//!     │ our CAS                   │ our CAS
+//!     ▼                           ▼
+//!   REVOKED                  CANCELLED, LATE ───────────► DONE, FAILED
+//! ```
+//!
+//! For the core a task that was handed out is RUNNING, whatever its word says. A task with READY has not begun: an idle worker,
+//! somebody who cancels it and the end of its worker all take it back by the same CAS, so a task behind a long one is never stuck,
+//! and a thread that ends loses only what it had begun. What has a deadline or a key is handed out alone, and CLAIMED at once.
+//!
+//! Results lie in the board too, so that anybody may collect them: the worker with its next call, a tick for those that lie behind a long
+//! task, and the end of the thread for what it finished before.
+//!
+//! | Pair                                     | Release                    | Acquire                               |
+//! |------------------------------------------|----------------------------|---------------------------------------|
+//! | a result's bytes and its word            | the host's store of DONE   | the load in `Hand::collect`           |
+//! | who begins a task, or takes it back      | CAS, both sides            | the same CAS                          |
+//! | a claimed sleeper and its token          | `Inner::hand_token`        | the swap in `LoopWorker::rouse`       |
+//!
+//! **Sleep.** A worker of a loop sleeps as any other ([`idle`](super::idle)): it is on the list, has looked once more, and gets a
+//! token. There is no thread to block on the token, so whoever hands one also calls the worker's *waker*. The token is stored before that
+//! call, and the waker was set before the worker first lay down, so a wake is never for nothing and never missed. A loop
+//! may run for reasons of its own while its worker sleeps; it then takes itself off the list, or its token is on the way and so is its wake.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Counter, Writer};
+use crate::pool::idle::{Idle, TOKEN_SEARCH};
+use crate::pool::inner::Inner;
+use crate::pool::service;
+use crate::pool::task::{Core, WorkKind};
+use crate::pool::worker::{Refill, Turn, Worker};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::lock;
+use crate::sys::clock;
+use crate::value::Value;
+use std::any::Any;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+/// The host's side of a pool of loops.
+pub trait LoopHost: Send + Sync {
+    /// Starts one more thread for this worker. Called on any thread, under no lock of the pool's queue; it must not block. Gives
+    /// the worker back if there can be no thread for it.
+    ///
+    /// # Errors
+    /// The worker.
+    #[allow(clippy::result_large_err, reason = "the worker itself comes back")]
+    fn start(&self, worker: LoopWorker) -> Result<(), LoopWorker>;
+
+    /// Ends the thread of the worker with this [tag](LoopWorker::set_tag): it is still inside a task that nobody has waited for since the
+    /// grace began. [`LoopWorker::lost`] follows once the thread has ended. Must not block.
+    fn end(&self, tag: u64);
+}
+
+/// How workers of loops are treated.
+#[derive(Clone)]
+pub struct LoopOptions {
+    /// Who starts and ends their threads.
+    pub host: Arc<dyn LoopHost>,
+    /// Tasks that one worker may run at once, 1 to [`MAX_CONCURRENCY`].
+    pub concurrency: usize,
+    /// How long a task that nobody waits for may go on before its thread is ended.
+    pub cancel_grace: Duration,
+}
+
+impl std::fmt::Debug for LoopOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoopOptions").field("concurrency", &self.concurrency).finish_non_exhaustive()
+    }
+}
+
+/// Most tasks at once in one worker of a loop.
+pub const MAX_CONCURRENCY: usize = 4096;
+/// Most tasks that are handed out ahead.
+const AHEAD: usize = 32;
+/// Bytes of results that wait in a board.
+const OUT: usize = 64 * 1024;
+
+/// States of a task in a [`Board`].
+pub mod word {
+    /// Nothing is here.
+    pub const FREE: u32 = 0;
+    /// Handed out and not begun.
+    pub const READY: u32 = 1;
+    /// Begun.
+    pub const CLAIMED: u32 = 2;
+    /// Taken back before it began.
+    pub const REVOKED: u32 = 3;
+    /// Begun, and cancelled since.
+    pub const CANCELLED: u32 = 4;
+    /// Begun, and past its timeout since.
+    pub const LATE: u32 = 5;
+    /// Ended with a result.
+    pub const DONE: u32 = 6;
+    /// Ended with an error of the function, which is its result.
+    pub const FAILED: u32 = 7;
+}
+use word::{CANCELLED, CLAIMED, DONE, FREE, LATE, READY, REVOKED};
+
+/// Memory that one worker of a loop shares with the pool: for each task that it may hold a word, a time, and where its result lies.
+///
+/// In this order, each part from a multiple of 8 bytes: words (`u32`), run times in ns (`f64`), offset and length of each result in
+/// `out` (two `u32`), `out`.
+pub struct Board {
+    memory: Box<[AtomicU64]>,
+    tasks: usize,
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Board({})", self.tasks)
+    }
+}
+
+impl Board {
+    fn new(tasks: usize) -> Board {
+        let tasks = tasks.next_multiple_of(2);
+        let len = tasks / 2 + tasks + tasks + OUT / 8;
+        Board { memory: (0..len).map(|_| AtomicU64::new(0)).collect(), tasks }
+    }
+
+    /// Its bytes. They live as long as the board.
+    #[must_use]
+    pub fn memory(&self) -> (*mut u8, usize) {
+        (self.memory.as_ptr().cast_mut().cast(), size_of_val(&*self.memory))
+    }
+
+    /// How many tasks it has room for.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.tasks
+    }
+
+    /// Bytes of `out`, at the end.
+    #[must_use]
+    pub fn out_len(&self) -> usize {
+        OUT
+    }
+
+    fn words(&self) -> &[AtomicU32] {
+        // SAFETY: `tasks / 2` whole `u64` lie there; atomics of both sizes may be read and written by any thread.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.tasks) }
+    }
+
+    /// Run time and bytes of a task that has ended; `Corrupt` if they are outside of `out`.
+    fn result(&self, index: usize) -> (u64, Result<Vec<u8>>) {
+        let run = f64::from_bits(self.memory[self.tasks / 2 + index].load(Ordering::Relaxed));
+        let place = self.memory[self.tasks / 2 + self.tasks + index].load(Ordering::Relaxed);
+        let (at, len) = (place as u32 as usize, (place >> 32) as usize);
+        if at > OUT || len > OUT - at {
+            let error = Error::new(ErrorKind::Corrupt, "result lies outside of the worker's board").with("offset", at).with("len", len);
+            return (run as u64, Err(error));
+        }
+        let mut bytes = Vec::with_capacity(len);
+        let first = self.memory.len() - OUT / 8;
+        // SAFETY: inside `out`, as checked; the host does not write there again before this task was collected, and what it wrote
+        // before it stored the word is seen here, because that was loaded with Acquire.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.memory[first..].as_ptr().cast::<u8>().add(at), bytes.as_mut_ptr(), len);
+            bytes.set_len(len);
+        }
+        (run as u64, Ok(bytes))
+    }
+}
+
+type Waker = Box<dyn Fn() + Send + Sync>;
+type Payload = Box<dyn Any + Send>;
+
+struct Held {
+    core: Arc<Core>,
+    payload: Payload,
+    started_ns: u64,
+    /// Order of handing out.
+    order: u64,
+}
+
+#[derive(Default)]
+struct Hold {
+    held: Vec<Option<Held>>,
+    free: Vec<usize>,
+    /// Taken back; the host still has their numbers, until it asks for more.
+    revoked: Vec<usize>,
+    order: u64,
+    /// Its thread is being ended: it gets nothing more.
+    ended: bool,
+}
+
+/// What one worker of a loop holds; the pool's side of its board.
+pub(super) struct Hand {
+    board: Arc<Board>,
+    hold: Mutex<Hold>,
+    waker: OnceLock<Waker>,
+    tag: AtomicU64,
+}
+
+/// A task that has ended, out of its board.
+struct Ended {
+    held: Held,
+    failed: bool,
+    run_ns: u64,
+    result: Result<Value>,
+}
+
+impl Hand {
+    fn new(tasks: usize) -> Hand {
+        let board = Arc::new(Board::new(tasks));
+        let n = board.tasks();
+        let hold = Hold { held: (0..n).map(|_| None).collect(), free: (0..n).rev().collect(), ..Hold::default() };
+        Hand { board, hold: Mutex::new(hold), waker: OnceLock::new(), tag: AtomicU64::new(0) }
+    }
+
+    /// After a token was stored, or a task that it runs was cancelled.
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker();
+        }
+    }
+
+    fn count(&self, want: impl Fn(u32) -> bool) -> usize {
+        self.board.words().iter().filter(|w| want(w.load(Ordering::Relaxed))).count()
+    }
+
+    /// Tasks that were handed out and not begun.
+    pub(super) fn ahead(&self) -> usize {
+        self.count(|w| w == READY)
+    }
+
+    /// Tasks that run and have no outcome.
+    pub(super) fn running(&self) -> usize {
+        self.count(|w| w == CLAIMED)
+    }
+
+    /// Something was handed out that has not come back.
+    pub(super) fn holds(&self) -> bool {
+        let hold = lock(&self.hold);
+        hold.free.len() + hold.revoked.len() < hold.held.len()
+    }
+
+    /// Results wait in the board.
+    fn has_ended(&self) -> bool {
+        self.count(|w| w >= DONE) > 0
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Core>> {
+        lock(&self.hold).held.iter().flatten().map(|h| h.core.clone()).collect()
+    }
+
+    /// Takes one task back that has not begun.
+    fn revoke(&self, hold: &mut Hold, index: usize) -> Option<Held> {
+        self.board.words()[index].compare_exchange(READY, REVOKED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        hold.revoked.push(index);
+        hold.held[index].take()
+    }
+
+    /// Takes back what has not begun, all of it or the later half of it, in order.
+    fn revoke_ahead(&self, half: bool) -> Vec<Held> {
+        let mut hold = lock(&self.hold);
+        let is_ready = |i: &usize| self.board.words()[*i].load(Ordering::Relaxed) == READY;
+        let mut ready: Vec<usize> = (0..hold.held.len()).filter(|i| hold.held[*i].is_some()).filter(is_ready).collect();
+        ready.sort_by_key(|i| hold.held[*i].as_ref().map(|h| h.order));
+        let keep = if half { ready.len() / 2 } else { 0 };
+        // The last first: the host begins with the first ones meanwhile.
+        let mut taken: Vec<Held> = ready[keep..].iter().rev().filter_map(|i| self.revoke(&mut hold, *i)).collect();
+        taken.reverse();
+        taken
+    }
+
+    /// Takes `core` back if it has not begun.
+    pub(super) fn revoke_one(&self, core: &Arc<Core>) -> Option<Payload> {
+        let mut hold = lock(&self.hold);
+        let index = hold.held.iter().position(|h| h.as_ref().is_some_and(|h| Arc::ptr_eq(&h.core, core)))?;
+        self.revoke(&mut hold, index).map(|held| held.payload)
+    }
+
+    /// Tells the function of `core` that nobody waits for it any more.
+    pub(super) fn tell(&self, core: &Arc<Core>, kind: ErrorKind) {
+        let told = {
+            let hold = lock(&self.hold);
+            let index = hold.held.iter().position(|h| h.as_ref().is_some_and(|h| Arc::ptr_eq(&h.core, core)));
+            let word = if kind == ErrorKind::Timeout { LATE } else { CANCELLED };
+            index.is_some_and(|i| self.board.words()[i].compare_exchange(CLAIMED, word, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        };
+        if told {
+            self.wake();
+        }
+    }
+
+    /// Takes what has ended out of the board.
+    fn collect(&self, ended: &mut Vec<Ended>) {
+        let mut hold = lock(&self.hold);
+        for (index, word) in self.board.words().iter().enumerate() {
+            let state = word.load(Ordering::Acquire);
+            if state < DONE {
+                continue;
+            }
+            if let Some(held) = hold.held[index].take() {
+                let (run_ns, bytes) = self.board.result(index);
+                let result = bytes.map(|b| Value::Bytes(b.into()));
+                ended.push(Ended { held, failed: state != DONE, run_ns, result });
+                hold.free.push(index);
+            }
+            word.store(FREE, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Ends tasks whose functions have returned, and counts them.
+fn conclude(pool: &Arc<Inner>, writer: &Writer, ended: Vec<Ended>) {
+    let mut keys = Vec::new();
+    for Ended { held: Held { core, started_ns, .. }, failed, run_ns, result } in ended {
+        keys.extend(core.key);
+        writer.wait(started_ns.saturating_sub(core.submitted_ns));
+        writer.run(run_ns);
+        writer.busy(run_ns);
+        if core.claim_finish() {
+            // Counted first, so that whoever sees the outcome sees it counted.
+            writer.count(if failed || result.is_err() { Counter::Failed } else { Counter::Completed }, 1);
+            core.publish(result, true);
+        } else {
+            core.returned.store(true, Ordering::SeqCst);
+            pool.overdue.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    if !keys.is_empty() {
+        let mut state = lock(&pool.state);
+        keys.into_iter().for_each(|key| state.sched.key_done(key));
+    }
+}
+
+/// Makes tasks that were taken back wait again; what has its outcome meanwhile is dropped.
+fn unstart(pool: &Inner, taken: Vec<Held>) -> Vec<Arc<Core>> {
+    let waits = |Held { core, payload, .. }: Held| {
+        if core.unstart(WorkKind::Hosted(payload)) {
+            return Some(core);
+        }
+        // Whoever decided the outcome found it running.
+        core.returned.store(true, Ordering::SeqCst);
+        pool.overdue.fetch_sub(1, Ordering::SeqCst);
+        None
+    };
+    taken.into_iter().filter_map(waits).collect()
+}
+
+impl Inner {
+    /// Half of what the worker of a loop has ahead, for a thief.
+    pub(super) fn steal_ahead(&self, hand: &Hand) -> Vec<Arc<Core>> {
+        unstart(self, hand.revoke_ahead(true))
+    }
+
+    /// A function goes on although nobody has waited for it since the grace began: its thread ends, with what it has begun.
+    pub(super) fn end_loop(self: &Arc<Inner>, core: &Arc<Core>, host: &dyn LoopHost) {
+        let slot = Turn::of(core).slot;
+        let hand = lock(&self.slot(slot).local).hand.clone();
+        let Some(hand) = hand.filter(|_| !core.returned.load(Ordering::SeqCst)) else { return };
+        {
+            let mut hold = lock(&hand.hold);
+            let here = hold.held.iter().flatten().any(|h| Arc::ptr_eq(&h.core, core));
+            if !here || std::mem::replace(&mut hold.ended, true) {
+                return;
+            }
+        }
+        let mut tasks = unstart(self, hand.revoke_ahead(false));
+        {
+            let mut state = lock(&self.state);
+            let place = self.slot(slot);
+            let mut local = lock(&place.local);
+            tasks.extend(local.batch.drain(..));
+            place.batch_len.store(0, Ordering::SeqCst);
+            drop(local);
+            self.give_back(&mut state, slot, tasks);
+        }
+        host.end(hand.tag.load(Ordering::Acquire));
+        Idle::publish();
+        if self.has_waiting_work() {
+            self.wake_one();
+        }
+    }
+
+    /// Ends tasks whose results lie behind a long one. True if there may be more of them later.
+    pub(super) fn collect_ended(self: &Arc<Inner>) -> bool {
+        let mut ended = Vec::new();
+        let mut more = false;
+        for slot in self.slots() {
+            let Some(hand) = lock(&slot.local).hand.clone() else { continue };
+            if hand.has_ended() {
+                hand.collect(&mut ended);
+            }
+            more |= hand.ahead() > 0;
+        }
+        let any = !ended.is_empty();
+        if any {
+            // No slot's own shard: this thread shares the common one.
+            conclude(self, &self.metrics.writer(usize::MAX), ended);
+        }
+        any || more
+    }
+}
+
+/// What [`LoopWorker::take`] hands out.
+#[derive(Debug)]
+pub struct Given<'a> {
+    /// Its number in the board.
+    pub index: usize,
+    /// What was submitted. It stays with the pool until the task has ended.
+    pub payload: &'a (dyn Any + Send),
+    /// It has begun: nothing else is handed out with it, and it is to be run now.
+    pub begun: bool,
+}
+
+/// What [`LoopWorker::take`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// So many tasks were handed out.
+    Tasks(usize),
+    /// Nothing, and the worker sleeps: its waker will be called.
+    Asleep,
+    /// The thread is to end. What it runs goes on until then.
+    Leave,
+}
+
+/// A worker in a loop of the host. Dropping it is [`lost`](Self::lost) without a reason.
+pub struct LoopWorker {
+    worker: Worker,
+    hand: Arc<Hand>,
+    asleep: bool,
+    started: bool,
+}
+
+impl std::fmt::Debug for LoopWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoopWorker(slot {})", self.worker.me.slot)
+    }
+}
+
+impl LoopWorker {
+    pub(super) fn new(pool: Arc<Inner>, me: Turn, concurrency: usize) -> LoopWorker {
+        let hand = Arc::new(Hand::new(concurrency + AHEAD));
+        lock(&pool.slot(me.slot).local).hand = Some(hand.clone());
+        pool.starting.fetch_add(1, Ordering::SeqCst);
+        LoopWorker { worker: Worker::new(pool, me, false), hand, asleep: false, started: false }
+    }
+
+    /// Takes the duty to leave the pool away from a worker that never ran: whoever wanted to start it does that.
+    pub(super) fn disarm(mut self) {
+        lock(&self.worker.pool.slot(self.worker.me.slot).local).hand = None;
+        self.worker.disarm();
+    }
+
+    /// The number of its place, from 0.
+    #[must_use]
+    pub fn slot(&self) -> usize {
+        self.worker.me.slot
+    }
+
+    /// What [`LoopHost::end`] will be given.
+    pub fn set_tag(&self, tag: u64) {
+        self.hand.tag.store(tag, Ordering::Release);
+    }
+
+    /// The memory that it shares with its thread.
+    #[must_use]
+    pub fn board(&self) -> Arc<Board> {
+        self.hand.board.clone()
+    }
+
+    /// Its thread can run tasks from now on; `waker` may be called by any thread, until the worker is dropped, and must not block.
+    pub fn ready(&mut self, waker: Waker) {
+        let _ = self.hand.waker.set(waker);
+        if !std::mem::replace(&mut self.started, true) {
+            self.worker.pool.starting.fetch_sub(1, Ordering::SeqCst);
+            self.worker.pool.start_failures.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Ends what the board says has ended. Then hands out up to `room` tasks; without any the worker sleeps. The host asks for more only
+    /// when it has begun, or found revoked, all that it was given; `room` is how many it can begin beside those that it runs, and with
+    /// 0 nothing is looked for.
+    pub fn take(&mut self, room: usize, give: &mut dyn FnMut(Given<'_>)) -> Taken {
+        self.collect();
+        if room == 0 {
+            return Taken::Tasks(0);
+        }
+        if !self.rouse() {
+            return Taken::Asleep;
+        }
+        loop {
+            if self.worker.gone {
+                return Taken::Leave;
+            }
+            let slot = self.worker.pool.slot(self.worker.me.slot);
+            if slot.batch_len.load(Ordering::Relaxed) == 0 {
+                match self.worker.refill() {
+                    Refill::Some => {}
+                    Refill::Leave => {
+                        self.worker.gone = true;
+                        lock(&self.worker.pool.slot(self.worker.me.slot).local).hand = None;
+                        return Taken::Leave;
+                    }
+                    Refill::Empty | Refill::NoPermit => {
+                        if self.worker.search() {
+                            continue;
+                        }
+                        if self.doze() {
+                            return Taken::Asleep;
+                        }
+                        continue;
+                    }
+                }
+            }
+            let given = self.hand_out(room.min(AHEAD), give);
+            if given > 0 {
+                return Taken::Tasks(given);
+            }
+            if lock(&self.hand.hold).ended {
+                return Taken::Leave;
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        let mut ended = Vec::new();
+        self.hand.collect(&mut ended);
+        for one in &ended {
+            self.worker.learn(one.run_ns);
+        }
+        conclude(&self.worker.pool, &self.worker.writer, ended);
+    }
+
+    /// Moves tasks of the slot's batch into the board.
+    fn hand_out(&mut self, room: usize, give: &mut dyn FnMut(Given<'_>)) -> usize {
+        let pool = self.worker.pool.clone();
+        let slot = pool.slot(self.worker.me.slot);
+        self.worker.now_ns = clock::monotonic_ns();
+        {
+            let mut hold = lock(&self.hand.hold);
+            while let Some(index) = hold.revoked.pop() {
+                self.hand.board.words()[index].store(FREE, Ordering::Relaxed);
+                hold.free.push(index);
+            }
+        }
+        let mut given = 0;
+        while given < room {
+            let core = {
+                let mut local = lock(&slot.local);
+                match local.batch.front() {
+                    None => break,
+                    Some(core) if core.alone && given > 0 => break,
+                    Some(_) => {}
+                }
+                let core = local.batch.pop_front().expect("a front was seen under this lock");
+                slot.batch_len.store(local.batch.len(), Ordering::Relaxed);
+                core.ran_by.store(self.worker.me.pack(), Ordering::Release);
+                core
+            };
+            let Some((work, started_ns)) = self.worker.start(&core) else { continue };
+            let WorkKind::Hosted(payload) = work else {
+                let error = Error::new(ErrorKind::Unsupported, "a pool of the host's loops runs the host's functions only");
+                self.worker.finish(&core, started_ns, Err(error));
+                continue;
+            };
+            let alone = core.alone;
+            let mut hold = lock(&self.hand.hold);
+            if hold.ended {
+                // Between the batch and here nobody else could give it back.
+                drop(hold);
+                let tasks = unstart(&pool, vec![Held { core, payload, started_ns, order: 0 }]);
+                pool.give_back(&mut lock(&pool.state), self.worker.me.slot, tasks);
+                break;
+            }
+            let index = hold.free.pop().expect("a board has room for what runs and what is ahead");
+            drop(hold);
+            give(Given { index, payload: &*payload, begun: alone });
+            let mut hold = lock(&self.hand.hold);
+            hold.order += 1;
+            let order = hold.order;
+            if core.is_open() {
+                self.hand.board.words()[index].store(if alone { CLAIMED } else { READY }, Ordering::Release);
+                hold.held[index] = Some(Held { core, payload, started_ns, order });
+            } else {
+                // Its outcome was decided before it was in here, where whoever did that looks: it found it running.
+                self.hand.board.words()[index].store(REVOKED, Ordering::Release);
+                hold.revoked.push(index);
+                drop(hold);
+                core.returned.store(true, Ordering::SeqCst);
+                pool.overdue.fetch_sub(1, Ordering::SeqCst);
+                if let Some(key) = core.key {
+                    lock(&pool.state).sched.key_done(key);
+                }
+            }
+            given += 1;
+            if alone {
+                break;
+            }
+        }
+        if given > 1 {
+            // Results and tasks behind a long one are seen to.
+            pool.arm_tick();
+        }
+        given
+    }
+
+    /// Ends a task whose result the board has no room for.
+    pub fn finish(&mut self, index: usize, failed: bool, run_ns: u64, result: Vec<u8>) {
+        let held = {
+            let mut hold = lock(&self.hand.hold);
+            let held = hold.held.get_mut(index).and_then(Option::take);
+            if held.is_some() {
+                self.hand.board.words()[index].store(FREE, Ordering::Relaxed);
+                hold.free.push(index);
+            }
+            held
+        };
+        if let Some(held) = held {
+            self.worker.learn(run_ns);
+            conclude(&self.worker.pool, &self.worker.writer, vec![Ended { held, failed, run_ns, result: Ok(Value::Bytes(result.into())) }]);
+        }
+    }
+
+    /// Lies down. False if there is something to look at after all.
+    fn doze(&mut self) -> bool {
+        let must_look = self.worker.lie_down(false);
+        self.asleep = true;
+        !(must_look && self.rouse())
+    }
+
+    /// Ends a sleep: with the token that woke it, or by itself. False while its token is on the way: its waker will be called.
+    pub fn rouse(&mut self) -> bool {
+        if !self.asleep {
+            return true;
+        }
+        let pool = &self.worker.pool;
+        // Acquire: pairs with the Release of `Inner::hand_token`.
+        let token = pool.slot(self.worker.me.slot).park.swap(0, Ordering::AcqRel);
+        if token == 0 && !pool.idle.claim(self.worker.me.slot) {
+            return false;
+        }
+        self.worker.searching = token == TOKEN_SEARCH;
+        self.asleep = false;
+        true
+    }
+
+    /// Leaves after an idle time if the pool has more workers than it keeps. True if the thread is to end.
+    pub fn retire(&mut self) -> bool {
+        if self.worker.gone {
+            return true;
+        }
+        if self.hand.holds() || !self.rouse() {
+            return false;
+        }
+        self.worker.retire();
+        let gone = !self.worker.owns_slot();
+        if gone {
+            self.worker.gone = true;
+        } else if self.doze() {
+            return false;
+        } else {
+            // Awake with something to look at: as if a token had come.
+            self.hand.wake();
+        }
+        gone
+    }
+
+    /// Its thread has ended: what it had begun fails with `error`, unless its result is there; what it had ahead waits again.
+    pub fn lost(mut self, error: &Error) {
+        self.end(error);
+    }
+
+    /// Its thread could not be started, or ended before it was ready. If no other worker is left, what waits fails with `error`; the next one
+    /// is started after a pause that doubles with each failure in a row.
+    pub fn not_started(mut self, error: Error) {
+        let pool = self.worker.pool.clone();
+        pool.back_off(error.clone());
+        self.end(&error);
+        drop(self);
+        pool.end_stranded();
+    }
+
+    fn end(&mut self, error: &Error) {
+        let pool = self.worker.pool.clone();
+        if !std::mem::replace(&mut self.started, true) {
+            pool.starting.fetch_sub(1, Ordering::SeqCst);
+        }
+        // Its token, if it was claimed, is a few instructions away.
+        while !self.rouse() {
+            std::thread::yield_now();
+        }
+        self.collect();
+        let tasks = unstart(&pool, self.hand.revoke_ahead(false));
+        let begun: Vec<Held> = lock(&self.hand.hold).held.iter_mut().filter_map(Option::take).collect();
+        for held in begun {
+            pool.lose_held(&held.core, error.clone());
+        }
+        {
+            let slot = pool.slot(self.worker.me.slot);
+            let mut state = lock(&pool.state);
+            let mut local = lock(&slot.local);
+            let mine = local.hand.as_ref().is_some_and(|h| Arc::ptr_eq(h, &self.hand));
+            if mine {
+                local.hand = None;
+            }
+            let batch: Vec<Arc<Core>> = if mine { local.batch.drain(..).collect() } else { Vec::new() };
+            if mine {
+                slot.batch_len.store(0, Ordering::SeqCst);
+            }
+            drop(local);
+            let tasks = tasks.into_iter().chain(batch).collect();
+            pool.give_back(&mut state, self.worker.me.slot, tasks);
+        }
+        // `Worker::drop` leaves the slot and wakes others.
+    }
+}
+
+impl Drop for LoopWorker {
+    fn drop(&mut self) {
+        self.end(&Error::new(ErrorKind::WorkerLost, "the worker's thread ended before the task did"));
+    }
+}
+
+/// First pause after a worker that did not start.
+const BACK_OFF: Duration = Duration::from_millis(100);
+/// Longest one.
+const MAX_BACK_OFF: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// A started task whose worker is gone.
+    fn lose_held(self: &Arc<Inner>, core: &Arc<Core>, error: Error) {
+        if core.claim_finish() {
+            self.metrics.add(Counter::Lost, 1);
+            core.publish(Err(error), false);
+        } else {
+            self.overdue.fetch_sub(1, Ordering::SeqCst);
+        }
+        core.returned.store(true, Ordering::SeqCst);
+        if let Some(key) = core.key {
+            lock(&self.state).sched.key_done(key);
+        }
+    }
+
+    fn back_off(self: &Arc<Inner>, error: Error) {
+        lock(&self.state).start_error = Some(error);
+        let failures = self.start_failures.fetch_add(1, Ordering::SeqCst).min(16);
+        let pause = (BACK_OFF * (1 << failures)).min(MAX_BACK_OFF);
+        self.backing_off.fetch_add(1, Ordering::SeqCst);
+        let pool = Arc::downgrade(self);
+        service::run_after(
+            pause,
+            Box::new(move || {
+                let Some(pool) = pool.upgrade() else { return };
+                pool.backing_off.fetch_sub(1, Ordering::SeqCst);
+                // Whoever queued work before this saw the pause; it is looked for now.
+                fence(Ordering::SeqCst);
+                if pool.has_waiting_work() {
+                    pool.wake_one();
+                }
+            }),
+        );
+    }
+}
