@@ -173,6 +173,24 @@ def words(folder, _shown):
         assert ask("again again") == (200, b'{"again":2}\n')
 
 
+def hashes(folder, _shown):
+    with server(folder, "examples/hashes/server.mjs") as (client, _line):
+
+        def stats():
+            client.request("GET", "/")
+            return json.load(client.getresponse())
+
+        # Others are answered while hashes run and wait, and what clients have left behind ends.
+        leaving = [http.client.HTTPConnection("localhost", client.port, timeout=LIMIT) for _ in range(8)]
+        for one in leaving:
+            one.request("POST", "/hash", "x")
+        until("hashes run", lambda: stats()["running"] > 0)
+        for one in leaving:
+            one.close()
+        until("nothing is left of them", lambda: stats()["running"] + stats()["queued"] == 0)
+        assert stats()["cancelled"] > 0, stats()
+
+
 def main():
     sections = re.findall(r"^## (.+)$", README, re.M)
     missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]

@@ -31,6 +31,7 @@ const ERROR = 3
 const records = new Uint8Array(MAX_BUDGET * WORDS * 4)
 const words = new Uint32Array(records.buffer)
 const scratch = new Uint8Array(64 * 1024)
+const scratchBuffer = Buffer.from(scratch.buffer)
 const values = []
 
 /** With so many in flight, submits are collected: the workers have enough to do until they come. */
@@ -41,6 +42,9 @@ const COLLECT_INPUT = 1024
 // The same layout as in src/pool.rs.
 const SUBMIT_WORDS = 4
 const NO_INPUT = 0xffffffff
+
+/** The entry of tasks of workers, whose results lib/workers.cjs reads; the same number as in src/worker.rs. */
+const CALLS = 0xffffffff
 
 const submits = new Uint8Array(COLLECT * SUBMIT_WORDS * 4)
 const submitWords = new Uint32Array(submits.buffer)
@@ -66,6 +70,9 @@ let budget = 128
 let drained = 0
 let drainedAt = 0
 const resolved = Promise.resolve()
+
+/** Settles a task of a worker: (slot, failed, bytes or error, offset); false when it will be settled later. */
+let settleCall = null
 
 let grabbing = 0
 const grab = (resolve, reject) => {
@@ -157,7 +164,7 @@ function settleRefused() {
 function open(entry) {
   do {
     lastEntry = (lastEntry + 1) >>> 0
-  } while (lastEntry === 0 || entries.has(lastEntry))
+  } while (lastEntry === 0 || lastEntry === CALLS || entries.has(lastEntry))
   const id = lastEntry
   // Code of the signal, which may throw: nothing is registered yet.
   if (entry.signal) listen(entry.signal, id)
@@ -201,6 +208,14 @@ function unlisten(signal, waiting) {
   const known = listeners.get(signal)
   if (known?.all.delete(waiting) && known.all.size === 0) removeListener(signal, known.onAbort)
 }
+
+/** How tasks of workers are settled. */
+function onCall(settle) {
+  settleCall = settle
+}
+
+/** Calls that have no outcome. */
+const inFlight = () => pending
 
 /** Never throws: it is called between the results of other tasks. */
 function removeListener(signal, listener) {
@@ -272,6 +287,10 @@ function drain() {
     const entry = words[at + 1]
     const kind = words[at + 2]
     const a = words[at + 3]
+    if (entry === CALLS) {
+      if (kind === BYTES ? settleCall(index, false, scratchBuffer, a) : settleCall(index, kind === ERROR, values[a], 0)) plain++
+      continue
+    }
     let value
     if (kind === BYTES) value = scratch.slice(a, a + words[at + 4])
     else if (kind === NIL) value = null
@@ -360,4 +379,21 @@ function whenClosed(start) {
 
 native.hooks(wake, fromNative, unwrap, wrapBuffer, wrapError, (pairs) => new Map(pairs), unwrapError)
 
-module.exports = { runPlain, flush, open, close, whenClosed, begin, end, newNote, onNote, offNote, listen, unlisten, abortOf, report }
+module.exports = {
+  runPlain,
+  flush,
+  open,
+  close,
+  whenClosed,
+  begin,
+  end,
+  newNote,
+  onNote,
+  offNote,
+  listen,
+  unlisten,
+  abortOf,
+  report,
+  onCall,
+  inFlight,
+}

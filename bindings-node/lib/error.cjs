@@ -28,12 +28,13 @@ class OffloopError extends Error {
 hidden(OffloopError.prototype, 'name', 'OffloopError')
 
 /** Called by native code for each error that it hands out. */
-function fromNative(status, message, errno, syscall) {
+function fromNative(status, message, errno, syscall, exitCode) {
   const error = new OffloopError(status, message)
   if (errno !== undefined) {
     error.errno = errno
     error.syscall = syscall
   }
+  if (exitCode !== undefined) error.exitCode = exitCode
   return error
 }
 

@@ -10,6 +10,7 @@ function load() {
   const { OffloopError } = require('./error.cjs')
   const { TransferBuffer, revokeToken } = require('./buffer.cjs')
   const { ThreadPool, defaultPool } = require('./pool.cjs')
+  const { WorkerPool } = require('./workers.cjs')
   const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
   const { Channel } = require('./channel.cjs')
   const { ops } = require('./ops.cjs')
@@ -18,6 +19,7 @@ function load() {
 
   return {
     ThreadPool,
+    WorkerPool,
     ops,
     defaultPool,
     TransferBuffer,

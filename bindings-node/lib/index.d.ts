@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events'
+import type { ResourceLimits, WorkerOptions } from 'node:worker_threads'
 import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
 export type * from './ops.js'
@@ -144,6 +145,91 @@ export class ThreadPool implements PoolBase {
   options(options: RunOptions): this
   resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
   readonly stats: PoolStats
+  close(options?: { grace?: number | undefined }): Promise<void>
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** How one call of a WorkerPool is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one. */
+export interface WorkerRunOptions {
+  /** Cancels: a task that waits at once; one that runs sees it in `currentTask().signal`, and its thread is ended after `cancelGrace`. Rejects with `name: 'AbortError'`. */
+  signal?: AbortSignal | undefined
+  /** Longest time from start to outcome; then as with `signal`. Default: none. */
+  timeout?: number | undefined
+  /** Longest wait from the call to start. Default: none. */
+  queueTimeout?: number | undefined
+  /** −128 to 127, higher first; a task that waits gains one class per 100 ms. Default 0. */
+  priority?: number | undefined
+  /** Tasks with one key start on one worker, in order. */
+  key?: string | undefined
+}
+
+/** How a WorkerPool is made; `WorkerRunOptions` among them become the defaults of its calls. */
+export interface WorkerPoolOptions extends WorkerRunOptions {
+  /** Most workers, 1 to 1024. Default: usable cores (affinity and cgroup quota). */
+  maxWorkers?: number | undefined
+  /** Workers that stay when idle. Default 0. None starts before the first call. */
+  minWorkers?: number | undefined
+  /** How long a worker above `minWorkers` stays idle, in ms. Default 30 000. */
+  idleTimeout?: number | undefined
+  /** Async functions that one worker runs at once, 1 to 4096. Default 1. */
+  concurrency?: number | undefined
+  /** Most queued tasks. Default 65 536. */
+  maxQueue?: number | undefined
+  /** `reject` (default): `ERR_OFFLOOP_FULL`. `wait`: the promise waits. */
+  onFull?: 'reject' | 'wait' | undefined
+  /** How long a task that nobody waits for may go on before its thread is ended, in ms. Default 1000. */
+  cancelGrace?: number | undefined
+  /** How long a worker may take to load its file and run its `init`, in ms. Default 30 000. */
+  readyTimeout?: number | undefined
+  /** Given to `init` and `teardown` of the file, and in `currentTask()`; cloned once per worker. */
+  context?: unknown
+  /** Name in metrics. Default `pool`. */
+  name?: string | undefined
+  /** As of `worker_threads`. */
+  workerData?: unknown
+  argv?: unknown[] | undefined
+  execArgv?: string[] | undefined
+  env?: WorkerOptions['env'] | undefined
+  resourceLimits?: ResourceLimits | undefined
+}
+
+/** The functions of a worker file `M` as they are called from outside. */
+export type WorkerExports<M> = 0 extends 1 & M
+  ? { readonly [name: string]: (...args: any[]) => Promise<any> }
+  : {
+      readonly [K in keyof M as M[K] extends (...args: any) => any ? K : never]: M[K] extends (...args: infer A) => infer R
+        ? (...args: A) => Promise<Awaited<R>>
+        : never
+    }
+
+export interface WorkerPoolEvents {
+  /** The queue is full: a call was refused, or waits beyond `maxQueue`. Once until `drain`. */
+  backpressure: []
+  /** After `backpressure`: no more calls have no outcome than half of `maxQueue`. */
+  drain: []
+  workerReady: [worker: { threadId: number }]
+  workerExit: [worker: { threadId: number; exitCode: number }]
+  /** An exception that nobody caught has ended a worker. */
+  workerError: [error: unknown]
+  /** Five workers in a row and more did not start; once until one does. */
+  degraded: [why: { failures: number; error: unknown }]
+}
+
+/**
+ * Functions of a JavaScript file on `worker_threads`. Values arrive as `structuredClone` gives them, Errors whole; a byte array brings an
+ * ArrayBuffer of its own. A worker keeps its event loop: timers run in an idle one, and functions may be async.
+ */
+export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implements PoolBase {
+  /** `filename` is a path, from the working directory, or a URL; ESM or CommonJS. A file that is not there is `ERR_OFFLOOP_NOT_FOUND`. */
+  constructor(filename: string | URL, options?: WorkerPoolOptions)
+  /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
+  run(task?: any, options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any>
+  /** The file's functions: `await pool.exports.resize(image, 200)`, typed by `WorkerPool<typeof import('./worker.js')>`. */
+  readonly exports: WorkerExports<M>
+  options(options: WorkerRunOptions): this
+  resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
+  readonly stats: PoolStats
+  /** As of every pool; resolves once the threads have ended, after the `teardown` of their file. */
   close(options?: { grace?: number | undefined }): Promise<void>
   [Symbol.asyncDispose](): Promise<void>
 }

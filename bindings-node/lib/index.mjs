@@ -3,6 +3,7 @@ import offloop from './index.cjs'
 
 export const {
   ThreadPool,
+  WorkerPool,
   ops,
   defaultPool,
   TransferBuffer,

@@ -7,14 +7,11 @@ const { isUint8Array } = require('node:util').types
 const { setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
+const { runOptions, closeGrace } = require('./options.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
 const { runPlain, flush, open, close, whenClosed, listen, unlisten, abortOf } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
-// Node 20 before 20.5 has no such symbol.
-if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value: Symbol('Symbol.asyncDispose') })
-
-const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
 const MADE_HERE = Symbol('made here')
 
 const opNumbers = new Map()
@@ -27,34 +24,6 @@ function opNumber(handle, name) {
     opNumbers.set(name, number)
   }
   return number
-}
-
-/** Splits run options from the rest, and checks what native code does not see. */
-function runOptions(given, onlyThose) {
-  const run = {}
-  const rest = {}
-  for (const [name, value] of Object.entries(checkOptions(given))) {
-    if (value === undefined || value === null) continue
-    if (RUN_OPTIONS.includes(name)) run[name] = value
-    else if (onlyThose) throw fail('Invalid', 'unknown option', { option: name, known: RUN_OPTIONS.join(' ') })
-    else rest[name] = value
-  }
-  const wrong = (option, want) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(run[option]) })
-  const { signal, onProgress, retries } = run
-  if (
-    signal !== undefined &&
-    (typeof signal !== 'object' ||
-      typeof signal.aborted !== 'boolean' ||
-      typeof signal.addEventListener !== 'function' ||
-      typeof signal.removeEventListener !== 'function')
-  ) {
-    throw wrong('signal', 'AbortSignal')
-  }
-  if (onProgress !== undefined && typeof onProgress !== 'function') throw wrong('onProgress', 'function')
-  if (retries !== undefined && !(Number.isInteger(retries) && retries >= 0)) {
-    throw fail('Invalid', 'option is out of range', { option: 'retries', value: retries, min: 0 })
-  }
-  return { run, rest }
 }
 
 /** What a pool and its views share. */
@@ -262,15 +231,6 @@ function checkRun({ handle }, { priority, timeout, queueTimeout, key }) {
     if (error.code !== 'ERR_OFFLOOP_CLOSED') throw error
   }
   native.poolForget(0)
-}
-
-/** The grace of a close in ms, checked before anything is closed. */
-function closeGrace(options) {
-  const { grace, ...unknown } = checkOptions(options)
-  checkKnown(unknown, 'grace')
-  if (grace === undefined || grace === null) return Number.POSITIVE_INFINITY
-  if (typeof grace === 'number' && grace >= 0) return grace
-  throw fail('Invalid', 'option has the wrong type or is out of range', { option: 'grace', value: grace, want: 'milliseconds from 0' })
 }
 
 /** The inputs of each task in arrays of this package's own: what native code reads later is what was checked. */

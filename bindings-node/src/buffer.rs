@@ -9,6 +9,7 @@ use crate::js::{Call, Env, JsResult, Raw};
 use crate::ring::{End, RingHandle};
 use crate::state::State;
 use crate::value;
+use crate::worker::{Seat, Workers};
 use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
 use offloop::ring::{Consumer, Producer};
@@ -31,6 +32,9 @@ pub(crate) const EXTERNAL_MIN: usize = 4096;
 /// What a native handle in JavaScript may hold.
 pub(crate) enum Handle {
     Pool(ThreadPool),
+    Workers(Workers),
+    /// The place of the worker that runs on this thread.
+    Seat(Rc<Arc<Seat>>),
     Buffer(RefCell<TransferBuffer>),
     /// An input that is copied in slices.
     Staged(RefCell<Vec<u8>>),

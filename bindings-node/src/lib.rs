@@ -4,6 +4,7 @@
 //! * `state`: what one environment holds: its completion queue, its wake, its hooks into JavaScript
 //! * `value`, `buffer`: values and bytes, both ways
 //! * `pool`: submit, drain, cancel, close, stats
+//! * `worker`: pools of JavaScript workers, on either side
 //! * `ring`: handles of rings, and the slow side of what `lib/lane.cjs` does itself
 //! * `channel`: handles of channels and listeners
 //! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
@@ -16,6 +17,7 @@ mod ring;
 mod state;
 mod table;
 mod value;
+mod worker;
 
 use js::{Body, Call, Env, JsResult, Raw};
 use napi::bindgen_prelude::{JsValue, Object};
@@ -50,6 +52,23 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"poolResize", pool::resize),
     (c"poolClose", pool::close),
     (c"poolStats", pool::stats),
+    (c"workersNew", worker::new),
+    (c"workersEvents", worker::events),
+    (c"workersExport", worker::export),
+    (c"workersSubmitEach", worker::submit_each),
+    (c"workersSubmit", worker::submit),
+    (c"workersCheck", worker::check),
+    (c"workersCancel", worker::cancel),
+    (c"workersForget", worker::forget),
+    (c"workerLost", worker::lost),
+    (c"workerNotStarted", worker::not_started),
+    (c"workerSit", worker::sit),
+    (c"workerBoard", worker::board),
+    (c"workerWords", worker::words),
+    (c"workerExport", worker::export_name),
+    (c"workerExchange", worker::exchange),
+    (c"workerFinish", worker::finish),
+    (c"workerRetire", worker::retire),
     (c"stage", buffer::stage),
     (c"stageCopy", buffer::stage_copy),
     (c"bufferAlloc", buffer::alloc),

@@ -32,6 +32,7 @@ const RECORD: usize = 5;
 fn pool<'a>(call: &'a Call<'_>) -> JsResult<&'a ThreadPool> {
     match buffer::handle(call, call.arg(0))? {
         Handle::Pool(p) => Ok(p),
+        Handle::Workers(w) => Ok(&w.pool),
         _ => Err(Error::invalid("handle is no pool").into()),
     }
 }
@@ -212,6 +213,24 @@ pub(crate) fn check_op(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
+/// `[priority, timeout, queueTimeout, key, wait]` of a call.
+pub(crate) fn deliver_options(env: Env, given: &[Raw; 5]) -> JsResult<SubmitOptions> {
+    Ok(SubmitOptions {
+        priority: match given[0] {
+            v if env.is_nullish(v) => 0,
+            v => priority(whole(env, v, "priority")?)?,
+        },
+        timeout: duration(env, given[1], "timeout")?,
+        queue_timeout: duration(env, given[2], "queueTimeout")?,
+        key: match given[3] {
+            v if env.is_nullish(v) => None,
+            v => Some(env.text(v).ok_or_else(|| bad("key", shown(env, v), "text"))?),
+        },
+        on_full: if env.bool(given[4]) == Some(true) { OnFull::Admit } else { OnFull::Reject },
+        deliver: Deliver::Wait,
+    })
+}
+
 /// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
 /// `inputs`, each a list of inputs; all of them or none. `params` is undefined or made by [`params`]; the arrays are plain
 /// ones of this package: no code of the user runs while buffers are lent.
@@ -219,20 +238,9 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let pool = pool(call)?;
     let (op, entry) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
-    let options = SubmitOptions {
-        priority: match call.arg(5) {
-            v if env.is_nullish(v) => 0,
-            v => priority(whole(env, v, "priority")?)?,
-        },
-        timeout: duration(env, call.arg(6), "timeout")?,
-        queue_timeout: duration(env, call.arg(7), "queueTimeout")?,
-        key: match call.arg(8) {
-            v if env.is_nullish(v) => None,
-            v => Some(env.text(v).ok_or_else(|| bad("key", shown(env, v), "text"))?),
-        },
-        on_full: if env.bool(call.arg(9)) == Some(true) { OnFull::Admit } else { OnFull::Reject },
-        deliver: Deliver::Queue(call.state.queue.clone(), tag(entry, 0)),
-    };
+    let deliver = Deliver::Queue(call.state.queue.clone(), tag(entry, 0));
+    let given = [call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)];
+    let options = SubmitOptions { deliver, ..deliver_options(env, &given)? };
     let params = given_params(call, 4)?;
     let groups = call.arg(3);
     let count = env.len(groups)?;

@@ -43,6 +43,11 @@ impl Wake {
         }
     }
 
+    /// The environment has not begun to end.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn close(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -82,6 +87,8 @@ pub(crate) struct State {
     pub(crate) names: RefCell<OpNames>,
     /// Tasks that JavaScript may cancel, by their entry number.
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
+    /// Tasks of workers with options, by the slot of their promise.
+    pub(crate) calls: RefCell<HashMap<u32, Task>>,
     /// Events that a drain had no room for.
     pub(crate) spill: RefCell<VecDeque<Event>>,
     /// What the collector was told of; finalizers outlive this state, so they share it.
@@ -126,6 +133,7 @@ impl State {
             hooks: Cell::new([null_mut(); HOOKS]),
             names: RefCell::default(),
             tasks: RefCell::default(),
+            calls: RefCell::default(),
             spill: RefCell::default(),
             held: Rc::default(),
             external: Cell::new(true),
@@ -150,7 +158,9 @@ impl State {
             Some((errno, syscall)) => (env.number(f64::from(errno))?, env.string(syscall)?),
             None => (env.undefined(), env.undefined()),
         };
-        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall])
+        let exit_code = e.context().iter().find(|(name, _)| *name == "exit_code").and_then(|(_, code)| code.parse().ok());
+        let exit_code = exit_code.map_or_else(|| Ok(env.undefined()), |code: f64| env.number(code))?;
+        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall, exit_code])
     }
 
     pub(crate) fn unwrap(&self, env: Env) -> JsResult<Raw> {
@@ -254,7 +264,7 @@ unsafe extern "C" fn on_exit(data: *mut c_void) {
     // SAFETY: the box of `install`, alive until `drop_state`.
     let state = unsafe { &*data.cast::<State>() };
     state.wake.close();
-    for task in state.tasks.take().into_values().flatten() {
+    for task in state.tasks.take().into_values().flatten().chain(state.calls.take().into_values()) {
         task.cancel();
     }
 }

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { setImmediate as turn } from 'node:timers/promises'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { ThreadPool } from '../lib/index.mjs'
+import { ThreadPool, WorkerPool } from '../lib/index.mjs'
 
 export const entry = fileURLToPath(new URL('../lib/index.mjs', import.meta.url))
 export const entryUrl = pathToFileURL(entry).href
@@ -95,5 +95,34 @@ export function openChild(t, code, fds = []) {
     kill: (signal) => child.kill(signal),
     line: async () => (await lines.next()).value,
     exited,
+  }
+}
+
+/** The URL of a worker file of the tests. */
+export const workerFile = (name) => new URL(`./workers/${name}`, import.meta.url)
+
+/** A WorkerPool that ends with its test; `file` is one of the tests' own or a URL. */
+export function openWorkers(t, file = 'tasks.mjs', options = {}) {
+  const pool = new WorkerPool(file.startsWith('data:') ? file : workerFile(file), options)
+  // A test may wait for an event of an idle pool, which keeps no process alive.
+  const alive = setInterval(() => {}, 1 << 30)
+  t.after(() => {
+    clearInterval(alive)
+    return pool.close({ grace: 0 })
+  })
+  return pool
+}
+
+/** Memory through which a test holds tasks of workers: `started` counts them, `release` lets all of them go. */
+export function gate() {
+  const flags = new SharedArrayBuffer(8)
+  const words = new Int32Array(flags)
+  return {
+    flags,
+    started: (n = 1) => until(() => Atomics.load(words, 0) >= n),
+    release() {
+      Atomics.store(words, 1, 1)
+      Atomics.notify(words, 1)
+    },
   }
 }

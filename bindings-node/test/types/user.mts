@@ -112,3 +112,36 @@ new Channel()
 new RingBuffer()
 // @ts-expect-error no such kind
 RingBuffer.create({ kind: 'queue' })
+
+// Workers.
+import { WorkerPool, type WorkerPoolOptions } from 'offloop'
+import { currentTask, currentWorker } from 'offloop/worker'
+
+interface Module {
+  default: (x: number) => string
+  add: (a: number, b: number) => number
+  later: (text: string) => Promise<Buffer>
+  setting: number
+}
+const worker_options: WorkerPoolOptions = { maxWorkers: 2, onFull: 'wait', timeout: 100, resourceLimits: { maxOldGenerationSizeMb: 64 } }
+const typed = new WorkerPool<Module>(new URL('file:///w.mjs'), worker_options)
+exactly<number>()(await typed.exports.add(1, 2))
+exactly<Buffer>()(await typed.exports.later('x'))
+const by_name: string = await typed.run(1, { name: 'add', signal: AbortSignal.timeout(5), key: 'k' })
+exactly<WorkerPool<Module>>()(typed.options({ priority: 1 }))
+const untyped = new WorkerPool('w.cjs')
+const by_any: string = await untyped.exports.anything(1, 'two')
+untyped.on('workerExit', ({ exitCode }) => exactly<number>()(exitCode))
+exactly<number>()(untyped.stats.running)
+await untyped.close({ grace: 5 })
+exactly<boolean | undefined>()(currentTask()?.signal.aborted)
+exactly<number | undefined>()(currentWorker()?.threadId)
+// @ts-expect-error an argument of another type
+await typed.exports.add(1, 'two')
+// @ts-expect-error no function
+typed.exports.setting
+// @ts-expect-error an option that this pool does not have
+new WorkerPool('w.cjs', { maxOverdue: 1 })
+// @ts-expect-error an option that calls of workers do not have
+await typed.run(1, { onProgress: () => {} })
+void [by_name, by_any]

@@ -1,0 +1,525 @@
+'use strict'
+// Values between the threads of a WorkerPool, as structuredClone gives them, and Errors whole.
+//
+// Plain data is written here, byte by byte: undefined, null, booleans, numbers, strings, byte arrays, and plain objects and arrays
+// of these. Whatever else is in a value, or is in it twice, hands all of it to the runtime's own serializer, which keeps
+// cycles and shared references. What that one refuses (SharedArrayBuffer, MessagePort, …) travels beside the task as a message.
+//
+// A byte array that was written here arrives with an ArrayBuffer of its own, so that a slice of Node's pool does not bring all of it.
+
+const v8 = require('node:v8')
+const { isNativeError, isUint8Array, isSharedArrayBuffer } = require('node:util').types
+const { OffloopError, fail, typeName } = require('./error.cjs')
+
+const UNDEFINED = 0
+const NULL = 1
+const TRUE = 2
+const FALSE = 3
+const INT = 4
+const DOUBLE = 5
+const SHORT = 6
+const LATIN1 = 7
+const UTF16 = 8
+const BYTES = 9
+const ARRAY = 10
+const OBJECT = 11
+/** By the runtime's serializer; with errors, a list of what it does not keep of them. */
+const CLONED = 12
+const WITH_ERRORS = 13
+/** The value comes by message, under this number. */
+const BESIDE = 14
+/** What follows is the error of a task, not its result. */
+const FAILED = 15
+
+/** Deeper values go to the serializer, which has the limit of the runtime. */
+const MAX_DEPTH = 64
+/** So many objects of one value are compared one by one; more go into a Set. */
+const FEW = 8
+/** Strings up to this length are written and read by characters: faster than a call into the runtime. */
+const BY_CHAR = 24
+
+// What cannot be written here; never seen outside.
+const NOT_PLAIN = Symbol('not plain')
+const NO_ROOM = Symbol('no room')
+
+const float = new Float64Array(1)
+const floatBytes = new Uint8Array(float.buffer)
+const MIN_OWN = 64 * 1024
+
+let own = Buffer.allocUnsafeSlow(MIN_OWN)
+let out = own
+let pos = 0
+let end = own.length
+let grows = true
+const few = new Array(FEW).fill(null)
+let seen = 0
+let many = null
+
+function reserve(n) {
+  if (pos + n <= end) return
+  if (!grows) throw NO_ROOM
+  let length = own.length * 2
+  while (length < pos + n) length *= 2
+  const larger = Buffer.allocUnsafeSlow(length)
+  larger.set(own.subarray(0, pos))
+  own = out = larger
+  end = length
+}
+
+function writeUint32(n) {
+  out[pos] = n
+  out[pos + 1] = n >>> 8
+  out[pos + 2] = n >>> 16
+  out[pos + 3] = n >>> 24
+  pos += 4
+}
+
+function writeDouble(n) {
+  float[0] = n
+  for (let i = 0; i < 8; i++) out[pos + i] = floatBytes[i]
+  pos += 8
+}
+
+function writeString(text) {
+  const { length } = text
+  if (length <= BY_CHAR) {
+    reserve(2 + length)
+    let at = pos + 2
+    let bits = 0
+    for (let i = 0; i < length; i++) {
+      const c = text.charCodeAt(i)
+      bits |= c
+      out[at++] = c
+    }
+    if (bits < 256) {
+      out[pos] = SHORT
+      out[pos + 1] = length
+      pos = at
+      return
+    }
+  }
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: the range of Latin-1 begins with them
+  if (/^[\x00-\xff]*$/.test(text)) {
+    reserve(5 + length)
+    out[pos++] = LATIN1
+    writeUint32(length)
+    out.latin1Write(text, pos, length)
+    pos += length
+  } else {
+    reserve(5 + 2 * length)
+    out[pos++] = UTF16
+    writeUint32(length)
+    out.ucs2Write(text, pos, 2 * length)
+    pos += 2 * length
+  }
+}
+
+/** An object that is in the value for the second time is not plain. */
+function once(object) {
+  if (many !== null) {
+    if (many.has(object)) throw NOT_PLAIN
+    many.add(object)
+    return
+  }
+  for (let i = 0; i < seen; i++) if (few[i] === object) throw NOT_PLAIN
+  if (seen < FEW) few[seen++] = object
+  else {
+    many = new Set(few)
+    many.add(object)
+  }
+}
+
+function forget() {
+  for (let i = 0; i < seen; i++) few[i] = null
+  seen = 0
+  many = null
+}
+
+function write(value, depth) {
+  switch (typeof value) {
+    case 'number':
+      reserve(9)
+      if ((value | 0) === value && (value !== 0 || 1 / value > 0)) {
+        out[pos++] = INT
+        writeUint32(value)
+      } else {
+        out[pos++] = DOUBLE
+        writeDouble(value)
+      }
+      return
+    case 'string':
+      writeString(value)
+      return
+    case 'undefined':
+      reserve(1)
+      out[pos++] = UNDEFINED
+      return
+    case 'boolean':
+      reserve(1)
+      out[pos++] = value ? TRUE : FALSE
+      return
+    case 'object':
+      if (value === null) {
+        reserve(1)
+        out[pos++] = NULL
+      } else writeObject(value, depth)
+      return
+    default:
+      throw NOT_PLAIN
+  }
+}
+
+function writeObject(value, depth) {
+  if (depth > MAX_DEPTH) throw NOT_PLAIN
+  once(value)
+  const prototype = Object.getPrototypeOf(value)
+  if (prototype === Object.prototype || prototype === null) {
+    // An `arguments` object and a module namespace have such prototypes, too.
+    if (Symbol.toStringTag in value || (prototype !== null && Object.prototype.toString.call(value) !== '[object Object]')) throw NOT_PLAIN
+    const keys = Object.keys(value)
+    const { length } = keys
+    reserve(5)
+    out[pos++] = OBJECT
+    writeUint32(length)
+    for (let i = 0; i < length; i++) {
+      const key = keys[i]
+      if (key === '__proto__') throw NOT_PLAIN
+      writeString(key)
+      write(value[key], depth + 1)
+    }
+  } else if (prototype === Array.prototype && Array.isArray(value)) {
+    const { length } = value
+    // Holes, and properties beside the elements.
+    if (Object.keys(value).length !== length) throw NOT_PLAIN
+    reserve(5)
+    out[pos++] = ARRAY
+    writeUint32(length)
+    for (let i = 0; i < length; i++) {
+      const item = value[i]
+      if (item === undefined && !(i in value)) throw NOT_PLAIN
+      write(item, depth + 1)
+    }
+  } else if (isUint8Array(value)) {
+    const { buffer } = value
+    if (isSharedArrayBuffer(buffer) || buffer.resizable) throw NOT_PLAIN
+    once(buffer)
+    const { length } = value
+    // One of length 0 may be detached, which the serializer refuses.
+    if (length === 0) throw NOT_PLAIN
+    reserve(5 + length)
+    out[pos++] = BYTES
+    writeUint32(length)
+    out.set(value, pos)
+    pos += length
+  } else {
+    throw NOT_PLAIN
+  }
+}
+
+/** Calls `visit` for each Error in `value`, in an order that a copy of it has too. False when something has a way of its own to be cloned. */
+function survey(value, errors, visited = new Set()) {
+  if (typeof value !== 'object' || value === null || visited.has(value)) return true
+  visited.add(value)
+  if (ArrayBuffer.isView(value)) return !isSharedArrayBuffer(value.buffer)
+  const all = (items) => {
+    for (const item of items) if (!survey(item, errors, visited)) return false
+    return true
+  }
+  if (isNativeError(value)) return all(errors(value))
+  if (value instanceof Map) {
+    for (const [key, item] of value) if (!survey(key, errors, visited) || !survey(item, errors, visited)) return false
+    return true
+  }
+  if (value instanceof Set) return all(value)
+  for (let at = Object.getPrototypeOf(value); at !== null && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
+    for (const symbol of Object.getOwnPropertySymbols(at)) if (symbol.description?.startsWith('messaging_')) return false
+  }
+  for (const key of Object.keys(value)) if (!survey(value[key], errors, visited)) return false
+  return true
+}
+
+const PARTS = new Set(['name', 'message', 'stack', 'cause'])
+
+/** What the serializer does not keep of an error: `[name, hasCause, cause, keys, values]`. */
+function parts(error) {
+  // The runtime writes such a one, and cannot read it.
+  const chain = new Set()
+  for (let at = error; isNativeError(at); at = at.cause) {
+    if (chain.has(at)) throw fail('Unserializable', 'an error is its own cause')
+    chain.add(at)
+  }
+  const keys = Object.keys(error).filter((key) => !PARTS.has(key))
+  if (error instanceof AggregateError && !keys.includes('errors')) keys.push('errors')
+  return [String(error.name), Object.hasOwn(error, 'cause'), error.cause, keys, keys.map((key) => error[key])]
+}
+
+/** Written by the runtime. Throws what it throws. */
+function writeCloned(value) {
+  const found = []
+  const plain = survey(value, (error) => {
+    const kept = parts(error)
+    found.push(kept)
+    return [kept[2], ...kept[4]]
+  })
+  if (!plain) throw NOT_PLAIN
+  const serializer = new v8.Serializer()
+  serializer.writeHeader()
+  serializer.writeValue(found.length > 0 ? [value, found] : value)
+  const bytes = serializer.releaseBuffer()
+  reserve(5 + bytes.length)
+  out[pos++] = found.length > 0 ? WITH_ERRORS : CLONED
+  writeUint32(bytes.length)
+  out.set(bytes, pos)
+  pos += bytes.length
+}
+
+function writeAny(value) {
+  const start = pos
+  try {
+    write(value, 0)
+  } catch (error) {
+    if (error !== NOT_PLAIN) throw error
+    pos = start
+    writeCloned(value)
+  } finally {
+    if (seen > 0) forget()
+  }
+}
+
+/**
+ * Writes `value` into memory of this module from `at` on, and returns where it ends; see `written`. False when it has to travel beside
+ * the task; throws what a getter throws.
+ */
+function encode(value, at) {
+  out = own
+  pos = at
+  end = own.length
+  grows = true
+  return tryWrite(value)
+}
+
+/** As `encode`, into `target`; null when there is no room before `limit`. */
+function encodeInto(target, value, at, limit) {
+  out = target
+  pos = at
+  end = limit
+  grows = false
+  try {
+    return tryWrite(value)
+  } catch (error) {
+    if (error === NO_ROOM) return null
+    throw error
+  }
+}
+
+function tryWrite(value) {
+  try {
+    writeAny(value)
+    return pos
+  } catch (error) {
+    if (error === NO_ROOM) throw error
+    // The runtime's own words for what cannot be cloned; whether it can travel beside the task is asked there.
+    if (error === NOT_PLAIN || /could not be cloned|Cannot serialize|detached ArrayBuffer/.test(error?.message)) return false
+    throw error
+  }
+}
+
+/** Where `encode` has written. Memory of a large value is let go. */
+const written = () => own
+function shrink() {
+  if (own.length > 1 << 20) own = Buffer.allocUnsafeSlow(MIN_OWN)
+}
+
+// ---- reading ----
+
+let from = own
+let at = 0
+
+function readUint32() {
+  const n = from[at] | (from[at + 1] << 8) | (from[at + 2] << 16) | (from[at + 3] << 24)
+  at += 4
+  return n >>> 0
+}
+
+const KEYS = 1024
+const keys = new Array(KEYS).fill('')
+
+/** A short text, the same string as the last one of these bytes: names of properties come again and again. */
+function readShort() {
+  const length = from[at++]
+  let hash = length
+  for (let i = at, last = at + length; i < last; i++) hash = (Math.imul(hash, 31) + from[i]) | 0
+  const known = keys[hash & (KEYS - 1)]
+  if (known.length === length) {
+    let i = 0
+    while (i < length && known.charCodeAt(i) === from[at + i]) i++
+    if (i === length) {
+      at += length
+      return known
+    }
+  }
+  const text = from.latin1Slice(at, at + length)
+  keys[hash & (KEYS - 1)] = text
+  at += length
+  return text
+}
+
+function read() {
+  const tag = from[at++]
+  switch (tag) {
+    case UNDEFINED:
+      return undefined
+    case NULL:
+      return null
+    case TRUE:
+      return true
+    case FALSE:
+      return false
+    case INT:
+      return readUint32() | 0
+    case DOUBLE:
+      for (let i = 0; i < 8; i++) floatBytes[i] = from[at + i]
+      at += 8
+      return float[0]
+    case SHORT:
+      return readShort()
+    case LATIN1: {
+      const length = readUint32()
+      at += length
+      return from.latin1Slice(at - length, at)
+    }
+    case UTF16: {
+      const length = readUint32() * 2
+      at += length
+      return from.ucs2Slice(at - length, at)
+    }
+    case BYTES: {
+      const length = readUint32()
+      const bytes = new Uint8Array(length)
+      // `slice` would make a Buffer of it.
+      bytes.set(from.subarray(at, at + length))
+      at += length
+      return bytes
+    }
+    case ARRAY: {
+      const length = readUint32()
+      const array = []
+      for (let i = 0; i < length; i++) array.push(read())
+      return array
+    }
+    case OBJECT: {
+      const length = readUint32()
+      const object = {}
+      for (let i = 0; i < length; i++) {
+        const key = read()
+        object[key] = read()
+      }
+      return object
+    }
+    case CLONED:
+    case WITH_ERRORS: {
+      const length = readUint32()
+      at += length
+      const reader = new v8.Deserializer(from.subarray(at - length, at))
+      reader.readHeader()
+      const value = reader.readValue()
+      return tag === CLONED ? value : rebuild(value[0], value[1])
+    }
+    default:
+      throw fail('Corrupt', 'value of a worker has no known form', { tag })
+  }
+}
+
+/** Gives the errors in `value` what the serializer did not keep of them. */
+function rebuild(value, found) {
+  const replaced = new Map()
+  let next = 0
+  survey(value, (error) => {
+    const [name, hasCause, cause, names, values] = found[next++]
+    if (name === 'OffloopError' || names.includes('status')) replaced.set(error, null)
+    if (error.name !== name) hide(error, 'name', name)
+    if (hasCause) hide(error, 'cause', cause)
+    names.forEach((key, i) => {
+      if (key === 'errors') hide(error, key, values[i])
+      else Object.defineProperty(error, key, { value: values[i], writable: true, enumerable: true, configurable: true })
+    })
+    // The class is not the runtime's: ours, and AggregateError.
+    if (typeof error.status === 'number' && String(error.code).startsWith('ERR_OFFLOOP_'))
+      Object.setPrototypeOf(error, OffloopError.prototype)
+    else if (names.includes('errors') && name === 'AggregateError') Object.setPrototypeOf(error, AggregateError.prototype)
+    return [cause, ...values]
+  })
+  return value
+}
+
+function hide(object, name, value) {
+  Object.defineProperty(object, name, { value, writable: true, configurable: true })
+}
+
+/** The value at `offset` of `bytes`, a Buffer. */
+function decode(bytes, offset) {
+  from = bytes
+  at = offset
+  const value = read()
+  from = own
+  return value
+}
+
+// ---- what cannot travel ----
+
+/** Where in `value` something is that cannot be cloned, as text: `.rows[3].done`. */
+function findUnclonable(value, path = '', visited = new Set()) {
+  if (typeof value === 'function' || typeof value === 'symbol') return path
+  if (typeof value !== 'object' || value === null || visited.has(value)) return null
+  visited.add(value)
+  const inside = (item, name) => findUnclonable(item, path + name, visited)
+  if (Array.isArray(value)) {
+    for (let i = 0; i < value.length; i++) {
+      const found = inside(value[i], `[${i}]`)
+      if (found !== null) return found
+    }
+  } else if (value instanceof Map) {
+    let i = 0
+    for (const [key, item] of value) {
+      const found = inside(key, `.keys()[${i}]`) ?? inside(item, `.values()[${i}]`)
+      if (found !== null) return found
+      i++
+    }
+  } else if (value instanceof Set) {
+    let i = 0
+    for (const item of value) {
+      const found = inside(item, `.values()[${i++}]`)
+      if (found !== null) return found
+    }
+  } else {
+    for (const key of Object.keys(value)) {
+      const found = inside(value[key], /^[A-Za-z_$][\w$]*$/.test(key) ? `.${key}` : `[${JSON.stringify(key)}]`)
+      if (found !== null) return found
+    }
+  }
+  try {
+    structuredClone(value)
+    return null
+  } catch {
+    return path
+  }
+}
+
+/** The error of a `what` that cannot be cloned; `cause` is what the runtime said. */
+function unserializable(what, value, cause) {
+  let path = null
+  let item = value
+  try {
+    path = findUnclonable(value)
+    if (path === '') item = value
+    else if (path !== null) item = undefined
+  } catch {
+    // A getter or a proxy that throws.
+  }
+  const values = path === null || path === '' ? { got: typeName(item) } : { path: path.replace(/^\./, '') }
+  const error = fail('Unserializable', `${what} cannot be cloned`, values)
+  error.cause = cause
+  return error
+}
+
+module.exports = { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED }

@@ -1,0 +1,48 @@
+'use strict'
+// Options that every pool has.
+
+const { fail, typeName, checkOptions, checkKnown } = require('./error.cjs')
+
+// Node 20 before 20.5 has no such symbol.
+if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value: Symbol('Symbol.asyncDispose') })
+
+const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
+
+/** Splits run options, those with these `names`, from the rest, and checks what native code does not see. `also` is named in errors. */
+function runOptions(given, onlyThose, names = RUN_OPTIONS, also = '') {
+  const run = {}
+  const rest = {}
+  for (const [name, value] of Object.entries(checkOptions(given))) {
+    if (value === undefined || value === null) continue
+    if (names.includes(name)) run[name] = value
+    else if (onlyThose) throw fail('Invalid', 'unknown option', { option: name, known: [...names, also].join(' ').trim() })
+    else rest[name] = value
+  }
+  const wrong = (option, want) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(run[option]) })
+  const { signal, onProgress, retries } = run
+  if (
+    signal !== undefined &&
+    (typeof signal !== 'object' ||
+      typeof signal.aborted !== 'boolean' ||
+      typeof signal.addEventListener !== 'function' ||
+      typeof signal.removeEventListener !== 'function')
+  ) {
+    throw wrong('signal', 'AbortSignal')
+  }
+  if (onProgress !== undefined && typeof onProgress !== 'function') throw wrong('onProgress', 'function')
+  if (retries !== undefined && !(Number.isInteger(retries) && retries >= 0)) {
+    throw fail('Invalid', 'option is out of range', { option: 'retries', value: retries, min: 0 })
+  }
+  return { run, rest }
+}
+
+/** The grace of a close in ms, checked before anything is closed. */
+function closeGrace(options) {
+  const { grace, ...unknown } = checkOptions(options)
+  checkKnown(unknown, 'grace')
+  if (grace === undefined || grace === null) return Number.POSITIVE_INFINITY
+  if (typeof grace === 'number' && grace >= 0) return grace
+  throw fail('Invalid', 'option has the wrong type or is out of range', { option: 'grace', value: grace, want: 'milliseconds from 0' })
+}
+
+module.exports = { runOptions, closeGrace }

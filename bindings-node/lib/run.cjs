@@ -1,0 +1,382 @@
+'use strict'
+// The thread of a worker of a WorkerPool: loads the user's file, then takes tasks from the core and runs them, several per call.
+//
+// The board (core/src/pool/looped.rs) has a word per task: this thread begins one by its CAS, and stores that it has ended; bytes of
+// results lie there until the core has collected them. It sleeps in its own event loop, so timers and sockets of the user's code go on.
+
+const threads = require('node:worker_threads')
+const { syncBuiltinESMExports } = require('node:module')
+const { setImmediate, setTimeout, now } = require('./clock.cjs')
+const native = require('./native.cjs')
+const { fail } = require('./error.cjs')
+const { newNote, onNote } = require('./completion.cjs')
+const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const tasks = require('./task.cjs')
+
+const { READY, CLAIMED, REVOKED, CANCELLED, LATE, DONE, FAILED: THREW } = native.workerWords()
+// Flags of a task; the same numbers as in src/worker.rs and lib/workers.cjs.
+const BEGUN = 1
+const BIG = 2
+const SPREAD = 4
+const FETCH = 8
+// What an exchange returns in place of a number of tasks.
+const LEAVE = -2
+/** 32-bit words per task. */
+const RECORD = 5
+/** Longest time in ms without a turn of the loop, as far as single tasks allow. */
+const TURN = 1
+
+const { id, url, concurrency, idleTimeout, context, port } = threads.workerData
+threads.workerData = threads.workerData.workerData
+syncBuiltinESMExports()
+
+const inbox = Buffer.allocUnsafeSlow(64 * 1024)
+const records = new Uint32Array(inbox.buffer, 0, inbox.length >> 2)
+const big = []
+
+let seat
+let board
+let runTimes
+let places
+let out
+let loaded
+/** Exports by number. */
+const functions = []
+
+/** The next record of the inbox, and how many there are. */
+let next = 0
+let total = 0
+let outAt = 0
+/** Functions whose promise is pending, and arguments that are under way. */
+let running = 0
+let turnStart = 0
+let soon = false
+let gone = false
+let idleSince = 0
+/** Calls that wait for their argument, by their number in the board. */
+const fetching = new Map()
+let lastBeside = 0
+
+function functionOf(number) {
+  const known = functions[number]
+  if (known !== undefined) return known
+  const name = native.workerExport(seat, number)
+  let found = loaded[name]
+  if (typeof found !== 'function') {
+    const inner = loaded.default
+    // CommonJS: `module.exports` is the default export, and what a compiler made of `export default` is inside of it.
+    if (inner !== null && (typeof inner === 'object' || typeof inner === 'function')) found = inner[name]
+  }
+  if (typeof found !== 'function') {
+    const has = Object.keys(loaded).filter((key) => typeof loaded[key] === 'function')
+    throw fail('NotFound', 'worker has no function of this name', { name, exports: has.join(' ') || 'none' })
+  }
+  functions[number] = found
+  return found
+}
+
+/** Puts the end of a task on the board; `took` in ms. */
+function finish(index, failed, value, took) {
+  let last
+  if (failed) {
+    last = outAt < out.length ? writeError(value) : null
+  } else {
+    try {
+      last = encodeInto(out, value, outAt, out.length)
+    } catch (error) {
+      return finish(index, true, unserializable('result', value, error), took)
+    }
+    if (last === false) {
+      try {
+        last = postResult(value)
+      } catch (error) {
+        return finish(index, true, unserializable('result', value, error), took)
+      }
+    }
+  }
+  if (last === null) return finishLarge(index, failed, value, took)
+  runTimes[index] = took * 1e6
+  places[index * 2] = outAt
+  places[index * 2 + 1] = last - outAt
+  outAt = last
+  Atomics.store(board, index, failed ? THREW : DONE)
+}
+
+function writeError(error) {
+  out[outAt] = FAILED
+  try {
+    const last = encodeInto(out, error, outAt + 1, out.length)
+    if (last !== false) return last
+  } catch {
+    // A getter of it: what can be said of it is said.
+  }
+  return encodeInto(out, shown(error), outAt + 1, out.length)
+}
+
+/** An error of a task that cannot be cloned, as far as it can. */
+function shown(error) {
+  if (error === null || typeof error !== 'object') return unserializable('what the task threw', error)
+  const text = (name) => {
+    try {
+      return String(error[name])
+    } catch {
+      return ''
+    }
+  }
+  const copy = new Error(text('message'))
+  copy.name = text('name')
+  copy.stack = text('stack')
+  for (const key of Object.keys(error)) {
+    try {
+      copy[key] = structuredClone(error[key])
+    } catch {
+      // Left out.
+    }
+  }
+  return copy
+}
+
+/** A result that only a message can carry. */
+function postResult(value) {
+  if (outAt + 9 > out.length) return null
+  lastBeside++
+  port.postMessage({ kind: 'result', number: lastBeside, value })
+  out[outAt] = BESIDE
+  out.writeUInt32LE(id, outAt + 1)
+  out.writeUInt32LE(lastBeside, outAt + 5)
+  return outAt + 9
+}
+
+/** The board has no room for it: what is there is collected, and it tries again, or goes by itself. */
+function finishLarge(index, failed, value, took) {
+  if (outAt > 0) {
+    native.workerExchange(seat, inbox, big, 0)
+    outAt = 0
+    return finish(index, failed, value, took)
+  }
+  let last
+  if (failed) {
+    last = encode(value, 1)
+    if (last === false) last = encode(shown(value), 1)
+    written()[0] = FAILED
+  } else {
+    last = encode(value, 0)
+  }
+  native.workerFinish(seat, index, failed, took * 1e6, written().subarray(0, last))
+  shrink()
+}
+
+/** Runs what is in the inbox until it is empty, all places are taken, or the loop should turn. */
+function step() {
+  let started = now()
+  while (next < total && running < concurrency) {
+    if (started - turnStart > TURN) return yieldTurn()
+    const at = next++ * RECORD
+    const index = records[at]
+    const flags = records[at + 2]
+    // Taken back; what was handed out as begun may have ended on the way here.
+    if ((flags & BEGUN) === 0 ? Atomics.compareExchange(board, index, READY, CLAIMED) !== READY : Atomics.load(board, index) === REVOKED) {
+      continue
+    }
+    if ((flags & FETCH) !== 0) {
+      running++
+      fetching.set(index, { number: records[at + 1], flags, started })
+      port.postMessage({ kind: 'fetch', index, port: inbox.readUInt32LE(records[at + 3]) })
+    } else {
+      begin(index, records[at + 1], flags, at, started)
+    }
+    started = now()
+  }
+}
+
+function begin(index, number, flags, at, started) {
+  let value
+  try {
+    if ((flags & BIG) !== 0) {
+      const bytes = big[records[at + 3]]
+      big[records[at + 3]] = undefined
+      value = decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0)
+    } else {
+      value = decode(inbox, records[at + 3])
+    }
+  } catch (error) {
+    const refused = fail('Unserializable', 'argument cannot be read', { why: error.message })
+    return finish(index, true, refused, now() - started)
+  }
+  call(index, number, flags, value, started)
+}
+
+function call(index, number, flags, value, started) {
+  let result
+  try {
+    const f = functionOf(number)
+    if (tasks.storage === null) result = (flags & SPREAD) !== 0 ? f(...value) : f(value)
+    else result = tasks.run(new tasks.Task(board, index, CANCELLED, LATE, context), f, (flags & SPREAD) !== 0 ? value : [value])
+    if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
+      running++
+      result.then(
+        (value) => settled(index, false, value, started),
+        (error) => settled(index, true, error, started),
+      )
+      return
+    }
+  } catch (error) {
+    tasks.ended(index)
+    return finish(index, true, error, now() - started)
+  }
+  tasks.ended(index)
+  finish(index, false, result, now() - started)
+}
+
+function settled(index, failed, value, started) {
+  running--
+  tasks.ended(index)
+  finish(index, failed, value, now() - started)
+  if (gone) return
+  // The next one of the inbox begins at once; more are asked for once for all that settle now.
+  if (next < total) step()
+  if (next >= total) pumpSoon()
+}
+
+const resolved = Promise.resolve()
+function pumpSoon() {
+  if (soon) return
+  soon = true
+  resolved.then(() => {
+    soon = false
+    if (now() - turnStart > TURN) yieldTurn()
+    else pump()
+  })
+}
+
+let yielding = false
+/** The loop turns before the next task; results do not wait for that. */
+function yieldTurn() {
+  if (yielding) return
+  yielding = true
+  if (outAt > 0) {
+    native.workerExchange(seat, inbox, big, 0)
+    outAt = 0
+  }
+  setImmediate(onTurn)
+}
+
+function onTurn() {
+  yielding = false
+  turnStart = now()
+  pump()
+}
+
+/** Gives results and takes tasks until there are none. */
+function pump() {
+  if (gone || yielding) return
+  for (;;) {
+    if (next < total) {
+      step()
+      if (next < total) return flushResults()
+    }
+    if (yielding) return
+    const taken = native.workerExchange(seat, inbox, big, concurrency - running)
+    outAt = 0
+    if (taken <= 0) {
+      if (taken === LEAVE && running === 0) leave()
+      idleSince = now()
+      return
+    }
+    next = 0
+    total = taken
+  }
+}
+
+/** All places are taken by promises: what has ended meanwhile is given. */
+function flushResults() {
+  if (outAt === 0 || yielding) return
+  native.workerExchange(seat, inbox, big, 0)
+  outAt = 0
+}
+
+/** Called when the core has work, or cancelled some. */
+function wake() {
+  if (gone) return
+  tasks.poll()
+  turnStart = now()
+  pump()
+}
+
+function watchIdle() {
+  const left = idleTimeout - (now() - idleSince)
+  const timer = setTimeout(
+    () => {
+      if (gone) return
+      if (running === 0 && next >= total && now() - idleSince >= idleTimeout && native.workerRetire(seat)) leave()
+      else {
+        if (now() - idleSince >= idleTimeout) idleSince = now()
+        watchIdle()
+      }
+    },
+    Math.max(1, left),
+  )
+  timer.unref()
+}
+
+async function leave() {
+  gone = true
+  port.postMessage({ kind: 'leaving' })
+  try {
+    await exported('teardown')?.(context)
+  } finally {
+    process.exit()
+  }
+}
+
+function exported(name) {
+  const found = loaded[name] ?? loaded.default?.[name]
+  return typeof found === 'function' ? found : undefined
+}
+
+port.on('message', (message) => {
+  const { number, flags, started } = fetching.get(message.index)
+  fetching.delete(message.index)
+  running--
+  if (message.port === null) {
+    finish(message.index, true, fail('Cancelled', 'nobody waits for the task'), 0)
+  } else {
+    let value
+    try {
+      value = threads.receiveMessageOnPort(message.port).message
+      message.port.close()
+      call(message.index, number, flags, value, started)
+    } catch (error) {
+      finish(message.index, true, error, now() - started)
+    }
+  }
+  turnStart = now()
+  pump()
+})
+
+async function start() {
+  tasks.isWorker = true
+  loaded = await import(url)
+  await exported('init')?.(context)
+  const note = newNote()
+  onNote(note, wake)
+  seat = native.workerSit(id, note)
+  const parts = native.workerBoard(seat)
+  if (parts === null) throw fail('Unsupported', 'this runtime has no memory outside of its heap, which a WorkerPool needs')
+  const [memory, size, outLength] = parts
+  board = new Int32Array(memory, 0, size)
+  runTimes = new Float64Array(memory, size * 4, size)
+  places = new Uint32Array(memory, size * 12, size * 2)
+  out = Buffer.from(memory, memory.byteLength - outLength, outLength)
+  port.postMessage({ kind: 'ready' })
+  idleSince = turnStart = now()
+  watchIdle()
+  pump()
+}
+
+start().catch((error) => {
+  // As an error that nobody caught: the pool hears of it by the thread's `error` and `exit`.
+  setImmediate(() => {
+    throw error
+  })
+})

@@ -1,0 +1,17 @@
+'use strict'
+// `offloop/worker`: what a function of a worker file may know of its task and its worker.
+
+const { isMainThread, threadId } = require('node:worker_threads')
+const tasks = require('./task.cjs')
+
+const storage = tasks.enable()
+
+const currentTask = () => storage.getStore() ?? null
+
+let worker = null
+function currentWorker() {
+  if (worker === null && !isMainThread && tasks.isWorker) worker = Object.freeze({ threadId })
+  return worker
+}
+
+module.exports = { currentTask, currentWorker }

@@ -1,0 +1,16 @@
+/** What a function of a worker file may know of the task that it runs. */
+export interface CurrentTask {
+  /**
+   * Aborted when nobody waits for the task any more: cancelled, or past its timeout; `reason` says which. In a loop that never lets the event
+   * loop turn, `aborted` and `throwIfAborted` tell it as well.
+   */
+  readonly signal: AbortSignal
+  /** The pool's `context`. */
+  readonly context: any
+}
+
+/** The task that this code runs in, also after an `await` and beside others; null outside of a WorkerPool's function. */
+export function currentTask(): CurrentTask | null
+
+/** This thread as the worker of a WorkerPool; null elsewhere. */
+export function currentWorker(): { readonly threadId: number } | null

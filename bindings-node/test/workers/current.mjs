@@ -1,0 +1,38 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import { currentTask, currentWorker } from '../../lib/worker.mjs'
+
+export const outside = currentTask()
+export default () => [outside, currentTask().context, typeof currentWorker().threadId]
+
+/** Whether the task is the same one before and after an `await`, with others between. */
+export async function same() {
+  const before = currentTask()
+  await sleep(1)
+  const after = currentTask()
+  return before !== null && before === after
+}
+const reasons = []
+export const seen = () => reasons.splice(0)
+/** Ends when its signal is aborted. */
+export async function untilAborted(flags) {
+  const { signal } = currentTask()
+  Atomics.add(new Int32Array(flags), 0, 1)
+  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  reasons.push(signal.reason.code)
+}
+/** A loop that never lets the event loop turn, and looks at its signal. */
+export function loopUntilAborted(flags) {
+  const { signal } = currentTask()
+  Atomics.add(new Int32Array(flags), 0, 1)
+  while (!signal.aborted);
+  reasons.push(signal.reason.code)
+}
+export function throwIfAborted(flags) {
+  const { signal } = currentTask()
+  Atomics.add(new Int32Array(flags), 0, 1)
+  try {
+    for (;;) signal.throwIfAborted()
+  } catch (error) {
+    reasons.push(error.code)
+  }
+}

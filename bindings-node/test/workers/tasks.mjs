@@ -1,0 +1,92 @@
+// What the tests of WorkerPool run.
+import { setTimeout as sleep } from 'node:timers/promises'
+import threads, { threadId, workerData } from 'node:worker_threads'
+
+let ticks = 0
+setInterval(() => ticks++, 1).unref()
+
+export default (value) => value
+export const add = (a, b) => a + b
+export const count = (...args) => args.length
+export const identity = (value) => value
+export const thread = () => threadId
+export const tickCount = () => ticks
+export const data = () => [workerData, threads.workerData, process.argv.slice(2), process.env.OFFLOOP_TEST, process.execArgv]
+export const limits = () => threads.resourceLimits
+
+/** Blocks its thread until `release` is set; `started` counts. */
+export function hold(flags) {
+  const words = new Int32Array(flags)
+  Atomics.add(words, 0, 1)
+  Atomics.wait(words, 1, 0)
+  return 'held'
+}
+/** The same without blocking the loop. */
+export async function holdSoftly(flags) {
+  const words = new Int32Array(flags)
+  Atomics.add(words, 0, 1)
+  while (Atomics.load(words, 1) === 0) await sleep(1)
+  return 'held'
+}
+export function spin() {
+  for (;;);
+}
+export async function later(value, ms = 1) {
+  await sleep(ms)
+  return value
+}
+export function log(shared, value) {
+  const words = new Int32Array(shared)
+  words[1 + Atomics.add(words, 0, 1)] = value
+  return threadId
+}
+let now = 0
+let most = 0
+export async function overlap() {
+  most = Math.max(most, ++now)
+  await sleep(2)
+  now--
+  return most
+}
+export const exit = (code) => process.exit(code)
+export function fill() {
+  const all = []
+  for (;;) all.push(new Array(1000).fill(Math.random()))
+}
+export function uncaught() {
+  setImmediate(() => {
+    throw new RangeError('nobody catches this')
+  })
+  return new Promise(() => {})
+}
+export class Own extends Error {
+  name = 'Own'
+}
+export function fail() {
+  const cause = new TypeError('inner')
+  cause.code = 'E_INNER'
+  const error = new Own('outer', { cause })
+  error.code = 'E_OUTER'
+  error.details = { rows: [1, 2], again: cause }
+  throw error
+}
+export const failLate = async () => fail()
+export const throwValue = (value) => {
+  throw value
+}
+export const reject = (value) => Promise.reject(value)
+export const makeFunction = () => ({ deep: [{ f() {} }] })
+export const makeShared = (shared) => ({ shared, view: new Int32Array(shared) })
+export const large = (n) => new Uint8Array(n).fill(7)
+export const throwLarge = (n) => {
+  throw new Error('x'.repeat(n))
+}
+/** What `value` is over there, to compare with a clone of it. */
+export const isSame = (a, b) => a === b
+export const throwOdd = () => {
+  throw Object.assign(new Error('odd'), { kept: 1, f() {} })
+}
+export const throwLoop = () => {
+  const error = new Error('loop')
+  throw Object.assign(error, { cause: error })
+}
