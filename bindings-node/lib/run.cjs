@@ -150,7 +150,7 @@ function postResult(value) {
 /** The board has no room for it: what is there is collected, and it tries again, or goes by itself. */
 function finishLarge(index, failed, value, took) {
   if (outAt > 0) {
-    native.workerExchange(seat, inbox, big, 0)
+    native.workerExchange(seat, inbox, big, false)
     outAt = 0
     return finish(index, failed, value, took)
   }
@@ -255,7 +255,7 @@ function yieldTurn() {
   if (yielding) return
   yielding = true
   if (outAt > 0) {
-    native.workerExchange(seat, inbox, big, 0)
+    native.workerExchange(seat, inbox, big, false)
     outAt = 0
   }
   setImmediate(onTurn)
@@ -276,7 +276,7 @@ function pump() {
       if (next < total) return flushResults()
     }
     if (yielding) return
-    const taken = native.workerExchange(seat, inbox, big, concurrency - running)
+    const taken = native.workerExchange(seat, inbox, big, running < concurrency)
     outAt = 0
     if (taken <= 0) {
       if (taken === LEAVE && running === 0) leave()
@@ -291,7 +291,7 @@ function pump() {
 /** All places are taken by promises: what has ended meanwhile is given. */
 function flushResults() {
   if (outAt === 0 || yielding) return
-  native.workerExchange(seat, inbox, big, 0)
+  native.workerExchange(seat, inbox, big, false)
   outAt = 0
 }
 

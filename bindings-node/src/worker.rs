@@ -14,7 +14,7 @@ use crate::buffer::{self, Handle};
 use crate::js::{Call, JsResult, Raw};
 use crate::pool::{bad, count, deliver_options, duration, shown};
 use crate::state::Wake;
-use offloop::pool::{Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
+use offloop::pool::{AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
 use offloop::{Error, ErrorKind, ThreadPool};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -346,17 +346,16 @@ pub(crate) fn export_name(call: &Call<'_>) -> JsResult<Raw> {
     call.env.string(&name)
 }
 
-/// `workerExchange(seat, tasks, big, room)`: gives what has ended, and writes up to `room` tasks into `tasks`, records first; bytes
-/// that do not fit are put into the array `big`. The number of tasks; below 0, see [`ASLEEP`] and [`LEAVE`].
+/// `workerExchange(seat, tasks, big, more)`: gives what has ended, and with `more` writes tasks into `tasks`, records first; bytes that do
+/// not fit are put into the array `big`. The number of tasks; below 0, see [`ASLEEP`] and [`LEAVE`].
 pub(crate) fn exchange(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let out = buffer::scratch(call, call.arg(1))?;
-    let room = env.u32(call.arg(3))? as usize;
+    let more = env.bool(call.arg(3)) == Some(true);
     let mut worker = lock(&seat_of(call)?.worker);
     let Some(worker) = worker.as_mut() else { return env.number(LEAVE) };
-    let most = 32;
-    let (mut n, mut used, mut bigs) = (0, most * RECORD * 4, Vec::new());
-    let taken = worker.take(room.min(most), &mut |Given { index, payload, begun }| {
+    let (mut n, mut used, mut bigs) = (0, AHEAD * RECORD * 4, Vec::new());
+    let taken = worker.take(more, &mut |Given { index, payload, begun }| {
         let Some(Payload { export, flags, bytes }) = payload.downcast_ref::<Payload>() else { return };
         let mut flags = *flags | if begun { BEGUN } else { 0 };
         let (at, len) = if bytes.len() <= out.len() - used {

@@ -71,7 +71,7 @@ fn run_loop(mut worker: LoopWorker, wake: Sender<Message>, woken: &Receiver<Mess
     worker.ready(Box::new(move || drop(wake.send(Message::Wake))));
     loop {
         let mut given = Vec::new();
-        let taken = worker.take(1, &mut |Given { index, payload, begun }| {
+        let taken = worker.take(true, &mut |Given { index, payload, begun }| {
             given.push((index, payload.downcast_ref::<Arc<Body>>().expect("a body").clone(), begun));
         });
         match taken {

@@ -78,8 +78,8 @@ impl std::fmt::Debug for LoopOptions {
 
 /// Most tasks at once in one worker of a loop.
 pub const MAX_CONCURRENCY: usize = 4096;
-/// Most tasks that are handed out ahead.
-const AHEAD: usize = 32;
+/// Most tasks that are handed out at once.
+pub const AHEAD: usize = 32;
 /// Bytes of results that wait in a board.
 const OUT: usize = 64 * 1024;
 
@@ -479,12 +479,11 @@ impl LoopWorker {
         }
     }
 
-    /// Ends what the board says has ended. Then hands out up to `room` tasks; without any the worker sleeps. The host asks for more only
-    /// when it has begun, or found revoked, all that it was given; `room` is how many it can begin beside those that it runs, and with
-    /// 0 nothing is looked for.
-    pub fn take(&mut self, room: usize, give: &mut dyn FnMut(Given<'_>)) -> Taken {
+    /// Ends what the board says has ended. With `more` it then hands out up to [`AHEAD`] tasks; without any the worker sleeps. The host asks
+    /// for more only when it has begun, or found revoked, all that it was given, and can begin at least one.
+    pub fn take(&mut self, more: bool, give: &mut dyn FnMut(Given<'_>)) -> Taken {
         self.collect();
-        if room == 0 {
+        if !more {
             return Taken::Tasks(0);
         }
         if !self.rouse() {
@@ -514,7 +513,7 @@ impl LoopWorker {
                     }
                 }
             }
-            let given = self.hand_out(room.min(AHEAD), give);
+            let given = self.hand_out(give);
             if given > 0 {
                 return Taken::Tasks(given);
             }
@@ -534,7 +533,7 @@ impl LoopWorker {
     }
 
     /// Moves tasks of the slot's batch into the board.
-    fn hand_out(&mut self, room: usize, give: &mut dyn FnMut(Given<'_>)) -> usize {
+    fn hand_out(&mut self, give: &mut dyn FnMut(Given<'_>)) -> usize {
         let pool = self.worker.pool.clone();
         let slot = pool.slot(self.worker.me.slot);
         self.worker.now_ns = clock::monotonic_ns();
@@ -546,7 +545,7 @@ impl LoopWorker {
             }
         }
         let mut given = 0;
-        while given < room {
+        while given < AHEAD {
             let core = {
                 let mut local = lock(&slot.local);
                 match local.batch.front() {

@@ -42,7 +42,7 @@ mod worker;
 
 pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
-pub use looped::{Board, Given, LoopHost, LoopOptions, LoopWorker, MAX_CONCURRENCY, Taken, word};
+pub use looped::{AHEAD, Board, Given, LoopHost, LoopOptions, LoopWorker, MAX_CONCURRENCY, Taken, word};
 pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
 pub use stats::PoolStats;
 pub use stuck::WaitGuard;
