@@ -216,6 +216,15 @@ function writeObject(value, depth) {
   }
 }
 
+/** Arguments of a call: a new array without holes, which nothing in it can be. */
+function writeArgs(args) {
+  const { length } = args
+  reserve(5)
+  out[pos++] = ARRAY
+  writeUint32(length)
+  for (let i = 0; i < length; i++) write(args[i], 1)
+}
+
 /** Calls `visit` for each Error in `value`, in an order that a copy of it has too. False when something has a way of its own to be cloned. */
 function survey(value, errors, visited = new Set()) {
   if (typeof value !== 'object' || value === null || visited.has(value)) return true
@@ -273,10 +282,11 @@ function writeCloned(value) {
   pos += bytes.length
 }
 
-function writeAny(value) {
+function writeAny(value, areArgs) {
   const start = pos
   try {
-    write(value, 0)
+    if (areArgs) writeArgs(value)
+    else write(value, 0)
   } catch (error) {
     if (error !== NOT_PLAIN) throw error
     pos = start
@@ -288,14 +298,14 @@ function writeAny(value) {
 
 /**
  * Writes `value` into memory of this module from `at` on, and returns where it ends; see `written`. False when it has to travel beside
- * the task; throws what a getter throws.
+ * the task; throws what a getter throws. `areArgs`: it is the list of arguments of a call.
  */
-function encode(value, at) {
+function encode(value, at, areArgs = false) {
   out = own
   pos = at
   end = own.length
   grows = true
-  return tryWrite(value)
+  return tryWrite(value, areArgs)
 }
 
 /** As `encode`, into `target`; null when there is no room before `limit`. */
@@ -305,16 +315,16 @@ function encodeInto(target, value, at, limit) {
   end = limit
   grows = false
   try {
-    return tryWrite(value)
+    return tryWrite(value, false)
   } catch (error) {
     if (error === NO_ROOM) return null
     throw error
   }
 }
 
-function tryWrite(value) {
+function tryWrite(value, areArgs) {
   try {
-    writeAny(value)
+    writeAny(value, areArgs)
     return pos
   } catch (error) {
     if (error === NO_ROOM) throw error

@@ -210,8 +210,10 @@ function call(index, number, flags, value, started) {
   let result
   try {
     const f = functionOf(number)
-    if (tasks.storage === null) result = (flags & SPREAD) !== 0 ? f(...value) : f(value)
-    else result = tasks.run(new tasks.Task(board, index, CANCELLED, LATE, context), f, (flags & SPREAD) !== 0 ? value : [value])
+    if (tasks.storage === null) {
+      if ((flags & SPREAD) === 0) result = f(value)
+      else result = value.length === 1 ? f(value[0]) : f(...value)
+    } else result = tasks.run(new tasks.Task(board, index, CANCELLED, LATE, context), f, (flags & SPREAD) !== 0 ? value : [value])
     if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
       running++
       result.then(

@@ -96,12 +96,12 @@ function dropPort(id) {
 }
 
 /** Writes the value of a call behind what was collected; returns where it ends, or false when it has to travel beside it. */
-function writeValue(value, at, what) {
+function writeValue(value, at, flags) {
   try {
-    return encode(value, at)
+    return encode(value, at, (flags & SPREAD) !== 0)
   } catch (error) {
     // A getter of the user, or a proxy that was revoked: the runtime's clone would have thrown it, too.
-    throw unserializable(what, value, error)
+    throw unserializable('argument', value, error)
   }
 }
 
@@ -110,7 +110,7 @@ function submitPlain(pool, number, flags, value) {
   if (collectedPool !== pool) flush()
   let last
   try {
-    last = writeValue(value, collectedBytes, 'argument')
+    last = writeValue(value, collectedBytes, flags)
     if (last === false) return submit(pool, number, flags, value, {})
   } catch (error) {
     return Promise.reject(error)
@@ -168,7 +168,7 @@ function submit(pool, number, flags, value, run) {
     flush()
     let port = 0
     let bytes
-    const last = writeValue(value, 0, 'argument')
+    const last = writeValue(value, 0, flags)
     if (last === false) {
       port = besideTask(value)
       flags |= FETCH
@@ -556,18 +556,32 @@ class WorkerPool extends EventEmitter {
   }
 
   get exports() {
-    this.#exports ??= new Proxy(Object.create(null), {
-      get: (functions, name) => {
-        // Not a promise: `await pool.exports` would call it.
-        if (typeof name !== 'string' || name === 'then') return undefined
-        functions[name] ??= (...args) => this.#call(name, SPREAD, args, undefined)
-        return functions[name]
-      },
-      set: () => false,
-      defineProperty: () => false,
-      deleteProperty: () => false,
-    })
+    this.#exports ??= this.#makeExports()
     return this.#exports
+  }
+
+  /** An object whose functions are made when they are first asked for: what it has costs nothing more than any other property. */
+  #makeExports() {
+    const made = Object.create(
+      new Proxy(Object.create(null), {
+        get: (_, name) => {
+          // Not a promise: `await pool.exports` would call it.
+          if (typeof name !== 'string' || name === 'then') return undefined
+          const value = this.#makeExport(name)
+          Object.defineProperty(made, name, { value, enumerable: true })
+          return value
+        },
+        set: () => false,
+      }),
+    )
+    return made
+  }
+
+  #makeExport(name) {
+    const shared = this.#shared
+    const number = shared.number(name)
+    if (this.#defaults !== null || shared.wait) return (...args) => this.#call(name, SPREAD, args, undefined)
+    return (...args) => submitPlain(shared, number, SPREAD, args)
   }
 
   options(options) {

@@ -2,6 +2,7 @@
 
 use crate::buffer::Held;
 use crate::js::{Call, Env, JsResult, Raw};
+use crate::worker;
 use napi::sys;
 use offloop::pool::Event;
 use offloop::{CompletionQueue, Error, Task};
@@ -264,6 +265,7 @@ unsafe extern "C" fn on_exit(data: *mut c_void) {
     // SAFETY: the box of `install`, alive until `drop_state`.
     let state = unsafe { &*data.cast::<State>() };
     state.wake.close();
+    worker::abandon(&state.wake);
     for task in state.tasks.take().into_values().flatten().chain(state.calls.take().into_values()) {
         task.cancel();
     }

@@ -50,6 +50,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Seat {
     worker: Mutex<Option<LoopWorker>>,
     names: Arc<Names>,
+    /// Of the environment that starts and ends its thread.
+    wake: Arc<Wake>,
 }
 
 /// Exports by number, of one pool; the threads of its workers ask for them once each.
@@ -99,7 +101,7 @@ impl LoopHost for Home {
             let (last, seats) = all.get_or_insert_default();
             *last = last.wrapping_add(1);
             worker.set_tag(u64::from(*last));
-            seats.insert(*last, Arc::new(Seat { worker: Mutex::new(Some(worker)), names: self.names.clone() }));
+            seats.insert(*last, Arc::new(Seat { worker: Mutex::new(Some(worker)), names: self.names.clone(), wake: self.wake.clone() }));
             *last
         };
         self.tell(START, id);
@@ -284,6 +286,17 @@ pub(crate) fn not_started(call: &Call<'_>) -> JsResult<Raw> {
         worker.not_started(Error::new(ErrorKind::StartFailed, "the worker did not start").with("error", why));
     }
     Ok(call.env.undefined())
+}
+
+/// The environment of `wake` ends, and with it the threads that it has started: nobody else will say so.
+pub(crate) fn abandon(wake: &Arc<Wake>) {
+    let ids: Vec<u32> = {
+        let all = lock(&SEATS);
+        let seats = all.iter().flat_map(|(_, seats)| seats);
+        seats.filter(|(_, seat)| Arc::ptr_eq(&seat.wake, wake)).map(|(id, _)| *id).collect()
+    };
+    // A worker that is dropped may wish for another one, which `Home::start` refuses by now.
+    ids.into_iter().for_each(|id| drop(vacate(id)));
 }
 
 // ---- in the worker's thread ----

@@ -215,6 +215,33 @@ test('a worker_thread that owns a pool can be terminated at any moment', async (
   }
 })
 
+test('threads that own pools leave nothing behind when they end', async () => {
+  const source = `import { WorkerPool } from ${JSON.stringify(entryUrl)}
+    const pool = new WorkerPool(${JSON.stringify(workerFile('tasks.mjs').href)}, { maxWorkers: 2, name: 'left behind' })
+    await Promise.all([pool.run(1), pool.run(2)])
+    pool.exports.spin().catch(() => {})
+    process.exit(0)`
+  const { code, err } = await script(
+    `
+    import fs from 'node:fs'
+    import { once } from 'node:events'
+    import { Worker } from 'node:worker_threads'
+    const { metrics } = await import(offloopUrl)
+    const count = () => fs.readdirSync('/proc/self/task').length
+    const cycle = () => once(new Worker(new URL(${JSON.stringify(`data:text/javascript,${encodeURIComponent(source)}`)})), 'exit')
+    await cycle()
+    const threads = count()
+    for (let i = 0; i < 10; i++) await cycle()
+    while (count() > threads + 1 || metrics().includes('left behind')) {
+      globalThis.gc()
+      await new Promise(setImmediate)
+    }
+  `,
+    { args: ['--expose-gc'] },
+  )
+  assert.equal(code, 0, err)
+})
+
 test('100 pools that come and go leave threads and descriptors where they were', async () => {
   const { code, err } = await script(
     `
