@@ -73,6 +73,15 @@ const CASES: &[Case] = &[
     case("node.gzip_1m", "Node: gzip -6 of 1 MiB", "ms", Goal::Within(1.1)),
     case("node.gzip_1m.bytes", "  size", "B", Goal::Within(1.03)),
     case("node.transfer_16m", "Node: 16 MiB to a worker and back", "ms", Goal::Low),
+    case("node.worker_noop", "Node: WorkerPool, no-op, 1000 in flight", "/s", Goal::Times(10.0)),
+    case("node.worker_noop_piscina", "  against piscina", "/s", Goal::Times(25.0)),
+    case("node.worker_noop.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
+    case("node.worker_number", "  a number there and back", "/s", Goal::Times(10.0)),
+    case("node.worker_object", "  a small object, against piscina", "/s", Goal::Times(12.0)),
+    case("node.worker_text", "  100 B of text, against piscina", "/s", Goal::Times(12.0)),
+    case("node.worker_bytes", "  a buffer of 100 B, against piscina", "/s", Goal::Times(12.0)),
+    case("node.worker_async", "  an async function, against piscina", "/s", Goal::Times(12.0)),
+    case("node.worker_trip", "  one call after another", "ms", Goal::Within(1.0)),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
@@ -201,6 +210,7 @@ fn ring(results: &mut Results) -> Result<(), String> {
 
 fn node(results: &mut Results) -> Result<(), String> {
     results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))?;
+    results.harness(Command::new("node").arg(root().join("tests/bench/workers.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/channel.mjs")))
 }

@@ -1,0 +1,6 @@
+export default (value) => value
+export const noop = () => {}
+export const later = async (value) => {
+  await null
+  return value
+}
