@@ -73,6 +73,7 @@ const resolved = Promise.resolve()
 
 /** Settles a task of a worker: (slot, failed, bytes or error, offset); false when it will be settled later. */
 let settleCall = null
+let progressCall = null
 
 let grabbing = 0
 const grab = (resolve, reject) => {
@@ -210,8 +211,9 @@ function unlisten(signal, waiting) {
 }
 
 /** How tasks of workers are settled. */
-function onCall(settle) {
+function onCall(settle, progress) {
   settleCall = settle
+  progressCall = progress
 }
 
 /** Calls that have no outcome. */
@@ -288,7 +290,8 @@ function drain() {
     const kind = words[at + 2]
     const a = words[at + 3]
     if (entry === CALLS) {
-      if (kind === BYTES ? settleCall(index, false, scratchBuffer, a) : settleCall(index, kind === ERROR, values[a], 0)) plain++
+      if (kind > ERROR) progressCall(index, values[a])
+      else if (kind === BYTES ? settleCall(index, false, scratchBuffer, a) : settleCall(index, kind === ERROR, values[a], 0)) plain++
       continue
     }
     let value

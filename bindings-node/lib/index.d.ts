@@ -161,6 +161,18 @@ export interface WorkerRunOptions {
   priority?: number | undefined
   /** Tasks with one key start on one worker, in order. */
   key?: string | undefined
+  /** What a running task says by `currentTask().progress()`. Only the latest value is kept until the loop reads it. */
+  onProgress?: ((progress: any) => void) | undefined
+}
+
+/** How `map` of a WorkerPool runs its calls. */
+export interface WorkerMapOptions extends WorkerRunOptions {
+  /** The export to call; default: the default export. */
+  name?: string | undefined
+  /** Most items that are taken from the iterable beyond the results that were taken. Default 256. */
+  concurrency?: number | undefined
+  /** Results in the order of the items (default), or as they come. */
+  ordered?: boolean | undefined
 }
 
 /** How a WorkerPool is made; `WorkerRunOptions` among them become the defaults of its calls. */
@@ -224,6 +236,13 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
   constructor(filename: string | URL, options?: WorkerPoolOptions)
   /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
   run(task?: any, options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any>
+  /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */
+  runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
+  /**
+   * Calls the default export, or `name`, with each item as results are taken. The first error ends it; that, and leaving the loop, cancels what is
+   * under way and closes the iterator of `items`. It waits beyond a full queue instead of being refused.
+   */
+  map(items: Iterable<any> | AsyncIterable<any>, options?: WorkerMapOptions | null): AsyncGenerator<any, void, void>
   /** The file's functions: `await pool.exports.resize(image, 200)`, typed by `WorkerPool<typeof import('./worker.js')>`. */
   readonly exports: WorkerExports<M>
   options(options: WorkerRunOptions): this

@@ -208,31 +208,32 @@ function begin(index, number, flags, at, started) {
 
 function call(index, number, flags, value, started) {
   let result
+  const task = tasks.storage === null ? null : new tasks.Task(board, index, CANCELLED, LATE, context)
   try {
     const f = functionOf(number)
-    if (tasks.storage === null) {
+    if (task === null) {
       if ((flags & SPREAD) === 0) result = f(value)
       else result = value.length === 1 ? f(value[0]) : f(...value)
-    } else result = tasks.run(new tasks.Task(board, index, CANCELLED, LATE, context), f, (flags & SPREAD) !== 0 ? value : [value])
+    } else result = tasks.run(task, f, (flags & SPREAD) !== 0 ? value : [value])
     if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
       running++
       result.then(
-        (value) => settled(index, false, value, started),
-        (error) => settled(index, true, error, started),
+        (value) => settled(index, false, value, started, task),
+        (error) => settled(index, true, error, started, task),
       )
       return
     }
   } catch (error) {
-    tasks.ended(index)
+    task?.end()
     return finish(index, true, error, now() - started)
   }
-  tasks.ended(index)
+  task?.end()
   finish(index, false, result, now() - started)
 }
 
-function settled(index, failed, value, started) {
+function settled(index, failed, value, started, task) {
   running--
-  tasks.ended(index)
+  task?.end()
   finish(index, failed, value, now() - started)
   if (gone) return
   // The next one of the inbox begins at once; more are asked for once for all that settle now.
@@ -305,6 +306,13 @@ function wake() {
   pump()
 }
 
+function tellProgress(index, value) {
+  const last = encode(value, 0)
+  if (last === false) throw unserializable('progress', value)
+  native.workerProgress(seat, index, written().subarray(0, last))
+  shrink()
+}
+
 function watchIdle() {
   const left = idleTimeout - (now() - idleSince)
   const timer = setTimeout(
@@ -358,6 +366,7 @@ port.on('message', (message) => {
 
 async function start() {
   tasks.isWorker = true
+  tasks.progress = tellProgress
   loaded = await import(url)
   await exported('init')?.(context)
   const note = newNote()

@@ -13,6 +13,7 @@ class Task {
   #cancelled
   #late
   #controller = null
+  #ended = false
   context
   constructor(board, index, cancelled, late, context) {
     this.#board = board
@@ -20,6 +21,17 @@ class Task {
     this.#cancelled = cancelled
     this.#late = late
     this.context = context
+  }
+
+  /** Tells the caller's `onProgress` how far the task is; only the latest value is kept until its loop reads it. */
+  progress(value) {
+    if (this.#ended) return
+    state.progress(this.#index, value)
+  }
+
+  end() {
+    this.#ended = true
+    if (live.get(this.#index) === this) live.delete(this.#index)
   }
 
   get signal() {
@@ -58,6 +70,8 @@ class Task {
 const state = {
   Task,
   storage: null,
+  /** Set by the worker's loop. */
+  progress: null,
   /** This thread is a worker of a pool. */
   isWorker: false,
   enable() {
@@ -66,9 +80,6 @@ const state = {
   },
   run(task, f, args) {
     return state.storage.run(task, f, ...args)
-  },
-  ended(index) {
-    if (live.size > 0) live.delete(index)
   },
   poll() {
     for (const task of live.values()) task.poll()

@@ -5,6 +5,8 @@ export interface CurrentTask {
    * loop turn, `aborted` and `throwIfAborted` tell it as well.
    */
   readonly signal: AbortSignal
+  /** Tells the caller's `onProgress` how far the task is. A value that cannot be cloned is `ERR_OFFLOOP_UNSERIALIZABLE`. */
+  progress(value: unknown): void
   /** The pool's `context`. */
   readonly context: any
 }

@@ -4,14 +4,29 @@
 
 const fs = require('node:fs')
 const path = require('node:path')
+const { AsyncResource } = require('node:async_hooks')
 const { EventEmitter } = require('node:events')
 const { fileURLToPath, pathToFileURL } = require('node:url')
 const { Worker, MessageChannel } = require('node:worker_threads')
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
-const { whenClosed, begin, end, newNote, onNote, offNote, listen, unlisten, abortOf, onCall, inFlight } = require('./completion.cjs')
+const {
+  whenClosed,
+  begin,
+  end,
+  newNote,
+  onNote,
+  offNote,
+  listen,
+  unlisten,
+  abortOf,
+  report,
+  onCall,
+  inFlight,
+} = require('./completion.cjs')
 const { runOptions, closeGrace } = require('./options.cjs')
+const { mapping, WINDOW } = require('./mapping.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -19,7 +34,7 @@ const MADE_HERE = Symbol('made here')
 const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits']
 const POOL_OPTIONS = ['minWorkers', 'maxWorkers', 'idleTimeout', 'maxQueue', 'name', 'concurrency', 'cancelGrace']
 const OWN_OPTIONS = ['onFull', 'context', 'readyTimeout']
-const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key']
+const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'onProgress']
 const READY_TIMEOUT = 30_000
 /** So many workers in a row that did not start are told as `degraded`. */
 const DEGRADED_FROM = 5
@@ -161,8 +176,8 @@ function refuse(pool) {
   if (full) pool.press()
 }
 
-/** A task with options, or with a value that travels beside it. */
-function submit(pool, number, flags, value, run) {
+/** A task with options, or with a value that travels beside it. With `wait` it waits beyond a full queue. */
+function submit(pool, number, flags, value, run, wait = pool.wait) {
   return new Promise((resolve, reject) => {
     if (run.signal?.aborted) throw aborted(run.signal.reason)
     flush()
@@ -176,7 +191,8 @@ function submit(pool, number, flags, value, run) {
     } else {
       bytes = written().subarray(0, last)
     }
-    const extra = { submitted: false, signal: run.signal, onAbort: null, port }
+    const onProgress = run.onProgress && AsyncResource.bind(run.onProgress)
+    const extra = { submitted: false, signal: run.signal, onAbort: null, port, onProgress }
     const slot = free.length > 0 ? free[free.length - 1] : resolves.length
     open(pool, extra).then(resolve, reject)
     pool.inFlight++
@@ -187,8 +203,8 @@ function submit(pool, number, flags, value, run) {
         extra.onAbort = () => native.workersCancel(slot)
         listen(run.signal, extra.onAbort)
       }
-      if (pool.wait && pool.inFlight > pool.maxQueue) pool.press()
-      native.workersSubmit(pool.handle, number, slot, flags, bytes, run.priority, run.timeout, run.queueTimeout, run.key, pool.wait)
+      if (wait && pool.inFlight > pool.maxQueue) pool.press()
+      native.workersSubmit(pool.handle, number, slot, flags, bytes, run.priority, run.timeout, run.queueTimeout, run.key, wait)
       extra.submitted = true
     } catch (error) {
       rejects[slot](error)
@@ -217,7 +233,19 @@ function besideTask(value) {
   return lastPort
 }
 
-onCall((slot, failed, bytes, offset) => {
+function progress(slot, bytes) {
+  const call = extras[slot]?.onProgress
+  if (!call) return
+  try {
+    call(decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0))
+  } catch (error) {
+    report(error)
+  }
+}
+
+onCall(settle, progress)
+
+function settle(slot, failed, bytes, offset) {
   if (failed) {
     const extra = extras[slot]
     const signal = extra?.signal
@@ -238,7 +266,7 @@ onCall((slot, failed, bytes, offset) => {
   }
   release(slot)
   return true
-})
+}
 
 function settleBeside(slot, from, offset) {
   const key = `${from.readUInt32LE(offset)}:${from.readUInt32LE(offset + 4)}`
@@ -485,6 +513,21 @@ function pick(options, names) {
   return picked
 }
 
+/** A signal for several calls that follows the user's one, and ends them all with `release`. */
+function together(signal) {
+  const all = new AbortController()
+  const onAbort = () => all.abort(signal.reason)
+  if (signal?.aborted) onAbort()
+  else if (signal) listen(signal, onAbort)
+  return {
+    signal: all.signal,
+    release() {
+      if (signal) unlisten(signal, onAbort)
+      if (!all.signal.aborted) all.abort()
+    },
+  }
+}
+
 function checkRun(shared, { priority, timeout, queueTimeout, key }) {
   try {
     native.workersCheck(shared.handle, priority, timeout, queueTimeout, key)
@@ -552,6 +595,56 @@ class WorkerPool extends EventEmitter {
       return submit(shared, number, flags, value, run)
     } catch (error) {
       return Promise.reject(error)
+    }
+  }
+
+  runMany(tasks, options) {
+    const { run, number } = this.#many(options, [])
+    if (run === null) return Promise.reject(number)
+    if (!Array.isArray(tasks)) return Promise.reject(fail('Invalid', 'tasks are not an array', { got: typeName(tasks) }))
+    if (run.signal?.aborted) return Promise.reject(aborted(run.signal.reason))
+    const { signal, release } = together(run.signal)
+    const calls = Array.from(tasks, (task, index) =>
+      submit(this.#shared, number, 0, task, { ...run, signal }).catch((error) => {
+        if (error !== null && typeof error === 'object' && Object.isExtensible(error)) error.index ??= index
+        throw error
+      }),
+    )
+    return Promise.all(calls).finally(release)
+  }
+
+  map(items, options) {
+    const { run, number, rest } = this.#many(options, ['concurrency', 'ordered'])
+    if (run === null) throw number
+    const { concurrency = WINDOW, ordered = true } = rest
+    if (typeof items?.[Symbol.asyncIterator] !== 'function' && typeof items?.[Symbol.iterator] !== 'function') {
+      throw fail('Invalid', 'items are not iterable', { got: typeName(items) })
+    }
+    if (!(Number.isInteger(concurrency) && concurrency >= 1)) {
+      throw fail('Invalid', 'option is out of range', { option: 'concurrency', value: String(concurrency), min: 1 })
+    }
+    if (typeof ordered !== 'boolean') {
+      throw fail('Invalid', 'option has the wrong type', { option: 'ordered', want: 'boolean', got: typeName(ordered) })
+    }
+    const { signal, release } = together(run.signal)
+    const call = (item) => submit(this.#shared, number, 0, item, { ...run, signal }, true)
+    return mapping(call, items, concurrency, ordered, release)
+  }
+
+  /** Options of several calls: `run` of each, the `number` of their export, and those with other names; an error as `number`, with `run` null. */
+  #many(options, names) {
+    try {
+      const { name = 'default', ...others } = checkOptions(options ?? {})
+      const rest = {}
+      for (const other of names) {
+        if (others[other] !== undefined && others[other] !== null) rest[other] = others[other]
+        delete others[other]
+      }
+      const { run } = runOptions(others, true, RUN_OPTIONS, ['name', ...names].join(' '))
+      checkRun(this.#shared, run)
+      return { run: { ...this.#defaults, ...run }, number: this.#shared.number(name ?? 'default'), rest }
+    } catch (error) {
+      return { run: null, number: error, rest: null }
     }
   }
 

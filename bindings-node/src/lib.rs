@@ -68,6 +68,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"workerExport", worker::export_name),
     (c"workerExchange", worker::exchange),
     (c"workerFinish", worker::finish),
+    (c"workerProgress", worker::progress),
     (c"workerRetire", worker::retire),
     (c"stage", buffer::stage),
     (c"stageCopy", buffer::stage_copy),

@@ -15,7 +15,7 @@ use crate::js::{Call, JsResult, Raw};
 use crate::pool::{bad, count, deliver_options, duration, shown};
 use crate::state::Wake;
 use offloop::pool::{AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
-use offloop::{Error, ErrorKind, ThreadPool};
+use offloop::{Error, ErrorKind, ThreadPool, Value};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -406,6 +406,16 @@ pub(crate) fn finish(call: &Call<'_>) -> JsResult<Raw> {
         worker.finish(index, failed, run_ns, bytes);
     }
     Ok(env.undefined())
+}
+
+/// `workerProgress(seat, index, bytes)`.
+pub(crate) fn progress(call: &Call<'_>) -> JsResult<Raw> {
+    let index = call.env.u32(call.arg(1))? as usize;
+    let bytes = buffer::copy(call.env, call.arg(2))?;
+    if let Some(worker) = lock(&seat_of(call)?.worker).as_ref() {
+        worker.progress(index, Value::Bytes(bytes.into()));
+    }
+    Ok(call.env.undefined())
 }
 
 /// `workerRetire(seat)`: after an idle time; true if the thread is to end.

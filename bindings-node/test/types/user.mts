@@ -143,5 +143,11 @@ typed.exports.setting
 // @ts-expect-error an option that this pool does not have
 new WorkerPool('w.cjs', { maxOverdue: 1 })
 // @ts-expect-error an option that calls of workers do not have
-await typed.run(1, { onProgress: () => {} })
-void [by_name, by_any]
+await typed.run(1, { retries: 1 })
+const by_many: string[] = await typed.runMany([1, 2], { name: 'add', onProgress: (value) => value })
+for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false, name: 'add' })) {
+  const text: string = one
+  void text
+}
+currentTask()?.progress({ percent: 5 })
+void [by_name, by_any, by_many]

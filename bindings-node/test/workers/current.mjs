@@ -36,3 +36,27 @@ export function throwIfAborted(flags) {
     reasons.push(error.code)
   }
 }
+
+export function steps(n) {
+  const task = currentTask()
+  for (let i = 1; i <= n; i++) task.progress({ step: i, of: n })
+  return n
+}
+/** Tells 1, waits for the gate, tells 2. */
+export async function stepAt(flags) {
+  const task = currentTask()
+  task.progress(1)
+  const words = new Int32Array(flags)
+  Atomics.add(words, 0, 1)
+  while (Atomics.load(words, 1) === 0) await sleep(1)
+  task.progress(2)
+}
+let kept
+export function keep() {
+  kept = currentTask()
+}
+export function tellLate() {
+  kept.progress('late')
+  return 'told'
+}
+export const tellFunction = () => currentTask().progress({ f() {} })

@@ -90,3 +90,8 @@ export const throwLoop = () => {
   const error = new Error('loop')
   throw Object.assign(error, { cause: error })
 }
+export const holdIfShared = (value) => (typeof value === 'number' ? value : holdSoftly(value))
+export const throwIfNull = (value) => {
+  if (value === null) throw new Error('null')
+  return value
+}

@@ -31,6 +31,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Counter, Writer};
+use crate::ops::Control;
 use crate::pool::idle::{Idle, TOKEN_SEARCH};
 use crate::pool::inner::Inner;
 use crate::pool::service;
@@ -619,6 +620,14 @@ impl LoopWorker {
         if let Some(held) = held {
             self.worker.learn(run_ns);
             conclude(&self.worker.pool, &self.worker.writer, vec![Ended { held, failed, run_ns, result: Ok(Value::Bytes(result.into())) }]);
+        }
+    }
+
+    /// Tells the caller how far a task is that runs.
+    pub fn progress(&self, index: usize, value: Value) {
+        let core = lock(&self.hand.hold).held.get(index).and_then(|held| Some(held.as_ref()?.core.clone()));
+        if let Some(core) = core {
+            core.progress(value);
         }
     }
 
