@@ -11,6 +11,7 @@ function load() {
   const { TransferBuffer, revokeToken } = require('./buffer.cjs')
   const { ThreadPool, defaultPool } = require('./pool.cjs')
   const { WorkerPool } = require('./workers.cjs')
+  const { move } = require('./move.cjs')
   const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
   const { Channel } = require('./channel.cjs')
   const { ops } = require('./ops.cjs')
@@ -20,6 +21,7 @@ function load() {
   return {
     ThreadPool,
     WorkerPool,
+    move,
     ops,
     defaultPool,
     TransferBuffer,

@@ -1,5 +1,5 @@
 import { EventEmitter } from 'node:events'
-import type { ResourceLimits, WorkerOptions } from 'node:worker_threads'
+import type { ResourceLimits, TransferListItem, WorkerOptions } from 'node:worker_threads'
 import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
 export type * from './ops.js'
@@ -165,6 +165,12 @@ export interface WorkerRunOptions {
   onProgress?: ((progress: any) => void) | undefined
 }
 
+/**
+ * Marks `value` to be moved, not copied, by the next call of a WorkerPool that has it among its arguments, or the result that has it: `list`
+ * names what goes along (ArrayBuffers, MessagePorts, …), by default `value` itself, or the buffer of a view. It may lie anywhere inside.
+ */
+export function move<T extends object>(value: T, list?: readonly TransferListItem[]): T
+
 /** How `map` of a WorkerPool runs its calls. */
 export interface WorkerMapOptions extends WorkerRunOptions {
   /** The export to call; default: the default export. */
@@ -235,7 +241,10 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
   /** `filename` is a path, from the working directory, or a URL; ESM or CommonJS. A file that is not there is `ERR_OFFLOOP_NOT_FOUND`. */
   constructor(filename: string | URL, options?: WorkerPoolOptions)
   /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
-  run(task?: any, options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any>
+  run(
+    task?: any,
+    options?: (WorkerRunOptions & { name?: string | undefined; transferList?: readonly TransferListItem[] | undefined }) | null,
+  ): Promise<any>
   /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */
   runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
   /**

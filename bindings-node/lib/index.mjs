@@ -4,6 +4,7 @@ import offloop from './index.cjs'
 export const {
   ThreadPool,
   WorkerPool,
+  move,
   ops,
   defaultPool,
   TransferBuffer,

@@ -11,6 +11,7 @@ const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { newNote, onNote } = require('./completion.cjs')
 const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
 
 const { READY, CLAIMED, REVOKED, CANCELLED, LATE, DONE, FAILED: THREW } = native.workerWords()
@@ -81,14 +82,16 @@ function finish(index, failed, value, took) {
   if (failed) {
     last = outAt < out.length ? writeError(value) : null
   } else {
+    let list
     try {
-      last = encodeInto(out, value, outAt, out.length)
+      list = movedIn(value)
+      last = list === null ? encodeInto(out, value, outAt, out.length) : false
     } catch (error) {
       return finish(index, true, unserializable('result', value, error), took)
     }
     if (last === false) {
       try {
-        last = postResult(value)
+        last = postResult(value, list)
       } catch (error) {
         return finish(index, true, unserializable('result', value, error), took)
       }
@@ -137,10 +140,10 @@ function shown(error) {
 }
 
 /** A result that only a message can carry. */
-function postResult(value) {
+function postResult(value, list) {
   if (outAt + 9 > out.length) return null
   lastBeside++
-  port.postMessage({ kind: 'result', number: lastBeside, value })
+  port.postMessage({ kind: 'result', number: lastBeside, value }, list ?? [])
   out[outAt] = BESIDE
   out.writeUInt32LE(id, outAt + 1)
   out.writeUInt32LE(lastBeside, outAt + 5)

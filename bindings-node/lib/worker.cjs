@@ -2,6 +2,7 @@
 // `offloop/worker`: what a function of a worker file may know of its task and its worker.
 
 const { isMainThread, threadId } = require('node:worker_threads')
+const { move } = require('./move.cjs')
 const tasks = require('./task.cjs')
 
 const storage = tasks.enable()
@@ -14,4 +15,4 @@ function currentWorker() {
   return worker
 }
 
-module.exports = { currentTask, currentWorker }
+module.exports = { currentTask, currentWorker, move }

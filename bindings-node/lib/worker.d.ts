@@ -1,3 +1,5 @@
+export { move } from './index.js'
+
 /** What a function of a worker file may know of the task that it runs. */
 export interface CurrentTask {
   /**

@@ -1,4 +1,4 @@
 // One implementation for both module systems, so that they share their state.
 import worker from './worker.cjs'
 
-export const { currentTask, currentWorker } = worker
+export const { currentTask, currentWorker, move } = worker

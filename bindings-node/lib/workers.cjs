@@ -26,6 +26,7 @@ const {
   inFlight,
 } = require('./completion.cjs')
 const { runOptions, closeGrace } = require('./options.cjs')
+const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
@@ -125,6 +126,8 @@ function submitPlain(pool, number, flags, value) {
   if (collectedPool !== pool) flush()
   let last
   try {
+    const list = movedIn(value)
+    if (list !== null) return submit(pool, number, flags, value, { transferList: list })
     last = writeValue(value, collectedBytes, flags)
     if (last === false) return submit(pool, number, flags, value, {})
   } catch (error) {
@@ -183,9 +186,10 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
     flush()
     let port = 0
     let bytes
-    const last = writeValue(value, 0, flags)
+    const list = run.transferList ?? movedIn(value)
+    const last = list === null ? writeValue(value, 0, flags) : false
     if (last === false) {
-      port = besideTask(value)
+      port = besideTask(value, list)
       flags |= FETCH
       bytes = new Uint8Array(Uint32Array.of(port).buffer)
     } else {
@@ -218,10 +222,10 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
 }
 
 /** Puts a value that only a message can carry into a port, and returns its number. */
-function besideTask(value) {
+function besideTask(value, list) {
   const { port1, port2 } = new MessageChannel()
   try {
-    port1.postMessage(value)
+    port1.postMessage(value, list ?? [])
   } catch (error) {
     port1.close()
     throw unserializable('argument', value, error)
@@ -586,9 +590,15 @@ class WorkerPool extends EventEmitter {
     let run = this.#defaults ?? {}
     try {
       if (options !== undefined && options !== null) {
-        const { name: given, ...others } = checkOptions(options)
+        const { name: given, transferList, ...others } = checkOptions(options)
         if (given !== undefined && given !== null) name = given
-        run = { ...run, ...runOptions(others, true, RUN_OPTIONS, 'name').run }
+        run = { ...run, ...runOptions(others, true, RUN_OPTIONS, 'name transferList').run }
+        if (transferList !== undefined && transferList !== null) {
+          if (!Array.isArray(transferList)) {
+            throw fail('Invalid', 'option has the wrong type', { option: 'transferList', want: 'array', got: typeName(transferList) })
+          }
+          run.transferList = transferList
+        }
       }
       const number = shared.number(name)
       if (!shared.wait && Object.keys(run).length === 0) return submitPlain(shared, number, flags, value)

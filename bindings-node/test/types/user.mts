@@ -114,7 +114,7 @@ new RingBuffer()
 RingBuffer.create({ kind: 'queue' })
 
 // Workers.
-import { WorkerPool, type WorkerPoolOptions } from 'offloop'
+import { move, WorkerPool, type WorkerPoolOptions } from 'offloop'
 import { currentTask, currentWorker } from 'offloop/worker'
 
 interface Module {
@@ -150,4 +150,6 @@ for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false
   void text
 }
 currentTask()?.progress({ percent: 5 })
+exactly<Uint8Array<ArrayBuffer>>()(move(new Uint8Array(8)))
+void typed.run(1, { transferList: [new ArrayBuffer(8)] })
 void [by_name, by_any, by_many]

@@ -1,6 +1,7 @@
 // What the tests of WorkerPool run.
 import { setTimeout as sleep } from 'node:timers/promises'
 import threads, { threadId, workerData } from 'node:worker_threads'
+import { move } from '../../lib/move.cjs'
 
 let ticks = 0
 setInterval(() => ticks++, 1).unref()
@@ -95,3 +96,19 @@ export const throwIfNull = (value) => {
   if (value === null) throw new Error('null')
   return value
 }
+
+export function usePort(port, text) {
+  port.postMessage(`${text} from ${threadId}`)
+  port.close()
+}
+export const giveBack = (bytes) => {
+  bytes[0] = 9
+  return { inside: [move(bytes)] }
+}
+export const wasMoved = (n) => {
+  const bytes = move(new Uint8Array(n))
+  last = bytes
+  return bytes
+}
+let last
+export const lastLength = () => last.length
