@@ -34,7 +34,7 @@ pub(crate) enum Handle {
     Pool(ThreadPool),
     Workers(Workers),
     /// The place of the worker that runs on this thread.
-    Seat(Rc<Arc<Seat>>),
+    Seat(Arc<Seat>),
     Buffer(RefCell<TransferBuffer>),
     /// An input that is copied in slices.
     Staged(RefCell<Vec<u8>>),

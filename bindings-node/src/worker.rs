@@ -17,7 +17,6 @@ use crate::state::Wake;
 use offloop::pool::{AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
 use offloop::{Error, ErrorKind, ThreadPool, Value};
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ const LEAVE: f64 = -2.0;
 /// What is submitted.
 struct Payload {
     export: u32,
-    /// The caller's part of the task lies with it, under this number, and is asked for by message.
+    /// What lib/workers.cjs says of the bytes to lib/run.cjs.
     flags: u32,
     bytes: Box<[u8]>,
 }
@@ -56,11 +55,17 @@ pub(crate) struct Seat {
 
 /// Exports by number, of one pool; the threads of its workers ask for them once each.
 #[derive(Default)]
-struct Names(Mutex<(Vec<Arc<str>>, HashMap<Arc<str>, u32>)>);
+struct Names(Mutex<Numbered>);
+
+#[derive(Default)]
+struct Numbered {
+    names: Vec<Arc<str>>,
+    numbers: HashMap<Arc<str>, u32>,
+}
 
 impl Names {
     fn number(&self, name: &str) -> u32 {
-        let (names, numbers) = &mut *lock(&self.0);
+        let Numbered { names, numbers } = &mut *lock(&self.0);
         if let Some(number) = numbers.get(name) {
             return *number;
         }
@@ -72,15 +77,21 @@ impl Names {
     }
 
     fn name(&self, number: u32) -> Option<Arc<str>> {
-        lock(&self.0).0.get(number as usize).cloned()
+        lock(&self.0).names.get(number as usize).cloned()
     }
 }
 
 /// Every seat of the process: the thread of a worker has its number only.
-static SEATS: Mutex<Option<(u32, HashMap<u32, Arc<Seat>>)>> = Mutex::new(None);
+static SEATS: Mutex<Option<Seats>> = Mutex::new(None);
+
+#[derive(Default)]
+struct Seats {
+    last: u32,
+    all: HashMap<u32, Arc<Seat>>,
+}
 
 fn seat(id: u32) -> Option<Arc<Seat>> {
-    lock(&SEATS).as_ref().and_then(|(_, seats)| seats.get(&id).cloned())
+    lock(&SEATS).as_ref().and_then(|seats| seats.all.get(&id).cloned())
 }
 
 /// The environment that made a pool, as the core sees it.
@@ -98,11 +109,12 @@ impl LoopHost for Home {
         }
         let id = {
             let mut all = lock(&SEATS);
-            let (last, seats) = all.get_or_insert_default();
-            *last = last.wrapping_add(1);
-            worker.set_tag(u64::from(*last));
-            seats.insert(*last, Arc::new(Seat { worker: Mutex::new(Some(worker)), names: self.names.clone(), wake: self.wake.clone() }));
-            *last
+            let seats = all.get_or_insert_default();
+            seats.last = seats.last.wrapping_add(1);
+            worker.set_tag(u64::from(seats.last));
+            let seat = Seat { worker: Mutex::new(Some(worker)), names: self.names.clone(), wake: self.wake.clone() };
+            seats.all.insert(seats.last, Arc::new(seat));
+            seats.last
         };
         self.tell(START, id);
         Ok(())
@@ -259,7 +271,7 @@ pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
 
 /// Takes a worker out of its seat, for good.
 fn vacate(id: u32) -> Option<LoopWorker> {
-    let seat = lock(&SEATS).as_mut().and_then(|(_, seats)| seats.remove(&id))?;
+    let seat = lock(&SEATS).as_mut().and_then(|seats| seats.all.remove(&id))?;
     lock(&seat.worker).take()
 }
 
@@ -291,9 +303,9 @@ pub(crate) fn not_started(call: &Call<'_>) -> JsResult<Raw> {
 /// The environment of `wake` ends, and with it the threads that it has started: nobody else will say so.
 pub(crate) fn abandon(wake: &Arc<Wake>) {
     let ids: Vec<u32> = {
-        let all = lock(&SEATS);
-        let seats = all.iter().flat_map(|(_, seats)| seats);
-        seats.filter(|(_, seat)| Arc::ptr_eq(&seat.wake, wake)).map(|(id, _)| *id).collect()
+        let seats = lock(&SEATS);
+        let of_wake = seats.iter().flat_map(|seats| &seats.all).filter(|(_, seat)| Arc::ptr_eq(&seat.wake, wake));
+        of_wake.map(|(id, _)| *id).collect()
     };
     // A worker that is dropped may wish for another one, which `Home::start` refuses by now.
     ids.into_iter().for_each(|id| drop(vacate(id)));
@@ -309,7 +321,7 @@ pub(crate) fn sit(call: &Call<'_>) -> JsResult<Raw> {
     let note = call.env.u32(call.arg(1))? as usize;
     let wake = call.state.wake.clone();
     lock(&seat.worker).as_mut().ok_or_else(gone)?.ready(Box::new(move || wake.notify(note)));
-    buffer::external(call.env, call.state, Handle::Seat(Rc::new(seat)))
+    buffer::external(call.env, call.state, Handle::Seat(seat))
 }
 
 fn seat_of<'a>(call: &'a Call<'_>) -> JsResult<&'a Seat> {
