@@ -9,7 +9,7 @@ const { syncBuiltinESMExports } = require('node:module')
 const { setImmediate, setTimeout, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
-const { newNote, onNote } = require('./completion.cjs')
+const { newNote, onNote, report } = require('./completion.cjs')
 const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
@@ -126,9 +126,13 @@ function shown(error) {
       return ''
     }
   }
-  const copy = new Error(text('message'))
-  copy.name = text('name')
-  copy.stack = text('stack')
+  const make = () => {
+    const copy = new Error(text('message'))
+    copy.name = text('name')
+    copy.stack = text('stack')
+    return copy
+  }
+  const copy = make()
   for (const key of Object.keys(error)) {
     try {
       copy[key] = structuredClone(error[key])
@@ -136,7 +140,12 @@ function shown(error) {
       // Left out.
     }
   }
-  return copy
+  try {
+    if (encode(copy, 0) !== false) return copy
+  } catch {
+    // What is left of it cannot be written either: a cycle of causes.
+  }
+  return make()
 }
 
 /** A result that only a message can carry. */
@@ -159,7 +168,11 @@ function finishLarge(index, failed, value, took) {
   }
   let last
   if (failed) {
-    last = encode(value, 1)
+    try {
+      last = encode(value, 1)
+    } catch {
+      last = false
+    }
     if (last === false) last = encode(shown(value), 1)
     written()[0] = FAILED
   } else {
@@ -304,9 +317,14 @@ function flushResults() {
 /** Called when the core has work, or cancelled some. */
 function wake() {
   if (gone) return
-  tasks.poll()
-  turnStart = now()
-  pump()
+  try {
+    tasks.poll()
+    turnStart = now()
+    pump()
+  } catch (error) {
+    // Not lost in native code, which called this: it ends the worker.
+    report(error)
+  }
 }
 
 function tellProgress(index, value) {
