@@ -374,7 +374,8 @@ class Thread {
     clearTimeout(this.timer)
     this.port.close()
     pool.threads.delete(this.id)
-    if (this.ready) {
+    // Its message may come later than its end, or not at all.
+    if (this.ready || native.workerWasReady(this.id)) {
       native.workerLost(this.id, code, error?.code === 'ERR_WORKER_OUT_OF_MEMORY', error === null ? '' : textOf(error))
     } else if (pool.closed !== null && error === null && this.notReady === null) {
       native.workerLost(this.id, code, false, '')

@@ -61,6 +61,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"workersCancel", worker::cancel),
     (c"workersForget", worker::forget),
     (c"workerLost", worker::lost),
+    (c"workerWasReady", worker::was_ready),
     (c"workerNotStarted", worker::not_started),
     (c"workerSit", worker::sit),
     (c"workerBoard", worker::board),

@@ -291,6 +291,13 @@ pub(crate) fn lost(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
+/// `workerWasReady(id)`: its thread got as far as its seat, whatever main has heard of it.
+pub(crate) fn was_ready(call: &Call<'_>) -> JsResult<Raw> {
+    let seat = seat(call.env.u32(call.arg(0))?);
+    let ready = seat.is_none_or(|seat| lock(&seat.worker).as_ref().is_none_or(LoopWorker::is_ready));
+    call.env.boolean(ready)
+}
+
 /// `workerNotStarted(id, why)`: its thread has ended, or was ended, before it was ready.
 pub(crate) fn not_started(call: &Call<'_>) -> JsResult<Raw> {
     if let Some(worker) = vacate(call.env.u32(call.arg(0))?) {

@@ -480,6 +480,12 @@ impl LoopWorker {
         }
     }
 
+    /// Its thread has said that it can run tasks.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.started
+    }
+
     /// Ends what the board says has ended. With `more` it then hands out up to [`AHEAD`] tasks; without any the worker sleeps. The host asks
     /// for more only when it has begun, or found revoked, all that it was given, and can begin at least one.
     pub fn take(&mut self, more: bool, give: &mut dyn FnMut(Given<'_>)) -> Taken {
