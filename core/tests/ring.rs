@@ -1367,8 +1367,11 @@ mod at_each_failpoint {
                     // Awake, it finds them when it is about to sleep; asleep, it is told.
                     until_peer_sleeps(&ring, &peer);
                     for _ in 0..1 + random.below(3) {
-                        p.push(&record(given), None).unwrap();
-                        given += 1;
+                        match p.push(&record(given), None) {
+                            Ok(()) => given += 1,
+                            // It died before it gave back what it had seen, and there is no room beside that.
+                            Err(e) => break assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}"),
+                        }
                     }
                     while seen < given
                         && let Some((n, again)) = peer.report()
