@@ -112,6 +112,18 @@ impl Cgroup {
         v2.chain(v1).find_map(|file| number(&file))
     }
 
+    /// Processes of this process's own group, and of those below it, that the kernel killed because memory ran out; `None` where it does not
+    /// count them (version 1 before Linux 4.13).
+    #[must_use]
+    pub fn oom_kills(&self) -> Option<u64> {
+        let v2 = self.unified.iter().map(|d| d.join("memory.events"));
+        let v1 = self.memory.iter().map(|d| d.join("memory.oom_control"));
+        v2.chain(v1).find_map(|file| {
+            let text = fs::read_to_string(file).ok()?;
+            text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok())
+        })
+    }
+
     /// Bytes that the group may take more before the kernel kills somebody; `None` without a limit.
     #[must_use]
     pub fn memory_available(&self) -> Option<u64> {
@@ -255,6 +267,18 @@ mod tests {
         assert_eq!(t.cgroup().cpu_quota(), Some(2.0));
         let t = Tree::new("outside", &[("proc", "0::/../../x\n"), ("fs/cpu.max", "100000 100000\n"), ("fs/x/cpu.max", "1 100000\n")]);
         assert_eq!(t.cgroup().cpu_quota(), Some(1.0));
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_by_the_own_group() {
+        let events = "low 0\nhigh 3\nmax 9\noom 2\noom_kill 4\noom_group_kill 1\n";
+        let t = Tree::new("oom-v2", &[("proc", "0::/a/b\n"), ("fs/a/memory.events", "oom_kill 7\n"), ("fs/a/b/memory.events", events)]);
+        assert_eq!(t.cgroup().oom_kills(), Some(4));
+        let control = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+        let t = Tree::new("oom-v1", &[("proc", "7:memory:/pod\n"), ("fs/memory/pod/memory.oom_control", control)]);
+        assert_eq!(t.cgroup().oom_kills(), Some(2));
+        let t = Tree::new("oom-none", &[("proc", "0::/\n"), ("fs/memory.events", "oom 1\n")]);
+        assert_eq!(t.cgroup().oom_kills(), None);
     }
 
     #[test]

@@ -48,6 +48,17 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     poll::is_ready(&entry[0])
 }
 
+/// The status of a process that was reaped, as `wait` gives it; `None` while it was not, and before Linux 6.15.
+#[must_use]
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    // SAFETY: plain data, all-zero is valid.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    info.mask = libc::PIDFD_INFO_EXIT.into();
+    // SAFETY: `info` is as long as the request's number says; on another fd or kernel the call fails.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) } == 0;
+    (done && info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0).then_some(info.exit_code)
+}
+
 /// The low half of this process's pid namespace's inode; 0 where `/proc` does not say.
 #[must_use]
 pub fn namespace() -> u32 {

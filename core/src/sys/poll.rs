@@ -119,6 +119,14 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, 0)
     }
 
+    /// Adds a member that is told of as `token` whenever it is readable.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM` or `ENOSPC`.
+    pub fn add_tagged(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, token)
+    }
+
     /// Adds a member that tells when it has room to be written.
     ///
     /// # Errors
@@ -169,10 +177,16 @@ impl Epoll {
 
     /// Sleeps until members are ready and appends their tokens, as many as `ready` has room for. A signal ends it early.
     pub fn wait(&self, ready: &mut Vec<u64>) {
+        self.wait_for(ready, None);
+    }
+
+    /// As [`wait`](Self::wait), at most for `timeout`, rounded up to whole milliseconds (`None`: without end).
+    pub fn wait_for(&self, ready: &mut Vec<u64>, timeout: Option<Duration>) {
+        let ms = timeout.map_or(-1, |t| t.as_nanos().div_ceil(1_000_000).try_into().unwrap_or(libc::c_int::MAX));
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
         let room = events.len().min((ready.capacity() - ready.len()).max(1));
         // SAFETY: `events` has `room` entries.
-        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), room as libc::c_int, -1) };
+        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), room as libc::c_int, ms) };
         ready.extend(events.iter().take(usize::try_from(n).unwrap_or(0)).map(|event| event.u64));
     }
 }

@@ -68,7 +68,8 @@ impl Spec<'_> {
     }
 }
 
-/// How a child ended. Both `None`: another part of the program reaped it, or `SIGCHLD` is ignored.
+/// How a child ended. Both `None`: another part of the program reaped it, or `SIGCHLD` is ignored, and the kernel (before 6.15) does not keep
+/// what its pidfd could tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// The exit code.
@@ -77,6 +78,18 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// It left a core dump.
     pub core_dumped: bool,
+}
+
+impl Exit {
+    /// From a status as `wait` gives it.
+    fn of_status(status: i32) -> Exit {
+        let exited = libc::WIFEXITED(status);
+        Exit {
+            code: exited.then(|| libc::WEXITSTATUS(status)),
+            signal: (!exited).then(|| libc::WTERMSIG(status)),
+            core_dumped: !exited && libc::WCOREDUMP(status),
+        }
+    }
 }
 
 /// A child process. Dropping it neither ends nor waits for the process.
@@ -529,7 +542,9 @@ impl Child {
             if errno() != libc::ECHILD {
                 return Err(Error::last_os("waitid").with("pid", self.pid));
             }
-            *exit = Some(Exit { code: None, signal: None, core_dumped: false });
+            // Not ours to reap: ended, and somebody else was told.
+            let told = self.pidfd().and_then(super::pidfd::exit_status).map(Exit::of_status);
+            *exit = Some(told.unwrap_or(Exit { code: None, signal: None, core_dumped: false }));
             return Ok(*exit);
         }
         // SAFETY: zeroed, and filled by `waitid` when a child has ended.
