@@ -3,4 +3,5 @@
 pub mod channel;
 pub mod metrics;
 pub mod ring;
+pub mod supervisor;
 pub mod value;

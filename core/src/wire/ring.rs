@@ -279,7 +279,7 @@ pub const SLOT_LAYOUT: u64 = layout_of(&[
     seat_word::HOLDS_AT,
 ]);
 
-const fn layout_of(facts: &[usize]) -> u64 {
+pub(super) const fn layout_of(facts: &[usize]) -> u64 {
     let mut hash = FNV_BEGIN;
     let mut i = 0;
     while i < facts.len() {
@@ -290,9 +290,9 @@ const fn layout_of(facts: &[usize]) -> u64 {
     hash
 }
 
-const FNV_BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
+pub(super) const FNV_BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
 
-const fn fnv(hash: u64, byte: u8) -> u64 {
+pub(super) const fn fnv(hash: u64, byte: u8) -> u64 {
     (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3)
 }
 
