@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi  ←  pool  ←  capi cli, bindings
+//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi supervisor  ←  pool  ←  capi cli, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod ops;
 pub mod pool;
 pub mod ring;
+pub mod supervisor;
 pub mod sync;
 pub mod sys;
 pub mod value;

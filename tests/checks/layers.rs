@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["ring"],
     &["codec", "ops"],
     &["channel"],
-    &["abi"],
+    &["abi", "supervisor"],
     &["pool"],
     &["capi", "cli"],
     &["bin"],

@@ -1,0 +1,292 @@
+//! What a supervisor tells: events of each transition with their cause, and counts of them.
+
+use crate::error::Error;
+use crate::sys::process::Exit;
+use std::fmt;
+use std::time::Duration;
+
+/// One process in one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId {
+    /// The place, from 0 on; a restart keeps it.
+    pub slot: u32,
+    /// Goes up with each process of the slot, from 1 on.
+    pub generation: u64,
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.slot, self.generation)
+    }
+}
+
+/// Where a slot, or one of its processes, stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// No process, and none wanted.
+    Empty,
+    /// Started; has said nothing yet.
+    Spawned,
+    /// Attached to its supervisor; loads its program.
+    Starting,
+    /// Takes work.
+    Ready,
+    /// Its loop has shown nothing for `hang_timeout`.
+    Suspect,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+    /// `SIGABRT` was sent.
+    Aborting,
+    /// `SIGTERM` or `SIGKILL` was sent.
+    Killing,
+    /// Ended; what that means is being settled.
+    Dead,
+    /// Waits for its next start.
+    BackOff,
+    /// Not started while the supervisor is degraded.
+    Quarantined,
+}
+
+/// Why a worker ended, or is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It ended by itself after it had been ready.
+    Crash,
+    /// It ended by itself before it was ready.
+    Boot,
+    /// It was not ready within `boot_timeout`.
+    BootTimeout,
+    /// Its loop stood still while its native thread went on.
+    Blocked,
+    /// Loop and native thread stood still: stopped, or starved.
+    Frozen,
+    /// It wrote what no worker may write into its page.
+    Corrupt,
+    /// It ended over a task, as the owner says.
+    Charged,
+    /// The owner killed it.
+    Killed,
+    /// Fewer workers are wanted.
+    Scale,
+    /// It was replaced.
+    Retire,
+    /// The supervisor stops.
+    Stop,
+}
+
+impl Cause {
+    /// Ended by request: nothing went wrong.
+    #[must_use]
+    pub const fn is_asked(self) -> bool {
+        matches!(self, Cause::Scale | Cause::Retire | Cause::Stop)
+    }
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Code or signal; neither where the system cannot tell.
+    pub exit: Exit,
+    /// The kernel killed it because the control group's memory ran out.
+    pub oom: bool,
+}
+
+/// A transition. Events of one supervisor come in order.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A process was started.
+    Spawned {
+        /// Which.
+        worker: WorkerId,
+        /// Its process id.
+        pid: i32,
+    },
+    /// No process could be started.
+    SpawnFailed {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        error: Error,
+    },
+    /// It has attached.
+    Starting {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// It takes work from now on.
+    Ready {
+        /// Which.
+        worker: WorkerId,
+        /// Time since its start.
+        after: Duration,
+    },
+    /// It hangs.
+    Suspect {
+        /// Which.
+        worker: WorkerId,
+        /// [`Cause::Blocked`] or [`Cause::Frozen`].
+        cause: Cause,
+    },
+    /// A suspect goes on.
+    Resumed {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// It takes no work from now on.
+    Draining {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        cause: Cause,
+    },
+    /// A signal that is to end it was sent.
+    Signalled {
+        /// Which.
+        worker: WorkerId,
+        /// The signal.
+        signal: i32,
+        /// Why.
+        cause: Cause,
+    },
+    /// It has ended. An owner that finds a task to blame calls `report_charged` from here.
+    Exited {
+        /// Which.
+        worker: WorkerId,
+        /// Why, as far as is known before the owner was heard.
+        cause: Cause,
+        /// How.
+        ended: Ended,
+        /// It was to finish its work and had to be signalled.
+        forced: bool,
+        /// Its own last words.
+        text: Option<String>,
+        /// Time since it was ready, if it was.
+        uptime: Option<Duration>,
+    },
+    /// The slot rests before its next start.
+    BackOff {
+        /// Which.
+        slot: u32,
+        /// For so long.
+        delay: Duration,
+    },
+    /// The slot is not started again while the supervisor is degraded.
+    Quarantined {
+        /// Which.
+        slot: u32,
+    },
+    /// The replacement of a worker that was to retire did not start; the old one goes on.
+    RetireFailed {
+        /// Which.
+        slot: u32,
+    },
+    /// Each wanted worker failed to start, and none ever was ready. Starting goes on.
+    StartFailed {
+        /// The last worker's own error.
+        error: Error,
+    },
+    /// Too many unstable exits: only one worker is tried from time to time.
+    Degraded {
+        /// How many.
+        failures: usize,
+        /// Within so long.
+        window: Duration,
+    },
+    /// A worker was stable: all are started again.
+    Recovered,
+    /// The supervisor itself was held up; nobody is judged by what was missed.
+    Skipped {
+        /// For so long.
+        late: Duration,
+    },
+    /// The last event: no process is left.
+    Stopped,
+}
+
+/// Ends by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the causes have the text")]
+pub struct Exits {
+    pub crash: u64,
+    pub boot: u64,
+    pub boot_timeout: u64,
+    pub blocked: u64,
+    pub frozen: u64,
+    pub corrupt: u64,
+    pub charged: u64,
+    pub killed: u64,
+    pub scale: u64,
+    pub retire: u64,
+    pub stop: u64,
+}
+
+impl Exits {
+    pub(super) fn of(&mut self, cause: Cause) -> &mut u64 {
+        match cause {
+            Cause::Crash => &mut self.crash,
+            Cause::Boot => &mut self.boot,
+            Cause::BootTimeout => &mut self.boot_timeout,
+            Cause::Blocked => &mut self.blocked,
+            Cause::Frozen => &mut self.frozen,
+            Cause::Corrupt => &mut self.corrupt,
+            Cause::Charged => &mut self.charged,
+            Cause::Killed => &mut self.killed,
+            Cause::Scale => &mut self.scale,
+            Cause::Retire => &mut self.retire,
+            Cause::Stop => &mut self.stop,
+        }
+    }
+
+    /// All ends.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let unasked = self.crash + self.boot + self.boot_timeout + self.blocked + self.frozen + self.corrupt + self.charged + self.killed;
+        unasked + self.scale + self.retire + self.stop
+    }
+}
+
+/// Counts since the supervisor was made, and where it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Workers wanted.
+    pub wanted: usize,
+    /// Processes that have not ended.
+    pub live: usize,
+    /// Processes that take work.
+    pub ready: usize,
+    /// It is degraded.
+    pub degraded: bool,
+    /// Processes started.
+    pub spawned: u64,
+    /// Starts that failed.
+    pub spawn_failed: u64,
+    /// Workers that became ready.
+    pub became_ready: u64,
+    /// Ends by cause; the owner's word is in.
+    pub exits: Exits,
+    /// Ends for want of memory.
+    pub oom: u64,
+    /// Workers that did not finish in time when they were asked to end.
+    pub forced: u64,
+    /// Suspicions.
+    pub suspected: u64,
+    /// Suspects that went on.
+    pub resumed: u64,
+    /// Replacements that took over.
+    pub retired: u64,
+    /// Replacements that failed.
+    pub retire_failed: u64,
+    /// Times it became degraded.
+    pub degradations: u64,
+    /// Times it recovered.
+    pub recoveries: u64,
+    /// Messages about processes that were gone.
+    pub late: u64,
+    /// Rounds without judgement because the supervisor was held up.
+    pub skipped: u64,
+}

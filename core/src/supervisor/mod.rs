@@ -1,0 +1,337 @@
+//! Keeps worker processes alive: starts them, watches them, replaces them with back-off, and ends them. It knows neither tasks nor sockets.
+//!
+//! ```text
+//!  owner ── scale, retire, report_charged, kill, stop ──►┐                    ┌── events, on_event
+//!                                                        ▼                    ▲
+//!  worker ── page (memfd), lifeline (socket), pidfd ──► driver ── Input ──► plan ── Action ──┐
+//!     ▲                                                  ▲  one thread        (pure)         │
+//!     └──────────── spawn, signal, drain ────────────────┴───────────────────────────────────┘
+//! ```
+//!
+//! * `plan`: the state machine of all slots, pure; `restart`: back-off and intensity, pure. Both run in a simulation with a model world.
+//! * `driver`: one native thread per process for all its supervisors, started with the first and ended with the last.
+//! * `page`, and `wire::supervisor`: what supervisor and worker show each other.
+//! * `worker`: the worker's side, which any program may use: [`worker::attach`].
+//! * `options`, `event`: the options' table, events and counts.
+//!
+//! User documentation with the table of options: `docs/supervision.md`.
+
+mod driver;
+mod event;
+mod options;
+mod page;
+mod plan;
+mod restart;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+
+pub use event::{Cause, Ended, Event, Exits, State, Stats, WorkerId};
+pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
+pub use worker::Worker;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
+use crate::sys::fork;
+use crate::sys::process::Spec;
+use driver::{Hub, Order, Shared};
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::{Arc, Condvar};
+use std::time::{Duration, Instant};
+
+/// How one worker is started.
+#[derive(Debug)]
+pub struct Launch {
+    /// The program. Two numbers that neither `fds` takes, and the variable `OFFLOOP_SUPERVISOR`, are added to it; without a `death_signal` it
+    /// gets `SIGKILL` for the case that this process dies before the worker has attached.
+    pub spec: Spec<'static>,
+    /// `(fd, number)`: fds of this worker's own, closed here once it has them.
+    pub fds: Vec<(OwnedFd, RawFd)>,
+}
+
+impl From<Spec<'static>> for Launch {
+    fn from(spec: Spec<'static>) -> Launch {
+        Launch { spec, fds: Vec::new() }
+    }
+}
+
+type Listener = Box<dyn FnMut(&Event) + Send>;
+type Launcher = Box<dyn FnMut(WorkerId) -> Result<Launch> + Send>;
+
+/// Makes a [`Supervisor`].
+#[must_use]
+pub struct Builder {
+    options: Options,
+    listener: Option<Listener>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// All options at once.
+    pub fn options(mut self, options: Options) -> Builder {
+        self.options = options;
+        self
+    }
+
+    /// Workers from the start on. Default 1.
+    pub fn workers(mut self, workers: usize) -> Builder {
+        self.options.workers = workers;
+        self
+    }
+
+    /// Most workers that start at once. Default: usable cores.
+    pub fn max_starting(mut self, n: usize) -> Builder {
+        self.options.max_starting = Some(n);
+        self
+    }
+
+    /// Unstable exits within `window` after which it is degraded. Default 5, or twice the workers.
+    pub fn max_failures(mut self, n: usize) -> Builder {
+        self.options.max_failures = Some(n);
+        self
+    }
+
+    /// Sent to a suspect, whose runtime writes its stacks. Default: none.
+    pub fn dump_signal(mut self, signal: i32) -> Builder {
+        self.options.dump_signal = Some(signal);
+        self
+    }
+
+    /// Which workers leave first. Default: the youngest.
+    pub fn scale_down(mut self, order: ScaleDown) -> Builder {
+        self.options.scale_down = order;
+        self
+    }
+
+    /// Called with each event, in order, on the supervisors' thread and under no lock. It may call any method of the supervisor but those
+    /// that wait. All supervisors of this process wait for it, so it is short; a panic in it is swallowed.
+    pub fn on_event(mut self, listener: impl FnMut(&Event) + Send + 'static) -> Builder {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
+    /// Starts the supervisor, which starts its workers. `launch` is called on the supervisors' thread for each start and says what to run.
+    ///
+    /// # Errors
+    /// `Invalid` for an option, `Os` when an fd or the thread cannot be made.
+    pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Launch> + Send + 'static) -> Result<Supervisor> {
+        self.options.check()?;
+        let shared = Arc::new(Shared::new());
+        let hub = driver::add(&self.options, Box::new(launch), self.listener, &shared)?;
+        Ok(Supervisor(Arc::new(Handle { shared, hub, epoch: fork::epoch() })))
+    }
+}
+
+/// Keeps workers alive. Copies of the handle are the same supervisor; when the last is dropped, its workers are killed.
+#[derive(Clone)]
+pub struct Supervisor(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    hub: Arc<Hub>,
+    epoch: u64,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("forked", &!fork::is_current(self.0.epoch)).finish_non_exhaustive()
+    }
+}
+
+/// How long a drop waits for killed processes to be gone. Only one in an uninterruptible call takes longer.
+const DROP_WAIT: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Begins one with default options.
+    pub fn builder() -> Builder {
+        Builder { options: Options::default(), listener: None }
+    }
+
+    /// So many workers from now on. More are started at once, as many as `max_starting` allows; who is one too many finishes its work.
+    ///
+    /// # Errors
+    /// `Invalid` above [`MAX_WORKERS`], `Closed` after `stop`, `Forked`.
+    pub fn scale(&self, workers: usize) -> Result<()> {
+        options::check_workers(workers)?;
+        self.check_fork()?;
+        lock(&self.0.shared.board).scaling += 1;
+        let ordered = self.order(Order::Scale(workers));
+        if ordered.is_err() {
+            lock(&self.0.shared.board).scaling -= 1;
+        }
+        ordered
+    }
+
+    /// Replaces the ready worker of `slot`: the new one first, then the old one finishes its work. One slot at a time; a slot without a ready
+    /// worker is left alone.
+    ///
+    /// # Errors
+    /// `Closed` after `stop`, `Forked`.
+    pub fn retire(&self, slot: u32) -> Result<()> {
+        self.order(Order::Retire(slot))
+    }
+
+    /// Says that the end of this worker, now, soon or past, is to be put down to a task that it ran: it is replaced without delay and counts
+    /// neither for back-off nor for degradation. A worker that never was ready ran no task: then it is ignored.
+    ///
+    /// # Errors
+    /// `Closed` after `stop`, `Forked`.
+    pub fn report_charged(&self, worker: WorkerId) -> Result<()> {
+        self.order(Order::Charged(worker))
+    }
+
+    /// Ends this worker with `SIGKILL`. It is replaced without delay and counts for nothing.
+    ///
+    /// # Errors
+    /// `Closed` after `stop`, `Forked`.
+    pub fn kill(&self, worker: WorkerId) -> Result<()> {
+        self.order(Order::Kill(worker))
+    }
+
+    /// Ends all workers: each has `grace` to finish its work, then `SIGTERM`, and `SIGKILL` after `kill_grace`. A second call can make the
+    /// time shorter. Does not wait; the last event is `Stopped`.
+    ///
+    /// # Errors
+    /// `Invalid` for more than [`MAX_DURATION`], `Forked`.
+    pub fn stop(&self, grace: Duration) -> Result<()> {
+        options::check_duration("grace", grace, Duration::ZERO)?;
+        self.end(Order::Stop(plan::nanos(grace)))
+    }
+
+    /// Ends all workers with `SIGKILL`. Does not wait.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn stop_now(&self) -> Result<()> {
+        self.end(Order::StopNow)
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if fork::is_current(self.0.epoch) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Forked, "supervisor belongs to this process's parent"))
+    }
+
+    fn order(&self, order: Order) -> Result<()> {
+        self.check_fork()?;
+        if lock(&self.0.shared.board).closing {
+            return Err(Error::new(ErrorKind::Closed, "supervisor was stopped"));
+        }
+        self.0.hub.order(&self.0.shared, order);
+        Ok(())
+    }
+
+    fn end(&self, order: Order) -> Result<()> {
+        self.check_fork()?;
+        lock(&self.0.shared.board).closing = true;
+        self.0.shared.changed.notify_all();
+        self.0.hub.order(&self.0.shared, order);
+        Ok(())
+    }
+
+    /// Counts, as of the last event.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn stats(&self) -> Result<Stats> {
+        self.check_fork()?;
+        Ok(lock(&self.0.shared.board).stats)
+    }
+
+    /// Each slot with its last generation and where it stands, as of the last event.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn slots(&self) -> Result<Vec<(WorkerId, State)>> {
+        self.check_fork()?;
+        Ok(lock(&self.0.shared.board).slots.clone())
+    }
+
+    /// Waits until as many workers are ready as are wanted, at most `timeout` (`None`: without end).
+    ///
+    /// # Errors
+    /// `StartFailed` with the worker's own error when each failed at its first start and none ever was ready, `Degraded`, `Timeout`,
+    /// `Closed` after `stop`, `Forked`.
+    pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<()> {
+        self.wait(timeout, |board| {
+            let stats = &board.stats;
+            if board.closing || board.stopped {
+                Some(Err(Error::new(ErrorKind::Closed, "supervisor was stopped")))
+            } else if let Some(error) = &board.start_error {
+                Some(Err(error.clone()))
+            } else if stats.degraded {
+                Some(Err(Error::new(ErrorKind::Degraded, "too many workers fail").with("ready", stats.ready).with("wanted", stats.wanted)))
+            } else {
+                (board.scaling == 0 && stats.ready >= stats.wanted).then_some(Ok(()))
+            }
+        })?
+    }
+
+    /// Waits until no process is left after `stop`, at most `timeout` (`None`: without end).
+    ///
+    /// # Errors
+    /// `Timeout`, `Forked`.
+    pub fn wait_stopped(&self, timeout: Option<Duration>) -> Result<()> {
+        self.wait(timeout, |board| board.stopped.then_some(()))
+    }
+
+    fn wait<T>(&self, timeout: Option<Duration>, done: impl Fn(&driver::Board) -> Option<T>) -> Result<T> {
+        self.check_fork()?;
+        if self.0.hub.is_here() {
+            return Err(Error::invalid("a supervisor's event cannot wait for the supervisor"));
+        }
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut board = lock(&self.0.shared.board);
+        loop {
+            if let Some(found) = done(&board) {
+                return Ok(found);
+            }
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            board = match left {
+                Some(left) if left.is_zero() => {
+                    let s = &board.stats;
+                    return Err(Error::new(ErrorKind::Timeout, "workers are not where they were waited for")
+                        .with("ready", s.ready)
+                        .with("live", s.live)
+                        .with("wanted", s.wanted));
+                }
+                Some(left) => relock(self.0.shared.changed.wait_timeout(board, left).map(|(board, _)| board).map_err(|e| e.into_inner().0)),
+                None => relock(self.0.shared.changed.wait(board).map_err(std::sync::PoisonError::into_inner)),
+            };
+        }
+    }
+}
+
+/// A lock is never left poisoned: see `sync::lock`.
+fn relock<T>(result: std::result::Result<T, T>) -> T {
+    result.unwrap_or_else(|board| board)
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A forked child's workers are its parent's.
+        if !fork::is_current(self.epoch) {
+            return;
+        }
+        self.hub.order(&self.shared, Order::StopNow);
+        if self.hub.is_here() {
+            return;
+        }
+        let until = Instant::now() + DROP_WAIT;
+        let mut board = lock(&self.shared.board);
+        while !board.stopped {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            board = relock(self.shared.changed.wait_timeout(board, left).map(|(board, _)| board).map_err(|e| e.into_inner().0));
+        }
+    }
+}

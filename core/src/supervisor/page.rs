@@ -1,0 +1,198 @@
+//! A worker's page as each side sees it. The other side may write anything at any time: each word is loaded once, and judged.
+
+use super::event::WorkerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::mem;
+use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, MAJOR, MAX_TEXT, MINOR, PAGE_LEN, state, word};
+use memmap2::MmapRaw;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// The mapping.
+#[derive(Debug)]
+pub(super) struct Page(MmapRaw);
+
+/// What a worker shows at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) state: u32,
+    pub(super) loop_beat: u64,
+    pub(super) native_beat: u64,
+}
+
+impl Page {
+    /// A new page, and the fd that the worker inherits.
+    pub(super) fn create(header: &Header) -> Result<(OwnedFd, Page)> {
+        let (fd, map) = mem::create_sealed(c"offloop-worker", PAGE_LEN)?;
+        // SAFETY: the mapping is longer than the fixed part, and nobody else has it yet.
+        unsafe { map.as_mut_ptr().copy_from_nonoverlapping(header.encode().as_ptr(), FIXED_LEN) };
+        Ok((fd, Page(map)))
+    }
+
+    /// The page that this process inherited.
+    pub(super) fn attach(fd: BorrowedFd<'_>) -> Result<(Page, Header)> {
+        let (_, map, len) = mem::attach_sealed(fd)?;
+        if len != PAGE_LEN {
+            return Err(Error::new(ErrorKind::Corrupt, "memfd is not a worker's page").with("len", len).with("want", PAGE_LEN));
+        }
+        let mut fixed = [0; FIXED_LEN];
+        // SAFETY: the mapping is longer than the fixed part; what changes meanwhile is caught by the check sum.
+        unsafe { fixed.as_mut_ptr().copy_from_nonoverlapping(map.as_ptr(), FIXED_LEN) };
+        Ok((Page(map), Header::decode(&fixed, len)?))
+    }
+
+    fn word32(&self, at: usize) -> &AtomicU32 {
+        debug_assert!(at + 4 <= PAGE_LEN && at.is_multiple_of(4));
+        // SAFETY: inside of the mapping, aligned, and accessed as an atomic by both sides.
+        unsafe { &*self.0.as_mut_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    fn word64(&self, at: usize) -> &AtomicU64 {
+        debug_assert!(at + 8 <= PAGE_LEN && at.is_multiple_of(8));
+        // SAFETY: inside of the mapping, aligned, and accessed as an atomic by both sides.
+        unsafe { &*self.0.as_mut_ptr().add(at).cast::<AtomicU64>() }
+    }
+
+    // ---- the supervisor's side ----
+
+    /// What the worker shows. `None` when no worker may show that: `before` is what it showed last.
+    pub(super) fn look(&self, before: u32, id: WorkerId) -> Option<Look> {
+        // Pairs with the Release of `show`: proto and echo were stored before.
+        let shown = self.word32(word::STATE).load(Ordering::Acquire);
+        if shown < before || shown > state::DRAINED {
+            return None;
+        }
+        if shown != state::NONE {
+            let proto = self.word32(word::PROTO).load(Ordering::Relaxed);
+            if proto & 0xFFFF != u32::from(MAJOR) || self.word64(word::ECHO).load(Ordering::Relaxed) != id.generation {
+                return None;
+            }
+        }
+        // Only whether they change counts: Relaxed.
+        let loop_beat = self.word64(word::LOOP_BEAT).load(Ordering::Relaxed);
+        let native_beat = self.word64(word::NATIVE_BEAT).load(Ordering::Relaxed);
+        Some(Look { state: shown, loop_beat, native_beat })
+    }
+
+    /// Sets the flag that asks the worker to finish.
+    pub(super) fn ask_to_drain(&self) {
+        // Release: pairs with the Acquire of `is_asked_to_drain`.
+        self.word32(word::FLAGS).fetch_or(DRAIN, Ordering::Release);
+    }
+
+    /// What the worker said of its failure. Whole characters; what is no UTF-8 is replaced.
+    pub(super) fn text(&self) -> Option<String> {
+        // Pairs with the Release of `say`.
+        let len = self.word32(word::TEXT_LEN).load(Ordering::Acquire) as usize;
+        if len == 0 || len > MAX_TEXT {
+            return None;
+        }
+        let words = (0..len.div_ceil(4)).flat_map(|i| self.word32(word::TEXT + 4 * i).load(Ordering::Relaxed).to_le_bytes());
+        let bytes: Vec<u8> = words.take(len).collect();
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    // ---- the worker's side ----
+
+    /// Says that the worker is attached.
+    pub(super) fn hello(&self, generation: u64) {
+        self.word64(word::ECHO).store(generation, Ordering::Relaxed);
+        self.word32(word::PROTO).store(u32::from(MAJOR) | u32::from(MINOR) << 16, Ordering::Relaxed);
+        self.show(state::HELLO);
+    }
+
+    /// Shows `at_least` that state; true if it is news.
+    pub(super) fn show(&self, at_least: u32) -> bool {
+        // Release: pairs with the Acquire of `look`.
+        self.word32(word::STATE).fetch_max(at_least, Ordering::Release) < at_least
+    }
+
+    pub(super) fn beat_loop(&self) -> u64 {
+        self.word64(word::LOOP_BEAT).fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn has_beaten(&self) -> bool {
+        self.word64(word::LOOP_BEAT).load(Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn beat_native(&self) {
+        self.word64(word::NATIVE_BEAT).fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_asked_to_drain(&self) -> bool {
+        // Pairs with the Release of `ask_to_drain`.
+        self.word32(word::FLAGS).load(Ordering::Acquire) & DRAIN != 0
+    }
+
+    /// Leaves a text for the supervisor, cut at a character's end where it is too long.
+    pub(super) fn say(&self, text: &str) {
+        let cut = text.floor_char_boundary(MAX_TEXT);
+        for (i, part) in text.as_bytes()[..cut].chunks(4).enumerate() {
+            let mut bytes = [0; 4];
+            bytes[..part.len()].copy_from_slice(part);
+            self.word32(word::TEXT + 4 * i).store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        // Release: pairs with the Acquire of `text`.
+        self.word32(word::TEXT_LEN).store(cut as u32, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    const ID: WorkerId = WorkerId { slot: 1, generation: 9 };
+
+    fn pair() -> (Page, Page) {
+        let header = Header { minor: 0, slot: 1, generation: 9, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
+        let (fd, own) = Page::create(&header).expect("page");
+        let (theirs, seen) = Page::attach(fd.as_fd()).expect("attach");
+        assert_eq!(seen, header);
+        (own, theirs)
+    }
+
+    #[test]
+    fn a_worker_shows_how_far_it_is_and_that_it_lives() {
+        let (own, theirs) = pair();
+        assert_eq!(own.look(0, ID), Some(Look { state: state::NONE, loop_beat: 0, native_beat: 0 }));
+        theirs.hello(9);
+        theirs.beat_loop();
+        theirs.beat_native();
+        assert!(theirs.show(state::READY) && !theirs.show(state::READY) && !theirs.show(state::HELLO));
+        assert_eq!(own.look(state::HELLO, ID), Some(Look { state: state::READY, loop_beat: 1, native_beat: 1 }));
+        assert!(!theirs.is_asked_to_drain());
+        own.ask_to_drain();
+        assert!(theirs.is_asked_to_drain());
+    }
+
+    #[test]
+    fn what_no_worker_may_show_is_seen() {
+        let (own, theirs) = pair();
+        theirs.hello(9);
+        assert!(own.look(state::READY, ID).is_none(), "it went back");
+        assert!(own.look(0, WorkerId { generation: 10, ..ID }).is_none(), "another generation");
+        theirs.word32(word::PROTO).store(2, Ordering::Relaxed);
+        assert!(own.look(0, ID).is_none(), "another protocol");
+        let (own, theirs) = pair();
+        theirs.hello(9);
+        theirs.word32(word::STATE).store(4, Ordering::Relaxed);
+        assert!(own.look(0, ID).is_none(), "no such state");
+    }
+
+    #[test]
+    fn a_text_is_cut_where_it_is_too_long_and_mended_where_it_is_no_text() {
+        let (own, theirs) = pair();
+        assert_eq!(own.text(), None);
+        theirs.say("module not found: ./wörker.js");
+        assert_eq!(own.text().as_deref(), Some("module not found: ./wörker.js"));
+        theirs.say(&"ü".repeat(MAX_TEXT));
+        assert_eq!(own.text().map(|t| t.chars().filter(|c| *c == 'ü').count()), Some(MAX_TEXT / 2));
+        theirs.word32(word::TEXT).store(u32::MAX, Ordering::Relaxed);
+        assert!(own.text().is_some_and(|t| t.starts_with('\u{FFFD}')));
+        for lie in [MAX_TEXT as u32 + 1, u32::MAX] {
+            theirs.word32(word::TEXT_LEN).store(lie, Ordering::Relaxed);
+            assert_eq!(own.text(), None);
+        }
+    }
+}

@@ -1,0 +1,876 @@
+//! The state machine of all slots: what happened and when in, what to do out. Pure: no clock, fd, thread or lock.
+//!
+//! ```text
+//!          Spawn              hello               ready
+//!  EMPTY ───────► SPAWNED ───────────► STARTING ────────► READY ◄─── beat ───┐
+//!    ▲               │  boot_timeout      │                │  no loop beat   │
+//!    │               └─────────┬──────────┘                ├─ hang_timeout ► SUSPECT   dump
+//!    │                         ▼                  scale,   │                 │ abort_grace
+//!  BACK_OFF ◄── DEAD ◄──── KILLING ◄── deadline ─ DRAINING ◄ retire, stop    ▼
+//!    │           ▲             ▲                                          ABORTING
+//!    ▼ too many  └─ exit, in any state             └───── kill_grace ────────┘
+//!  QUARANTINED ── probe_interval, one slot at a time ──► SPAWNED
+//! ```
+//!
+//! A slot has one process, and a second one while it is being replaced: the successor starts first, then the predecessor drains. One
+//! slot at a time is replaced.
+//!
+//! * Each message names slot and generation; one about a process that is gone is counted and dropped.
+//! * DEAD lasts until the next [`Input::Tick`]: the owner hears of the exit first and may say that it was charged to a task. Such an
+//!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
+//! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] with `Spawned` or `SpawnFailed`
+//!   there and then. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
+//! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
+
+use super::event::{Cause, Ended, Event, State, Stats, WorkerId};
+use super::options::{Options, ScaleDown};
+use super::restart::{BackOff, Delays, Intensity, Random};
+use crate::error::{Error, ErrorKind};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// What the caller tells.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// So many workers are wanted.
+    Scale(usize),
+    /// Replace the slot's worker.
+    Retire(u32),
+    /// The exit of this worker was, or will be, over a task.
+    Charged(WorkerId),
+    /// End this worker now.
+    Kill(WorkerId),
+    /// End all; each has so many nanoseconds to finish.
+    Stop(u64),
+    /// End all now.
+    StopNow,
+    Spawned(WorkerId, i32),
+    SpawnFailed(WorkerId, Error),
+    Hello(WorkerId),
+    Ready(WorkerId),
+    /// The counters of loop and native thread.
+    Beats(WorkerId, u64, u64),
+    /// It has nothing left to do.
+    Drained(WorkerId),
+    /// It wrote what no worker may.
+    Corrupt(WorkerId),
+    Exited(WorkerId, Ended, Option<String>),
+    /// Nothing but time.
+    Tick,
+}
+
+/// What the caller does, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Action {
+    Spawn(WorkerId),
+    Signal(WorkerId, i32),
+    /// Ask it to finish.
+    Drain(WorkerId),
+    /// Make it write its stacks, by this signal.
+    Dump(WorkerId, i32),
+    Report(Event),
+}
+
+/// Options in nanoseconds.
+struct Rules {
+    boot: u64,
+    beat: u64,
+    hang: u64,
+    abort_grace: u64,
+    drain: u64,
+    kill_grace: u64,
+    min_uptime: u64,
+    delays: Delays,
+    window: u64,
+    probe: u64,
+    max_starting: usize,
+    max_failures: Option<usize>,
+    dump_signal: Option<i32>,
+    scale_down: ScaleDown,
+}
+
+/// What is no delay of a supervisor whose workers are not watched for hanging.
+const HELD_UP: u64 = 5_000_000_000;
+
+pub(super) fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+struct Proc {
+    id: WorkerId,
+    state: State,
+    spawned_at: u64,
+    ready_at: Option<u64>,
+    /// When its state is over.
+    deadline: Option<u64>,
+    loop_beat: u64,
+    loop_at: u64,
+    native_beat: u64,
+    native_at: u64,
+    /// Why we end it.
+    cause: Option<Cause>,
+    forced: bool,
+    charged: bool,
+    /// `SIGKILL` was sent: there is nothing more to do.
+    killed: bool,
+}
+
+impl Proc {
+    fn is_starting(&self) -> bool {
+        matches!(self.state, State::Spawned | State::Starting)
+    }
+
+    fn is_watched(&self) -> bool {
+        matches!(self.state, State::Ready | State::Suspect)
+    }
+
+    fn signal(&mut self, signal: i32, state: State, now: u64, rules: &Rules, out: &mut Vec<Action>) {
+        self.state = state;
+        self.killed = signal == libc::SIGKILL;
+        self.deadline = (!self.killed).then(|| now.saturating_add(rules.kill_grace));
+        let cause = self.cause.unwrap_or(Cause::Crash);
+        out.push(Action::Signal(self.id, signal));
+        out.push(Action::Report(Event::Signalled { worker: self.id, signal, cause }));
+    }
+
+    fn terminate(&mut self, now: u64, rules: &Rules, out: &mut Vec<Action>) {
+        let signal = if rules.kill_grace == 0 { libc::SIGKILL } else { libc::SIGTERM };
+        self.signal(signal, State::Killing, now, rules, out);
+    }
+
+    fn kill(&mut self, cause: Cause, now: u64, rules: &Rules, out: &mut Vec<Action>) {
+        if !self.killed {
+            self.cause = Some(cause);
+            self.signal(libc::SIGKILL, State::Killing, now, rules, out);
+        }
+    }
+
+    /// Ends it for a reason of ours: who has work finishes it within `grace`.
+    fn end(&mut self, cause: Cause, grace: u64, now: u64, rules: &Rules, out: &mut Vec<Action>) {
+        let until = now.saturating_add(grace);
+        match self.state {
+            State::Aborting | State::Killing => {}
+            State::Draining if grace > 0 => self.deadline = Some(self.deadline.map_or(until, |d| d.min(until))),
+            State::Ready | State::Suspect if grace > 0 => {
+                self.state = State::Draining;
+                self.cause = Some(cause);
+                self.deadline = Some(until);
+                out.push(Action::Drain(self.id));
+                out.push(Action::Report(Event::Draining { worker: self.id, cause }));
+            }
+            _ => {
+                self.cause.get_or_insert(cause);
+                self.terminate(now, rules, out);
+            }
+        }
+    }
+}
+
+/// How a failure may be taken back, until the slot's next process has ended.
+struct Undo {
+    generation: u64,
+    cause: Cause,
+    back_off: BackOff,
+    /// Its time, if it was unstable.
+    unstable_at: Option<u64>,
+}
+
+#[derive(Default)]
+struct Slot {
+    wanted: bool,
+    /// Of the last process.
+    generation: u64,
+    /// Who has the slot.
+    main: Option<Proc>,
+    /// Its successor, or a predecessor that drains.
+    other: Option<Proc>,
+    /// No start before this time.
+    until: u64,
+    quarantined: bool,
+    /// The last end was nobody's fault: it is started whatever befalls the others.
+    owed: bool,
+    /// No worker was ready since the first start, and this one's failed.
+    failed_first: bool,
+    back_off: BackOff,
+    undo: Option<Undo>,
+}
+
+impl Slot {
+    fn procs(&self) -> impl Iterator<Item = &Proc> {
+        self.main.iter().chain(&self.other)
+    }
+
+    fn procs_mut(&mut self) -> impl Iterator<Item = &mut Proc> {
+        self.main.iter_mut().chain(&mut self.other)
+    }
+
+    /// A successor is on its way.
+    fn has_successor(&self) -> bool {
+        // A successor whose predecessor is gone has the slot.
+        self.main.as_ref().zip(self.other.as_ref()).is_some_and(|(main, other)| other.id.generation > main.id.generation)
+    }
+}
+
+/// An exit that is not settled yet.
+struct Dead {
+    id: WorkerId,
+    cause: Cause,
+    charged: bool,
+    uptime: Option<u64>,
+    /// It was not the one that had the slot.
+    successor: bool,
+    predecessor: bool,
+    error: Option<Error>,
+}
+
+struct Degraded {
+    since: u64,
+    probe_at: u64,
+}
+
+/// All slots of one supervisor.
+pub(super) struct Plan {
+    rules: Rules,
+    slots: Vec<Slot>,
+    wanted: usize,
+    random: Random,
+    intensity: Intensity,
+    degraded: Option<Degraded>,
+    /// Slots to be replaced.
+    retiring: VecDeque<u32>,
+    /// The one that is.
+    recycling: Option<u32>,
+    dead: VecDeque<Dead>,
+    ever_ready: bool,
+    stopping: bool,
+    stopped: bool,
+    poll_at: u64,
+    /// Of the last input.
+    now: u64,
+    stats: Stats,
+}
+
+impl Plan {
+    pub(super) fn new(options: &Options, max_starting: usize, seed: u64) -> Plan {
+        let o = options;
+        Plan {
+            rules: Rules {
+                boot: nanos(o.boot_timeout),
+                beat: nanos(o.beat),
+                hang: nanos(o.hang_timeout),
+                abort_grace: nanos(o.abort_grace),
+                drain: nanos(o.drain_timeout),
+                kill_grace: nanos(o.kill_grace),
+                min_uptime: nanos(o.min_uptime),
+                delays: Delays { first: nanos(o.back_off), cap: nanos(o.max_back_off), stable: nanos(o.stable_uptime) },
+                window: nanos(o.window),
+                probe: nanos(o.probe_interval),
+                max_starting: o.max_starting.unwrap_or(max_starting),
+                max_failures: o.max_failures,
+                dump_signal: o.dump_signal,
+                scale_down: o.scale_down,
+            },
+            slots: Vec::new(),
+            wanted: 0,
+            random: Random::new(seed),
+            intensity: Intensity::default(),
+            degraded: None,
+            retiring: VecDeque::new(),
+            recycling: None,
+            dead: VecDeque::new(),
+            ever_ready: false,
+            stopping: false,
+            stopped: false,
+            poll_at: 0,
+            now: 0,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Takes one input; what is to be done is appended to `out`.
+    pub(super) fn handle(&mut self, input: Input, now: u64, out: &mut Vec<Action>) {
+        // Before anything of this moment: what begins now has its whole time.
+        let skipped = self.catch_up(now, out);
+        self.now = now;
+        match input {
+            Input::Scale(n) => self.scale(n, out),
+            Input::Retire(slot) => self.retire(slot),
+            Input::Charged(id) => self.charged(id, out),
+            Input::Kill(id) => {
+                if let Some((proc, rules)) = self.proc(id) {
+                    proc.kill(Cause::Killed, now, rules, out);
+                }
+            }
+            Input::Stop(grace) => self.stop(Some(grace), out),
+            Input::StopNow => self.stop(None, out),
+            Input::Spawned(worker, pid) => {
+                self.stats.spawned += 1;
+                out.push(Action::Report(Event::Spawned { worker, pid }));
+            }
+            Input::SpawnFailed(id, error) => self.spawn_failed(id, error, out),
+            Input::Hello(id) => {
+                if let Some((proc, _)) = self.proc(id)
+                    && proc.state == State::Spawned
+                {
+                    proc.state = State::Starting;
+                    out.push(Action::Report(Event::Starting { worker: id }));
+                }
+            }
+            Input::Ready(id) => self.ready(id, out),
+            Input::Beats(id, on_loop, native) => self.beats(id, on_loop, native, out),
+            Input::Drained(id) => {
+                if let Some((proc, rules)) = self.proc(id)
+                    && proc.state == State::Draining
+                {
+                    // It ends by itself now, or is made to.
+                    let until = now.saturating_add(rules.kill_grace);
+                    proc.deadline = proc.deadline.map(|d| d.min(until));
+                }
+            }
+            Input::Corrupt(id) => {
+                if let Some((proc, rules)) = self.proc(id) {
+                    proc.kill(Cause::Corrupt, now, rules, out);
+                }
+            }
+            Input::Exited(id, ended, text) => self.exited(id, ended, text, out),
+            Input::Tick => self.tick(skipped, out),
+        }
+        self.fill(out);
+        if self.stopping && !self.stopped && self.dead.is_empty() && self.slots.iter().all(|s| s.procs().next().is_none()) {
+            self.stopped = true;
+            out.push(Action::Report(Event::Stopped));
+        }
+    }
+
+    /// When to come with a `Tick`.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        if !self.dead.is_empty() {
+            return Some(self.now);
+        }
+        // What is due already waits for something else than time: `fill` has looked.
+        let later = |at: u64| (at > self.now).then_some(at);
+        let resting = |(i, slot): (usize, &Slot)| {
+            let waits = slot.main.is_none() || self.retiring.contains(&(i as u32));
+            (slot.wanted && !slot.quarantined && waits).then_some(slot.until).and_then(later)
+        };
+        let slots = self.slots.iter().enumerate().filter_map(resting).min();
+        let degraded = self.degraded.as_ref().and_then(|d| {
+            let probe = later(d.probe_at).filter(|_| self.slots.iter().any(|s| s.wanted && s.quarantined));
+            probe.into_iter().chain(self.probation()).min()
+        });
+        [self.watch_deadline(), slots, degraded].into_iter().flatten().min()
+    }
+
+    /// The earliest time at which a process is judged or looked at.
+    fn watch_deadline(&self) -> Option<u64> {
+        let procs = || self.slots.iter().flat_map(Slot::procs);
+        let deadlines = procs().filter_map(|p| p.deadline);
+        let hangs = procs().filter(|p| self.rules.hang > 0 && p.state == State::Ready).map(|p| p.loop_at.saturating_add(self.rules.hang));
+        let poll = (self.rules.hang > 0 && procs().any(Proc::is_watched)).then_some(self.poll_at);
+        deadlines.chain(hangs).chain(poll).min()
+    }
+
+    /// When each worker that came up while degraded has proved itself.
+    fn probation(&self) -> impl Iterator<Item = u64> {
+        let since = self.degraded.as_ref().map_or(u64::MAX, |d| d.since);
+        let ready = self.slots.iter().flat_map(Slot::procs).filter(|p| p.is_watched()).filter_map(|p| p.ready_at);
+        ready.filter(move |at| *at >= since).map(|at| at.saturating_add(self.rules.min_uptime))
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let procs = || self.slots.iter().flat_map(Slot::procs);
+        Stats {
+            wanted: self.wanted,
+            live: procs().count(),
+            ready: procs().filter(|p| p.is_watched()).count(),
+            degraded: self.degraded.is_some(),
+            ..self.stats
+        }
+    }
+
+    /// Each slot's last generation and where it stands.
+    pub(super) fn states(&self) -> impl Iterator<Item = (WorkerId, State)> {
+        self.slots.iter().enumerate().map(|(i, slot)| {
+            let state = match &slot.main {
+                Some(proc) => proc.state,
+                None if self.dead.iter().any(|d| d.id.slot as usize == i) => State::Dead,
+                None if !slot.wanted => State::Empty,
+                None if slot.quarantined => State::Quarantined,
+                None => State::BackOff,
+            };
+            let generation = slot.main.as_ref().map_or(slot.generation, |p| p.id.generation);
+            (WorkerId { slot: i as u32, generation }, state)
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn procs(&self) -> impl Iterator<Item = (WorkerId, State)> {
+        self.slots.iter().flat_map(Slot::procs).map(|p| (p.id, p.state))
+    }
+
+    #[cfg(test)]
+    pub(super) fn until(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].until
+    }
+
+    /// A live process; a message about any other is late.
+    fn proc(&mut self, id: WorkerId) -> Option<(&mut Proc, &Rules)> {
+        let found = self.slots.get_mut(id.slot as usize).and_then(|s| s.procs_mut().find(|p| p.id == id));
+        if found.is_none() {
+            self.stats.late += 1;
+        }
+        found.map(|proc| (proc, &self.rules))
+    }
+
+    fn limit(&self) -> usize {
+        self.rules.max_failures.unwrap_or((2 * self.wanted).max(5))
+    }
+
+    // ---- what the owner wants ----
+
+    fn scale(&mut self, n: usize, out: &mut Vec<Action>) {
+        if self.stopping {
+            return;
+        }
+        let now = self.now;
+        while self.wanted < n {
+            // One whose process is gone first, then the lowest; a new one only when all are wanted.
+            let free = self.slots.iter().enumerate().filter(|(_, s)| !s.wanted);
+            let at = free.min_by_key(|(i, s)| (s.procs().count(), *i)).map_or(self.slots.len(), |(i, _)| i);
+            if at == self.slots.len() {
+                self.slots.push(Slot::default());
+            }
+            let slot = &mut self.slots[at];
+            slot.wanted = true;
+            slot.quarantined = self.degraded.is_some() && slot.main.is_none();
+            if slot.quarantined {
+                out.push(Action::Report(Event::Quarantined { slot: at as u32 }));
+            }
+            self.wanted += 1;
+        }
+        while self.wanted > n {
+            let oldest_first = self.rules.scale_down == ScaleDown::Oldest;
+            let rank = |s: &Slot| match &s.main {
+                None => 0,
+                Some(p) if !p.is_watched() => 1,
+                Some(_) => 2,
+            };
+            let age = |s: &Slot| s.main.as_ref().map_or(0, |p| if oldest_first { p.spawned_at } else { u64::MAX - p.spawned_at });
+            let at = (0..self.slots.len())
+                .filter(|i| self.slots[*i].wanted)
+                .min_by_key(|i| (rank(&self.slots[*i]), age(&self.slots[*i]), if oldest_first { *i } else { usize::MAX - i }))
+                .expect("as many slots are wanted as `wanted` says");
+            self.wanted -= 1;
+            self.retiring.retain(|s| *s as usize != at);
+            let slot = &mut self.slots[at];
+            (slot.wanted, slot.quarantined) = (false, false);
+            for proc in slot.procs_mut() {
+                proc.end(Cause::Scale, self.rules.drain, now, &self.rules, out);
+            }
+        }
+    }
+
+    fn retire(&mut self, slot: u32) {
+        let known = self.slots.get(slot as usize).is_some_and(|s| s.wanted && s.main.as_ref().is_some_and(Proc::is_watched));
+        if known && self.recycling != Some(slot) && !self.retiring.contains(&slot) {
+            self.retiring.push_back(slot);
+        }
+    }
+
+    fn stop(&mut self, grace: Option<u64>, out: &mut Vec<Action>) {
+        self.stopping = true;
+        self.wanted = 0;
+        self.degraded = None;
+        self.retiring.clear();
+        for slot in &mut self.slots {
+            (slot.wanted, slot.quarantined) = (false, false);
+            for proc in slot.procs_mut() {
+                match grace {
+                    Some(grace) => proc.end(Cause::Stop, grace, self.now, &self.rules, out),
+                    None => proc.kill(Cause::Stop, self.now, &self.rules, out),
+                }
+            }
+        }
+    }
+
+    fn charged(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        let now = self.now;
+        if let Some(dead) = self.dead.iter_mut().find(|d| d.id == id) {
+            dead.charged = true;
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(id.slot as usize) else {
+            self.stats.late += 1;
+            return;
+        };
+        if let Some(proc) = slot.procs_mut().find(|p| p.id == id) {
+            proc.charged = true;
+            return;
+        }
+        // It was settled without the owner's word.
+        let Some(undo) = slot.undo.take_if(|u| u.generation == id.generation) else {
+            self.stats.late += 1;
+            return;
+        };
+        slot.back_off = undo.back_off;
+        slot.until = slot.until.min(now);
+        slot.quarantined = false;
+        *self.stats.exits.of(undo.cause) -= 1;
+        self.stats.exits.charged += 1;
+        if let Some(at) = undo.unstable_at {
+            self.intensity.remove(at);
+            if self.degraded.is_some() && !self.intensity.exceeds(now, self.limit(), self.rules.window) {
+                self.recover(out);
+            }
+        }
+    }
+
+    // ---- what a process does ----
+
+    fn ready(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some((proc, _)) = self.proc(id) else { return };
+        if proc.state != State::Starting {
+            return;
+        }
+        proc.state = State::Ready;
+        proc.deadline = None;
+        (proc.ready_at, proc.loop_at, proc.native_at) = (Some(now), now, now);
+        let after = Duration::from_nanos(now.saturating_sub(proc.spawned_at));
+        out.push(Action::Report(Event::Ready { worker: id, after }));
+        self.stats.became_ready += 1;
+        self.ever_ready = true;
+        if self.poll_at <= now {
+            self.poll_at = now.saturating_add(self.rules.beat);
+        }
+        let slot = &mut self.slots[id.slot as usize];
+        slot.failed_first = false;
+        if slot.has_successor() && slot.other.as_ref().is_some_and(|p| p.id == id) {
+            self.stats.retired += 1;
+            std::mem::swap(&mut slot.main, &mut slot.other);
+            if let Some(old) = &mut slot.other {
+                old.end(Cause::Retire, self.rules.drain, now, &self.rules, out);
+            }
+        }
+    }
+
+    fn beats(&mut self, id: WorkerId, on_loop: u64, native: u64, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some((proc, _)) = self.proc(id) else { return };
+        if proc.native_beat != native {
+            (proc.native_beat, proc.native_at) = (native, now);
+        }
+        if proc.loop_beat != on_loop {
+            (proc.loop_beat, proc.loop_at) = (on_loop, now);
+            if proc.state == State::Suspect {
+                (proc.state, proc.deadline, proc.cause) = (State::Ready, None, None);
+                self.stats.resumed += 1;
+                out.push(Action::Report(Event::Resumed { worker: id }));
+            }
+        }
+    }
+
+    fn exited(&mut self, id: WorkerId, ended: Ended, text: Option<String>, out: &mut Vec<Action>) {
+        let now = self.now;
+        if self.proc(id).is_none() {
+            return;
+        }
+        let slot = &mut self.slots[id.slot as usize];
+        let was_main = slot.main.as_ref().is_some_and(|p| p.id == id);
+        let successor = !was_main && slot.has_successor();
+        let proc = if was_main { slot.main.take() } else { slot.other.take() };
+        let Some(proc) = proc else { return };
+        slot.undo = None;
+        if was_main && slot.other.as_ref().is_some_and(|p| p.id.generation > id.generation) {
+            slot.main = slot.other.take();
+        }
+        if slot.other.is_none() {
+            self.recycling = self.recycling.filter(|s| *s != id.slot);
+        }
+        let uptime = proc.ready_at.map(|at| now.saturating_sub(at));
+        let cause = proc.cause.unwrap_or(if uptime.is_some() { Cause::Crash } else { Cause::Boot });
+        let error = uptime.is_none().then(|| boot_error(id, cause, &ended, text.as_deref(), self.rules.boot));
+        self.stats.oom += u64::from(ended.oom);
+        self.stats.forced += u64::from(proc.forced);
+        self.dead.push_back(Dead { id, cause, charged: proc.charged, uptime, successor, predecessor: !was_main && !successor, error });
+        let uptime = uptime.map(Duration::from_nanos);
+        out.push(Action::Report(Event::Exited { worker: id, cause, ended, forced: proc.forced, text, uptime }));
+    }
+
+    fn spawn_failed(&mut self, id: WorkerId, error: Error, out: &mut Vec<Action>) {
+        self.stats.spawn_failed += 1;
+        out.push(Action::Report(Event::SpawnFailed { worker: id, error: error.clone() }));
+        let Some(slot) = self.slots.get_mut(id.slot as usize) else { return };
+        if slot.main.take_if(|p| p.id == id).is_none() && slot.other.take_if(|p| p.id == id).is_some() {
+            self.recycling = None;
+            self.retire_failed(id.slot, out);
+        }
+        self.failed(id, None, None, Some(error), out);
+    }
+
+    fn retire_failed(&mut self, slot: u32, out: &mut Vec<Action>) {
+        self.stats.retire_failed += 1;
+        out.push(Action::Report(Event::RetireFailed { slot }));
+    }
+
+    // ---- time ----
+
+    fn tick(&mut self, skipped: bool, out: &mut Vec<Action>) {
+        while let Some(dead) = self.dead.pop_front() {
+            self.settle(dead, out);
+        }
+        if skipped {
+            return;
+        }
+        let now = self.now;
+        if self.poll_at <= now {
+            self.poll_at = now.saturating_add(self.rules.beat);
+        }
+        for proc in self.slots.iter_mut().flat_map(Slot::procs_mut) {
+            let rules = &self.rules;
+            let quiet = now.saturating_sub(proc.loop_at);
+            if proc.state == State::Ready && rules.hang > 0 && quiet >= rules.hang {
+                let fresh = now.saturating_sub(proc.native_at) < rules.hang / 2;
+                let cause = if fresh { Cause::Blocked } else { Cause::Frozen };
+                (proc.state, proc.cause) = (State::Suspect, Some(cause));
+                proc.deadline = Some(now.saturating_add(rules.abort_grace));
+                self.stats.suspected += 1;
+                out.push(Action::Report(Event::Suspect { worker: proc.id, cause }));
+                out.extend(rules.dump_signal.map(|signal| Action::Dump(proc.id, signal)));
+            }
+            if proc.deadline.is_none_or(|at| at > now) {
+                continue;
+            }
+            match proc.state {
+                State::Spawned | State::Starting => {
+                    proc.cause = Some(Cause::BootTimeout);
+                    proc.terminate(now, rules, out);
+                }
+                State::Suspect => proc.signal(libc::SIGABRT, State::Aborting, now, rules, out),
+                State::Draining => {
+                    proc.forced = true;
+                    proc.terminate(now, rules, out);
+                }
+                State::Aborting | State::Killing => proc.signal(libc::SIGKILL, State::Killing, now, rules, out),
+                _ => proc.deadline = None,
+            }
+        }
+        if self.probation().any(|at| at <= now) {
+            self.recover(out);
+        }
+    }
+
+    /// Nobody is judged by the time that this process was held up for. True if it was for so long that the round is skipped.
+    fn catch_up(&mut self, now: u64, out: &mut Vec<Action>) -> bool {
+        // Since the last input, because what was late before that has been caught up with.
+        let late = self.watch_deadline().map_or(0, |at| now.saturating_sub(at.max(self.now)));
+        let procs = self.slots.iter_mut().flat_map(Slot::procs_mut);
+        if late <= if self.rules.hang > 0 { self.rules.hang / 2 } else { HELD_UP } {
+            for proc in procs.filter(|_| late > 0) {
+                proc.loop_at = proc.loop_at.saturating_add(late).min(now);
+                proc.native_at = proc.native_at.saturating_add(late).min(now);
+            }
+            return false;
+        }
+        for proc in procs {
+            (proc.loop_at, proc.native_at) = (now, now);
+            proc.deadline = proc.deadline.map(|at| at.saturating_add(late));
+        }
+        self.stats.skipped += 1;
+        self.poll_at = now.saturating_add(self.rules.beat);
+        out.push(Action::Report(Event::Skipped { late: Duration::from_nanos(late) }));
+        true
+    }
+
+    fn settle(&mut self, dead: Dead, out: &mut Vec<Action>) {
+        let charged = dead.charged && dead.uptime.is_some() && !dead.cause.is_asked();
+        let cause = if charged { Cause::Charged } else { dead.cause };
+        *self.stats.exits.of(cause) += 1;
+        if dead.successor && !cause.is_asked() {
+            self.retire_failed(dead.id.slot, out);
+        }
+        if dead.predecessor {
+            // It was replaced: its slot does not depend on it.
+            return;
+        }
+        if cause.is_asked() || matches!(cause, Cause::Charged | Cause::Killed) {
+            let slot = &mut self.slots[dead.id.slot as usize];
+            (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
+            return;
+        }
+        self.failed(dead.id, Some(cause), dead.uptime, dead.error, out);
+    }
+
+    /// A process failed that nobody asked to end: the slot rests, and it counts if it was unstable.
+    fn failed(&mut self, id: WorkerId, cause: Option<Cause>, uptime: Option<u64>, error: Option<Error>, out: &mut Vec<Action>) {
+        let now = self.now;
+        let limit = self.limit();
+        let slot = &mut self.slots[id.slot as usize];
+        // While the slot has another worker, or is to have none, nobody is missing.
+        let unstable = slot.wanted && slot.main.is_none() && uptime.is_none_or(|u| u < self.rules.min_uptime);
+        let undo = |cause| Undo { generation: id.generation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now) };
+        // A task can only be blamed for who has been ready.
+        slot.undo = uptime.and(cause).map(undo);
+        let delay = slot.back_off.failed(uptime, &self.rules.delays, &mut self.random);
+        slot.until = now.saturating_add(delay);
+        slot.owed = false;
+        if unstable {
+            self.intensity.add(now, self.rules.window);
+        }
+        if !slot.wanted {
+            return;
+        }
+        if slot.main.is_none() {
+            if self.degraded.is_some() {
+                slot.quarantined = true;
+                out.push(Action::Report(Event::Quarantined { slot: id.slot }));
+            } else {
+                out.push(Action::Report(Event::BackOff { slot: id.slot, delay: Duration::from_nanos(delay) }));
+            }
+        }
+        if let Some(error) = error
+            && !self.ever_ready
+        {
+            slot.failed_first = true;
+            if self.slots.iter().filter(|s| s.wanted).all(|s| s.failed_first) {
+                self.slots.iter_mut().for_each(|s| s.failed_first = false);
+                out.push(Action::Report(Event::StartFailed { error }));
+            }
+        }
+        if self.degraded.is_none() && self.intensity.exceeds(now, limit, self.rules.window) {
+            self.degrade(limit + 1, out);
+        }
+    }
+
+    fn degrade(&mut self, failures: usize, out: &mut Vec<Action>) {
+        self.stats.degradations += 1;
+        self.degraded = Some(Degraded { since: self.now, probe_at: self.now.saturating_add(self.rules.probe) });
+        out.push(Action::Report(Event::Degraded { failures, window: Duration::from_nanos(self.rules.window) }));
+        for (i, slot) in self.slots.iter_mut().enumerate() {
+            // An exit that is not settled yet may turn out to be nobody's fault.
+            let unsettled = self.dead.iter().any(|d| d.id.slot as usize == i && !d.predecessor);
+            if slot.wanted && slot.main.is_none() && !slot.owed && !unsettled {
+                slot.quarantined = true;
+                out.push(Action::Report(Event::Quarantined { slot: i as u32 }));
+            }
+        }
+    }
+
+    fn recover(&mut self, out: &mut Vec<Action>) {
+        self.degraded = None;
+        self.intensity.clear();
+        self.stats.recoveries += 1;
+        for slot in self.slots.iter_mut().filter(|s| s.quarantined) {
+            (slot.quarantined, slot.until) = (false, self.now);
+        }
+        out.push(Action::Report(Event::Recovered));
+    }
+
+    // ---- starts ----
+
+    fn spawn(&mut self, at: usize, out: &mut Vec<Action>) -> Proc {
+        let slot = &mut self.slots[at];
+        slot.owed = false;
+        slot.generation += 1;
+        let id = WorkerId { slot: at as u32, generation: slot.generation };
+        out.push(Action::Spawn(id));
+        Proc {
+            id,
+            state: State::Spawned,
+            spawned_at: self.now,
+            ready_at: None,
+            deadline: Some(self.now.saturating_add(self.rules.boot)),
+            loop_beat: 0,
+            loop_at: self.now,
+            native_beat: 0,
+            native_at: self.now,
+            cause: None,
+            forced: false,
+            charged: false,
+            killed: false,
+        }
+    }
+
+    /// Starts what may be started now.
+    fn fill(&mut self, out: &mut Vec<Action>) {
+        if self.stopping {
+            return;
+        }
+        let starting = self.slots.iter().flat_map(Slot::procs).filter(|p| p.is_starting()).count();
+        let mut places = self.rules.max_starting.saturating_sub(starting);
+        if self.degraded.is_some() && starting == 0 && self.next_start().is_none() {
+            self.probe(out);
+        }
+        while places > 0
+            && let Some(at) = self.next_start()
+        {
+            let proc = self.spawn(at, out);
+            self.slots[at].main = Some(proc);
+            places -= 1;
+        }
+        if places > 0 && self.recycling.is_none() && self.degraded.is_none() {
+            self.recycle(out);
+        }
+    }
+
+    /// The slot that is to be started now: who was never tried first, then who has rested longest.
+    fn next_start(&self) -> Option<usize> {
+        let unsettled = |i: usize| self.dead.iter().any(|d| d.id.slot as usize == i);
+        let may = |s: &Slot| s.wanted && s.main.is_none() && !s.quarantined && s.until <= self.now;
+        let due = self.slots.iter().enumerate().filter(|(i, s)| may(s) && !unsettled(*i));
+        due.min_by_key(|(i, s)| (s.generation > 0, s.until, *i)).map(|(i, _)| i)
+    }
+
+    /// Lets one slot try, when it is time and nobody else starts.
+    fn probe(&mut self, out: &mut Vec<Action>) {
+        let now = self.now;
+        let Some(degraded) = &mut self.degraded else { return };
+        let quarantined = self.slots.iter_mut().filter(|s| s.wanted && s.quarantined).min_by_key(|s| s.until);
+        match quarantined {
+            Some(slot) if degraded.probe_at <= now => {
+                degraded.probe_at = now.saturating_add(self.rules.probe);
+                (slot.quarantined, slot.until) = (false, now);
+            }
+            Some(_) => {}
+            // Nobody is left to be tried: who failed is no longer wanted, or is up.
+            None => {
+                let filled = self.slots.iter().all(|s| !s.wanted || s.main.is_some());
+                if filled && self.dead.is_empty() && self.probation().next().is_none() {
+                    self.recover(out);
+                }
+            }
+        }
+    }
+
+    fn recycle(&mut self, out: &mut Vec<Action>) {
+        let slots = &self.slots;
+        // Who was replaced otherwise, meanwhile, is new already.
+        self.retiring.retain(|s| slots[*s as usize].main.as_ref().is_some_and(Proc::is_watched));
+        let Some(i) = self.retiring.iter().position(|s| self.slots[*s as usize].until <= self.now) else { return };
+        let Some(slot) = self.retiring.remove(i) else { return };
+        self.recycling = Some(slot);
+        let proc = self.spawn(slot as usize, out);
+        self.slots[slot as usize].other = Some(proc);
+    }
+}
+
+/// What `start` fails with: the worker's own words, if it has left any.
+fn boot_error(id: WorkerId, cause: Cause, ended: &Ended, text: Option<&str>, boot: u64) -> Error {
+    let error = match (text, cause) {
+        (Some(text), _) => Error::new(ErrorKind::StartFailed, text.to_owned()),
+        (None, Cause::BootTimeout) => {
+            Error::new(ErrorKind::StartFailed, "worker was not ready in time").with("boot_timeout_ms", boot / 1_000_000)
+        }
+        (None, _) => Error::new(ErrorKind::StartFailed, "worker ended before it was ready"),
+    };
+    let error = error.with("slot", id.slot);
+    match (ended.exit.code, ended.exit.signal) {
+        (Some(code), _) => error.with("exit_code", code),
+        (_, Some(signal)) => error.with("signal", signal).with("oom", ended.oom),
+        _ => error.with("exit", "unknown"),
+    }
+}

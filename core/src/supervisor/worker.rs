@@ -1,0 +1,250 @@
+//! The worker's side: [`attach`], then [`Worker::beat`] from the program's own loop, and [`Worker::ready`].
+
+use super::event::WorkerId;
+use super::page::Page;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sys::eventfd::EventFd;
+use crate::sys::fork::{self, ForkCell, PrivateFd};
+use crate::sys::{poll, socket, thread};
+use crate::wire::supervisor::{ENV, Header, parse_env, state};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// This process as a worker. Copies of the handle are the same worker; it stays one when all are dropped.
+#[derive(Clone, Debug)]
+pub struct Worker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    page: Page,
+    header: Header,
+    /// The end of the socket whose other end the supervisor has.
+    lifeline: PrivateFd,
+    /// Readable from when the worker is to finish.
+    drain: EventFd,
+    loaded: AtomicBool,
+    orphaned: AtomicBool,
+    epoch: u64,
+}
+
+/// Of this process; a forked child is no worker.
+static ATTACHED: ForkCell<AtomicBool> = ForkCell::new();
+/// In this line of forks: what was inherited is used up.
+static EVER: AtomicBool = AtomicBool::new(false);
+
+/// Makes this process the worker that its supervisor started, and starts the native thread that shows its life and watches that of the
+/// supervisor. `None` when the environment names no supervisor. The two inherited fds are taken over.
+///
+/// From here on the end of the supervisor ends this process after `orphan_grace`: [`Worker::drain_fd`] tells before. Call it on the first
+/// thread: what else would end the process at once (`PR_SET_PDEATHSIG`) is kept per thread, and switched off here.
+///
+/// # Errors
+/// `Invalid` when the variable or the fds are not what a supervisor leaves, `Corrupt` and `Version` for the page, `InUse` at a second call,
+/// `Forked` in a child of a worker, `Os` when an fd or the thread cannot be made: then the process can be no worker, and is to end.
+pub fn attach() -> Result<Option<Worker>> {
+    match std::env::var_os(ENV) {
+        None => Ok(None),
+        Some(text) => attach_as(&text.to_string_lossy()).map(Some),
+    }
+}
+
+fn attach_as(text: &str) -> Result<Worker> {
+    let (page, lifeline) = parse_env(text)?;
+    let attached = ATTACHED.get(AtomicBool::default);
+    if attached.swap(true, Ordering::Relaxed) {
+        return Err(Error::new(ErrorKind::InUse, "process is attached to its supervisor already"));
+    }
+    if EVER.load(Ordering::Relaxed) {
+        return Err(Error::new(ErrorKind::Forked, "process is a child of a worker"));
+    }
+    let worker = open(page, lifeline);
+    if worker.is_err() {
+        attached.store(false, Ordering::Relaxed);
+    } else {
+        EVER.store(true, Ordering::Relaxed);
+    }
+    worker
+}
+
+fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
+    for fd in [page_fd, lifeline_fd] {
+        // SAFETY: a plain query.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 || fork::is_owned(fd) {
+            return Err(Error::invalid("fd of the supervisor is not there").with("fd", fd));
+        }
+    }
+    // SAFETY: both are open, as was asked, and stay so: nobody else knows them.
+    let (page_at, lifeline_at) = unsafe { (BorrowedFd::borrow_raw(page_fd), BorrowedFd::borrow_raw(lifeline_fd)) };
+    let (page, header) = Page::attach(page_at)?;
+    socket::check_kind(lifeline_at).map_err(|_| Error::invalid("fd is not the lifeline of a worker").with("fd", lifeline_fd))?;
+    socket::adopt(lifeline_at)?;
+    let drain = EventFd::new()?;
+    // SAFETY: what was inherited for this purpose has no other owner.
+    let (page_own, lifeline) = unsafe { (OwnedFd::from_raw_fd(page_fd), OwnedFd::from_raw_fd(lifeline_fd)) };
+    let inner = Inner {
+        page,
+        header,
+        lifeline: PrivateFd::new(lifeline),
+        drain,
+        loaded: AtomicBool::new(false),
+        orphaned: AtomicBool::new(false),
+        epoch: fork::epoch(),
+    };
+    let worker = Worker(Arc::new(inner));
+    let own = worker.clone();
+    let options = thread::Options { name: "offloop-beat".to_owned(), stack_size: Some(64 << 10), nice: 0 };
+    drop(page_own);
+    drop(thread::spawn(&options, move || own.watch())?);
+    if worker.0.header.orphan_ns > 0 {
+        // SAFETY: a plain call. The lifeline does it from here on, and leaves time to finish.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
+    }
+    worker.0.page.hello(worker.0.header.generation);
+    worker.ring();
+    Ok(worker)
+}
+
+impl Worker {
+    /// Slot and generation.
+    #[must_use]
+    pub fn id(&self) -> WorkerId {
+        WorkerId { slot: self.0.header.slot, generation: self.0.header.generation }
+    }
+
+    /// How often the loop is to call [`beat`](Self::beat).
+    #[must_use]
+    pub fn beat_interval(&self) -> Duration {
+        Duration::from_nanos(self.0.header.beat_ns)
+    }
+
+    /// How long the loop may show nothing; `None`: as long as it likes.
+    #[must_use]
+    pub fn hang_timeout(&self) -> Option<Duration> {
+        Some(Duration::from_nanos(self.0.header.hang_ns)).filter(|d| !d.is_zero())
+    }
+
+    /// Shows that the loop turns: call it from a timer of the loop that does the work, and from no other thread. A few nanoseconds.
+    pub fn beat(&self) {
+        // The first one may be what `ready` waits for.
+        if self.0.page.beat_loop() == 0 {
+            self.show_ready();
+        }
+    }
+
+    /// Says that the program is loaded. The worker is ready with this and the first [`beat`](Self::beat), in either order.
+    pub fn ready(&self) {
+        // SeqCst, as the page's own words are Relaxed: either this call or the first beat sees both.
+        self.0.loaded.store(true, Ordering::SeqCst);
+        self.show_ready();
+    }
+
+    fn show_ready(&self) {
+        crate::sync::atomic::fence(Ordering::SeqCst);
+        let (loaded, beaten) = (self.0.loaded.load(Ordering::SeqCst), self.0.page.has_beaten());
+        if loaded && beaten && self.is_current() && self.0.page.show(state::READY) {
+            self.ring();
+        }
+    }
+
+    /// Leaves the reason of a failure for the supervisor, 3,072 bytes at most; the process is to end afterwards. The last text counts.
+    pub fn fail(&self, text: &str) {
+        if self.is_current() {
+            self.0.page.say(text);
+        }
+    }
+
+    /// Readable from when the worker is to take no more work and to finish what it has, and for good: poll it, do not read it.
+    #[must_use]
+    pub fn drain_fd(&self) -> BorrowedFd<'_> {
+        self.0.drain.fd()
+    }
+
+    /// [`drain_fd`](Self::drain_fd) is readable.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.page.is_asked_to_drain() || self.is_orphan()
+    }
+
+    /// The supervisor's process is gone. This one ends `orphan_grace` later.
+    #[must_use]
+    pub fn is_orphan(&self) -> bool {
+        self.0.orphaned.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it is to finish, at most `timeout` (`None`: without end); true if it is.
+    #[must_use]
+    pub fn wait_drain(&self, timeout: Option<Duration>) -> bool {
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        loop {
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            if self.is_draining() || left.is_some_and(|l| l.is_zero()) {
+                return self.is_draining();
+            }
+            poll::wait_readable(&mut [poll::readable(self.0.drain.fd().as_raw_fd())], left);
+        }
+    }
+
+    /// Says that everything is finished. The process is to end by itself, within `kill_grace`.
+    pub fn drained(&self) {
+        if self.is_current() && self.0.page.show(state::DRAINED) {
+            self.ring();
+        }
+    }
+
+    fn is_current(&self) -> bool {
+        fork::is_current(self.0.epoch)
+    }
+
+    /// Wakes the supervisor. One datagram that is there already does as well.
+    fn ring(&self) {
+        let _ = socket::send(self.0.lifeline.as_fd(), &[1], &[]);
+    }
+
+    /// The native thread.
+    fn watch(&self) {
+        let inner = &*self.0;
+        // Twice as often as is looked at.
+        let pause = Duration::from_nanos(inner.header.beat_ns) / 2;
+        let mut told = false;
+        loop {
+            inner.page.beat_native();
+            if inner.page.is_asked_to_drain() && !told {
+                told = true;
+                inner.drain.signal();
+            }
+            poll::wait_readable(&mut [poll::readable(inner.lifeline.as_fd().as_raw_fd())], Some(pause));
+            socket::skip(inner.lifeline.as_fd());
+            if socket::is_hung_up(inner.lifeline.as_fd()) {
+                break;
+            }
+        }
+        inner.orphaned.store(true, Ordering::Relaxed);
+        inner.drain.signal();
+        std::thread::sleep(Duration::from_nanos(inner.header.orphan_ns));
+        // SAFETY: ends the process without its handlers, which may wait for what a dead supervisor would have given.
+        unsafe { libc::_exit(1) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_supervisor_left_is_refused() {
+        let kind = |text: &str| attach_as(text).expect_err(text).kind();
+        assert_eq!(kind("nonsense"), ErrorKind::Invalid);
+        assert_eq!(kind("1000000,1000001"), ErrorKind::Invalid);
+        let (a, b) = socket::pair().expect("pair");
+        let e = attach_as(&format!("{},{}", a.as_raw_fd(), b.as_raw_fd())).expect_err("no page");
+        assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+        // Neither was taken over: both still close here.
+        let header = Header { minor: 0, slot: 0, generation: 1, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
+        let (page, _mapped) = Page::create(&header).expect("page");
+        let null = std::fs::File::open("/dev/null").expect("null");
+        let e = attach_as(&format!("{},{}", page.as_raw_fd(), null.as_raw_fd())).expect_err("no lifeline");
+        assert!(e.to_string().contains("lifeline"), "{e}");
+    }
+}
