@@ -24,7 +24,9 @@ fn ms(n: u64) -> Duration {
 /// Fds, threads and children of this process are counted: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    eventually("the thread of the test before ends", || !has_thread("offloop-super"));
+    guard
 }
 
 /// This program again, in another part.
@@ -447,6 +449,7 @@ fn a_replacement_is_ready_before_the_old_worker_drains() {
         let old = at(&|e| matches!(e, Event::Draining { worker, cause: Cause::Retire } if *worker == id(slot, 1)));
         assert!(new < old);
     }
+    eventually("the last end is settled", || w.supervisor.stats().unwrap().exits.retire == 2);
     let stats = w.supervisor.stats().unwrap();
     assert_eq!((stats.ready, stats.live, stats.retired), (2, 2, 2), "{stats:?}");
     w.stop(WATCHDOG);
@@ -463,7 +466,7 @@ fn scaling_starts_and_ends_workers_and_the_youngest_leaves_first() {
     assert_eq!(w.supervisor.stats().unwrap().ready, 3);
     w.supervisor.scale(1).unwrap();
     let mut gone = [w.exited().0, w.exited().0];
-    gone.sort();
+    gone.sort_unstable();
     assert_eq!(gone, [id(1, 1), id(2, 1)]);
     w.supervisor.kill(id(0, 1)).unwrap();
     assert_eq!(w.exited().1, Cause::Killed);

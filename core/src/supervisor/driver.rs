@@ -249,6 +249,7 @@ impl Machine {
     }
 
     fn handle(&mut self, input: Input) {
+        self.scaled += usize::from(matches!(input, Input::Scale(_)));
         self.plan.handle(input, clock::monotonic_ns(), &mut self.actions);
     }
 
@@ -320,7 +321,6 @@ impl Machine {
         }
         loop {
             let orders = std::mem::take(&mut *lock(&self.shared.orders));
-            self.scaled += orders.iter().filter(|order| matches!(order, Order::Scale(_))).count();
             self.inputs.extend(orders.into_iter().map(Input::from));
             // An exit is settled by a tick, when the owner has been heard.
             let due = self.plan.next_deadline().is_some_and(|at| at <= clock::monotonic_ns());
@@ -382,6 +382,10 @@ impl Machine {
             Event::StartFailed { error } => lock(&self.shared.board).start_error = Some(error.clone()),
             Event::Ready { .. } => lock(&self.shared.board).start_error = None,
             _ => {}
+        }
+        if self.listener.is_some() {
+            // Whoever hears of it and asks sees it.
+            self.publish();
         }
         if let Some(listener) = &mut self.listener {
             let _ = catch_unwind(AssertUnwindSafe(|| listener(event)));

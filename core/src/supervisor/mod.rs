@@ -236,7 +236,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Counts, as of the last event.
+    /// Counts. They are there before the event is told that they belong to; an end is counted when the owner was heard about it.
     ///
     /// # Errors
     /// `Forked`.
@@ -245,7 +245,7 @@ impl Supervisor {
         Ok(lock(&self.0.shared.board).stats)
     }
 
-    /// Each slot with its last generation and where it stands, as of the last event.
+    /// Each slot with its last generation and where it stands.
     ///
     /// # Errors
     /// `Forked`.
