@@ -422,7 +422,8 @@ fn who_ignores_every_request_is_killed_in_the_end() {
     let mut w = watch(quick(), "stubborn");
     w.ready();
     w.stop(ms(50));
-    let signals: Vec<i32> = w.seen.iter().filter_map(|e| if let Event::Signalled { signal, .. } = e { Some(*signal) } else { None }).collect();
+    let signals: Vec<i32> =
+        w.seen.iter().filter_map(|e| if let Event::Signalled { signal, .. } = e { Some(*signal) } else { None }).collect();
     assert_eq!(signals, [libc::SIGTERM, libc::SIGKILL]);
     let stats = w.supervisor.stats().unwrap();
     assert_eq!((stats.forced, stats.exits.stop), (1, 1), "{stats:?}");
@@ -503,7 +504,8 @@ fn a_launcher_that_fails_or_panics_is_a_failed_start() {
     });
     assert_eq!(w.ready(), id(0, 4));
     std::panic::set_hook(hook);
-    let kinds: Vec<_> = w.seen.iter().filter_map(|e| if let Event::SpawnFailed { error, .. } = e { Some(error.kind()) } else { None }).collect();
+    let kinds: Vec<_> =
+        w.seen.iter().filter_map(|e| if let Event::SpawnFailed { error, .. } = e { Some(error.kind()) } else { None }).collect();
     assert_eq!(kinds, [ErrorKind::Panic, ErrorKind::NotFound, ErrorKind::NotFound]);
     w.stop(WATCHDOG);
     assert_eq!(w.supervisor.stats().unwrap().spawn_failed, 3);
@@ -543,7 +545,8 @@ fn two_supervisors_share_a_thread_and_an_event_may_not_wait() {
     assert_eq!(answers.recv_timeout(WATCHDOG), Ok(ErrorKind::Invalid));
     assert_eq!(answers.recv_timeout(WATCHDOG), Ok(ErrorKind::Invalid), "the next one is told too");
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let ours = tasks.filter(|t| std::fs::read_to_string(t.as_ref().unwrap().path().join("comm")).is_ok_and(|c| c.trim() == "offloop-super"));
+    let ours =
+        tasks.filter(|t| std::fs::read_to_string(t.as_ref().unwrap().path().join("comm")).is_ok_and(|c| c.trim() == "offloop-super"));
     assert_eq!(ours.count(), 1);
     b.stop_now().unwrap();
     b.wait_stopped(Some(WATCHDOG)).unwrap();
@@ -701,7 +704,8 @@ fn forks(say: &mut impl FnMut(String)) {
     // SAFETY: the child calls offloop, whose promise after a fork is what is tested, and then `_exit`.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let refused = [w.supervisor.stats().map(|_| ()), w.supervisor.scale(2), w.supervisor.stop(Duration::ZERO), w.supervisor.wait_stopped(None)];
+        let refused =
+            [w.supervisor.stats().map(|_| ()), w.supervisor.scale(2), w.supervisor.stop(Duration::ZERO), w.supervisor.wait_stopped(None)];
         let forked = refused.iter().all(|r| r.as_ref().is_err_and(|e| e.kind() == ErrorKind::Forked));
         drop(w);
         let mut own = watch(quick(), "good");
@@ -801,4 +805,3 @@ fn a_supervisor_that_was_held_up_blames_nobody() {
     assert_eq!(host.line(), "2 0 2", "started, suspected, ready");
     host.ends_well();
 }
-

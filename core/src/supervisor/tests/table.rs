@@ -1,1 +1,611 @@
+//! Single stories, with an exact clock.
 
+use super::super::event::{Cause, Ended, Event, State, WorkerId};
+use super::super::options::{Options, ScaleDown};
+use super::super::plan::{Action, Input, Plan};
+use crate::error::{Error, ErrorKind};
+use crate::sys::process::Exit;
+use std::time::Duration;
+
+const MS: u64 = 1_000_000;
+
+fn id(slot: u32, generation: u64) -> WorkerId {
+    WorkerId { slot, generation }
+}
+
+fn code(code: i32) -> Ended {
+    Ended { exit: Exit { code: Some(code), signal: None, core_dumped: false }, oom: false }
+}
+
+struct Story {
+    plan: Plan,
+    /// Milliseconds.
+    now: u64,
+}
+
+/// What is done, without the events.
+#[derive(Debug, PartialEq)]
+enum Deed {
+    Spawn(u32, u64),
+    Signal(u32, i32),
+    Drain(u32, u64),
+    Dump(u32, i32),
+}
+
+fn deeds(actions: &[Action]) -> Vec<Deed> {
+    let deed = |a: &Action| match a {
+        Action::Spawn(id) => Some(Deed::Spawn(id.slot, id.generation)),
+        Action::Signal(id, signal) => Some(Deed::Signal(id.slot, *signal)),
+        Action::Drain(id) => Some(Deed::Drain(id.slot, id.generation)),
+        Action::Dump(id, signal) => Some(Deed::Dump(id.slot, *signal)),
+        Action::Report(_) => None,
+    };
+    actions.iter().filter_map(deed).collect()
+}
+
+fn reports(actions: &[Action]) -> Vec<Event> {
+    actions.iter().filter_map(|a| if let Action::Report(event) = a { Some(event.clone()) } else { None }).collect()
+}
+
+impl Story {
+    fn with(options: &Options, max_starting: usize) -> Story {
+        Story { plan: Plan::new(options, max_starting, 1), now: 0 }
+    }
+
+    fn new() -> Story {
+        Story::with(&Options::default(), 8)
+    }
+
+    /// One input; every start succeeds.
+    fn tell(&mut self, input: Input) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.plan.handle(input, self.now * MS, &mut out);
+        let mut at = 0;
+        while at < out.len() {
+            if let Action::Spawn(id) = out[at] {
+                self.plan.handle(Input::Spawned(id, 1), self.now * MS, &mut out);
+            }
+            at += 1;
+        }
+        out
+    }
+
+    /// Goes to that time, with the ticks on the way.
+    fn until(&mut self, ms: u64) -> Vec<Action> {
+        let mut all = Vec::new();
+        while let Some(at) = self.plan.next_deadline().map(|at| at.div_ceil(MS)).filter(|at| *at <= ms) {
+            self.now = self.now.max(at);
+            all.extend(self.tell(Input::Tick));
+        }
+        self.now = ms;
+        all
+    }
+
+    /// As [`until`](Self::until), with workers whose loops turn.
+    fn beating(&mut self, ms: u64, ids: &[WorkerId], on_loop: bool) -> Vec<Action> {
+        let mut all = Vec::new();
+        while self.now < ms {
+            let step = (self.now + 500).min(ms);
+            self.now = step;
+            for id in ids {
+                let beat = if on_loop { step } else { 1 };
+                all.extend(self.tell(Input::Beats(*id, beat, step)));
+            }
+            all.extend(self.until(step));
+        }
+        all
+    }
+
+    fn ready(&mut self, id: WorkerId) -> Vec<Action> {
+        let mut out = self.tell(Input::Hello(id));
+        out.extend(self.tell(Input::Ready(id)));
+        out
+    }
+
+    /// An exit, and the tick that settles it.
+    fn exit(&mut self, id: WorkerId) -> Vec<Action> {
+        let mut out = self.tell(Input::Exited(id, code(1), None));
+        out.extend(self.until(self.now));
+        out
+    }
+
+    fn state(&self, slot: u32) -> State {
+        self.plan.states().find(|(id, _)| id.slot == slot).map_or(State::Empty, |(_, s)| s)
+    }
+}
+
+use Deed::{Drain, Dump, Signal, Spawn};
+
+#[test]
+fn a_worker_is_ready_after_hello_and_ready_and_in_no_other_order() {
+    let mut s = Story::new();
+    assert_eq!(deeds(&s.tell(Input::Scale(1))), [Spawn(0, 1)]);
+    assert_eq!(s.state(0), State::Spawned);
+    assert_eq!(reports(&s.tell(Input::Ready(id(0, 1)))), []);
+    s.now = 7;
+    assert_eq!(reports(&s.tell(Input::Hello(id(0, 1)))), [Event::Starting { worker: id(0, 1) }]);
+    assert_eq!(reports(&s.tell(Input::Hello(id(0, 1)))), []);
+    let ready = Event::Ready { worker: id(0, 1), after: Duration::from_millis(7) };
+    assert_eq!(reports(&s.tell(Input::Ready(id(0, 1)))), [ready]);
+    assert_eq!(reports(&s.tell(Input::Ready(id(0, 1)))), []);
+    assert_eq!(s.state(0), State::Ready);
+}
+
+#[test]
+fn messages_of_a_dead_generation_are_counted_and_dropped() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    s.exit(id(0, 1));
+    assert_eq!(s.state(0), State::Spawned);
+    for input in [
+        Input::Hello(id(0, 1)),
+        Input::Ready(id(0, 1)),
+        Input::Beats(id(0, 1), 1, 1),
+        Input::Drained(id(0, 1)),
+        Input::Corrupt(id(0, 1)),
+        Input::Kill(id(0, 1)),
+        Input::Exited(id(0, 1), code(0), None),
+        Input::Ready(id(9, 1)),
+        Input::Charged(id(9, 1)),
+    ] {
+        assert_eq!(s.tell(input), []);
+    }
+    assert_eq!((s.plan.stats().late, s.state(0)), (9, State::Spawned));
+}
+
+#[test]
+fn the_delays_of_a_slot_double_and_begin_anew_after_half_a_minute() {
+    let options = Options { max_failures: Some(1000), ..Options::default() };
+    let mut s = Story::with(&options, 8);
+    s.tell(Input::Scale(1));
+    let mut delays = Vec::new();
+    for generation in 1..=12 {
+        s.ready(id(0, generation));
+        let out = s.exit(id(0, generation));
+        delays.extend(reports(&out).into_iter().filter_map(|e| if let Event::BackOff { delay, .. } = e { Some(delay) } else { None }));
+        if generation > 1 {
+            assert_eq!(s.state(0), State::BackOff);
+            let next = s.plan.next_deadline().expect("it rests").div_ceil(MS);
+            assert_eq!(deeds(&s.until(next - 1)), []);
+            assert_eq!(deeds(&s.until(next)), [Spawn(0, generation + 1)]);
+        }
+    }
+    for (delay, ms) in delays.iter().zip([0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]) {
+        assert!((ms * 80 / 100..=ms * 120 / 100).contains(&(delay.as_nanos() as u64 / MS)), "{delay:?} for {ms} ms");
+    }
+    assert_eq!(delays.len(), 12);
+    s.ready(id(0, 13));
+    s.beating(s.now + 30_000, &[id(0, 13)], true);
+    let out = s.exit(id(0, 13));
+    assert!(reports(&out).contains(&Event::BackOff { slot: 0, delay: Duration::ZERO }), "{out:?}");
+    assert_eq!(deeds(&out), [Spawn(0, 14)]);
+}
+
+#[test]
+fn who_is_not_ready_in_time_is_asked_and_then_killed() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    assert_eq!(s.until(29_999), []);
+    assert_eq!(deeds(&s.until(30_000)), [Signal(0, libc::SIGTERM)]);
+    assert_eq!(s.until(31_999), []);
+    assert_eq!(deeds(&s.until(32_000)), [Signal(0, libc::SIGKILL)]);
+    assert_eq!(s.plan.next_deadline(), None, "nothing more can be done");
+    let out = s.exit(id(0, 1));
+    assert!(matches!(reports(&out)[0], Event::Exited { cause: Cause::BootTimeout, forced: false, uptime: None, .. }), "{out:?}");
+    assert_eq!(s.plan.stats().exits.boot_timeout, 1);
+}
+
+#[test]
+fn a_hanging_worker_is_suspected_dumped_aborted_and_killed() {
+    for (native, want) in [(true, Cause::Blocked), (false, Cause::Frozen)] {
+        let options = Options { dump_signal: Some(libc::SIGUSR2), ..Options::default() };
+        let mut s = Story::with(&options, 8);
+        s.tell(Input::Scale(1));
+        s.ready(id(0, 1));
+        s.beating(5000, &[id(0, 1)], true);
+        let mut out = Vec::new();
+        while s.now < 14_999 {
+            s.now = (s.now + 250).min(14_999);
+            s.tell(Input::Beats(id(0, 1), 5000, if native { s.now } else { 5000 }));
+            out.extend(s.until(s.now));
+        }
+        assert_eq!(out, []);
+        s.tell(Input::Beats(id(0, 1), 5000, if native { 99_999 } else { 5000 }));
+        let out = s.until(15_000);
+        assert_eq!(reports(&out), [Event::Suspect { worker: id(0, 1), cause: want }]);
+        assert_eq!(deeds(&out), [Dump(0, libc::SIGUSR2)]);
+        assert_eq!(s.state(0), State::Suspect);
+        assert_eq!(deeds(&s.until(17_000)), [Signal(0, libc::SIGABRT)]);
+        assert_eq!(s.tell(Input::Beats(id(0, 1), 6000, 6000)), [], "too late");
+        assert_eq!(deeds(&s.until(19_000)), [Signal(0, libc::SIGKILL)]);
+        s.exit(id(0, 1));
+        let exits = s.plan.stats().exits;
+        assert_eq!((exits.blocked, exits.frozen), if native { (1, 0) } else { (0, 1) });
+    }
+}
+
+#[test]
+fn a_suspect_that_beats_is_ready_again() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    s.until(10_000);
+    assert_eq!(s.state(0), State::Suspect);
+    s.now = 11_999;
+    assert_eq!(reports(&s.tell(Input::Beats(id(0, 1), 1, 1))), [Event::Resumed { worker: id(0, 1) }]);
+    assert_eq!(s.beating(30_000, &[id(0, 1)], true), []);
+    let stats = s.plan.stats();
+    assert_eq!((stats.suspected, stats.resumed, stats.ready), (1, 1, 1));
+}
+
+#[test]
+fn without_a_hang_time_out_nobody_is_suspected_and_no_timer_runs() {
+    let options = Options { hang_timeout: Duration::ZERO, ..Options::default() };
+    let mut s = Story::with(&options, 8);
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    assert_eq!(s.plan.next_deadline(), None);
+}
+
+#[test]
+fn a_supervisor_that_was_held_up_skips_the_round_and_moves_every_deadline() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(3));
+    s.ready(id(0, 1));
+    s.ready(id(1, 1));
+    s.beating(20_000, &[id(0, 1), id(1, 1)], true);
+    // Of 3 one starts still: its boot has 10 s left when the supervisor is stopped for 15 s.
+    s.now = 35_000;
+    let out = s.tell(Input::Tick);
+    let [Event::Skipped { late }] = reports(&out)[..] else { panic!("{out:?}") };
+    assert!((Duration::from_secs(14)..=Duration::from_secs(15)).contains(&late), "{late:?}");
+    assert_eq!(deeds(&out), []);
+    assert_eq!(s.plan.stats().skipped, 1);
+    // The boot has what it had, and the hang time-out begins anew.
+    let boot = 30_000 + late.as_millis() as u64;
+    assert_eq!(s.until(boot - 1), []);
+    assert_eq!(deeds(&s.until(boot)), [Signal(2, libc::SIGTERM)]);
+    assert_eq!(reports(&s.until(44_999)), []);
+    assert_eq!(reports(&s.until(45_000)).iter().filter(|e| matches!(e, Event::Suspect { .. })).count(), 2);
+}
+
+#[test]
+fn what_begins_when_a_supervisor_comes_back_has_its_whole_time() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    s.now = 20_000;
+    let out = s.tell(Input::Scale(2));
+    assert!(matches!(reports(&out)[0], Event::Skipped { .. }), "{out:?}");
+    assert_eq!(deeds(&out), [Spawn(1, 1)]);
+    s.beating(49_999, &[id(0, 1)], true);
+    assert_eq!(s.state(1), State::Spawned);
+    assert_eq!(deeds(&s.until(50_000)), [Signal(1, libc::SIGTERM)]);
+}
+
+#[test]
+fn a_drain_ends_by_itself_or_by_force() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(2));
+    s.ready(id(0, 1));
+    s.ready(id(1, 1));
+    assert_eq!(deeds(&s.tell(Input::Scale(0))), [Drain(1, 1), Drain(0, 1)]);
+    assert_eq!(s.exit(id(0, 1)).len(), 1, "only its end is told");
+    assert_eq!(s.until(29_999), []);
+    assert_eq!(deeds(&s.until(30_000)), [Signal(1, libc::SIGTERM)]);
+    assert_eq!(deeds(&s.until(32_000)), [Signal(1, libc::SIGKILL)]);
+    let out = s.exit(id(1, 1));
+    assert!(matches!(reports(&out)[0], Event::Exited { cause: Cause::Scale, forced: true, .. }), "{out:?}");
+    let stats = s.plan.stats();
+    assert_eq!((stats.exits.scale, stats.forced, stats.live), (2, 1, 0));
+}
+
+#[test]
+fn who_says_that_it_has_drained_and_does_not_end_is_ended_soon() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    s.tell(Input::Scale(0));
+    s.now = 100;
+    assert_eq!(s.tell(Input::Drained(id(0, 1))), []);
+    assert_eq!(s.until(2099), []);
+    assert_eq!(deeds(&s.until(2100)), [Signal(0, libc::SIGTERM)]);
+}
+
+#[test]
+fn too_many_unstable_ends_degrade_and_a_stable_probe_recovers() {
+    for (workers, limit) in [(1, 5), (2, 5), (4, 8)] {
+        let mut s = Story::new();
+        s.tell(Input::Scale(workers));
+        let mut ends = 0;
+        let degraded_at = loop {
+            let live: Vec<WorkerId> = s.plan.procs().map(|(id, _)| id).collect();
+            let mut out = Vec::new();
+            for id in live {
+                out.extend(s.exit(id));
+                ends += 1;
+                if reports(&out).iter().any(|e| matches!(e, Event::Degraded { .. })) {
+                    break;
+                }
+            }
+            if s.plan.stats().degraded {
+                break s.now;
+            }
+            let now = s.now;
+            s.until(now + 50);
+        };
+        assert_eq!(ends, limit + 1);
+        // Who is up when it happens stays.
+        let live: Vec<WorkerId> = s.plan.procs().map(|(id, _)| id).collect();
+        live.iter().for_each(|id| drop(s.exit(*id)));
+        assert!((0..workers as u32).all(|slot| s.state(slot) == State::Quarantined));
+        assert_eq!(deeds(&s.until(degraded_at + 29_999)), []);
+        let probe = deeds(&s.until(degraded_at + 30_000));
+        let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
+        s.exit(id(slot, generation));
+        assert_eq!(deeds(&s.until(degraded_at + 59_999)), []);
+        let probe = deeds(&s.until(degraded_at + 60_000));
+        let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
+        let good = id(slot, generation);
+        s.ready(good);
+        assert_eq!(s.beating(degraded_at + 64_999, &[good], true), [], "not stable yet");
+        let out = s.beating(degraded_at + 65_000, &[good], true);
+        assert_eq!(reports(&out)[0], Event::Recovered);
+        assert_eq!(deeds(&out).len(), workers - 1, "all others start again");
+        assert!(!s.plan.stats().degraded);
+    }
+}
+
+#[test]
+fn an_app_that_crashes_at_once_is_started_a_few_times_in_its_first_minute() {
+    for workers in [1, 2, 6] {
+        let mut s = Story::new();
+        let mut spawns = s.tell(Input::Scale(workers)).iter().filter(|a| matches!(a, Action::Spawn(_))).count();
+        while s.now < 60_000 {
+            let next = s.now + 10;
+            spawns += deeds(&s.until(next)).len();
+            let live: Vec<WorkerId> = s.plan.procs().map(|(id, _)| id).collect();
+            for id in live {
+                spawns += deeds(&s.exit(id)).len();
+            }
+        }
+        assert!(spawns <= 12 * workers && spawns <= 5 + 3 * workers, "{spawns} starts of {workers} workers");
+    }
+}
+
+#[test]
+fn stable_ends_are_replaced_and_degrade_nobody() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    for generation in 1..=20 {
+        s.ready(id(0, generation));
+        s.beating(s.now + 5000, &[id(0, generation)], true);
+        s.exit(id(0, generation));
+        s.until(s.now + 40_000);
+    }
+    assert_eq!(s.plan.stats().degradations, 0);
+}
+
+/// When the owner says that an exit was over a task.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    Before,
+    Between,
+    After,
+}
+
+#[test]
+fn a_charged_exit_counts_for_nothing_whenever_it_is_said() {
+    for when in [When::Before, When::Between, When::After] {
+        let mut s = Story::new();
+        s.tell(Input::Scale(1));
+        for generation in 1..=30 {
+            let id = id(0, generation);
+            s.ready(id);
+            if when == When::Before {
+                s.tell(Input::Charged(id));
+            }
+            s.tell(Input::Exited(id, code(1), None));
+            assert_eq!(s.state(0), State::Dead);
+            if when == When::Between {
+                s.tell(Input::Charged(id));
+            }
+            let mut out = s.until(s.now);
+            if when == When::After {
+                out.extend(s.tell(Input::Charged(id)));
+            }
+            assert_eq!(deeds(&out), [Spawn(0, generation + 1)], "{when:?} {generation}");
+        }
+        let stats = s.plan.stats();
+        assert_eq!((stats.exits.charged, stats.exits.crash, stats.degradations), (30, 0, 0), "{when:?}");
+    }
+}
+
+#[test]
+fn an_exit_before_ready_cannot_be_charged() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    for generation in 1..=6 {
+        s.tell(Input::Charged(id(0, generation)));
+        s.exit(id(0, generation));
+        s.tell(Input::Charged(id(0, generation)));
+        s.until(s.now + 4000);
+    }
+    let stats = s.plan.stats();
+    assert!(stats.degraded && stats.exits.charged == 0 && stats.exits.boot == 6, "{stats:?}");
+}
+
+#[test]
+fn a_late_charge_ends_a_degradation_that_was_none() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    for generation in 1..=6 {
+        s.ready(id(0, generation));
+        s.exit(id(0, generation));
+        if generation < 6 {
+            s.until(s.now + 4000);
+        }
+    }
+    assert!(s.plan.stats().degraded);
+    let out = s.tell(Input::Charged(id(0, 6)));
+    assert_eq!(reports(&out)[0], Event::Recovered);
+    assert_eq!(deeds(&out), [Spawn(0, 7)]);
+}
+
+#[test]
+fn one_slot_at_a_time_is_replaced_and_the_new_worker_comes_first() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(2));
+    s.ready(id(0, 1));
+    s.ready(id(1, 1));
+    assert_eq!(deeds(&s.tell(Input::Retire(0))), [Spawn(0, 2)]);
+    assert_eq!(s.tell(Input::Retire(1)), []);
+    assert_eq!(s.tell(Input::Retire(0)), [], "it is on its way");
+    assert_eq!(deeds(&s.ready(id(0, 2))), [Drain(0, 1)]);
+    assert_eq!(s.plan.stats().ready, 2);
+    let out = s.exit(id(0, 1));
+    assert_eq!(deeds(&out), [Spawn(1, 2)], "the next one's turn");
+    assert_eq!(s.plan.stats().exits.retire, 1);
+}
+
+#[test]
+fn a_replacement_that_fails_leaves_the_old_worker_alone() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    for generation in 2..=30 {
+        s.tell(Input::Retire(0));
+        s.beating(s.now + 40_000, &[id(0, 1)], true);
+        assert!(reports(&s.exit(id(0, generation))).contains(&Event::RetireFailed { slot: 0 }));
+    }
+    let stats = s.plan.stats();
+    assert_eq!((s.state(0), stats.degradations, stats.retire_failed), (State::Ready, 0, 29));
+    // A spent slot rests before the next try.
+    let out = s.tell(Input::Retire(0));
+    assert_eq!(deeds(&out), []);
+    let out = s.beating(s.now + 40_000, &[id(0, 1)], true);
+    assert_eq!(deeds(&out), [Spawn(0, 31)]);
+}
+
+#[test]
+fn a_worker_that_dies_while_it_is_replaced_is_followed_by_its_successor() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    s.tell(Input::Retire(0));
+    assert_eq!(deeds(&s.exit(id(0, 1))), []);
+    assert_eq!(s.ready(id(0, 2)).len(), 2, "starting and ready, and nobody drains");
+    assert_eq!(s.plan.procs().collect::<Vec<_>>(), [(id(0, 2), State::Ready)]);
+}
+
+#[test]
+fn the_youngest_or_the_oldest_leave_first_and_their_slots_are_used_again() {
+    for (order, left, freed) in [(ScaleDown::Youngest, [0, 1], 2), (ScaleDown::Oldest, [2, 3], 0)] {
+        let options = Options { scale_down: order, hang_timeout: Duration::ZERO, ..Options::default() };
+        let mut s = Story::with(&options, 8);
+        for n in 1..=4 {
+            s.now += 10;
+            s.tell(Input::Scale(n));
+            s.ready(id(n as u32 - 1, 1));
+        }
+        let out = s.tell(Input::Scale(2));
+        let ends: Vec<u32> = deeds(&out).iter().map(|d| if let Drain(slot, _) = d { *slot } else { 99 }).collect();
+        assert_eq!(ends.len(), 2);
+        ends.iter().for_each(|slot| drop(s.exit(id(*slot, 1))));
+        let ready: Vec<u32> = s.plan.procs().map(|(id, _)| id.slot).collect();
+        assert_eq!(ready, left, "{order:?}");
+        assert_eq!(deeds(&s.tell(Input::Scale(3))), [Spawn(freed, 2)], "the lowest free slot");
+    }
+}
+
+#[test]
+fn slots_without_a_ready_worker_leave_first() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(3));
+    s.ready(id(1, 1));
+    s.ready(id(2, 1));
+    assert_eq!(deeds(&s.tell(Input::Scale(2))), [Signal(0, libc::SIGTERM)], "who only starts is asked by signal");
+}
+
+#[test]
+fn as_many_start_at_once_as_are_allowed() {
+    let mut s = Story::with(&Options::default(), 2);
+    assert_eq!(deeds(&s.tell(Input::Scale(5))), [Spawn(0, 1), Spawn(1, 1)]);
+    assert_eq!(deeds(&s.ready(id(1, 1))), [Spawn(2, 1)]);
+    let out = s.exit(id(0, 1));
+    assert_eq!(deeds(&out), [Spawn(3, 1)], "who was never tried comes before who was");
+}
+
+#[test]
+fn the_start_has_failed_when_each_workers_first_try_has() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(2));
+    let failed =
+        |out: &[Action]| reports(out).into_iter().find_map(|e| if let Event::StartFailed { error } = e { Some(error) } else { None });
+    assert_eq!(failed(&s.exit(id(0, 1))), None);
+    assert_eq!(failed(&s.exit(id(0, 2))), None, "the other one may be well");
+    let mut out = s.tell(Input::Exited(id(1, 1), code(4), Some("no module named scoring".to_owned())));
+    out.extend(s.until(s.now));
+    let error = failed(&out).expect("both have failed");
+    assert_eq!(error.to_string(), "start failed: no module named scoring (slot=1, exit_code=4)");
+    assert!(!s.plan.stats().degraded, "it goes on trying");
+
+    let mut s = Story::new();
+    let mut out = Vec::new();
+    s.plan.handle(Input::Scale(1), 0, &mut out);
+    s.plan.handle(Input::SpawnFailed(id(0, 1), Error::os("clone", libc::EAGAIN)), 0, &mut out);
+    assert_eq!(failed(&out).map(|e| e.kind()), Some(ErrorKind::Os), "a start that the system refuses has the system's error");
+
+    let mut s = Story::new();
+    s.tell(Input::Scale(2));
+    s.ready(id(0, 1));
+    let mut out = s.exit(id(1, 1));
+    out.extend(s.exit(id(0, 1)));
+    assert_eq!(failed(&out), None, "one was ready");
+}
+
+#[test]
+fn a_stop_can_be_made_shorter_and_ends_with_one_event() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(3));
+    s.ready(id(0, 1));
+    s.ready(id(1, 1));
+    assert_eq!(deeds(&s.tell(Input::Stop(60_000 * MS))), [Drain(0, 1), Drain(1, 1), Signal(2, libc::SIGTERM)]);
+    assert_eq!(deeds(&s.until(2000)), [Signal(2, libc::SIGKILL)]);
+    s.exit(id(2, 1));
+    s.tell(Input::Stop(5000 * MS));
+    assert_eq!(deeds(&s.until(7000)), [Signal(0, libc::SIGTERM), Signal(1, libc::SIGTERM)]);
+    assert_eq!(deeds(&s.tell(Input::StopNow)), [Signal(0, libc::SIGKILL), Signal(1, libc::SIGKILL)]);
+    assert_eq!(deeds(&s.tell(Input::StopNow)), []);
+    s.exit(id(0, 1));
+    assert!(!s.plan.is_stopped());
+    let out = s.exit(id(1, 1));
+    assert_eq!(reports(&out).last(), Some(&Event::Stopped));
+    assert_eq!(s.tell(Input::Scale(4)), [], "for good");
+    assert_eq!(s.plan.next_deadline(), None);
+}
+
+#[test]
+fn a_supervisor_without_workers_stops_at_once() {
+    let mut s = Story::new();
+    assert_eq!(reports(&s.tell(Input::Stop(MS))), [Event::Stopped]);
+    assert_eq!(s.tell(Input::Stop(MS)), []);
+}
+
+#[test]
+fn a_worker_that_is_killed_by_its_owner_is_replaced_without_delay() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    for generation in 1..=20 {
+        let worker = id(0, generation);
+        if generation % 2 == 0 {
+            s.ready(worker);
+        }
+        assert_eq!(deeds(&s.tell(Input::Kill(worker))), [Signal(0, libc::SIGKILL)]);
+        assert_eq!(deeds(&s.tell(Input::Kill(worker))), []);
+        assert_eq!(deeds(&s.exit(worker)), [Spawn(0, generation + 1)]);
+    }
+    let stats = s.plan.stats();
+    assert_eq!((stats.exits.killed, stats.degradations), (20, 0));
+}
