@@ -32,4 +32,5 @@ pub use channel::Channel;
 pub use error::{Error, ErrorKind, Result, Retry};
 pub use pool::{CompletionQueue, Task, ThreadPool};
 pub use ring::RingBuffer;
+pub use supervisor::Supervisor;
 pub use value::Value;

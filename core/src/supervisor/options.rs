@@ -60,7 +60,7 @@ macro_rules! durations {
         }
 
         impl super::Builder {
-            $($(#[$doc])* #[must_use] pub fn $name(mut self, $name: Duration) -> Self {
+            $($(#[$doc])* pub fn $name(mut self, $name: Duration) -> Self {
                 self.options.$name = $name;
                 self
             })*

@@ -426,15 +426,13 @@ impl World {
                 self.peak = self.peak.max(*n);
             }
             Input::Stop(_) | Input::StopNow => (self.wanted, self.degraded, self.stop_heard) = (0, false, true),
-            Input::Charged(id) => {
-                // What was counted is taken back, if nothing was counted for its slot since.
-                if self.last_failure.get(&id.slot) == Some(id) {
-                    self.last_failure.remove(&id.slot);
-                    self.unstable.retain(|(who, ..)| who != id);
-                    self.owed.insert(id.slot);
-                    self.excuses.entry(id.slot).or_default().push(self.now);
-                    self.figures.late_charged += 1;
-                }
+            // What was counted is taken back, if nothing was counted for its slot since.
+            Input::Charged(id) if self.last_failure.get(&id.slot) == Some(id) => {
+                self.last_failure.remove(&id.slot);
+                self.unstable.retain(|(who, ..)| who != id);
+                self.owed.insert(id.slot);
+                self.excuses.entry(id.slot).or_default().push(self.now);
+                self.figures.late_charged += 1;
             }
             _ => {}
         }
