@@ -21,8 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn work(worker: &worker::Worker) {
     worker.ready();
     let begun = Instant::now();
-    while !worker.wait_drain(Some(Duration::from_millis(100))) {
+    loop {
         worker.beat();
+        if worker.wait_drain(Some(Duration::from_millis(100))) {
+            break;
+        }
         if worker.id().slot == 0 && begun.elapsed() > Duration::from_secs(1) {
             panic!("the worker in slot 0 never lasts");
         }

@@ -249,6 +249,8 @@ fn a_stopped_supervisor_leaves_nothing_behind_and_no_signal_of_the_host_is_touch
         let first = w.ready();
         let blocked = signal_state(&w.pid(first).to_string()).into_iter().find(|l| l.starts_with("SigBlk")).unwrap();
         assert!(blocked.ends_with("0000000000000000"), "a worker begins with no signal blocked: {blocked}");
+        let score = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>().unwrap();
+        assert_eq!(score(&w.pid(first).to_string()), (score("self") + 200).min(1000), "it goes before its host when memory runs out");
         assert_eq!(children().len(), 3);
         assert!(has_thread("offloop-super"));
         w.stop(WATCHDOG);

@@ -114,7 +114,13 @@ pub(super) fn add(options: &Options, launch: Launcher, listener: Option<Listener
             let hub = Arc::new(fresh);
             let own = Arc::clone(&hub);
             let options = thread::Options { name: "offloop-super".to_owned(), ..thread::Options::default() };
-            drop(thread::spawn(&options, move || run(&own))?);
+            let thread = move || {
+                let _ = catch_unwind(AssertUnwindSafe(|| run(&own)));
+                // Its machines are gone, and with them whoever waited for them; the next supervisor gets another thread.
+                let mut current = lock(HUB.get(|| Mutex::new(None)));
+                current.take_if(|hub| Arc::ptr_eq(hub, &own));
+            };
+            drop(thread::spawn(&options, thread)?);
             *current = Some(Arc::clone(&hub));
             hub
         }
@@ -436,6 +442,16 @@ impl Machine {
         let pid = live.child.pid();
         self.live.insert(id, live);
         Ok(pid)
+    }
+}
+
+impl Drop for Machine {
+    /// Without effect at the end of a supervisor that has stopped. One whose thread fell over leaves its workers to their lifelines.
+    fn drop(&mut self) {
+        let mut board = lock(&self.shared.board);
+        (board.closing, board.stopped) = (true, true);
+        drop(board);
+        self.shared.changed.notify_all();
     }
 }
 

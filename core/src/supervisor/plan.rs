@@ -585,6 +585,8 @@ impl Plan {
         let proc = if was_main { slot.main.take() } else { slot.other.take() };
         let Some(proc) = proc else { return };
         slot.undo = None;
+        // The kernel's count may be another's: whom we have killed it did not need to.
+        let ended = Ended { oom: ended.oom && !proc.killed, ..ended };
         if was_main && slot.other.as_ref().is_some_and(|p| p.id.generation > id.generation) {
             slot.main = slot.other.take();
         }

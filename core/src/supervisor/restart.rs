@@ -50,7 +50,7 @@ impl BackOff {
         let whole = delays.first.checked_shl(doublings).filter(|d| d >> doublings == delays.first);
         let base = whole.unwrap_or(u64::MAX).min(delays.cap);
         // In hundredths, so that no product overflows.
-        base - base / 100 * JITTER + random.below(base / 100 * 2 * JITTER + 1)
+        (base - base / 100 * JITTER).saturating_add(random.below(base / 100 * 2 * JITTER + 1))
     }
 }
 

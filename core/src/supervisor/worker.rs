@@ -101,9 +101,22 @@ fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
         // SAFETY: a plain call. The lifeline does it from here on, and leaves time to finish.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, 0) };
     }
+    be_killed_before_the_host();
     worker.0.page.hello(worker.0.header.generation);
     worker.ring();
     Ok(worker)
+}
+
+/// What a worker is killed before its supervisor by, when memory runs out. The scale ends at 1,000.
+const OOM_SCORE: i32 = 200;
+
+fn be_killed_before_the_host() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let own = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if let Some(own) = own {
+        // Not there without /proc; then the kernel decides by size alone.
+        let _ = std::fs::write(FILE, (own + OOM_SCORE).min(1000).to_string());
+    }
 }
 
 impl Worker {

@@ -271,6 +271,21 @@ fn a_supervisor_that_was_held_up_skips_the_round_and_moves_every_deadline() {
 }
 
 #[test]
+fn what_a_supervisor_is_late_by_counts_against_nobody() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    // Due at 1 s and then a second after each look: 4.9 s late each time, which is no reason to skip a round.
+    for now in [5900, 11_800, 17_700] {
+        s.now = now;
+        assert_eq!(s.tell(Input::Tick), []);
+    }
+    // Three seconds of the loop's silence are its own.
+    assert_eq!(s.until(24_699), []);
+    assert!(matches!(reports(&s.until(24_700))[..], [Event::Suspect { .. }]));
+}
+
+#[test]
 fn what_begins_when_a_supervisor_comes_back_has_its_whole_time() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
@@ -591,6 +606,21 @@ fn a_supervisor_without_workers_stops_at_once() {
     let mut s = Story::new();
     assert_eq!(reports(&s.tell(Input::Stop(MS))), [Event::Stopped]);
     assert_eq!(s.tell(Input::Stop(MS)), []);
+}
+
+#[test]
+fn a_kill_for_want_of_memory_is_told_unless_the_kill_was_ours() {
+    let mut s = Story::new();
+    let oom = Ended { exit: Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false }, oom: true };
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    let out = s.tell(Input::Exited(id(0, 1), oom, None));
+    assert!(matches!(reports(&out)[0], Event::Exited { ended: Ended { oom: true, .. }, .. }), "{out:?}");
+    s.until(0);
+    s.tell(Input::Kill(id(0, 2)));
+    let out = s.tell(Input::Exited(id(0, 2), oom, None));
+    assert!(matches!(reports(&out)[0], Event::Exited { ended: Ended { oom: false, .. }, .. }), "{out:?}");
+    assert_eq!(s.plan.stats().oom, 1);
 }
 
 #[test]
