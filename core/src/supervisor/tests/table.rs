@@ -609,6 +609,17 @@ fn a_supervisor_without_workers_stops_at_once() {
 }
 
 #[test]
+fn a_worker_that_scribbles_is_killed_at_once_and_counts_as_a_failure() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    assert_eq!(deeds(&s.tell(Input::Corrupt(id(0, 1)))), [Signal(0, libc::SIGKILL)]);
+    let out = s.exit(id(0, 1));
+    assert!(reports(&out).contains(&Event::BackOff { slot: 0, delay: Duration::ZERO }), "{out:?}");
+    assert_eq!(s.plan.stats().exits.corrupt, 1);
+}
+
+#[test]
 fn a_kill_for_want_of_memory_is_told_unless_the_kill_was_ours() {
     let mut s = Story::new();
     let oom = Ended { exit: Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false }, oom: true };
