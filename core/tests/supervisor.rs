@@ -626,6 +626,7 @@ fn host_part() {
                 let worker = w.ready();
                 say(w.pid(worker).to_string());
             }
+            say(sleeping_fork().to_string());
             order();
         }
         "ignores" | "reaps" => {
@@ -700,6 +701,19 @@ fn host_part() {
     end(0);
 }
 
+/// A child that has whatever a fork leaves it, and does nothing.
+#[allow(clippy::disallowed_methods, reason = "what a forked child keeps open is tested")]
+fn sleeping_fork() -> i32 {
+    // SAFETY: the child only waits for a signal.
+    unsafe {
+        let pid = libc::fork();
+        while pid == 0 {
+            libc::pause();
+        }
+        pid
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "what a forked child sees is tested")]
 fn forks(say: &mut impl FnMut(String)) {
     let mut w = watch(quick(), "good");
@@ -746,8 +760,11 @@ fn workers_of_a_killed_supervisor_end() {
     for _ in 0..rounds {
         let mut host = host("master");
         let workers = [host.line(), host.line()].map(|pid| pidfd(pid.parse().unwrap()));
+        // A forked child of the host outlives it, and holds no worker's lifeline.
+        let fork = host.line().parse().unwrap();
         host.child.kill(libc::SIGKILL).unwrap();
         workers.iter().for_each(wait_gone);
+        send_signal(fork, libc::SIGKILL);
     }
 }
 
