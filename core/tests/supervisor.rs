@@ -620,8 +620,14 @@ fn host_part() {
     let mut order = move || orders.read_exact(&mut [0]).unwrap();
     let mut say = move |text: String| out.write_all(format!("{text}\n").as_bytes()).unwrap();
     match mode.as_str() {
-        "master" => {
-            let mut w = watch(quick().workers(2), "good");
+        "master" | "master by lifeline" => {
+            let by_lifeline = mode == "master by lifeline";
+            let mut w = watch_with(quick().workers(2), move |_| {
+                let mut spec = again("worker_part", "good");
+                // A signal that is ignored: then the lifeline alone ends the worker.
+                spec.death_signal = by_lifeline.then_some(libc::SIGURG);
+                Ok(spec.into())
+            });
             for _ in 0..2 {
                 let worker = w.ready();
                 say(w.pid(worker).to_string());
@@ -757,8 +763,8 @@ fn wait_gone(pidfd: &OwnedFd) {
 fn workers_of_a_killed_supervisor_end() {
     let _alone = alone();
     let rounds = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 200 } else { 5 };
-    for _ in 0..rounds {
-        let mut host = host("master");
+    for round in 0..rounds {
+        let mut host = host(if round % 2 == 0 { "master by lifeline" } else { "master" });
         let workers = [host.line(), host.line()].map(|pid| pidfd(pid.parse().unwrap()));
         // A forked child of the host outlives it, and holds no worker's lifeline.
         let fork = host.line().parse().unwrap();
