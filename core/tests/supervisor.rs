@@ -713,8 +713,10 @@ fn sleeping_fork() -> i32 {
     // SAFETY: the child only waits for a signal.
     unsafe {
         let pid = libc::fork();
-        while pid == 0 {
-            libc::pause();
+        if pid == 0 {
+            loop {
+                libc::pause();
+            }
         }
         pid
     }
