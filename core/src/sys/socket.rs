@@ -26,7 +26,7 @@ pub enum Sent {
     Gone,
 }
 
-/// What [`receive`] found.
+/// What [`peek`] found.
 #[derive(Debug)]
 pub enum Received {
     /// A datagram of so many bytes, and its fds.
