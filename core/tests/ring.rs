@@ -1370,7 +1370,10 @@ mod at_each_failpoint {
                         match p.push(&record(given), None) {
                             Ok(()) => given += 1,
                             // It died before it gave back what it had seen, and there is no room beside that.
-                            Err(e) => break assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}"),
+                            Err(e) => {
+                                assert_eq!(e.kind(), ErrorKind::PeerDied, "{e}");
+                                break;
+                            }
                         }
                     }
                     while seen < given
