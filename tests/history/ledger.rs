@@ -84,6 +84,11 @@ impl Ledger {
         self.word(3 * SIDE + consumer * SIDE + producer)
     }
 
+    /// The number that no producer's record may have yet.
+    pub(crate) fn limit(&self) -> &AtomicU64 {
+        self.word(3 * SIDE + SIDE * SIDE)
+    }
+
     /// What became of a record.
     pub(crate) fn record(&self, producer: usize, number: u64) -> &AtomicU8 {
         let at = RECORDS_AT + (producer as u64 * self.per_producer + number) as usize;

@@ -183,6 +183,7 @@ fn run(row: &mut Row, kind: Kind, sides: [usize; 2], records: u64, kills: u64, s
     // Numbers at which a producer died count for nothing.
     let per_producer = (records + kills).div_ceil(producers as u64);
     let ledger = Ledger::new(per_producer, producers)?;
+    ledger.limit().store(limit(per_producer, 0, kills), Ordering::Relaxed);
     let fds = ring.fds().map_err(|e| e.to_string())?.len();
     // A killed producer's batch is its successor's, or its consumer's, to publish.
     let part = Part { kind, produces: false, number: 0, records: per_producer, batch: true, fds };
@@ -217,6 +218,11 @@ fn run(row: &mut Row, kind: Kind, sides: [usize; 2], records: u64, kills: u64, s
     if died < kills { Err(format!("{died} deaths are fewer than {kills}")) } else { Ok(()) }
 }
 
+/// How far each producer goes before the next death: a few deaths' share of the records, so that most meet it at work, and none comes too late.
+fn limit(records: u64, died: u64, kills: u64) -> u64 {
+    if died == kills { u64::MAX } else { ((died + 3) * records / kills).min(records - records / 10) }
+}
+
 /// Until every producer has ended: deaths, spread over the records, and what is told of the progress.
 fn watch(crew: &mut Crew<'_>, kills: u64, seed: u64) -> Result<u64, String> {
     let mut random = Random(seed);
@@ -228,6 +234,7 @@ fn watch(crew: &mut Crew<'_>, kills: u64, seed: u64) -> Result<u64, String> {
         let now = pushed(crew);
         if died < kills && now >= next && crew.kill(&mut random)? {
             died += 1;
+            crew.ledger.limit().store(limit(crew.part.records, died, kills), Ordering::Relaxed);
             // The last fifth is for what the others made late.
             next = died * (total - total / 5) / kills + random.below(total / kills / 2 + 1);
         }

@@ -101,6 +101,9 @@ fn produce(part: Part, ring: &RingBuffer, ledger: &Ledger) -> Result<(), String>
     let pushed = ledger.pushed(part.number);
     let mut bytes = [0; LONGEST];
     for n in pushed.load(Ordering::Relaxed)..part.records {
+        while n >= ledger.limit().load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_micros(50));
+        }
         let len = make(part.number, n, &mut bytes);
         // Given up, which leaves nothing.
         if n % 64 == 7
