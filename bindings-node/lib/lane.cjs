@@ -316,6 +316,8 @@ class LaneReader extends LaneEnd {
     if ((words[STATE] & POISONED) !== 0) return ASK
     let head = own[AT]
     if (head === own[PEER]) {
+      // Memory that was transferred away has no words.
+      if (words.length === 0) return ASK
       // C1: pairs with the store at P1.
       const tail = Atomics.load(words, this.tail)
       const bytes = (tail - head) >>> 0

@@ -24,7 +24,10 @@ test('ring stat and tail look at a ring that others use', async (t) => {
   const path = join(tmpdir(), `offloop-cli-node-${process.pid}`)
   const ring = RingBuffer.create({ kind: 'spsc', path })
   t.after(() => ring.remove())
-  ring.producer().tryPush(Uint8Array.of(1, 2, 3))
+  const producer = ring.producer()
+  // It has its seat as long as somebody may want it.
+  t.after(() => producer.close())
+  producer.tryPush(Uint8Array.of(1, 2, 3))
   const [status, out, err] = await offloop('ring', 'stat', path, '--json')
   assert.deepEqual([status, err], [0, ''])
   const stat = JSON.parse(out)

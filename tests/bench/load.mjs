@@ -55,7 +55,8 @@ export async function duel(name, sides, delay = false) {
   }
 }
 
-export async function single(name, sides, times = 9) {
+/** Median time of a call of each side, in units of which a millisecond has `perMs`. */
+export async function single(name, sides, times = 9, perMs = 1) {
   for (let round = 0; round < ROUNDS; round++) {
     for (const [who, call] of sides) {
       await call()
@@ -65,7 +66,7 @@ export async function single(name, sides, times = 9) {
         await call()
         took.push(performance.now() - start)
       }
-      print(name, who, took.sort((a, b) => a - b)[times >> 1])
+      print(name, who, took.sort((a, b) => a - b)[times >> 1] * perMs)
     }
   }
 }

@@ -81,7 +81,7 @@ const CASES: &[Case] = &[
     case("node.worker_text", "  100 B of text, against piscina", "/s", Goal::Times(12.0)),
     case("node.worker_bytes", "  a buffer of 100 B, against piscina", "/s", Goal::Times(12.0)),
     case("node.worker_async", "  an async function, against piscina", "/s", Goal::Times(12.0)),
-    case("node.worker_trip", "  one call after another", "ms", Goal::Within(1.0)),
+    case("node.worker_trip", "  one call after another", "µs", Goal::Within(1.0)),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
@@ -172,12 +172,16 @@ impl Results {
 fn main() -> std::process::ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |group: &str| args.is_empty() || args.iter().any(|a| a == group);
-    machine();
-    let mut results = Results::default();
-    let mut failed = false;
     type Group = (&'static str, fn(&mut Results) -> Result<(), String>);
     let groups: [Group; 6] =
         [("rust", native::run), ("codec", codec::run), ("ring", ring), ("node", node), ("python", python), ("image", image)];
+    if let Some(unknown) = args.iter().find(|a| *a != "c" && !groups.iter().any(|(group, _)| a == group)) {
+        println!("bench: there is no {unknown}; known are c {}", groups.map(|(group, _)| group).join(" "));
+        return std::process::ExitCode::FAILURE;
+    }
+    machine();
+    let mut results = Results::default();
+    let mut failed = false;
     for (group, run) in groups {
         // C and Rust take turns against the same peer.
         if !(wanted(group) || (group == "rust" && wanted("c"))) {

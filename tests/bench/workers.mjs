@@ -26,7 +26,7 @@ await duel('node.worker_object', [us(object), them(object)])
 await duel('node.worker_text', [us(text), them(text)])
 await duel('node.worker_bytes', [us(bytes), them(bytes)])
 await duel('node.worker_async', [us(1, 'later'), them(1, 'later')])
-await single('node.worker_trip', [us(1), them(1), others(1)], 501)
+await single('node.worker_trip', [us(1), them(1), others(1)], 501, 1000)
 
 await ours.close()
 await piscina.close()
