@@ -1,6 +1,7 @@
 'use strict'
 // Options that every pool has.
 
+const native = require('./native.cjs')
 const { fail, typeName, checkOptions, checkKnown } = require('./error.cjs')
 
 // Node 20 before 20.5 has no such symbol.
@@ -45,4 +46,10 @@ function closeGrace(options) {
   throw fail('Invalid', 'option has the wrong type or is out of range', { option: 'grace', value: grace, want: 'milliseconds from 0' })
 }
 
-module.exports = { runOptions, closeGrace }
+function resize(handle, options) {
+  const { minWorkers, maxWorkers, ...unknown } = checkOptions(options)
+  checkKnown(unknown, 'minWorkers maxWorkers')
+  native.poolResize(handle, minWorkers, maxWorkers)
+}
+
+module.exports = { runOptions, closeGrace, resize }

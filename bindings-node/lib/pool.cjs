@@ -6,8 +6,8 @@ const { AsyncResource } = require('node:async_hooks')
 const { isUint8Array } = require('node:util').types
 const { setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
-const { fail, aborted, typeName, checkObject, checkOptions, checkKnown } = require('./error.cjs')
-const { runOptions, closeGrace } = require('./options.cjs')
+const { fail, aborted, typeName, checkObject } = require('./error.cjs')
+const { runOptions, closeGrace, resize } = require('./options.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
 const { runPlain, flush, open, close, whenClosed, listen, unlisten, abortOf } = require('./completion.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
@@ -185,9 +185,7 @@ class ThreadPool {
   }
 
   resize(options) {
-    const { minWorkers, maxWorkers, ...unknown } = checkOptions(options)
-    checkKnown(unknown, 'minWorkers maxWorkers')
-    native.poolResize(this.#shared.handle, minWorkers, maxWorkers)
+    resize(this.#shared.handle, options)
   }
 
   get stats() {

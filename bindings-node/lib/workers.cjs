@@ -10,7 +10,7 @@ const { fileURLToPath, pathToFileURL } = require('node:url')
 const { Worker, MessageChannel } = require('node:worker_threads')
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
-const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
+const { fail, aborted, typeName, checkOptions } = require('./error.cjs')
 const {
   whenClosed,
   begin,
@@ -25,7 +25,7 @@ const {
   onCall,
   inFlight,
 } = require('./completion.cjs')
-const { runOptions, closeGrace } = require('./options.cjs')
+const { runOptions, closeGrace, resize } = require('./options.cjs')
 const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
@@ -696,9 +696,7 @@ class WorkerPool extends EventEmitter {
   }
 
   resize(options) {
-    const { minWorkers, maxWorkers, ...unknown } = checkOptions(options)
-    checkKnown(unknown, 'minWorkers maxWorkers')
-    native.poolResize(this.#shared.handle, minWorkers, maxWorkers)
+    resize(this.#shared.handle, options)
   }
 
   get stats() {

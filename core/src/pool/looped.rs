@@ -341,15 +341,23 @@ fn unstart(pool: &Inner, taken: Vec<Held>) -> Vec<Arc<Core>> {
         if core.unstart(WorkKind::Hosted(payload)) {
             return Some(core);
         }
-        // Whoever decided the outcome found it running.
-        core.returned.store(true, Ordering::SeqCst);
-        pool.overdue.fetch_sub(1, Ordering::SeqCst);
+        pool.drop_decided(&core);
         None
     };
     taken.into_iter().filter_map(waits).collect()
 }
 
 impl Inner {
+    /// A task that was handed out and has not begun has its outcome: whoever decided it found it running. The caller that has the state's lock
+    /// has no task with a key: those are handed out as begun.
+    fn drop_decided(&self, core: &Core) {
+        core.returned.store(true, Ordering::SeqCst);
+        self.overdue.fetch_sub(1, Ordering::SeqCst);
+        if let Some(key) = core.key {
+            lock(&self.state).sched.key_done(key);
+        }
+    }
+
     /// Half of what the worker of a loop has ahead, for a thief.
     pub(super) fn steal_ahead(&self, hand: &Hand) -> Vec<Arc<Core>> {
         unstart(self, hand.revoke_ahead(true))
@@ -590,15 +598,11 @@ impl LoopWorker {
                 self.hand.board.words()[index].store(if alone { CLAIMED } else { READY }, Ordering::Release);
                 hold.held[index] = Some(Held { core, payload, started_ns, order });
             } else {
-                // Its outcome was decided before it was in here, where whoever did that looks: it found it running.
+                // Its outcome was decided before it was in here, where whoever did that looks.
                 self.hand.board.words()[index].store(REVOKED, Ordering::Release);
                 hold.revoked.push(index);
                 drop(hold);
-                core.returned.store(true, Ordering::SeqCst);
-                pool.overdue.fetch_sub(1, Ordering::SeqCst);
-                if let Some(key) = core.key {
-                    lock(&pool.state).sched.key_done(key);
-                }
+                pool.drop_decided(&core);
             }
             given += 1;
             if alone {

@@ -1,6 +1,7 @@
 //! Byte layouts that another process or language reads.
 
 pub mod channel;
+mod fnv;
 pub mod metrics;
 pub mod ring;
 pub mod supervisor;

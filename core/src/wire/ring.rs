@@ -76,6 +76,7 @@
 //!   overwrite: stored before it does. Where it loses nothing, the writer's `seen` (64 bits, as `head`) is the last of these that
 //!   it knew to have passed no reader.
 
+use super::fnv::{check_sum, layout_of};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `OFLRING` and the major version's digit, as bytes.
@@ -278,23 +279,6 @@ pub const SLOT_LAYOUT: u64 = layout_of(&[
     seat_word::CLAIM,
     seat_word::HOLDS_AT,
 ]);
-
-pub(super) const fn layout_of(facts: &[usize]) -> u64 {
-    let mut hash = FNV_BEGIN;
-    let mut i = 0;
-    while i < facts.len() {
-        hash = fnv(hash, (facts[i] & 0xFF) as u8);
-        hash = fnv(hash, (facts[i] >> 8) as u8);
-        i += 1;
-    }
-    hash
-}
-
-pub(super) const FNV_BEGIN: u64 = 0xcbf2_9ce4_8422_2325;
-
-pub(super) const fn fnv(hash: u64, byte: u8) -> u64 {
-    (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3)
-}
 
 /// Who writes and who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -645,7 +629,7 @@ impl Header {
 /// The `check` that fits a fixed part.
 #[must_use]
 pub fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
-    bytes[8..120].iter().fold(FNV_BEGIN, |h, b| fnv(h, *b))
+    check_sum(&bytes[8..120])
 }
 
 const _: () = assert!(ring_word::READY + 8 <= SEATS_AT && MAX_SEATS - 1 <= 64, "a bit per lane");

@@ -32,7 +32,7 @@
 //! * After `state`, `txt_len` or `flags` has changed, one datagram on the socket wakes the other side. Its content means nothing. An end
 //!   of the socket that hangs up says that its process is gone.
 
-use super::ring::{FNV_BEGIN, fnv, layout_of};
+use super::fnv::{check_sum, layout_of};
 use crate::error::{Error, ErrorKind, Result};
 
 /// `OFLWORK` and the major version's digit, as bytes.
@@ -117,7 +117,7 @@ pub struct Header {
 }
 
 fn checksum(bytes: &[u8; FIXED_LEN]) -> u64 {
-    bytes[8..120].iter().fold(FNV_BEGIN, |h, b| fnv(h, *b))
+    check_sum(&bytes[8..120])
 }
 
 impl Header {
