@@ -10,6 +10,7 @@ for (const row of native.errorTable()) {
   byKind.set(row.kind, row)
 }
 const CANCELLED = byKind.get('Cancelled').status
+const WORKER_LOST = byKind.get('WorkerLost').status
 
 function hidden(object, name, value) {
   Object.defineProperty(object, name, { value, writable: true, configurable: true })
@@ -28,13 +29,17 @@ class OffloopError extends Error {
 hidden(OffloopError.prototype, 'name', 'OffloopError')
 
 /** Called by native code for each error that it hands out. */
-function fromNative(status, message, errno, syscall, exitCode) {
+function fromNative(status, message, errno, syscall, exitCode, oom, poison) {
   const error = new OffloopError(status, message)
   if (errno !== undefined) {
     error.errno = errno
     error.syscall = syscall
   }
   if (exitCode !== undefined) error.exitCode = exitCode
+  if (status === WORKER_LOST) {
+    error.oom = oom
+    error.poison = poison
+  }
   return error
 }
 
@@ -73,7 +78,8 @@ function unwrapError(error) {
 /** An error that only this face can find, in the core's form: kind, what happened, the values. */
 function fail(kind, message, values = {}) {
   const row = byKind.get(kind)
-  const shown = Object.entries(values).map(([name, value]) => `${name}=${String(value).slice(0, 80)}`)
+  // A list of names is ours, and of use when it is whole.
+  const shown = Object.entries(values).map(([name, value]) => `${name}=${name === 'known' ? value : String(value).slice(0, 80)}`)
   return new OffloopError(row.status, `${row.text}: ${message}${shown.length > 0 ? ` (${shown.join(', ')})` : ''}`)
 }
 

@@ -80,6 +80,10 @@ export interface PoolStats {
   readonly lost: number
   /** Submits that were refused as full. */
   readonly rejected: number
+  /** Runs that were lost with their worker and done again. */
+  readonly retried: number
+  /** Workers that were replaced because of `maxTasksPerWorker` or `maxWorkerAge`. */
+  readonly recycled: number
   /** Share of `maxWorkers` that was busy, 0 to 1. */
   readonly utilization: number
   /** From submit to start. */
@@ -161,6 +165,11 @@ export interface WorkerRunOptions {
   priority?: number | undefined
   /** Tasks with one key start on one worker, in order. */
   key?: string | undefined
+  /**
+   * How often a call runs again whose worker was lost; setting it says that a second run does no harm. Each run has all of `timeout`. Used up, it
+   * rejects with `ERR_OFFLOOP_WORKER_LOST` and `poison: true`. With something to move (`transferList`, `move`) it is `ERR_OFFLOOP_INVALID`. Default 0.
+   */
+  retries?: number | undefined
   /** What a running task says by `currentTask().progress()`. Only the latest value is kept until the loop reads it. */
   onProgress?: ((progress: any) => void) | undefined
 }
@@ -189,6 +198,10 @@ export interface WorkerPoolOptions extends WorkerRunOptions {
   minWorkers?: number | undefined
   /** How long a worker above `minWorkers` stays idle, in ms. Default 30 000. */
   idleTimeout?: number | undefined
+  /** Tasks that one worker begins before another takes its place, from 1. The other starts up to 10 % earlier. Default: no limit. */
+  maxTasksPerWorker?: number | undefined
+  /** How long a worker lives before another takes its place, in ms above 0; up to 10 % less. It works until the other is ready. Default: no limit. */
+  maxWorkerAge?: number | undefined
   /** Async functions that one worker runs at once, 1 to 4096. Default 1. */
   concurrency?: number | undefined
   /** Most queued tasks. Default 65 536. */
@@ -561,6 +574,12 @@ export class OffloopError extends Error {
   readonly errno?: number
   /** Of an `ERR_OFFLOOP_OS`. */
   readonly syscall?: string
+  /** Of an `ERR_OFFLOOP_WORKER_LOST`: what the thread ended with. */
+  readonly exitCode?: number
+  /** Of an `ERR_OFFLOOP_WORKER_LOST`: the worker ran out of its heap. */
+  readonly oom?: boolean
+  /** Of an `ERR_OFFLOOP_WORKER_LOST`: each of the runs that `retries` allows has lost its worker. */
+  readonly poison?: boolean
   /** Which input of a `runMany` it was. */
   readonly index?: number
 }

@@ -197,7 +197,7 @@ function step() {
     if ((flags & FETCH) !== 0) {
       running++
       fetching.set(index, { number: records[at + 1], flags, started })
-      port.postMessage({ kind: 'fetch', index, port: inbox.readUInt32LE(records[at + 3]) })
+      port.postMessage({ kind: 'fetch', index, value: inbox.readUInt32LE(records[at + 3]) })
     } else {
       begin(index, records[at + 1], flags, at, started)
     }

@@ -33,9 +33,19 @@ const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = requ
 const MADE_HERE = Symbol('made here')
 /** Options of the threads, which worker_threads checks. */
 const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits']
-const POOL_OPTIONS = ['minWorkers', 'maxWorkers', 'idleTimeout', 'maxQueue', 'name', 'concurrency', 'cancelGrace']
+const POOL_OPTIONS = [
+  'minWorkers',
+  'maxWorkers',
+  'idleTimeout',
+  'maxTasksPerWorker',
+  'maxWorkerAge',
+  'maxQueue',
+  'name',
+  'concurrency',
+  'cancelGrace',
+]
 const OWN_OPTIONS = ['onFull', 'context', 'readyTimeout']
-const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'onProgress']
+const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
 const READY_TIMEOUT = 30_000
 /** So many workers in a row that did not start are told as `degraded`. */
 const DEGRADED_FROM = 5
@@ -73,9 +83,9 @@ const grab = (resolve, reject) => {
   rejects[grabbing] = reject
 }
 
-/** Values that travel beside their task: the port that holds them, by number. */
-const ports = new Map()
-let lastPort = 0
+/** Values that travel beside their task: what holds them, by number. */
+const waitingBeside = new Map()
+let lastBeside = 0
 /** Results that came beside theirs, and calls that wait for such a one, by the worker and its number. */
 const besides = new Map()
 
@@ -97,18 +107,13 @@ function release(slot) {
   if (extra !== null) {
     if (extra.submitted) native.workersForget(slot)
     if (extra.signal) unlisten(extra.signal, extra.onAbort)
-    if (extra.port !== 0) dropPort(extra.port)
+    if (extra.beside !== 0) dropBeside(extra.beside)
   }
   pool.inFlight--
   if (pool.pressed && pool.inFlight * 2 <= pool.maxQueue) {
     pool.pressed = false
     pool.emit('drain')
   }
-}
-
-function dropPort(id) {
-  ports.get(id)?.close()
-  ports.delete(id)
 }
 
 /** Writes the value of a call behind what was collected; returns where it ends, or false when it has to travel beside it. */
@@ -184,19 +189,22 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
   return new Promise((resolve, reject) => {
     if (run.signal?.aborted) throw aborted(run.signal.reason)
     flush()
-    let port = 0
+    let beside = 0
     let bytes
     const list = run.transferList ?? movedIn(value)
+    if (list !== null && list.length > 0 && run.retries > 0) {
+      throw fail('Invalid', 'a call that moves what it is given cannot be run again', { option: 'retries', value: run.retries })
+    }
     const last = list === null ? writeValue(value, 0, flags) : false
     if (last === false) {
-      port = besideTask(value, list)
+      beside = keepBeside(run.retries > 0 ? new Kept(value) : new Moved(value, list))
       flags |= FETCH
-      bytes = new Uint8Array(Uint32Array.of(port).buffer)
+      bytes = new Uint8Array(Uint32Array.of(beside).buffer)
     } else {
       bytes = written().subarray(0, last)
     }
     const onProgress = run.onProgress && AsyncResource.bind(run.onProgress)
-    const extra = { submitted: false, signal: run.signal, onAbort: null, port, onProgress }
+    const extra = { submitted: false, signal: run.signal, onAbort: null, beside, onProgress }
     const slot = free.length > 0 ? free[free.length - 1] : resolves.length
     open(pool, extra).then(resolve, reject)
     pool.inFlight++
@@ -208,7 +216,7 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
         listen(run.signal, extra.onAbort)
       }
       if (wait && pool.inFlight > pool.maxQueue) pool.press()
-      native.workersSubmit(pool.handle, number, slot, flags, bytes, run.priority, run.timeout, run.queueTimeout, run.key, wait)
+      native.workersSubmit(pool.handle, number, slot, flags, bytes, run.priority, run.timeout, run.queueTimeout, run.key, wait, run.retries)
       extra.submitted = true
     } catch (error) {
       rejects[slot](error)
@@ -221,20 +229,60 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
   })
 }
 
-/** Puts a value that only a message can carry into a port, and returns its number. */
-function besideTask(value, list) {
-  const { port1, port2 } = new MessageChannel()
-  try {
-    port1.postMessage(value, list ?? [])
-  } catch (error) {
-    port1.close()
-    throw unserializable('argument', value, error)
+/** A value that only a message can carry, for one run: in a port, with what it moves. */
+class Moved {
+  #port
+  constructor(value, list) {
+    const { port1, port2 } = new MessageChannel()
+    try {
+      port1.postMessage(value, list ?? [])
+    } catch (error) {
+      port1.close()
+      throw unserializable('argument', value, error)
+    }
+    // What was posted stays with the other end.
+    port2.unref()
+    this.#port = port2
   }
-  // What was posted stays with the other end.
-  port2.unref()
-  lastPort = (lastPort + 1) >>> 0 || 1
-  ports.set(lastPort, port2)
-  return lastPort
+
+  take() {
+    const port = this.#port
+    this.#port = null
+    return port
+  }
+
+  drop() {
+    this.#port?.close()
+  }
+}
+
+/** The same for several runs, without anything that moves. */
+class Kept {
+  #value
+  constructor(value) {
+    try {
+      this.#value = structuredClone(value)
+    } catch (error) {
+      throw unserializable('argument', value, error)
+    }
+  }
+
+  take() {
+    return new Moved(this.#value, null).take()
+  }
+
+  drop() {}
+}
+
+function keepBeside(value) {
+  lastBeside = (lastBeside + 1) >>> 0 || 1
+  waitingBeside.set(lastBeside, value)
+  return lastBeside
+}
+
+function dropBeside(id) {
+  waitingBeside.get(id)?.drop()
+  waitingBeside.delete(id)
 }
 
 function progress(slot, bytes) {
@@ -347,11 +395,9 @@ class Thread {
         this.pool.emit('workerReady', { threadId: this.threadId })
         break
       case 'fetch': {
-        const port = ports.get(message.port)
-        ports.delete(message.port)
         // Settled meanwhile: nobody waits for it.
-        if (port === undefined) this.port.postMessage({ kind: 'fetched', index: message.index, port: null })
-        else this.port.postMessage({ kind: 'fetched', index: message.index, port }, [port])
+        const port = waitingBeside.get(message.value)?.take() ?? null
+        this.port.postMessage({ kind: 'fetched', index: message.index, port }, port === null ? [] : [port])
         break
       }
       case 'result':
@@ -533,9 +579,9 @@ function together(signal) {
   }
 }
 
-function checkRun(shared, { priority, timeout, queueTimeout, key }) {
+function checkRun(shared, { priority, timeout, queueTimeout, key, retries }) {
   try {
-    native.workersCheck(shared.handle, priority, timeout, queueTimeout, key)
+    native.workersCheck(shared.handle, priority, timeout, queueTimeout, key, retries)
   } catch (error) {
     // A view of a closed pool is no error; its calls are.
     if (error.code !== 'ERR_OFFLOOP_CLOSED') throw error

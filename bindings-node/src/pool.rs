@@ -227,7 +227,7 @@ pub(crate) fn deliver_options(env: Env, given: &[Raw; 5]) -> JsResult<SubmitOpti
             v => Some(env.text(v).ok_or_else(|| bad("key", shown(env, v), "text"))?),
         },
         on_full: if env.bool(given[4]) == Some(true) { OnFull::Admit } else { OnFull::Reject },
-        deliver: Deliver::Wait,
+        ..SubmitOptions::default()
     })
 }
 
@@ -410,6 +410,8 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
         ("cancelled", n(s.cancelled)),
         ("lost", n(s.lost)),
         ("rejected", n(s.rejected)),
+        ("retried", n(s.retried)),
+        ("recycled", n(s.recycled)),
         ("utilization", Value::Float(s.utilization)),
         ("wait", histogram(&s.wait)),
         ("run", histogram(&s.run)),

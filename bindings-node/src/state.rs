@@ -159,9 +159,11 @@ impl State {
             Some((errno, syscall)) => (env.number(f64::from(errno))?, env.string(syscall)?),
             None => (env.undefined(), env.undefined()),
         };
-        let exit_code = e.context().iter().find(|(name, _)| *name == "exit_code").and_then(|(_, code)| code.parse().ok());
+        let said = |name| e.context().iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        let exit_code = said("exit_code").and_then(|code| code.parse().ok());
         let exit_code = exit_code.map_or_else(|| Ok(env.undefined()), |code: f64| env.number(code))?;
-        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall, exit_code])
+        let (oom, poison) = (env.boolean(said("oom").is_some())?, env.boolean(said("poison").is_some())?);
+        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall, exit_code, oom, poison])
     }
 
     pub(crate) fn unwrap(&self, env: Env) -> JsResult<Raw> {

@@ -11,7 +11,7 @@
 //! whoever learns first that the thread has ended: main by its `exit` event, or nobody but the end of the process.
 
 use crate::buffer::{self, Handle};
-use crate::js::{Call, JsResult, Raw};
+use crate::js::{Call, Env, JsResult, Raw};
 use crate::pool::{bad, count, deliver_options, duration, shown};
 use crate::state::Wake;
 use offloop::pool::{AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
@@ -169,6 +169,12 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             "minWorkers" => builder = builder.min_workers(count(env, given, "minWorkers")?),
             "idleTimeout" => builder = builder.idle_timeout(time("idleTimeout")?),
             "maxQueue" => builder = builder.max_queue(count(env, given, "maxQueue")?),
+            "maxTasksPerWorker" => builder = builder.max_tasks_per_worker(count(env, given, "maxTasksPerWorker")? as u64),
+            "maxWorkerAge" => {
+                if let Some(age) = duration(env, given, "maxWorkerAge")? {
+                    builder = builder.max_worker_age(age);
+                }
+            }
             "name" => builder = builder.name(env.text(given).ok_or_else(|| bad("name", shown(env, given), "text"))?),
             "concurrency" => concurrency = count(env, given, "concurrency")?,
             "cancelGrace" => cancel_grace = time("cancelGrace")?,
@@ -231,7 +237,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait)`: one task with options;
+/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries)`: one task with options;
 /// `workersCancel(slot)` knows it until `workersForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
@@ -239,6 +245,7 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let (export, slot, flags) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?, env.u32(call.arg(3))?);
     let options = SubmitOptions {
         deliver: Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot)),
+        retries: retries(env, call.arg(10))?,
         ..deliver_options(env, &[call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)])?
     };
     let bytes = buffer::copy(env, call.arg(4))?.into_boxed_slice();
@@ -247,10 +254,19 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// `workersCheck(pool, priority, timeout, queueTimeout, key)`: what a submit checks of its options.
+fn retries(env: Env, given: Raw) -> JsResult<u32> {
+    if env.is_nullish(given) {
+        return Ok(0);
+    }
+    let n = count(env, given, "retries")?;
+    u32::try_from(n).map_err(|_| bad("retries", n, "a whole number from 0 to 4294967295"))
+}
+
+/// `workersCheck(pool, priority, timeout, queueTimeout, key, retries)`: what a submit checks of its options.
 pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let options = deliver_options(env, &[call.arg(1), call.arg(2), call.arg(3), call.arg(4), env.undefined()])?;
+    retries(env, call.arg(5))?;
     workers(call)?.pool.submit_many(Vec::new(), &options).map_err(|e| e.error)?;
     Ok(env.undefined())
 }
@@ -282,6 +298,7 @@ pub(crate) fn lost(call: &Call<'_>) -> JsResult<Raw> {
         let oom = env.bool(call.arg(2)) == Some(true);
         let why = if oom { "the worker ran out of memory" } else { "the worker's thread ended before the task did" };
         let error = Error::new(ErrorKind::WorkerLost, why).with("exit_code", env.f64(call.arg(1)).unwrap_or(-1.0));
+        let error = if oom { error.with("oom", true) } else { error };
         let error = match env.text(call.arg(3)).unwrap_or_default() {
             text if text.is_empty() => error,
             text => error.with("error", text),
@@ -341,7 +358,7 @@ fn seat_of<'a>(call: &'a Call<'_>) -> JsResult<&'a Seat> {
 /// `workerBoard(seat)`: `[memory, tasks, outLength]`; null where the runtime refuses external memory.
 pub(crate) fn board(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
-    let Some(board) = lock(&seat_of(call)?.worker).as_ref().map(LoopWorker::board) else { return Ok(env.null()) };
+    let Some(board) = lock(&seat_of(call)?.worker).as_ref().and_then(LoopWorker::board) else { return Ok(env.null()) };
     let (at, len) = board.memory();
     let (tasks, out) = (board.tasks(), board.out_len());
     let Some(memory) = buffer::outside_memory(env, call.state, at, len, Box::new(board)) else { return Ok(env.null()) };

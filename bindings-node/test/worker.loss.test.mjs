@@ -64,6 +64,7 @@ test('a worker that runs out of its heap is lost, and says so', async (t) => {
   const error = await rejection(pool.exports.fill())
   assert.equal(error.code, 'ERR_OFFLOOP_WORKER_LOST')
   assert.match(error.message, /ran out of memory/)
+  assert.equal(error.oom, true)
   assert.equal(await pool.run(1), 1)
 })
 

@@ -26,6 +26,8 @@ struct Host {
     broken: AtomicUsize,
     starts: AtomicUsize,
     ended: AtomicUsize,
+    /// Whoever has it keeps loops from being ready.
+    entry: Mutex<()>,
 }
 
 /// A `LoopHost` must be shared with its loops.
@@ -40,9 +42,13 @@ impl LoopHost for Shared {
         let (wake, woken) = channel();
         host.loops.lock().expect("lock").insert(tag, wake.clone());
         let broken = host.broken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+        let entry = host.clone();
         let run = move || match broken {
             true => worker.not_started(Error::new(ErrorKind::StartFailed, "broken")),
-            false => run_loop(worker, wake, &woken),
+            false => {
+                drop(entry.entry.lock().expect("lock"));
+                run_loop(worker, wake, &woken);
+            }
         };
         host.threads.lock().expect("lock").push(std::thread::spawn(run));
         Ok(())
@@ -67,7 +73,7 @@ thread_local! {
 }
 
 fn run_loop(mut worker: LoopWorker, wake: Sender<Message>, woken: &Receiver<Message>) {
-    let board = worker.board();
+    let board = worker.board().expect("no lane");
     worker.ready(Box::new(move || drop(wake.send(Message::Wake))));
     loop {
         let mut given = Vec::new();
@@ -341,4 +347,285 @@ fn a_storm_of_ends_and_cancels_leaves_each_task_one_outcome() {
     end(&pool, &host);
     let stats = pool.stats();
     assert_eq!((stats.queued, stats.running, stats.overdue, stats.workers), (0, 0, 0, 0));
+}
+
+/// A task that ends its thread in its first `deaths` runs; `runs` counts them.
+fn mortal(runs: &Arc<AtomicU32>, deaths: u32) -> Work {
+    let runs = runs.clone();
+    work(move || DIES.set(runs.fetch_add(1, Ordering::SeqCst) < deaths))
+}
+
+fn retried(n: u32) -> SubmitOptions {
+    SubmitOptions { retries: n, ..SubmitOptions::default() }
+}
+
+#[test]
+fn a_task_whose_worker_is_lost_runs_again_as_often_as_its_retries_allow() {
+    let host = Arc::<Host>::default();
+    let pool = pool(1, &host);
+    // Retries, runs that end their thread → runs, poison of the error.
+    for (retries, deaths, want, poison) in
+        [(0, 1, 1, Some(false)), (1, 1, 2, None), (3, 3, 4, None), (1, 2, 2, Some(true)), (3, u32::MAX, 4, Some(true))]
+    {
+        let runs = Arc::<AtomicU32>::default();
+        let before = pool.stats();
+        let outcome = pool.submit(mortal(&runs, deaths), retried(retries)).expect("submit").wait(Some(Duration::from_secs(60)));
+        let stats = pool.stats();
+        assert_eq!(runs.load(Ordering::SeqCst), want, "retries {retries}, deaths {deaths}");
+        assert_eq!(outcome.is_err(), poison.is_some());
+        if let Err(error) = outcome {
+            let marked = error.context().iter().any(|(name, value)| *name == "poison" && value == "true");
+            assert_eq!((error.kind(), error.message(), Some(marked)), (ErrorKind::WorkerLost, "died", poison));
+        }
+        let of = |after: u64, before: u64| after - before;
+        assert_eq!(of(stats.retried, before.retried), u64::from(want - 1));
+        assert_eq!((of(stats.lost, before.lost), of(stats.completed, before.completed)), if poison.is_some() { (1, 0) } else { (0, 1) });
+    }
+    end(&pool, &host);
+}
+
+#[test]
+fn a_task_that_runs_again_goes_before_what_waits_with_a_key_and_without() {
+    for key in [None, Some("k".to_owned())] {
+        let host = Arc::<Host>::default();
+        let pool = pool(3, &host);
+        if key.is_none() {
+            // Without a key only one worker has an order.
+            pool.resize(None, Some(1)).expect("resize");
+            warm(&pool);
+        }
+        let ran = Arc::<Mutex<Vec<usize>>>::default();
+        let deaths = Arc::<AtomicU32>::default();
+        let note = |i: usize| {
+            let (ran, deaths) = (ran.clone(), deaths.clone());
+            work(move || {
+                // The 20th, and the 70th twice.
+                if [20, 70, 70].get(deaths.load(Ordering::SeqCst) as usize) == Some(&i) {
+                    bump(&deaths);
+                    return DIES.set(true);
+                }
+                ran.lock().expect("lock").push(i);
+            })
+        };
+        let options = SubmitOptions { retries: 2, key, ..SubmitOptions::default() };
+        let tasks = pool.submit_many((0..200).map(note).collect(), &options).expect("submit");
+        tasks.iter().for_each(|task| drop(task.wait(Some(Duration::from_secs(60))).expect("outcome")));
+        assert_eq!(*ran.lock().expect("lock"), (0..200).collect::<Vec<_>>());
+        end(&pool, &host);
+        assert_eq!((deaths.load(Ordering::SeqCst), pool.stats().retried), (3, 3));
+    }
+}
+
+#[test]
+fn a_task_that_was_cancelled_is_not_run_again() {
+    let host = Arc::<Host>::default();
+    let pool = pool(1, &host);
+    let (door, runs) = (Arc::<Door>::default(), Arc::<AtomicU32>::default());
+    let body = {
+        let (door, runs) = (door.clone(), runs.clone());
+        work(move || {
+            bump(&runs);
+            door.wait();
+            DIES.set(true);
+        })
+    };
+    let keyed = SubmitOptions { key: Some("k".to_owned()), ..retried(5) };
+    let task = pool.submit(body, keyed).expect("submit");
+    door.until(1);
+    assert!(task.cancel());
+    door.open();
+    let behind = pool.submit(work(|| {}), SubmitOptions { key: Some("k".to_owned()), ..SubmitOptions::default() }).expect("submit");
+    behind.wait(Some(Duration::from_secs(60))).expect("its key is free");
+    assert_eq!(task.wait(None).expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    end(&pool, &host);
+    let stats = pool.stats();
+    assert_eq!((runs.load(Ordering::SeqCst), stats.retried, stats.overdue, stats.queued), (1, 0, 0, 0));
+}
+
+#[test]
+fn a_storm_of_losses_runs_each_task_as_often_as_it_must() {
+    let host = Arc::<Host>::default();
+    let pool = pool(3, &host);
+    let runs: Vec<Arc<AtomicU32>> = (0..20_000).map(|_| Arc::default()).collect();
+    let deaths = |i: usize| if i.is_multiple_of(100) { i as u32 / 100 % 4 } else { 0 };
+    let tasks: Vec<Task> = (0..runs.len())
+        .map(|i| {
+            let key = i.is_multiple_of(7).then(|| format!("{}", i % 4));
+            pool.submit(mortal(&runs[i], deaths(i)), SubmitOptions { key, priority: (i % 5) as i8, ..retried(2) }).expect("submit")
+        })
+        .collect();
+    for (i, task) in tasks.iter().enumerate() {
+        let outcome = task.wait(Some(Duration::from_secs(60)));
+        assert_eq!((outcome.is_ok(), runs[i].load(Ordering::SeqCst)), (deaths(i) < 3, 3.min(deaths(i) + 1)), "task {i}");
+    }
+    end(&pool, &host);
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.overdue, stats.workers), (0, 0, 0, 0));
+    assert_eq!((stats.lost, stats.retried), (50, 50 + 2 * 50 + 2 * 50));
+}
+
+/// A pool whose workers begin at most so many tasks each; `of` counts the tasks by the loop that ran them.
+fn recycling(max: usize, tasks: u64, host: &Arc<Host>) -> ThreadPool {
+    let options = LoopOptions { host: Arc::new(Shared(host.clone())), concurrency: 1, cancel_grace: Duration::from_millis(1) };
+    ThreadPool::builder().max_workers(max).max_tasks_per_worker(tasks).looped(options).build().expect("pool")
+}
+
+#[test]
+fn a_worker_begins_no_more_tasks_than_its_limit_and_nothing_is_lost() {
+    for (workers, limit) in [(1, 1), (1, 7), (2, 100), (3, 20)] {
+        let host = Arc::<Host>::default();
+        let pool = recycling(workers, limit, &host);
+        let by = Arc::<Mutex<HashMap<std::thread::ThreadId, u64>>>::default();
+        let order = Arc::<Mutex<Vec<usize>>>::default();
+        let note = |i: usize| {
+            let (by, order) = (by.clone(), order.clone());
+            work(move || {
+                *by.lock().expect("lock").entry(std::thread::current().id()).or_default() += 1;
+                order.lock().expect("lock").push(i);
+            })
+        };
+        for start in [0, 500] {
+            let tasks = pool.submit_many((start..start + 500).map(note).collect(), &SubmitOptions::default()).expect("submit");
+            tasks.iter().for_each(|task| drop(task.wait(Some(Duration::from_secs(60))).expect("outcome")));
+        }
+        end(&pool, &host);
+        let by = by.lock().expect("lock");
+        assert_eq!(by.values().sum::<u64>(), 1000);
+        assert!(by.values().all(|n| *n <= limit), "limit {limit}: {by:?}");
+        let stats = pool.stats();
+        assert_eq!((stats.lost, stats.completed, stats.workers), (0, 1000, 0));
+        assert!(stats.recycled >= (1000 / limit).saturating_sub(workers as u64), "{} of {limit}", stats.recycled);
+        if workers == 1 {
+            assert_eq!(*order.lock().expect("lock"), (0..1000).collect::<Vec<_>>(), "limit {limit}");
+        }
+    }
+}
+
+#[test]
+fn tasks_of_a_key_stay_in_order_and_apart_while_workers_are_replaced() {
+    let host = Arc::<Host>::default();
+    let pool = recycling(3, 5, &host);
+    let inside = Arc::new([const { AtomicU32::new(0) }; 4]);
+    let ran = Arc::new([const { Mutex::new(Vec::new()) }; 4]);
+    let tasks: Vec<Task> = (0..2000)
+        .map(|i| {
+            let (inside, ran) = (inside.clone(), ran.clone());
+            let body = work(move || {
+                assert_eq!(inside[i % 4].fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                ran[i % 4].lock().expect("lock").push(i);
+                if i % 100 == 99 {
+                    DIES.set(true);
+                }
+                inside[i % 4].fetch_sub(1, Ordering::SeqCst);
+            });
+            let options = SubmitOptions { key: Some(format!("{}", i % 4)), ..SubmitOptions::default() };
+            pool.submit(body, options).expect("submit")
+        })
+        .collect();
+    for (i, task) in tasks.iter().enumerate() {
+        let outcome = task.wait(Some(Duration::from_secs(60)));
+        assert_eq!(outcome.map_err(|e| e.kind()).err(), (i % 100 == 99).then_some(ErrorKind::WorkerLost), "task {i}");
+    }
+    end(&pool, &host);
+    for (k, ran) in ran.iter().enumerate() {
+        assert_eq!(*ran.lock().expect("lock"), (k..2000).step_by(4).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_worker_goes_on_until_its_successor_is_ready_and_then_passes_its_place_on() {
+    let host = Arc::<Host>::default();
+    let pool = recycling(1, 1000, &host);
+    submit(&pool, || {}).wait(None).expect("the first worker");
+    let entry = host.entry.lock().expect("lock");
+    let thread = || {
+        let (tell, told) = channel();
+        submit(&pool, move || tell.send(std::thread::current().id()).expect("test waits")).wait(None).expect("outcome");
+        told.recv().expect("told")
+    };
+    let first = thread();
+    while host.starts.load(Ordering::SeqCst) < 2 {
+        assert_eq!(thread(), first);
+    }
+    // Asked for, and kept from being ready: nothing waits for it.
+    for _ in 0..20 {
+        assert_eq!(thread(), first);
+    }
+    assert_eq!((pool.stats().recycled, pool.stats().workers), (0, 1));
+    drop(entry);
+    while thread() == first {}
+    assert_eq!((pool.stats().recycled, pool.stats().workers, host.starts.load(Ordering::SeqCst)), (1, 1, 2));
+    end(&pool, &host);
+}
+
+#[test]
+fn a_worker_that_sleeps_is_replaced_when_it_is_old() {
+    let host = Arc::<Host>::default();
+    let options = LoopOptions { host: Arc::new(Shared(host.clone())), concurrency: 1, cancel_grace: Duration::from_millis(1) };
+    let pool = ThreadPool::builder().max_workers(2).max_worker_age(Duration::from_millis(5)).looped(options).build().expect("pool");
+    submit(&pool, || {}).wait(None).expect("outcome");
+    while pool.stats().recycled < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(pool.stats().workers, 1);
+    submit(&pool, || {}).wait(None).expect("the eleventh does as well");
+    end(&pool, &host);
+}
+
+#[test]
+fn a_successor_that_does_not_start_is_asked_for_again_and_harms_nobody() {
+    let host = Arc::<Host>::default();
+    let pool = recycling(1, 3, &host);
+    submit(&pool, || {}).wait(None).expect("the first worker");
+    host.broken.store(1, Ordering::SeqCst);
+    let done = (0..50).filter(|_| submit(&pool, || {}).wait(Some(Duration::from_secs(60))).is_ok()).count();
+    // What is spent leaves its place without a successor, and what waits then for a worker that does not start ends with its error.
+    assert!(done >= 49, "{done} of 50");
+    assert!(pool.stats().recycled >= 15);
+    end(&pool, &host);
+    assert_eq!((pool.stats().queued, pool.stats().workers), (0, 0));
+}
+
+#[test]
+fn a_storm_of_losses_cancels_and_successions_leaves_each_task_one_outcome() {
+    let host = Arc::<Host>::default();
+    let pool = recycling(3, 40, &host);
+    let runs: Vec<Arc<AtomicU32>> = (0..20_000).map(|_| Arc::default()).collect();
+    let deaths = |i: usize| u32::from(i.is_multiple_of(300));
+    let tasks: Vec<Task> = (0..runs.len())
+        .map(|i| {
+            let key = i.is_multiple_of(7).then(|| format!("{}", i % 4));
+            let task = pool.submit(mortal(&runs[i], deaths(i)), SubmitOptions { key, ..retried(1) }).expect("submit");
+            if i % 11 == 0 {
+                task.cancel();
+            }
+            task
+        })
+        .collect();
+    for (i, task) in tasks.iter().enumerate() {
+        let ran = match task.wait(Some(Duration::from_secs(60))) {
+            Ok(_) => 1 + deaths(i),
+            Err(e) => {
+                assert_eq!((e.kind(), i % 11), (ErrorKind::Cancelled, 0), "task {i}: {e}");
+                continue;
+            }
+        };
+        assert_eq!(runs[i].load(Ordering::SeqCst), ran, "task {i}");
+    }
+    end(&pool, &host);
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.overdue, stats.workers, stats.lost), (0, 0, 0, 0, 0));
+}
+
+#[test]
+fn limits_of_workers_that_are_nothing_are_refused_by_name() {
+    for (builder, option) in [
+        (ThreadPool::builder().max_tasks_per_worker(0), "max_tasks_per_worker"),
+        (ThreadPool::builder().max_worker_age(Duration::ZERO), "max_worker_age"),
+        (ThreadPool::builder().max_worker_age(Duration::MAX), "max_worker_age"),
+    ] {
+        let error = builder.build().expect_err(option);
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(option), "{error}");
+    }
 }

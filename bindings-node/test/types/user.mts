@@ -142,8 +142,9 @@ await typed.exports.add(1, 'two')
 typed.exports.setting
 // @ts-expect-error an option that this pool does not have
 new WorkerPool('w.cjs', { maxOverdue: 1 })
+await typed.run(1, { retries: 1 }).catch((error: OffloopError) => exactly<boolean | undefined>()(error.poison))
 // @ts-expect-error an option that calls of workers do not have
-await typed.run(1, { retries: 1 })
+await typed.run(1, { nice: 1 })
 const by_many: string[] = await typed.runMany([1, 2], { name: 'add', onProgress: (value) => value })
 for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false, name: 'add' })) {
   const text: string = one

@@ -112,3 +112,9 @@ export const wasMoved = (n) => {
 }
 let last
 export const lastLength = () => last.length
+/** Ends its thread in its first `exits` runs, which `count` counts. */
+export function exitFirst({ count, exits, value, log: entry }) {
+  if (Atomics.add(count, 0, 1) < exits) process.exit(7)
+  if (entry !== undefined) log(...entry)
+  return value
+}

@@ -234,6 +234,14 @@ impl Region {
         Region::new(Memory::Foreign { ptr, _guard: guard }, len, false)
     }
 
+    /// As [`foreign`](Self::foreign), for memory that a peer may write.
+    ///
+    /// # Safety
+    /// `ptr..ptr+len` stays mapped until `guard` is dropped; `guard` may be dropped on any thread.
+    pub(crate) unsafe fn mapped(ptr: *mut u8, len: usize, guard: Box<dyn Any + Send>) -> Arc<Region> {
+        Region::new(Memory::Foreign { ptr, _guard: guard }, len, true)
+    }
+
     fn new(memory: Memory, len: usize, exported: bool) -> Arc<Region> {
         Arc::new(Region { memory: Some(memory), len, epoch: sys::fork::epoch(), exported: AtomicBool::new(exported) })
     }

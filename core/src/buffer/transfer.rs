@@ -83,6 +83,15 @@ impl TransferBuffer {
         TransferBuffer { region: Some(unsafe { Region::foreign(ptr, len, guard) }) }
     }
 
+    /// A buffer of mapped memory that a peer may write, without a copy. Dropping `guard` gives the memory back.
+    ///
+    /// # Safety
+    /// `ptr..ptr+len` stays mapped until `guard` is dropped; `guard` may be dropped on any thread.
+    pub(crate) unsafe fn from_mapped(ptr: *mut u8, len: usize, guard: Box<dyn std::any::Any + Send>) -> TransferBuffer {
+        // SAFETY: this function's contract.
+        TransferBuffer { region: Some(unsafe { Region::mapped(ptr, len, guard) }) }
+    }
+
     /// Maps a sealed memfd of another process, who may still write it.
     ///
     /// # Errors

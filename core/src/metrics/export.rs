@@ -161,7 +161,7 @@ mod tests {
 
     fn sample() -> Sums {
         let mut s = Sums::new();
-        s.counters = [10, 7, 1, 0, 2, 0, 3];
+        s.counters = [10, 7, 1, 0, 2, 0, 3, 0, 0];
         s.gauges = [4, 2, 2, 8, 0];
         s.busy_ns = 1_500_000_000;
         for (ns, n) in [(500, 1), (2_000, 2), (3_000_000, 3)] {
@@ -260,7 +260,10 @@ mod tests {
             text.contains("{\"kind\":\"thread\",\"name\":\"a\\\"\\\\\\n\\u0001é\",\"age_ns\":12,\"busy_ns\":1500000000,\"submitted\":10,"),
             "{text}"
         );
-        assert!(text.contains("\"timed_out\":0,\"cancelled\":2,\"lost\":0,\"rejected\":3,\"queued\":4,"), "{text}");
+        assert!(
+            text.contains("\"timed_out\":0,\"cancelled\":2,\"lost\":0,\"rejected\":3,\"retried\":0,\"recycled\":0,\"queued\":4,"),
+            "{text}"
+        );
         assert!(text.contains("\"wait\":{\"count\":6,\"mean_ns\":1500750,\"p50_ns\":"), "{text}");
         assert!(text.ends_with("\"run\":{\"count\":0,\"mean_ns\":0,\"p50_ns\":0,\"p90_ns\":0,\"p99_ns\":0,\"max_ns\":0}}]}"), "{text}");
         #[cfg(feature = "json")]

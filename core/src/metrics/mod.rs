@@ -67,6 +67,8 @@ table! {
         Cancelled = "cancelled", "offloop_tasks_cancelled_total", "Tasks that were cancelled, queued or running.";
         Lost = "lost", "offloop_tasks_lost_total", "Tasks that ended because their worker died.";
         Rejected = "rejected", "offloop_tasks_rejected_total", "Submissions that the pool refused because its queue was full.";
+        Retried = "retried", "offloop_tasks_retried_total", "Runs that were lost with their worker and done again.";
+        Recycled = "recycled", "offloop_workers_recycled_total", "Workers that were replaced because of their tasks or their age.";
     }
 }
 

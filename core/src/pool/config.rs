@@ -50,6 +50,11 @@ impl Config {
         self.hasher.hash_one(key)
     }
 
+    /// A number for this turn of this slot, another one in each pool.
+    pub(super) fn random(&self, slot: usize, turn: u64) -> u64 {
+        self.hasher.hash_one((slot, turn))
+    }
+
     pub(super) fn plugins(&self) -> impl Iterator<Item = &Arc<dyn DynOp>> {
         // SAFETY: nodes are published with Release by `register`, read with Acquire here, and freed only in `drop`.
         let mut next = unsafe { self.plugins.load(Ordering::Acquire).as_ref() };

@@ -36,6 +36,10 @@ impl Crew for Arc<Inner> {
         if started && self.config.looped.is_some() {
             // Its thread needs as long to start as many tasks to run: others search meanwhile. It will look, or say that it cannot.
             self.idle.end_search(true);
+            // Unless it has looked already and is asleep or lost: who queued work since saw the role taken.
+            if self.has_waiting_work() && self.starting.load(Ordering::SeqCst) == 0 {
+                self.arm_tick();
+            }
         }
         started
     }
@@ -127,7 +131,7 @@ impl Inner {
     pub(super) fn start(self: &Arc<Inner>, turn: Turn, searching: bool) -> bool {
         let refused = || Error::new(ErrorKind::StartFailed, "the host has no thread for a worker");
         let started = match (&self.config.hosted, &self.config.looped) {
-            (_, Some(looped)) => looped.host.start(LoopWorker::new(self.clone(), turn, looped.concurrency)).map_err(|worker| {
+            (_, Some(looped)) => looped.host.start(LoopWorker::new(self.clone(), turn, looped)).map_err(|worker| {
                 worker.disarm();
                 refused()
             }),
@@ -184,6 +188,10 @@ impl Inner {
         state.alive[slot] = false;
         state.workers -= 1;
         self.workers.store(state.workers, Ordering::SeqCst);
+        // Nobody is left whose place it could take.
+        if let Some(successor) = lock(&self.slot(slot).local).successor.take() {
+            successor.dismiss();
+        }
         self.check_closed(state);
     }
 

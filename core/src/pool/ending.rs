@@ -119,13 +119,18 @@ impl Inner {
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let late = |what: &'static str| Error::new(ErrorKind::Timeout, what).with("limit_ms", ms(limit));
         match due {
+            // It has started, if its worker was lost since.
+            Due::QueueTimeout if core.ran_before() => {}
             Due::QueueTimeout => {
                 let waited = Duration::from_nanos(clock::monotonic_ns().saturating_sub(core.submitted_ns));
                 self.end_queued(core, late("the task waited too long in the queue").with("waited_ms", ms(waited)));
             }
-            Due::Timeout => {
-                self.end(core, late("the task ran too long"));
+            Due::Timeout if core.is_late(clock::monotonic_ns(), limit) => {
+                let claimed = core.claim_end_running(ErrorKind::Timeout);
+                self.settle(core, claimed, late("the task ran too long"));
             }
+            // Of an earlier run.
+            Due::Timeout => {}
             Due::Replace => match &self.config.looped {
                 Some(looped) => self.end_loop(core, &*looped.host),
                 None => self.replace(core),

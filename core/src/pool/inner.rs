@@ -42,6 +42,8 @@ pub(super) struct Local {
     pub(super) current: Option<Arc<Core>>,
     /// What the worker of a loop has, in place of `current`.
     pub(super) hand: Option<Arc<Hand>>,
+    /// What the one will have that is to take the place of that worker.
+    pub(super) successor: Option<Arc<Hand>>,
 }
 
 pub(super) struct State {
@@ -82,6 +84,8 @@ pub(crate) struct Inner {
     pub(super) tick_armed: AtomicBool,
     pub(super) overdue: AtomicIsize,
     pub(super) workers: AtomicUsize,
+    /// A look at the ages of workers is due.
+    pub(super) age_armed: AtomicBool,
     /// Workers of loops that have been asked for and are not ready.
     pub(super) starting: AtomicUsize,
     /// Those in a row that did not become ready.
@@ -118,6 +122,7 @@ impl Inner {
             tick_armed: AtomicBool::new(false),
             overdue: AtomicIsize::new(0),
             workers: AtomicUsize::new(0),
+            age_armed: AtomicBool::new(false),
             starting: AtomicUsize::new(0),
             start_failures: AtomicU32::new(0),
             backing_off: AtomicU32::new(0),

@@ -13,7 +13,7 @@
 //!
 //! For the core a task that was handed out is RUNNING, whatever its word says. A task with READY has not begun: an idle worker,
 //! somebody who cancels it and the end of its worker all take it back by the same CAS, so a task behind a long one is never stuck,
-//! and a thread that ends loses only what it had begun. What has a deadline or a key is handed out alone, and CLAIMED at once.
+//! and a thread that ends loses only what it had begun; of that, what has `retries` left waits again, before the rest. What has a deadline or a key is handed out alone, and CLAIMED at once.
 //!
 //! Results lie in the board too, so that anybody may collect them: the worker with its next call, a tick for those that lie behind a long
 //! task, and the end of the thread for what it finished before.
@@ -34,6 +34,7 @@ use crate::metrics::{Counter, Writer};
 use crate::ops::Control;
 use crate::pool::idle::{Idle, TOKEN_SEARCH};
 use crate::pool::inner::Inner;
+use crate::pool::recycle::{Place, Term};
 use crate::pool::service;
 use crate::pool::task::{Core, WorkKind};
 use crate::pool::worker::{Refill, Turn, Worker};
@@ -47,6 +48,11 @@ use std::time::Duration;
 
 /// The host's side of a pool of loops.
 pub trait LoopHost: Send + Sync {
+    /// Its workers are other processes, which share another memory than a [`Board`] with the pool.
+    fn has_lanes(&self) -> bool {
+        false
+    }
+
     /// Starts one more thread for this worker. Called on any thread, under no lock of the pool's queue; it must not block. Gives
     /// the worker back if there can be no thread for it.
     ///
@@ -84,6 +90,11 @@ pub const AHEAD: usize = 32;
 /// Bytes of results that wait in a board.
 const OUT: usize = 64 * 1024;
 
+/// Most tasks that a worker has at once: what it runs, and what is ahead. Even, as halves of a word of 64 bits.
+pub(super) const fn held_at_once(concurrency: usize) -> usize {
+    (concurrency + AHEAD).next_multiple_of(2)
+}
+
 /// States of a task in a [`Board`].
 pub mod word {
     /// Nothing is here.
@@ -103,7 +114,7 @@ pub mod word {
     /// Ended with an error of the function, which is its result.
     pub const FAILED: u32 = 7;
 }
-use word::{CANCELLED, CLAIMED, DONE, FREE, LATE, READY, REVOKED};
+use word::{CANCELLED, CLAIMED, DONE, FAILED, FREE, LATE, READY, REVOKED};
 
 /// Memory that one worker of a loop shares with the pool: for each task that it may hold a word, a time, and where its result lies.
 ///
@@ -122,7 +133,6 @@ impl std::fmt::Debug for Board {
 
 impl Board {
     fn new(tasks: usize) -> Board {
-        let tasks = tasks.next_multiple_of(2);
         let len = tasks / 2 + tasks + tasks + OUT / 8;
         Board { memory: (0..len).map(|_| AtomicU64::new(0)).collect(), tasks }
     }
@@ -144,14 +154,15 @@ impl Board {
     pub fn out_len(&self) -> usize {
         OUT
     }
+}
 
+impl Shared for Board {
     fn words(&self) -> &[AtomicU32] {
         // SAFETY: `tasks / 2` whole `u64` lie there; atomics of both sizes may be read and written by any thread.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.tasks) }
     }
 
-    /// Run time and bytes of a task that has ended; `Corrupt` if they are outside of `out`.
-    fn result(&self, index: usize) -> (u64, Result<Vec<u8>>) {
+    fn result(&self, index: usize) -> (u64, Result<Value>) {
         let run = f64::from_bits(self.memory[self.tasks / 2 + index].load(Ordering::Relaxed));
         let place = self.memory[self.tasks / 2 + self.tasks + index].load(Ordering::Relaxed);
         let (at, len) = (place as u32 as usize, (place >> 32) as usize);
@@ -167,7 +178,19 @@ impl Board {
             std::ptr::copy_nonoverlapping(self.memory[first..].as_ptr().cast::<u8>().add(at), bytes.as_mut_ptr(), len);
             bytes.set_len(len);
         }
-        (run as u64, Ok(bytes))
+        (run as u64, Ok(Value::Bytes(bytes.into())))
+    }
+}
+
+/// What a worker and the pool share of the tasks that the worker has.
+pub(super) trait Shared: Send + Sync {
+    /// Where each stands: [`word`].
+    fn words(&self) -> &[AtomicU32];
+    /// Run time in ns and reply of a task that has ended; `Corrupt` if the reply lies where it may not.
+    fn result(&self, index: usize) -> (u64, Result<Value>);
+    /// The worker has seen that this number was given, and then taken back.
+    fn has_passed(&self, _index: usize) -> bool {
+        true
     }
 }
 
@@ -184,6 +207,8 @@ struct Held {
 
 #[derive(Default)]
 struct Hold {
+    /// Tasks that were handed out and not taken back.
+    begun: u64,
     held: Vec<Option<Held>>,
     free: Vec<usize>,
     /// Taken back; the host still has their numbers, until it asks for more.
@@ -195,10 +220,12 @@ struct Hold {
 
 /// What one worker of a loop holds; the pool's side of its board.
 pub(super) struct Hand {
-    board: Arc<Board>,
+    /// Of a worker in another process: once there is one.
+    board: OnceLock<Arc<dyn Shared>>,
     hold: Mutex<Hold>,
     waker: OnceLock<Waker>,
     tag: AtomicU64,
+    pub(super) term: Term,
 }
 
 /// A task that has ended, out of its board.
@@ -210,11 +237,18 @@ struct Ended {
 }
 
 impl Hand {
-    fn new(tasks: usize) -> Hand {
-        let board = Arc::new(Board::new(tasks));
-        let n = board.tasks();
-        let hold = Hold { held: (0..n).map(|_| None).collect(), free: (0..n).rev().collect(), ..Hold::default() };
-        Hand { board, hold: Mutex::new(hold), waker: OnceLock::new(), tag: AtomicU64::new(0) }
+    fn new(tasks: usize, term: Term) -> Hand {
+        let hold = Hold { held: (0..tasks).map(|_| None).collect(), free: (0..tasks).rev().collect(), ..Hold::default() };
+        Hand { board: OnceLock::new(), hold: Mutex::new(hold), waker: OnceLock::new(), tag: AtomicU64::new(0), term }
+    }
+
+    fn words(&self) -> &[AtomicU32] {
+        self.board.get().map_or(&[], |board| board.words())
+    }
+
+    /// Tasks that it has begun, or may begin: what was handed out and not taken back.
+    pub(super) fn begun(&self) -> u64 {
+        lock(&self.hold).begun
     }
 
     /// After a token was stored, or a task that it runs was cancelled.
@@ -225,7 +259,7 @@ impl Hand {
     }
 
     fn count(&self, want: impl Fn(u32) -> bool) -> usize {
-        self.board.words().iter().filter(|w| want(w.load(Ordering::Relaxed))).count()
+        self.words().iter().filter(|w| want(w.load(Ordering::Relaxed))).count()
     }
 
     /// Tasks that were handed out and not begun.
@@ -236,6 +270,11 @@ impl Hand {
     /// Tasks that run and have no outcome.
     pub(super) fn running(&self) -> usize {
         self.count(|w| w == CLAIMED)
+    }
+
+    /// Tasks that have begun and not ended, whether anybody waits for them or not.
+    fn at_work(&self) -> usize {
+        self.count(|w| matches!(w, CLAIMED | CANCELLED | LATE))
     }
 
     /// Something was handed out that has not come back.
@@ -255,15 +294,16 @@ impl Hand {
 
     /// Takes one task back that has not begun.
     fn revoke(&self, hold: &mut Hold, index: usize) -> Option<Held> {
-        self.board.words()[index].compare_exchange(READY, REVOKED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        self.words()[index].compare_exchange(READY, REVOKED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         hold.revoked.push(index);
+        hold.begun -= 1;
         hold.held[index].take()
     }
 
     /// Takes back what has not begun, all of it or the later half of it, in order.
     fn revoke_ahead(&self, half: bool) -> Vec<Held> {
         let mut hold = lock(&self.hold);
-        let is_ready = |i: &usize| self.board.words()[*i].load(Ordering::Relaxed) == READY;
+        let is_ready = |i: &usize| self.words()[*i].load(Ordering::Relaxed) == READY;
         let mut ready: Vec<usize> = (0..hold.held.len()).filter(|i| hold.held[*i].is_some()).filter(is_ready).collect();
         ready.sort_by_key(|i| hold.held[*i].as_ref().map(|h| h.order));
         let keep = if half { ready.len() / 2 } else { 0 };
@@ -286,30 +326,39 @@ impl Hand {
             let hold = lock(&self.hold);
             let index = hold.held.iter().position(|h| h.as_ref().is_some_and(|h| Arc::ptr_eq(&h.core, core)));
             let word = if kind == ErrorKind::Timeout { LATE } else { CANCELLED };
-            index.is_some_and(|i| self.board.words()[i].compare_exchange(CLAIMED, word, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+            index.is_some_and(|i| self.words()[i].compare_exchange(CLAIMED, word, Ordering::AcqRel, Ordering::Relaxed).is_ok())
         };
         if told {
             self.wake();
         }
     }
 
-    /// Takes what has ended out of the board.
-    fn collect(&self, ended: &mut Vec<Ended>) {
+    /// Takes what has ended out of the board. False if a word says what its worker may not say.
+    fn collect(&self, ended: &mut Vec<Ended>) -> bool {
+        let Some(board) = self.board.get() else { return true };
+        let mut sound = true;
         let mut hold = lock(&self.hold);
-        for (index, word) in self.board.words().iter().enumerate() {
+        for (index, word) in board.words().iter().enumerate() {
             let state = word.load(Ordering::Acquire);
             if state < DONE {
+                // Both are changed under the lock, so who has the word has the task.
+                sound &= hold.held[index].is_none() || !matches!(state, FREE | REVOKED);
                 continue;
             }
             if let Some(held) = hold.held[index].take() {
-                let (run_ns, bytes) = self.board.result(index);
-                let result = bytes.map(|b| Value::Bytes(b.into()));
+                let (run_ns, result) = if state <= FAILED { board.result(index) } else { (0, Err(no_such_state(state))) };
+                sound &= result.is_ok();
                 ended.push(Ended { held, failed: state != DONE, run_ns, result });
                 hold.free.push(index);
             }
             word.store(FREE, Ordering::Relaxed);
         }
+        sound
     }
+}
+
+fn no_such_state(state: u32) -> Error {
+    Error::new(ErrorKind::Corrupt, "the worker wrote a state that no task has").with("state", state)
 }
 
 /// Ends tasks whose functions have returned, and counts them.
@@ -335,7 +384,7 @@ fn conclude(pool: &Arc<Inner>, writer: &Writer, ended: Vec<Ended>) {
     }
 }
 
-/// Makes tasks that were taken back wait again; what has its outcome meanwhile is dropped.
+/// Makes tasks wait again that were taken back or lost their worker; what has its outcome meanwhile is dropped.
 fn unstart(pool: &Inner, taken: Vec<Held>) -> Vec<Arc<Core>> {
     let waits = |Held { core, payload, .. }: Held| {
         if core.unstart(WorkKind::Hosted(payload)) {
@@ -434,12 +483,32 @@ pub enum Taken {
     Leave,
 }
 
+/// What [`LoopWorker::feed`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fed {
+    /// It has enough to do: it is fed again when something has ended.
+    Busy,
+    /// Nothing, and it sleeps: its waker will be called.
+    Asleep,
+    /// Its process is to end.
+    Leave,
+    /// Its process writes what it may not.
+    Corrupt,
+}
+
 /// A worker in a loop of the host. Dropping it is [`lost`](Self::lost) without a reason.
 pub struct LoopWorker {
-    worker: Worker,
-    hand: Arc<Hand>,
+    pub(super) worker: Worker,
+    pub(super) hand: Arc<Hand>,
+    /// Without a lane.
+    board: Option<Arc<Board>>,
+    concurrency: usize,
     asleep: bool,
     started: bool,
+    /// Counted in `Inner::starting`.
+    counted: bool,
+    /// The place has not been its own.
+    pub(super) succeeds: bool,
 }
 
 impl std::fmt::Debug for LoopWorker {
@@ -449,17 +518,61 @@ impl std::fmt::Debug for LoopWorker {
 }
 
 impl LoopWorker {
-    pub(super) fn new(pool: Arc<Inner>, me: Turn, concurrency: usize) -> LoopWorker {
-        let hand = Arc::new(Hand::new(concurrency + AHEAD));
-        lock(&pool.slot(me.slot).local).hand = Some(hand.clone());
+    pub(super) fn new(pool: Arc<Inner>, me: Turn, options: &LoopOptions) -> LoopWorker {
+        let term = pool.limits(me.slot, false);
+        let mut new = LoopWorker::with(pool, me, options, term);
+        let pool = &new.worker.pool;
+        lock(&pool.slot(me.slot).local).hand = Some(new.hand.clone());
         pool.starting.fetch_add(1, Ordering::SeqCst);
-        LoopWorker { worker: Worker::new(pool, me, false), hand, asleep: false, started: false }
+        new.counted = true;
+        new
+    }
+
+    fn with(pool: Arc<Inner>, me: Turn, options: &LoopOptions, term: Term) -> LoopWorker {
+        let tasks = held_at_once(options.concurrency);
+        let hand = Arc::new(Hand::new(tasks, term));
+        let board = (!options.host.has_lanes()).then(|| Arc::new(Board::new(tasks)));
+        if let Some(board) = &board {
+            let _ = hand.board.set(board.clone());
+        }
+        LoopWorker {
+            worker: Worker::new(pool, me, false),
+            hand,
+            board,
+            concurrency: options.concurrency,
+            asleep: false,
+            started: false,
+            counted: false,
+            succeeds: false,
+        }
+    }
+
+    /// One that is to take the place of the worker with the hand `of`; none if that has no place, or a successor.
+    pub(super) fn succeeding(pool: &Arc<Inner>, slot: usize, options: &LoopOptions, of: &Arc<Hand>) -> Option<LoopWorker> {
+        // The turn is told with the place.
+        let me = Turn { slot, turn: 0 };
+        let mut new = LoopWorker::with(pool.clone(), me, options, pool.limits(slot, true));
+        new.succeeds = true;
+        {
+            let mut local = lock(&pool.slot(slot).local);
+            if local.successor.is_none() && local.hand.as_ref().is_some_and(|h| Arc::ptr_eq(h, of)) {
+                local.successor = Some(new.hand.clone());
+                return Some(new);
+            }
+        }
+        None
     }
 
     /// Takes the duty to leave the pool away from a worker that never ran: whoever wanted to start it does that.
     pub(super) fn disarm(mut self) {
-        lock(&self.worker.pool.slot(self.worker.me.slot).local).hand = None;
+        self.leave_place();
         self.worker.disarm();
+    }
+
+    /// Takes its hand off the place, if nobody else has it by now.
+    fn leave_place(&self) {
+        let mut local = lock(&self.worker.pool.slot(self.worker.me.slot).local);
+        local.hand.take_if(|hand| Arc::ptr_eq(hand, &self.hand));
     }
 
     /// The number of its place, from 0.
@@ -473,18 +586,32 @@ impl LoopWorker {
         self.hand.tag.store(tag, Ordering::Release);
     }
 
-    /// The memory that it shares with its thread.
+    /// The memory that it shares with its thread; `None` for a worker with a lane.
     #[must_use]
-    pub fn board(&self) -> Arc<Board> {
-        self.hand.board.clone()
+    pub fn board(&self) -> Option<Arc<Board>> {
+        self.board.clone()
+    }
+
+    /// The lane to its process; before [`ready`](Self::ready), once.
+    pub(super) fn set_lane(&self, lane: Arc<dyn Shared>) {
+        let fresh = self.hand.board.set(lane).is_ok();
+        assert!(fresh, "a worker has one lane");
     }
 
     /// Its thread can run tasks from now on; `waker` may be called by any thread, until the worker is dropped, and must not block.
     pub fn ready(&mut self, waker: Waker) {
         let _ = self.hand.waker.set(waker);
         if !std::mem::replace(&mut self.started, true) {
-            self.worker.pool.starting.fetch_sub(1, Ordering::SeqCst);
+            self.uncount();
             self.worker.pool.start_failures.store(0, Ordering::SeqCst);
+            self.come_of_age();
+        }
+    }
+
+    /// It is no longer among those that start; a successor never was, because it may not look for work when it has.
+    fn uncount(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.worker.pool.starting.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
@@ -497,6 +624,10 @@ impl LoopWorker {
     /// Ends what the board says has ended. With `more` it then hands out up to [`AHEAD`] tasks; without any the worker sleeps. The host asks
     /// for more only when it has begun, or found revoked, all that it was given, and can begin at least one.
     pub fn take(&mut self, more: bool, give: &mut dyn FnMut(Given<'_>)) -> Taken {
+        let give = &mut |given: Given<'_>| {
+            give(given);
+            true
+        };
         self.collect();
         if !more {
             return Taken::Tasks(0);
@@ -508,13 +639,24 @@ impl LoopWorker {
             if self.worker.gone {
                 return Taken::Leave;
             }
+            match self.place() {
+                Place::Own => {}
+                place => {
+                    self.worker.end_search();
+                    let pool = &self.worker.pool;
+                    if pool.has_waiting_work() {
+                        pool.wake_one();
+                    }
+                    return if matches!(place, Place::Later) { Taken::Asleep } else { Taken::Leave };
+                }
+            }
             let slot = self.worker.pool.slot(self.worker.me.slot);
             if slot.batch_len.load(Ordering::Relaxed) == 0 {
                 match self.worker.refill() {
                     Refill::Some => {}
                     Refill::Leave => {
                         self.worker.gone = true;
-                        lock(&self.worker.pool.slot(self.worker.me.slot).local).hand = None;
+                        self.leave_place();
                         return Taken::Leave;
                     }
                     Refill::Empty | Refill::NoPermit => {
@@ -538,34 +680,138 @@ impl LoopWorker {
         }
     }
 
-    fn collect(&mut self) {
+    fn collect(&mut self) -> bool {
         let mut ended = Vec::new();
-        self.hand.collect(&mut ended);
+        let sound = self.hand.collect(&mut ended);
         for one in &ended {
             self.worker.learn(one.run_ns);
         }
         conclude(&self.worker.pool, &self.worker.writer, ended);
+        sound
+    }
+
+    /// For a worker with a lane: ends what has ended, and hands out what there is as long as few tasks are ahead. It sleeps only when it
+    /// can begin something and there is nothing, and goes on sleeping unless its waker was called. `give` writes the request; false if there is
+    /// no room for it now.
+    pub(super) fn feed(&mut self, woken: bool, give: &mut dyn FnMut(Given<'_>) -> bool) -> Fed {
+        if !self.collect() {
+            return Fed::Corrupt;
+        }
+        // Whoever has something for a sleeper calls its waker.
+        if self.asleep && (!woken || !self.rouse()) {
+            return Fed::Asleep;
+        }
+        loop {
+            if self.worker.gone {
+                return Fed::Leave;
+            }
+            match self.place() {
+                Place::Own => {}
+                Place::Later => return self.rest(),
+                Place::None => {
+                    self.rest();
+                    return Fed::Leave;
+                }
+            }
+            let ahead = self.hand.ahead();
+            if ahead > AHEAD / 2 {
+                return self.rest();
+            }
+            let slot = self.worker.pool.slot(self.worker.me.slot);
+            if slot.batch_len.load(Ordering::Relaxed) == 0 {
+                match self.worker.refill() {
+                    Refill::Some => {}
+                    Refill::Leave => {
+                        self.worker.gone = true;
+                        self.leave_place();
+                        return Fed::Leave;
+                    }
+                    Refill::Empty | Refill::NoPermit => {
+                        if ahead + self.hand.at_work() >= self.concurrency {
+                            return self.rest();
+                        }
+                        if self.worker.steal_some() {
+                            continue;
+                        }
+                        if self.doze() {
+                            return Fed::Asleep;
+                        }
+                        continue;
+                    }
+                }
+            }
+            if self.hand_out(give) == 0 {
+                // Ended, or what comes next has to wait for what runs. Idle workers take it over with a tick.
+                if lock(&self.hand.hold).ended {
+                    return Fed::Leave;
+                }
+                self.worker.pool.arm_tick();
+                return self.rest();
+            }
+        }
+    }
+
+    /// Has enough to do. Somebody else looks for work, if there is more.
+    fn rest(&mut self) -> Fed {
+        self.worker.end_search();
+        let pool = &self.worker.pool;
+        if pool.has_waiting_work() {
+            pool.wake_one();
+        }
+        Fed::Busy
+    }
+
+    /// Tells callers how far tasks are, by what `read` finds for the number of a task that has begun.
+    pub(super) fn read_progress(&self, read: impl Fn(usize) -> Option<Value>) {
+        for (index, word) in self.hand.words().iter().enumerate() {
+            if word.load(Ordering::Acquire) == CLAIMED
+                && let Some(value) = read(index)
+            {
+                self.progress(index, value);
+            }
+        }
+    }
+
+    /// Something was handed out and has not come back.
+    pub(super) fn has_tasks(&self) -> bool {
+        self.hand.holds()
+    }
+
+    /// Its pool ends, and nothing waits that it could do.
+    pub(super) fn is_needless(&self) -> bool {
+        let pool = &self.worker.pool;
+        pool.closing.load(Ordering::SeqCst) && !pool.has_waiting_work() && lock(&pool.state).sched.len() == 0
     }
 
     /// Moves tasks of the slot's batch into the board.
-    fn hand_out(&mut self, give: &mut dyn FnMut(Given<'_>)) -> usize {
+    fn hand_out(&mut self, give: &mut dyn FnMut(Given<'_>) -> bool) -> usize {
         let pool = self.worker.pool.clone();
         let slot = pool.slot(self.worker.me.slot);
         self.worker.now_ns = clock::monotonic_ns();
         {
             let mut hold = lock(&self.hand.hold);
-            while let Some(index) = hold.revoked.pop() {
-                self.hand.board.words()[index].store(FREE, Ordering::Relaxed);
+            let board = self.hand.board.get().expect("a worker that is ready has its memory");
+            let revoked = std::mem::take(&mut hold.revoked);
+            let (passed, pending) = revoked.into_iter().partition(|index| board.has_passed(*index));
+            hold.revoked = pending;
+            for index in passed {
+                self.hand.words()[index].store(FREE, Ordering::Relaxed);
                 hold.free.push(index);
             }
         }
         let mut given = 0;
-        while given < AHEAD {
+        // A loop asks when it can begin something; a lane is filled without being asked.
+        let has_lane = self.board.is_none();
+        let mut at_work = self.hand.at_work() + self.hand.ahead();
+        let room = self.hand.term.limits.tasks.saturating_sub(self.hand.begun()).min(AHEAD as u64) as usize;
+        while given < room {
             let core = {
                 let mut local = lock(&slot.local);
                 match local.batch.front() {
                     None => break,
-                    Some(core) if core.alone && given > 0 => break,
+                    // It begins when it is handed out.
+                    Some(core) if core.alone && (given > 0 || (has_lane && at_work >= self.concurrency)) => break,
+                    Some(_) if lock(&self.hand.hold).free.is_empty() => break,
                     Some(_) => {}
                 }
                 let core = local.batch.pop_front().expect("a front was seen under this lock");
@@ -588,23 +834,34 @@ impl LoopWorker {
                 pool.give_back(&mut lock(&pool.state), self.worker.me.slot, tasks);
                 break;
             }
-            let index = hold.free.pop().expect("a board has room for what runs and what is ahead");
+            let index = hold.free.pop().expect("seen to have room, and this worker alone fills it");
             drop(hold);
-            give(Given { index, payload: &*payload, begun: alone });
+            let room = give(Given { index, payload: &*payload, begun: alone });
             let mut hold = lock(&self.hand.hold);
+            if !room {
+                hold.free.push(index);
+                drop(hold);
+                let tasks = unstart(&pool, vec![Held { core, payload, started_ns, order: 0 }]);
+                let mut local = lock(&slot.local);
+                tasks.into_iter().for_each(|core| local.batch.push_front(core));
+                slot.batch_len.store(local.batch.len(), Ordering::SeqCst);
+                break;
+            }
             hold.order += 1;
             let order = hold.order;
             if core.is_open() {
-                self.hand.board.words()[index].store(if alone { CLAIMED } else { READY }, Ordering::Release);
+                hold.begun += 1;
+                self.hand.words()[index].store(if alone { CLAIMED } else { READY }, Ordering::Release);
                 hold.held[index] = Some(Held { core, payload, started_ns, order });
             } else {
                 // Its outcome was decided before it was in here, where whoever did that looks.
-                self.hand.board.words()[index].store(REVOKED, Ordering::Release);
+                self.hand.words()[index].store(REVOKED, Ordering::Release);
                 hold.revoked.push(index);
                 drop(hold);
                 pool.drop_decided(&core);
             }
             given += 1;
+            at_work += 1;
             if alone {
                 break;
             }
@@ -622,7 +879,7 @@ impl LoopWorker {
             let mut hold = lock(&self.hand.hold);
             let held = hold.held.get_mut(index).and_then(Option::take);
             if held.is_some() {
-                self.hand.board.words()[index].store(FREE, Ordering::Relaxed);
+                self.hand.words()[index].store(FREE, Ordering::Relaxed);
                 hold.free.push(index);
             }
             held
@@ -669,7 +926,7 @@ impl LoopWorker {
         if self.worker.gone {
             return true;
         }
-        if self.hand.holds() || !self.rouse() {
+        if self.succeeds || self.hand.holds() || !self.rouse() {
             return false;
         }
         self.worker.retire();
@@ -685,7 +942,8 @@ impl LoopWorker {
         gone
     }
 
-    /// Its thread has ended: what it had begun fails with `error`, unless its result is there; what it had ahead waits again.
+    /// Its thread has ended: what it had begun fails with `error`, unless its result is there or it has `retries` left; what it had ahead
+    /// waits again.
     pub fn lost(mut self, error: &Error) {
         self.end(error);
     }
@@ -703,35 +961,50 @@ impl LoopWorker {
     fn end(&mut self, error: &Error) {
         let pool = self.worker.pool.clone();
         if !std::mem::replace(&mut self.started, true) {
-            pool.starting.fetch_sub(1, Ordering::SeqCst);
+            self.uncount();
+        }
+        if self.renounce() {
+            return;
         }
         // Its token, if it was claimed, is a few instructions away.
         while !self.rouse() {
             std::thread::yield_now();
         }
         self.collect();
-        let tasks = unstart(&pool, self.hand.revoke_ahead(false));
-        let begun: Vec<Held> = lock(&self.hand.hold).held.iter_mut().filter_map(Option::take).collect();
-        for held in begun {
-            pool.lose_held(&held.core, error.clone());
-        }
-        {
+        let ahead = unstart(&pool, self.hand.revoke_ahead(false));
+        let mut begun: Vec<Held> = lock(&self.hand.hold).held.iter_mut().filter_map(Option::take).collect();
+        begun.sort_by_key(|held| held.order);
+        let again = begun.into_iter().filter_map(|held| pool.lose_held(held, error)).collect();
+        let mut tasks = unstart(&pool, again);
+        pool.metrics.add(Counter::Retried, tasks.len() as u64);
+        tasks.extend(ahead);
+        let passed_on = {
             let slot = pool.slot(self.worker.me.slot);
             let mut state = lock(&pool.state);
-            let mut local = lock(&slot.local);
-            let mine = local.hand.as_ref().is_some_and(|h| Arc::ptr_eq(h, &self.hand));
-            if mine {
-                local.hand = None;
+            let mine = lock(&slot.local).hand.as_ref().is_some_and(|h| Arc::ptr_eq(h, &self.hand));
+            // Its successor goes on, with what waits for this slot.
+            let passed_on = pool.pass_on(&mut state, &mut self.worker, &self.hand);
+            if !passed_on {
+                self.leave_place();
             }
+            let mut local = lock(&slot.local);
             let batch: Vec<Arc<Core>> = if mine { local.batch.drain(..).collect() } else { Vec::new() };
             if mine {
                 slot.batch_len.store(0, Ordering::SeqCst);
             }
             drop(local);
-            let tasks = tasks.into_iter().chain(batch).collect();
+            tasks.extend(batch);
             pool.give_back(&mut state, self.worker.me.slot, tasks);
+            passed_on
+        };
+        if passed_on {
+            pool.wake_owner(self.worker.me.slot);
+            Idle::publish();
+            if pool.has_waiting_work() {
+                pool.wake_one();
+            }
         }
-        // `Worker::drop` leaves the slot and wakes others.
+        // Else `Worker::drop` leaves the slot and wakes others.
     }
 }
 
@@ -747,8 +1020,13 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 const MAX_BACK_OFF: Duration = Duration::from_secs(10);
 
 impl Inner {
-    /// A started task whose worker is gone.
-    fn lose_held(self: &Arc<Inner>, core: &Arc<Core>, error: Error) {
+    /// A started task whose worker is gone ends with `error`, or comes back to be run again.
+    fn lose_held(self: &Arc<Inner>, held: Held, error: &Error) -> Option<Held> {
+        if held.core.may_run_again() {
+            return Some(held);
+        }
+        let core = held.core;
+        let error = if core.runs.is_some() { error.clone().with("poison", true) } else { error.clone() };
         if core.claim_finish() {
             self.metrics.add(Counter::Lost, 1);
             core.publish(Err(error), false);
@@ -759,9 +1037,10 @@ impl Inner {
         if let Some(key) = core.key {
             lock(&self.state).sched.key_done(key);
         }
+        None
     }
 
-    fn back_off(self: &Arc<Inner>, error: Error) {
+    pub(super) fn back_off(self: &Arc<Inner>, error: Error) {
         lock(&self.state).start_error = Some(error);
         let failures = self.start_failures.fetch_add(1, Ordering::SeqCst).min(16);
         let pause = (BACK_OFF * (1 << failures)).min(MAX_BACK_OFF);
@@ -779,5 +1058,58 @@ impl Inner {
                 }
             }),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::service::Due;
+    use crate::pool::{SubmitOptions, ThreadPool, Work};
+
+    /// Workers whose thread is that of the test.
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<LoopWorker>>);
+
+    impl LoopHost for Kept {
+        fn start(&self, worker: LoopWorker) -> Result<(), LoopWorker> {
+            lock(&self.0).push(worker);
+            Ok(())
+        }
+        fn end(&self, _: u64) {}
+    }
+
+    impl Kept {
+        /// The worker that was wanted, with the only task begun.
+        fn begin(&self) -> LoopWorker {
+            let mut worker = lock(&self.0).pop().expect("a worker was wanted");
+            worker.ready(Box::new(|| {}));
+            assert_eq!(worker.take(true, &mut |given| assert!(given.begun)), Taken::Tasks(1));
+            worker
+        }
+    }
+
+    #[test]
+    fn a_deadline_of_an_earlier_run_ends_neither_the_wait_for_the_next_run_nor_that_run() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let host = Arc::<Kept>::default();
+        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: HOUR };
+        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
+        let options = SubmitOptions { timeout: Some(HOUR), queue_timeout: Some(HOUR), retries: 1, ..SubmitOptions::default() };
+        let task = pool.submit(Work::hosted(Box::new(())), options).expect("submit");
+        let due = |due, limit| {
+            pool.inner().on_due(due, limit, &task.0);
+            task.is_done()
+        };
+        host.begin().lost(&Error::new(ErrorKind::WorkerLost, "died"));
+        assert!(!task.is_running() && !task.is_done());
+        assert!(!due(Due::Timeout, Duration::ZERO), "it waits for its second run");
+        assert!(!due(Due::QueueTimeout, Duration::ZERO), "it has started once");
+        let worker = host.begin();
+        assert!(!due(Due::Timeout, HOUR), "this run began a moment ago");
+        assert!(due(Due::Timeout, Duration::ZERO));
+        assert_eq!(task.wait(None).expect_err("late").kind(), ErrorKind::Timeout);
+        worker.lost(&Error::new(ErrorKind::WorkerLost, "died"));
+        assert_eq!((pool.stats().timed_out, pool.stats().retried, pool.stats().overdue), (1, 1, 0));
     }
 }

@@ -13,6 +13,8 @@
 //! * `crew`: its workers as a whole; `idle`: who searches, who sleeps, who is woken, with the argument and loom's models.
 //! * `worker`: take a batch, run it, search, sleep, leave; `hosted`: the same on a host's own threads.
 //! * `looped`: the same in event loops of a host, which may not block: tasks are taken ahead, several per call.
+//! * `process`: worker processes; `lane`: the memory between the pool and one of them.
+//! * `recycle`: workers of loops that have done enough, and those that take their places.
 //! * `ending`: deadlines, cancelling, lost threads, the end of a pool.
 //! * `split`: lends idle workers to one op.
 //! * `stuck`: waits of a pool's own functions that could never end.
@@ -28,9 +30,12 @@ mod ending;
 mod hosted;
 mod idle;
 mod inner;
+mod lane;
 mod looped;
 mod options;
 mod plugin;
+mod process;
+mod recycle;
 mod sched;
 mod service;
 mod split;
@@ -42,8 +47,10 @@ mod worker;
 
 pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
+pub use lane::{Job, Payload, Request, Running, Woken, Worker, call, serve};
 pub use looped::{AHEAD, Board, Given, LoopHost, LoopOptions, LoopWorker, MAX_CONCURRENCY, Taken, word};
 pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
+pub use process::{ProcessPool, ProcessPoolBuilder};
 pub use stats::PoolStats;
 pub use stuck::WaitGuard;
 pub use task::{Task, Work};

@@ -23,6 +23,12 @@ pub struct PoolOptions {
     pub idle_timeout: Duration,
     /// Most queued tasks, 1 to [`MAX_QUEUE`]. Default 65,536.
     pub max_queue: usize,
+    /// Tasks that one worker begins before another takes its place, from 1; the other is asked for up to 10 % earlier. Default: no limit.
+    /// Only workers of loops are replaced.
+    pub max_tasks_per_worker: Option<u64>,
+    /// How long a worker lives before another takes its place, up to 10 % less. What it runs then goes on, and it works until the other one is
+    /// ready. Default: no limit. Only workers of loops are replaced.
+    pub max_worker_age: Option<Duration>,
     /// Most replacement threads for tasks that ignore their deadline. Default: `max_workers`.
     pub max_overdue: Option<usize>,
     /// Niceness of the workers, −20 to 19. Below 0 needs privileges: without them no worker starts, and every task ends with
@@ -39,6 +45,8 @@ impl Default for PoolOptions {
             min_workers: 0,
             idle_timeout: Duration::from_secs(30),
             max_queue: 65_536,
+            max_tasks_per_worker: None,
+            max_worker_age: None,
             max_overdue: None,
             nice: 0,
             name: "pool".to_owned(),
@@ -74,6 +82,18 @@ impl PoolOptions {
         }
         check_range("min_workers", self.min_workers, 0, self.max_workers.unwrap_or(MAX_WORKERS))?;
         check_range("max_queue", self.max_queue, 1, MAX_QUEUE)?;
+        if self.max_tasks_per_worker == Some(0) {
+            return Err(Error::invalid("option is out of range").with("option", "max_tasks_per_worker").with("value", 0).with("min", 1));
+        }
+        if let Some(age) = self.max_worker_age {
+            check_duration("max_worker_age", age)?;
+            if age.is_zero() {
+                return Err(Error::invalid("option is out of range")
+                    .with("option", "max_worker_age")
+                    .with("value_ms", 0)
+                    .with("min", "above 0"));
+            }
+        }
         check_range("max_overdue", self.max_overdue.unwrap_or(0), 0, MAX_WORKERS)?;
         check_duration("idle_timeout", self.idle_timeout)?;
         if !(-20..=19).contains(&self.nice) {
@@ -139,6 +159,10 @@ pub struct SubmitOptions {
     pub queue_timeout: Option<Duration>,
     /// Tasks with one key go to one worker, in order.
     pub key: Option<String>,
+    /// How often a task runs again after the loss of its worker, in front of its class or key; setting it says that a second run does no
+    /// harm. Used up, the task ends as `WorkerLost` with `poison`. Each run has all of `timeout`; `queue_timeout` is over with the first
+    /// start. Default 0. Only workers of loops can be lost.
+    pub retries: u32,
     /// What to do when the queue is full.
     pub on_full: OnFull,
     /// Where the outcome goes.

@@ -29,6 +29,10 @@ pub struct PoolStats {
     pub lost: u64,
     /// Submits that were refused as `Full`.
     pub rejected: u64,
+    /// Runs that were lost with their worker and done again, see [`SubmitOptions::retries`](crate::pool::SubmitOptions::retries).
+    pub retried: u64,
+    /// Workers that were replaced because of their tasks or their age.
+    pub recycled: u64,
     /// Share of `max_workers` that was busy, 0 to 1.
     pub utilization: f64,
     /// From submit to start.
@@ -84,6 +88,8 @@ impl PoolStats {
             cancelled: s.get(Counter::Cancelled),
             lost: s.get(Counter::Lost),
             rejected: s.get(Counter::Rejected),
+            retried: s.get(Counter::Retried),
+            recycled: s.get(Counter::Recycled),
             utilization: 0.0,
             wait: s.wait,
             run: s.run,

@@ -150,11 +150,22 @@ pub(crate) struct Core {
     pub(super) timeout: Option<Duration>,
     /// It has a deadline or a key: a worker that takes tasks ahead takes it by itself, when it begins it.
     pub(super) alone: bool,
+    /// What a task needs that may run more than once.
+    pub(super) runs: Option<Box<Runs>>,
     pub(super) pool: Arc<Inner>,
     work: UnsafeCell<Option<WorkKind>>,
     callback: UnsafeCell<Option<Callback>>,
     result: UnsafeCell<Option<Result<Value>>>,
     rare: OnceLock<Box<Rare>>,
+}
+
+/// The runs of a task that is run again when its worker is lost.
+pub(super) struct Runs {
+    max: u32,
+    /// Runs whose worker was lost.
+    lost: AtomicU32,
+    /// When the latest run started. Stored before the task is RUNNING, whose Acquire in [`Core::is_late`] sees it.
+    started_ns: AtomicU64,
 }
 
 /// What few tasks need.
@@ -207,6 +218,7 @@ pub(super) struct NewCore {
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
     pub(super) alone: bool,
+    pub(super) retries: u32,
 }
 
 /// How a task left the queue or the worker, for the counters.
@@ -240,6 +252,8 @@ impl Core {
             submitted_ns: new.submitted_ns,
             timeout: new.timeout,
             alone: new.alone,
+            runs: (new.retries > 0)
+                .then(|| Box::new(Runs { max: new.retries.saturating_add(1), lost: AtomicU32::new(0), started_ns: AtomicU64::new(0) })),
             pool,
             work: UnsafeCell::new(Some(new.work)),
             callback: UnsafeCell::new(callback),
@@ -249,13 +263,35 @@ impl Core {
     }
 
     /// Moves QUEUED → RUNNING and takes the work; `None` if the task already has its outcome.
-    pub(super) fn start(&self) -> Option<WorkKind> {
+    pub(super) fn start(&self, now_ns: u64) -> Option<WorkKind> {
+        if let Some(runs) = &self.runs {
+            runs.started_ns.store(now_ns, Ordering::Relaxed);
+        }
         self.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
         unsafe { (*self.work.get()).take() }
     }
 
-    /// Moves RUNNING → QUEUED and puts the work back: it was handed out and has not begun. False if it has its outcome.
+    /// Counts a run whose worker was lost. True if there may be one more.
+    pub(super) fn may_run_again(&self) -> bool {
+        self.runs.as_ref().is_some_and(|runs| runs.lost.fetch_add(1, Ordering::Relaxed) + 1 < runs.max)
+    }
+
+    /// It has run before.
+    pub(super) fn ran_before(&self) -> bool {
+        self.runs.as_ref().is_some_and(|runs| runs.lost.load(Ordering::Relaxed) > 0)
+    }
+
+    /// The run that goes on has reached `limit`: a deadline may be that of an earlier one.
+    pub(super) fn is_late(&self, now_ns: u64, limit: Duration) -> bool {
+        self.state.load(Ordering::Acquire) == RUNNING
+            && self
+                .runs
+                .as_ref()
+                .is_none_or(|runs| u128::from(now_ns.saturating_sub(runs.started_ns.load(Ordering::Relaxed))) >= limit.as_nanos())
+    }
+
+    /// Moves RUNNING → QUEUED and puts the work back: it was handed out and has not begun, or is run again. False if it has its outcome.
     pub(super) fn unstart(&self, work: WorkKind) -> bool {
         // SAFETY: whoever moved the task to RUNNING has taken its work, and is the one who calls this; others touch the cell only
         // after they have moved the task out of QUEUED.
@@ -275,15 +311,22 @@ impl Core {
             if let Some(ended) = self.claim_end_queued() {
                 return Some(ended);
             }
-            if self.claim_finish() {
-                self.token.store((-kind.status()) as u8, Ordering::Release);
-                return Some(Ended::Running);
+            if let Some(ended) = self.claim_end_running(kind) {
+                return Some(ended);
             }
             // QUEUED may have become RUNNING between the two attempts.
             if self.state.load(Ordering::Relaxed) >= FINISHING {
                 return None;
             }
         }
+    }
+
+    /// As [`claim_end`](Self::claim_end), but only while it runs.
+    pub(super) fn claim_end_running(&self, kind: ErrorKind) -> Option<Ended> {
+        self.claim_finish().then(|| {
+            self.token.store((-kind.status()) as u8, Ordering::Release);
+            Ended::Running
+        })
     }
 
     /// As [`claim_end`](Self::claim_end), but only while queued.

@@ -67,6 +67,10 @@ impl Builder {
         idle_timeout: Duration => |o, v| o.idle_timeout = v;
         /// See [`PoolOptions::max_queue`].
         max_queue: usize => |o, v| o.max_queue = v;
+        /// See [`PoolOptions::max_tasks_per_worker`].
+        max_tasks_per_worker: u64 => |o, v| o.max_tasks_per_worker = Some(v);
+        /// See [`PoolOptions::max_worker_age`].
+        max_worker_age: Duration => |o, v| o.max_worker_age = Some(v);
         /// See [`PoolOptions::max_overdue`].
         max_overdue: usize => |o, v| o.max_overdue = Some(v);
         /// See [`PoolOptions::nice`].
@@ -294,6 +298,7 @@ impl ThreadPool {
                 submitted_ns: now,
                 timeout: options.timeout,
                 alone,
+                retries: options.retries,
             },
         );
         inner.metrics.add(Counter::Submitted, 1);
@@ -371,6 +376,7 @@ impl ThreadPool {
                     submitted_ns: now,
                     timeout: options.timeout,
                     alone: options.is_alone(),
+                    retries: options.retries,
                 };
                 Task(Core::new(inner.clone(), new))
             })
@@ -396,7 +402,8 @@ impl ThreadPool {
             inner.metrics.add(Counter::Submitted, work.len() as u64);
             let _ = inner.injector.push_all(work.into_iter().zip(tags).map(|(work, tag)| {
                 let deliver = Deliver::Queue(queue.clone(), *tag);
-                let new = NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None, alone: false };
+                let new =
+                    NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None, alone: false, retries: 0 };
                 Core::new(inner.clone(), new)
             }));
             inner.after_push();

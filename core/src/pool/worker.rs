@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Counter, Writer};
 use crate::ops::{OpCtx, Params};
 use crate::pool::idle::{Idle, TOKEN_SEARCH};
-use crate::pool::inner::Inner;
+use crate::pool::inner::{Inner, State};
 use crate::pool::sched::Take;
 use crate::pool::service::{self, Due};
 use crate::pool::stuck;
@@ -285,8 +285,17 @@ impl Worker {
         }
     }
 
+    /// Takes tasks over from another worker, if there are any.
+    pub(super) fn steal_some(&mut self) -> bool {
+        let stolen = self.steal();
+        if stolen > 0 {
+            self.share(stolen - 1);
+        }
+        stolen > 0
+    }
+
     /// Gives the role of searcher back; a look for work must follow.
-    fn end_search(&mut self) {
+    pub(super) fn end_search(&mut self) {
         self.pool.idle.end_search(std::mem::take(&mut self.searching));
     }
 
@@ -359,12 +368,7 @@ impl Worker {
             }
             self.misses = self.misses.wrapping_add(1);
         }
-        let stolen = self.steal();
-        if stolen > 0 {
-            self.share(stolen - 1);
-            return true;
-        }
-        false
+        self.steal_some()
     }
 
     /// Puts itself on the list of sleepers. True if it must look for work before it sleeps.
@@ -429,6 +433,7 @@ impl Worker {
         let min = pool.config.min_workers.load(Ordering::Relaxed);
         if !self.owns_slot()
             || state.workers <= min
+            || lock(&pool.slot(self.me.slot).local).successor.is_some()
             || state.sched.keyed_len(self.me.slot) > 0
             || !pool.injector.is_empty()
             || state.sched.free_len() > 0
@@ -449,10 +454,21 @@ impl Worker {
         }
     }
 
+    /// Gives up its counts, for a worker that takes its place: the caller holds the lock and changes the owner.
+    pub(super) fn pass_on(&mut self, state: &mut State) {
+        if let Some(key) = self.key_done.take() {
+            state.sched.key_done(key);
+        }
+        if std::mem::take(&mut self.busy) {
+            state.busy -= 1;
+        }
+        self.gone = true;
+    }
+
     /// Starts a task: its work, and when it started. `None` if it already has its outcome.
     pub(super) fn start(&mut self, core: &Arc<Core>) -> Option<(WorkKind, u64)> {
         let started = self.now_ns;
-        let Some(work) = core.start() else {
+        let Some(work) = core.start(started) else {
             self.pool.tombstones.fetch_sub(1, Ordering::SeqCst);
             self.key_done = core.key;
             return None;

@@ -30,6 +30,7 @@ use std::time::Duration;
 /// What the owner of a supervisor wants.
 pub(super) enum Order {
     Scale(usize),
+    Release(WorkerId),
     Retire(u32),
     Charged(WorkerId),
     Kill(WorkerId),
@@ -41,6 +42,7 @@ impl From<Order> for Input {
     fn from(order: Order) -> Input {
         match order {
             Order::Scale(n) => Input::Scale(n),
+            Order::Release(id) => Input::Release(id),
             Order::Retire(slot) => Input::Retire(slot),
             Order::Charged(id) => Input::Charged(id),
             Order::Kill(id) => Input::Kill(id),

@@ -168,6 +168,15 @@ impl Supervisor {
         ordered
     }
 
+    /// One worker less from now on, and it is this one: it finishes its work. If it has ended, its slot is not started
+    /// again; nothing happens once the slot has another worker.
+    ///
+    /// # Errors
+    /// `Closed` after `stop`, `Forked`.
+    pub fn release(&self, worker: WorkerId) -> Result<()> {
+        self.order(Order::Release(worker))
+    }
+
     /// Replaces the ready worker of `slot`: the new one first, then the old one finishes its work. One slot at a time; a slot without a ready
     /// worker is left alone.
     ///

@@ -34,6 +34,8 @@ use std::time::Duration;
 pub(super) enum Input {
     /// So many workers are wanted.
     Scale(usize),
+    /// One worker less is wanted, and it is this one.
+    Release(WorkerId),
     /// Replace the slot's worker.
     Retire(u32),
     /// The exit of this worker was, or will be, over a task.
@@ -294,6 +296,7 @@ impl Plan {
         self.now = now;
         match input {
             Input::Scale(n) => self.scale(n, out),
+            Input::Release(id) => self.release(id, out),
             Input::Retire(slot) => self.retire(slot),
             Input::Charged(id) => self.charged(id, out),
             Input::Kill(id) => {
@@ -436,7 +439,6 @@ impl Plan {
         if self.stopping {
             return;
         }
-        let now = self.now;
         while self.wanted < n {
             // One whose process is gone first, then the lowest; a new one only when all are wanted.
             let free = self.slots.iter().enumerate().filter(|(_, s)| !s.wanted);
@@ -464,13 +466,26 @@ impl Plan {
                 .filter(|i| self.slots[*i].wanted)
                 .min_by_key(|i| (rank(&self.slots[*i]), age(&self.slots[*i]), if oldest_first { *i } else { usize::MAX - i }))
                 .expect("as many slots are wanted as `wanted` says");
-            self.wanted -= 1;
-            self.retiring.retain(|s| *s as usize != at);
-            let slot = &mut self.slots[at];
-            (slot.wanted, slot.quarantined) = (false, false);
-            for proc in slot.procs_mut() {
-                proc.end(Cause::Scale, self.rules.drain, now, &self.rules, out);
-            }
+            self.unwant(at, out);
+        }
+    }
+
+    /// Ends what a slot has.
+    fn unwant(&mut self, at: usize, out: &mut Vec<Action>) {
+        self.wanted -= 1;
+        self.retiring.retain(|s| *s as usize != at);
+        let slot = &mut self.slots[at];
+        (slot.wanted, slot.quarantined) = (false, false);
+        for proc in slot.procs_mut() {
+            proc.end(Cause::Scale, self.rules.drain, self.now, &self.rules, out);
+        }
+    }
+
+    fn release(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        // Also when it has ended: then its slot is not started again.
+        let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.generation, |p| p.id.generation) == id.generation;
+        if self.slots.get(id.slot as usize).is_some_and(holds) {
+            self.unwant(id.slot as usize, out);
         }
     }
 

@@ -188,6 +188,90 @@ pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, Mmap
     Ok((fd, map))
 }
 
+/// Makes a memfd of `len` bytes of which the first `reserved` are there, and no others until [`reserve_range`]; seals its size and maps it
+/// read-write.
+///
+/// # Errors
+/// As [`create_sealed`], for `reserved`; `Os` with `ENOMEM` when so many addresses are not to be had (`RLIMIT_AS`).
+pub fn create_sparse(name: &std::ffi::CStr, reserved: usize, len: usize) -> Result<(OwnedFd, MmapRaw)> {
+    let size =
+        libc::off_t::try_from(len.max(1)).map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+    check_file_size(len)?;
+    let fd = memfd(name)?;
+    // SAFETY: a plain call on an fd that is owned here.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+        return Err(Error::last_os("ftruncate").with("len", len));
+    }
+    reserve_range(fd.as_fd(), 0, reserved)?;
+    seal_size(&fd)?;
+    let map = map(&fd, len.max(1))?;
+    Ok((fd, map))
+}
+
+/// Reserves a part of what [`create_sparse`] made: before that a touch could be a SIGBUS.
+///
+/// # Errors
+/// `Os` with `ENOSPC` or `ENOMEM`.
+pub fn reserve_range(fd: BorrowedFd<'_>, at: usize, len: usize) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    check_budget(len)?;
+    loop {
+        // SAFETY: a plain call on an fd that the caller owns.
+        match unsafe { libc::posix_fallocate(fd.as_raw_fd(), at as libc::off_t, len as libc::off_t) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
+        }
+    }
+}
+
+/// Gives the memory of a part back to the kernel; its bytes are zero afterwards, and not reserved.
+pub fn punch(fd: BorrowedFd<'_>, at: usize, len: usize) {
+    // Without it (a filter of system calls) the memory stays; that is all.
+    // SAFETY: a plain call on an fd that the caller owns.
+    unsafe {
+        libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at as libc::off_t, len as libc::off_t)
+    };
+}
+
+/// Makes a memfd of `len` bytes that only this mapping can write: whoever else maps it may read it. Its size is sealed.
+///
+/// # Errors
+/// As [`create_sealed`].
+pub fn create_for_readers(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, MmapRaw)> {
+    let size =
+        libc::off_t::try_from(len.max(1)).map_err(|_| Error::new(ErrorKind::TooLarge, "buffer does not fit memory").with("len", len))?;
+    check_budget(len)?;
+    check_file_size(len)?;
+    let fd = memfd(name)?;
+    fallocate(fd.as_fd(), size)?;
+    let map = map(&fd, len.max(1))?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+    // SAFETY: a plain call on an fd that is owned here.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+        return Err(Error::last_os("fcntl(F_ADD_SEALS)"));
+    }
+    Ok((fd, map))
+}
+
+/// Maps a memfd that a parent made and this process inherited, whole, to read or to write. Its size must be sealed.
+///
+/// # Errors
+/// `Invalid` when it is not such a memfd, `Os`.
+pub fn attach_inherited(fd: &OwnedFd, writable: bool) -> Result<(MmapRaw, usize)> {
+    let seals = seals(fd.as_fd()).unwrap_or(0);
+    let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+    let len = file_len(fd.as_fd())?;
+    if seals & need != need || len == 0 {
+        let e = Error::invalid("fd is not a memfd that is sealed against shrinking and growing");
+        return Err(e.with("fd", fd.as_raw_fd()).with("seals", seals).with("len", len));
+    }
+    let map = if writable { map(fd, len)? } else { map_to_read(fd, len)? };
+    Ok((map, len))
+}
+
 /// Maps the first `len` bytes of a file read-write.
 ///
 /// # Errors

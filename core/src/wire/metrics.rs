@@ -50,7 +50,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"OFLMETR1");
 /// A reader refuses another major version.
 pub const MAJOR: u16 = 1;
 /// Grows when counters or gauges are appended.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 /// The memfd's name, as `/proc/<pid>/fd` shows it (with `/memfd:` before it).
 pub const REGION_NAME: &std::ffi::CStr = c"offloop-metrics";
 /// Bytes of the header: one page, so that shards begin on a page of their own.
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn header_bytes_are_golden() {
         let got = sample().encode();
-        assert_eq!(hex(&got[..32]), "4f464c4d45545231010000000010000000300100000000000060000000000000");
+        assert_eq!(hex(&got[..32]), "4f464c4d45545231010001000010000000300100000000000060000000000000");
         assert_eq!(hex(&got[32..64]), "03000000020000000700050005002b00040302010000000015cd853dfe9c9717");
         assert_eq!(hex(&got[64..96]), format!("8877665544332211{}", "00".repeat(24)));
         assert_eq!(hex(&got[96..128]), format!("746872656164{}", "00".repeat(26)));

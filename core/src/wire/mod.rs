@@ -2,6 +2,7 @@
 
 pub mod channel;
 mod fnv;
+pub mod lane;
 pub mod metrics;
 pub mod ring;
 pub mod supervisor;

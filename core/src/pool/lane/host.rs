@@ -1,0 +1,370 @@
+//! The pool's side of a lane.
+
+use super::arena::{Arena, Span};
+use super::{Place, word32, word64};
+use crate::buffer::TransferBuffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::looped::Shared;
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::lock;
+use crate::sync::mapped::AtomicU32;
+use crate::sys::eventfd::EventFd;
+use crate::sys::{fork, mem};
+use crate::value::Value;
+use crate::wire::lane::{CELL, ENV, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, SHORT, TICKETS, reply, request};
+use memmap2::MmapRaw;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+/// Addresses for long payloads of one pool, and for long results of one lane: what a process may have at most at once. Memory is taken
+/// as far as it is used.
+const PAYLOADS: usize = 32 << 30;
+const RESULTS: usize = 8 << 30;
+/// Long replies of one worker that may be kept where they lie; further ones are copied.
+const MAX_KEPT: usize = TICKETS / 2;
+/// With less than this no lane can be made.
+const LEAST: usize = 64 << 20;
+
+/// A memfd of `head` bytes and as much of `most` as there are addresses for.
+fn sparse(name: &std::ffi::CStr, head: usize, most: usize) -> Result<(OwnedFd, MmapRaw, usize)> {
+    let mut rest = most;
+    loop {
+        match mem::create_sparse(name, head, head + rest) {
+            Ok((fd, map)) => return Ok((fd, map, rest)),
+            // RLIMIT_AS, RLIMIT_FSIZE.
+            Err(e)
+                if rest > LEAST && e.errno().is_some_and(|(n, call)| matches!(n, libc::ENOMEM | libc::EFBIG) && call != "memfd_create") =>
+            {
+                rest /= 2;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Memory for the long requests of a pool.
+#[derive(Clone, Debug)]
+pub(in crate::pool) struct Payloads(Arc<Arena>);
+
+impl Payloads {
+    pub(in crate::pool) fn new() -> Result<Payloads> {
+        let (fd, map, len) = sparse(c"offloop-payloads", 0, PAYLOADS)?;
+        Ok(Payloads(Arc::new(Arena::new(Arc::new(map), fd, 0, len))))
+    }
+
+    /// A request of the bytes of `parts`, one after the other.
+    pub(in crate::pool) fn request(&self, parts: &[&[u8]]) -> Result<Request> {
+        let len = parts.iter().map(|p| p.len()).sum();
+        if len <= CELL {
+            return Ok(Request(Body::Short(parts.concat().into())));
+        }
+        let span = self.0.alloc(len)?;
+        let mut at = 0;
+        for part in parts {
+            // SAFETY: the span is ours alone and as long as all parts.
+            unsafe { span.as_ptr().add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+            at += part.len();
+        }
+        Ok(Request(Body::Long(Arc::new(span))))
+    }
+}
+
+/// What a worker process is asked to do: bytes that the caller's language and the worker's agree on.
+#[derive(Clone, Debug)]
+pub struct Request(Body);
+
+#[derive(Clone, Debug)]
+enum Body {
+    Short(Box<[u8]>),
+    Long(Arc<Span>),
+}
+
+impl Request {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Body::Short(bytes) => bytes.len(),
+            Body::Long(span) => span.len(),
+        }
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What is on its way.
+#[derive(Debug)]
+struct Sending {
+    tail: u64,
+    /// By index: where in `order` it was given last.
+    given: Vec<u64>,
+    /// By ticket, from 1 on: the payload that the worker may read.
+    out: Vec<Option<Arc<Span>>>,
+    /// By ticket: how often it was used.
+    uses: Vec<u32>,
+    free: Vec<u32>,
+    /// By index: the last progress that was read.
+    progress: Vec<u64>,
+}
+
+/// The fds of a lane that its worker inherits, and the variable that names them.
+#[derive(Debug)]
+pub(in crate::pool) struct Ends {
+    fds: [OwnedFd; 5],
+}
+
+impl Ends {
+    /// The variable's name and value, and `(fd, number)`, from `first` on.
+    pub(in crate::pool) fn launch(self, first: RawFd) -> ((&'static str, String), Vec<(OwnedFd, RawFd)>) {
+        let numbers: Vec<String> = (first..first + 5).map(|n| n.to_string()).collect();
+        ((ENV, numbers.join(",")), self.fds.into_iter().zip(first..).collect())
+    }
+}
+
+/// One worker's lane.
+#[derive(Debug)]
+pub(in crate::pool) struct Lane {
+    map: Map,
+    requests: Arc<MmapRaw>,
+    replies: Arc<MmapRaw>,
+    results: usize,
+    /// Long replies that are still in use.
+    kept: Arc<AtomicUsize>,
+    /// The worker's.
+    bell: EventFd,
+    sending: Mutex<Sending>,
+}
+
+impl Lane {
+    pub(in crate::pool) fn new(
+        tasks: usize,
+        concurrency: usize,
+        setup: &[u8],
+        payloads: &Payloads,
+        pool_bell: &EventFd,
+    ) -> Result<(Lane, Ends)> {
+        if setup.len() > MAX_SETUP {
+            return Err(Error::new(ErrorKind::TooLarge, "setup of workers is longer than the limit")
+                .with("len", setup.len())
+                .with("max", MAX_SETUP));
+        }
+        assert!((1..=MAX_TASKS).contains(&tasks), "a worker holds few tasks");
+        let arena = &payloads.0;
+        let mut header = Header {
+            minor: MINOR,
+            tasks: tasks as u32,
+            concurrency: concurrency as u32,
+            setup: setup.len() as u64,
+            payloads: arena.len() as u64,
+            results: 0,
+        };
+        let (replies_fd, replies, results) = sparse(c"offloop-replies", header.map().results, RESULTS)?;
+        header.results = results as u64;
+        let map = header.map();
+        let (requests_fd, requests) = mem::create_for_readers(c"offloop-requests", map.requests)?;
+        // SAFETY: both parts lie inside of the mapping, which nobody else has yet.
+        unsafe {
+            requests.as_mut_ptr().copy_from_nonoverlapping(header.encode().as_ptr(), FIXED_LEN);
+            requests.as_mut_ptr().add(map.setup).copy_from_nonoverlapping(setup.as_ptr(), setup.len());
+        }
+        let bell = EventFd::new()?;
+        let copy = |fd: BorrowedFd<'_>| crate::sys::poll::duplicate(fd);
+        let ends = Ends { fds: [requests_fd, replies_fd, copy(arena.fd())?, copy(bell.fd())?, copy(pool_bell.fd())?] };
+        let sending = Sending {
+            tail: 0,
+            given: vec![0; tasks],
+            out: (0..=TICKETS).map(|_| None).collect(),
+            uses: vec![0; TICKETS + 1],
+            free: (1..=TICKETS as u32).rev().collect(),
+            progress: vec![0; tasks],
+        };
+        let lane = Lane {
+            map,
+            requests: Arc::new(requests),
+            replies: Arc::new(replies),
+            results,
+            kept: Arc::default(),
+            bell,
+            sending: Mutex::new(sending),
+        };
+        // Until the pool has looked at it once, its worker rings.
+        lane.sleep();
+        Ok((lane, ends))
+    }
+
+    /// Writes the request of a task that was handed out; [`publish`](Self::publish) follows once its word is stored. False if the worker
+    /// keeps too many long payloads: nothing is written.
+    pub(in crate::pool) fn put(&self, index: usize, request: &Request) -> bool {
+        let place_at = self.map.request_places + PLACE * index;
+        let mut sending = lock(&self.sending);
+        let place = match &request.0 {
+            Body::Short(bytes) => {
+                // SAFETY: the cell lies inside of the mapping and is as long as any short request; the worker reads it after `tail` says so.
+                unsafe {
+                    let cell = self.requests.as_mut_ptr().add(self.map.request_cells + CELL * index);
+                    cell.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+                }
+                Place { at: 0, len: bytes.len() as u64, ticket: 0 }
+            }
+            Body::Long(span) => {
+                let Some(ticket) = sending.free.pop() else { return false };
+                sending.out[ticket as usize] = Some(Arc::clone(span));
+                sending.uses[ticket as usize] = sending.uses[ticket as usize].wrapping_add(1);
+                Place { at: span.at() as u64, len: span.len() as u64, ticket }
+            }
+        };
+        place.store(&self.requests, place_at);
+        let tail = sending.tail;
+        let slot = tail as usize & (self.map.order_len - 1);
+        word32(&self.requests, request::ORDER + 4 * slot).store(index as u32, Ordering::Relaxed);
+        sending.given[index] = tail;
+        sending.progress[index] = 0;
+        sending.tail = tail + 1;
+        true
+    }
+
+    /// Shows what was put since the last call, and wakes the worker if it sleeps.
+    pub(in crate::pool) fn publish(&self) {
+        let tail = word64(&self.requests, request::TAIL);
+        let now = lock(&self.sending).tail;
+        if tail.load(Ordering::Relaxed) == now {
+            return;
+        }
+        tail.store(now, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the worker if it sleeps.
+    pub(in crate::pool) fn wake(&self) {
+        let sleeps = word32(&self.replies, reply::WORKER_SLEEPS);
+        if sleeps.load(Ordering::Relaxed) != 0 && sleeps.swap(0, Ordering::AcqRel) != 0 {
+            self.bell.signal_shared();
+        }
+    }
+
+    /// Says that the pool sleeps from now on, unless a look after this call finds something.
+    pub(in crate::pool) fn sleep(&self) {
+        word32(&self.replies, reply::POOL_SLEEPS).store(1, Ordering::Relaxed);
+    }
+
+    pub(in crate::pool) fn awake(&self) {
+        word32(&self.replies, reply::POOL_SLEEPS).store(0, Ordering::Relaxed);
+    }
+
+    /// Takes payloads back that the worker reads no more.
+    pub(in crate::pool) fn sweep(&self) {
+        let mut back = Vec::new();
+        {
+            let mut sending = lock(&self.sending);
+            if sending.free.len() == TICKETS {
+                return;
+            }
+            for ticket in 1..=TICKETS {
+                let returned = word32(&self.replies, self.map.returned + 4 * ticket);
+                if sending.out[ticket].is_some() && returned.load(Ordering::Acquire) == sending.uses[ticket] {
+                    back.push(sending.out[ticket].take());
+                    sending.free.push(ticket as u32);
+                }
+            }
+        }
+        drop(back);
+    }
+
+    /// What a running task said last, if it is news.
+    pub(in crate::pool) fn progress(&self, index: usize) -> Option<Vec<u8>> {
+        let cell = self.map.reply_cells + CELL * index;
+        let sequence = word64(&self.replies, cell);
+        let before = sequence.load(Ordering::Acquire);
+        if before.is_multiple_of(2) && before != 0 && lock(&self.sending).progress[index] != before {
+            let len = word64(&self.replies, cell + 8).load(Ordering::Relaxed) as usize;
+            let bytes = (len <= SHORT).then(|| self.copy(cell + 16, len))?;
+            // Pairs with the fences of `Worker::progress` and `Worker::reserve`: what was copied is whole if the sequence is what it was.
+            fence(Ordering::Acquire);
+            if sequence.load(Ordering::Relaxed) == before {
+                lock(&self.sending).progress[index] = before;
+                return Some(bytes);
+            }
+        }
+        None
+    }
+
+    /// A private copy of what the worker may be writing.
+    fn copy(&self, at: usize, len: usize) -> Vec<u8> {
+        assert!(at + len <= self.replies.len(), "a copy lies inside of the mapping");
+        let mut bytes = Vec::with_capacity(len);
+        // SAFETY: inside of the mapping, as asserted. A worker that writes meanwhile breaks its own bytes, which are judged afterwards.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.replies.as_ptr().add(at), bytes.as_mut_ptr(), len);
+            bytes.set_len(len);
+        }
+        bytes
+    }
+}
+
+impl Shared for Lane {
+    fn words(&self) -> &[AtomicU32] {
+        // SAFETY: `tasks` words lie there, aligned; both sides access them as atomics.
+        unsafe { std::slice::from_raw_parts(self.replies.as_mut_ptr().add(reply::WORDS).cast(), self.map.tasks) }
+    }
+
+    fn result(&self, index: usize) -> (u64, Result<Value>) {
+        let run = word64(&self.replies, self.map.run + 8 * index).load(Ordering::Relaxed);
+        let place = Place::load(&self.replies, self.map.reply_places + PLACE * index);
+        let (at, len) = (usize::try_from(place.at).unwrap_or(usize::MAX), usize::try_from(place.len).unwrap_or(usize::MAX));
+        let ticket = place.ticket as usize;
+        if ticket == 0 && len <= SHORT {
+            return (run, Ok(Value::Bytes(self.copy(self.map.reply_cells + CELL * index + 16, len).into())));
+        }
+        if ticket == 0 || ticket > TICKETS || at > self.results || len > self.results - at {
+            let e = Error::new(ErrorKind::Corrupt, "reply lies outside of the worker's lane");
+            return (run, Err(e.with("offset", place.at).with("len", place.len).with("ticket", ticket)));
+        }
+        let reply = Reply {
+            replies: Arc::clone(&self.replies),
+            requests: Arc::clone(&self.requests),
+            freed: self.map.freed + 4 * ticket,
+            kept: Arc::clone(&self.kept),
+            epoch: fork::epoch(),
+        };
+        if self.kept.fetch_add(1, Ordering::Relaxed) >= MAX_KEPT {
+            // Whoever keeps so many may keep them for good, and the worker has no more tickets than these twice.
+            return (run, Ok(Value::Bytes(self.copy(self.map.results + at, len).into())));
+        }
+        // SAFETY: the results lie inside of the mapping, and this reply inside of them, as checked; the guard keeps the mapping.
+        let buffer = unsafe {
+            let ptr = reply.replies.as_mut_ptr().add(self.map.results + at);
+            TransferBuffer::from_mapped(ptr, len, Box::new(reply))
+        };
+        (run, Ok(Value::Buffer(buffer)))
+    }
+
+    fn has_passed(&self, index: usize) -> bool {
+        word64(&self.replies, reply::HEAD).load(Ordering::Acquire) > lock(&self.sending).given[index]
+    }
+}
+
+/// A long reply that is read where it lies.
+struct Reply {
+    replies: Arc<MmapRaw>,
+    requests: Arc<MmapRaw>,
+    /// The word of its ticket.
+    freed: usize,
+    kept: Arc<AtomicUsize>,
+    epoch: u64,
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // A forked child's copy is not what the parent reads.
+        if fork::is_current(self.epoch) {
+            self.kept.fetch_sub(1, Ordering::Relaxed);
+            // Release: whoever reads this reply has done so. One reply per use of a ticket, so nobody else counts.
+            word32(&self.requests, self.freed).fetch_add(1, Ordering::Release);
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! The worker's side of its lane: [`Worker::attach`], [`Worker::ready`], then take jobs and finish them.
+
+use super::arena::{Arena, Span};
+use super::{Place, word32, word64};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::looped::word::{CANCELLED, CLAIMED, DONE, FAILED, LATE, READY};
+use crate::supervisor;
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::lock;
+use crate::sync::mapped::AtomicU32;
+use crate::sys::eventfd::EventFd;
+use crate::sys::{clock, fork, mem, poll};
+use crate::wire::lane::{CELL, ENV, FIXED_LEN, Header, Map, PLACE, SHORT, TICKETS, parse_env, reply, request};
+use memmap2::MmapRaw;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Results that the pool has not been told of are worth a wake when they are so old: a wake costs it a few microseconds.
+const UNTOLD_NS: u64 = 50_000;
+/// With so many tasks left ahead, the pool is told even if it could wait: more come before these are done.
+const LOW: u64 = 8;
+
+/// Long requests that a worker may keep where they lie; further ones are copied.
+const MAX_KEPT: usize = TICKETS / 2;
+
+/// How long a result waits for room before it is an error.
+const FULL: Duration = Duration::from_secs(30);
+
+/// Why [`Worker::wait`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// There may be a job.
+    Work,
+    /// No more jobs come: finish what there is, call [`Worker::drained`], and end the process.
+    Drain,
+    /// The time is over, or a signal handler ran.
+    Timeout,
+}
+
+/// This process as a worker of a process pool. Copies of the handle are the same worker; any thread may use it.
+#[derive(Clone, Debug)]
+pub struct Worker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    supervisor: supervisor::Worker,
+    header: Header,
+    map: Map,
+    requests: MmapRaw,
+    replies: Arc<MmapRaw>,
+    payloads: MmapRaw,
+    bell: EventFd,
+    pool_bell: EventFd,
+    taking: Mutex<Taking>,
+    replying: Mutex<Replying>,
+    /// Long requests that are still in use.
+    kept: AtomicUsize,
+    epoch: u64,
+}
+
+#[derive(Debug)]
+struct Taking {
+    head: u64,
+}
+
+#[derive(Debug)]
+struct Replying {
+    results: Arc<Arena>,
+    /// By ticket: the reply that the pool may read.
+    out: Vec<Option<Span>>,
+    uses: Vec<u32>,
+    free: Vec<u32>,
+    /// When the first result that the pool was not told of was there.
+    untold_since: Option<u64>,
+}
+
+/// What a job's request says: bytes that lie in the pool's memory until this is dropped. The pool may reuse them afterwards.
+#[derive(Debug)]
+pub struct Payload {
+    inner: Arc<Inner>,
+    ptr: *mut u8,
+    len: usize,
+    /// The word of its ticket in `replies`.
+    returned: usize,
+}
+
+// SAFETY: plain memory of a mapping that `inner` keeps; nobody else in this process has this part.
+unsafe impl Send for Payload {}
+// SAFETY: as above; `&Payload` only reads.
+unsafe impl Sync for Payload {}
+
+impl Payload {
+    /// First byte. It may be written: nobody but the holder reads it.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: inside of the mapping, as was checked; the pool, which is this process's parent, does not write it before it was returned.
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        if fork::is_current(self.inner.epoch) {
+            self.inner.kept.fetch_sub(1, Ordering::Relaxed);
+            // Release: what this process read or wrote there is done. Pairs with the Acquire of `Lane::sweep`.
+            word32(&self.inner.replies, self.returned).fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// A task that has begun. It must be finished.
+#[derive(Debug)]
+pub struct Job {
+    /// Its number, for [`Worker::finish`] and the others; another job has it later.
+    pub index: usize,
+    /// When it began.
+    pub started_ns: u64,
+    /// The request where it was short.
+    short: Vec<u8>,
+    /// The request where it was long.
+    long: Option<Payload>,
+}
+
+impl Job {
+    /// The request.
+    #[must_use]
+    pub fn request(&self) -> &[u8] {
+        self.long.as_ref().map_or(&self.short, AsRef::as_ref)
+    }
+
+    /// The memory of a long request, for whoever reads it after the job has ended; `None` for a short one.
+    pub fn take_payload(&mut self) -> Option<Payload> {
+        self.long.take()
+    }
+}
+
+impl Worker {
+    /// Makes this process the worker that its pool started. `None` when the environment names no pool. See [`supervisor::worker::attach`].
+    ///
+    /// # Errors
+    /// `Invalid` when the variables or the fds are not what a pool leaves, `Corrupt`, `Version`, `InUse` at a second call, `Os`.
+    pub fn attach() -> Result<Option<Worker>> {
+        let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
+        let numbers = parse_env(&text.to_string_lossy())?;
+        let Some(supervisor) = supervisor::worker::attach()? else {
+            return Err(Error::invalid("a lane without a supervisor").with("name", ENV));
+        };
+        Worker::attach_at(supervisor, numbers).map(Some)
+    }
+
+    fn attach_at(supervisor: supervisor::Worker, numbers: [RawFd; 5]) -> Result<Worker> {
+        for fd in numbers {
+            // SAFETY: a plain query.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+                return Err(Error::last_os("fcntl(F_SETFD)").with("fd", fd));
+            }
+        }
+        // SAFETY: all are open, as was seen, and what was inherited for this purpose has no other owner.
+        let [requests_fd, replies_fd, payloads_fd, bell, pool_bell] = numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let (requests, requests_len) = mem::attach_inherited(&requests_fd, false)?;
+        let (replies, replies_len) = mem::attach_inherited(&replies_fd, true)?;
+        let (payloads, payloads_len) = mem::attach_inherited(&payloads_fd, true)?;
+        if requests_len < FIXED_LEN {
+            return Err(Error::new(ErrorKind::Corrupt, "memfd is shorter than the fixed part of a lane").with("len", requests_len));
+        }
+        let mut fixed = [0; FIXED_LEN];
+        // SAFETY: the mapping is longer than the fixed part.
+        unsafe { fixed.as_mut_ptr().copy_from_nonoverlapping(requests.as_ptr(), FIXED_LEN) };
+        let header = Header::decode(&fixed, [requests_len, replies_len, payloads_len])?;
+        let map = header.map();
+        let replies = Arc::new(replies);
+        let results = Arc::new(Arena::new(Arc::clone(&replies), replies_fd, map.results, header.results as usize));
+        let replying = Replying {
+            results,
+            out: (0..=TICKETS).map(|_| None).collect(),
+            uses: vec![0; TICKETS + 1],
+            free: (1..=TICKETS as u32).rev().collect(),
+            untold_since: None,
+        };
+        Ok(Worker(Arc::new(Inner {
+            supervisor,
+            header,
+            map,
+            requests,
+            replies,
+            payloads,
+            bell: EventFd::attach(bell.as_fd())?,
+            pool_bell: EventFd::attach(pool_bell.as_fd())?,
+            taking: Mutex::new(Taking { head: 0 }),
+            replying: Mutex::new(replying),
+            kept: AtomicUsize::new(0),
+            epoch: fork::epoch(),
+        })))
+    }
+
+    /// What the pool says to each of its workers, once.
+    #[must_use]
+    pub fn setup(&self) -> Vec<u8> {
+        let map = &self.0.map;
+        // SAFETY: the setup lies inside of the mapping, which is as long as the header says; it does not change.
+        unsafe { std::slice::from_raw_parts(self.0.requests.as_ptr().add(map.setup), map.requests - map.setup) }.to_vec()
+    }
+
+    /// Jobs that it may run at once.
+    #[must_use]
+    pub fn concurrency(&self) -> usize {
+        self.0.header.concurrency as usize
+    }
+
+    /// Slot and generation, and the supervisor's side of being a worker.
+    #[must_use]
+    pub fn supervisor(&self) -> &supervisor::Worker {
+        &self.0.supervisor
+    }
+
+    /// Says that the program is loaded: jobs come from now on.
+    pub fn ready(&self) {
+        self.0.supervisor.beat();
+        self.0.supervisor.ready();
+    }
+
+    /// Leaves the reason why this worker cannot start, for the pool's caller; the process is to end afterwards.
+    pub fn fail(&self, text: &str) {
+        self.0.supervisor.fail(text);
+    }
+
+    fn words(&self) -> &[AtomicU32] {
+        // SAFETY: `tasks` words lie there, aligned; both sides access them as atomics.
+        unsafe { std::slice::from_raw_parts(self.0.replies.as_mut_ptr().add(reply::WORDS).cast(), self.0.map.tasks) }
+    }
+
+    fn tail(&self) -> u64 {
+        word64(&self.0.requests, request::TAIL).load(Ordering::Acquire)
+    }
+
+    /// The next job, if there is one now.
+    #[must_use]
+    pub fn try_take(&self) -> Option<Job> {
+        let inner = &*self.0;
+        let mut taking = lock(&inner.taking);
+        while taking.head != self.tail() {
+            let slot = taking.head as usize & (inner.map.order_len - 1);
+            let index = word32(&inner.requests, request::ORDER + 4 * slot).load(Ordering::Relaxed) as usize;
+            let job = (index < inner.map.tasks).then(|| self.begin(index)).flatten();
+            taking.head += 1;
+            // Release: the request was copied, or its ticket says when it is read. Pairs with the Acquire of `Lane::has_passed`.
+            word64(&inner.replies, reply::HEAD).store(taking.head, Ordering::Release);
+            if job.is_some() {
+                return job;
+            }
+        }
+        None
+    }
+
+    fn begin(&self, index: usize) -> Option<Job> {
+        let inner = &*self.0;
+        let word = &self.words()[index];
+        match word.compare_exchange(READY, CLAIMED, Ordering::AcqRel, Ordering::Acquire) {
+            // The pool hands out what has a deadline as begun.
+            Ok(_) | Err(CLAIMED) => {}
+            Err(CANCELLED | LATE) => {
+                // Nobody waits for it. A reply without bytes, so that the pool knows that it did not run on.
+                Place { at: 0, len: 0, ticket: 0 }.store(&inner.replies, inner.map.reply_places + PLACE * index);
+                word.store(FAILED, Ordering::Release);
+                return None;
+            }
+            Err(_) => return None,
+        }
+        let place = Place::load(&inner.requests, inner.map.request_places + PLACE * index);
+        let len = place.len as usize;
+        let mut job = Job { index, started_ns: clock::monotonic_ns(), short: Vec::new(), long: None };
+        if place.ticket == 0 && len <= CELL {
+            let cell = inner.map.request_cells + CELL * index;
+            // SAFETY: the cell lies inside of the mapping; the pool does not write it before this task has ended.
+            job.short = unsafe { std::slice::from_raw_parts(inner.requests.as_ptr().add(cell), len) }.to_vec();
+        } else {
+            assert!(
+                (1..=TICKETS as u32).contains(&place.ticket)
+                    && place.len <= inner.header.payloads
+                    && place.at <= inner.header.payloads - place.len,
+                "the pool gives places inside of its payloads"
+            );
+            // SAFETY: inside of the mapping, as asserted.
+            let ptr = unsafe { inner.payloads.as_mut_ptr().add(place.at as usize) };
+            let returned = inner.map.returned + 4 * place.ticket as usize;
+            let payload = Payload { inner: Arc::clone(&self.0), ptr, len, returned };
+            if inner.kept.fetch_add(1, Ordering::Relaxed) < MAX_KEPT {
+                job.long = Some(payload);
+            } else {
+                // Whoever keeps so many may keep them for good, and the pool has no more tickets than these twice.
+                job.short = payload.as_ref().to_vec();
+            }
+        }
+        // What a predecessor of this index said last.
+        word64(&inner.replies, inner.map.reply_cells + CELL * index).store(0, Ordering::Release);
+        Some(job)
+    }
+
+    /// Why nobody waits for this job any more: `Cancelled`, `Timeout`; `None` while somebody does.
+    #[must_use]
+    pub fn is_cancelled(&self, index: usize) -> Option<ErrorKind> {
+        match self.words()[index].load(Ordering::Relaxed) {
+            CANCELLED => Some(ErrorKind::Cancelled),
+            LATE => Some(ErrorKind::Timeout),
+            _ => None,
+        }
+    }
+
+    /// Tells the caller how far a job is. Only the latest value counts.
+    ///
+    /// # Errors
+    /// `TooLarge` above [`SHORT`].
+    pub fn progress(&self, index: usize, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > SHORT {
+            return Err(Error::new(ErrorKind::TooLarge, "progress is longer than the limit").with("len", bytes.len()).with("max", SHORT));
+        }
+        let inner = &*self.0;
+        let mut replying = lock(&inner.replying);
+        if self.words()[index].load(Ordering::Relaxed) >= DONE {
+            return Ok(()); // it has ended
+        }
+        let cell = inner.map.reply_cells + CELL * index;
+        let sequence = word64(&inner.replies, cell);
+        let before = sequence.load(Ordering::Relaxed);
+        sequence.store(before + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        word64(&inner.replies, cell + 8).store(bytes.len() as u64, Ordering::Relaxed);
+        // SAFETY: the cell lies inside of the mapping; a reader sees by the sequence that it is being written.
+        unsafe { inner.replies.as_mut_ptr().add(cell + 16).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        sequence.store(before + 2, Ordering::Release);
+        self.tell(&mut replying);
+        Ok(())
+    }
+
+    /// Ends a job: with the result that `parts` are, one after the other, or, with `failed`, with an error of the function.
+    ///
+    /// # Errors
+    /// `TooLarge`, `Full`, `Os`: there is no memory for so long a reply; the job has not ended.
+    pub fn finish(&self, job: &Job, failed: bool, parts: &[&[u8]]) -> Result<()> {
+        let len = parts.iter().map(|p| p.len()).sum();
+        let reserved = self.reserve(job.index, len)?;
+        let mut at = 0;
+        for part in parts {
+            // SAFETY: `reserve` gave room for all parts.
+            unsafe { reserved.add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+            at += part.len();
+        }
+        self.commit(job.index, clock::monotonic_ns().saturating_sub(job.started_ns), failed);
+        Ok(())
+    }
+
+    /// Room for a reply of `len` bytes, to be written before [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn reserve(&self, index: usize, len: usize) -> Result<*mut u8> {
+        let inner = &*self.0;
+        assert!(index < inner.map.tasks, "an index of a job");
+        let place_at = inner.map.reply_places + PLACE * index;
+        if len <= SHORT {
+            Place { at: 0, len: len as u64, ticket: 0 }.store(&inner.replies, place_at);
+            let cell = inner.map.reply_cells + CELL * index;
+            let sequence = word64(&inner.replies, cell);
+            // Odd: what lies there is no progress any more. The fence pairs with the one in `Lane::progress`.
+            sequence.store(sequence.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
+            fence(Ordering::Release);
+            // SAFETY: the cell lies inside of the mapping.
+            return Ok(unsafe { inner.replies.as_mut_ptr().add(cell + 16) });
+        }
+        let until = Instant::now() + FULL;
+        let (mut replying, ticket, span) = loop {
+            let mut replying = lock(&inner.replying);
+            self.sweep(&mut replying);
+            let room = match replying.free.last().copied() {
+                None => Err(Error::new(ErrorKind::Full, "the pool's process keeps too many long results").with("max", TICKETS)),
+                Some(ticket) => replying.results.alloc(len).map(|span| (ticket, span)),
+            };
+            match room {
+                Ok((ticket, span)) => break (replying, ticket, span),
+                // The pool's thread takes results whether anybody asks for them or not.
+                Err(e) if e.kind() == ErrorKind::Full && Instant::now() < until => self.tell(&mut replying),
+                Err(e) => return Err(e),
+            }
+            drop(replying);
+            std::thread::sleep(Duration::from_micros(200));
+        };
+        replying.free.pop();
+        let ptr = span.as_ptr();
+        Place { at: span.at() as u64, len: len as u64, ticket }.store(&inner.replies, place_at);
+        replying.uses[ticket as usize] = replying.uses[ticket as usize].wrapping_add(1);
+        replying.out[ticket as usize] = Some(span);
+        Ok(ptr)
+    }
+
+    /// Takes back what the pool has read.
+    fn sweep(&self, replying: &mut Replying) {
+        if replying.free.len() == TICKETS {
+            return;
+        }
+        for ticket in 1..=TICKETS {
+            // Acquire: pairs with the Release of the pool's `Reply::drop`.
+            let freed = word32(&self.0.requests, self.0.map.freed + 4 * ticket).load(Ordering::Acquire);
+            if replying.out[ticket].is_some() && freed == replying.uses[ticket] {
+                replying.out[ticket] = None;
+                replying.free.push(ticket as u32);
+            }
+        }
+    }
+
+    /// Ends a job whose reply was written to what [`reserve`](Self::reserve) gave.
+    pub fn commit(&self, index: usize, run_ns: u64, failed: bool) {
+        let inner = &*self.0;
+        word64(&inner.replies, inner.map.run + 8 * index).store(run_ns, Ordering::Relaxed);
+        // Release: reply, place and run time come first. Pairs with the Acquire of `Hand::collect`.
+        self.words()[index].store(if failed { FAILED } else { DONE }, Ordering::Release);
+        let mut replying = lock(&inner.replying);
+        let now = clock::monotonic_ns();
+        let since = *replying.untold_since.get_or_insert(now);
+        // Not under `taking`: another thread may take meanwhile, and then it tells.
+        let ahead = self.tail().wrapping_sub(word64(&inner.replies, reply::HEAD).load(Ordering::Relaxed));
+        if ahead == 0 || ahead == LOW || now.saturating_sub(since) > UNTOLD_NS {
+            self.tell(&mut replying);
+        }
+    }
+
+    /// Wakes the pool if it sleeps. (Fence: either the pool's look after it said that it sleeps sees what was stored here, or this sees that it does.)
+    fn tell(&self, replying: &mut Replying) {
+        let inner = &*self.0;
+        replying.untold_since = None;
+        fence(Ordering::SeqCst);
+        let sleeps = word32(&inner.replies, reply::POOL_SLEEPS);
+        if sleeps.load(Ordering::Relaxed) != 0 && sleeps.swap(0, Ordering::AcqRel) != 0 {
+            inner.pool_bell.signal_shared();
+        }
+    }
+
+    /// Waits until there may be a job, at most `timeout` (`None`: without end). One thread at a time may wait.
+    #[must_use]
+    pub fn wait(&self, timeout: Option<Duration>) -> Woken {
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        loop {
+            if !self.arm() {
+                return Woken::Work;
+            }
+            if self.0.supervisor.is_draining() {
+                return Woken::Drain;
+            }
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|l| l.is_zero()) {
+                return Woken::Timeout;
+            }
+            let mut fds = [poll::readable(self.0.bell.fd().as_raw_fd()), poll::readable(self.0.supervisor.drain_fd().as_raw_fd())];
+            poll::wait_readable(&mut fds, left);
+            let woken = fds.iter().any(poll::is_ready);
+            self.0.bell.clear();
+            if !woken {
+                return Woken::Timeout;
+            }
+        }
+    }
+
+    /// The fd that is readable when a worker that has [armed](Self::arm) is to look; for an event loop, beside
+    /// [`drain_fd`](supervisor::Worker::drain_fd).
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.bell.fd()
+    }
+
+    /// Says that this worker sleeps; false if there is something to look at already. [`clear`](Self::clear) follows the wake.
+    #[must_use]
+    pub fn arm(&self) -> bool {
+        {
+            let mut replying = lock(&self.0.replying);
+            if replying.untold_since.is_some() {
+                self.tell(&mut replying);
+            }
+        }
+        word32(&self.0.replies, reply::WORKER_SLEEPS).store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let head = lock(&self.0.taking).head;
+        if self.tail() == head {
+            return true;
+        }
+        word32(&self.0.replies, reply::WORKER_SLEEPS).store(0, Ordering::Relaxed);
+        false
+    }
+
+    /// Makes [`fd`](Self::fd) unreadable until the next wake.
+    pub fn clear(&self) {
+        self.0.bell.clear();
+    }
+
+    /// Says that all jobs are finished; the process is to end by itself now.
+    pub fn drained(&self) {
+        self.0.supervisor.drained();
+    }
+}

@@ -1,0 +1,765 @@
+//! [`ProcessPool`]: functions in worker processes, kept alive by the supervisor, over one [lane](super::lane) each.
+//!
+//! ```text
+//!  submit ─► scheduler ─► LoopWorker ─► lane ─► process         a *seat* is a process and its lane; a ready one gets
+//!     ▲                       ▲           │                      a worker of the pool, which feeds it
+//!     └── outcome ◄── feed ◄──┘◄── bell ──┘
+//! ```
+//!
+//! Whoever submits feeds the lanes that its submit woke, on its own thread, so that a request is one wake away from its worker. One native
+//! thread per pool (`offloop-lanes`) sleeps on the bell that all workers ring, collects what has ended and feeds what runs low.
+//!
+//! The pool asks for workers when it has work, and for so many processes; the supervisor keeps them alive. A process that is ready
+//! without a worker of the pool (it was replaced, and there is no work) is a spare, and leaves after `idle_timeout`.
+//!
+//! | Pair                                        | Release                              | Acquire                      |
+//! |---------------------------------------------|--------------------------------------|------------------------------|
+//! | "look again" and "I have the seat's worker" | fences (SeqCst) in `Host::feed`, after the store of `again` and after the lock was given back |
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::lane::{Lane, Payloads, Request};
+use crate::pool::looped::{Fed, Given, LoopHost, LoopOptions, LoopWorker, held_at_once};
+use crate::pool::options::{PoolOptions, SubmitOptions};
+use crate::pool::task::{Task, Work};
+use crate::pool::thread::{SubmitError, ThreadPool};
+use crate::supervisor::{self, Cause, Ended, Event, Launch, Supervisor, WorkerId};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::sync::lock;
+use crate::sys::eventfd::EventFd;
+use crate::sys::process::Spec;
+use crate::sys::{clock, fork, poll, thread};
+use crate::value::Value;
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+/// What a worker process has for its `teardown` when the pool is done with it.
+const TEARDOWN: Duration = Duration::from_secs(5);
+/// The numbers that a lane's fds have in a worker, from this one on.
+const FIRST_FD: RawFd = 10;
+
+type Launcher = Box<dyn FnMut(WorkerId) -> Result<Spec<'static>> + Send>;
+type Listener = Box<dyn FnMut(&Event) + Send>;
+
+/// Makes a [`ProcessPool`].
+pub struct ProcessPoolBuilder {
+    options: PoolOptions,
+    concurrency: usize,
+    cancel_grace: Duration,
+    setup: Vec<u8>,
+    supervision: supervisor::Options,
+    listener: Option<Listener>,
+}
+
+impl fmt::Debug for ProcessPoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessPoolBuilder").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl ProcessPoolBuilder {
+    /// Workers, queue, name: as of every pool.
+    #[must_use]
+    pub fn options(mut self, options: PoolOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Tasks that one worker may run at once. Default 1.
+    #[must_use]
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.concurrency = concurrency;
+        self
+    }
+
+    /// How long a task that nobody waits for may go on before its worker is ended. Default 1 s.
+    #[must_use]
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = grace;
+        self
+    }
+
+    /// What each worker reads when it starts ([`Worker::setup`](super::lane::Worker::setup)). Default: nothing.
+    #[must_use]
+    pub fn setup(mut self, setup: Vec<u8>) -> Self {
+        self.setup = setup;
+        self
+    }
+
+    /// How workers are kept alive. `workers` is the pool's business; a worker whose loop stands still is not ended, because a task may take
+    /// long, unless `hang_timeout` is set here.
+    #[must_use]
+    pub fn supervision(mut self, options: supervisor::Options) -> Self {
+        self.supervision = options;
+        self
+    }
+
+    /// Called with each event of a worker process, in order, on the supervisors' thread: it must be short and may not wait for the pool.
+    #[must_use]
+    pub fn on_event(mut self, listener: impl FnMut(&Event) + Send + 'static) -> Self {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
+    /// Checks the options and makes the pool. `launch` says what to start for each worker, on the supervisors' thread; no process and no
+    /// thread starts before the first task.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the option, its value and the limits; `Os` when there is no fd or memory for the pool.
+    pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Spec<'static>> + Send + 'static) -> Result<ProcessPool> {
+        self.supervision.check()?;
+        let idle_timeout = self.options.idle_timeout;
+        let host = Arc::new_cyclic(|me| Host {
+            me: me.clone(),
+            name: self.options.name.clone(),
+            nice: self.options.nice,
+            concurrency: self.concurrency,
+            idle_timeout,
+            setup: self.setup,
+            payloads: OnceLock::new(),
+            bell: OnceLock::new(),
+            supervision: self.supervision,
+            starter: Mutex::new(Some((Box::new(launch), self.listener))),
+            supervisor: OnceLock::new(),
+            seats: Mutex::default(),
+            last_tag: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            epoch: fork::epoch(),
+        });
+        let looped = LoopOptions { host: host.clone(), concurrency: self.concurrency, cancel_grace: self.cancel_grace };
+        let pool = ThreadPool::builder().options(self.options).looped(looped).build()?;
+        // Limits are checked; now what is needed before anything can be submitted.
+        let _ = host.payloads.set(Payloads::new()?);
+        let _ = host.bell.set(EventFd::new()?);
+        Ok(ProcessPool(Arc::new(Handle { pool, host })))
+    }
+}
+
+/// A pool of worker processes. Clones are handles on the same pool; when the last is dropped, what is queued still runs.
+#[derive(Clone)]
+pub struct ProcessPool(Arc<Handle>);
+
+struct Handle {
+    pool: ThreadPool,
+    host: Arc<Host>,
+}
+
+impl fmt::Debug for ProcessPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ProcessPool").field(&self.0.pool).finish()
+    }
+}
+
+impl ProcessPool {
+    /// Begins one with default options.
+    #[must_use]
+    pub fn builder() -> ProcessPoolBuilder {
+        let supervision = supervisor::Options { hang_timeout: Duration::ZERO, workers: 0, ..supervisor::Options::default() };
+        ProcessPoolBuilder {
+            options: PoolOptions::default(),
+            concurrency: 1,
+            cancel_grace: Duration::from_secs(1),
+            setup: Vec::new(),
+            supervision,
+            listener: None,
+        }
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if fork::is_current(self.0.host.epoch) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Forked, "process pool belongs to this process's parent").with("pool", &self.0.host.name))
+    }
+
+    /// A request of the bytes of `parts`, one after the other: copied, so that the caller may change them afterwards.
+    ///
+    /// # Errors
+    /// `TooLarge` for more than the pool's shared memory, `Full` when that is in use, `Os` (`ENOMEM`, `ENOSPC`), `Forked`.
+    pub fn request(&self, parts: &[&[u8]]) -> Result<Request> {
+        self.check_fork()?;
+        self.0.host.payloads().request(parts)
+    }
+
+    /// Submits one task. Its result is `Bytes`, or a `Buffer` where it is long: what the worker replied, an error of the function included.
+    ///
+    /// # Errors
+    /// As [`ThreadPool::submit`]; `Forked`.
+    pub fn submit(&self, request: Request, options: SubmitOptions) -> Result<Task, SubmitError> {
+        self.submitting(vec![Work::hosted(Box::new(request))], |mut work| self.0.pool.submit(work.remove(0), options))
+    }
+
+    /// Submits several tasks with one wake: all or none.
+    ///
+    /// # Errors
+    /// As [`ThreadPool::submit_many`]; `Forked`.
+    pub fn submit_many(&self, requests: Vec<Request>, options: &SubmitOptions) -> Result<Vec<Task>, SubmitError> {
+        let work = requests.into_iter().map(|request| Work::hosted(Box::new(request))).collect();
+        self.submitting(work, |work| self.0.pool.submit_many(work, options))
+    }
+
+    /// As [`submit`](Self::submit) of prepared work, by any of the pool's own submits: `submit` is called with it.
+    ///
+    /// # Errors
+    /// Of `submit`; `Forked`.
+    pub fn submitting<T>(&self, work: Vec<Work>, submit: impl FnOnce(Vec<Work>) -> Result<T, SubmitError>) -> Result<T, SubmitError> {
+        if let Err(error) = self.check_fork() {
+            return Err(SubmitError { error, work });
+        }
+        let before = FEEDING.replace(true);
+        let submitted = submit(work);
+        FEEDING.set(before);
+        if !before {
+            self.0.host.feed_poked();
+        }
+        submitted
+    }
+
+    /// The pool's queue and scheduler: `stats`, `resize`, `close`, and submits that deliver elsewhere, inside of
+    /// [`submitting`](Self::submitting).
+    #[must_use]
+    pub fn pool(&self) -> &ThreadPool {
+        &self.0.pool
+    }
+
+    /// Counts of the worker processes; `None` before the first task.
+    #[must_use]
+    pub fn processes(&self) -> Option<supervisor::Stats> {
+        self.0.host.supervisor.get().and_then(|s| s.stats().ok())
+    }
+
+    /// Refuses new tasks, waits until what is queued has run, at most for `grace` (`None`: without end), then cancels the rest and ends the
+    /// processes. No process is left when it returns, but one in an uninterruptible call.
+    ///
+    /// # Errors
+    /// `Invalid` inside a function of this pool without a limit, `Forked`.
+    pub fn shutdown(&self, grace: Option<Duration>) -> Result<()> {
+        self.check_fork()?;
+        self.0.pool.close();
+        self.0.host.bell().signal();
+        self.0.pool.shutdown(grace)?;
+        let stats = self.0.pool.stats();
+        // What runs on has been cancelled, and nobody waits for it.
+        self.0.host.stop(if stats.running + stats.overdue > 0 { Duration::ZERO } else { TEARDOWN });
+        if let Some(supervisor) = self.0.host.supervisor.get() {
+            supervisor.wait_stopped(Some(TEARDOWN + Duration::from_secs(5)))?;
+        }
+        Ok(())
+    }
+
+    /// As [`ThreadPool::close_within`]; `on_closed` is called when every task has its outcome, and the processes end meanwhile.
+    ///
+    /// # Errors
+    /// As [`ThreadPool::close_within`]; `Forked`.
+    pub fn close_within(&self, grace: Option<Duration>, on_closed: Box<dyn FnOnce() + Send>) -> Result<()> {
+        self.check_fork()?;
+        let host = self.0.host.clone();
+        let ended = Box::new(move || {
+            host.stop(TEARDOWN);
+            on_closed();
+        });
+        self.0.pool.close_within(grace, ended)?;
+        self.0.host.bell().signal();
+        Ok(())
+    }
+
+    /// Cancels everything that has no outcome yet, refuses new tasks, and kills the processes.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn terminate(&self) -> Result<()> {
+        self.check_fork()?;
+        self.0.pool.terminate();
+        self.0.host.stop(Duration::ZERO);
+        Ok(())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !fork::is_current(self.host.epoch) {
+            return;
+        }
+        // What is queued still runs; the processes end after it.
+        let host = self.host.clone();
+        if self.pool.close_within(None, Box::new(move || host.stop(TEARDOWN))).is_err() {
+            self.host.stop(Duration::ZERO);
+        }
+        self.host.bell().signal();
+    }
+}
+
+thread_local! {
+    /// This thread feeds the lanes that it wakes itself, when it is done with what wakes them.
+    static FEEDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// One process with its lane.
+struct Seat {
+    id: WorkerId,
+    tag: u64,
+    lane: Arc<Lane>,
+    /// The pool's worker that feeds it.
+    worker: Mutex<Option<LoopWorker>>,
+    /// Somebody wants it fed.
+    again: AtomicBool,
+    /// Its worker was woken.
+    poked: AtomicBool,
+    /// When it began to have nothing to do, ns; 0: it has.
+    idle_since: AtomicU64,
+}
+
+#[derive(Default)]
+struct Seats {
+    /// Workers that wait for a process.
+    pending: VecDeque<LoopWorker>,
+    all: HashMap<WorkerId, Arc<Seat>>,
+    /// Ready, and without a worker.
+    spare: Vec<WorkerId>,
+    /// Processes that have a worker.
+    bound: usize,
+    /// Processes that the supervisor was asked for.
+    wanted: usize,
+    /// Why no process is to be had.
+    degraded: Option<Error>,
+    /// The thread runs.
+    pumping: bool,
+}
+
+/// The pool's processes.
+struct Host {
+    me: Weak<Host>,
+    name: String,
+    nice: i32,
+    concurrency: usize,
+    idle_timeout: Duration,
+    setup: Vec<u8>,
+    payloads: OnceLock<Payloads>,
+    bell: OnceLock<EventFd>,
+    supervision: supervisor::Options,
+    starter: Mutex<Option<(Launcher, Option<Listener>)>>,
+    supervisor: OnceLock<Supervisor>,
+    seats: Mutex<Seats>,
+    last_tag: AtomicU64,
+    over: AtomicBool,
+    epoch: u64,
+}
+
+impl LoopHost for Host {
+    fn has_lanes(&self) -> bool {
+        true
+    }
+
+    fn start(&self, worker: LoopWorker) -> Result<(), LoopWorker> {
+        if self.over.load(Ordering::SeqCst) {
+            return Err(worker);
+        }
+        if let Err(error) = self.ensure_started() {
+            worker.not_started(error);
+            return Ok(());
+        }
+        let mut seats = lock(&self.seats);
+        if let Some(error) = seats.degraded.clone() {
+            drop(seats);
+            worker.not_started(error);
+            return Ok(());
+        }
+        if let Some(seat) = seats.spare.pop().and_then(|id| seats.all.get(&id).cloned()) {
+            seats.bound += 1;
+            drop(seats);
+            self.bind(&seat, worker);
+            return Ok(());
+        }
+        seats.pending.push_back(worker);
+        self.want(&mut seats);
+        Ok(())
+    }
+
+    fn end(&self, tag: u64) {
+        let seat = lock(&self.seats).all.values().find(|s| s.tag == tag).cloned();
+        if let (Some(seat), Some(supervisor)) = (seat, self.supervisor.get()) {
+            let _ = supervisor.kill(seat.id);
+        }
+    }
+}
+
+impl Host {
+    fn payloads(&self) -> &Payloads {
+        self.payloads.get().expect("set when the pool is made")
+    }
+
+    fn bell(&self) -> &EventFd {
+        self.bell.get().expect("set when the pool is made")
+    }
+
+    /// The supervisor and the thread, at the first worker.
+    fn ensure_started(&self) -> Result<()> {
+        let mut starter = lock(&self.starter);
+        if self.supervisor.get().is_none() {
+            let Some((launch, listener)) = starter.take() else {
+                return Err(Error::new(ErrorKind::StartFailed, "the pool's supervisor could not be started").with("pool", &self.name));
+            };
+            let (launch, listener) = (Arc::new(Mutex::new(launch)), Arc::new(Mutex::new(listener)));
+            let on_launch = {
+                let (me, launch) = (self.me.clone(), launch.clone());
+                move |id| {
+                    let gone = || Error::new(ErrorKind::Closed, "the pool is gone");
+                    me.upgrade().ok_or_else(gone)?.launch(id, &mut **lock(&launch))
+                }
+            };
+            let on_event = {
+                let (me, listener) = (self.me.clone(), listener.clone());
+                move |event: &Event| {
+                    if let Some(host) = me.upgrade() {
+                        host.on_event(event);
+                    }
+                    if let Some(listener) = &mut *lock(&listener) {
+                        listener(event);
+                    }
+                }
+            };
+            let built = Supervisor::builder()
+                .options(supervisor::Options { workers: 0, ..self.supervision.clone() })
+                .on_event(on_event)
+                .build(on_launch);
+            match built {
+                Ok(supervisor) => drop(self.supervisor.set(supervisor)),
+                Err(error) => {
+                    // The next worker tries again; nothing of the failed supervisor is left to call these.
+                    if let (Some(launch), Some(listener)) = (Arc::into_inner(launch), Arc::into_inner(listener)) {
+                        let inner = |e: std::sync::PoisonError<_>| e.into_inner();
+                        *starter =
+                            Some((launch.into_inner().unwrap_or_else(inner), listener.into_inner().unwrap_or_else(|e| e.into_inner())));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let mut seats = lock(&self.seats);
+        if !seats.pumping {
+            let host = self.me.upgrade().expect("its pool calls");
+            let options = thread::Options { name: "offloop-lanes".to_owned(), ..thread::Options::default() };
+            drop(thread::spawn(&options, move || host.pump())?);
+            seats.pumping = true;
+        }
+        Ok(())
+    }
+
+    /// Asks for as many processes as there are workers that have or want one.
+    fn want(&self, seats: &mut Seats) {
+        let need = seats.pending.len() + seats.bound;
+        if need > seats.wanted {
+            seats.wanted = need;
+            if let Some(supervisor) = self.supervisor.get() {
+                let _ = supervisor.scale(need);
+            }
+        }
+    }
+
+    fn launch(&self, id: WorkerId, launch: &mut (dyn FnMut(WorkerId) -> Result<Spec<'static>> + Send)) -> Result<Launch> {
+        let mut spec = launch(id)?;
+        let (lane, ends) = Lane::new(held_at_once(self.concurrency), self.concurrency, &self.setup, self.payloads(), self.bell())?;
+        let ((name, value), mut fds) = ends.launch(FIRST_FD);
+        let env = spec.env.get_or_insert_with(|| std::env::vars_os().collect());
+        env.retain(|(n, _)| n != name);
+        env.push((name.into(), value.into()));
+        spec.nice = self.nice;
+        // A terminal's Ctrl-C is the host's; so is its input.
+        spec.new_group = true;
+        let null =
+            std::fs::File::open("/dev/null").map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?;
+        fds.push((null.into(), 0));
+        let seat = Seat {
+            id,
+            tag: self.last_tag.fetch_add(1, Ordering::Relaxed) + 1,
+            lane: Arc::new(lane),
+            worker: Mutex::new(None),
+            again: AtomicBool::new(false),
+            poked: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+        };
+        lock(&self.seats).all.insert(id, Arc::new(seat));
+        Ok(Launch { spec, fds })
+    }
+
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Ready { worker, .. } => {
+                let mut seats = lock(&self.seats);
+                seats.degraded = None;
+                let Some(seat) = seats.all.get(worker).cloned() else { return };
+                match seats.pending.pop_front() {
+                    Some(worker) => {
+                        seats.bound += 1;
+                        drop(seats);
+                        self.bind(&seat, worker);
+                    }
+                    None => {
+                        seat.idle_since.store(clock::monotonic_ns(), Ordering::Relaxed);
+                        seats.spare.push(*worker);
+                        drop(seats);
+                        // Its thread knows when it is to leave.
+                        self.bell().signal();
+                    }
+                }
+            }
+            Event::SpawnFailed { worker, .. } => drop(lock(&self.seats).all.remove(worker)),
+            Event::Draining { worker, .. } => {
+                let mut seats = lock(&self.seats);
+                seats.spare.retain(|id| id != worker);
+            }
+            Event::Exited { worker, cause, ended, text, .. } => self.exited(*worker, *cause, ended, text.as_deref()),
+            Event::StartFailed { error } => self.fail_pending(error.clone(), false),
+            Event::Degraded { failures, window } => {
+                let error = Error::new(ErrorKind::Degraded, "too many workers fail")
+                    .with("pool", &self.name)
+                    .with("failures", *failures)
+                    .with("window_ms", window.as_millis());
+                self.fail_pending(error, true);
+            }
+            Event::Recovered => lock(&self.seats).degraded = None,
+            Event::Stopped => {
+                self.over.store(true, Ordering::SeqCst);
+                self.fail_pending(Error::new(ErrorKind::Closed, "the pool's processes were stopped").with("pool", &self.name), true);
+                self.bell().signal();
+            }
+            _ => {}
+        }
+    }
+
+    /// Workers that wait for a process will not get one.
+    fn fail_pending(&self, error: Error, for_good: bool) {
+        let pending = {
+            let mut seats = lock(&self.seats);
+            if for_good && seats.bound == 0 && seats.spare.is_empty() {
+                seats.degraded = Some(error.clone());
+            }
+            std::mem::take(&mut seats.pending)
+        };
+        pending.into_iter().for_each(|worker| worker.not_started(error.clone()));
+    }
+
+    fn exited(&self, id: WorkerId, cause: Cause, ended: &Ended, text: Option<&str>) {
+        let seat = {
+            let mut seats = lock(&self.seats);
+            seats.spare.retain(|spare| *spare != id);
+            seats.all.remove(&id)
+        };
+        let Some(seat) = seat else { return };
+        let Some(worker) = lock(&seat.worker).take() else { return };
+        lock(&self.seats).bound -= 1;
+        if worker.has_tasks()
+            && let Some(supervisor) = self.supervisor.get()
+        {
+            // What it ran is to blame: it is replaced at once.
+            let _ = supervisor.report_charged(id);
+        }
+        let mut error = Error::new(ErrorKind::WorkerLost, "the worker process ended before the task did").with("pool", &self.name);
+        error = match (ended.exit.code, ended.exit.signal) {
+            (Some(code), _) => error.with("exit_code", code),
+            (None, Some(signal)) => error.with("signal", signal),
+            (None, None) => error,
+        };
+        if ended.oom {
+            error = error.with("oom", true);
+        }
+        if cause == Cause::Corrupt || cause == Cause::Blocked || cause == Cause::Frozen {
+            error = error.with("cause", format_args!("{cause:?}"));
+        }
+        if let Some(text) = text {
+            error = error.with("text", text);
+        }
+        worker.lost(&error);
+    }
+
+    /// Gives a process its worker.
+    fn bind(&self, seat: &Arc<Seat>, mut worker: LoopWorker) {
+        worker.set_lane(seat.lane.clone());
+        worker.set_tag(seat.tag);
+        let (me, waked) = (self.me.clone(), Arc::downgrade(seat));
+        worker.ready(Box::new(move || {
+            if let (Some(host), Some(seat)) = (me.upgrade(), waked.upgrade()) {
+                seat.poked.store(true, Ordering::SeqCst);
+                // A function that runs may be told something.
+                seat.lane.wake();
+                if !FEEDING.get() {
+                    host.bell().signal();
+                }
+            }
+        }));
+        seat.idle_since.store(0, Ordering::Relaxed);
+        *lock(&seat.worker) = Some(worker);
+        // It may have ended before it had a worker to lose.
+        if lock(&self.seats).all.contains_key(&seat.id) {
+            self.feed(seat);
+        } else if let Some(worker) = lock(&seat.worker).take() {
+            lock(&self.seats).bound -= 1;
+            worker.lost(&Error::new(ErrorKind::WorkerLost, "the worker process ended before it had a task").with("pool", &self.name));
+        }
+    }
+
+    /// Feeds the lanes whose workers were woken.
+    fn feed_poked(&self) {
+        let poked: Vec<Arc<Seat>> = {
+            let seats = lock(&self.seats);
+            seats.all.values().filter(|s| s.poked.load(Ordering::SeqCst)).cloned().collect()
+        };
+        poked.iter().for_each(|s| self.feed(s));
+    }
+
+    /// Collects what has ended on a lane, and gives it more. If another thread is at it, that one does it once more.
+    fn feed(&self, seat: &Arc<Seat>) {
+        seat.again.store(true, Ordering::SeqCst);
+        loop {
+            fence(Ordering::SeqCst);
+            if !seat.again.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(mut place) = seat.worker.try_lock() else { return };
+            seat.again.store(false, Ordering::SeqCst);
+            let before = FEEDING.replace(true);
+            let gone = place.as_mut().is_some_and(|worker| self.feed_locked(seat, worker)).then(|| place.take()).flatten();
+            drop(place);
+            if let Some(worker) = gone {
+                // It has nothing any more, and the pool does not want it.
+                self.release(seat, Some(worker));
+            }
+            FEEDING.set(before);
+            if !before {
+                // Whoever was woken meanwhile: other lanes, as a rule none.
+                self.feed_poked_others(seat);
+            }
+        }
+    }
+
+    fn feed_poked_others(&self, seat: &Arc<Seat>) {
+        if seat.poked.load(Ordering::SeqCst) {
+            seat.again.store(true, Ordering::SeqCst);
+        }
+        let any = lock(&self.seats).all.values().any(|s| s.poked.load(Ordering::SeqCst));
+        if any {
+            self.bell().signal();
+        }
+    }
+
+    /// True if the worker has left its pool.
+    fn feed_locked(&self, seat: &Seat, worker: &mut LoopWorker) -> bool {
+        seat.lane.sweep();
+        worker.read_progress(|index| seat.lane.progress(index).map(|bytes| Value::Bytes(bytes.into())));
+        let woken = seat.poked.swap(false, Ordering::SeqCst);
+        let fed = worker.feed(woken, &mut |Given { index, payload, .. }| {
+            let request = payload.downcast_ref::<Request>().expect("a process pool's tasks are requests");
+            seat.lane.put(index, request)
+        });
+        seat.lane.publish();
+        let idle_since = if fed == Fed::Asleep { clock::monotonic_ns() } else { 0 };
+        if idle_since == 0 || seat.idle_since.load(Ordering::Relaxed) == 0 {
+            seat.idle_since.store(idle_since, Ordering::Relaxed);
+        }
+        if fed == Fed::Corrupt
+            && let Some(supervisor) = self.supervisor.get()
+        {
+            let _ = supervisor.kill(seat.id);
+        }
+        fed == Fed::Leave
+    }
+
+    /// One process less is wanted, and it is this one, which has lost its `worker` or had none.
+    fn release(&self, seat: &Seat, worker: Option<LoopWorker>) {
+        {
+            let mut seats = lock(&self.seats);
+            seats.bound -= usize::from(worker.is_some());
+            seats.wanted = seats.wanted.saturating_sub(1);
+            if let Some(supervisor) = self.supervisor.get() {
+                let _ = supervisor.release(seat.id);
+            }
+        }
+        drop(worker);
+    }
+
+    /// Ends the processes; none has a task.
+    fn stop(&self, grace: Duration) {
+        match self.supervisor.get() {
+            Some(supervisor) => drop(if grace.is_zero() { supervisor.stop_now() } else { supervisor.stop(grace) }),
+            None => self.over.store(true, Ordering::SeqCst),
+        }
+        self.bell().signal();
+    }
+
+    /// The thread.
+    fn pump(self: Arc<Host>) {
+        let bell = self.bell();
+        loop {
+            bell.clear();
+            let seats: Vec<Arc<Seat>> = lock(&self.seats).all.values().cloned().collect();
+            let feed_all = || {
+                seats.iter().for_each(|seat| self.feed(seat));
+            };
+            // Most of what there is, while nobody has to ring.
+            feed_all();
+            seats.iter().for_each(|seat| seat.lane.sleep());
+            // After the store of "I sleep": what a worker stores from here on rings, what it stored before is seen.
+            fence(Ordering::SeqCst);
+            feed_all();
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
+            self.drop_needless();
+            let wait = self.retire_idle(&seats);
+            poll::wait_readable(&mut [poll::readable(bell.fd().as_raw_fd())], wait);
+            for seat in &seats {
+                seat.lane.awake();
+            }
+        }
+    }
+
+    /// A pool that ends waits for no process to begin with nothing.
+    fn drop_needless(&self) {
+        let needless: VecDeque<LoopWorker> = {
+            let mut seats = lock(&self.seats);
+            let (drop, keep) = std::mem::take(&mut seats.pending).into_iter().partition(LoopWorker::is_needless);
+            seats.pending = keep;
+            drop
+        };
+        drop(needless);
+    }
+
+    /// Lets go of who has had nothing to do for `idle_timeout`, unless the pool keeps it; how long until the next one is due.
+    fn retire_idle(&self, seats: &[Arc<Seat>]) -> Option<Duration> {
+        let limit = u64::try_from(self.idle_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let now = clock::monotonic_ns();
+        let mut next = None::<u64>;
+        for seat in seats {
+            let since = seat.idle_since.load(Ordering::Relaxed);
+            if since == 0 {
+                continue;
+            }
+            let due = since.saturating_add(limit);
+            if due > now {
+                next = Some(next.map_or(due, |n| n.min(due)));
+                continue;
+            }
+            let mut place = lock(&seat.worker);
+            let leaves = match place.as_mut() {
+                Some(worker) => worker.retire(),
+                None => {
+                    let mut seats = lock(&self.seats);
+                    let at = seats.spare.iter().position(|id| *id == seat.id);
+                    at.map(|at| seats.spare.remove(at)).is_some()
+                }
+            };
+            let worker = leaves.then(|| place.take()).flatten();
+            drop(place);
+            seat.idle_since.store(if leaves { 0 } else { now }, Ordering::Relaxed);
+            if leaves {
+                self.release(seat, worker);
+            } else {
+                next = Some(next.map_or(now.saturating_add(limit), |n| n.min(now.saturating_add(limit))));
+            }
+        }
+        next.map(|at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)))
+    }
+}

@@ -1,0 +1,555 @@
+//! Pools of worker processes, real ones: this very program is the worker.
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use offloop::ops::Control;
+use offloop::pool::call::{Call, decode_reply};
+use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, SubmitOptions, Worker, serve};
+use offloop::supervisor::{self, Event};
+use offloop::sys::process::Spec;
+use offloop::value::ErrorValue;
+use offloop::{Error, ErrorKind, Task, Value};
+use std::ffi::OsString;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Ends a hang; nothing is measured by it.
+const WATCHDOG: Duration = Duration::from_secs(60);
+const MODE: &str = "OFFLOOP_TEST_MODE";
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + WATCHDOG;
+    while !done() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(ms(1));
+    }
+}
+
+/// Fds, threads and children of this process are counted: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    eventually("the threads of the test before end", || !has_thread("offloop-super") && !has_thread("offloop-lanes"));
+    guard
+}
+
+fn has_thread(name: &str) -> bool {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks.into_iter().any(|t| std::fs::read_to_string(t.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
+}
+
+fn fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn children() -> usize {
+    let of = |t: std::fs::DirEntry| std::fs::read_to_string(t.path().join("children")).unwrap_or_default().split_whitespace().count();
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().map(of).sum()
+}
+
+// ---- the worker's part ----
+
+#[test]
+fn worker_part() {
+    let Ok(mode) = std::env::var(MODE) else { return };
+    let worker = Worker::attach().unwrap().expect("started by a pool");
+    match mode.as_str() {
+        "broken" => {
+            worker.fail("SyntaxError: unexpected token");
+            end(1);
+        }
+        "scribble" => scribble(&worker),
+        "hoard" => hoard(&worker),
+        _ => serve(&worker, &mut function).unwrap(),
+    }
+    end(0);
+}
+
+fn end(code: i32) -> ! {
+    // SAFETY: ends a process of the test, without the harness.
+    unsafe { libc::_exit(code) }
+}
+
+fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>> {
+    let number = call.args.first().and_then(Value::as_int);
+    let sleep = |n: Option<i64>| std::thread::sleep(ms(u64::try_from(n.unwrap_or(0)).unwrap()));
+    match call.name.as_str() {
+        "echo" => Ok(call.args.into_iter().next().unwrap_or_default()),
+        "pid" => Ok(Value::Int(i64::from(std::process::id()))),
+        "sleep" => {
+            sleep(number);
+            Ok(Value::Int(i64::from(std::process::id())))
+        }
+        "fail" => Err(Box::new(ErrorValue::new("RangeError", "no such row"))),
+        "exit" => end(number.unwrap_or(0) as i32),
+        "signal" => {
+            // SAFETY: ends this process of the test.
+            unsafe { libc::kill(libc::getpid(), number.unwrap_or(9) as i32) };
+            std::thread::sleep(WATCHDOG);
+            Ok(Value::Nil)
+        }
+        "segfault" => {
+            // SAFETY: none: it is to fault.
+            unsafe { std::ptr::write_volatile(std::ptr::without_provenance_mut::<u8>(8), 1) };
+            Ok(Value::Nil)
+        }
+        "busy" => loop {
+            std::hint::black_box(0);
+        },
+        "listen" => loop {
+            if let Err(e) = running.check() {
+                return Err(Box::new(ErrorValue::new("Stopped", e.to_string())));
+            }
+            std::thread::sleep(ms(1));
+        },
+        "tell" => {
+            for i in 0..number.unwrap_or(1) {
+                running.progress(Value::Int(i));
+                std::thread::sleep(ms(5));
+            }
+            Ok(Value::Nil)
+        }
+        "long" => Ok(Value::Bytes(vec![7; number.unwrap_or(0) as usize].into())),
+        other => Err(Box::new(ErrorValue::new("NotFound", format!("no function {other}")))),
+    }
+}
+
+/// Says of every task that it never was, or is in a state that there is not.
+fn scribble(worker: &Worker) -> ! {
+    worker.ready();
+    loop {
+        let _ = worker.wait(None);
+        if let Some(job) = worker.try_take() {
+            let text = String::from_utf8_lossy(job.request()).into_owned();
+            let numbers = std::env::var("OFFLOOP_LANE").unwrap();
+            let fd: i32 = numbers.split(',').nth(1).unwrap().parse().unwrap();
+            let file = format!("/proc/self/fd/{fd}");
+            let word = if text.contains("free") { 0u32 } else { 0xDEAD_BEEF };
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::OpenOptions::new().write(true).open(file);
+            let words: Vec<u8> = (0..33).flat_map(|_| word.to_le_bytes()).collect();
+            if let Ok(file) = file {
+                file.write_at(&words, 320).unwrap();
+            }
+            // Whoever scribbles may ring as well: for a number that it has left alone.
+            worker.progress(33, b"").unwrap();
+            std::thread::sleep(WATCHDOG);
+        }
+    }
+}
+
+/// Keeps every long request.
+fn hoard(worker: &Worker) -> ! {
+    let mut kept = Vec::new();
+    worker.ready();
+    loop {
+        while let Some(mut job) = worker.try_take() {
+            let sum: u64 = job.request().iter().map(|b| u64::from(*b)).sum();
+            kept.extend(job.take_payload());
+            let reply = offloop::pool::call::encode_reply(Ok(Value::Int(sum as i64))).unwrap();
+            worker.finish(&job, false, &[&reply]).unwrap();
+        }
+        let _ = worker.wait(None);
+    }
+}
+
+// ---- the pool's part ----
+
+fn launch(mode: &'static str) -> impl FnMut(supervisor::WorkerId) -> Result<Spec<'static>, Error> {
+    move |_| {
+        let mut spec = Spec::new(std::env::current_exe().unwrap());
+        spec.args = ["--exact", "worker_part", "--quiet", "--test-threads=1"].map(OsString::from).to_vec();
+        let mut env: Vec<_> = std::env::vars_os().filter(|(name, _)| name != MODE).collect();
+        env.push((MODE.into(), mode.into()));
+        spec.env = Some(env);
+        Ok(spec)
+    }
+}
+
+fn options(workers: usize) -> PoolOptions {
+    PoolOptions { max_workers: Some(workers), name: "procs".to_owned(), ..PoolOptions::default() }
+}
+
+fn build(builder: ProcessPoolBuilder, mode: &'static str) -> ProcessPool {
+    builder.build(launch(mode)).unwrap()
+}
+
+fn pool(workers: usize) -> ProcessPool {
+    build(ProcessPool::builder().options(options(workers)), "serve")
+}
+
+fn call(name: &str, args: Vec<Value>) -> Vec<u8> {
+    Call { name: name.to_owned(), args, named: Vec::new() }.encode().unwrap()
+}
+
+fn submit_with(pool: &ProcessPool, name: &str, args: Vec<Value>, options: SubmitOptions) -> Task {
+    let request = pool.request(&[&call(name, args)]).unwrap();
+    pool.submit(request, options).unwrap()
+}
+
+fn submit(pool: &ProcessPool, name: &str, args: Vec<Value>) -> Task {
+    submit_with(pool, name, args, SubmitOptions::default())
+}
+
+fn outcome(task: &Task) -> Result<Result<Value, Box<ErrorValue>>, Error> {
+    let reply = match task.wait(Some(WATCHDOG))? {
+        Value::Buffer(buffer) => buffer.to_vec()?,
+        other => other.into_bytes()?.into_vec(),
+    };
+    decode_reply(&reply)
+}
+
+fn value(task: &Task) -> Value {
+    outcome(task).unwrap().unwrap()
+}
+
+fn lost(task: &Task) -> Error {
+    let e = outcome(task).expect_err("lost");
+    assert_eq!(e.kind(), ErrorKind::WorkerLost, "{e}");
+    e
+}
+
+fn close(pool: &ProcessPool) {
+    pool.shutdown(Some(WATCHDOG)).unwrap();
+    assert_eq!(children(), 0, "no process is left");
+}
+
+#[test]
+fn calls_go_to_processes_and_come_back() {
+    let _alone = alone();
+    let pool = pool(2);
+    let tasks: Vec<Task> = (0..1000).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+    for (i, task) in tasks.iter().enumerate() {
+        assert_eq!(value(task).as_int(), Some(i as i64));
+    }
+    let own = i64::from(std::process::id());
+    assert_ne!(value(&submit(&pool, "pid", vec![])).as_int(), Some(own));
+    let error = outcome(&submit(&pool, "fail", vec![])).unwrap().unwrap_err();
+    assert_eq!((error.name.as_str(), error.message.as_str()), ("RangeError", "no such row"));
+    let stats = pool.pool().stats();
+    assert_eq!((stats.completed, stats.failed, stats.submitted), (1001, 1, 1002));
+    close(&pool);
+}
+
+#[test]
+fn one_call_at_a_time_wakes_whoever_sleeps() {
+    let _alone = alone();
+    let pool = pool(1);
+    for i in 0..2000 {
+        assert_eq!(value(&submit(&pool, "echo", vec![Value::Int(i)])).as_int(), Some(i));
+    }
+    close(&pool);
+}
+
+#[test]
+fn long_requests_and_results_go_through_shared_memory() {
+    let _alone = alone();
+    let pool = pool(2);
+    for len in [0, 1, 2030, 2032, 2033, 2048, 2049, 4096, 100_000, 16 << 20] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 251) as u8).collect();
+        let back = value(&submit(&pool, "echo", vec![Value::Bytes(bytes.clone().into())])).into_bytes().unwrap();
+        assert!(*back == *bytes, "{len} bytes");
+    }
+    // Many at once, more than there are tickets of one lane.
+    let tasks: Vec<Task> = (0..1000).map(|i| submit(&pool, "echo", vec![Value::Bytes(vec![i as u8; 5000].into())])).collect();
+    for (i, task) in tasks.iter().enumerate() {
+        let bytes = value(task).into_bytes().unwrap();
+        assert!(bytes.len() == 5000 && bytes.iter().all(|b| *b == i as u8));
+    }
+    close(&pool);
+}
+
+#[test]
+fn results_that_are_kept_stay_as_they_are() {
+    let _alone = alone();
+    let pool = pool(1);
+    // As many as the lane has tickets, unread.
+    let tasks: Vec<Task> = (0..200).map(|i| submit(&pool, "long", vec![Value::Int(3000 + i)])).collect();
+    let kept: Vec<Value> = tasks.iter().map(|task| task.wait(Some(WATCHDOG)).unwrap()).collect();
+    let more: Vec<Task> = (0..50).map(|_| submit(&pool, "long", vec![Value::Int(9000)])).collect();
+    more.iter().for_each(|task| drop(value(task)));
+    for (i, value) in kept.into_iter().enumerate() {
+        let reply = match value {
+            Value::Buffer(buffer) => buffer.to_vec().unwrap(),
+            // What is kept beyond half of the tickets was copied.
+            other => other.into_bytes().unwrap().into_vec(),
+        };
+        let bytes = decode_reply(&reply).unwrap().unwrap().into_bytes().unwrap();
+        assert!(bytes.len() == 3000 + i && bytes.iter().all(|b| *b == 7));
+    }
+    close(&pool);
+}
+
+#[test]
+fn a_worker_that_keeps_long_requests_gets_more() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)), "hoard");
+    let tasks: Vec<Task> =
+        (0..1000).map(|i| pool.submit(pool.request(&[&vec![(i % 3) as u8; 3000]]).unwrap(), SubmitOptions::default()).unwrap()).collect();
+    for (i, task) in tasks.iter().enumerate() {
+        assert_eq!(value(task).as_int(), Some((i as i64 % 3) * 3000));
+    }
+    close(&pool);
+}
+
+#[test]
+fn a_worker_that_ends_loses_what_it_had_begun_and_nothing_else() {
+    let _alone = alone();
+    let pool = pool(2);
+    for (name, args, text) in
+        [("exit", vec![Value::Int(3)], "exit_code=3"), ("signal", vec![Value::Int(9)], "signal=9"), ("segfault", vec![], "signal=11")]
+    {
+        let before: Vec<Task> = (0..40).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+        let dies = submit(&pool, name, args);
+        let after: Vec<Task> = (0..40).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+        let e = lost(&dies);
+        assert!(e.to_string().contains(text), "{e}");
+        for tasks in [before, after] {
+            for (i, task) in tasks.iter().enumerate() {
+                assert_eq!(value(task).as_int(), Some(i as i64), "{name}");
+            }
+        }
+    }
+    let exits = || pool.processes().unwrap().exits;
+    eventually("each is put down to a task", || exits().total() == 3);
+    assert_eq!((exits().charged, exits().crash), (3, 0));
+    assert_eq!(pool.pool().stats().lost, 3);
+    close(&pool);
+}
+
+#[test]
+fn what_is_behind_a_long_task_does_not_wait_for_it() {
+    let _alone = alone();
+    let pool = pool(2);
+    value(&submit(&pool, "echo", vec![Value::Nil]));
+    let long = submit(&pool, "sleep", vec![Value::Int(3_000)]);
+    let short: Vec<Task> = (0..500).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+    for task in &short {
+        value(task);
+    }
+    assert!(!long.is_done(), "the short ones were not behind it");
+    long.cancel();
+    pool.terminate().unwrap();
+}
+
+#[test]
+fn a_timeout_ends_a_task_that_does_not_listen_with_its_process() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)).cancel_grace(ms(50)), "serve");
+    let pid = value(&submit(&pool, "pid", vec![])).as_int();
+    let options = || SubmitOptions { timeout: Some(ms(100)), ..SubmitOptions::default() };
+    let busy = submit_with(&pool, "busy", vec![], options());
+    let behind: Vec<Task> = (0..20).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+    assert_eq!(outcome(&busy).expect_err("late").kind(), ErrorKind::Timeout);
+    for (i, task) in behind.iter().enumerate() {
+        assert_eq!(value(task).as_int(), Some(i as i64));
+    }
+    let now = value(&submit(&pool, "pid", vec![])).as_int();
+    assert_ne!(pid, now, "another process");
+    // One that listens ends itself, and its process stays.
+    let listens = submit_with(&pool, "listen", vec![], options());
+    assert_eq!(outcome(&listens).expect_err("late").kind(), ErrorKind::Timeout);
+    assert_eq!(value(&submit(&pool, "pid", vec![])).as_int(), now);
+    assert_eq!(pool.processes().unwrap().exits.charged, 1);
+    close(&pool);
+}
+
+#[test]
+fn a_cancelled_task_never_begins_or_is_told() {
+    let _alone = alone();
+    let pool = pool(1);
+    value(&submit(&pool, "echo", vec![Value::Nil]));
+    let listens = submit(&pool, "listen", vec![]);
+    eventually("it runs", || pool.pool().stats().running == 1);
+    let queued = submit(&pool, "echo", vec![Value::Nil]);
+    assert!(queued.cancel() && listens.cancel());
+    for task in [&queued, &listens] {
+        assert_eq!(outcome(task).expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    }
+    value(&submit(&pool, "echo", vec![Value::Nil]));
+    close(&pool);
+}
+
+#[test]
+fn a_task_says_how_far_it_is() {
+    let _alone = alone();
+    let pool = pool(1);
+    let task = submit(&pool, "tell", vec![Value::Int(40)]);
+    let mut seen = Vec::new();
+    while !task.is_done() {
+        if let Some(said) = task.take_progress() {
+            seen.push(decode_reply(&said.into_bytes().unwrap()).unwrap().unwrap().as_int().unwrap());
+        }
+        std::thread::sleep(ms(1));
+    }
+    assert!(seen.len() > 1 && seen.windows(2).all(|w| w[0] < w[1]), "{seen:?}");
+    close(&pool);
+}
+
+#[test]
+fn a_worker_that_cannot_start_fails_the_tasks_with_its_own_words() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(2)), "broken");
+    let tasks: Vec<Task> = (0..10).map(|_| submit(&pool, "echo", vec![])).collect();
+    for task in &tasks {
+        let e = outcome(task).expect_err("no worker");
+        assert_eq!(e.kind(), ErrorKind::StartFailed, "{e}");
+        assert!(e.to_string().contains("SyntaxError: unexpected token"), "{e}");
+    }
+    pool.terminate().unwrap();
+    eventually("no process is left", || children() == 0);
+    let missing = ProcessPool::builder().options(options(1)).build(|_| Ok(Spec::new("/no/such/interpreter"))).unwrap();
+    let e = outcome(&submit(&missing, "echo", vec![])).expect_err("no program");
+    assert!(e.kind() == ErrorKind::NotFound && e.to_string().contains("/no/such/interpreter"), "{e}");
+}
+
+#[test]
+fn a_worker_that_scribbles_on_its_lane_is_ended_and_harms_only_its_own_tasks() {
+    let _alone = alone();
+    for what in ["state", "free"] {
+        let pool = build(ProcessPool::builder().options(options(1)), "scribble");
+        let request = pool.request(&[what.as_bytes()]).unwrap();
+        let task = pool.submit(request, SubmitOptions::default()).unwrap();
+        let e = outcome(&task).expect_err("scribbled");
+        assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::WorkerLost), "{what}: {e}");
+        eventually("it is ended", || pool.processes().unwrap().exits.total() == 1);
+        pool.terminate().unwrap();
+    }
+}
+
+#[test]
+fn idle_processes_leave_and_come_back_with_work() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(PoolOptions { idle_timeout: ms(50), ..options(2) }), "serve");
+    for _ in 0..3 {
+        let tasks: Vec<Task> = (0..4).map(|_| submit(&pool, "sleep", vec![Value::Int(20)])).collect();
+        tasks.iter().for_each(|task| drop(value(task)));
+        eventually("they leave", || children() == 0);
+        assert_eq!(pool.pool().stats().workers, 0);
+    }
+    let stats = pool.processes().unwrap();
+    assert_eq!((stats.exits.total(), stats.wanted), (stats.exits.scale, 0), "{stats:?}");
+    close(&pool);
+}
+
+#[test]
+fn tasks_with_one_key_run_in_order_in_one_process() {
+    let _alone = alone();
+    let pool = pool(2);
+    let keyed = |key: &str| SubmitOptions { key: Some(key.to_owned()), ..SubmitOptions::default() };
+    for key in ["a", "b", "c"] {
+        let tasks: Vec<Task> = (0..30).map(|_| submit_with(&pool, "pid", vec![], keyed(key))).collect();
+        let pids: Vec<Option<i64>> = tasks.iter().map(|t| value(t).as_int()).collect();
+        assert!(pids.windows(2).all(|w| w[0] == w[1]), "{key}: {pids:?}");
+    }
+    close(&pool);
+}
+
+#[test]
+fn a_full_queue_refuses_and_nothing_is_lost() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(PoolOptions { max_queue: 4, ..options(1) }), "serve");
+    value(&submit(&pool, "echo", vec![Value::Nil]));
+    let mut accepted = Vec::new();
+    let mut refused = 0;
+    for i in 0..200 {
+        let request = pool.request(&[&call("sleep", vec![Value::Int(i % 2)])]).unwrap();
+        match pool.submit(request, SubmitOptions::default()) {
+            Ok(task) => accepted.push(task),
+            Err(e) => {
+                assert_eq!(e.error.kind(), ErrorKind::Full);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    accepted.iter().for_each(|task| drop(value(task)));
+    close(&pool);
+}
+
+#[test]
+fn everything_is_given_back() {
+    let _alone = alone();
+    // The first pool leaves what a process has once: the thread of deadlines.
+    for round in 0..4 {
+        static BEFORE: AtomicUsize = AtomicUsize::new(0);
+        let p = pool(2);
+        let tasks: Vec<Task> = (0..20).map(|i| submit(&p, if i == 7 { "exit" } else { "echo" }, vec![Value::Int(1)])).collect();
+        tasks.iter().for_each(|task| drop(outcome(task)));
+        close(&p);
+        drop(p);
+        eventually("its threads end", || !has_thread("offloop-super") && !has_thread("offloop-lanes"));
+        if round == 0 {
+            BEFORE.store(fds(), Ordering::Relaxed);
+        } else {
+            assert_eq!(fds(), BEFORE.load(Ordering::Relaxed), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_dropped_pool_still_runs_what_is_queued() {
+    let _alone = alone();
+    let pool = pool(2);
+    let tasks: Vec<Task> = (0..50).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+    drop(pool);
+    for (i, task) in tasks.iter().enumerate() {
+        assert_eq!(value(task).as_int(), Some(i as i64));
+    }
+    drop(tasks);
+    eventually("the processes end", || children() == 0);
+}
+
+#[test]
+fn a_storm_of_kills_loses_no_outcome() {
+    let _alone = alone();
+    let kills = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 5000 } else { 100 };
+    let pids = Arc::new(Mutex::new(Vec::new()));
+    let seen = pids.clone();
+    // Who is killed while it has nothing to do is not put down to a task.
+    let supervision = supervisor::Options { max_failures: Some(10_000), hang_timeout: Duration::ZERO, ..supervisor::Options::default() };
+    let builder = ProcessPool::builder().options(options(3)).supervision(supervision).on_event(move |event| match event {
+        Event::Ready { worker, .. } => drop(seen.lock().map(|mut all: MutexGuard<'_, Vec<_>>| all.push((*worker, 0)))),
+        Event::Exited { worker, .. } => drop(seen.lock().map(|mut all| all.retain(|(w, _)| w != worker))),
+        _ => {}
+    });
+    let pool = build(builder, "serve");
+    let (mut done, mut gone, mut killed) = (0u64, 0u64, 0);
+    let mut tasks: Vec<(i64, Task)> = Vec::new();
+    let mut next = 0;
+    while killed < kills {
+        while tasks.len() < 200 {
+            tasks.push((next, submit(&pool, if next % 10 == 0 { "pid" } else { "echo" }, vec![Value::Int(next)])));
+            next += 1;
+        }
+        let mut victim = None;
+        for (i, task) in tasks.drain(..) {
+            match outcome(&task) {
+                Ok(value) if i % 10 == 0 => victim = value.unwrap().as_int(),
+                Ok(value) => assert_eq!(value.unwrap().as_int(), Some(i)),
+                Err(e) => {
+                    assert_eq!(e.kind(), ErrorKind::WorkerLost, "{e}");
+                    gone += 1;
+                    continue;
+                }
+            }
+            done += 1;
+            if killed < kills
+                && let Some(pid) = victim.take()
+            {
+                // While the rest of the batch is on its way.
+                // SAFETY: a plain call. The process is a worker of this pool, or was one a moment ago and is not yet reaped by many others.
+                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+                killed += 1;
+            }
+        }
+    }
+    let stats = pool.pool().stats();
+    println!("{{\"kills\":{killed},\"done\":{done},\"lost\":{gone},\"exits\":{}}}", pool.processes().unwrap().exits.total());
+    assert_eq!((stats.submitted, stats.completed, stats.lost), (done + gone, done, gone));
+    close(&pool);
+}
