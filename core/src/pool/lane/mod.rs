@@ -32,7 +32,7 @@ mod worker;
 
 pub use host::Request;
 pub(super) use host::{Lane, Payloads};
-pub use serve::{Running, serve};
+pub use serve::{Function, Running, serve};
 pub use worker::{Job, Payload, Woken, Worker};
 
 use crate::sync::mapped::{AtomicU32, AtomicU64};
