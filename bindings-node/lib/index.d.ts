@@ -222,6 +222,7 @@ export interface WorkerPoolOptions extends WorkerRunOptions {
   execArgv?: string[] | undefined
   env?: WorkerOptions['env'] | undefined
   resourceLimits?: ResourceLimits | undefined
+  trackUnmanagedFds?: boolean | undefined
 }
 
 /** The functions of a worker file `M` as they are called from outside. */

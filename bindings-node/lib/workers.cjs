@@ -31,8 +31,10 @@ const { mapping, WINDOW } = require('./mapping.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
 const MADE_HERE = Symbol('made here')
+/** Of a WorkerPool: has a function called with each `Worker` that is started. For the rest of this package, whichever module loaded this one first. */
+const ON_THREAD = Symbol.for('offloop.onThread')
 /** Options of the threads, which worker_threads checks. */
-const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits']
+const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits', 'trackUnmanagedFds']
 const POOL_OPTIONS = [
   'minWorkers',
   'maxWorkers',
@@ -377,6 +379,7 @@ class Thread {
     this.worker.unref()
     this.timer = setTimeout(() => this.#late(), Math.min(pool.readyTimeout, MAX_TIMER))
     this.timer.unref()
+    pool.onThread?.(this.worker)
   }
 
   #late() {
@@ -456,6 +459,7 @@ class Shared {
   degraded = false
   startError = null
   onThreadEnded = null
+  onThread = null
   views = new Set()
   exports = new Map()
   constructor(url, poolOptions, threadOptions, { onFull, context, readyTimeout }) {
@@ -762,6 +766,10 @@ class WorkerPool extends EventEmitter {
 
   [Symbol.asyncDispose]() {
     return this.close()
+  }
+
+  static [ON_THREAD](pool, call) {
+    pool.#shared.onThread = call
   }
 }
 
