@@ -1,0 +1,4 @@
+'use strict'
+// What a thread knows of itself.
+
+module.exports = { isWorkerThread: false }

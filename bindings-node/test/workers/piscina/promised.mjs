@@ -1,0 +1,1 @@
+export default Promise.resolve((x) => ['esm', x])
