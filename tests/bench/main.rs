@@ -81,6 +81,7 @@ const CASES: &[Case] = &[
     case("node.worker_text", "  100 B of text, against piscina", "/s", Goal::Times(12.0)),
     case("node.worker_bytes", "  a buffer of 100 B, against piscina", "/s", Goal::Times(12.0)),
     case("node.worker_async", "  an async function, against piscina", "/s", Goal::Times(12.0)),
+    case("node.worker_compatible", "  a small object by offloop/piscina, against piscina", "/s", Goal::Times(10.0)),
     case("node.worker_trip", "  one call after another", "µs", Goal::Within(1.0)),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),

@@ -3,11 +3,13 @@ import { fileURLToPath } from 'node:url'
 import { Piscina } from 'piscina'
 import { FixedThreadPool } from 'poolifier'
 import { WorkerPool } from '../../bindings-node/lib/index.mjs'
+import { Piscina as Compatible } from '../../bindings-node/lib/piscina.mjs'
 import { duel, single } from './load.mjs'
 
 const file = fileURLToPath(new URL('workers_task.mjs', import.meta.url))
 const ours = new WorkerPool(file, { minWorkers: 2, maxWorkers: 2 })
 const piscina = new Piscina({ filename: file, minThreads: 2, maxThreads: 2 })
+const compatible = new Compatible({ filename: file, minThreads: 2, maxThreads: 2 })
 const poolifier = new FixedThreadPool(2, fileURLToPath(new URL('workers_poolifier.mjs', import.meta.url)))
 
 const object = { a: 1, b: 'two', c: [3, 4] }
@@ -26,8 +28,10 @@ await duel('node.worker_object', [us(object), them(object)])
 await duel('node.worker_text', [us(text), them(text)])
 await duel('node.worker_bytes', [us(bytes), them(bytes)])
 await duel('node.worker_async', [us(1, 'later'), them(1, 'later')])
+await duel('node.worker_compatible', [['offloop', () => compatible.run(object)], them(object)])
 await single('node.worker_trip', [us(1), them(1), others(1)], 501, 1000)
 
 await ours.close()
+await compatible.close()
 await piscina.close()
 await poolifier.destroy()
