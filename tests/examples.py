@@ -191,6 +191,38 @@ def hashes(folder, _shown):
         assert stats()["cancelled"] > 0, stats()
 
 
+def jobs_node(folder, _shown):
+    with server(folder, "examples/jobs-node/server.mjs") as (client, _line):
+
+        def ask(method, path, body=None):
+            client.request(method, path, body)
+            answer = client.getresponse()
+            return answer.status, answer.read().decode().strip()
+
+        def job(path):
+            status, body = ask("GET", path)
+            assert status == 200, status
+            return json.loads(body)
+
+        # More jobs than threads, each longer than anybody waits: they run, or wait, and are cancelled either way.
+        long = [ask("POST", "/jobs", json.dumps({"below": 10**12})) for _ in range(os.cpu_count() + 1)]
+        assert [status for status, _ in long] == [202] * len(long), long
+        first, *_, last = paths = [f"/jobs/{identity}" for _, identity in long]
+        until("a job runs and says how far it is", lambda: job(first)["state"] == "running" and job(first)["progress"] > 0)
+        assert job(last) == {"state": "queued", "progress": 0}
+        for path in reversed(paths):
+            assert ask("DELETE", path) == (202, "")
+        for path in paths:
+            until("it is cancelled", lambda path=path: job(path)["state"] == "cancelled")
+        # The threads are free again.
+        _, identity = ask("POST", "/jobs", json.dumps({"below": 100}))
+        until("a job is done", lambda: job(f"/jobs/{identity}") == {"state": "done", "progress": 1, "result": 25})
+        _, identity = ask("POST", "/jobs", json.dumps({"below": "x"}))
+        until("a job fails", lambda: job(f"/jobs/{identity}") == {"state": "failed", "progress": 0, "error": "below is no integer"})
+        assert ask("POST", "/jobs", "no JSON")[0] == 400
+        assert [ask(method, "/jobs/none")[0] for method in ("GET", "DELETE")] == [404, 404]
+
+
 def main():
     sections = re.findall(r"^## (.+)$", README, re.M)
     missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]
@@ -205,7 +237,7 @@ def main():
             (folder / "node_modules").mkdir()
             (folder / "node_modules/offloop").symlink_to(ROOT / "bindings-node")
             shown = printed(name, folder, in_order=name != "frames")
-            if further := globals().get(name):
+            if further := globals().get(name.replace("-", "_")):
                 further(folder, shown)
             print(f"ok    example {name} ({time.monotonic() - start:.1f} s)")
         except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
