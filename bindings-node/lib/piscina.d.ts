@@ -75,7 +75,7 @@ declare namespace Piscina {
     minThreads?: number | undefined
     /** Default: one and a half times the cores. */
     maxThreads?: number | undefined
-    /** How long a thread beyond `minThreads` stays idle. Default 0. */
+    /** How long a thread beyond `minThreads` stays idle; below 100 it counts as 100. Default 0. */
     idleTimeout?: number | undefined
     /** Calls that may wait; `auto` is the square of `maxThreads`. Default: no limit. */
     maxQueue?: number | 'auto' | undefined

@@ -26,15 +26,16 @@ class Ahead extends Threads {
   constructor(host, options, timing) {
     super(host, options, timing)
     this.capacity = Math.ceil(options.maxThreads)
+    const least = Math.ceil(options.minThreads)
     this.#pool = this.open(this.#claims, {
-      minWorkers: Math.ceil(options.minThreads),
+      minWorkers: least,
       maxWorkers: this.capacity,
-      idleTimeout: options.idleTimeout,
+      idleTimeout: least < this.capacity ? this.idleTimeout : Number.POSITIVE_INFINITY,
       maxQueue: WINDOW,
     })
     this.watch(this.#pool, (thread) => this.#faceOf(thread))
     // The core starts one thread per task that waits.
-    for (let i = 0; i < Math.ceil(options.minThreads); i++) this.#pool.exports.ready().catch(() => {})
+    for (let i = 0; i < least; i++) this.#pool.exports.ready().catch(() => {})
   }
 
   #faceOf(thread) {

@@ -253,7 +253,7 @@ class Placed extends Threads {
   }
 
   #rest(place) {
-    const { idleTimeout } = this.options
+    const { idleTimeout } = this
     clearTimeout(place.timer)
     if (place.destroyed || place.calls.size > 0 || this.#places.size <= this.#min || idleTimeout === Number.POSITIVE_INFINITY) return
     place.timer = setTimeout(() => {

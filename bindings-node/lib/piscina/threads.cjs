@@ -6,6 +6,8 @@ const { WorkerPool } = require('../index.cjs')
 const { AbortError, terminated } = require('./call.cjs')
 
 const FILE = path.join(__dirname, 'handlers.cjs')
+/** A thread looks so often, in ms, whether it may leave: not all the time, which `idleTimeout: 0` would say. */
+const LEAST_IDLE = 100
 const ON_THREAD = Symbol.for('offloop.onThread')
 
 class Threads {
@@ -19,6 +21,7 @@ class Threads {
     this.host = host
     this.options = options
     this.timing = timing
+    this.idleTimeout = Math.max(options.idleTimeout, LEAST_IDLE)
   }
 
   open(claims, poolOptions) {
