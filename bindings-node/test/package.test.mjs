@@ -47,6 +47,17 @@ test('the packed package works in an empty app', (t) => {
     const out = run(app, process.execPath, `--input-type=${type}`, '-e', source)
     assert.equal(out.trim(), '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881')
   }
+  fs.writeFileSync(
+    path.join(app, 'twice.mjs'),
+    "import { isWorkerThread } from 'offloop/piscina'\nexport default (n) => isWorkerThread && n * 2",
+  )
+  for (const [type, source] of [
+    ['commonjs', "const Piscina = require('offloop/piscina')"],
+    ['module', "import Piscina from 'offloop/piscina'"],
+  ]) {
+    const code = `${source}; new Piscina({ filename: ${JSON.stringify(path.join(app, 'twice.mjs'))} }).run(21).then(console.log)`
+    assert.equal(run(app, process.execPath, `--input-type=${type}`, '-e', code).trim(), '42')
+  }
 
   const bare = emptyApp(t)
   install(bare, main)

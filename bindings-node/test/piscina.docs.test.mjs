@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict'
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { EventEmitter, once } from 'node:events'
+import fs from 'node:fs'
 import { createRequire } from 'node:module'
 import os from 'node:os'
 import { test } from 'node:test'
@@ -178,6 +179,7 @@ both('Delaying Availability of Workers: a promise of the function', async (t, wa
 const source = async (t, options) => {
   const pool = open(t, { maxThreads: 2, maxQueue: 'auto', ...options })
   assert.equal(pool.options.maxQueue, 4)
+  await until(() => pool.idleThreads === options.minThreads)
   let resume = () => {}
   pool.on('drain', () => resume())
   const calls = []
@@ -191,7 +193,15 @@ const source = async (t, options) => {
   )
 }
 both('Backpressure: a source that pauses at maxQueue and resumes at drain loses nothing', (t, way) => source(t, { minThreads: 2, ...way }))
-both('Backpressure: the same while threads start', (t, way) => source(t, { minThreads: 1, ...way }), ours)
+both(
+  'Backpressure: the same while a thread starts',
+  async (t, way) => {
+    const door = gate()
+    await source(t, { filename: file('late.mjs'), minThreads: 1, workerData: door.flags, ...way })
+    door.release()
+  },
+  ours,
+)
 
 both('Backpressure: beyond maxQueue a call is refused, and the next one after room is there is not', async (t, way) => {
   const pool = open(t, { maxThreads: 1, maxQueue: 2, ...way })
@@ -327,6 +337,20 @@ both('Constructor: minThreads run without a call, more start with calls, and non
   assert.equal(pool.threads.length, 3)
 })
 
+test('Constructor: minThreads are there again after an abort, and after a thread has died', async (t) => {
+  const pool = open(t, { minThreads: 2, maxThreads: 2, ...WAYS.placed })
+  await until(() => pool.idleThreads === 2)
+  const door = gate()
+  const abort = new AbortController()
+  const aborted = rejection(pool.run({ flags: door.flags }, { name: 'spin', signal: abort.signal }))
+  await door.started()
+  abort.abort()
+  await aborted
+  await until(() => pool.idleThreads === 2)
+  await rejection(pool.run(1, { name: 'exit' }))
+  await until(() => pool.idleThreads === 2)
+})
+
 both('Constructor: idleTimeout ends threads beyond minThreads', async (t, way) => {
   const pool = open(t, { minThreads: 1, maxThreads: 3, idleTimeout: 5, ...way })
   const door = await held(t, pool, 3)
@@ -369,6 +393,25 @@ both('Constructor: resourceLimits, env, argv, execArgv and workerData reach the 
   const about = await pool.run(null, { name: 'about' })
   assert.deepEqual([about.old, about.env, about.argv, about.execArgv], [64, 'yes', ['a', '2'], ['--no-warnings']])
   assert.deepEqual(about.workerData, { answer: [42] })
+})
+
+both('Constructor: trackUnmanagedFds has files closed that a thread leaves open', async (t, way) => {
+  const { ino } = fs.statSync(functions)
+  const isOpen = (fd) => {
+    try {
+      return fs.fstatSync(fd).ino === ino
+    } catch {
+      return false
+    }
+  }
+  for (const trackUnmanagedFds of [true, false]) {
+    const pool = open(t, { maxThreads: 1, trackUnmanagedFds, ...way })
+    const fd = await pool.run(functions, { name: 'opens' })
+    assert.ok(isOpen(fd))
+    await pool.destroy()
+    assert.equal(isOpen(fd), !trackUnmanagedFds)
+    if (!trackUnmanagedFds) fs.closeSync(fd)
+  }
 })
 
 both(
@@ -547,6 +590,23 @@ both('Method: close with force rejects what has not started, and waits for what 
   assert.equal(new Int32Array(flags)[0], 0)
 })
 
+both('Method: close with force while another thread is free: it begins nothing of what was rejected', async (t, way) => {
+  const pool = open(t, { minThreads: 2, maxThreads: 2, ...way })
+  const one = await held(t, pool)
+  const two = await held(t, pool)
+  const flags = new SharedArrayBuffer(64)
+  const waiting = [1, 2, 3].map((value) => rejection(pool.run({ flags, value }, { name: 'log' })))
+  const closed = pool.close({ force: true })
+  await Promise.all(waiting)
+  two.release()
+  await two.calls[0]
+  // Time in which it would.
+  await sleep(30)
+  assert.equal(new Int32Array(flags)[0], 0)
+  one.release()
+  await closed
+})
+
 both('Method: close refuses new calls', async (t, way) => {
   const pool = open(t, { minThreads: 1, maxThreads: 1, ...way })
   const door = await held(t, pool)
@@ -606,7 +666,8 @@ both('Event: error when the file does not load and nobody has called, else the c
   const pool = new Piscina({ filename: file('throws.mjs'), minThreads: 1, maxThreads: 1, ...way })
   t.after(() => pool.destroy())
   pool.on('error', () => {})
-  assert.match((await rejection(pool.run(1))).message, /this file does not load/)
+  const errors = await Promise.all(Array.from({ length: peer ? 1 : 5 }, () => rejection(pool.run(1))))
+  for (const { name, message } of errors) assert.deepEqual([name, message], ['SyntaxError', 'this file does not load'])
 })
 
 // ─── Events: drain, needsDrain; Property: needsDrain

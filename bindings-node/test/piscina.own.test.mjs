@@ -7,7 +7,7 @@ import { test } from 'node:test'
 import { setImmediate as turn } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { FixedQueue, Piscina } from '../lib/piscina.mjs'
-import { gate, random, rejection, workerFile } from './support.mjs'
+import { gate, random, rejection, script, until, workerFile } from './support.mjs'
 
 const file = (name) => fileURLToPath(workerFile(`piscina/${name}`))
 const WAYS = { ahead: {}, placed: { workerHistogram: true } }
@@ -33,7 +33,8 @@ test('more calls than a WorkerPool queues come back in order, and a forced close
   await door.started()
   const abort = new AbortController()
   const many = Array.from({ length: 70_000 }, (_, i) => pool.run(i, { name: 'echo' }))
-  const last = rejection(pool.run(1, { signal: abort.signal }))
+  const flags = new SharedArrayBuffer(64)
+  const last = rejection(pool.run({ flags, value: 1 }, { name: 'log', signal: abort.signal }))
   assert.equal(pool.queueSize, 70_001)
   abort.abort()
   assert.equal((await last).name, 'AbortError')
@@ -42,6 +43,8 @@ test('more calls than a WorkerPool queues come back in order, and a forced close
   await first
   const results = await Promise.all(many)
   for (let i = 0; i < results.length; i++) assert.equal(results[i], i)
+  await pool.run(1, { name: 'echo' })
+  assert.equal(new Int32Array(flags)[0], 0)
 
   const again = gate()
   const held = pool.run({ flags: again.flags }, { name: 'hold' })
@@ -76,6 +79,36 @@ both('calls that are aborted at any time have one outcome each, and the pool goe
   assert.equal(done, 300)
   assert.equal(pool.queueSize, 0)
   assert.equal(await pool.run({ a: 1, b: 2 }), 3)
+})
+
+both('a call that waits has a thread when that of an aborted one was the only one', async (t, way) => {
+  const pool = open(t, { minThreads: 0, maxThreads: 1, ...way })
+  const door = gate()
+  const abort = new AbortController()
+  const aborted = rejection(pool.run({ flags: door.flags }, { name: 'spin', signal: abort.signal }))
+  await door.started()
+  const waiting = pool.run({ a: 1, b: 2 })
+  abort.abort()
+  assert.equal((await aborted).name, 'AbortError')
+  assert.equal(await waiting, 3)
+})
+
+both('a thread starts for a call while the others are busy, and needsDrain tells that all of them are', async (t, way) => {
+  const pool = open(t, { minThreads: 0, maxThreads: 2, ...way })
+  const one = gate()
+  const two = gate()
+  const calls = [pool.run({ flags: one.flags }, { name: 'hold' })]
+  await one.started()
+  assert.equal(pool.needsDrain, false)
+  calls.push(pool.run({ flags: two.flags }, { name: 'hold' }))
+  await two.started()
+  assert.equal(pool.needsDrain, true)
+  const drained = new Promise((resolve) => pool.once('drain', resolve))
+  two.release()
+  await calls[1]
+  await drained
+  one.release()
+  await calls[0]
 })
 
 both('threads that exit lose the calls that they run, no others, and no error event is told', async (t, way) => {
@@ -142,6 +175,7 @@ test('a load balancer or a queue that throws rejects the call, and what a balanc
   }
   const pool = open(t, { minThreads: 1, maxThreads: 1, loadBalancer })
   assert.equal((await rejection(pool.run(1))).message, 'of the balancer')
+  await until(() => pool.idleThreads === 1)
   mode = 'foreign'
   const waiting = pool.run({ a: 1, b: 2 })
   assert.equal(pool.queueSize, 1)
@@ -169,6 +203,39 @@ test('a load balancer or a queue that throws rejects the call, and what a balanc
   assert.equal((await rejection(broken.run(1))).message, 'of the queue')
   door.release()
   await running
+})
+
+test('calls that no place was found for keep their order, whatever the queue can do', async (t) => {
+  for (const Queue of [FixedQueue, class extends FixedQueue {}]) {
+    const taskQueue = new Queue()
+    // A queue of the user's need not take back.
+    if (Queue !== FixedQueue) taskQueue.unshift = undefined
+    let found = false
+    const loadBalancer = (_task, workers) => (found ? (workers.find(({ currentUsage }) => currentUsage === 0) ?? null) : null)
+    const pool = open(t, { minThreads: 1, maxThreads: 1, taskQueue, loadBalancer })
+    const flags = new SharedArrayBuffer(64)
+    const calls = [1, 2, 3, 4].map((value) => pool.run({ flags, value }, { name: 'log' }))
+    found = true
+    calls.push(pool.run({ flags, value: 5 }, { name: 'log' }))
+    await Promise.all(calls)
+    assert.deepEqual([...new Int32Array(flags, 0, 6)], [5, 1, 2, 3, 4, 5])
+  }
+})
+
+test('the defaults follow the cores, and give way to what is given', async () => {
+  const { out, err } = await script(`
+    import os from 'node:os'
+    import { syncBuiltinESMExports } from 'node:module'
+    os.availableParallelism = () => 8
+    syncBuiltinESMExports()
+    const { Piscina } = await import(new URL('piscina.mjs', offloopUrl))
+    for (const options of [{}, { maxThreads: 2 }, { minThreads: 20 }, { minThreads: 1 }]) {
+      const pool = new Piscina(options)
+      console.log(pool.minThreads, pool.maxThreads)
+      await pool.destroy()
+    }
+  `)
+  assert.deepEqual([out, err], ['4 12\n2 2\n20 20\n1 12\n', ''])
 })
 
 test('FixedQueue: pushes, unshifts, shifts and removals in any order', () => {

@@ -1,4 +1,5 @@
 // What the tests of `offloop/piscina` run. `PISCINA` names another module with the same API.
+import fs from 'node:fs'
 import os from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { BroadcastChannel, parentPort, resourceLimits, threadId } from 'node:worker_threads'
@@ -83,6 +84,7 @@ export function listens(name) {
     parentPort.postMessage('listening')
   })
 }
+export const opens = (path) => fs.openSync(path)
 export const length = (bytes) => bytes.byteLength
 
 /** Tells in `flags` whether a buffer that it returned is gone from here. */
