@@ -245,6 +245,52 @@ fn one_call_at_a_time_wakes_whoever_sleeps() {
     close(&pool);
 }
 
+/// One waiter at a time looks after the workers; the others, and callbacks, are served by it or by the pool's thread, whoever comes and goes.
+#[test]
+fn waiters_take_turns_in_looking_after_the_workers() {
+    let _alone = alone();
+    let pool = pool(2);
+    std::thread::scope(|scope| {
+        for thread in 0..4i64 {
+            let pool = &pool;
+            scope.spawn(move || {
+                for i in 0..1000 {
+                    let number = thread * 1_000_000 + i;
+                    // Now and then somebody gives up waiting, and leaves the lead with the task on its way.
+                    let task = submit(pool, "echo", vec![Value::Int(number)]);
+                    if i % 7 == 0 {
+                        let _ = task.wait_slice(Duration::from_micros(5));
+                    }
+                    assert_eq!(value(&task).as_int(), Some(number));
+                }
+            });
+        }
+        for _ in 0..500 {
+            let (tell, told) = std::sync::mpsc::channel();
+            submit(&pool, "echo", vec![Value::Int(1)]).on_done(move |_| tell.send(()).unwrap());
+            told.recv_timeout(WATCHDOG).unwrap();
+        }
+    });
+    assert_eq!(pool.pool().stats().completed, 4500);
+    close(&pool);
+}
+
+/// The outcome comes from elsewhere than a lane while its waiter looks after lanes.
+#[test]
+fn a_waiter_that_looks_after_the_workers_sees_its_own_deadline_and_its_workers_death() {
+    let _alone = alone();
+    let pool = pool(2);
+    let late = submit_with(&pool, "sleep", vec![Value::Int(2_000)], SubmitOptions { timeout: Some(ms(50)), ..SubmitOptions::default() });
+    assert_eq!(outcome(&late).expect_err("late").kind(), ErrorKind::Timeout);
+    for _ in 0..20 {
+        lost(&submit(&pool, "signal", vec![Value::Int(9)]));
+    }
+    let task = submit(&pool, "sleep", vec![Value::Int(200)]);
+    assert!(!task.wait_slice(ms(20)), "its wait ends before it does");
+    value(&task);
+    pool.terminate().unwrap();
+}
+
 #[test]
 fn long_requests_and_results_go_through_shared_memory() {
     let _alone = alone();

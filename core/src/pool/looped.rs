@@ -44,7 +44,7 @@ use crate::sys::clock;
 use crate::value::Value;
 use std::any::Any;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The host's side of a pool of loops.
 pub trait LoopHost: Send + Sync {
@@ -52,6 +52,15 @@ pub trait LoopHost: Send + Sync {
     fn has_lanes(&self) -> bool {
         false
     }
+
+    /// The calling thread waits until `done`, at most to `end`, and looks after the workers meanwhile, so that no other thread has to be woken
+    /// between a worker and this one. False if it did not, because another thread does.
+    fn lead(&self, _done: &dyn Fn() -> bool, _end: Option<Instant>) -> bool {
+        false
+    }
+
+    /// A task that the leader may wait for has its outcome.
+    fn wake_leader(&self) {}
 
     /// Starts one more thread for this worker. Called on any thread, under no lock of the pool's queue; it must not block. Gives
     /// the worker back if there can be no thread for it.

@@ -29,12 +29,13 @@ use crate::sys::eventfd::EventFd;
 use crate::sys::process::Spec;
 use crate::sys::{clock, fork, poll, thread};
 use crate::value::Value;
+use crate::wire::lane::{POOL_BELL, WAITER_BELL};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a worker process has for its `teardown` when the pool is done with it.
 const TEARDOWN: Duration = Duration::from_secs(5);
@@ -120,12 +121,14 @@ impl ProcessPoolBuilder {
             idle_timeout,
             setup: self.setup,
             payloads: OnceLock::new(),
-            bell: OnceLock::new(),
+            bells: OnceLock::new(),
+            leading: AtomicBool::new(false),
             supervision: self.supervision,
             starter: Mutex::new(Some((Box::new(launch), self.listener))),
             supervisor: OnceLock::new(),
             seats: Mutex::default(),
             last_tag: AtomicU64::new(0),
+            timed: AtomicBool::new(false),
             over: AtomicBool::new(false),
             epoch: fork::epoch(),
         });
@@ -133,7 +136,7 @@ impl ProcessPoolBuilder {
         let pool = ThreadPool::builder().options(self.options).looped(looped).build()?;
         // Limits are checked; now what is needed before anything can be submitted.
         let _ = host.payloads.set(Payloads::new()?);
-        let _ = host.bell.set(EventFd::new()?);
+        let _ = host.bells.set([EventFd::new()?, EventFd::new()?]);
         Ok(ProcessPool(Arc::new(Handle { pool, host })))
     }
 }
@@ -338,12 +341,17 @@ struct Host {
     idle_timeout: Duration,
     setup: Vec<u8>,
     payloads: OnceLock<Payloads>,
-    bell: OnceLock<EventFd>,
+    /// The thread's, and that of a waiter who does its work meanwhile.
+    bells: OnceLock<[EventFd; 2]>,
+    /// There is such a waiter.
+    leading: AtomicBool,
     supervision: supervisor::Options,
     starter: Mutex<Option<(Launcher, Option<Listener>)>>,
     supervisor: OnceLock<Supervisor>,
     seats: Mutex<Seats>,
     last_tag: AtomicU64,
+    /// The thread sleeps until something is due, at the longest.
+    timed: AtomicBool,
     over: AtomicBool,
     epoch: u64,
 }
@@ -378,6 +386,42 @@ impl LoopHost for Host {
         Ok(())
     }
 
+    fn lead(&self, done: &dyn Fn() -> bool, end: Option<Instant>) -> bool {
+        if self.over.load(Ordering::SeqCst) || self.leading.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let bell = &self.bells()[1];
+        let mut seats: Vec<Arc<Seat>> = Vec::new();
+        while !done() {
+            // Those that have something to do; another one that gets something rings the thread.
+            seats.clear();
+            seats.extend(lock(&self.seats).all.values().filter(|s| s.idle_since.load(Ordering::Relaxed) == 0).cloned());
+            seats.iter().for_each(|seat| seat.lane.sleep(WAITER_BELL));
+            fence(Ordering::SeqCst);
+            seats.iter().for_each(|seat| self.feed(seat));
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if done() || left.is_some_and(|l| l.is_zero()) {
+                break;
+            }
+            let mut fds = [poll::readable(bell.fd().as_raw_fd())];
+            poll::wait_readable(&mut fds, left);
+            if !poll::is_ready(&fds[0]) {
+                break; // late, or a signal handler ran
+            }
+            bell.clear();
+        }
+        self.leading.store(false, Ordering::SeqCst);
+        // The thread takes over: it looked away while this one led.
+        seats.iter().for_each(|seat| seat.lane.sleep(POOL_BELL));
+        fence(Ordering::SeqCst);
+        seats.iter().for_each(|seat| self.feed(seat));
+        true
+    }
+
+    fn wake_leader(&self) {
+        self.bells()[1].signal();
+    }
+
     fn end(&self, tag: u64) {
         let seat = lock(&self.seats).all.values().find(|s| s.tag == tag).cloned();
         if let (Some(seat), Some(supervisor)) = (seat, self.supervisor.get()) {
@@ -391,8 +435,12 @@ impl Host {
         self.payloads.get().expect("set when the pool is made")
     }
 
+    fn bells(&self) -> &[EventFd; 2] {
+        self.bells.get().expect("set when the pool is made")
+    }
+
     fn bell(&self) -> &EventFd {
-        self.bell.get().expect("set when the pool is made")
+        &self.bells()[0]
     }
 
     /// The supervisor and the thread, at the first worker.
@@ -461,7 +509,13 @@ impl Host {
 
     fn launch(&self, id: WorkerId, launch: &mut (dyn FnMut(WorkerId) -> Result<Spec<'static>> + Send)) -> Result<Launch> {
         let mut spec = launch(id)?;
-        let (lane, ends) = Lane::new(held_at_once(self.concurrency), self.concurrency, &self.setup, self.payloads(), self.bell())?;
+        let (lane, ends) = Lane::new(
+            held_at_once(self.concurrency),
+            self.concurrency,
+            &self.setup,
+            self.payloads(),
+            [&self.bells()[0], &self.bells()[1]],
+        )?;
         let ((name, value), mut fds) = ends.launch(FIRST_FD);
         let env = spec.env.get_or_insert_with(|| std::env::vars_os().collect());
         env.retain(|(n, _)| n != name);
@@ -656,8 +710,15 @@ impl Host {
         });
         seat.lane.publish();
         let idle_since = if fed == Fed::Asleep { clock::monotonic_ns() } else { 0 };
-        if idle_since == 0 || seat.idle_since.load(Ordering::Relaxed) == 0 {
-            seat.idle_since.store(idle_since, Ordering::Relaxed);
+        let was_idle = seat.idle_since.load(Ordering::Relaxed) != 0;
+        if idle_since == 0 {
+            seat.idle_since.store(0, Ordering::Relaxed);
+        } else if !was_idle {
+            seat.idle_since.store(idle_since, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if !self.timed.load(Ordering::SeqCst) {
+                self.bell().signal();
+            }
         }
         if fed == Fed::Corrupt
             && let Some(supervisor) = self.supervisor.get()
@@ -700,7 +761,8 @@ impl Host {
             };
             // Most of what there is, while nobody has to ring.
             feed_all();
-            seats.iter().for_each(|seat| seat.lane.sleep());
+            let leading = self.leading.load(Ordering::SeqCst);
+            seats.iter().for_each(|seat| seat.lane.sleep_unless(leading));
             // After the store of "I sleep": what a worker stores from here on rings, what it stored before is seen.
             fence(Ordering::SeqCst);
             feed_all();
@@ -708,11 +770,15 @@ impl Host {
                 return;
             }
             self.drop_needless();
+            // Who gets idle from here on rings, unless this thread comes back by itself.
+            self.timed.store(true, Ordering::SeqCst);
             let wait = self.retire_idle(&seats);
-            poll::wait_readable(&mut [poll::readable(bell.fd().as_raw_fd())], wait);
-            for seat in &seats {
-                seat.lane.awake();
+            self.timed.store(wait.is_some(), Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            if wait.is_none() && seats.iter().any(|s| s.idle_since.load(Ordering::SeqCst) != 0) {
+                continue;
             }
+            poll::wait_readable(&mut [poll::readable(bell.fd().as_raw_fd())], wait);
         }
     }
 

@@ -45,6 +45,8 @@ pub(super) const RUNNING: u32 = 1;
 const FINISHING: u32 = 2;
 pub(super) const DONE: u32 = 3;
 
+/// Added to `waiters` by a waiter that may look after the workers meanwhile, and is then not asleep on `state`.
+const LEADS: u32 = 1 << 16;
 /// Set in `waiters` when `listeners` is not empty.
 const HAS_LISTENERS: u32 = 1 << 31;
 
@@ -347,7 +349,13 @@ impl Core {
         self.state.swap(DONE, Ordering::SeqCst);
         if self.waiters.load(Ordering::SeqCst) != 0 {
             futex::wake(&self.state, u32::MAX);
-            if self.waiters.load(Ordering::SeqCst) & HAS_LISTENERS != 0 {
+            let waiters = self.waiters.load(Ordering::SeqCst);
+            if waiters & !HAS_LISTENERS >= LEADS
+                && let Some(looped) = &self.pool.config.looped
+            {
+                looped.host.wake_leader();
+            }
+            if waiters & HAS_LISTENERS != 0 {
                 for listener in std::mem::take(&mut *lock(&self.rare().listeners)) {
                     listener.tell(Task(self.clone()), on_worker);
                 }
@@ -533,6 +541,14 @@ impl Task {
         }
         let end = Instant::now().checked_add(slice);
         let core = &*self.0;
+        if let Some(looped) = &core.pool.config.looped {
+            core.waiters.fetch_add(LEADS, Ordering::SeqCst);
+            let led = looped.host.lead(&|| core.state.load(Ordering::SeqCst) == DONE, end);
+            core.waiters.fetch_sub(LEADS, Ordering::SeqCst);
+            if led {
+                return core.state.load(Ordering::Acquire) == DONE;
+            }
+        }
         core.waiters.fetch_add(1, Ordering::SeqCst);
         let done = loop {
             let seen = core.state.load(Ordering::SeqCst);

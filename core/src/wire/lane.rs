@@ -1,7 +1,7 @@
 //! Layout of a lane: the memory between a process pool and one worker process.
 //!
-//! Three sealed memfds and two eventfds, which the worker inherits by the numbers that the variable [`ENV`] names:
-//! `<requests>,<replies>,<payloads>,<worker's bell>,<pool's bell>`. All integers are little-endian.
+//! Three sealed memfds and three eventfds, which the worker inherits by the numbers that the variable [`ENV`] names:
+//! `<requests>,<replies>,<payloads>,<worker's bell>,<pool's bell>,<waiter's bell>`. All integers are little-endian.
 //!
 //! ```text
 //!  requests     0 fixed part │ 128 tail │ 192 order │ request places │ freed │ request cells │ setup       the pool writes
@@ -24,8 +24,8 @@
 //! * A reply and its run time (u64, ns) come before the word's DONE or FAILED, which is stored with Release and loaded with Acquire.
 //! * Progress of a running task lies in its reply cell: `sequence` (u64, odd while something is written), `len` (u64), up to [`SHORT`] bytes.
 //!   The task begins with 0, and its reply leaves it odd.
-//! * `worker sleeps` and `pool sleeps` are 1 from before the last look of a sleeper until somebody rings its bell (`SeqCst` fences between
-//!   store and look on both sides).
+//! * `worker sleeps` and `pool sleeps` are not 0 from before the last look of a sleeper until somebody rings its bell (`SeqCst` fences
+//!   between store and look on both sides). `pool sleeps` says which: [`POOL_BELL`], or [`WAITER_BELL`] while somebody waits for a task.
 
 use super::fnv::{check_sum, layout_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -52,6 +52,14 @@ pub const MAX_SETUP: usize = 256 << 20;
 pub const ENV: &str = "OFFLOOP_LANE";
 /// Longest reply, or progress, that lies in a cell.
 pub const SHORT: usize = CELL - 16;
+
+/// `pool sleeps`: the pool's thread.
+pub const POOL_BELL: u32 = 1;
+/// `pool sleeps`: a thread that waits for one task, and looks after the others meanwhile.
+pub const WAITER_BELL: u32 = 2;
+
+/// Fds of a lane.
+pub const FDS: usize = 6;
 
 /// Offsets in `requests`.
 pub mod request {
@@ -229,15 +237,15 @@ impl Header {
 ///
 /// # Errors
 /// `Invalid`.
-pub fn parse_env(text: &str) -> Result<[i32; 5]> {
-    let mut numbers = [-1; 5];
+pub fn parse_env(text: &str) -> Result<[i32; FDS]> {
+    let mut numbers = [-1; FDS];
     let mut parts = text.split(',');
     for number in &mut numbers {
         *number = parts.next().and_then(|s| s.parse().ok()).unwrap_or(-1);
     }
-    let distinct = (0..5).all(|i| numbers[i] >= 0 && !numbers[..i].contains(&numbers[i]));
+    let distinct = (0..FDS).all(|i| numbers[i] >= 0 && !numbers[..i].contains(&numbers[i]));
     if !distinct || parts.next().is_some() {
-        return Err(Error::invalid("variable does not name five fds").with("name", ENV).with("value", text));
+        return Err(Error::invalid("variable does not name six fds").with("name", ENV).with("value", text));
     }
     Ok(numbers)
 }
@@ -334,9 +342,9 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_names_five_numbers() {
-        assert_eq!(parse_env("3,4,5,6,7").expect("five"), [3, 4, 5, 6, 7]);
-        for bad in ["", "3", "3,4,5,6", "3,4,5,6,", "3,4,5,6,7,8", "3,4,5,6,6", "-1,4,5,6,7", "3, 4,5,6,7"] {
+    fn the_variable_names_six_numbers() {
+        assert_eq!(parse_env("3,4,5,6,7,8").expect("six"), [3, 4, 5, 6, 7, 8]);
+        for bad in ["", "3", "3,4,5,6,7", "3,4,5,6,7,", "3,4,5,6,7,8,9", "3,4,5,6,7,7", "-1,4,5,6,7,8", "3, 4,5,6,7,8"] {
             assert_eq!(parse_env(bad).expect_err(bad).kind(), ErrorKind::Invalid);
         }
     }

@@ -11,7 +11,9 @@ use crate::sync::mapped::AtomicU32;
 use crate::sys::eventfd::EventFd;
 use crate::sys::{fork, mem};
 use crate::value::Value;
-use crate::wire::lane::{CELL, ENV, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, SHORT, TICKETS, reply, request};
+use crate::wire::lane::{
+    CELL, ENV, FDS, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, POOL_BELL, SHORT, TICKETS, reply, request,
+};
 use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -114,13 +116,13 @@ struct Sending {
 /// The fds of a lane that its worker inherits, and the variable that names them.
 #[derive(Debug)]
 pub(in crate::pool) struct Ends {
-    fds: [OwnedFd; 5],
+    fds: [OwnedFd; FDS],
 }
 
 impl Ends {
     /// The variable's name and value, and `(fd, number)`, from `first` on.
     pub(in crate::pool) fn launch(self, first: RawFd) -> ((&'static str, String), Vec<(OwnedFd, RawFd)>) {
-        let numbers: Vec<String> = (first..first + 5).map(|n| n.to_string()).collect();
+        let numbers: Vec<String> = (first..first + FDS as RawFd).map(|n| n.to_string()).collect();
         ((ENV, numbers.join(",")), self.fds.into_iter().zip(first..).collect())
     }
 }
@@ -145,7 +147,7 @@ impl Lane {
         concurrency: usize,
         setup: &[u8],
         payloads: &Payloads,
-        pool_bell: &EventFd,
+        bells: [&EventFd; 2],
     ) -> Result<(Lane, Ends)> {
         if setup.len() > MAX_SETUP {
             return Err(Error::new(ErrorKind::TooLarge, "setup of workers is longer than the limit")
@@ -173,7 +175,7 @@ impl Lane {
         }
         let bell = EventFd::new()?;
         let copy = |fd: BorrowedFd<'_>| crate::sys::poll::duplicate(fd);
-        let ends = Ends { fds: [requests_fd, replies_fd, copy(arena.fd())?, copy(bell.fd())?, copy(pool_bell.fd())?] };
+        let ends = Ends { fds: [requests_fd, replies_fd, copy(arena.fd())?, copy(bell.fd())?, copy(bells[0].fd())?, copy(bells[1].fd())?] };
         let sending = Sending {
             tail: 0,
             given: vec![0; tasks],
@@ -192,7 +194,7 @@ impl Lane {
             sending: Mutex::new(sending),
         };
         // Until the pool has looked at it once, its worker rings.
-        lane.sleep();
+        lane.sleep(POOL_BELL);
         Ok((lane, ends))
     }
 
@@ -247,13 +249,19 @@ impl Lane {
         }
     }
 
-    /// Says that the pool sleeps from now on, unless a look after this call finds something.
-    pub(in crate::pool) fn sleep(&self) {
-        word32(&self.replies, reply::POOL_SLEEPS).store(1, Ordering::Relaxed);
+    /// Says whose bell is to be rung from now on ([`POOL_BELL`], or `WAITER_BELL`), unless a look after this call and a fence finds something.
+    pub(in crate::pool) fn sleep(&self, bell: u32) {
+        word32(&self.replies, reply::POOL_SLEEPS).store(bell, Ordering::Relaxed);
     }
 
-    pub(in crate::pool) fn awake(&self) {
-        word32(&self.replies, reply::POOL_SLEEPS).store(0, Ordering::Relaxed);
+    /// As [`sleep`](Self::sleep) of the pool's thread, which leaves the bell of somebody who leads as it is.
+    pub(in crate::pool) fn sleep_unless(&self, leading: bool) {
+        let sleeps = word32(&self.replies, reply::POOL_SLEEPS);
+        if leading {
+            let _ = sleeps.compare_exchange(0, POOL_BELL, Ordering::Relaxed, Ordering::Relaxed);
+        } else {
+            sleeps.store(POOL_BELL, Ordering::Relaxed);
+        }
     }
 
     /// Takes payloads back that the worker reads no more.

@@ -10,7 +10,7 @@ use crate::sync::lock;
 use crate::sync::mapped::AtomicU32;
 use crate::sys::eventfd::EventFd;
 use crate::sys::{clock, fork, mem, poll};
-use crate::wire::lane::{CELL, ENV, FIXED_LEN, Header, Map, PLACE, SHORT, TICKETS, parse_env, reply, request};
+use crate::wire::lane::{CELL, ENV, FDS, FIXED_LEN, Header, Map, PLACE, SHORT, TICKETS, WAITER_BELL, parse_env, reply, request};
 use memmap2::MmapRaw;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -52,6 +52,7 @@ struct Inner {
     payloads: MmapRaw,
     bell: EventFd,
     pool_bell: EventFd,
+    waiter_bell: EventFd,
     taking: Mutex<Taking>,
     replying: Mutex<Replying>,
     /// Long requests that are still in use.
@@ -167,7 +168,7 @@ impl Worker {
         Worker::attach_at(supervisor, numbers).map(Some)
     }
 
-    fn attach_at(supervisor: supervisor::Worker, numbers: [RawFd; 5]) -> Result<Worker> {
+    fn attach_at(supervisor: supervisor::Worker, numbers: [RawFd; FDS]) -> Result<Worker> {
         for fd in numbers {
             // SAFETY: a plain query.
             if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
@@ -175,7 +176,7 @@ impl Worker {
             }
         }
         // SAFETY: all are open, as was seen, and what was inherited for this purpose has no other owner.
-        let [requests_fd, replies_fd, payloads_fd, bell, pool_bell] = numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let [requests_fd, replies_fd, payloads_fd, bell, pool_bell, waiter_bell] = numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         let (requests, requests_len) = mem::attach_inherited(&requests_fd, false)?;
         let (replies, replies_len) = mem::attach_inherited(&replies_fd, true)?;
         let (payloads, payloads_len) = mem::attach_inherited(&payloads_fd, true)?;
@@ -205,6 +206,7 @@ impl Worker {
             payloads,
             bell: EventFd::attach(bell.as_fd())?,
             pool_bell: EventFd::attach(pool_bell.as_fd())?,
+            waiter_bell: EventFd::attach(waiter_bell.as_fd())?,
             taking: Mutex::new(Taking { head: 0 }),
             replying: Mutex::new(replying),
             kept: AtomicUsize::new(0),
@@ -448,8 +450,12 @@ impl Worker {
         replying.untold_since = None;
         fence(Ordering::SeqCst);
         let sleeps = word32(&inner.replies, reply::POOL_SLEEPS);
-        if sleeps.load(Ordering::Relaxed) != 0 && sleeps.swap(0, Ordering::AcqRel) != 0 {
-            inner.pool_bell.signal_shared();
+        if sleeps.load(Ordering::Relaxed) != 0 {
+            match sleeps.swap(0, Ordering::AcqRel) {
+                0 => {}
+                WAITER_BELL => inner.waiter_bell.signal_shared(),
+                _ => inner.pool_bell.signal_shared(),
+            }
         }
     }
 
