@@ -266,6 +266,16 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
    * under way and closes the iterator of `items`. It waits beyond a full queue instead of being refused.
    */
   map(items: Iterable<any> | AsyncIterable<any>, options?: WorkerMapOptions | null): AsyncGenerator<any, void, void>
+  /**
+   * Calls the default export, or `name`, once on each worker that there is now, those that start among them; results in the order of their places.
+   * No worker, no results. The first error rejects it, and the other calls go on; nothing can be moved, and there is no `key`.
+   */
+  broadcast(task?: any, options?: (WorkerRunOptions & { key?: undefined; name?: string | undefined }) | null): Promise<any[]>
+  /**
+   * Calls a function that is sent as its source, once per worker and source: what it uses it gets as arguments or imports by `await import()`; a
+   * variable from outside is a ReferenceError over there. A method, a class, a bound or native function is `ERR_OFFLOOP_UNSERIALIZABLE`.
+   */
+  call<A extends any[], R>(fn: (...args: A) => R, ...args: A): Promise<Awaited<R>>
   /** The file's functions: `await pool.exports.resize(image, 200)`, typed by `WorkerPool<typeof import('./worker.js')>`. */
   readonly exports: WorkerExports<M>
   options(options: WorkerRunOptions): this

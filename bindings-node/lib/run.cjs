@@ -11,6 +11,7 @@ const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { newNote, onNote, report } = require('./completion.cjs')
 const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const inline = require('./inline.cjs')
 const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
 
@@ -62,6 +63,10 @@ function functionOf(number) {
   const known = functions[number]
   if (known !== undefined) return known
   const name = native.workerExport(seat, number)
+  if (name.startsWith(inline.INLINE)) {
+    functions[number] = inline.functionOf(name.slice(inline.INLINE.length))
+    return functions[number]
+  }
   let found = loaded[name]
   if (typeof found !== 'function') {
     const inner = loaded.default

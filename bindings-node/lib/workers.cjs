@@ -28,6 +28,7 @@ const {
 const { runOptions, closeGrace, resize } = require('./options.cjs')
 const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
+const { INLINE, sourceOf } = require('./inline.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -194,9 +195,7 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
     let beside = 0
     let bytes
     const list = run.transferList ?? movedIn(value)
-    if (list !== null && list.length > 0 && run.retries > 0) {
-      throw fail('Invalid', 'a call that moves what it is given cannot be run again', { option: 'retries', value: run.retries })
-    }
+    if (list !== null && list.length > 0) checkMoved(run)
     const last = list === null ? writeValue(value, 0, flags) : false
     if (last === false) {
       beside = keepBeside(run.retries > 0 ? new Kept(value) : new Moved(value, list))
@@ -218,7 +217,20 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
         listen(run.signal, extra.onAbort)
       }
       if (wait && pool.inFlight > pool.maxQueue) pool.press()
-      native.workersSubmit(pool.handle, number, slot, flags, bytes, run.priority, run.timeout, run.queueTimeout, run.key, wait, run.retries)
+      native.workersSubmit(
+        pool.handle,
+        number,
+        slot,
+        flags,
+        bytes,
+        run.priority,
+        run.timeout,
+        run.queueTimeout,
+        run.key,
+        wait,
+        run.retries,
+        run.worker,
+      )
       extra.submitted = true
     } catch (error) {
       rejects[slot](error)
@@ -229,6 +241,12 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
       shrink()
     }
   })
+}
+
+/** What is moved is there once. */
+function checkMoved({ retries = 0, worker }) {
+  if (retries > 0) throw fail('Invalid', 'a call that moves what it is given cannot be run again', { option: 'retries', value: retries })
+  if (worker !== undefined) throw fail('Invalid', 'what is moved cannot be given to several workers')
 }
 
 /** A value that only a message can carry, for one run: in a port, with what it moves. */
@@ -462,6 +480,8 @@ class Shared {
   onThread = null
   views = new Set()
   exports = new Map()
+  /** Numbers of functions that were sent as their source. */
+  inlines = new WeakMap()
   constructor(url, poolOptions, threadOptions, { onFull, context, readyTimeout }) {
     this.url = url
     this.threadOptions = threadOptions
@@ -500,8 +520,20 @@ class Shared {
     let number = this.exports.get(name)
     if (number === undefined) {
       if (typeof name !== 'string') throw fail('Invalid', 'name of an export is not text', { got: typeName(name) })
+      // A name may come from anywhere, a source may not.
+      if (name.startsWith(INLINE)) throw fail('Invalid', 'name of an export begins with NUL')
       number = native.workersExport(this.handle, name)
       this.exports.set(name, number)
+    }
+    return number
+  }
+
+  /** The number of a function that is sent as its source. */
+  inline(fn) {
+    let number = this.inlines.get(fn)
+    if (number === undefined) {
+      number = native.workersExport(this.handle, INLINE + sourceOf(fn))
+      this.inlines.set(fn, number)
     }
     return number
   }
@@ -672,6 +704,28 @@ class WorkerPool extends EventEmitter {
       }),
     )
     return Promise.all(calls).finally(release)
+  }
+
+  broadcast(task, options) {
+    const { run, number } = this.#many(options, [])
+    if (run === null) return Promise.reject(number)
+    if (run.key !== undefined)
+      return Promise.reject(fail('Invalid', 'calls of every worker have no key', { option: 'key', value: run.key }))
+    flush()
+    // Few calls: none of them is refused while others are taken.
+    const call = (worker) => submit(this.#shared, number, 0, task, { ...run, worker }, true)
+    return Promise.all(native.workersLive(this.#shared.handle).map(call))
+  }
+
+  call(fn, ...args) {
+    const shared = this.#shared
+    try {
+      const number = shared.inline(fn)
+      if (this.#defaults === null && !shared.wait) return submitPlain(shared, number, SPREAD, args)
+      return submit(shared, number, SPREAD, args, this.#defaults ?? {})
+    } catch (error) {
+      return Promise.reject(error)
+    }
   }
 
   map(items, options) {

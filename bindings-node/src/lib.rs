@@ -58,6 +58,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"workersSubmitEach", worker::submit_each),
     (c"workersSubmit", worker::submit),
     (c"workersCheck", worker::check),
+    (c"workersLive", worker::live),
     (c"workersCancel", worker::cancel),
     (c"workersForget", worker::forget),
     (c"workerLost", worker::lost),

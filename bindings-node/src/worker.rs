@@ -237,7 +237,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries)`: one task with options;
+/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker)`: one task with options;
 /// `workersCancel(slot)` knows it until `workersForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
@@ -246,12 +246,23 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let options = SubmitOptions {
         deliver: Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot)),
         retries: retries(env, call.arg(10))?,
+        worker: if env.is_nullish(call.arg(11)) { None } else { Some(env.u32(call.arg(11))? as usize) },
         ..deliver_options(env, &[call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)])?
     };
     let bytes = buffer::copy(env, call.arg(4))?.into_boxed_slice();
     let task = pool.submit(Work::hosted(Box::new(Payload { export, flags, bytes })), options).map_err(|e| e.error)?;
     call.state.calls.borrow_mut().insert(slot, task);
     Ok(env.undefined())
+}
+
+/// `workersLive(pool)`: the places of its workers.
+pub(crate) fn live(call: &Call<'_>) -> JsResult<Raw> {
+    let places = workers(call)?.pool.live_workers();
+    let out = call.env.array(places.len())?;
+    for (i, place) in (0..).zip(places) {
+        call.env.set_at(out, i, call.env.number(place as f64)?)?;
+    }
+    Ok(out)
 }
 
 fn retries(env: Env, given: Raw) -> JsResult<u32> {

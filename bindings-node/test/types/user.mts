@@ -129,6 +129,13 @@ exactly<number>()(await typed.exports.add(1, 2))
 exactly<Buffer>()(await typed.exports.later('x'))
 const by_name: string = await typed.run(1, { name: 'add', signal: AbortSignal.timeout(5), key: 'k' })
 exactly<WorkerPool<Module>>()(typed.options({ priority: 1 }))
+exactly<number>()(await typed.call((a: number, b: number) => a + b, 1, 2))
+exactly<string>()(await typed.call(async () => 'x'))
+// @ts-expect-error an argument of another type
+await typed.call((a: number) => a, 'one')
+const by_all: any[] = await typed.broadcast(1, { name: 'add', timeout: 5 })
+// @ts-expect-error calls of every worker have no key
+await typed.broadcast(1, { key: 'k' })
 const untyped = new WorkerPool('w.cjs')
 const by_any: string = await untyped.exports.anything(1, 'two')
 untyped.on('workerExit', ({ exitCode }) => exactly<number>()(exitCode))
@@ -153,4 +160,4 @@ for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false
 currentTask()?.progress({ percent: 5 })
 exactly<Uint8Array<ArrayBuffer>>()(move(new Uint8Array(8)))
 void typed.run(1, { transferList: [new ArrayBuffer(8)] })
-void [by_name, by_any, by_many]
+void [by_name, by_any, by_many, by_all]

@@ -118,3 +118,4 @@ export function exitFirst({ count, exits, value, log: entry }) {
   if (entry !== undefined) log(...entry)
   return value
 }
+export const bump = (shared) => Atomics.add(new Int32Array(shared), 0, 1)

@@ -163,6 +163,9 @@ pub struct SubmitOptions {
     /// harm. Used up, the task ends as `WorkerLost` with `poison`. Each run has all of `timeout`; `queue_timeout` is over with the first
     /// start. Default 0. Only workers of loops can be lost.
     pub retries: u32,
+    /// The place whose worker is to run it, below [`MAX_WORKERS`]; not with a key. Default: any. See
+    /// [`ThreadPool::live_workers`](crate::pool::ThreadPool::live_workers). If that worker has gone, the next one in its place runs it.
+    pub worker: Option<usize>,
     /// What to do when the queue is full.
     pub on_full: OnFull,
     /// Where the outcome goes.
@@ -172,7 +175,7 @@ pub struct SubmitOptions {
 impl SubmitOptions {
     /// See `Core::alone`.
     pub(super) fn is_alone(&self) -> bool {
-        self.timeout.is_some() || self.queue_timeout.is_some() || self.key.is_some()
+        self.timeout.is_some() || self.queue_timeout.is_some() || self.key.is_some() || self.worker.is_some()
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -181,6 +184,12 @@ impl SubmitOptions {
         }
         if let Some(t) = self.queue_timeout {
             check_duration("queue_timeout", t)?;
+        }
+        if let Some(worker) = self.worker {
+            check_range("worker", worker, 0, MAX_WORKERS - 1)?;
+            if self.key.is_some() {
+                return Err(Error::invalid("a task of one worker has no key").with("worker", worker));
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //!   starves. Within a class the order is first in, first out, so only the heads of the classes are compared.
 //! * **Keys.** A key is pinned to one slot while any of its tasks is queued or running there; a new key gets its slot by
 //!   rendezvous hashing (Thaler and Ravishankar, 1996), so that a resize moves few keys.
+//! * **Slots.** A task may name its slot, and has no key then: what is for each worker. It waits among the keyed ones of that slot.
 //! * **Tombstones.** A task that was cancelled while queued stays in its deque and is dropped when it comes up, or by a
 //!   sweep once there are more dead than live ones.
 
@@ -19,6 +20,10 @@ pub(crate) trait Item {
     fn submitted_ns(&self) -> u64;
     /// Hash of the key.
     fn key(&self) -> Option<u64>;
+    /// The only slot that may take it, whatever its key.
+    fn slot(&self) -> Option<usize> {
+        None
+    }
     /// Not cancelled.
     fn is_live(&self) -> bool;
 }
@@ -149,7 +154,7 @@ pub(crate) enum Take<T> {
     Nothing,
     /// The next task without a key; more may follow in the same batch.
     Free(T),
-    /// A task with a key; [`Sched::key_done`] must follow.
+    /// A task with a key, for which [`Sched::key_done`] must follow, or of this slot alone.
     Keyed(T),
 }
 
@@ -207,23 +212,31 @@ impl<T: Item> Sched<T> {
     }
 
     pub(crate) fn push(&mut self, item: T) -> Place {
+        if let Some(slot) = item.slot() {
+            self.keyed_at(slot).push(item);
+            return Place::Slot(slot);
+        }
         let Some(key) = item.key() else {
             self.free.push(item);
             return Place::Anywhere;
         };
         let slot = self.slot_of(key);
         self.pins.entry(key).or_insert(Pin { slot, tasks: 0 }).tasks += 1;
+        self.keyed_at(slot).push(item);
+        Place::Slot(slot)
+    }
+
+    fn keyed_at(&mut self, slot: usize) -> &mut ReadyQueue<T> {
         if self.keyed.len() <= slot {
             self.keyed.resize_with(slot + 1, ReadyQueue::new);
         }
-        self.keyed[slot].push(item);
-        Place::Slot(slot)
+        &mut self.keyed[slot]
     }
 
     /// Puts a task back that [`take`](Self::take) gave, before those of its class: the last one taken goes first.
     pub(crate) fn put_back(&mut self, item: T) {
-        match item.key().and_then(|key| self.pins.get(&key)).map(|pin| pin.slot) {
-            Some(slot) => self.keyed[slot].push_front(item),
+        match item.slot().or_else(|| item.key().and_then(|key| self.pins.get(&key)).map(|pin| pin.slot)) {
+            Some(slot) => self.keyed_at(slot).push_front(item),
             None => self.free.push_front(item),
         }
     }
@@ -299,6 +312,7 @@ mod tests {
         priority: i8,
         at_ns: u64,
         key: Option<u64>,
+        slot: Option<usize>,
         live: Rc<Cell<bool>>,
     }
 
@@ -312,13 +326,16 @@ mod tests {
         fn key(&self) -> Option<u64> {
             self.key
         }
+        fn slot(&self) -> Option<usize> {
+            self.slot
+        }
         fn is_live(&self) -> bool {
             self.live.get()
         }
     }
 
     fn job(id: u32, priority: i8, at_ms: u64, key: Option<u64>) -> Job {
-        Job { id, priority, at_ns: at_ms * 1_000_000, key, live: Rc::new(Cell::new(true)) }
+        Job { id, priority, at_ns: at_ms * 1_000_000, key, slot: None, live: Rc::new(Cell::new(true)) }
     }
 
     fn order(sched: &mut Sched<Job>, slot: usize) -> Vec<u32> {
@@ -329,7 +346,9 @@ mod tests {
                 Take::Free(j) => out.push(j.id),
                 Take::Keyed(j) => {
                     out.push(j.id);
-                    sched.key_done(j.key.expect("keyed"));
+                    if let Some(key) = j.key {
+                        sched.key_done(key);
+                    }
                 }
             }
         }
@@ -383,6 +402,21 @@ mod tests {
         assert_eq!(order(&mut s, home), [0, 1]);
         // Both are done: the key is free to move.
         assert_eq!(s.push(job(2, 0, 2, Some(42))), Place::Slot(0));
+    }
+
+    #[test]
+    fn a_task_of_one_slot_is_taken_by_nobody_else_and_holds_no_key() {
+        let mut s = Sched::new(2);
+        let bound = |id, slot| Job { slot: Some(slot), ..job(id, 0, 0, None) };
+        assert_eq!(s.push(bound(0, 1)), Place::Slot(1));
+        // Also beyond the slots that new keys go to.
+        assert_eq!(s.push(bound(1, 5)), Place::Slot(5));
+        s.push(job(2, 0, 1, None));
+        let Take::Keyed(first) = s.take(1) else { panic!("its own goes first") };
+        s.put_back(first);
+        assert_eq!((s.keyed_len(1), order(&mut s, 0)), (1, vec![2]));
+        assert_eq!((order(&mut s, 1), order(&mut s, 5)), (vec![0], vec![1]));
+        assert!(s.pins.is_empty() && s.len() == 0);
     }
 
     #[test]

@@ -150,8 +150,10 @@ pub(crate) struct Core {
     pub(super) key: Option<u64>,
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
-    /// It has a deadline or a key: a worker that takes tasks ahead takes it by itself, when it begins it.
+    /// It has a deadline, a key or a worker of its own: who takes tasks ahead takes it by itself, when it begins it.
     pub(super) alone: bool,
+    /// 1 + the only slot that may run it; 0: any.
+    only: u32,
     /// What a task needs that may run more than once.
     pub(super) runs: Option<Box<Runs>>,
     pub(super) pool: Arc<Inner>,
@@ -207,6 +209,9 @@ impl sched::Item for Arc<Core> {
     fn key(&self) -> Option<u64> {
         self.key
     }
+    fn slot(&self) -> Option<usize> {
+        self.only.checked_sub(1).map(|slot| slot as usize)
+    }
     fn is_live(&self) -> bool {
         self.state.load(Ordering::Relaxed) == QUEUED
     }
@@ -220,6 +225,7 @@ pub(super) struct NewCore {
     pub(super) submitted_ns: u64,
     pub(super) timeout: Option<Duration>,
     pub(super) alone: bool,
+    pub(super) worker: Option<usize>,
     pub(super) retries: u32,
 }
 
@@ -254,6 +260,7 @@ impl Core {
             submitted_ns: new.submitted_ns,
             timeout: new.timeout,
             alone: new.alone,
+            only: new.worker.map_or(0, |slot| slot as u32 + 1),
             runs: (new.retries > 0)
                 .then(|| Box::new(Runs { max: new.retries.saturating_add(1), lost: AtomicU32::new(0), started_ns: AtomicU64::new(0) })),
             pool,
@@ -272,6 +279,11 @@ impl Core {
         self.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
         unsafe { (*self.work.get()).take() }
+    }
+
+    /// Its worker has it for itself: another one may not run it.
+    pub(super) fn is_bound(&self) -> bool {
+        self.key.is_some() || self.only != 0
     }
 
     /// Counts a run whose worker was lost. True if there may be one more.

@@ -298,6 +298,7 @@ impl ThreadPool {
                 submitted_ns: now,
                 timeout: options.timeout,
                 alone,
+                worker: options.worker,
                 retries: options.retries,
             },
         );
@@ -376,6 +377,7 @@ impl ThreadPool {
                     submitted_ns: now,
                     timeout: options.timeout,
                     alone: options.is_alone(),
+                    worker: options.worker,
                     retries: options.retries,
                 };
                 Task(Core::new(inner.clone(), new))
@@ -402,8 +404,17 @@ impl ThreadPool {
             inner.metrics.add(Counter::Submitted, work.len() as u64);
             let _ = inner.injector.push_all(work.into_iter().zip(tags).map(|(work, tag)| {
                 let deliver = Deliver::Queue(queue.clone(), *tag);
-                let new =
-                    NewCore { work: work.0, deliver, priority: 0, key: None, submitted_ns: now, timeout: None, alone: false, retries: 0 };
+                let new = NewCore {
+                    work: work.0,
+                    deliver,
+                    priority: 0,
+                    key: None,
+                    submitted_ns: now,
+                    timeout: None,
+                    alone: false,
+                    worker: None,
+                    retries: 0,
+                };
                 Core::new(inner.clone(), new)
             }));
             inner.after_push();
@@ -442,6 +453,13 @@ impl ThreadPool {
     #[must_use]
     pub fn stats_with(&self, other: &ThreadPool) -> PoolStats {
         PoolStats::of_both(self.inner(), other.inner())
+    }
+
+    /// The places of the workers that there are now, those that start among them, in order: for [`SubmitOptions::worker`].
+    #[must_use]
+    pub fn live_workers(&self) -> Vec<usize> {
+        let state = lock(&self.inner().state);
+        (0..state.alive.len()).filter(|slot| state.alive[*slot]).collect()
     }
 
     /// The most workers it may have now.

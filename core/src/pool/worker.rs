@@ -315,8 +315,8 @@ impl Worker {
             let mut stolen = {
                 let mut local = lock(&victim.local);
                 let keep = local.batch.len() / 2;
-                // Tasks with a key stay with their worker.
-                let from = (keep..local.batch.len()).find(|i| local.batch.range(*i..).all(|c| c.key.is_none()));
+                // Tasks with a key, and those of one worker, stay.
+                let from = (keep..local.batch.len()).find(|i| !local.batch.range(*i..).any(|c| c.is_bound()));
                 let stolen = from.map(|i| local.batch.split_off(i)).unwrap_or_default();
                 victim.batch_len.store(local.batch.len(), Ordering::SeqCst);
                 stolen
