@@ -190,6 +190,14 @@ export interface WorkerMapOptions extends WorkerRunOptions {
   ordered?: boolean | undefined
 }
 
+/** How `stream` of a WorkerPool runs its call. */
+export interface WorkerStreamOptions extends Omit<WorkerRunOptions, 'retries'> {
+  /** The export to call; default: the default export. */
+  name?: string | undefined
+  /** Most values that are made before they are taken, from 1. Default 16. */
+  window?: number | undefined
+}
+
 /** How a WorkerPool is made; `WorkerRunOptions` among them become the defaults of its calls. */
 export interface WorkerPoolOptions extends WorkerRunOptions {
   /** Most workers, 1 to 1024. Default: usable cores (affinity and cgroup quota). */
@@ -266,6 +274,11 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
    * under way and closes the iterator of `items`. It waits beyond a full queue instead of being refused.
    */
   map(items: Iterable<any> | AsyncIterable<any>, options?: WorkerMapOptions | null): AsyncGenerator<any, void, void>
+  /**
+   * Values of a generator, async or not, that the default export, or `name`, gives for `task`. It begins with the first value that is asked for; leaving the
+   * loop runs the generator's `finally`. `timeout` counts from start to the end of the generator, with the time that the values wait.
+   */
+  stream(task?: any, options?: WorkerStreamOptions | null): AsyncGenerator<any, void, void>
   /**
    * Calls the default export, or `name`, once on each worker that there is now, those that start among them; results in the order of their places.
    * No worker, no results. The first error rejects it, and the other calls go on; nothing can be moved, and there is no `key`.

@@ -4,16 +4,20 @@
 /** Items that are under way or wait to be taken, as long as nothing else is said. */
 const WINDOW = 256
 
-/** Something that one side waits for and the other rings. */
+/** Something that one side waits for and the other rings, at once if that was since the last wait. */
 function bell() {
   let ring = null
+  let rung = false
   return {
     wait: () =>
       new Promise((resolve) => {
-        ring = resolve
+        if (rung) resolve()
+        else ring = resolve
+        rung = false
       }),
     ring() {
-      ring?.()
+      if (ring === null) rung = true
+      else ring()
       ring = null
     },
   }
@@ -97,4 +101,4 @@ async function* mapping(call, items, window, ordered, end) {
   }
 }
 
-module.exports = { mapping, WINDOW }
+module.exports = { mapping, bell, WINDOW }

@@ -11,6 +11,7 @@ const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { newNote, onNote, report } = require('./completion.cjs')
 const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const { sending, unwrap } = require('./stream.cjs')
 const inline = require('./inline.cjs')
 const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
@@ -21,6 +22,7 @@ const BEGUN = 1
 const BIG = 2
 const SPREAD = 4
 const FETCH = 8
+const STREAM = 16
 // What an exchange returns in place of a number of tasks.
 const LEAVE = -2
 /** 32-bit words per task. */
@@ -252,6 +254,18 @@ function call(index, number, flags, value, started) {
   finish(index, false, result, now() - started)
 }
 
+/** A task whose values go one by one, by a port of its own. */
+function send(index, number, message, started) {
+  const task = tasks.storage === null ? null : new tasks.Task(board, index, CANCELLED, LATE, context)
+  const run = task === null ? (f) => f() : (f) => tasks.run(task, f, [])
+  const isStopped = () => Atomics.load(board, index) !== CLAIMED
+  running++
+  sending(message, () => functionOf(number)(unwrap(message.task)), run, isStopped).then(
+    (sent) => settled(index, false, sent, started, task),
+    (error) => settled(index, true, error, started, task),
+  )
+}
+
 function settled(index, failed, value, started, task) {
   running--
   task?.end()
@@ -381,7 +395,8 @@ port.on('message', (message) => {
     try {
       value = threads.receiveMessageOnPort(message.port).message
       message.port.close()
-      call(message.index, number, flags, value, started)
+      if ((flags & STREAM) !== 0) send(message.index, number, value, started)
+      else call(message.index, number, flags, value, started)
     } catch (error) {
       finish(message.index, true, error, now() - started)
     }

@@ -29,6 +29,7 @@ const { runOptions, closeGrace, resize } = require('./options.cjs')
 const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { INLINE, sourceOf } = require('./inline.cjs')
+const stream = require('./stream.cjs')
 const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -58,6 +59,7 @@ const START = 0
 // Flags of a task; the same numbers as in src/worker.rs and lib/run.cjs.
 const SPREAD = 4
 const FETCH = 8
+const STREAM = 16
 
 /** With so many in flight, submits are collected: the workers have enough to do until they come. */
 const COLLECT_FROM = 64
@@ -726,6 +728,23 @@ class WorkerPool extends EventEmitter {
     } catch (error) {
       return Promise.reject(error)
     }
+  }
+
+  stream(task, options) {
+    const { run, number, rest } = this.#many(options, ['window', 'retries'])
+    if (run === null) throw number
+    const { window = stream.WINDOW, retries = 0 } = rest
+    if (!(Number.isInteger(window) && window >= 1)) {
+      throw fail('Invalid', 'option is out of range', { option: 'window', value: String(window), min: 1 })
+    }
+    // Those of the pool are meant for other calls.
+    if (retries !== 0)
+      throw fail('Invalid', 'a stream cannot be run again: some of it was taken', { option: 'retries', value: String(retries) })
+    const start = (channel, ports) => {
+      const message = { ...channel, task: stream.wrap(task) }
+      return submit(this.#shared, number, STREAM, message, { ...run, retries: 0, transferList: [...ports, ...(movedIn(task) ?? [])] })
+    }
+    return stream.reading(start, window)
   }
 
   map(items, options) {

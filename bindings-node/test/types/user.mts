@@ -133,9 +133,12 @@ exactly<number>()(await typed.call((a: number, b: number) => a + b, 1, 2))
 exactly<string>()(await typed.call(async () => 'x'))
 // @ts-expect-error an argument of another type
 await typed.call((a: number) => a, 'one')
-const by_all: any[] = await typed.broadcast(1, { name: 'add', timeout: 5 })
+const by_all: unknown[] = await typed.broadcast(1, { name: 'add', timeout: 5 })
 // @ts-expect-error calls of every worker have no key
 await typed.broadcast(1, { key: 'k' })
+for await (const value of typed.stream(1, { name: 'add', window: 4, timeout: 5 })) console.log(value)
+// @ts-expect-error part of a stream was taken
+typed.stream(1, { retries: 1 })
 const untyped = new WorkerPool('w.cjs')
 const by_any: string = await untyped.exports.anything(1, 'two')
 untyped.on('workerExit', ({ exitCode }) => exactly<number>()(exitCode))

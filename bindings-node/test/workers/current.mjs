@@ -60,3 +60,17 @@ export function tellLate() {
   return 'told'
 }
 export const tellFunction = () => currentTask().progress({ f() {} })
+export async function* tellEach(n) {
+  const task = currentTask()
+  for (let i = 1; i <= n; i++) {
+    task.progress(i)
+    await sleep(1)
+    yield currentTask() === task
+  }
+}
+export async function* yieldUntilAborted() {
+  const { signal } = currentTask()
+  yield 1
+  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  reasons.push(signal.reason.code)
+}

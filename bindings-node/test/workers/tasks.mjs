@@ -119,3 +119,67 @@ export function exitFirst({ count, exits, value, log: entry }) {
   return value
 }
 export const bump = (shared) => Atomics.add(new Int32Array(shared), 0, 1)
+
+/** What `numbers` and its like have made, and how many have ended. */
+export function* numbers({ n, made, ended, fail: at }) {
+  try {
+    for (let i = 0; i < n; i++) {
+      if (i === at) throw Object.assign(new RangeError(`at ${i}`), { code: 'E_AT' })
+      if (made) Atomics.add(made, 0, 1)
+      yield i
+    }
+  } finally {
+    if (ended) Atomics.add(ended, 0, 1)
+  }
+}
+export async function* numbersLater({ n, made, ended, fail: at, ms = 0 }) {
+  try {
+    for (let i = 0; i < n; i++) {
+      await sleep(ms)
+      if (i === at) throw Object.assign(new RangeError(`at ${i}`), { code: 'E_AT' })
+      if (made) Atomics.add(made, 0, 1)
+      yield i
+    }
+  } finally {
+    await sleep(1)
+    if (ended) Atomics.add(ended, 0, 1)
+  }
+}
+export function* yieldAll(values) {
+  yield* values
+}
+export function* yieldOdd() {
+  yield new Map([['k', 1n]])
+  yield new SharedArrayBuffer(8)
+  yield move(new Uint8Array([1, 2]))
+  yield new Uint8Array(100_000).fill(3)
+  yield Object.assign(new Error('kept whole'), { code: 'E_KEPT' })
+  yield Promise.resolve('settled')
+}
+export function* yieldFunction(ended) {
+  try {
+    yield 1
+    yield () => {}
+  } finally {
+    Atomics.add(ended, 0, 1)
+  }
+}
+export function* exitAt(n) {
+  for (let i = 0; ; i++) {
+    if (i === n) process.exit(9)
+    yield i
+  }
+}
+export function* throwAtEnd() {
+  try {
+    yield 1
+    yield 2
+  } finally {
+    // biome-ignore lint/correctness/noUnsafeFinally: what a clean-up that goes wrong does
+    throw new TypeError('from finally')
+  }
+}
+export function* spinAfter(n) {
+  for (let i = 0; i < n; i++) yield i
+  for (;;);
+}

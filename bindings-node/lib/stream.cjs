@@ -1,0 +1,203 @@
+'use strict'
+// `stream` of a WorkerPool: values of a generator of a worker file, as they are taken.
+//
+//   caller: reading ──── a task, as any other call ────► worker: sending ── next() ──► the generator
+//      ▲   └──────────── { more: n } | { stop } ───────────────► │
+//      └──── { bytes } | { value } … { end, failed } ────────────┘         a port of their own
+//
+// A value is sent before the next one is made, which may take any time.
+//
+// The task ends with the generator: deadlines, the signal and the loss of the worker are those of the task. The port has the order: what came
+// before an error of the generator is taken before it. Such an error goes by the port, and the task fails with null in its place.
+
+const { MessageChannel } = require('node:worker_threads')
+const { setImmediate, now } = require('./clock.cjs')
+const { fail, typeName } = require('./error.cjs')
+const { bell } = require('./mapping.cjs')
+const { movedIn } = require('./move.cjs')
+const { encode, written, shrink, decode, unserializable } = require('./codec.cjs')
+
+/** Values that are made ahead of whoever takes them, as long as nothing else is said. */
+const WINDOW = 16
+/** Longest time in ms without a turn of the worker's loop, as far as the generator allows. */
+const TURN = 1
+
+const copyOf = (last) => Uint8Array.prototype.slice.call(written(), 0, last)
+const bufferOf = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+
+/** A value as it travels: bytes of the codec, or itself where only a message can carry it. */
+function wrap(value) {
+  const last = encode(value, 0)
+  const wrapped = last === false ? { value } : { bytes: copyOf(last) }
+  shrink()
+  return wrapped
+}
+const unwrap = ({ bytes, value }) => (bytes === undefined ? value : decode(bufferOf(bytes), 0))
+
+/** Values of the generator that `start(message, ports)` calls; at most `window` of them are made ahead. */
+async function* reading(start, window) {
+  const { port1: port, port2 } = new MessageChannel()
+  const line = []
+  const came = bell()
+  let end = null
+  let closed = false
+  let outcome = null
+  let taken = 0
+  port.on('message', (message) => {
+    if (message.end) end = message
+    else line.push(message)
+    came.ring()
+  })
+  port.on('close', () => {
+    closed = true
+    came.ring()
+  })
+  const settled = start({ port: port2, window }, [port2]).then(
+    () => {
+      outcome = { failed: false }
+      came.ring()
+    },
+    (error) => {
+      outcome = { failed: true, error }
+      came.ring()
+    },
+  )
+
+  /** Whether it is over; throws what ended it. */
+  const isOver = async () => {
+    if (end === null) {
+      if (outcome === null) return false
+      // What a lost worker sent before is still on its way, and so is the end of one that is done.
+      const more = !outcome.failed || outcome.error === null || outcome.error.code === 'ERR_OFFLOOP_WORKER_LOST'
+      if (more && !closed) return false
+    }
+    await settled
+    if (outcome.failed && outcome.error !== null) throw outcome.error
+    if (end === null) throw fail('WorkerLost', 'the worker ended before its stream did')
+    if (end.failed) throw unwrap(end)
+    return true
+  }
+
+  try {
+    for (;;) {
+      if (line.length > 0) {
+        const value = unwrap(line.shift())
+        if (++taken * 2 >= window) {
+          port.postMessage({ more: taken })
+          taken = 0
+        }
+        yield value
+      } else if (await isOver()) return
+      else if (line.length === 0) await came.wait()
+    }
+  } finally {
+    // Left early: the generator's own `finally` has run before this goes on, and what that throws is thrown here.
+    if (end === null && outcome === null) {
+      port.postMessage({ stop: true })
+      try {
+        while (!(await isOver())) await came.wait()
+      } finally {
+        port.close()
+      }
+    } else port.close()
+  }
+}
+
+/**
+ * Sends what the generator that `make()` gives yields, until it ends or `isStopped()`. `run(f)` calls code of the user. Resolves to how many that
+ * were; rejects with null when the error is on its way by the port.
+ */
+async function sending({ port, window }, make, run, isStopped) {
+  const told = bell()
+  let credit = window
+  let stop = false
+  let sent = 0
+  port.on('message', ({ more, stop: stops }) => {
+    if (stops) stop = true
+    else credit += more
+    told.ring()
+  })
+  port.on('close', () => {
+    stop = true
+    told.ring()
+  })
+
+  const add = (value) => {
+    credit--
+    sent++
+    const list = movedIn(value)
+    try {
+      port.postMessage(list === null ? wrap(value) : { value }, list ?? [])
+    } catch (error) {
+      throw unserializable('yielded value', value, error)
+    }
+  }
+
+  let failed = false
+  let error
+  let iterator = null
+  try {
+    let made = run(make)
+    if (typeof made?.then === 'function') made = await made
+    iterator = run(() => made?.[Symbol.asyncIterator]?.() ?? made?.[Symbol.iterator]?.() ?? null)
+    if (iterator === null) throw fail('Invalid', 'function of a stream gave nothing to iterate over', { got: typeName(made) })
+    let since = now()
+    while (!stop && !isStopped()) {
+      if (credit === 0) {
+        await told.wait()
+        since = now()
+        continue
+      }
+      let next
+      try {
+        next = run(() => iterator.next())
+        if (typeof next?.then === 'function') {
+          next = await next
+          since = now()
+        }
+      } catch (thrown) {
+        // It is over by itself.
+        iterator = null
+        throw thrown
+      }
+      if (next.done) {
+        iterator = null
+        break
+      }
+      add(typeof next.value?.then === 'function' ? await next.value : next.value)
+      if (now() - since > TURN) {
+        await new Promise(setImmediate)
+        since = now()
+      }
+    }
+  } catch (thrown) {
+    failed = true
+    error = thrown
+  }
+  try {
+    if (iterator !== null) await run(() => iterator.return?.())
+  } catch (thrown) {
+    // The first error is the one that is told.
+    if (!failed) error = thrown
+    failed = true
+  }
+  // One that was cancelled has its outcome already.
+  if (!isStopped()) port.postMessage({ end: true, failed, ...(failed ? wrapError(error) : {}) })
+  port.close()
+  if (failed) throw null
+  return sent
+}
+
+function wrapError(error) {
+  try {
+    const wrapped = wrap(error)
+    if (wrapped.bytes !== undefined) return wrapped
+    structuredClone(error)
+    return wrapped
+  } catch {
+    // Told by its text.
+    return wrap(new Error(String(error?.message ?? typeName(error))))
+  }
+}
+
+module.exports = { reading, sending, wrap, unwrap, WINDOW }
