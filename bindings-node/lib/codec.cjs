@@ -10,6 +10,7 @@
 const v8 = require('node:v8')
 const { isNativeError, isUint8Array, isSharedArrayBuffer } = require('node:util').types
 const { OffloopError, fail, typeName } = require('./error.cjs')
+const { TransferBuffer } = require('./buffer.cjs')
 
 const UNDEFINED = 0
 const NULL = 1
@@ -30,6 +31,8 @@ const WITH_ERRORS = 13
 const BESIDE = 14
 /** What follows is the error of a task, not its result. */
 const FAILED = 15
+/** A TransferBuffer, by its number among those that travel along. */
+const BUFFER = 16
 
 /** Deeper values go to the serializer, which has the limit of the runtime. */
 const MAX_DEPTH = 64
@@ -54,6 +57,8 @@ let grows = true
 const few = new Array(FEW).fill(null)
 let seen = 0
 let many = null
+/** TransferBuffers of the value that was written last, or null. */
+let moving = null
 
 function reserve(n) {
   if (pos + n <= end) return
@@ -211,9 +216,36 @@ function writeObject(value, depth) {
     writeUint32(length)
     out.set(value, pos)
     pos += length
+  } else if (value instanceof TransferBuffer) {
+    moving ??= []
+    reserve(5)
+    out[pos++] = BUFFER
+    writeUint32(moving.push(value) - 1)
   } else {
     throw NOT_PLAIN
   }
+}
+
+/** The TransferBuffers of the value that was written last, which move with it; null without any. */
+function takeMoving() {
+  const buffers = moving
+  moving = null
+  return buffers
+}
+
+/** Where a TransferBuffer cannot be. */
+const notHere = () =>
+  fail('Unserializable', 'a TransferBuffer moves once, in plain data: arguments, results, and plain objects and arrays in them')
+
+/** Throws if there is a TransferBuffer in `value`, which is not written here. */
+function refuseBuffers(value, visited = new Set()) {
+  if (typeof value !== 'object' || value === null || visited.has(value)) return
+  visited.add(value)
+  if (value instanceof TransferBuffer) throw notHere()
+  if (ArrayBuffer.isView(value)) return
+  if (value instanceof Map) for (const pair of value) refuseBuffers(pair, visited)
+  else if (value instanceof Set) for (const item of value) refuseBuffers(item, visited)
+  else for (const key of Object.keys(value)) refuseBuffers(value[key], visited)
 }
 
 /** Arguments of a call: a new array without holes, which nothing in it can be. */
@@ -229,6 +261,7 @@ function writeArgs(args) {
 function survey(value, errors, visited = new Set()) {
   if (typeof value !== 'object' || value === null || visited.has(value)) return true
   visited.add(value)
+  if (value instanceof TransferBuffer) throw notHere()
   if (ArrayBuffer.isView(value)) return !isSharedArrayBuffer(value.buffer)
   const all = (items) => {
     for (const item of items) if (!survey(item, errors, visited)) return false
@@ -288,6 +321,7 @@ function writeAny(value, areArgs) {
     if (areArgs) writeArgs(value)
     else write(value, 0)
   } catch (error) {
+    moving = null
     if (error !== NOT_PLAIN) throw error
     pos = start
     writeCloned(value)
@@ -344,6 +378,7 @@ function shrink() {
 
 let from = own
 let at = 0
+let received = null
 
 function readUint32() {
   const n = from[at] | (from[at + 1] << 8) | (from[at + 2] << 16) | (from[at + 3] << 24)
@@ -426,6 +461,8 @@ function read() {
       }
       return object
     }
+    case BUFFER:
+      return received[readUint32()]
     case CLONED:
     case WITH_ERRORS: {
       const length = readUint32()
@@ -466,12 +503,14 @@ function hide(object, name, value) {
   Object.defineProperty(object, name, { value, writable: true, configurable: true })
 }
 
-/** The value at `offset` of `bytes`, a Buffer. */
-function decode(bytes, offset) {
+/** The value at `offset` of `bytes`, a Buffer; `buffers` are the TransferBuffers that came along. */
+function decode(bytes, offset, buffers = null) {
   from = bytes
   at = offset
+  received = buffers
   const value = read()
   from = own
+  received = null
   return value
 }
 
@@ -482,6 +521,7 @@ function findUnclonable(value, path = '', visited = new Set()) {
   if (typeof value === 'function' || typeof value === 'symbol') return path
   if (typeof value !== 'object' || value === null || visited.has(value)) return null
   visited.add(value)
+  if (value instanceof TransferBuffer) return path
   const inside = (item, name) => findUnclonable(item, path + name, visited)
   if (Array.isArray(value)) {
     for (let i = 0; i < value.length; i++) {
@@ -532,4 +572,4 @@ function unserializable(what, value, cause) {
   return error
 }
 
-module.exports = { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED }
+module.exports = { encode, encodeInto, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED }

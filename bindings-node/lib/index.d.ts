@@ -257,7 +257,7 @@ export interface WorkerPoolEvents {
 
 /**
  * Functions of a JavaScript file on `worker_threads`. Values arrive as `structuredClone` gives them, Errors whole; a byte array brings an
- * ArrayBuffer of its own. A worker keeps its event loop: timers run in an idle one, and functions may be async.
+ * ArrayBuffer of its own; a TransferBuffer in plain data moves. A worker keeps its event loop: timers run in an idle one, and functions may be async.
  */
 export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implements PoolBase {
   /** `filename` is a path, from the working directory, or a URL; ESM or CommonJS. A file that is not there is `ERR_OFFLOOP_NOT_FOUND`. */

@@ -3,6 +3,7 @@
 
 const { isAnyArrayBuffer } = require('node:util').types
 const { fail, typeName } = require('./error.cjs')
+const { TransferBuffer } = require('./buffer.cjs')
 
 /** What goes along with a marked object. */
 const lists = new WeakMap()
@@ -14,6 +15,8 @@ function move(value, list) {
     throw fail('Invalid', 'what is moved is no object', { got: typeName(value) })
   }
   if (list !== undefined && !Array.isArray(list)) throw fail('Invalid', 'list of what is moved is not an array', { got: typeName(list) })
+  // It always moves.
+  if (value instanceof TransferBuffer && list === undefined) return value
   used = true
   lists.set(value, list ?? [ArrayBuffer.isView(value) ? value.buffer : value])
   return value

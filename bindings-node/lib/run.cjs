@@ -10,9 +10,10 @@ const { setImmediate, setTimeout, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { newNote, onNote, report } = require('./completion.cjs')
-const { encode, encodeInto, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const { encode, encodeInto, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 const { sending, unwrap } = require('./stream.cjs')
 const inline = require('./inline.cjs')
+const { beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
 
@@ -23,6 +24,7 @@ const BIG = 2
 const SPREAD = 4
 const FETCH = 8
 const STREAM = 16
+const BUFFERS = 32
 // What an exchange returns in place of a number of tasks.
 const LEAVE = -2
 /** 32-bit words per task. */
@@ -96,8 +98,10 @@ function finish(index, failed, value, took) {
     } catch (error) {
       return finish(index, true, unserializable('result', value, error), took)
     }
+    if (last !== false && takeMoving() !== null) return finishMoving(index, value, took)
     if (last === false) {
       try {
+        refuseBuffers(value)
         last = postResult(value, list)
       } catch (error) {
         return finish(index, true, unserializable('result', value, error), took)
@@ -184,9 +188,25 @@ function finishLarge(index, failed, value, took) {
     written()[0] = FAILED
   } else {
     last = encode(value, 0)
+    if (takeMoving() !== null) return finishMoving(index, value, took)
   }
   native.workerFinish(seat, index, failed, took * 1e6, written().subarray(0, last))
   shrink()
+}
+
+/** A result with TransferBuffers, which move with it. */
+function finishMoving(index, value, took) {
+  const last = encode(value, 0)
+  const buffers = takeMoving()
+  try {
+    native.workerFinish(seat, index, false, took * 1e6, written().subarray(0, last), buffers.map(beginMove))
+  } catch (error) {
+    // One of them was detached before: nothing has moved.
+    return finish(index, true, unserializable('result', value, error), took)
+  } finally {
+    shrink()
+  }
+  buffers.forEach(endMove)
 }
 
 /** Runs what is in the inbox until it is empty, all places are taken, or the loop should turn. */
@@ -212,15 +232,17 @@ function step() {
   }
 }
 
+const buffersOf = (index, flags) => ((flags & BUFFERS) === 0 ? null : native.workerBuffers(seat, index))
+
 function begin(index, number, flags, at, started) {
   let value
   try {
     if ((flags & BIG) !== 0) {
       const bytes = big[records[at + 3]]
       big[records[at + 3]] = undefined
-      value = decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0)
+      value = decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0, buffersOf(index, flags))
     } else {
-      value = decode(inbox, records[at + 3])
+      value = decode(inbox, records[at + 3], buffersOf(index, flags))
     }
   } catch (error) {
     const refused = fail('Unserializable', 'argument cannot be read', { why: error.message })
@@ -348,7 +370,7 @@ function wake() {
 
 function tellProgress(index, value) {
   const last = encode(value, 0)
-  if (last === false) throw unserializable('progress', value)
+  if (last === false || takeMoving() !== null) throw unserializable('progress', value)
   native.workerProgress(seat, index, written().subarray(0, last))
   shrink()
 }

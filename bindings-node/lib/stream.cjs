@@ -15,7 +15,7 @@ const { setImmediate, now } = require('./clock.cjs')
 const { fail, typeName } = require('./error.cjs')
 const { bell } = require('./mapping.cjs')
 const { movedIn } = require('./move.cjs')
-const { encode, written, shrink, decode, unserializable } = require('./codec.cjs')
+const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable } = require('./codec.cjs')
 
 /** Values that are made ahead of whoever takes them, as long as nothing else is said. */
 const WINDOW = 16
@@ -28,6 +28,7 @@ const bufferOf = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.by
 /** A value as it travels: bytes of the codec, or itself where only a message can carry it. */
 function wrap(value) {
   const last = encode(value, 0)
+  if (last === false || takeMoving() !== null) refuseBuffers(value)
   const wrapped = last === false ? { value } : { bytes: copyOf(last) }
   shrink()
   return wrapped

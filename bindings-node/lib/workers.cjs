@@ -26,11 +26,12 @@ const {
   inFlight,
 } = require('./completion.cjs')
 const { runOptions, closeGrace, resize } = require('./options.cjs')
+const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { INLINE, sourceOf } = require('./inline.cjs')
 const stream = require('./stream.cjs')
-const { encode, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 
 const MADE_HERE = Symbol('made here')
 /** Of a WorkerPool: has a function called with each `Worker` that is started. For the rest of this package, whichever module loaded this one first. */
@@ -60,6 +61,7 @@ const START = 0
 const SPREAD = 4
 const FETCH = 8
 const STREAM = 16
+const BUFFERS = 32
 
 /** With so many in flight, submits are collected: the workers have enough to do until they come. */
 const COLLECT_FROM = 64
@@ -139,7 +141,7 @@ function submitPlain(pool, number, flags, value) {
     const list = movedIn(value)
     if (list !== null) return submit(pool, number, flags, value, { transferList: list })
     last = writeValue(value, collectedBytes, flags)
-    if (last === false) return submit(pool, number, flags, value, {})
+    if (last === false || takeMoving() !== null) return submit(pool, number, flags, value, {})
   } catch (error) {
     return Promise.reject(error)
   }
@@ -196,10 +198,16 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
     flush()
     let beside = 0
     let bytes
-    const list = run.transferList ?? movedIn(value)
+    const list = listOf(run.transferList) ?? movedIn(value)
     if (list !== null && list.length > 0) checkMoved(run)
     const last = list === null ? writeValue(value, 0, flags) : false
+    const buffers = last === false ? null : takeMoving()
+    if (buffers !== null) {
+      checkMoved(run)
+      flags |= BUFFERS
+    }
     if (last === false) {
+      refuseBuffers(value)
       beside = keepBeside(run.retries > 0 ? new Kept(value) : new Moved(value, list))
       flags |= FETCH
       bytes = new Uint8Array(Uint32Array.of(beside).buffer)
@@ -219,20 +227,10 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
         listen(run.signal, extra.onAbort)
       }
       if (wait && pool.inFlight > pool.maxQueue) pool.press()
-      native.workersSubmit(
-        pool.handle,
-        number,
-        slot,
-        flags,
-        bytes,
-        run.priority,
-        run.timeout,
-        run.queueTimeout,
-        run.key,
-        wait,
-        run.retries,
-        run.worker,
-      )
+      const { priority, timeout, queueTimeout, key, retries, worker } = run
+      const handles = buffers?.map(beginMove)
+      native.workersSubmit(pool.handle, number, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, handles)
+      buffers?.forEach(endMove)
       extra.submitted = true
     } catch (error) {
       rejects[slot](error)
@@ -243,6 +241,13 @@ function submit(pool, number, flags, value, run, wait = pool.wait) {
       shrink()
     }
   })
+}
+
+/** What of a transferList only a message can move: a TransferBuffer moves by itself. */
+function listOf(transferList) {
+  if (transferList === undefined || !transferList.some((one) => one instanceof TransferBuffer)) return transferList
+  const list = transferList.filter((one) => !(one instanceof TransferBuffer))
+  return list.length > 0 ? list : undefined
 }
 
 /** What is moved is there once. */
@@ -328,12 +333,14 @@ function settle(slot, failed, bytes, offset) {
     if (error.code === 'ERR_OFFLOOP_START_FAILED' && pool.startError !== null) error.cause = pool.startError
     rejects[slot](error)
   } else {
+    let buffers = null
+    if (Array.isArray(bytes)) [bytes, ...buffers] = bytes
     const from = Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
     const tag = from[offset]
     try {
       if (tag === BESIDE) return settleBeside(slot, from, offset + 1)
       if (tag === FAILED) rejects[slot](decode(from, offset + 1))
-      else resolves[slot](decode(from, offset))
+      else resolves[slot](decode(from, offset, buffers))
     } catch (error) {
       rejects[slot](error)
     }
@@ -740,7 +747,7 @@ class WorkerPool extends EventEmitter {
     // Those of the pool are meant for other calls.
     if (retries !== 0)
       throw fail('Invalid', 'a stream cannot be run again: some of it was taken', { option: 'retries', value: String(retries) })
-    const start = (channel, ports) => {
+    const start = async (channel, ports) => {
       const message = { ...channel, task: stream.wrap(task) }
       return submit(this.#shared, number, STREAM, message, { ...run, retries: 0, transferList: [...ports, ...(movedIn(task) ?? [])] })
     }

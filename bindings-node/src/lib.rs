@@ -70,6 +70,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"workerExport", worker::export_name),
     (c"workerExchange", worker::exchange),
     (c"workerFinish", worker::finish),
+    (c"workerBuffers", worker::buffers),
     (c"workerProgress", worker::progress),
     (c"workerRetire", worker::retire),
     (c"stage", buffer::stage),

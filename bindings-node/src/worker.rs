@@ -10,12 +10,15 @@
 //! A [`Seat`] is a worker's place in this process: made by the core's wish, taken by the thread that main starts, and emptied by
 //! whoever learns first that the thread has ended: main by its `exit` event, or nobody but the end of the process.
 
-use crate::buffer::{self, Handle};
+use crate::buffer::{self, Handle, Owned};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::pool::{bad, count, deliver_options, duration, shown};
 use crate::state::Wake;
-use offloop::pool::{AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitOptions, Taken, Work, word};
-use offloop::{Error, ErrorKind, ThreadPool, Value};
+use crate::value;
+use offloop::pool::{
+    AHEAD, Deliver, Given, LoopHost, LoopOptions, LoopWorker, MAX_DURATION, SubmitError, SubmitOptions, Taken, Work, word,
+};
+use offloop::{Error, ErrorKind, ThreadPool, TransferBuffer, Value};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,6 +42,8 @@ struct Payload {
     /// What lib/workers.cjs says of the bytes to lib/run.cjs.
     flags: u32,
     bytes: Box<[u8]>,
+    /// Buffers that the call moves, until the worker that runs it takes them.
+    buffers: Mutex<Vec<TransferBuffer>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -224,7 +229,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
         let word = |i: usize| u32::from_ne_bytes(record[i * 4..i * 4 + 4].try_into().expect("four bytes"));
         let (at, len) = (word(3) as usize, word(4) as usize);
         let bytes = bytes.get(at..at + len).ok_or_else(|| Error::invalid("collected task is outside its memory"))?;
-        work.push(Work::hosted(Box::new(Payload { export: word(0), flags: word(2), bytes: bytes.into() })));
+        work.push(Work::hosted(Box::new(Payload { export: word(0), flags: word(2), bytes: bytes.into(), buffers: Mutex::default() })));
         tags.push(LANE | u64::from(word(1)));
     }
     if let Err(e) = pool.submit_each(work, &tags, &call.state.queue) {
@@ -237,7 +242,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker)`: one task with options;
+/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, buffers)`: one task with options;
 /// `workersCancel(slot)` knows it until `workersForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
@@ -250,9 +255,49 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
         ..deliver_options(env, &[call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)])?
     };
     let bytes = buffer::copy(env, call.arg(4))?.into_boxed_slice();
-    let task = pool.submit(Work::hosted(Box::new(Payload { export, flags, bytes })), options).map_err(|e| e.error)?;
+    let (owners, buffers) = take_buffers(call, call.arg(12))?;
+    let payload = Payload { export, flags, bytes, buffers: Mutex::new(buffers) };
+    let task = match pool.submit(Work::hosted(Box::new(payload)), options) {
+        Ok(task) => task,
+        Err(SubmitError { error, work }) => {
+            let payload = work.into_iter().next().and_then(Work::into_payload).and_then(|p| p.downcast::<Payload>().ok());
+            if let Some(payload) = payload {
+                give_buffers_back(&owners, std::mem::take(&mut *lock(&payload.buffers)));
+            }
+            return Err(error.into());
+        }
+    };
+    owners.iter().for_each(|owner| owner.let_go(env));
     call.state.calls.borrow_mut().insert(slot, task);
     Ok(env.undefined())
+}
+
+/// The buffers behind an array of handles, which are detached from now on. One that is detached or there twice is an error, and all stay.
+fn take_buffers<'a>(call: &'a Call<'_>, given: Raw) -> JsResult<(Vec<&'a Owned>, Vec<TransferBuffer>)> {
+    let (mut owners, mut buffers) = (Vec::new(), Vec::new());
+    if call.env.is_nullish(given) {
+        return Ok((owners, buffers));
+    }
+    for i in 0..call.env.len(given)? {
+        let owner = buffer::owned(call, call.env.at(given, i)?)?;
+        let Some(cell) = owner.buffer() else { return Err(Error::invalid("handle is no buffer").into()) };
+        let taken = std::mem::take(&mut *cell.borrow_mut());
+        if taken.is_detached() {
+            give_buffers_back(&owners, buffers);
+            return Err(Error::new(ErrorKind::Detached, "buffer was transferred").with("at", i).into());
+        }
+        owners.push(owner);
+        buffers.push(taken);
+    }
+    Ok((owners, buffers))
+}
+
+fn give_buffers_back(owners: &[&Owned], buffers: Vec<TransferBuffer>) {
+    for (owner, buffer) in owners.iter().zip(buffers) {
+        if let Some(cell) = owner.buffer() {
+            *cell.borrow_mut() = buffer;
+        }
+    }
 }
 
 /// `workersLive(pool)`: the places of its workers.
@@ -416,7 +461,7 @@ pub(crate) fn exchange(call: &Call<'_>) -> JsResult<Raw> {
     let Some(worker) = worker.as_mut() else { return env.number(LEAVE) };
     let (mut n, mut used, mut bigs) = (0, AHEAD * RECORD * 4, Vec::new());
     let taken = worker.take(more, &mut |Given { index, payload, begun }| {
-        let Some(Payload { export, flags, bytes }) = payload.downcast_ref::<Payload>() else { return };
+        let Some(Payload { export, flags, bytes, .. }) = payload.downcast_ref::<Payload>() else { return };
         let mut flags = *flags | if begun { BEGUN } else { 0 };
         let (at, len) = if bytes.len() <= out.len() - used {
             out[used..used + bytes.len()].copy_from_slice(bytes);
@@ -443,14 +488,33 @@ pub(crate) fn exchange(call: &Call<'_>) -> JsResult<Raw> {
     }
 }
 
-/// `workerFinish(seat, index, failed, runNs, bytes)`: a result that the board has no room for.
+/// `workerBuffers(seat, index)`: the buffers that a task brings, for the thread that runs it; once.
+pub(crate) fn buffers(call: &Call<'_>) -> JsResult<Raw> {
+    let index = call.env.u32(call.arg(1))? as usize;
+    let take = |payload: &(dyn std::any::Any + Send)| {
+        let payload = payload.downcast_ref::<Payload>();
+        payload.map(|payload| std::mem::take(&mut *lock(&payload.buffers))).unwrap_or_default()
+    };
+    let taken = lock(&seat_of(call)?.worker).as_ref().and_then(|worker| worker.payload(index, take)).unwrap_or_default();
+    value::to_js(call.env, call.state, Value::Array(taken.into_iter().map(Value::Buffer).collect()))
+}
+
+/// `workerFinish(seat, index, failed, runNs, bytes, buffers)`: a result that the board has no room for, or that moves buffers: then it arrives
+/// as an array of its bytes and the buffers.
 pub(crate) fn finish(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let (index, failed) = (env.u32(call.arg(1))? as usize, env.bool(call.arg(2)) == Some(true));
     let run_ns = env.f64(call.arg(3)).unwrap_or(0.0) as u64;
-    let bytes = buffer::copy(env, call.arg(4))?;
+    let bytes = Value::Bytes(buffer::copy(env, call.arg(4))?.into());
+    let (owners, buffers) = take_buffers(call, call.arg(5))?;
+    let result = if buffers.is_empty() {
+        bytes
+    } else {
+        Value::Array(std::iter::once(bytes).chain(buffers.into_iter().map(Value::Buffer)).collect())
+    };
+    owners.iter().for_each(|owner| owner.let_go(env));
     if let Some(worker) = lock(&seat_of(call)?.worker).as_mut() {
-        worker.finish(index, failed, run_ns, bytes);
+        worker.finish_with(index, failed, run_ns, result);
     }
     Ok(env.undefined())
 }

@@ -377,6 +377,6 @@ test('bad options are typed errors that name them', async () => {
   }
   assert.throws(() => pool.resize({ maxWorkers: 0 }), { code: 'ERR_OFFLOOP_INVALID' })
   assert.equal((await rejection(pool.close({ grace: -1 }))).code, 'ERR_OFFLOOP_INVALID')
-  assert.match((await rejection(pool.exports.nothing())).message, /no function of this name \(name=nothing, exports=Own add count/)
+  assert.match((await rejection(pool.exports.nothing())).message, /no function of this name \(name=nothing, exports=Own add addToBuffers/)
   await pool.close()
 })

@@ -68,9 +68,10 @@ export async function* tellEach(n) {
     yield currentTask() === task
   }
 }
-export async function* yieldUntilAborted() {
+export async function* yieldUntilAborted(flags) {
   const { signal } = currentTask()
   yield 1
+  Atomics.add(new Int32Array(flags), 0, 1)
   await new Promise((resolve) => signal.addEventListener('abort', resolve))
   reasons.push(signal.reason.code)
 }

@@ -1,6 +1,7 @@
 // What the tests of WorkerPool run.
 import { setTimeout as sleep } from 'node:timers/promises'
 import threads, { threadId, workerData } from 'node:worker_threads'
+import { TransferBuffer } from '../../lib/index.mjs'
 import { move } from '../../lib/move.cjs'
 
 let ticks = 0
@@ -182,4 +183,39 @@ export function* throwAtEnd() {
 export function* spinAfter(n) {
   for (let i = 0; i < n; i++) yield i
   for (;;);
+}
+
+let lastBuffers = []
+export function addToBuffers({ all, plain }, n) {
+  let sum = 0
+  for (const buffer of all) {
+    const bytes = buffer.bytes()
+    for (let i = 0; i < bytes.length; i++) {
+      sum += bytes[i]
+      bytes[i] += n
+    }
+  }
+  lastBuffers = all
+  return { all, sum, kept: plain }
+}
+export const lastBufferLengths = () => lastBuffers.map((buffer) => buffer.byteLength)
+export { lastBufferLengths as lastBuffers }
+export function badBuffers(how) {
+  const buffer = TransferBuffer.alloc(1)
+  if (how === 'twice') return [buffer, buffer]
+  if (how === 'inMap') return new Map([['k', buffer]])
+  if (how === 'inError') throw Object.assign(new Error('has a buffer'), { buffer })
+  buffer.transfer()
+  return { buffer }
+}
+export function exitWithBuffer(buffer) {
+  process.exit(buffer.bytes()[0])
+}
+export function spinWithBuffer(buffer) {
+  while (buffer.byteLength > 0);
+}
+/** Gives a buffer after nobody waits for it. */
+export async function lateBuffer(flags) {
+  await holdSoftly(flags)
+  return TransferBuffer.alloc(1, { shared: true })
 }

@@ -882,8 +882,19 @@ impl LoopWorker {
         given
     }
 
+    /// What was submitted with a task that was handed out, until it has ended.
+    pub fn payload<R>(&self, index: usize, look: impl FnOnce(&(dyn Any + Send)) -> R) -> Option<R> {
+        let hold = lock(&self.hand.hold);
+        hold.held.get(index)?.as_ref().map(|held| look(&*held.payload))
+    }
+
     /// Ends a task whose result the board has no room for.
     pub fn finish(&mut self, index: usize, failed: bool, run_ns: u64, result: Vec<u8>) {
+        self.finish_with(index, failed, run_ns, Value::Bytes(result.into()));
+    }
+
+    /// As [`finish`](Self::finish), with a result that is more than bytes: buffers, which are freed if nobody waits for it.
+    pub fn finish_with(&mut self, index: usize, failed: bool, run_ns: u64, result: Value) {
         let held = {
             let mut hold = lock(&self.hand.hold);
             let held = hold.held.get_mut(index).and_then(Option::take);
@@ -895,7 +906,7 @@ impl LoopWorker {
         };
         if let Some(held) = held {
             self.worker.learn(run_ns);
-            conclude(&self.worker.pool, &self.worker.writer, vec![Ended { held, failed, run_ns, result: Ok(Value::Bytes(result.into())) }]);
+            conclude(&self.worker.pool, &self.worker.writer, vec![Ended { held, failed, run_ns, result: Ok(result) }]);
         }
     }
 
