@@ -52,6 +52,7 @@ test('a TransferBuffer moves to the worker and back, without a copy, among plain
 test('a refused call moves nothing', async (t) => {
   const pool = openWorkers(t, 'tasks.mjs', { maxWorkers: 1, maxQueue: 1 })
   const buffer = filled([1, 2, 3])
+  const bytes = new Uint8Array(3)
   const gone = filled([9])
   gone.transfer()
   const aborted = AbortSignal.abort()
@@ -61,6 +62,8 @@ test('a refused call moves nothing', async (t) => {
     [() => pool.run(new Map([['k', buffer]])), 'UNSERIALIZABLE'],
     [() => pool.run([buffer, () => {}]), 'UNSERIALIZABLE'],
     [() => pool.run([buffer, new SharedArrayBuffer(8)]), 'UNSERIALIZABLE'],
+    [() => pool.run([new Uint8Array(new SharedArrayBuffer(8)), buffer]), 'UNSERIALIZABLE'],
+    [() => pool.run([bytes, buffer], { transferList: [bytes.buffer] }), 'UNSERIALIZABLE'],
     [() => pool.run(buffer, { retries: 1 }), 'INVALID'],
     [() => pool.options({ retries: 1 }).exports.identity(buffer), 'INVALID'],
     [() => pool.run(buffer, { signal: aborted }), 'CANCELLED'],
@@ -88,7 +91,7 @@ test('a refused call moves nothing', async (t) => {
 
 test('a result that cannot move is an error of its task', async (t) => {
   const pool = openWorkers(t, 'tasks.mjs', { maxWorkers: 1 })
-  for (const how of ['twice', 'detached', 'inMap', 'inError']) {
+  for (const how of ['twice', 'detached', 'inMap', 'besideShared', 'inError']) {
     const error = await rejection(pool.exports.badBuffers(how))
     if (how === 'inError') assert.equal(error.message, 'has a buffer')
     else assert.equal(error.code, 'ERR_OFFLOOP_UNSERIALIZABLE', how)

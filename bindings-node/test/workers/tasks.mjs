@@ -203,6 +203,7 @@ export { lastBufferLengths as lastBuffers }
 export function badBuffers(how) {
   const buffer = TransferBuffer.alloc(1)
   if (how === 'twice') return [buffer, buffer]
+  if (how === 'besideShared') return [new Uint8Array(new SharedArrayBuffer(8)), buffer]
   if (how === 'inMap') return new Map([['k', buffer]])
   if (how === 'inError') throw Object.assign(new Error('has a buffer'), { buffer })
   buffer.transfer()
