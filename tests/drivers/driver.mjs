@@ -3,7 +3,7 @@ import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import * as offloop from '../../bindings-node/lib/index.mjs'
 
-const { OffloopError, ThreadPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
+const { OffloopError, ThreadPool, WorkerPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
 
 const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
 const kindOf = new Map(table.map((row) => [row.code, row.kind]))
@@ -76,8 +76,12 @@ function runOptions(args, signal) {
   if (args.queue_timeout) options.queueTimeout = Number(args.queue_timeout)
   if (args.priority) options.priority = Number(args.priority)
   if (args.key) options.key = args.key
+  if (args.retries) options.retries = Number(args.retries)
   return options
 }
+
+/** What a function of worker.mjs is given. */
+const callOf = (args, input) => ({ input, ...params(args) })
 
 /** Keeps a task's one outcome as the text of a reply. */
 function track(name, promise, abort) {
@@ -133,29 +137,38 @@ const within = (args) => (args.timeout === undefined ? undefined : { timeout: Nu
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
     if (args.max_queue) options.maxQueue = Number(args.max_queue)
     if (args.max_overdue) options.maxOverdue = Number(args.max_overdue)
     if (args.on_full) options.onFull = args.on_full
-    pools.set(args.pool, new ThreadPool(options))
+    if (args.max_tasks_per_worker) options.maxTasksPerWorker = Number(args.max_tasks_per_worker)
+    if (args.cancel_grace) options.cancelGrace = Number(args.cancel_grace)
+    pools.set(args.pool, args.worker ? new WorkerPool(new URL('worker.mjs', import.meta.url), options) : new ThreadPool(options))
   },
   'pool.submit'(args) {
     const pool = need(pools, args, 'pool')
     const abort = new AbortController()
+    if (pool instanceof WorkerPool) {
+      const call = () => pool.run(callOf(args, input(args)), { name: args.op, ...runOptions(args, abort.signal) })
+      return track(args.task, attempt(call), abort)
+    }
     track(args.task, attempt(() => pool.run(args.op, input(args), params(args), runOptions(args, abort.signal))), abort)
   },
   'pool.submit_many'(args) {
     const pool = need(pools, args, 'pool')
     const inputs = args.inputs.split(',').map((h) => Buffer.from(h, 'hex'))
-    const all = attempt(() => pool.runMany(args.op, inputs, params(args), runOptions(args)))
+    const calls = () => pool.runMany(inputs.map((input) => callOf(args, input)), { name: args.op, ...runOptions(args) })
+    const ops = () => pool.runMany(args.op, inputs, params(args), runOptions(args))
+    const all = attempt(pool instanceof WorkerPool ? calls : ops)
     args.tasks.split(',').forEach((name, i) => track(name, all.then((results) => results[i])))
   },
   'pool.stats'(args) {
     const s = need(pools, args, 'pool').stats
     const names = { queued: 'queued', running: 'running', workers: 'workers', overdue: 'overdue', submitted: 'submitted', completed: 'completed', failed: 'failed', timed_out: 'timedOut', cancelled: 'cancelled', lost: 'lost' }
+    if (s.recycled !== undefined) Object.assign(names, { retried: 'retried', recycled: 'recycled' })
     const fields = Object.entries(names).map(([shown, key]) => `${shown}=${s[key]}`)
     return [...fields, `wait_count=${s.wait.count}`, `run_count=${s.run.count}`].join(' ')
   },
