@@ -271,7 +271,7 @@ mod tests {
     }
 
     const GOLDEN_LAYOUT: u64 = 6_760_570_816_141_055_138;
-    const GOLDEN_CHECK: u64 = 0;
+    const GOLDEN_CHECK: u64 = 13_981_500_218_949_067_854;
 
     #[test]
     fn parts_do_not_overlap_and_are_aligned() {
