@@ -632,35 +632,17 @@ fn limits_of_workers_that_are_nothing_are_refused_by_name() {
 
 #[test]
 fn a_successor_whose_place_is_no_more_leaves() {
-    for closes in [false, true] {
-        let host = Arc::<Host>::default();
-        let pool = recycling(2, 4, &host);
-        let door = Arc::<Door>::default();
-        // Both places have a worker; the second one's successor is on its way.
-        let held: Vec<Task> = (0..2)
-            .map(|_| {
-                let door = door.clone();
-                submit(&pool, move || door.wait())
-            })
-            .collect();
-        door.until(2);
-        let entry = host.entry.lock().expect("lock");
-        door.open();
-        held.iter().for_each(|task| drop(task.wait(None).expect("outcome")));
-        let mut tasks = Vec::new();
-        while host.starts.load(Ordering::SeqCst) < 4 {
-            // Spent workers pass their places on to successors that are not ready; these have none to take theirs.
-            tasks.push(submit(&pool, || {}));
-            std::thread::yield_now();
-        }
-        if closes {
-            pool.close();
-        } else {
-            pool.resize(None, Some(1)).expect("resize");
-        }
-        drop(entry);
-        tasks.iter().for_each(|task| drop(task.wait(Some(Duration::from_secs(60))).expect("outcome")));
-        end(&pool, &host);
-        assert_eq!((pool.stats().workers, pool.stats().queued, pool.stats().lost), (0, 0, 0));
+    let host = Arc::<Host>::default();
+    let pool = recycling(1, 1000, &host);
+    submit(&pool, || {}).wait(None).expect("the first worker");
+    let entry = host.entry.lock().expect("lock");
+    while host.starts.load(Ordering::SeqCst) < 2 {
+        submit(&pool, || {}).wait(None).expect("outcome");
     }
+    pool.close();
+    assert!(pool.wait_closed(Some(Duration::from_secs(60))), "nobody waits for it");
+    drop(entry);
+    // Its thread ends, or this does not.
+    end(&pool, &host);
+    assert_eq!((pool.stats().workers, pool.stats().lost, pool.stats().recycled), (0, 0, 0));
 }
