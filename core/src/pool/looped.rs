@@ -197,7 +197,7 @@ pub(super) trait Shared: Send + Sync {
     fn words(&self) -> &[AtomicU32];
     /// Run time in ns and reply of a task that has ended; `Corrupt` if the reply lies where it may not.
     fn result(&self, index: usize) -> (u64, Result<Value>);
-    /// The worker has seen that this number was given, and then taken back.
+    /// The worker has seen that this number was given, and then taken back: what was given with it is free. Asked for until it is true.
     fn has_passed(&self, _index: usize) -> bool {
         true
     }
@@ -764,6 +764,10 @@ impl LoopWorker {
     fn rest(&mut self) -> Fed {
         self.worker.end_search();
         let pool = &self.worker.pool;
+        if self.hand.ahead() > 0 {
+            // What ends before a long task is collected, and what is behind it goes to others.
+            pool.arm_tick();
+        }
         if pool.has_waiting_work() {
             pool.wake_one();
         }

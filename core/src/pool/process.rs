@@ -332,6 +332,13 @@ struct Seats {
     pumping: bool,
 }
 
+impl Seats {
+    /// Why no worker will get a process, if so.
+    fn hopeless(&self) -> Option<Error> {
+        self.degraded.clone().filter(|_| self.bound == 0 && self.spare.is_empty())
+    }
+}
+
 /// The pool's processes.
 struct Host {
     me: Weak<Host>,
@@ -370,7 +377,7 @@ impl LoopHost for Host {
             return Ok(());
         }
         let mut seats = lock(&self.seats);
-        if let Some(error) = seats.degraded.clone() {
+        if let Some(error) = seats.hopeless() {
             drop(seats);
             worker.not_started(error);
             return Ok(());
@@ -394,8 +401,12 @@ impl LoopHost for Host {
         let mut seats: Vec<Arc<Seat>> = Vec::new();
         while !done() {
             // Those that have something to do; another one that gets something rings the thread.
-            seats.clear();
-            seats.extend(lock(&self.seats).all.values().filter(|s| s.idle_since.load(Ordering::Relaxed) == 0).cloned());
+            for seat in lock(&self.seats).all.values().filter(|s| s.idle_since.load(Ordering::Relaxed) == 0) {
+                // Once here, to the end: who was told to ring this one is told otherwise below.
+                if !seats.iter().any(|known| Arc::ptr_eq(known, seat)) {
+                    seats.push(Arc::clone(seat));
+                }
+            }
             seats.iter().for_each(|seat| seat.lane.sleep(WAITER_BELL));
             fence(Ordering::SeqCst);
             seats.iter().for_each(|seat| self.feed(seat));
@@ -588,7 +599,7 @@ impl Host {
     fn fail_pending(&self, error: Error, for_good: bool) {
         let pending = {
             let mut seats = lock(&self.seats);
-            if for_good && seats.bound == 0 && seats.spare.is_empty() {
+            if for_good {
                 seats.degraded = Some(error.clone());
             }
             std::mem::take(&mut seats.pending)
@@ -627,6 +638,15 @@ impl Host {
             error = error.with("text", text);
         }
         worker.lost(&error);
+        self.fail_hopeless();
+    }
+
+    /// The last process of a degraded pool has gone: nobody will serve who waits for one.
+    fn fail_hopeless(&self) {
+        let hopeless = lock(&self.seats).hopeless();
+        if let Some(error) = hopeless {
+            self.fail_pending(error, true);
+        }
     }
 
     /// Gives a process its worker.
@@ -739,6 +759,7 @@ impl Host {
             }
         }
         drop(worker);
+        self.fail_hopeless();
     }
 
     /// Ends the processes; none has a task.

@@ -256,11 +256,22 @@ pub fn create_for_readers(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd,
     Ok((fd, map))
 }
 
-/// Maps a memfd that a parent made and this process inherited, whole, to read or to write. Its size must be sealed.
+/// What a mapping of [`attach_inherited`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To look at.
+    Read,
+    /// To share what is written.
+    Write,
+    /// To write for this process alone: a page that is written is a copy from then on, until [`forget_private`].
+    Private,
+}
+
+/// Maps a memfd that a parent made and this process inherited, whole. Its size must be sealed.
 ///
 /// # Errors
 /// `Invalid` when it is not such a memfd, `Os`.
-pub fn attach_inherited(fd: &OwnedFd, writable: bool) -> Result<(MmapRaw, usize)> {
+pub fn attach_inherited(fd: &OwnedFd, access: Access) -> Result<(MmapRaw, usize)> {
     let seals = seals(fd.as_fd()).unwrap_or(0);
     let need = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
     let len = file_len(fd.as_fd())?;
@@ -268,8 +279,23 @@ pub fn attach_inherited(fd: &OwnedFd, writable: bool) -> Result<(MmapRaw, usize)
         let e = Error::invalid("fd is not a memfd that is sealed against shrinking and growing");
         return Err(e.with("fd", fd.as_raw_fd()).with("seals", seals).with("len", len));
     }
-    let map = if writable { map(fd, len)? } else { map_to_read(fd, len)? };
+    let map = match access {
+        Access::Read => map_to_read(fd, len)?,
+        Access::Write => map(fd, len)?,
+        Access::Private => {
+            // Not more memory than is written, so no promise of as much as is mapped.
+            // SAFETY: the size is sealed. What the owner writes meanwhile is looked at through raw pointers only.
+            let private = unsafe { MmapOptions::new().len(len).no_reserve_swap().map_copy(fd) };
+            private.map_err(|e| Error::os("mmap", e.raw_os_error().unwrap_or(0)).with("len", len))?.into()
+        }
+    };
     Ok((map, len))
+}
+
+/// Gives up what this process has written to whole pages of a private mapping, from the page's start at `ptr` on: they show the file again.
+pub fn forget_private(ptr: *mut u8, len: usize) {
+    // SAFETY: pages of a mapping of this process that the caller alone uses. What it does to another kind of mapping is nothing that shows.
+    unsafe { libc::madvise(ptr.cast(), len, libc::MADV_DONTNEED) };
 }
 
 /// Maps the first `len` bytes of a file read-write.

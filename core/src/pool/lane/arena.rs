@@ -6,7 +6,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
-use crate::sys::mem;
+use crate::sys::{fork, mem};
 use memmap2::MmapRaw;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,12 +89,13 @@ pub(super) struct Arena {
     /// Where the arena begins in the mapping.
     base: usize,
     space: Mutex<Space>,
+    epoch: u64,
 }
 
 impl Arena {
     /// The bytes of `map` from `base` on, `len` of them, of which none is reserved.
     pub(super) fn new(map: Arc<MmapRaw>, fd: OwnedFd, base: usize, len: usize) -> Arena {
-        Arena { map, fd, base, space: Mutex::new(Space::new(len)) }
+        Arena { map, fd, base, space: Mutex::new(Space::new(len)), epoch: fork::epoch() }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -158,6 +159,10 @@ impl Span {
 
 impl Drop for Span {
     fn drop(&mut self) {
+        // The memory is the parent's, and so is the lock.
+        if !fork::is_current(self.arena.epoch) {
+            return;
+        }
         let mut space = lock(&self.arena.space);
         space.give_back(self.at, self.size);
         if let Some((at, len)) = space.surplus() {

@@ -109,6 +109,8 @@ struct Sending {
     /// By ticket: how often it was used.
     uses: Vec<u32>,
     free: Vec<u32>,
+    /// By index: the ticket of its long request; 0 without one.
+    tickets: Vec<u32>,
     /// By index: the last progress that was read.
     progress: Vec<u64>,
 }
@@ -182,6 +184,7 @@ impl Lane {
             out: (0..=TICKETS).map(|_| None).collect(),
             uses: vec![0; TICKETS + 1],
             free: (1..=TICKETS as u32).rev().collect(),
+            tickets: vec![0; tasks],
             progress: vec![0; tasks],
         };
         let lane = Lane {
@@ -224,6 +227,7 @@ impl Lane {
         let slot = tail as usize & (self.map.order_len - 1);
         word32(&self.requests, request::ORDER + 4 * slot).store(index as u32, Ordering::Relaxed);
         sending.given[index] = tail;
+        sending.tickets[index] = place.ticket;
         sending.progress[index] = 0;
         sending.tail = tail + 1;
         true
@@ -352,7 +356,20 @@ impl Shared for Lane {
     }
 
     fn has_passed(&self, index: usize) -> bool {
-        word64(&self.replies, reply::HEAD).load(Ordering::Acquire) > lock(&self.sending).given[index]
+        let mut sending = lock(&self.sending);
+        if word64(&self.replies, reply::HEAD).load(Ordering::Acquire) <= sending.given[index] {
+            return false;
+        }
+        // It was taken back: its worker did not read it, and will not say so.
+        let ticket = std::mem::take(&mut sending.tickets[index]) as usize;
+        let back = (ticket != 0).then(|| {
+            sending.uses[ticket] = sending.uses[ticket].wrapping_sub(1);
+            sending.free.push(ticket as u32);
+            sending.out[ticket].take()
+        });
+        drop(sending);
+        drop(back);
+        true
     }
 }
 

@@ -9,7 +9,8 @@ use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::sync::lock;
 use crate::sync::mapped::AtomicU32;
 use crate::sys::eventfd::EventFd;
-use crate::sys::{clock, fork, mem, poll};
+use crate::sys::mem::{self, Access};
+use crate::sys::{clock, fork, poll};
 use crate::wire::lane::{CELL, ENV, FDS, FIXED_LEN, Header, Map, PLACE, SHORT, TICKETS, WAITER_BELL, parse_env, reply, request};
 use memmap2::MmapRaw;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -92,7 +93,7 @@ unsafe impl Send for Payload {}
 unsafe impl Sync for Payload {}
 
 impl Payload {
-    /// First byte. It may be written: nobody but the holder reads it.
+    /// First byte. It may be written: what is written is seen by this process alone.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.ptr
@@ -122,6 +123,8 @@ impl Drop for Payload {
     fn drop(&mut self) {
         if fork::is_current(self.inner.epoch) {
             self.inner.kept.fetch_sub(1, Ordering::Relaxed);
+            // Pages that were written here are copies of this process's own: the next payload there is not to be hidden by them.
+            mem::forget_private(self.ptr, self.len);
             // Release: what this process read or wrote there is done. Pairs with the Acquire of `Lane::sweep`.
             word32(&self.inner.replies, self.returned).fetch_add(1, Ordering::Release);
         }
@@ -177,9 +180,10 @@ impl Worker {
         }
         // SAFETY: all are open, as was seen, and what was inherited for this purpose has no other owner.
         let [requests_fd, replies_fd, payloads_fd, bell, pool_bell, waiter_bell] = numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-        let (requests, requests_len) = mem::attach_inherited(&requests_fd, false)?;
-        let (replies, replies_len) = mem::attach_inherited(&replies_fd, true)?;
-        let (payloads, payloads_len) = mem::attach_inherited(&payloads_fd, true)?;
+        let (requests, requests_len) = mem::attach_inherited(&requests_fd, Access::Read)?;
+        let (replies, replies_len) = mem::attach_inherited(&replies_fd, Access::Write)?;
+        // A function may write into its argument: that is its own copy, page by page, and a task that runs again sees none of it.
+        let (payloads, payloads_len) = mem::attach_inherited(&payloads_fd, Access::Private)?;
         if requests_len < FIXED_LEN {
             return Err(Error::new(ErrorKind::Corrupt, "memfd is shorter than the fixed part of a lane").with("len", requests_len));
         }
@@ -280,9 +284,14 @@ impl Worker {
             // The pool hands out what has a deadline as begun.
             Ok(_) | Err(CLAIMED) => {}
             Err(CANCELLED | LATE) => {
-                // Nobody waits for it. A reply without bytes, so that the pool knows that it did not run on.
+                // Nobody waits for it. A reply without bytes, so that the pool knows that it did not run on; what is long is not read.
+                let asked = Place::load(&inner.requests, inner.map.request_places + PLACE * index).ticket as usize;
+                if (1..=TICKETS).contains(&asked) {
+                    word32(&inner.replies, inner.map.returned + 4 * asked).fetch_add(1, Ordering::Release);
+                }
                 Place { at: 0, len: 0, ticket: 0 }.store(&inner.replies, inner.map.reply_places + PLACE * index);
                 word.store(FAILED, Ordering::Release);
+                lock(&inner.replying).untold_since.get_or_insert(clock::monotonic_ns());
                 return None;
             }
             Err(_) => return None,
@@ -378,13 +387,13 @@ impl Worker {
         let inner = &*self.0;
         assert!(index < inner.map.tasks, "an index of a job");
         let place_at = inner.map.reply_places + PLACE * index;
+        let cell = inner.map.reply_cells + CELL * index;
+        let sequence = word64(&inner.replies, cell);
+        // Odd: what lies there is no progress any more. The fence pairs with the one in `Lane::progress`.
+        sequence.store(sequence.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
+        fence(Ordering::Release);
         if len <= SHORT {
             Place { at: 0, len: len as u64, ticket: 0 }.store(&inner.replies, place_at);
-            let cell = inner.map.reply_cells + CELL * index;
-            let sequence = word64(&inner.replies, cell);
-            // Odd: what lies there is no progress any more. The fence pairs with the one in `Lane::progress`.
-            sequence.store(sequence.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
-            fence(Ordering::Release);
             // SAFETY: the cell lies inside of the mapping.
             return Ok(unsafe { inner.replies.as_mut_ptr().add(cell + 16) });
         }
