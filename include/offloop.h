@@ -201,6 +201,11 @@ typedef struct offloop_listener offloop_listener;
 typedef struct offloop_pool offloop_pool;
 
 /**
+ * A pool of worker processes.
+ */
+typedef struct offloop_process_pool offloop_process_pool;
+
+/**
  * Pushes records into a ring.
  */
 typedef struct offloop_producer offloop_producer;
@@ -442,7 +447,8 @@ typedef int32_t (*offloop_fn)(offloop_task_ctx *ctx, void *arg);
 
 /**
  * Gets the outcome of a task: its status, and its result (NULL when it has none), or an error value (offloop_value_get_error) with
- * the text. The callee owns the value and frees it.
+ * the text; that of a function in a worker process as it was there, with stack, cause and properties. The callee owns the value and
+ * frees it.
  */
 typedef void (*offloop_done_fn)(void *user, offloop_status status, offloop_value *value);
 
@@ -501,6 +507,15 @@ typedef struct {
    * Called with user after on_done. May be NULL.
    */
   offloop_free_fn user_free;
+  /**
+   * Of a process pool: how often the call runs again after the loss of its worker, which says that a second run does no harm. Each run
+   * has all of timeout_ns. 0: never.
+   */
+  uint32_t retries;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } offloop_submit_options;
 
 /**
@@ -536,6 +551,93 @@ typedef struct {
    */
   const offloop_value *params;
 } offloop_call;
+
+/**
+ * How a process pool is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_PROCESS_POOL_OPTIONS_INIT. Texts
+ * are copied.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_process_pool_options).
+   */
+  size_t struct_size;
+  /**
+   * What to start for each worker: a program (a path, or a name to look for in PATH), its arguments, NULL. It has to become a worker, by
+   * offloop_worker_main or another language's means.
+   */
+  const char *const *command;
+  /**
+   * Texts "NAME=VALUE", NULL: added to the environment that this process has when the pool is made. Default: none.
+   */
+  const char *const *env;
+  /**
+   * Working directory of the workers; a relative program is resolved in it. Default: this process's.
+   */
+  const char *cwd;
+  /**
+   * Most worker processes, 1 to 1024. Default: usable cores (affinity and cgroup quota).
+   */
+  int64_t max_workers;
+  /**
+   * Workers that stay when idle. Default 0.
+   */
+  int64_t min_workers;
+  /**
+   * How long an idle worker above min_workers stays, in nanoseconds. Default 30 s.
+   */
+  int64_t idle_timeout_ns;
+  /**
+   * Most queued calls, 1 to 2^24. Default 65,536.
+   */
+  int64_t max_queue;
+  /**
+   * Calls that one worker has at once, 1 to 4096. Default 1, and what offloop_worker_main needs, which runs one after the other; more is for
+   * workers with an event loop.
+   */
+  int64_t concurrency;
+  /**
+   * How long a call that nobody waits for any more (timeout, cancel) may go on before its worker is ended, in nanoseconds. Default 1 s.
+   */
+  int64_t cancel_grace_ns;
+  /**
+   * Calls that a worker begins before another takes its place; the other is asked for up to 10 % earlier. Default: no limit.
+   */
+  int64_t max_tasks_per_worker;
+  /**
+   * How long a worker lives before another takes its place, in nanoseconds, up to 10 % less. Default: no limit.
+   */
+  int64_t max_worker_age_ns;
+  /**
+   * Added to the niceness of the workers, -20 to 19. Below 0 needs privileges. Default 0.
+   */
+  int32_t nice;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Name in metrics and messages. Default "pool".
+   */
+  const char *name;
+} offloop_process_pool_options;
+
+/**
+ * A function that a worker process offers by its name.
+ */
+typedef struct {
+  /**
+   * NUL-terminated UTF-8, not empty.
+   */
+  const char *name;
+  /**
+   * The function; its arguments are offloop_ctx_params, an array.
+   */
+  offloop_fn function;
+  /**
+   * Passed to it. May be NULL.
+   */
+  void *arg;
+} offloop_function;
 
 /**
  * How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -1410,6 +1512,64 @@ offloop_status offloop_task_cancel(offloop_task *task);
 void offloop_task_free(offloop_task *task);
 
 /**
+ * Makes a process pool. No process and no thread starts before the first call. OFFLOOP_ERR_INVALID names the option, its value and its
+ * limits; OFFLOOP_ERR_OS when there is no fd or memory for the pool.
+ */
+offloop_status offloop_process_pool_new(const offloop_process_pool_options *options,
+                                        offloop_process_pool **out);
+
+/**
+ * Calls a function of the workers by its name. `args_io`: an array of its arguments, which is moved; NULL (not a pointer to NULL): none.
+ * Arguments and result are written as messages (docs/values.md), so buffers are copied and become bytes. `out` may be NULL when nobody
+ * waits for the task.
+ *
+ * The outcome comes as that of offloop_pool_submit: by offloop_task_wait, cq or on_done, progress by cq. A function's own error is
+ * OFFLOOP_ERR_TASK_FAILED with its class and message as text (the status that the function returned, where it is one of offloop's); cq and
+ * on_done give the whole of it. OFFLOOP_ERR_NOT_FOUND, with the names that there are, for an unknown one. OFFLOOP_ERR_WORKER_LOST when the
+ * process ended before the call did, with its exit_code or signal in the text; OFFLOOP_ERR_START_FAILED and OFFLOOP_ERR_DEGRADED when no
+ * worker comes up. A call that passes timeout_ns, or is cancelled while it runs, has its outcome at once; a worker whose function has not
+ * returned cancel_grace_ns later is ended.
+ *
+ * The call itself fails with OFFLOOP_ERR_FULL when the queue is full, and, also with OFFLOOP_ON_FULL_WAIT, when the pool's memory for
+ * long arguments is in use; with OFFLOOP_ERR_TOO_LARGE for arguments that are longer than that. Then nothing was taken.
+ */
+offloop_status offloop_process_pool_call(offloop_process_pool *pool,
+                                         const char *name,
+                                         offloop_value **args_io,
+                                         const offloop_submit_options *options,
+                                         offloop_task **out);
+
+/**
+ * Closes the pool, waits until every accepted call has its outcome, at most `grace_ns` (below 0: for ever), then cancels the rest, and ends
+ * the processes: none is left when it returns, but one in an uninterruptible call of the kernel. Later calls get OFFLOOP_ERR_CLOSED.
+ */
+offloop_status offloop_process_pool_shutdown(offloop_process_pool *pool,
+                                             int64_t grace_ns);
+
+/**
+ * Reads counters and times, as offloop_pool_stats does; a worker is a process here.
+ */
+offloop_status offloop_process_pool_stats(offloop_process_pool *pool, offloop_stats *stats_io);
+
+/**
+ * Frees the handle and closes the pool without waiting: accepted calls still run to their end, then the processes end. NULL is allowed.
+ */
+void offloop_process_pool_free(offloop_process_pool *pool);
+
+/**
+ * Makes this process the worker of the process pool that has started it, and runs the calls that come, one after the other on this
+ * thread, until the pool lets it go: then OFFLOOP_OK, and main is to return. OFFLOOP_ERR_UNSUPPORTED, at once, when no pool has started this
+ * process, so that a program can be both. `functions` are what callers may name, `function_count` of them; they live until this returns.
+ *
+ * A function has its arguments as offloop_ctx_params (an array), and no inputs. What it sets and returns is what the caller gets.
+ * Progress beyond 2,032 bytes is not told. Signals are the program's own business here, and the thread is the caller's.
+ *
+ * OFFLOOP_ERR_INVALID and OFFLOOP_ERR_EXISTS for a table that is none: the pool's callers get the text. OFFLOOP_ERR_IN_USE at a second call.
+ */
+offloop_status offloop_worker_main(const offloop_function *functions,
+                                   size_t function_count);
+
+/**
  * Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
  * the death of either side. `options` may be NULL: all defaults.
  */
@@ -1788,7 +1948,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_pool_options), 0, 0, 0, 0, 0, 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_SUBMIT_OPTIONS_INIT \
-  { sizeof(offloop_submit_options), 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL }
+  { sizeof(offloop_submit_options), 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, NULL, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_CODEC_OPTIONS_INIT \
   { sizeof(offloop_codec_options), 0, 0, 0 }
@@ -1804,6 +1964,9 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
 /** All defaults. */
 #define OFFLOOP_CHANNEL_OPTIONS_INIT \
   { sizeof(offloop_channel_options), 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_PROCESS_POOL_OPTIONS_INIT \
+  { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -39,4 +39,9 @@ void ring_panics(void);
 void channels(void);
 int channel_child(const char *fd);
 void channel_panics(void);
+
+/* processes.c */
+void process_pools(void);
+int process_child(const char *how);
+void process_panics(void);
 #endif

@@ -40,10 +40,11 @@ pub enum Kind {
     Consumer,
     Channel,
     Listener,
+    ProcessPool,
 }
 
 impl Kind {
-    const ALL: [Kind; 12] = [
+    const ALL: [Kind; 13] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -56,6 +57,7 @@ impl Kind {
         Kind::Consumer,
         Kind::Channel,
         Kind::Listener,
+        Kind::ProcessPool,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -78,6 +80,7 @@ impl Kind {
             Kind::Consumer => "consumer",
             Kind::Channel => "channel",
             Kind::Listener => "listener",
+            Kind::ProcessPool => "process pool",
         }
     }
 }

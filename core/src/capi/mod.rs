@@ -1,4 +1,4 @@
-//! The C ABI of pools, tasks, completion queues, rings and channels (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
+//! The C ABI of pools, tasks, completion queues, rings, channels and process pools (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
 //! because plugins need them in every build.
 //!
 //! `include/offloop.h` is written from these two modules and from the tables of errors, types and options:
@@ -14,6 +14,7 @@ pub mod channel;
 pub mod completion;
 pub mod metrics;
 pub mod pool;
+pub mod process;
 pub mod ring;
 pub mod task;
 
@@ -59,6 +60,12 @@ pub struct offloop_channel {
     _opaque: (),
 }
 
+/// A pool of worker processes.
+#[derive(Debug)]
+pub struct offloop_process_pool {
+    _opaque: (),
+}
+
 /// Accepts channels at a path.
 #[derive(Debug)]
 pub struct offloop_listener {
@@ -73,7 +80,8 @@ crate::abi::kinds!(
     offloop_producer = Producer,
     offloop_consumer = Consumer,
     offloop_channel = Channel,
-    offloop_listener = Listener
+    offloop_listener = Listener,
+    offloop_process_pool = ProcessPool
 );
 
 /// # Safety

@@ -4,7 +4,8 @@ use crate::abi::ctx::{Function, offloop_fn};
 use crate::abi::ffi::{self, Moved, Options, UserArg, offloop_status};
 use crate::abi::handle::{self, Object, Place};
 use crate::abi::{buffer::offloop_free_fn, offloop_buffer, offloop_value, value};
-use crate::capi::completion::{Callback, Queue, offloop_done_fn};
+use crate::capi::completion::{Callback, Expect, Form, Queue, offloop_done_fn};
+use crate::capi::task::Submitted;
 use crate::capi::{offloop_cq, offloop_pool, offloop_task};
 use crate::error::{Error, Result};
 use crate::metrics::Histogram;
@@ -83,6 +84,11 @@ pub struct offloop_submit_options {
     pub user: *mut c_void,
     /// Called with user after on_done. May be NULL.
     pub user_free: offloop_free_fn,
+    /// Of a process pool: how often the call runs again after the loss of its worker, which says that a second run does no harm. Each run
+    /// has all of timeout_ns. 0: never.
+    pub retries: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -175,7 +181,7 @@ fn histogram(h: &Histogram) -> offloop_histogram {
     offloop_histogram { count: h.count, mean_ns: h.mean_ns, p50_ns: h.p50_ns, p90_ns: h.p90_ns, p99_ns: h.p99_ns, max_ns: h.max_ns }
 }
 
-fn stats_for_c(s: &PoolStats) -> offloop_stats {
+pub(super) fn stats_for_c(s: &PoolStats) -> offloop_stats {
     offloop_stats {
         struct_size: size_of::<offloop_stats>(),
         queued: s.queued as u64,
@@ -204,7 +210,7 @@ fn out_of_range(option: &'static str, value: i64) -> Error {
 }
 
 /// A count of C; `None` for 0, which means the default.
-fn count(option: &'static str, value: i64) -> Result<Option<usize>> {
+pub(super) fn count(option: &'static str, value: i64) -> Result<Option<usize>> {
     match usize::try_from(value) {
         Ok(0) => Ok(None),
         Ok(n) => Ok(Some(n)),
@@ -213,7 +219,7 @@ fn count(option: &'static str, value: i64) -> Result<Option<usize>> {
 }
 
 /// A duration of C; `None` for 0, which means the default.
-fn duration(option: &'static str, ns: i64) -> Result<Option<Duration>> {
+pub(super) fn duration(option: &'static str, ns: i64) -> Result<Option<Duration>> {
     match u64::try_from(ns) {
         Ok(0) => Ok(None),
         Ok(ns) => Ok(Some(Duration::from_nanos(ns))),
@@ -369,7 +375,7 @@ struct Delivery {
 impl Delivery {
     /// # Safety
     /// `options` is NULL or as long as it says, its texts are NUL-terminated.
-    unsafe fn of(options: *const offloop_submit_options) -> Result<Delivery> {
+    unsafe fn of(options: *const offloop_submit_options, form: Form) -> Result<Delivery> {
         // SAFETY: this function's contract.
         let o = unsafe { ffi::options(options) }?;
         let mut out = SubmitOptions {
@@ -377,6 +383,7 @@ impl Delivery {
                 .map_err(|_| out_of_range("priority", o.priority.into()).with("min", i8::MIN).with("max", i8::MAX))?,
             timeout: duration("timeout_ns", o.timeout_ns)?,
             queue_timeout: duration("queue_timeout_ns", o.queue_timeout_ns)?,
+            retries: o.retries,
             on_full: match o.on_full {
                 OFFLOOP_ON_FULL_REJECT => OnFull::Reject,
                 OFFLOOP_ON_FULL_WAIT => OnFull::Wait(duration("full_timeout_ns", o.full_timeout_ns)?),
@@ -392,16 +399,21 @@ impl Delivery {
         if queue.is_none() && o.tag != 0 {
             return Err(Error::invalid("a tag needs a completion queue").with("tag", o.tag));
         }
-        let callback = o.on_done.map(|f| Arc::new(Callback::new(f, UserArg::new(o.user, o.user_free))));
+        let callback = o.on_done.map(|f| Arc::new(Callback::new(f, UserArg::new(o.user, o.user_free), form)));
         let mut delivery = Delivery { options: out, callback: None, queued: None };
         match (queue, callback) {
             (None, None) => {}
             (Some(queue), None) => {
                 Queue::check_tag(o.tag)?;
-                delivery.options.deliver = Deliver::Queue(queue.queue().clone(), o.tag);
+                let mut tag = o.tag;
+                if let Form::Reply = form {
+                    tag = queue.expect(Expect::Reply(o.tag))?;
+                    delivery.queued = Some((queue.clone(), tag));
+                }
+                delivery.options.deliver = Deliver::Queue(queue.queue().clone(), tag);
             }
             (Some(queue), Some(callback)) => {
-                let tag = match queue.expect(callback.clone()) {
+                let tag = match queue.expect(Expect::Callback(callback.clone())) {
                     Ok(tag) => tag,
                     Err(e) => {
                         ffi::keep_args(callback);
@@ -434,9 +446,13 @@ impl Delivery {
 ///
 /// # Safety
 /// As [`Delivery::of`].
-unsafe fn delivered<R>(options: *const offloop_submit_options, submit: impl FnOnce(SubmitOptions) -> Result<R>) -> Result<R> {
+pub(super) unsafe fn delivered<R>(
+    options: *const offloop_submit_options,
+    form: Form,
+    submit: impl FnOnce(SubmitOptions) -> Result<R>,
+) -> Result<R> {
     // SAFETY: this function's contract.
-    let Delivery { options, callback, queued } = unsafe { Delivery::of(options) }?;
+    let Delivery { options, callback, queued } = unsafe { Delivery::of(options, form) }?;
     submit(options).inspect_err(|_| Delivery::undo(callback, queued))
 }
 
@@ -485,7 +501,7 @@ unsafe fn prepare(pool: &ThreadPool, call: &offloop_call) -> Result<Prepared> {
 }
 
 /// What a refused call gives back stays the caller's.
-fn refused(e: SubmitError) -> Error {
+pub(super) fn refused(e: SubmitError) -> Error {
     ffi::keep_args(e.work);
     e.error
 }
@@ -503,13 +519,17 @@ fn submit_one(
             drop(input.done());
         }
         if let Some((out, place)) = place {
-            out.set(place.fill_shared(Arc::new(task.clone())));
+            out.set(give_task(place, task, Form::Result));
         }
     };
     pool.submit_with(call.work, options, commit).map_err(refused)
 }
 
-fn task_place(out: *mut *mut offloop_task) -> Result<Option<(ffi::Out<*mut offloop_task>, Place)>> {
+pub(super) fn give_task(place: Place, task: &Task, form: Form) -> *mut offloop_task {
+    place.fill_shared(Arc::new(Submitted { task: task.clone(), form }))
+}
+
+pub(super) fn task_place(out: *mut *mut offloop_task) -> Result<Option<(ffi::Out<*mut offloop_task>, Place)>> {
     ffi::out_opt(out, "out")?.map(|out| Ok((out, Place::new()?))).transpose()
 }
 
@@ -552,7 +572,7 @@ pub unsafe extern "C" fn offloop_pool_submit(
             params: std::ptr::null(),
         };
         // SAFETY: this function's contract.
-        unsafe { delivered(options, |options| submit_one(&pool, prepare(&pool, &call)?, options, place)) }
+        unsafe { delivered(options, Form::Result, |options| submit_one(&pool, prepare(&pool, &call)?, options, place)) }
     })
 }
 
@@ -578,7 +598,7 @@ pub unsafe extern "C" fn offloop_pool_submit_op(
         unsafe { ffi::str(op, "op") }?;
         let call = offloop_call { function: None, arg: std::ptr::null_mut(), arg_free: None, op, inputs_io, input_count, params };
         // SAFETY: this function's contract.
-        unsafe { delivered(options, |options| submit_one(&pool, prepare(&pool, &call)?, options, place)) }
+        unsafe { delivered(options, Form::Result, |options| submit_one(&pool, prepare(&pool, &call)?, options, place)) }
     })
 }
 
@@ -607,7 +627,7 @@ pub unsafe extern "C" fn offloop_pool_submit_many(
         }
         // SAFETY: this function's contract.
         unsafe {
-            delivered(options, |options| {
+            delivered(options, Form::Result, |options| {
                 let mut works = Vec::with_capacity(calls.len());
                 let mut inputs = Vec::new();
                 let mut places = Vec::new();
@@ -631,7 +651,7 @@ pub unsafe extern "C" fn offloop_pool_submit_many(
                     if let Some(out) = tasks_out {
                         for (i, (task, place)) in tasks.iter().zip(places).enumerate() {
                             // SAFETY: the caller's array has `call_count` places, as many as there are tasks.
-                            out.add(i).write(place.fill_shared(Arc::new(task.clone())));
+                            out.add(i).write(give_task(place, task, Form::Result));
                         }
                     }
                 };

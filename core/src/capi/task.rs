@@ -3,7 +3,7 @@
 use crate::abi::ffi::{self, UserArg, offloop_status};
 use crate::abi::handle;
 use crate::abi::{buffer::offloop_free_fn, offloop_value, value};
-use crate::capi::completion::{Callback, offloop_done_fn};
+use crate::capi::completion::{Callback, Form, offloop_done_fn};
 use crate::capi::offloop_task;
 use crate::error::{Error, Result};
 use crate::pool::Task;
@@ -12,7 +12,13 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn lookup(task: *const offloop_task) -> Result<Arc<Task>> {
+/// What an `offloop_task *` stands for.
+pub(crate) struct Submitted {
+    pub(crate) task: Task,
+    pub(crate) form: Form,
+}
+
+fn lookup(task: *const offloop_task) -> Result<Arc<Submitted>> {
     handle::shared(task)
 }
 
@@ -30,7 +36,8 @@ fn lookup(task: *const offloop_task) -> Result<Arc<Task>> {
 pub unsafe extern "C" fn offloop_task_wait(task: *mut offloop_task, timeout_ns: i64, out: *mut *mut offloop_value) -> offloop_status {
     ffi::call(|| {
         let out = ffi::out_opt(out, "out")?;
-        let result = lookup(task)?.wait(ffi::forever_or(timeout_ns))?;
+        let submitted = lookup(task)?;
+        let result = submitted.form.read(submitted.task.wait(ffi::forever_or(timeout_ns))).map_err(|failure| failure.error)?;
         if let Some(out) = out {
             out.set(match result {
                 Value::Nil => std::ptr::null_mut(),
@@ -54,10 +61,10 @@ pub unsafe extern "C" fn offloop_task_on_done(
     user_free: offloop_free_fn,
 ) -> offloop_status {
     ffi::call(|| {
-        let task = lookup(task)?;
+        let submitted = lookup(task)?;
         let on_done = on_done.ok_or_else(|| Error::invalid("pointer is NULL").with("argument", "on_done"))?;
-        let callback = Callback::new(on_done, UserArg::new(user, user_free));
-        task.on_done(move |task| callback.call(task.wait(Some(Duration::ZERO))));
+        let callback = Callback::new(on_done, UserArg::new(user, user_free), submitted.form);
+        submitted.task.on_done(move |task| callback.call(task.wait(Some(Duration::ZERO))));
         Ok(())
     })
 }
@@ -70,7 +77,7 @@ pub unsafe extern "C" fn offloop_task_on_done(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_task_cancel(task: *mut offloop_task) -> offloop_status {
     ffi::call(|| {
-        lookup(task)?.cancel();
+        lookup(task)?.task.cancel();
         Ok(())
     })
 }

@@ -59,6 +59,12 @@ impl<'a> OpCtx<'a> {
         OpCtx { inputs, params, control, splitter }
     }
 
+    /// A call on this thread, with nobody to help.
+    #[cfg(feature = "capi")]
+    pub(crate) fn alone(params: &'a Params, control: &'a dyn Control) -> OpCtx<'a> {
+        OpCtx { inputs: Vec::new(), params, control, splitter: &Inline }
+    }
+
     /// A call on this thread.
     pub(crate) fn inline(inputs: Vec<Bytes>, params: &'a Params) -> OpCtx<'a> {
         OpCtx { inputs, params, control: &Inline, splitter: &Inline }

@@ -21,6 +21,7 @@ const SOURCES: &[&str] = &[
     "capi/completion.rs",
     "capi/pool.rs",
     "capi/task.rs",
+    "capi/process.rs",
     "capi/ring.rs",
     "capi/channel.rs",
     "capi/metrics.rs",
@@ -36,6 +37,7 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_producer_options", "OFFLOOP_PRODUCER_OPTIONS_INIT"),
     ("offloop_consumer_options", "OFFLOOP_CONSUMER_OPTIONS_INIT"),
     ("offloop_channel_options", "OFFLOOP_CHANNEL_OPTIONS_INIT"),
+    ("offloop_process_pool_options", "OFFLOOP_PROCESS_POOL_OPTIONS_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 

@@ -34,6 +34,11 @@ fn write(first: u8, value: &Value) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// The request of the three parts of a call, for whoever keeps them.
+pub(crate) fn encode_parts(parts: &Value) -> Result<Vec<u8>> {
+    write(COMMON, parts)
+}
+
 impl Call {
     /// The request.
     ///
@@ -41,7 +46,7 @@ impl Call {
     /// `TooLarge` for a limit of the codec, `Unserializable` for what it has no form for.
     pub fn encode(self) -> Result<Vec<u8>> {
         let named = if self.named.is_empty() { Value::Nil } else { Value::Map(self.named) };
-        write(COMMON, &Value::Array(vec![Value::str(self.name), Value::Array(self.args), named]))
+        encode_parts(&Value::Array(vec![Value::str(self.name), Value::Array(self.args), named]))
     }
 
     /// Reads a request.
