@@ -416,6 +416,11 @@ impl Plan {
     }
 
     #[cfg(test)]
+    pub(super) fn wants(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|s| s.wanted)
+    }
+
+    #[cfg(test)]
     pub(super) fn until(&self, slot: u32) -> u64 {
         self.slots[slot as usize].until
     }

@@ -650,3 +650,63 @@ fn a_worker_that_is_killed_by_its_owner_is_replaced_without_delay() {
     let stats = s.plan.stats();
     assert_eq!((stats.exits.killed, stats.degradations), (20, 0));
 }
+
+#[test]
+fn a_released_worker_finishes_and_its_slot_is_not_started_again() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(3));
+    (0..3).for_each(|slot| drop(s.ready(id(slot, 1))));
+    // Not whom a scale would have chosen.
+    let out = s.tell(Input::Release(id(1, 1)));
+    assert_eq!(deeds(&out), [Drain(1, 1)]);
+    assert!(reports(&out).contains(&Event::Draining { worker: id(1, 1), cause: Cause::Scale }), "{out:?}");
+    assert_eq!(s.plan.stats().wanted, 2);
+    assert_eq!(deeds(&s.tell(Input::Release(id(1, 1)))), [], "once");
+    assert_eq!(s.plan.stats().wanted, 2);
+    assert_eq!(deeds(&s.exit(id(1, 1))), []);
+    // The next one that is wanted gets the free slot.
+    assert_eq!(deeds(&s.tell(Input::Scale(3))), [Spawn(1, 2)]);
+    // One that is not ready has nothing to finish.
+    assert_eq!(deeds(&s.tell(Input::Release(id(1, 2)))), [Signal(1, libc::SIGTERM)]);
+    s.exit(id(1, 2));
+    assert_eq!((s.plan.stats().wanted, s.plan.stats().live), (2, 2));
+}
+
+#[test]
+fn a_release_of_one_that_has_ended_keeps_its_slot_empty_unless_another_has_it() {
+    // Nobody beats here.
+    let mut s = Story::with(&Options { hang_timeout: Duration::ZERO, ..Options::default() }, 8);
+    s.tell(Input::Scale(2));
+    s.ready(id(0, 1));
+    s.ready(id(1, 1));
+    // Heard before the exit is settled.
+    s.tell(Input::Exited(id(0, 1), code(1), None));
+    assert_eq!(deeds(&s.tell(Input::Release(id(0, 1)))), []);
+    assert_eq!(deeds(&s.until(60_000)), []);
+    assert_eq!((s.plan.stats().wanted, s.plan.stats().live), (1, 1));
+    // Its slot has another worker by now.
+    assert_eq!(deeds(&s.exit(id(1, 1))), [Spawn(1, 2)]);
+    assert_eq!(deeds(&s.tell(Input::Release(id(1, 1)))), []);
+    assert_eq!((s.plan.stats().wanted, s.plan.stats().live), (1, 1));
+    // It rests before its next start.
+    s.exit(id(1, 2));
+    assert_eq!(s.plan.stats().live, 0);
+    assert_eq!(deeds(&s.tell(Input::Release(id(1, 2)))), []);
+    assert_eq!(deeds(&s.until(120_000)), []);
+    assert_eq!(s.plan.stats().wanted, 0);
+    assert_eq!(deeds(&s.tell(Input::Release(id(9, 1)))), [], "a slot that never was");
+}
+
+#[test]
+fn a_release_while_a_worker_is_replaced_ends_both() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    assert_eq!(deeds(&s.tell(Input::Retire(0))), [Spawn(0, 2)]);
+    assert_eq!(deeds(&s.tell(Input::Release(id(0, 2)))), [], "it does not have the slot yet");
+    assert_eq!(s.plan.stats().wanted, 1);
+    assert_eq!(deeds(&s.tell(Input::Release(id(0, 1)))), [Drain(0, 1), Signal(0, libc::SIGTERM)]);
+    assert_eq!(s.plan.stats().wanted, 0);
+    s.exit(id(0, 2));
+    assert_eq!(deeds(&s.exit(id(0, 1))), []);
+}

@@ -128,6 +128,10 @@ struct Figures {
     spawn_failed: u64,
     start_failed: u64,
     retire_failed: u64,
+    /// Owner's releases of a live worker, of one that had ended, and of one whose slot had another or was not wanted.
+    released: u64,
+    released_dead: u64,
+    released_late: u64,
     stopped: u64,
     late: u64,
 }
@@ -343,7 +347,22 @@ impl World {
             }
             return;
         }
-        match self.random.below(12) {
+        match self.random.below(13) {
+            12 => {
+                let slot = self.random.below(7) as u32;
+                let id = match self.random.below(3) {
+                    0 => self.any(),
+                    1 => self.generations.get(&slot).map(|generation| WorkerId { slot, generation: *generation }),
+                    _ => {
+                        let n = self.random.below(self.gone.len().max(1) as u64) as usize;
+                        self.gone.iter().nth(n).copied()
+                    }
+                };
+                if let Some(id) = id {
+                    self.note(|| format!("release {id}"));
+                    self.mail.push_back(Input::Release(id));
+                }
+            }
             0..=2 => {
                 let n = self.random.below(7) as usize;
                 self.note(|| format!("scale {n}"));
@@ -415,8 +434,24 @@ impl World {
 
     // ---- the supervisor ----
 
+    /// Who has the slot: its oldest process that has no ready successor, or else the last that was started.
+    fn holder(&self, slot: u32) -> Option<WorkerId> {
+        let replaced = |id: &WorkerId| self.were_ready.iter().any(|o| o.slot == slot && o.generation > id.generation);
+        let alive = self.procs.keys().find(|id| id.slot == slot && !replaced(id)).copied();
+        alive.or_else(|| self.generations.get(&slot).map(|generation| WorkerId { slot, generation: *generation }))
+    }
+
     fn tell(&mut self, input: Input) {
+        let mut released = None;
         match &input {
+            Input::Release(id) if self.plan.wants(id.slot) && self.holder(id.slot) == Some(*id) => {
+                self.wanted -= 1;
+                released = Some(id.slot);
+                let dead = !self.procs.contains_key(id);
+                self.figures.released += u64::from(!dead);
+                self.figures.released_dead += u64::from(dead);
+            }
+            Input::Release(_) => self.figures.released_late += 1,
             Input::Scale(n) if !self.stop_heard => {
                 for slot in 0..7 {
                     self.excuses.entry(slot).or_default().push(self.now);
@@ -437,6 +472,14 @@ impl World {
             _ => {}
         }
         self.plan.handle(input, self.now, &mut self.out);
+        if let Some(slot) = released {
+            let leaves = |s: State| matches!(s, State::Draining | State::Aborting | State::Killing);
+            let all = self.plan.procs().filter(|(id, _)| id.slot == slot).all(|(_, state)| leaves(state));
+            self.must(all && !self.plan.wants(slot), || format!("slot {slot} stays, which was released"));
+        }
+        let stats = self.plan.stats();
+        let wanted = (0..7).filter(|slot| self.plan.wants(*slot)).count();
+        self.must(stats.wanted == self.wanted && wanted == self.wanted, || format!("{wanted} slots are wanted: {stats:?}"));
     }
 
     /// One input, and everything that it leads to.
@@ -871,12 +914,15 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.spawn_failed += f.spawn_failed;
         sum.start_failed += f.start_failed;
         sum.retire_failed += f.retire_failed;
+        sum.released += f.released;
+        sum.released_dead += f.released_dead;
+        sum.released_late += f.released_late;
         sum.stopped += f.stopped;
         sum.late += f.late;
     }
     assert!(failed.is_empty(), "{} of {seeds} seeds fail, run one with OFFLOOP_SEED=n: {failed:?}", failed.len());
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
-    let Figures { skipped, spawn_failed, start_failed, retire_failed, stopped, late, .. } = sum;
+    let Figures { skipped, spawn_failed, start_failed, retire_failed, released, released_dead, released_late, stopped, late, .. } = sum;
     let each = [
         steps,
         ready,
@@ -892,6 +938,9 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         spawn_failed,
         start_failed,
         retire_failed,
+        released,
+        released_dead,
+        released_late,
         stopped,
         late,
     ];
