@@ -570,6 +570,7 @@ static void starts(void) {
   static const char *const twice[] = {"/proc/self/exe", "worker", "twice", NULL};
   offloop_process_pool_options o = options_of(1);
   offloop_process_pool *p;
+  int i;
   o.command = missing;
   p = make(&o);
   CHECK(status_of(p, "echo", NULL) == OFFLOOP_ERR_NOT_FOUND);
@@ -580,6 +581,16 @@ static void starts(void) {
   CHECK(status_of(p, "echo", NULL) == OFFLOOP_ERR_START_FAILED);
   CHECK(says("two functions have one name") && says("name=echo"));
   end(p);
+  /* replaced before they are worn out */
+  for (i = 0; i < 20; i++) {
+    int64_t a, b;
+    o = options_of(1);
+    o.max_tasks_per_worker = 1;
+    p = make(&o);
+    a = ask(p, "pid", NULL), b = ask(p, "pid", NULL);
+    CHECK(a != b);
+    end(p);
+  }
 }
 
 void process_pools(void) {

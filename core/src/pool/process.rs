@@ -695,7 +695,15 @@ impl Host {
             let Ok(mut place) = seat.worker.try_lock() else { return };
             seat.again.store(false, Ordering::SeqCst);
             let before = FEEDING.replace(true);
-            let gone = place.as_mut().is_some_and(|worker| self.feed_locked(seat, worker)).then(|| place.take()).flatten();
+            let leaves = match place.as_mut() {
+                Some(worker) => self.feed_locked(seat, worker),
+                // Woken when it had left, or is not here yet: whoever brings one feeds it.
+                None => {
+                    seat.poked.store(false, Ordering::SeqCst);
+                    false
+                }
+            };
+            let gone = leaves.then(|| place.take()).flatten();
             drop(place);
             if let Some(worker) = gone {
                 // It has nothing any more, and the pool does not want it.
@@ -848,5 +856,27 @@ impl Host {
             }
         }
         next.map(|at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_seat_whose_worker_has_left_is_woken_for_nothing() {
+        let pool = ProcessPool::builder().build(|_| Ok(Spec::new("/bin/true"))).expect("pool");
+        let host = pool.0.host.clone();
+        let id = WorkerId { slot: 0, generation: 1 };
+        drop(host.launch(id, &mut |_| Ok(Spec::new("/bin/true"))).expect("launch"));
+        let seat = lock(&host.seats).all.get(&id).cloned().expect("a launch makes a seat");
+        seat.poked.store(true, Ordering::SeqCst);
+        let (done, fed) = mpsc::channel();
+        std::thread::spawn(move || {
+            host.feed(&seat);
+            let _ = done.send(seat.poked.load(Ordering::SeqCst));
+        });
+        assert_eq!(fed.recv_timeout(Duration::from_secs(60)), Ok(false));
     }
 }
