@@ -105,6 +105,15 @@ pub(crate) fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'
         }
         e.setattr("context", context)?;
     }
+    if error.kind() == ErrorKind::WorkerLost {
+        for (name, value) in error.context() {
+            match *name {
+                "exit_code" | "signal" => e.setattr(*name, value.parse::<i32>().ok())?,
+                "oom" | "poison" => e.setattr(*name, true)?,
+                _ => {}
+            }
+        }
+    }
     if let Some((errno, syscall)) = error.errno() {
         e.setattr("errno", errno)?;
         e.setattr("strerror", error.message())?;

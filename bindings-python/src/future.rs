@@ -10,6 +10,7 @@
 use crate::dispatch::{self, Item, Pending, Role};
 use crate::error::{self, invalid, raise};
 use crate::late;
+use crate::process;
 use crate::value;
 use crate::wait;
 use offloop::error::{Error, ErrorKind};
@@ -101,6 +102,8 @@ pub(crate) struct PyFuture {
     task: OnceLock<Task>,
     /// Set by whoever took it from the task. A cell that ran the conversion itself would be stuck in a child that is forked meanwhile.
     outcome: OnceLock<Outcome>,
+    /// The result is the raw reply of a worker process.
+    is_reply: bool,
     state: Mutex<State>,
 }
 
@@ -135,11 +138,16 @@ impl State {
 
 impl PyFuture {
     pub(crate) fn pending() -> PyFuture {
-        PyFuture { task: OnceLock::new(), outcome: OnceLock::new(), state: Mutex::default() }
+        PyFuture { task: OnceLock::new(), outcome: OnceLock::new(), is_reply: false, state: Mutex::default() }
     }
 
     pub(crate) fn of(task: Task) -> PyFuture {
-        PyFuture { task: OnceLock::from(task), outcome: OnceLock::new(), state: Mutex::default() }
+        PyFuture { task: OnceLock::from(task), outcome: OnceLock::new(), is_reply: false, state: Mutex::default() }
+    }
+
+    /// Of a task of a process pool.
+    pub(crate) fn of_process(task: Task) -> PyFuture {
+        PyFuture { is_reply: true, ..PyFuture::of(task) }
     }
 
     pub(crate) fn set_task(&self, task: Task) {
@@ -172,7 +180,11 @@ impl PyFuture {
         }
         if let Some(result) = self.task().try_take() {
             let host = self.lock().host.take();
-            let _ = self.outcome.set(Outcome::new(py, result, host));
+            let outcome = match result {
+                Ok(reply) if self.is_reply => process::outcome(py, reply),
+                result => Outcome::new(py, result, host),
+            };
+            let _ = self.outcome.set(outcome);
         }
         // Taken by another thread, which may be copying it without the GIL.
         wait::detached_if(py, self.outcome.get().is_none(), || self.outcome.wait())
@@ -400,6 +412,7 @@ impl PyFuture {
     /// The latest value that the running task passed to `current_task().progress` or `ctx.progress`, once; else None.
     fn take_progress(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self.task().take_progress() {
+            Some(said) if self.is_reply => process::progress(py, said),
             Some(v) => Ok(value::to_python(py, v)?.unbind()),
             None => Ok(py.None()),
         }

@@ -213,6 +213,11 @@ fn current(py: Python<'_>) -> PyResult<&'static (Py<PyAny>, Py<PyAny>)> {
     })
 }
 
+/// Makes `control` the current task of this thread's context, until the next one.
+pub(crate) fn enter(py: Python<'_>, control: Arc<dyn Control + Send>, host: &Bound<'_, PyHost>) -> PyResult<()> {
+    current(py)?.1.bind(py).call1((PyTask { control, host: host.clone().unbind() },)).map(drop)
+}
+
 /// The running task: what a callable sees of its caller. `current_task()` returns it.
 #[pyclass(name = "Task", module = "offloop", frozen)]
 pub(crate) struct PyTask {

@@ -8,6 +8,7 @@
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
 //!   value buffer error copy (host memory)     late     references that native threads drop
+//!   process  ProcessPool, and its workers
 //!   ring     RingBuffer, Producer, Consumer   wait     without the GIL;  offloop._ring waits in event loops
 //! ```
 //!
@@ -25,6 +26,7 @@ mod hosted;
 mod late;
 mod pool;
 mod port;
+mod process;
 mod ring;
 mod table;
 mod value;
@@ -71,6 +73,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     hosted::install(m)?;
     pool::install(m)?;
     port::install(m)?;
+    process::install(m)?;
     ring::install(m)?;
     table::install(m)?;
     value::install(m)?;

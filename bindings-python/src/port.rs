@@ -14,6 +14,7 @@ use crate::dispatch::{self, Item, Role};
 use crate::fast;
 use crate::future::{Outcome, Returned, visit_returned};
 use crate::late::{self, Late};
+use crate::process;
 use offloop::error::{Error, ErrorKind};
 use offloop::pool::{CompletionQueue, Deliver, Event};
 use offloop::{Task, Value};
@@ -119,8 +120,24 @@ impl Port {
         py: Python<'py>,
         submit: impl FnOnce(&Bound<'py, PyAwaitable>, &(dyn Fn() -> Deliver + Sync)) -> PyResult<Task>,
     ) -> PyResult<Bound<'py, PyAwaitable>> {
+        Port::start_as(py, false, submit)
+    }
+
+    /// As [`start`](Self::start) of a task of a process pool.
+    pub(crate) fn start_process<'py>(
+        py: Python<'py>,
+        submit: impl FnOnce(&(dyn Fn() -> Deliver + Sync)) -> PyResult<Task>,
+    ) -> PyResult<Bound<'py, PyAwaitable>> {
+        Port::start_as(py, true, |_, deliver| submit(deliver))
+    }
+
+    fn start_as<'py>(
+        py: Python<'py>,
+        is_reply: bool,
+        submit: impl FnOnce(&Bound<'py, PyAwaitable>, &(dyn Fn() -> Deliver + Sync)) -> PyResult<Task>,
+    ) -> PyResult<Bound<'py, PyAwaitable>> {
         let (port, event_loop) = Port::current(py)?;
-        let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind()))?;
+        let awaitable = Bound::new(py, PyAwaitable::new(event_loop.unbind(), is_reply))?;
         let tag = port.get().expect(&awaitable);
         let queue = port.get().queue.clone();
         match submit(&awaitable, &|| Deliver::Queue(queue.clone(), tag)) {
@@ -214,6 +231,13 @@ impl Port {
             let host = awaitable.get().lock().host.take();
             match result {
                 _ if awaitable.get().is_cancelled() => {}
+                Ok(reply) if awaitable.get().is_reply => {
+                    let outcome = process::outcome(py, reply);
+                    // Unpickling may have run code that cancelled it.
+                    if !awaitable.get().is_cancelled() {
+                        PyAwaitable::finish(awaitable.bind(py), outcome)?;
+                    }
+                }
                 Ok(Value::Bytes(bytes)) if bytes.len() > copy::SLICE => match Growing::new(py, bytes) {
                     Ok(bytes) => this.lock().growing = Some((awaitable, bytes)),
                     Err(e) => PyAwaitable::finish(awaitable.bind(py), Outcome::Error(e.into_value(py)))?,
@@ -335,6 +359,8 @@ impl Port {
 pub(crate) struct PyAwaitable {
     task: OnceLock<Task>,
     outcome: OnceLock<Outcome>,
+    /// The result is the raw reply of a worker process.
+    is_reply: bool,
     event_loop: Py<PyAny>,
     state: Mutex<AwaitState>,
 }
@@ -349,8 +375,8 @@ struct AwaitState {
 }
 
 impl PyAwaitable {
-    fn new(event_loop: Py<PyAny>) -> PyAwaitable {
-        PyAwaitable { task: OnceLock::new(), outcome: OnceLock::new(), event_loop, state: Mutex::default() }
+    fn new(event_loop: Py<PyAny>, is_reply: bool) -> PyAwaitable {
+        PyAwaitable { task: OnceLock::new(), outcome: OnceLock::new(), is_reply, event_loop, state: Mutex::default() }
     }
 
     fn set_task(&self, task: Task) {

@@ -314,7 +314,7 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: Value) -> PyResult<Bound<'p
 const REMOTE: &str = "_remote";
 
 /// An error of elsewhere: the class of its kind when it is one of offloop's own, else a TaskFailedError.
-fn exception(py: Python<'_>, e: ErrorValue) -> PyResult<Bound<'_, PyAny>> {
+pub(crate) fn exception(py: Python<'_>, e: ErrorValue) -> PyResult<Bound<'_, PyAny>> {
     let made = match e.kind() {
         Some(kind) => crate::error::error_class(py, kind.status())?.call1((&e.message,))?,
         None => {

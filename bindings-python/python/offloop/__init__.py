@@ -50,6 +50,7 @@ from ._native import (
     revoke_token,
 )
 from ._pool import ThreadPool, default_pool
+from ._process import ProcessPool
 from ._stats import Histogram, PoolStats
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "PanicError",
     "PeerDiedError",
     "PoolStats",
+    "ProcessPool",
     "Producer",
     "RingBuffer",
     "StartFailedError",

@@ -34,71 +34,20 @@ _WINDOW_MIN = 1024
 _BATCH = 64
 
 
-class ThreadPool(_Pool, concurrent.futures.Executor):
-    """Runs native ops by name and Python callables on threads of its own. Drop-in for ThreadPoolExecutor.
+class _Mapping(concurrent.futures.Executor):
+    """What both kinds of pools do with many calls, and at their end."""
 
-    `pool.submit("sha256", data, encoding="hex")` runs an op on a native thread, without the GIL.
-    `pool.submit(fn, *args, **kwargs)` runs a callable on a Python thread, with a copy of the caller's context variables.
+    if TYPE_CHECKING:
+        _sources: set[weakref.ref[_Source]]
 
-    The two kinds of threads are started when there is work for them. `max_workers` (default: the usable cores) bounds
-    each kind: only one Python thread runs bytecode at a time, so the native ones are what uses the cores. `max_queue`
-    (default 65,536) bounds what waits, for each kind. When it is full, `submit` waits for room (`on_full="wait"`) or
-    raises Full (`"reject"`; and always on a thread with a running event loop, where `await pool.run(...)` waits instead).
-
-    `max_overdue` (default: `max_workers`): most threads that replace those stuck in a function whose task has timed out
-    or was killed. `nice` (default 0): niceness of native threads. `context`: what `current_task().context` is.
-
-    At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback waits for
-    them or while threads that are no daemons live, and cancelled otherwise. A forked child begins with an empty pool; inherited
-    futures that were not done are done there, with ForkedError.
-
-    `loop.set_default_executor` takes nothing but ThreadPoolExecutor itself: pass a ThreadPool to `run_in_executor`.
-    """
-
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        thread_name_prefix: str = "",
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        *,
-        max_queue: int | None = None,
-        on_full: str = "wait",
-        max_overdue: int | None = None,
-        nice: int = 0,
-        context: Any = None,
-    ) -> None:
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        self._open(
-            max_workers=max_workers,
-            max_queue=max_queue,
-            max_overdue=max_overdue,
-            nice=nice,
-            name=thread_name_prefix,
-            on_full=on_full,
-            initializer=initializer,
-            initargs=tuple(initargs),
-            context=context,
-        )
-        self._sources: set[weakref.ref[_Source]] = set()
-        _threads.pools.add(self)
-
-    async def run(self, op_or_fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Runs an op or a callable and returns its result. Cancelling the await stops the task.
-
-        Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
-
-        An op's inputs that must be copied (all but `bytes` and TransferBuffer) are copied at once up to 4 MiB per turn of the loop over
-        all calls, an element that lies apart counting as 64 bytes. What is beyond is copied in slices of 1 MiB, one per turn, between
-        which the loop goes on: first come, first served. Such a task counts as submitted from the call: `shutdown` waits for it, and
-        what this loop runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
-        """
-        started = self._start(op_or_fn, *args, **kwargs)
-        if started is None:
-            ticket = self._accept()
-            return await _aio.copied(args, functools.partial(ticket.start, op_or_fn, **kwargs), ticket.release, ticket.line)
-        return await started
+        @property
+        def _max_workers(self) -> int: ...
+        def _close(self) -> None: ...
+        def _wait_closed(self) -> None: ...
+        def _admit(self, *args: Any, **kwargs: Any) -> Future[Any]: ...
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]: ...
+        def submit_many(self, fn: Any, items: Iterable[Any], /, **kwargs: Any) -> list[Future[Any]]: ...
+        async def run(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any: ...
 
     def map(
         self,
@@ -206,6 +155,107 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
             for task in running:
                 task.cancel()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        """Shuts down without holding the loop."""
+        try:
+            self._take_in(wait=False)
+        finally:
+            self._close()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def wait() -> None:
+            self._wait_closed()
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(resolve)
+
+        def resolve() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
+        await done
+
+    def _take_in(self, *, wait: bool) -> None:
+        """Submits what `map` owes, before the pool is closed. `wait`: for room in the queue."""
+        for reference in list(self._sources):
+            source = reference()
+            if source is not None and (source.finite or not source.is_read):
+                source.take_in(wait=wait)
+
+    def _window(self) -> int:
+        return max(_WINDOW_MIN, _WINDOW_PER_WORKER * self._max_workers)
+
+
+class ThreadPool(_Pool, _Mapping):
+    """Runs native ops by name and Python callables on threads of its own. Drop-in for ThreadPoolExecutor.
+
+    `pool.submit("sha256", data, encoding="hex")` runs an op on a native thread, without the GIL.
+    `pool.submit(fn, *args, **kwargs)` runs a callable on a Python thread, with a copy of the caller's context variables.
+
+    The two kinds of threads are started when there is work for them. `max_workers` (default: the usable cores) bounds
+    each kind: only one Python thread runs bytecode at a time, so the native ones are what uses the cores. `max_queue`
+    (default 65,536) bounds what waits, for each kind. When it is full, `submit` waits for room (`on_full="wait"`) or
+    raises Full (`"reject"`; and always on a thread with a running event loop, where `await pool.run(...)` waits instead).
+
+    `max_overdue` (default: `max_workers`): most threads that replace those stuck in a function whose task has timed out
+    or was killed. `nice` (default 0): niceness of native threads. `context`: what `current_task().context` is.
+
+    At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback waits for
+    them or while threads that are no daemons live, and cancelled otherwise. A forked child begins with an empty pool; inherited
+    futures that were not done are done there, with ForkedError.
+
+    `loop.set_default_executor` takes nothing but ThreadPoolExecutor itself: pass a ThreadPool to `run_in_executor`.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        thread_name_prefix: str = "",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_queue: int | None = None,
+        on_full: str = "wait",
+        max_overdue: int | None = None,
+        nice: int = 0,
+        context: Any = None,
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._open(
+            max_workers=max_workers,
+            max_queue=max_queue,
+            max_overdue=max_overdue,
+            nice=nice,
+            name=thread_name_prefix,
+            on_full=on_full,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            context=context,
+        )
+        self._sources: set[weakref.ref[_Source]] = set()
+        _threads.pools.add(self)
+
+    async def run(self, op_or_fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs an op or a callable and returns its result. Cancelling the await stops the task.
+
+        Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
+
+        An op's inputs that must be copied (all but `bytes` and TransferBuffer) are copied at once up to 4 MiB per turn of the loop over
+        all calls, an element that lies apart counting as 64 bytes. What is beyond is copied in slices of 1 MiB, one per turn, between
+        which the loop goes on: first come, first served. Such a task counts as submitted from the call: `shutdown` waits for it, and
+        what this loop runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
+        """
+        started = self._start(op_or_fn, *args, **kwargs)
+        if started is None:
+            ticket = self._accept()
+            return await _aio.copied(args, functools.partial(ticket.start, op_or_fn, **kwargs), ticket.release, ticket.line)
+        return await started
+
     def options(
         self,
         *,
@@ -271,30 +321,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
             _aio.finish_copies()
             self._wait_closed()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        """Shuts down without holding the loop."""
-        try:
-            self._take_in(wait=False)
-        finally:
-            self._close()
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def wait() -> None:
-            self._wait_closed()
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(resolve)
-
-        def resolve() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        threading.Thread(target=wait, name="offloop-shutdown", daemon=True).start()
-        await done
-
     @property
     def _broken(self) -> bool:
         """ThreadPoolExecutor's name for: the initializer raised."""
@@ -303,16 +329,6 @@ class ThreadPool(_Pool, concurrent.futures.Executor):
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"max_workers={self._max_workers}"
         return f"<ThreadPool {state}>"
-
-    def _take_in(self, *, wait: bool) -> None:
-        """Submits what `map` owes, before the pool is closed. `wait`: for room in the queue."""
-        for reference in list(self._sources):
-            source = reference()
-            if source is not None and (source.finite or not source.is_read):
-                source.take_in(wait=wait)
-
-    def _window(self) -> int:
-        return max(_WINDOW_MIN, _WINDOW_PER_WORKER * self._max_workers)
 
 
 builtin_timeout = asyncio.TimeoutError
@@ -340,7 +356,7 @@ def _take(future: Future[Any], end: float | None) -> Any:
 class _Source:
     """The items of one `map`, and its tasks in flight."""
 
-    def __init__(self, pool: ThreadPool, fn: Any, rows: Iterator[tuple[Any, ...]], kwargs: dict[str, Any], finite: bool) -> None:
+    def __init__(self, pool: _Mapping, fn: Any, rows: Iterator[tuple[Any, ...]], kwargs: dict[str, Any], finite: bool) -> None:
         self.pool = pool
         self.fn = fn
         self.rows = rows

@@ -14,8 +14,10 @@ from . import _native
 if TYPE_CHECKING:
     from ._channel import Channel, Listener
     from ._pool import ThreadPool
+    from ._process import ProcessPool
 
 pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+process_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
 # Channels and listeners of this process. By number: their references are listed in one step, whatever other threads add meanwhile.
 ends: weakref.WeakValueDictionary[int, Channel | Listener] = weakref.WeakValueDictionary()
 # A plain set: other threads add to it while the exit looks at it.
@@ -46,12 +48,14 @@ def _exit() -> None:
     goes on as long as the interpreter waits for threads that are no daemons: they may wait for it.
     """
     try:
-        for pool in list(pools):
+        for pool in [*pools, *process_pools]:
             pool._take_in(wait=True)
     finally:
         _native._exiting()
-        for pool in list(pools):
+        for pool in [*pools, *process_pools]:
             pool._close()
+    for pool in list(process_pools):
+        pool._wait_closed()
     _finish()
 
 
@@ -88,6 +92,7 @@ getattr(threading, "_register_atexit", atexit.register)(_exit)
 def _after_fork_in_child() -> None:
     _native._after_fork_in_child()
     _workers.clear()
+    process_pools.clear()
     ends.clear()
 
 

@@ -12,7 +12,7 @@ mod submit;
 mod ticket;
 
 use crate::buffer;
-use crate::error::{duration, invalid, number_option, raise, shown, text_option, wrong_type};
+use crate::error::{invalid, number_option, raise, shown, text_option, wrong_type};
 use crate::future::PyFuture;
 use crate::hosted::{self, PyHost, Target, looking};
 use crate::port::PyAwaitable;
@@ -21,7 +21,7 @@ use inputs::Inputs;
 use offloop::ThreadPool;
 use offloop::error::Error;
 use offloop::metrics::Histogram;
-use offloop::pool::{Deliver, OnFull, PoolOptions, PoolStats, Work, priority};
+use offloop::pool::{Deliver, OnFull, PoolOptions, PoolStats, Work};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
@@ -29,7 +29,8 @@ use pyo3::{PyTraverseError, PyVisit};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use submit::{Defaults, Handle, Job, Pools, head, op_name};
+pub(crate) use submit::{Defaults, is_exiting};
+use submit::{Handle, Job, Pools, head, op_name};
 use ticket::PyTicket;
 
 /// Inputs that no budget counts: to copy them costs less than the call.
@@ -232,20 +233,7 @@ impl PyPool {
         key: Option<Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let other = other.inner()?;
-        let mut defaults = other.defaults.clone();
-        for (name, given, slot) in
-            [("timeout", timeout, &mut defaults.timeout), ("queue_timeout", queue_timeout, &mut defaults.queue_timeout)]
-        {
-            if let Some(given) = given {
-                *slot = duration(name, &given)?;
-            }
-        }
-        if let Some(p) = priority {
-            defaults.priority = self::priority(number_option("priority", &p)?).map_err(|e| raise(py, &e))?;
-        }
-        if let Some(key) = key {
-            defaults.key = Some(text_option("key is not valid Unicode", "key", &key)?);
-        }
+        let defaults = other.defaults.with(py, timeout, queue_timeout, priority, key)?;
         let _ = self.inner.set(other.with(py, defaults));
         Ok(())
     }
@@ -309,15 +297,8 @@ impl PyPool {
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let pools = self.pools()?;
         let stats = pools.ops.stats_with(&pools.calls);
-        let d = PyDict::new(py);
-        for (name, of) in COUNTS {
-            d.set_item(name, of(&stats))?;
-        }
         // The share of `max_workers`, which bounds each kind.
-        d.set_item("utilization", stats.utilization)?;
-        d.set_item("wait", in_seconds(&stats.wait))?;
-        d.set_item("run", in_seconds(&stats.run))?;
-        Ok(d)
+        stats_dict(py, &stats)
     }
 
     /// Loads a C plugin and returns the names of the ops it brought.
@@ -422,6 +403,18 @@ const COUNTS: &[Count] = &[
     ("cancelled", |s| s.cancelled),
     ("lost", |s| s.lost),
 ];
+
+/// What `PoolStats` is made of.
+pub(crate) fn stats_dict<'py>(py: Python<'py>, stats: &PoolStats) -> PyResult<Bound<'py, PyDict>> {
+    let d = PyDict::new(py);
+    for (name, of) in COUNTS {
+        d.set_item(name, of(stats))?;
+    }
+    d.set_item("utilization", stats.utilization)?;
+    d.set_item("wait", in_seconds(&stats.wait))?;
+    d.set_item("run", in_seconds(&stats.run))?;
+    Ok(d)
+}
 
 /// `(count, mean, p50, p90, p99, max)`.
 fn in_seconds(h: &Histogram) -> (u64, f64, f64, f64, f64, f64) {

@@ -3,7 +3,7 @@
 use super::inputs::Inputs;
 use crate::buffer;
 use crate::dispatch;
-use crate::error::{raise, text};
+use crate::error::{duration, number_option, raise, text, text_option};
 use crate::hosted::{self, Call, Hosting, PyHost, Target, looking};
 use crate::late::{self, Late};
 use crate::port::{self, Port, PyAwaitable};
@@ -38,22 +38,51 @@ pub(super) struct Pools {
 
 /// What `options()` sets for every call of a view.
 #[derive(Clone, Default)]
-pub(super) struct Defaults {
+pub(crate) struct Defaults {
     pub(super) timeout: Option<Duration>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) priority: i8,
     pub(super) key: Option<String>,
+    pub(crate) retries: u32,
 }
 
 impl Defaults {
-    pub(super) fn submit_options(&self, on_full: OnFull, deliver: Deliver) -> SubmitOptions {
+    /// These with what was given.
+    pub(crate) fn with(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Bound<'_, PyAny>>,
+        queue_timeout: Option<Bound<'_, PyAny>>,
+        priority: Option<Bound<'_, PyAny>>,
+        key: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Defaults> {
+        let mut defaults = self.clone();
+        for (name, given, slot) in
+            [("timeout", timeout, &mut defaults.timeout), ("queue_timeout", queue_timeout, &mut defaults.queue_timeout)]
+        {
+            if let Some(given) = given {
+                *slot = duration(name, &given)?;
+            }
+        }
+        if let Some(p) = priority {
+            defaults.priority = offloop::pool::priority(number_option("priority", &p)?).map_err(|e| raise(py, &e))?;
+        }
+        if let Some(key) = key {
+            defaults.key = Some(text_option("key is not valid Unicode", "key", &key)?);
+        }
+        Ok(defaults)
+    }
+
+    pub(crate) fn submit_options(&self, on_full: OnFull, deliver: Deliver) -> SubmitOptions {
         SubmitOptions {
             priority: self.priority,
             timeout: self.timeout,
             queue_timeout: self.queue_timeout,
             key: self.key.clone(),
+            retries: self.retries,
             on_full,
             deliver,
+            ..SubmitOptions::default()
         }
     }
 }
@@ -203,6 +232,11 @@ impl Pools {
             }
         }
     }
+}
+
+/// No pool takes work any more.
+pub(crate) fn is_exiting() -> bool {
+    EXITING.load(Ordering::Relaxed)
 }
 
 /// What a pool, a view of it or a ticket has.

@@ -1,0 +1,197 @@
+"""Pickles of calls and results between a ProcessPool and its workers; native code calls these.
+
+The functions of `__main__` are not importable in a worker. A script's are found by importing the script again, under the name
+`__mp_main__` as multiprocessing does, when a pickle first names one. Those of `python -c`, stdin and notebooks have no file: they
+travel by value, which needs cloudpickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import sys
+import traceback
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ._native import TaskFailedError, UnserializableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How a worker gets the functions of its host's `__main__`: ("name", module), ("path", file), or None.
+Main = tuple[str, str] | None
+
+# A worker's: what its pool said, until the first pickle needs it.
+_main: Main = None
+_is_worker = False
+_loading = False
+
+
+def main_of_host() -> Main:
+    """Where a worker finds what `__main__` of this process has."""
+    if _is_worker:
+        return _main
+    module = sys.modules.get("__main__")
+    name = getattr(getattr(module, "__spec__", None), "name", None)
+    if name is not None:
+        return ("name", name)
+    path = getattr(module, "__file__", None)
+    if path is None or not os.path.isfile(path):
+        return None
+    return ("path", os.path.abspath(path))
+
+
+def begin_worker(main: Main) -> None:
+    global _main, _is_worker
+    _main, _is_worker = main, True
+
+
+def is_loading_main() -> bool:
+    return _loading
+
+
+def _names_main(data: bytes) -> bool:
+    return b"_main__" in data
+
+
+def _load_main() -> None:
+    """Makes `__main__` of the host known here, once."""
+    global _loading
+    if not _is_worker or _main is None or "__mp_main__" in sys.modules:
+        return
+    from multiprocessing import spawn
+
+    kind, what = _main
+    _loading = True
+    try:
+        if kind == "name":
+            spawn._fixup_main_from_name(what)  # type: ignore[attr-defined]
+        else:
+            spawn._fixup_main_from_path(what)  # type: ignore[attr-defined]
+    finally:
+        _loading = False
+
+
+def _by_value(value: Any, **options: Any) -> bytes:
+    import cloudpickle
+
+    return cloudpickle.dumps(value, 5, **options)  # type: ignore[no-any-return]
+
+
+def _dumps(what: str, value: Any, **options: Any) -> tuple[bytes, bool]:
+    """A pickle that a worker can load: by reference where it can find what is named, else by value. The second says that it is the former."""
+    why: Exception | None = None
+    try:
+        data = pickle.dumps(value, 5, **options)
+        if not _names_main(data) or main_of_host() is not None:
+            return data, True
+    except Exception as e:
+        why = e
+    if "buffer_callback" in options:
+        options["buffer_callback"].__self__.clear()
+    try:
+        return _by_value(value, **options), False
+    except ImportError:
+        if why is None:
+            text = f"{what} needs __main__ of this process, which has no file that a worker could import: install cloudpickle"
+        else:
+            text = f"{what} cannot be pickled ({type(why).__name__}: {why}); functions without a name of their own need cloudpickle"
+        raise UnserializableError(f"unserializable: {text}") from why
+    except Exception as e:
+        raise UnserializableError(f"unserializable: {what} cannot be pickled ({type(e).__name__}: {e})") from (why or e)
+
+
+def _name(function: Any) -> str:
+    return f"function {getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def dump_function(function: Callable[..., Any]) -> tuple[bytes, bool]:
+    """The pickle, and whether it is but a name."""
+    data, by_reference = _dumps(_name(function), function)
+    named = isinstance(function, FunctionType) or isinstance(getattr(function, "__self__", None), ModuleType)
+    return data, by_reference and named
+
+
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[bytes, list[memoryview]]:
+    buffers: list[pickle.PickleBuffer] = []
+    data, _ = _dumps("an argument", (args, kwargs or {}), buffer_callback=buffers.append)
+    return data, [buffer.raw() for buffer in buffers]
+
+
+def dump_setup(what: str, value: Any) -> bytes:
+    return _dumps(what, value)[0]
+
+
+def load_function(data: bytes) -> Any:
+    if _names_main(data):
+        _load_main()
+    return pickle.loads(data)
+
+
+def load_call(data: bytes, buffers: list[memoryview]) -> Any:
+    if _names_main(data):
+        _load_main()
+    return pickle.loads(data, buffers=buffers)
+
+
+def dump_result(value: Any) -> tuple[bytes, list[memoryview]]:
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(value, 5, buffer_callback=buffers.append)
+    except Exception as e:
+        # The classes of a function that came by value go back by value.
+        if "cloudpickle" not in sys.modules:
+            raise UnserializableError(f"unserializable: the result cannot be pickled (type={type(value).__name__}, error={e})") from e
+        buffers.clear()
+        try:
+            data = _by_value(value, buffer_callback=buffers.append)
+        except Exception as second:
+            raise UnserializableError(
+                f"unserializable: the result cannot be pickled (type={type(value).__name__}, error={second})"
+            ) from second
+    return data, [buffer.raw() for buffer in buffers]
+
+
+def dump_raised(error: BaseException) -> tuple[bytes, bytes]:
+    """What is left of an exception that cannot be rebuilt, and its pickle."""
+    stack = "".join(traceback.format_exception(error))
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    about = pickle.dumps((type(error).__name__, text, stack), 5)
+    try:
+        return about, pickle.dumps(error, 5)
+    except Exception:
+        pass
+    if "cloudpickle" in sys.modules:
+        try:
+            return about, _by_value(error)
+        except Exception:
+            pass
+    return about, b""
+
+
+def load_result(data: bytes, buffers: list[memoryview]) -> Any:
+    try:
+        return pickle.loads(data, buffers=buffers)
+    except Exception as e:
+        raise UnserializableError(f"unserializable: the result cannot be rebuilt here ({type(e).__name__}: {e})") from e
+
+
+def rebuilt(about: bytes, data: bytes) -> BaseException:
+    """The exception that a function raised, with the worker's traceback as its cause, as ProcessPoolExecutor has it."""
+    from concurrent.futures.process import _RemoteTraceback
+
+    name, text, stack = pickle.loads(about)
+    error = None
+    if data:
+        with contextlib.suppress(Exception):
+            error = pickle.loads(data)
+    if not isinstance(error, BaseException):
+        error = TaskFailedError(f"task failed: {name}: {text}" if text else f"task failed: {name}")
+        error.name, error.message, error.stack, error.properties = name, text, stack, {}
+    error.__cause__ = _RemoteTraceback(f'\n"""\n{stack}"""')  # type: ignore[arg-type]
+    return error

@@ -1,0 +1,314 @@
+"""ProcessPool: Python functions in worker processes, or another program's exports; a concurrent.futures.Executor."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import _pickling, _threads
+from ._native import InvalidError, NotFoundError, _ProcessPool
+from ._pool import _Mapping
+from ._stats import Histogram, PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Self
+
+    from ._pool import _Source
+
+
+class ProcessPool(_ProcessPool, _Mapping):
+    """Runs functions in worker processes. Drop-in for ProcessPoolExecutor.
+
+    `pool.submit(fn, *args, **kwargs)` pickles a function by its name; lambdas, closures and what `python -c`, stdin and notebooks define
+    need `cloudpickle`. Arrays travel through shared memory, and arrive writable and without a copy of their own.
+
+    Workers are started when there is work, by exec and never by a fork of this process, and replaced when they end. `max_workers`
+    (default: usable cores) and `min_workers` (default 0, kept when idle) bound them; one that is idle for `idle_timeout` (default 30 s)
+    leaves. `max_tasks_per_child` and `max_worker_age` (seconds) replace them by use and by age (default: no limit). `concurrency`
+    (default 1): tasks at once per worker, on threads. `max_queue` (default 65,536) bounds what waits; when it is full, `submit` waits
+    for room (`on_full="wait"`) or raises Full (`"reject"`; and always on a thread with a running event loop).
+
+    `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: modules that a worker
+    imports first. `context`: what `current_task().context` is there. `env`: variables that are added to this process's, or removed by
+    None. `nice` (default 0) is added to the niceness. `name`: in metrics. `cancel_grace` (default 1 s): what a running task has to see
+    that it was killed, or that its timeout has passed, before its worker is ended and replaced.
+
+    Workers run this interpreter, or `python`, the path of another one that has offloop. `node=FILE` and `command=[…]` start workers of
+    another program, which are called by the names of their exports: `pool.submit("render", html)`, `pool.exports.render(html)`.
+
+    A worker that ends loses the task that it ran, whose outcome is WorkerLostError, and no other. What was submitted is finished at
+    interpreter exit. In a forked child the pool raises ForkedError.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        min_workers: int | None = None,
+        python: str | os.PathLike[str] | None = None,
+        node: str | os.PathLike[str] | None = None,
+        command: Sequence[str | os.PathLike[str]] | None = None,
+        teardown: Callable[[], object] | None = None,
+        max_worker_age: float | None = None,
+        idle_timeout: float | None = None,
+        concurrency: int | None = None,
+        max_queue: int | None = None,
+        on_full: str = "wait",
+        cancel_grace: float | None = None,
+        preload: Iterable[str] = (),
+        env: Mapping[str, str | None] | None = None,
+        context: Any = None,
+        nice: int = 0,
+        name: str = "",
+    ) -> None:
+        if _pickling.is_loading_main():
+            raise InvalidError(
+                "invalid: a worker imports the main module, which must not make a pool then: put that under `if __name__ == '__main__':`"
+            )
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if teardown is not None and not callable(teardown):
+            raise TypeError("teardown must be a callable")
+        _check_start_method(mp_context)
+        programs = {"python": python, "node": node, "command": command}
+        given = [option for option, value in programs.items() if value is not None]
+        if len(given) > 1:
+            raise InvalidError(f"invalid: options exclude each other (options={' '.join(given)})")
+        by_name = node is not None or command is not None
+        if by_name and (initializer is not None or teardown is not None):
+            raise InvalidError("invalid: workers of another program have no initializer and no teardown of this one's")
+        if command is not None:
+            started = [os.fspath(part) for part in command]
+        elif node is not None:
+            started = _node_command(os.fspath(node))
+        else:
+            started = _python_command(python)
+        setup = b"" if by_name else _setup(python is not None, initializer, tuple(initargs), teardown, context, preload)
+        options = {
+            "max_workers": max_workers,
+            "min_workers": min_workers,
+            "max_tasks_per_child": max_tasks_per_child,
+            "max_worker_age": max_worker_age,
+            "idle_timeout": idle_timeout,
+            "concurrency": concurrency,
+            "max_queue": max_queue,
+            "on_full": on_full,
+            "cancel_grace": cancel_grace,
+            "nice": nice,
+            "name": name,
+        }
+        self._open(started, _environment(env), setup, by_name, options)
+        self._sources: set[weakref.ref[_Source]] = set()
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        _threads.process_pools.add(self)
+
+    async def run(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs a function and returns its result. Cancelling the await stops the task.
+
+        Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
+        """
+        return await self._start(fn, *args, **kwargs)
+
+    def map(
+        self,
+        fn: Any,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        ordered: bool = True,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Calls a function with items of the iterables, as `map` does, and yields the results.
+
+        Tasks are sent in batches by themselves. `chunksize` (default: none) makes one task of so many calls, of which the first error
+        is the outcome, as ProcessPoolExecutor has it. Everything else is as in `ThreadPool.map`.
+        """
+        if chunksize is None or chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout, ordered=ordered, **kwargs)
+        if chunksize < 1:
+            raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
+        chunks = _chunks(zip(*iterables), chunksize)
+        return _flat(super().map(_run_chunk, itertools.repeat(fn), chunks, itertools.repeat(kwargs), timeout=timeout, ordered=ordered))
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        retries: int | None = None,
+    ) -> Self:
+        """A view of this pool whose calls have these options; it shares workers, queue and end with the pool.
+
+        `timeout`: seconds from start to outcome; the worker of a function that runs on is ended after `cancel_grace`. `queue_timeout`:
+        longest wait from submit to start, in seconds. `priority`: -128 to 127, higher first. `key`: tasks with one key run on one worker,
+        in order. `retries` (default 0): re-runs after the loss of the worker; it says that a second run does no harm.
+        """
+        view = self.__class__.__new__(self.__class__)
+        view._sources = self._sources
+        view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key, retries=retries)
+        return view
+
+    @property
+    def exports(self) -> Exports:
+        """The functions of workers of another program: `pool.exports.render(html)` is `pool.submit("render", html)`."""
+        return Exports(self)
+
+    def resize(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
+        """Changes how many workers stay when idle, and how many there may be. Surplus ones leave when free."""
+        self._resize(min_workers, max_workers)
+
+    @property
+    def stats(self) -> PoolStats:
+        """Counts, and times in seconds, since the pool was made."""
+        d: dict[str, Any] = self._stats()
+        d["wait"] = Histogram(*d["wait"])
+        d["run"] = Histogram(*d["run"])
+        return PoolStats(**d)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuses new tasks; with `wait` returns when what was submitted is done and no process is left. Ctrl-C ends the wait."""
+        try:
+            if not cancel_futures:
+                self._take_in(wait=wait)
+        finally:
+            self._close()
+        if cancel_futures:
+            self._cancel_queued()
+        if wait:
+            self._wait_closed()
+
+    def terminate(self) -> None:
+        """Cancels every task, started or not, and ends the processes now."""
+        self._terminate()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"max_workers={self._max_workers}"
+        return f"<ProcessPool {state}>"
+
+
+class Exports:
+    """The functions of a pool's workers, by attribute."""
+
+    def __init__(self, pool: ProcessPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._pool.submit(name, *args, **kwargs)
+
+        call.__name__ = name
+        return call
+
+
+def _check_start_method(mp_context: Any) -> None:
+    if mp_context is None:
+        return
+    method = mp_context if isinstance(mp_context, str) else mp_context.get_start_method()
+    if method == "fork":
+        raise InvalidError(
+            "invalid: workers are never forks of this process, whose threads and locks a fork would take along half: use spawn or "
+            "forkserver, or leave mp_context out (option=mp_context, value=fork)"
+        )
+    if method not in ("spawn", "forkserver"):
+        raise InvalidError(f"invalid: option is not one of its words (option=mp_context, value={method}, want=spawn forkserver)")
+
+
+# The package may have been found by a change of `sys.path` that a new interpreter does not know.
+_BOOT = "import sys; sys.path.insert(0, {path!r}); from offloop.worker import main; sys.exit(main([]))"
+
+
+def _python_command(python: str | os.PathLike[str] | None) -> list[str]:
+    program = sys.executable if python is None else os.fspath(python)
+    if not program:
+        raise InvalidError("invalid: this program has no Python interpreter to start workers with: give `python` (option=python)")
+    found = shutil.which(program)
+    if found is None:
+        raise NotFoundError(f"not found: there is no such Python interpreter (option=python, value={program})")
+    flags = subprocess._args_from_interpreter_flags() if python is None else []  # type: ignore[attr-defined]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [found, *flags, "-c", _BOOT.format(path=root)]
+
+
+def _node_command(script: str) -> list[str]:
+    """Node.js, the worker's program of the npm package `offloop` that the script would import, and the script."""
+    path = os.path.abspath(script)
+    if not os.path.isfile(path):
+        raise NotFoundError(f"not found: there is no such script (option=node, value={script})")
+    found = shutil.which("node")
+    if found is None:
+        raise NotFoundError("not found: there is no `node` in PATH (option=node)")
+    place = os.path.dirname(path)
+    while True:
+        program = os.path.join(place, "node_modules", "offloop", "lib", "worker-main.cjs")
+        if os.path.isfile(program):
+            return [found, program, path]
+        if (above := os.path.dirname(place)) == place:
+            raise NotFoundError(f"not found: the npm package offloop is in no node_modules above the script (option=node, value={script})")
+        place = above
+
+
+def _environment(env: Mapping[str, str | None] | None) -> list[tuple[str, str]] | None:
+    if env is None:
+        return None
+    whole: dict[str, str | None] = {**os.environ, **env}
+    return [(name, value) for name, value in whole.items() if value is not None]
+
+
+def _setup(
+    elsewhere: bool,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    teardown: Callable[[], object] | None,
+    context: Any,
+    preload: Iterable[str],
+) -> bytes:
+    """What each worker reads at its start. `elsewhere`: another interpreter, which has modules of its own."""
+    import pickle
+
+    modules = [preload] if isinstance(preload, str) else list(preload)
+    for module in modules:
+        if not isinstance(module, str):
+            raise InvalidError(f"invalid: option has the wrong type (option=preload, value={module!r}, want=names of modules)")
+    # The empty entry is the working directory of this process now.
+    path = [entry or os.getcwd() for entry in sys.path]
+    given = {
+        "main": _pickling.main_of_host(),
+        "sys_path": None if elsewhere else path,
+        "sys_argv": None if elsewhere else list(sys.argv),
+        "preload": modules,
+        "context": _pickling.dump_setup("context", context),
+        "initializer": None if initializer is None else _pickling.dump_setup("initializer", (initializer, initargs)),
+        "teardown": None if teardown is None else _pickling.dump_setup("teardown", teardown),
+    }
+    return b"\x02" + pickle.dumps(given, 5)
+
+
+def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def _run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]], kwargs: dict[str, Any]) -> list[Any]:
+    return [fn(*row, **kwargs) for row in rows]
+
+
+def _flat(chunks: Iterator[list[Any]]) -> Iterator[Any]:
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()

@@ -1,0 +1,117 @@
+"""A worker process of a ProcessPool.
+
+`python -m offloop.worker` runs pickled functions for a ProcessPool of Python. `python -m offloop.worker script.py` makes the public
+functions of the script callable by name, for pools of any language; `init(context)` and `teardown()` of the script are run at the start
+and at the end.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from . import _pickling
+from ._native import _WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    args = sys.argv[1:] if args is None else args
+    lane = _WorkerProcess.attach()
+    if lane is None:
+        sys.stderr.write("offloop.worker: a ProcessPool starts this program\n")
+        return 2
+    # The pool says when to end: a terminal's Ctrl-C is for the host.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        exports, context, teardown = _prepare(lane.setup, args[0] if args else None)
+    except BaseException as e:
+        lane.fail("".join(traceback.format_exception(e)).strip())
+        return 1
+    lane.ready()
+    _serve(lane, exports, context)
+    try:
+        if teardown is not None:
+            teardown()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        lane.drained()
+    return 0
+
+
+def _prepare(setup: bytes, script: str | None) -> tuple[dict[str, Callable[..., Any]], Any, Callable[[], object] | None]:
+    exports: dict[str, Callable[..., Any]] = {}
+    context: Any = None
+    teardown: Callable[[], object] | None = None
+    if setup[:1] == b"\x02":
+        given = pickle.loads(setup[1:])
+        _pickling.begin_worker(given["main"])
+        if given["sys_path"] is not None:
+            sys.path[:] = given["sys_path"]
+        if given["sys_argv"] is not None:
+            sys.argv[:] = given["sys_argv"]
+        for module in given["preload"]:
+            __import__(module)
+        context = _pickling.load_function(given["context"])
+        if given["teardown"] is not None:
+            teardown = _pickling.load_function(given["teardown"])
+        if given["initializer"] is not None:
+            initializer, initargs = _pickling.load_function(given["initializer"])
+            initializer(*initargs)
+    else:
+        _pickling.begin_worker(None)
+    if script is not None:
+        exports, teardown = _load(script, context)
+    return exports, context, teardown
+
+
+def _load(script: str, context: Any) -> tuple[dict[str, Callable[..., Any]], Callable[[], object] | None]:
+    """The public functions of a script, and its teardown."""
+    path = os.path.abspath(script)
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"a worker's script is a Python file (path={path})")
+    sys.path.insert(0, os.path.dirname(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    names = vars(module)
+    listed = names.get("__all__")
+    exports = {
+        key: value
+        for key, value in names.items()
+        if callable(value) and (key in listed if listed is not None else _is_public(module, key, value))
+    }
+    init = names.get("init")
+    if callable(init):
+        init(context)
+    teardown = names.get("teardown")
+    return exports, teardown if callable(teardown) else None
+
+
+def _is_public(module: ModuleType, name: str, value: Any) -> bool:
+    return not name.startswith("_") and name not in ("init", "teardown") and getattr(value, "__module__", None) == module.__name__
+
+
+def _serve(lane: _WorkerProcess, exports: dict[str, Callable[..., Any]], context: Any) -> None:
+    others = [threading.Thread(target=lane.run, args=(exports, context), name="offloop-task") for _ in range(lane.concurrency - 1)]
+    for thread in others:
+        thread.start()
+    lane.run(exports, context)
+    for thread in others:
+        thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

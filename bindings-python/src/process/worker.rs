@@ -1,0 +1,294 @@
+//! The worker's side: `python -m offloop.worker` runs [`PyWorkerProcess::run`].
+
+use super::form::{self, BY_NAME, MAX_VALUES, Memory, Message, PyPayload, Reader};
+use super::reply::helper;
+use crate::error::raise;
+use crate::hosted::{self, PyHost};
+use crate::{late, value, wait};
+use offloop::Value;
+use offloop::error::{Error, ErrorKind};
+use offloop::ops::Control;
+use offloop::pool::call::{self, Call, FAILED, PYTHON};
+use offloop::pool::{Job, Woken, Worker};
+use offloop::value::ErrorValue;
+use pyo3::exceptions::PyBaseException;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Functions that a worker keeps by their pickles; with one more it begins anew.
+const MAX_FUNCTIONS: usize = 1024;
+/// Tasks after which other threads of the worker have their turn, however short these are.
+const TASKS_PER_TURN: u32 = 32;
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running task, for `current_task()`. It may outlive the task, whose number another one has then.
+struct Running {
+    worker: Worker,
+    index: usize,
+    over: AtomicBool,
+}
+
+impl Control for Running {
+    fn check(&self) -> Result<(), Error> {
+        if self.over.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Cancelled, "the task is over"));
+        }
+        match self.worker.is_cancelled(self.index) {
+            None => Ok(()),
+            Some(ErrorKind::Timeout) => Err(Error::new(ErrorKind::Timeout, "the task ran too long")),
+            Some(_) => Err(Error::new(ErrorKind::Cancelled, "the task was cancelled")),
+        }
+    }
+
+    /// What is too long for a lane is not told: a function has no use for that error.
+    fn progress(&self, value: Value) -> Option<Value> {
+        if !self.over.load(Ordering::Acquire)
+            && let Ok(bytes) = call::encode_reply(Ok(value))
+        {
+            let _ = self.worker.progress(self.index, &bytes);
+        }
+        None
+    }
+}
+
+/// This process as a worker of a ProcessPool.
+#[pyclass(name = "_WorkerProcess", module = "offloop._native", frozen)]
+pub(super) struct PyWorkerProcess {
+    worker: Worker,
+    functions: Mutex<HashMap<Vec<u8>, Py<PyAny>>>,
+    /// One thread waits at a time; the next one sees what it leaves.
+    waits: Mutex<()>,
+}
+
+#[pymethods]
+impl PyWorkerProcess {
+    /// None when this process was not started by a pool.
+    #[staticmethod]
+    fn attach(py: Python<'_>) -> PyResult<Option<PyWorkerProcess>> {
+        let worker = Worker::attach().map_err(|e| raise(py, &e))?;
+        Ok(worker.map(|worker| PyWorkerProcess { worker, functions: Mutex::default(), waits: Mutex::new(()) }))
+    }
+
+    /// What the pool says to each of its workers.
+    #[getter]
+    fn setup<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.worker.setup())
+    }
+
+    /// Tasks at once.
+    #[getter]
+    fn concurrency(&self) -> usize {
+        self.worker.concurrency()
+    }
+
+    /// Tasks come from now on.
+    fn ready(&self) {
+        self.worker.ready();
+    }
+
+    /// Why this worker cannot start; the process ends afterwards.
+    fn fail(&self, text: &str) {
+        self.worker.fail(text);
+    }
+
+    /// All tasks are finished; the process ends now.
+    fn drained(&self) {
+        self.worker.drained();
+    }
+
+    /// Runs tasks on this thread until the pool lets the worker go. `exports`: functions that are called by name. `context`: what
+    /// `current_task().context` is.
+    fn run(&self, py: Python<'_>, exports: &Bound<'_, PyDict>, context: Py<PyAny>) -> PyResult<()> {
+        let host = Bound::new(py, PyHost::new(None, context))?;
+        let mut in_a_row = 0;
+        loop {
+            while let Some(job) = self.worker.try_take() {
+                self.run_one(py, job, exports, &host)?;
+                in_a_row += 1;
+                if in_a_row == TASKS_PER_TURN {
+                    in_a_row = 0;
+                    wait::detached(py, || ());
+                    py.check_signals()?;
+                }
+            }
+            late::collect(py);
+            let woken = wait::detached(py, || {
+                let _alone = lock(&self.waits);
+                self.worker.wait(None)
+            });
+            match woken {
+                Woken::Work => {}
+                Woken::Timeout => py.check_signals()?,
+                Woken::Drain => return Ok(()),
+            }
+        }
+    }
+}
+
+impl PyWorkerProcess {
+    fn run_one(&self, py: Python<'_>, mut job: Job, exports: &Bound<'_, PyDict>, host: &Bound<'_, PyHost>) -> PyResult<()> {
+        let running = Arc::new(Running { worker: self.worker.clone(), index: job.index, over: AtomicBool::new(false) });
+        hosted::enter(py, running.clone(), host)?;
+        let reply = if job.request().first() == Some(&PYTHON) {
+            let returned = self.call(py, &mut job);
+            // Pickling a result may run code of the user, which may still say how far it is.
+            encode(py, returned)
+        } else {
+            None
+        };
+        let sent = match reply {
+            Some((message, head)) => self.send(py, &job, &message, &head),
+            None => Err(None),
+        };
+        let sent = match sent {
+            // A call of another language, or memory that there is not.
+            Err(None) => self.common(py, &job, exports),
+            Err(Some(error)) => self.finish_common(&job, Err(Box::new(call::error_value(&error)))),
+            Ok(()) => Ok(()),
+        };
+        running.over.store(true, Ordering::Release);
+        sent.map_err(|e| raise(py, &e))
+    }
+
+    /// Runs a call in Python's own form.
+    fn call<'py>(&self, py: Python<'py>, job: &mut Job) -> PyResult<Bound<'py, PyAny>> {
+        static LOAD_CALL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        let (reader, payload);
+        let memory = match job.take_payload() {
+            Some(long) => {
+                let ptr: *const u8 = long.as_ptr();
+                // SAFETY: the payload keeps its memory, and lives during the call.
+                reader = unsafe { Reader::new(py, ptr, long.len())? };
+                payload = Bound::new(py, PyPayload(long))?.into_any();
+                Some(Memory { owner: &payload, ptr })
+            }
+            None => {
+                let request = job.request();
+                // SAFETY: the slice is borrowed during the call.
+                reader = unsafe { Reader::new(py, request.as_ptr(), request.len())? };
+                if reader.has_buffers() {
+                    payload = pyo3::types::PyByteArray::new(py, request).into_any();
+                    // SAFETY: the object is a bytearray, which nobody resizes: only views of it are handed out.
+                    let ptr = unsafe { pyo3::ffi::PyByteArray_AsString(payload.as_ptr()).cast_const().cast() };
+                    Some(Memory { owner: &payload, ptr })
+                } else {
+                    None
+                }
+            }
+        };
+        let function = self.function(py, reader.head(), reader.flags)?;
+        if reader.kind == form::VALUES {
+            let args = PyTuple::new(py, reader.values(py, memory.as_ref())?)?;
+            drop(memory);
+            return function.call1(args);
+        }
+        let views = PyList::new(py, reader.views(py, memory.as_ref())?)?;
+        let loaded = helper(py, &LOAD_CALL, "load_call")?.call1((PyBytes::new(py, reader.stream()), views))?;
+        let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) = loaded.extract()?;
+        function.call(args, Some(&kwargs))
+    }
+
+    fn function<'py>(&self, py: Python<'py>, pickle: &[u8], flags: u8) -> PyResult<Bound<'py, PyAny>> {
+        static LOAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        if flags & BY_NAME != 0
+            && let Some(function) = lock(&self.functions).get(pickle)
+        {
+            return Ok(function.bind(py).clone());
+        }
+        let function = helper(py, &LOAD, "load_function")?.call1((PyBytes::new(py, pickle),))?;
+        if flags & BY_NAME != 0 {
+            let old = {
+                let mut functions = lock(&self.functions);
+                let old = if functions.len() >= MAX_FUNCTIONS { std::mem::take(&mut *functions) } else { HashMap::new() };
+                functions.insert(pickle.to_vec(), function.clone().unbind());
+                old
+            };
+            drop(old);
+        }
+        Ok(function)
+    }
+
+    /// `Err(Some)`: there is no memory for this reply.
+    fn send(&self, py: Python<'_>, job: &Job, message: &Message, head: &[u8]) -> Result<(), Option<Error>> {
+        let front = message.front(head);
+        let parts = message.parts(&front);
+        let long = message.long() >= crate::copy::SLICE;
+        wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, &parts)).map_err(Some)
+    }
+
+    /// Runs a call that any language can make.
+    fn common(&self, py: Python<'_>, job: &Job, exports: &Bound<'_, PyDict>) -> Result<(), Error> {
+        let result = Call::decode(job.request()).map_err(|e| raise(py, &e)).and_then(|call| {
+            let Some(function) = exports.get_item(&call.name)? else {
+                let e = Error::new(ErrorKind::NotFound, "the worker exports no such function").with("name", call.name);
+                return Err(raise(py, &e));
+            };
+            let args = call.args.into_iter().map(|v| value::to_python(py, v)).collect::<PyResult<Vec<_>>>()?;
+            let kwargs = PyDict::new(py);
+            for (name, v) in call.named {
+                kwargs.set_item(value::to_python(py, name)?, value::to_python(py, v)?)?;
+            }
+            value::from_python(&function.call(PyTuple::new(py, args)?, Some(&kwargs))?)
+        });
+        let result = result.map_err(|e| {
+            let text = e.to_string();
+            match value::from_python(e.into_value(py).bind(py).as_any()) {
+                Ok(Value::Error(error)) => error,
+                _ => Box::new(ErrorValue::new("Error", text)),
+            }
+        });
+        self.finish_common(job, result)
+    }
+
+    fn finish_common(&self, job: &Job, result: Result<Value, Box<ErrorValue>>) -> Result<(), Error> {
+        let failed = result.is_err();
+        let sent = call::encode_reply(result).and_then(|bytes| self.worker.finish(job, failed, &[&bytes]));
+        sent.or_else(|error| {
+            // The result cannot travel: that is what the caller is told.
+            let bytes = call::encode_reply(Err(Box::new(call::error_value(&error))))?;
+            self.worker.finish(job, true, &[&bytes])
+        })
+    }
+}
+
+/// The reply to a call in Python's own form, and its head; None when not even the error has one.
+fn encode(py: Python<'_>, returned: PyResult<Bound<'_, PyAny>>) -> Option<(Message, Vec<u8>)> {
+    let sent = returned.and_then(|value| {
+        let mut message = Message { kind: form::VALUES, ..Message::default() };
+        if message.push(&value)? {
+            return Ok(message);
+        }
+        static DUMP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        pickled(helper(py, &DUMP, "dump_result")?.call1((value,))?)
+    });
+    match sent {
+        Ok(message) => Some((message, Vec::new())),
+        Err(e) => {
+            static RAISED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+            let raised: Bound<'_, PyBaseException> = e.into_value(py).into_bound(py);
+            let told = helper(py, &RAISED, "dump_raised").and_then(|f| f.call1((raised,))?.extract::<(Vec<u8>, Vec<u8>)>());
+            let (head, stream) = told.ok()?;
+            Some((Message { kind: form::RAISED, failed: FAILED, stream, ..Message::default() }, head))
+        }
+    }
+}
+
+/// A message of a pickle and its out-of-band buffers.
+pub(super) fn pickled(parts: Bound<'_, PyAny>) -> PyResult<Message> {
+    let (stream, buffers): (Bound<'_, PyBytes>, Bound<'_, PyList>) = parts.extract()?;
+    Ok(Message {
+        kind: form::PICKLED,
+        stream: stream.as_bytes().to_vec(),
+        buffers: buffers.iter().map(|b| form::Part::new(&b)).collect::<PyResult<_>>()?,
+        ..Message::default()
+    })
+}
+
+const _: () = assert!(MAX_VALUES <= u8::MAX as usize);

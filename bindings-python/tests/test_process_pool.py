@@ -1,0 +1,828 @@
+"""ProcessPool: functions in worker processes, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import offloop
+import pytest
+
+PACKAGE = Path(offloop.__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[offloop.ProcessPool]:
+    with offloop.ProcessPool(max_workers=2) as pool:
+        yield pool
+
+
+# ---- what workers run ----
+
+
+def echo(*args: Any, **kwargs: Any) -> Any:
+    if kwargs:
+        return args, kwargs
+    return args[0] if len(args) == 1 else args
+
+
+def inc(n: int) -> int:
+    return n + 1
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def end(code: int) -> None:
+    os._exit(code)
+
+
+def signal_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+class Weird(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} of {two}")
+
+
+class Rich(Exception):
+    pass
+
+
+def fail(kind: str) -> None:
+    if kind == "rich":
+        error = Rich("bad", 7)
+        error.row = 3  # type: ignore[attr-defined]
+        error.add_note("look here")
+        raise error
+    if kind == "weird":
+        raise Weird(1, 2)
+    if kind == "exit":
+        raise SystemExit(3)
+    raise LookupError(kind)
+
+
+def give(what: str) -> Any:
+    if what == "lock":
+        return threading.Lock()
+    if what == "lambda":
+        return lambda: 1
+    return Brittle()
+
+
+class Brittle:
+    def __reduce__(self) -> Any:
+        return (fail, ("on the way back",))
+
+
+class Stubborn:
+    def __reduce__(self) -> Any:
+        raise RuntimeError("no")
+
+
+kept: list[Any] = []
+
+
+def keep(array: Any) -> float:
+    kept.append(array)
+    return float(array.sum())
+
+
+def kept_sums() -> list[float]:
+    return [float(a.sum()) for a in kept]
+
+
+def double_in_place(array: Any) -> Any:
+    array *= 2
+    return array
+
+
+def facts_of(array: Any) -> tuple[bool, bool, int]:
+    return array.flags.writeable, array.flags.owndata, array.ctypes.data % 64
+
+
+def busy(path: str | None = None) -> None:
+    if path is not None:
+        Path(path).touch()
+    while True:
+        pass
+
+
+def sleep(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def touch(path: str, seconds: float = 0) -> None:
+    time.sleep(seconds)
+    Path(path).touch()
+
+
+def append(path: str, line: str) -> None:
+    with open(path, "a") as file:
+        file.write(line + "\n")
+
+
+def watched(path: str) -> str:
+    task = offloop.current_task()
+    assert task is not None
+    Path(path).touch()
+    while not task.cancelled():
+        time.sleep(0.001)
+    Path(path + ".saw").touch()
+    return "saw it"
+
+
+def tell(n: int) -> tuple[Any, Any]:
+    task = offloop.current_task()
+    assert task is not None
+    task.progress({"done": n})
+    while not task.cancelled():
+        time.sleep(0.001)
+    return None, None
+
+
+def context_here() -> Any:
+    task = offloop.current_task()
+    return None if task is None else task.context
+
+
+started: list[Any] = []
+
+
+def start(*args: Any) -> None:
+    started.extend(args)
+
+
+def started_with() -> list[Any]:
+    return started
+
+
+def start_badly() -> None:
+    raise RuntimeError("no model file")
+
+
+def nested(n: int) -> int:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        return pool.submit(inc, n).result(60)
+
+
+def nth_thread() -> int:
+    barrier.wait(60)
+    return threading.get_ident()
+
+
+barrier = threading.Barrier(2)
+
+
+def ignores_sigint() -> bool:
+    os.kill(os.getpid(), signal.SIGINT)
+    return os.getpgid(0) == os.getpid()
+
+
+def eventually(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2**63 - 1,
+        -(2**63),
+        2**63,
+        1.5,
+        float("inf"),
+        "",
+        "text ü€🙂",
+        "lone \ud800",
+        b"",
+        b"short",
+        b"x" * 4095,
+        b"x" * 4096,
+        b"x" * 3_000_000,
+        "long" * 10_000,
+        (),
+        (1, "two", [3.0, {4: b"5"}]),
+        {"a": {1, 2}, "b": frozenset({"c"})},
+        bytearray(b"mutable"),
+        complex(1, 2),
+        int,
+        inc,
+    ],
+    ids=lambda v: repr(v)[:20],
+)
+def test_values_arrive_as_they_were_sent(processes: offloop.ProcessPool, value: Any) -> None:
+    back = processes.submit(echo, value).result(60)
+    assert back == value
+    assert type(back) is type(value)
+
+
+def test_arguments_are_passed_as_a_call_has_them(processes: offloop.ProcessPool) -> None:
+    assert processes.submit(echo, 1, "b", b"c").result(60) == (1, "b", b"c")
+    assert processes.submit(echo, 1, key=[2]).result(60) == ((1,), {"key": [2]})
+    assert processes.submit(echo, *range(300)).result(60) == tuple(range(300))
+    assert processes.submit(pow, 2, 10).result(60) == 1024
+    assert processes.submit("a{}c".format, "b").result(60) == "abc"
+    assert processes.submit(echo, b"x" * 5000, b"y" * 9000, 3).result(60) == (b"x" * 5000, b"y" * 9000, 3)
+
+
+def test_a_bound_method_is_sent_as_it_is_now(processes: offloop.ProcessPool) -> None:
+    items = [1]
+    count = items.count
+    assert processes.submit(count, 1).result(60) == 1
+    items.append(1)
+    assert processes.submit(count, 1).result(60) == 2
+
+
+@pytest.mark.parametrize("length", [1, 100, 1000, 100_000, 2_000_000])
+def test_arrays_go_in_and_out_writable(processes: offloop.ProcessPool, length: int) -> None:
+    array = np.arange(length, dtype="f8")
+    back = processes.submit(double_in_place, array).result(60)
+    assert (back == array * 2).all()
+    assert back.flags.writeable
+    back += 1
+    assert array[-1] == length - 1
+
+
+def test_an_array_in_a_worker_is_a_view_of_shared_memory(processes: offloop.ProcessPool) -> None:
+    assert processes.submit(facts_of, np.zeros(100_000)).result(60) == (True, False, 0)
+    readonly = np.zeros(1000)
+    readonly.flags.writeable = False
+    assert processes.submit(facts_of, readonly).result(60)[0] is False
+
+
+def test_arrays_that_are_kept_stay_as_they_are_on_both_sides() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        for i in range(100):
+            assert pool.submit(keep, np.full(1000, i)).result(60) == i * 1000
+        results = [pool.submit(double_in_place, np.full(1000, i)).result(60) for i in range(200)]
+        assert pool.submit(kept_sums).result(60) == [i * 1000 for i in range(100)]
+        assert all((r == 2 * i).all() for i, r in enumerate(results))
+    assert all((r == 2 * i).all() for i, r in enumerate(results))
+
+
+# ---- errors ----
+
+
+def test_an_exception_arrives_with_its_class_arguments_notes_and_remote_traceback(processes: offloop.ProcessPool) -> None:
+    with pytest.raises(Rich) as caught:
+        processes.submit(fail, "rich").result(60)
+    error = caught.value
+    assert (error.args, error.row, error.__notes__) == (("bad", 7), 3, ["look here"])  # type: ignore[attr-defined]
+    assert type(error.__cause__).__name__ == "_RemoteTraceback"
+    assert "in fail" in str(error.__cause__)
+
+
+def test_what_is_no_exception_of_exception_comes_too(processes: offloop.ProcessPool) -> None:
+    with pytest.raises(SystemExit) as caught:
+        processes.submit(fail, "exit").result(60)
+    assert caught.value.code == 3
+
+
+def test_an_exception_that_cannot_be_rebuilt_fails_its_own_task_only(processes: offloop.ProcessPool) -> None:
+    good = [processes.submit(inc, i) for i in range(50)]
+    with pytest.raises(offloop.TaskFailedError, match="Weird: 1 of 2") as caught:
+        processes.submit(fail, "weird").result(60)
+    assert caught.value.name == "Weird"  # type: ignore[attr-defined]
+    assert "in fail" in caught.value.stack  # type: ignore[attr-defined]
+    assert [f.result(60) for f in good] == list(range(1, 51))
+
+
+@pytest.mark.parametrize(("what", "named"), [("lock", "type=lock"), ("lambda", "type=function"), ("brittle", "rebuilt")])
+def test_a_result_that_cannot_travel_fails_its_own_task_only(processes: offloop.ProcessPool, what: str, named: str) -> None:
+    with pytest.raises(offloop.UnserializableError, match=named):
+        processes.submit(give, what).result(60)
+    assert processes.submit(inc, 1).result(60) == 2
+
+
+def test_an_argument_that_cannot_be_pickled_is_refused_by_submit(processes: offloop.ProcessPool) -> None:
+    with pytest.raises(offloop.UnserializableError, match="argument.*RuntimeError: no"):
+        processes.submit(echo, Stubborn())
+    with pytest.raises(offloop.UnserializableError, match="argument"):
+        processes.submit_many(echo, [1, Stubborn()])
+    assert processes.submit(inc, 1).result(60) == 2
+
+
+def test_what_is_no_callable_is_refused(processes: offloop.ProcessPool) -> None:
+    with pytest.raises(offloop.InvalidError, match="type=str"):
+        processes.submit("inc", 1)
+    with pytest.raises(TypeError):
+        processes.submit()  # type: ignore[call-arg]
+
+
+# ---- lost workers ----
+
+
+@pytest.mark.parametrize(
+    ("fn", "arg", "code", "number"),
+    [(end, 3, 3, None), (signal_self, signal.SIGKILL, None, 9), (signal_self, signal.SIGSEGV, None, 11)],
+    ids=["exit", "kill", "segfault"],
+)
+def test_a_worker_that_ends_loses_its_own_task_only(
+    processes: offloop.ProcessPool, fn: Any, arg: int, code: int | None, number: int | None
+) -> None:
+    before = [processes.submit(inc, i) for i in range(50)]
+    dies = processes.submit(fn, arg)
+    after = [processes.submit(inc, i) for i in range(50)]
+    with pytest.raises(offloop.WorkerLostError) as caught:
+        dies.result(60)
+    assert isinstance(caught.value, cf.BrokenExecutor)
+    assert (caught.value.exit_code, caught.value.signal, caught.value.oom) == (code, number, False)
+    for futures in (before, after):
+        assert [f.result(60) for f in futures] == list(range(1, 51))
+
+
+def test_a_task_that_kills_each_worker_is_poison_after_its_retries() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        with pytest.raises(offloop.WorkerLostError) as caught:
+            pool.options(retries=1).submit(end, 1).result(60)
+        assert caught.value.poison is True
+        assert pool.submit(inc, 1).result(60) == 2
+
+
+def test_an_initializer_that_raises_fails_the_tasks_with_its_text() -> None:
+    with offloop.ProcessPool(max_workers=1, initializer=start_badly) as pool:
+        with pytest.raises(cf.BrokenExecutor, match="no model file") as caught:
+            pool.submit(inc, 1).result(60)
+        assert isinstance(caught.value, offloop.StartFailedError | offloop.WorkerLostError | offloop.DegradedError)
+
+
+# ---- options ----
+
+
+def test_each_worker_runs_initializer_and_teardown_and_has_the_context(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pool = offloop.ProcessPool(
+        max_workers=1, initializer=start, initargs=(1, "b"), teardown=Teardown(str(log)), context={"model": 3}, preload=["wave"]
+    )
+    with pool:
+        assert pool.submit(started_with).result(60) == [1, "b"]
+        assert pool.submit(context_here).result(60) == {"model": 3}
+        assert pool.submit(has_module, "wave").result(60)
+    assert log.read_text() == "down\n"
+
+
+class Teardown:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        append(self.path, "down")
+
+
+def has_module(name: str) -> bool:
+    return name in sys.modules
+
+
+def test_no_process_is_forked_and_that_is_said() -> None:
+    for method in ("spawn", "forkserver"):
+        with offloop.ProcessPool(1, multiprocessing.get_context(method)) as pool:
+            assert pool.submit(inc, 1).result(60) == 2
+    with pytest.raises(offloop.InvalidError, match="never forks.*value=fork"):
+        offloop.ProcessPool(1, multiprocessing.get_context("fork"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_workers": 0}, "max_workers must be greater than 0"),
+        ({"max_workers": -1}, "max_workers must be greater than 0"),
+        ({"max_workers": 1, "min_workers": 2}, "min_workers"),
+        ({"max_queue": 0}, "max_queue"),
+        ({"max_tasks_per_child": 0}, "max_tasks_per_child"),
+        ({"max_worker_age": 0}, "max_worker_age"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"cancel_grace": -1}, "cancel_grace"),
+        ({"on_full": "drop"}, "on_full"),
+        ({"nice": 40}, "nice"),
+        ({"preload": [3]}, "preload"),
+        ({"node": "a.mjs", "python": "python3"}, "exclude"),
+        ({"command": []}, "command is empty"),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_a_bad_option_is_named(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(offloop.InvalidError, match=named):
+        offloop.ProcessPool(**options)
+
+
+def test_an_interpreter_that_is_not_there_is_named() -> None:
+    with pytest.raises(offloop.NotFoundError, match="python9"):
+        offloop.ProcessPool(python="python9")
+    with pytest.raises(offloop.NotFoundError, match=r"render\.mjs"):
+        offloop.ProcessPool(node="render.mjs")
+
+
+def test_workers_are_replaced_after_so_many_tasks() -> None:
+    with offloop.ProcessPool(max_workers=1, max_tasks_per_child=2) as pool:
+        pids = [pool.submit(pid).result(60) for _ in range(6)]
+    assert len(set(pids)) >= 3
+
+
+def test_a_worker_runs_as_many_tasks_at_once_as_it_may() -> None:
+    with offloop.ProcessPool(max_workers=1, concurrency=2) as pool:
+        one, two = pool.submit(nth_thread), pool.submit(nth_thread)
+        assert one.result(60) != two.result(60)
+
+
+def test_a_full_queue_rejects_or_waits(tmp_path: Path) -> None:
+    with offloop.ProcessPool(max_workers=1, max_queue=1, on_full="reject") as pool:
+        with pytest.raises(offloop.Full):
+            for _ in range(1000):
+                pool.submit(sleep, 0.2)
+        pool.shutdown(cancel_futures=True)
+    with offloop.ProcessPool(max_workers=1, max_queue=1) as pool:
+        assert [f.result(60) for f in [pool.submit(inc, i) for i in range(200)]] == list(range(1, 201))
+
+
+def test_ctrl_c_of_the_terminal_does_not_reach_workers(processes: offloop.ProcessPool) -> None:
+    assert processes.submit(ignores_sigint).result(60) is True
+
+
+# ---- futures ----
+
+
+def test_futures_are_those_of_the_standard_library(processes: offloop.ProcessPool) -> None:
+    futures = [processes.submit(inc, i) for i in range(20)]
+    done, waiting = cf.wait(futures, timeout=60)
+    assert len(done) == 20
+    assert not waiting
+    assert {f.result() for f in cf.as_completed([processes.submit(inc, i) for i in range(20)], timeout=60)} == set(range(1, 21))
+    heard: list[Any] = []
+    future = processes.submit(inc, 1)
+    future.add_done_callback(lambda f: heard.append(f.result()))
+    eventually(lambda: heard == [2])
+
+
+def test_map_has_the_order_of_its_items(processes: offloop.ProcessPool) -> None:
+    assert list(processes.map(pow, range(100), range(100))) == [i**i for i in range(100)]
+    assert list(processes.map(inc, range(100), chunksize=7)) == list(range(1, 101))
+    assert sorted(processes.map(inc, range(100), ordered=False)) == list(range(1, 101))
+    assert list(processes.map(inc, [])) == []
+    with pytest.raises(LookupError):
+        list(processes.map(fail, ["x"], chunksize=2))
+    with pytest.raises(offloop.InvalidError, match="chunksize"):
+        processes.map(inc, [1], chunksize=0)
+    assert [f.result(60) for f in processes.submit_many(inc, range(10))] == list(range(1, 11))
+
+
+def test_event_loops_await_tasks(processes: offloop.ProcessPool) -> None:
+    async def main() -> None:
+        assert await processes.run(inc, 1) == 2
+        assert await processes.submit(inc, 2) == 3
+        assert await asyncio.wrap_future(processes.submit(inc, 3)) == 4
+        assert await asyncio.get_running_loop().run_in_executor(processes, inc, 4) == 5
+        assert [x async for x in processes.amap(inc, range(50))] == list(range(1, 51))
+        back = await processes.run(double_in_place, np.arange(300_000))
+        assert back[-1] == 2 * 299_999
+        assert await processes.run(echo, b"z" * 3_000_000) == b"z" * 3_000_000
+        with pytest.raises(Rich):
+            await processes.run(fail, "rich")
+
+    asyncio.run(main())
+
+
+def test_cancelling_an_await_stops_the_function(tmp_path: Path) -> None:
+    path = str(tmp_path / "started")
+
+    async def main(pool: offloop.ProcessPool) -> None:
+        task = asyncio.ensure_future(pool.run(watched, path))
+        while not os.path.exists(path):
+            await asyncio.sleep(0.002)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with offloop.ProcessPool(max_workers=1, cancel_grace=60) as pool:
+        asyncio.run(main(pool))
+        eventually(lambda: os.path.exists(path + ".saw"))
+
+
+def test_a_busy_function_is_killed_with_its_worker_and_nothing_else_is(tmp_path: Path) -> None:
+    path = str(tmp_path / "busy")
+    with offloop.ProcessPool(max_workers=1, cancel_grace=0.05) as pool:
+        first = pool.submit(pid).result(60)
+        future = pool.submit(busy, path)
+        behind = [pool.submit(inc, i) for i in range(20)]
+        eventually(lambda: os.path.exists(path))
+        assert future.cancel() is False
+        assert future.kill() is True
+        with pytest.raises(offloop.CancelledError):
+            future.result(60)
+        assert [f.result(60) for f in behind] == list(range(1, 21))
+        assert pool.submit(pid).result(60) != first
+
+
+def test_a_timeout_ends_a_function() -> None:
+    with offloop.ProcessPool(max_workers=1, cancel_grace=0.05) as pool:
+        with pytest.raises(offloop.TimeoutError):
+            pool.options(timeout=0.2).submit(busy).result(60)
+        assert pool.submit(inc, 1).result(60) == 2
+
+
+def test_a_running_function_tells_how_far_it_is() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        future = pool.submit(tell, 3)
+        said: list[Any] = []
+
+        def heard() -> bool:
+            if (now := future.take_progress()) is not None:
+                said.append(now)
+            return bool(said)
+
+        eventually(heard)
+        assert said == [{"done": 3}]
+        future.kill()
+
+
+# ---- the end ----
+
+
+def test_shutdown_finishes_what_was_submitted_and_leaves_no_process() -> None:
+    pool = offloop.ProcessPool(max_workers=2)
+    futures = [pool.submit(inc, i) for i in range(500)]
+    worker = pool.submit(pid)
+    pool.shutdown()
+    assert [f.result(0) for f in futures] == list(range(1, 501))
+    assert not os.path.exists(f"/proc/{worker.result(0)}")
+    with pytest.raises(offloop.ClosedError):
+        pool.submit(inc, 1)
+
+
+def test_shutdown_without_waiting_finishes_too() -> None:
+    pool = offloop.ProcessPool(max_workers=1)
+    future = pool.submit(sleep, 0.3)
+    worker = pool.submit(pid)
+    pool.shutdown(wait=False)
+    assert future.result(60) == 0.3
+    eventually(lambda: not os.path.exists(f"/proc/{worker.result(60)}"))
+
+
+def test_shutdown_cancels_what_waits_when_asked_to() -> None:
+    pool = offloop.ProcessPool(max_workers=1)
+    running = pool.submit(sleep, 0.5)
+    eventually(running.running)
+    waiting = [pool.submit(sleep, 0.01) for _ in range(200)]
+    pool.shutdown(cancel_futures=True)
+    assert running.result(0) == 0.5
+    assert sum(f.cancelled() for f in waiting) > 0
+    assert all(f.done() for f in waiting)
+
+
+def test_terminate_ends_what_runs() -> None:
+    pool = offloop.ProcessPool(max_workers=1)
+    worker = pool.submit(pid).result(60)
+    future = pool.submit(busy)
+    eventually(future.running)
+    pool.terminate()
+    with pytest.raises(offloop.CancelledError):
+        future.result(60)
+    eventually(lambda: not os.path.exists(f"/proc/{worker}"))
+
+
+def test_a_worker_can_have_a_pool(processes: offloop.ProcessPool) -> None:
+    assert processes.submit(nested, 5).result(120) == 6
+
+
+def test_stats_count_tasks() -> None:
+    with offloop.ProcessPool(max_workers=1, name="counted") as pool:
+        for i in range(5):
+            pool.submit(inc, i).result(60)
+        with pytest.raises(LookupError):
+            pool.submit(fail, "x").result(60)
+        stats = pool.stats
+        assert (stats.submitted, stats.completed, stats.failed, stats.workers) == (6, 5, 1, 1)
+        assert 'pool="counted"' in offloop.metrics()
+
+
+# ---- programs ----
+
+BODY = """
+import offloop, os, sys
+
+def inc(n):
+    return n + 1
+
+class Pair:
+    def __init__(self, a):
+        self.a = a
+
+def pair(a):
+    return Pair(a)
+
+def main():
+    with offloop.ProcessPool(1) as pool:
+        assert pool.submit(inc, 1).result(60) == 2
+        assert pool.submit(pair, Pair(4)).result(60).a.a == 4
+        assert type(pool.submit(pair, 4).result(60)) is Pair
+    print("fine")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def program(args: list[str], *, stdin: str | None = None, blocked: bool = False, check: bool = True) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHONPATH": str(PACKAGE), "PATH": os.environ["PATH"]}
+    if blocked:
+        env["PYTHONPATH"] = str(Path(__file__).parent / "no_cloudpickle") + ":" + env["PYTHONPATH"]
+    done = subprocess.run([sys.executable, *args], input=stdin, capture_output=True, text=True, timeout=120, env=env)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_functions_of_a_script_work(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(BODY)
+    assert program([str(script)], blocked=True).stdout == "fine\n"
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "prog.py").write_text(BODY)
+    done = subprocess.run(
+        [sys.executable, "-m", "pkg.prog"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)}
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_functions_of_a_command_line_and_of_stdin_work_with_cloudpickle() -> None:
+    pytest.importorskip("cloudpickle")
+    assert program(["-c", BODY]).stdout == "fine\n"
+    assert program(["-"], stdin=BODY).stdout == "fine\n"
+
+
+def test_functions_of_a_command_line_without_cloudpickle_are_a_clear_error() -> None:
+    done = program(["-c", BODY], blocked=True, check=False)
+    assert "UnserializableError" in done.stderr
+    assert "install cloudpickle" in done.stderr
+
+
+def test_lambdas_and_closures_work_with_cloudpickle(processes: offloop.ProcessPool) -> None:
+    pytest.importorskip("cloudpickle")
+    n = 5
+    assert processes.submit(lambda x: x + n, 1).result(60) == 6
+    calls: list[int] = []
+
+    def count() -> int:
+        calls.append(1)
+        return len(calls)
+
+    # What it refers to is sent anew with each call.
+    assert [processes.submit(count).result(60) for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_script_without_a_guard_says_what_is_missing(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(BODY.replace('if __name__ == "__main__":\n    main()', "main()"))
+    done = program([str(script)], check=False)
+    assert "InvalidError" in done.stderr
+    assert "if __name__ == '__main__':" in done.stderr
+
+
+def test_the_interpreters_exit_finishes_what_was_submitted(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import offloop, sys, time\n"
+        "def write(path):\n    time.sleep(0.2)\n    open(path, 'w').close()\n"
+        "if __name__ == '__main__':\n    pool = offloop.ProcessPool(1)\n"
+        "    pool.submit(write, sys.argv[1])\n    pool.submit(write, sys.argv[2])\n"
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert program([str(script), str(one), str(two)]).stderr == ""
+    assert one.exists()
+    assert two.exists()
+
+
+def test_a_host_that_forks_keeps_its_pool_and_the_child_is_told() -> None:
+    code = """
+import math, offloop, os
+pool = offloop.ProcessPool(1)
+future = pool.submit(math.sqrt, 4)
+assert future.result(60) == 2
+child = os.fork()
+if child == 0:
+    try:
+        pool.submit(math.sqrt, 9)
+    except offloop.ForkedError:
+        with offloop.ProcessPool(1) as own:
+            os._exit(int(own.submit(math.sqrt, 9).result(60)))
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+assert pool.submit(math.sqrt, 16).result(60) == 4
+pool.shutdown()
+print("fine")
+"""
+    assert program(["-c", code]).stdout == "fine\n"
+
+
+def test_a_child_by_fork_leaves_without_waiting_for_the_parents_pool() -> None:
+    code = """
+import offloop, os, sys, time
+pool = offloop.ProcessPool(1)
+future = pool.submit(time.sleep, 0.5)
+child = os.fork()
+if child == 0:
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert future.result(60) is None
+"""
+    program(["-c", code])
+
+
+# ---- workers of another program ----
+
+SCRIPT = """
+import numpy as np
+import offloop
+
+def init(context):
+    global ready
+    ready = True
+
+def predict(x, scale=1):
+    return {"y": x * scale, "ready": ready}
+
+def total(array):
+    return float(np.asarray(array).sum())
+
+def fail(text):
+    raise LookupError(text)
+
+def _hidden():
+    return 1
+"""
+
+
+def command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "offloop.worker", str(path)]
+
+
+def test_exports_of_another_program_are_called_by_name(tmp_path: Path) -> None:
+    script = tmp_path / "scoring.py"
+    script.write_text(SCRIPT)
+    with offloop.ProcessPool(1, command=command(script), env={"PYTHONPATH": str(PACKAGE)}) as pool:
+        assert pool.submit("predict", 2.5).result(60) == {"y": 2.5, "ready": True}
+        assert pool.exports.predict(2, scale=3).result(60) == {"y": 6, "ready": True}
+        assert pool.submit("total", np.arange(100_000.0)).result(60) == 4999950000.0
+        with pytest.raises(offloop.TaskFailedError, match="LookupError: 'no row'|LookupError: no row") as caught:
+            pool.submit("fail", "no row").result(60)
+        assert "in fail" in caught.value.stack  # type: ignore[attr-defined]
+        for name in ("_hidden", "init", "np", "nothing"):
+            with pytest.raises(offloop.NotFoundError, match=f"name={name}"):
+                pool.submit(name).result(60)
+        with pytest.raises(offloop.InvalidError, match="name of an export"):
+            pool.submit(inc, 1)  # type: ignore[arg-type]
+        with pytest.raises(offloop.UnserializableError):
+            pool.submit("predict", object())
+
+        async def main() -> None:
+            assert await pool.run("predict", 1) == {"y": 1, "ready": True}
+
+        asyncio.run(main())
+
+
+def test_a_script_that_cannot_be_loaded_is_a_start_error_with_its_text(tmp_path: Path) -> None:
+    script = tmp_path / "scoring.py"
+    script.write_text("def predict(:\n")
+    pool = offloop.ProcessPool(1, command=command(script), env={"PYTHONPATH": str(PACKAGE)})
+    with pool, pytest.raises(cf.BrokenExecutor, match="SyntaxError"):
+        pool.submit("predict", 1).result(60)
+
+
+def test_a_program_that_is_no_worker_is_a_start_error() -> None:
+    with offloop.ProcessPool(1, command=["/bin/false"]) as pool, pytest.raises(cf.BrokenExecutor):
+        pool.submit("predict", 1).result(60)
+    with offloop.ProcessPool(1, command=["/no/such/program"]) as pool, pytest.raises(offloop.OffloopError):
+        pool.submit("predict", 1).result(60)
+
+
+def test_the_worker_program_says_who_starts_it() -> None:
+    done = program(["-m", "offloop.worker"], check=False)
+    assert done.returncode == 2
+    assert "ProcessPool" in done.stderr
