@@ -852,6 +852,8 @@ impl Host {
             if leaves {
                 self.release(seat, worker);
             } else {
+                // Whoever found the worker locked meanwhile left it to this thread.
+                self.feed(seat);
                 next = Some(next.map_or(now.saturating_add(limit), |n| n.min(now.saturating_add(limit))));
             }
         }

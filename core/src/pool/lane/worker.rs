@@ -273,6 +273,10 @@ impl Worker {
             if job.is_some() {
                 return job;
             }
+            // Taken back, or cancelled: its number is free, and the pool may have nothing else to wait for. It hears of it at the latest
+            // when this worker sleeps.
+            let mut replying = lock(&inner.replying);
+            replying.untold_since.get_or_insert_with(clock::monotonic_ns);
         }
         None
     }
