@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def inc(n: int) -> int:
 
 
 def pid() -> int:
+    return os.getpid()
+
+
+def slow_pid(_: int) -> int:
+    time.sleep(0.02)
     return os.getpid()
 
 
@@ -438,6 +444,14 @@ def test_an_interpreter_that_is_not_there_is_named() -> None:
         offloop.ProcessPool(node="render.mjs")
 
 
+def test_another_interpreter_runs_functions_of_its_own_modules(tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    with offloop.ProcessPool(1, python=other) as pool:
+        assert pool.submit(os.path.basename, "a/b").result(60) == "b"
+        assert pool.submit(os.readlink, "/proc/self/exe").result(60) == os.path.realpath(sys.executable)
+
+
 def test_workers_are_replaced_after_so_many_tasks() -> None:
     with offloop.ProcessPool(max_workers=1, max_tasks_per_child=2) as pool:
         pids = [pool.submit(pid).result(60) for _ in range(6)]
@@ -489,6 +503,16 @@ def test_map_has_the_order_of_its_items(processes: offloop.ProcessPool) -> None:
     with pytest.raises(offloop.InvalidError, match="chunksize"):
         processes.map(inc, [1], chunksize=0)
     assert [f.result(60) for f in processes.submit_many(inc, range(10))] == list(range(1, 11))
+
+
+def test_one_thread_with_many_calls_in_flight_never_waits_for_a_worker_that_sleeps(processes: offloop.ProcessPool) -> None:
+    flying: deque[offloop.Future[Any]] = deque()
+    for _i in range(200_000):
+        if len(flying) == 1000:
+            assert flying.popleft().result(60) is None
+        flying.append(processes.submit(echo, None))
+    while flying:
+        assert flying.popleft().result(60) is None
 
 
 def test_event_loops_await_tasks(processes: offloop.ProcessPool) -> None:
@@ -607,6 +631,19 @@ def test_terminate_ends_what_runs() -> None:
 
 def test_a_worker_can_have_a_pool(processes: offloop.ProcessPool) -> None:
     assert processes.submit(nested, 5).result(120) == 6
+
+
+def test_a_broadcast_runs_once_in_each_worker() -> None:
+    with offloop.ProcessPool(max_workers=2) as pool:
+        assert pool.broadcast(echo, 1) == [1]
+        eventually(lambda: len(set(pool.map(slow_pid, range(8)))) == 2)
+        pids = pool.broadcast(pid)
+        assert len(pids) == 2
+        assert len(set(pids)) == 2
+        with pytest.raises(LookupError):
+            pool.broadcast(fail, "x")
+        with pytest.raises(offloop.InvalidError, match="option=key"):
+            pool.options(key="a").broadcast(pid)
 
 
 def test_stats_count_tasks() -> None:

@@ -160,6 +160,16 @@ class ProcessPool(_ProcessPool, _Mapping):
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key, retries=retries)
         return view
 
+    def broadcast(self, fn: Any, /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Calls a function once in each live worker, and in one at least, and returns the results in the order of the workers.
+
+        The first error is raised after all have ended. A worker that is replaced meanwhile leaves its call to its successor.
+        """
+        futures = self._submit_to_each(fn, *args, **kwargs)
+        for future in futures:
+            future.exception()
+        return [future.result() for future in futures]
+
     @property
     def exports(self) -> Exports:
         """The functions of workers of another program: `pool.exports.render(html)` is `pool.submit("render", html)`."""

@@ -42,7 +42,7 @@ pub(crate) struct Defaults {
     pub(super) timeout: Option<Duration>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) priority: i8,
-    pub(super) key: Option<String>,
+    pub(crate) key: Option<String>,
     pub(crate) retries: u32,
 }
 
