@@ -1,6 +1,6 @@
 """Python: ours and the host's own in turns. Prints `R case who value`; the runner knows units and goals.
 
-usage: bench.py [await] [submit] [bytes] [image] [csv] [json] [transfer] [memory]; all by default.
+usage: bench.py [await] [submit] [bytes] [image] [csv] [json] [transfer] [processes] [memory]; all by default.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-from offloop import ThreadPool, TransferBuffer, ops
+from offloop import ProcessPool, ThreadPool, TransferBuffer, ops
 
 HERE = Path(__file__).resolve().parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent.parent / "target")).resolve() / "bench"
@@ -320,6 +320,58 @@ def transfer_cases():
     child.join()
 
 
+# ---- worker processes ----
+
+
+def twice(array):
+    array *= 2
+    return array
+
+
+def round_trip_us(call):
+    """Median of one call after another."""
+    took = []
+    end = time.perf_counter() + SECONDS
+    while (start := time.perf_counter()) < end:
+        call()
+        took.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(took)
+
+
+def process_cases():
+    import numpy as np
+
+    context = multiprocessing.get_context("spawn")
+    array = np.ones(2 << 20)
+    bytes_both_ways = 2 * array.nbytes
+    with (
+        ProcessPool(WORKERS) as pool,
+        ProcessPoolExecutor(WORKERS, mp_context=context) as executor,
+        context.Pool(WORKERS) as old,
+    ):
+
+        def of_old():
+            handles = [old.apply_async(noop) for _ in range(IN_FLIGHT)]
+            for handle in handles:
+                handle.result = handle.get
+            return handles
+
+        def gigabytes(call):
+            return bytes_both_ways / 1e6 / median_ms(call)
+
+        ours = {"offloop": lambda: [pool.submit(noop) for _ in range(IN_FLIGHT)]}
+        duel("py.process_noop", {**ours, "multiprocessing.Pool": of_old}, batches)
+        theirs = {"ProcessPoolExecutor": lambda: [executor.submit(noop) for _ in range(IN_FLIGHT)]}
+        duel("py.process_noop_executor", {**ours, **theirs}, batches)
+        trips = {"offloop": lambda: pool.submit(noop).result(), "multiprocessing.Pool": lambda: old.apply(noop)}
+        duel("py.process_trip", trips, round_trip_us)
+        arrays = {
+            "offloop": lambda: pool.submit(twice, array).result(),
+            "ProcessPoolExecutor": lambda: executor.submit(twice, array).result(),
+        }
+        duel("py.process_array_16m", arrays, gigabytes)
+
+
 # ---- memory ----
 
 
@@ -360,6 +412,7 @@ GROUPS = {
     "csv": csv_cases,
     "json": json_cases,
     "transfer": transfer_cases,
+    "processes": process_cases,
     "memory": memory_cases,
 }
 
