@@ -523,6 +523,14 @@ impl Worker {
         false
     }
 
+    /// Says that this worker wants to hear of the jobs that it runs, whatever there is to take: [`fd`](Self::fd) tells of the next cancel or
+    /// deadline of one of them, and of jobs that are sent. Look at [`is_cancelled`](Self::is_cancelled) after this call.
+    pub fn listen(&self) {
+        word32(&self.0.replies, reply::WORKER_SLEEPS).store(1, Ordering::Relaxed);
+        // Pairs with the look of `Lane::wake`, after the store of what it tells: either it rings, or the caller sees that.
+        fence(Ordering::SeqCst);
+    }
+
     /// Makes [`fd`](Self::fd) unreadable until the next wake.
     pub fn clear(&self) {
         self.0.bell.clear();
