@@ -34,6 +34,10 @@ const FAILED = 15
 /** A TransferBuffer, by its number among those that travel along. */
 const BUFFER = 16
 
+/** A byte array, or a TransferBuffer, that lies beside the message, by its number. */
+const OUTSIDE = 17
+const OUTSIDE_BUFFER = 18
+
 /** Deeper values go to the serializer, which has the limit of the runtime. */
 const MAX_DEPTH = 64
 /** So many objects of one value are compared one by one; more go into a Set. */
@@ -59,6 +63,8 @@ let seen = 0
 let many = null
 /** TransferBuffers of the value that was written last, or null. */
 let moving = null
+/** Takes what is to lie beside the message that is written: see `encodeBeside`. */
+let outside = null
 
 function reserve(n) {
   if (pos + n <= end) return
@@ -177,6 +183,7 @@ function write(value, depth) {
 function writeObject(value, depth) {
   if (depth > MAX_DEPTH) throw NOT_PLAIN
   once(value)
+  if (outside !== null && writeOutside(value)) return
   const prototype = Object.getPrototypeOf(value)
   if (prototype === Object.prototype || prototype === null) {
     // An `arguments` object and a module namespace have such prototypes, too.
@@ -246,6 +253,19 @@ function refuseBuffers(value, visited = new Set()) {
   if (value instanceof Map) for (const pair of value) refuseBuffers(pair, visited)
   else if (value instanceof Set) for (const item of value) refuseBuffers(item, visited)
   else for (const key of Object.keys(value)) refuseBuffers(value[key], visited)
+}
+
+/** Gives `value` away if it is of those that lie beside the message. */
+function writeOutside(value) {
+  const number = outside(value)
+  if (number < 0) return false
+  const isBytes = isUint8Array(value)
+  // Two views of one memory are one memory there, too.
+  if (isBytes) once(value.buffer)
+  reserve(5)
+  out[pos++] = isBytes ? OUTSIDE : OUTSIDE_BUFFER
+  writeUint32(number)
+  return true
 }
 
 /** Arguments of a call: a new array without holes, which nothing in it can be. */
@@ -324,6 +344,7 @@ function writeAny(value, areArgs) {
     moving = null
     if (error !== NOT_PLAIN) throw error
     pos = start
+    if (outside !== null) outside(null)
     writeCloned(value)
   } finally {
     if (seen > 0) forget()
@@ -356,6 +377,26 @@ function encodeInto(target, value, at, limit) {
   }
 }
 
+/**
+ * As `encodeInto`, between processes: `take(object)` gets each object before it is written, and returns its number if it lies beside the
+ * message, or a negative number. What is written by the runtime has all of it inside: `take(null)` takes back what it was given.
+ */
+function encodeBeside(target, value, at, limit, areArgs, take) {
+  outside = take
+  out = target
+  pos = at
+  end = limit
+  grows = false
+  try {
+    return tryWrite(value, areArgs)
+  } catch (error) {
+    if (error === NO_ROOM) return null
+    throw error
+  } finally {
+    outside = null
+  }
+}
+
 function tryWrite(value, areArgs) {
   try {
     writeAny(value, areArgs)
@@ -379,6 +420,8 @@ function shrink() {
 let from = own
 let at = 0
 let received = null
+/** Gives what lies beside the message that is read. */
+let beside = null
 
 function readUint32() {
   const n = from[at] | (from[at + 1] << 8) | (from[at + 2] << 16) | (from[at + 3] << 24)
@@ -463,6 +506,10 @@ function read() {
     }
     case BUFFER:
       return received[readUint32()]
+    case OUTSIDE:
+    case OUTSIDE_BUFFER:
+      if (beside === null) throw fail('Corrupt', 'value of a worker has nothing beside it', { tag })
+      return beside(readUint32(), tag === OUTSIDE_BUFFER)
     case CLONED:
     case WITH_ERRORS: {
       const length = readUint32()
@@ -512,6 +559,19 @@ function decode(bytes, offset, buffers = null) {
   from = own
   received = null
   return value
+}
+
+/** As `decode`, of what `encodeBeside` wrote; `give(number, isBuffer)` has what lies beside. Returns the value and where it ends. */
+function decodeBeside(bytes, offset, give) {
+  from = bytes
+  at = offset
+  beside = give
+  try {
+    return { value: read(), end: at }
+  } finally {
+    from = own
+    beside = null
+  }
 }
 
 // ---- what cannot travel ----
@@ -572,4 +632,17 @@ function unserializable(what, value, cause) {
   return error
 }
 
-module.exports = { encode, encodeInto, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED }
+module.exports = {
+  encode,
+  encodeInto,
+  takeMoving,
+  refuseBuffers,
+  written,
+  shrink,
+  decode,
+  unserializable,
+  encodeBeside,
+  decodeBeside,
+  BESIDE,
+  FAILED,
+}

@@ -45,6 +45,8 @@ const NO_INPUT = 0xffffffff
 
 /** The entry of tasks of workers, whose results lib/workers.cjs reads; the same number as in src/worker.rs. */
 const CALLS = 0xffffffff
+/** That of tasks of processes, whose results lib/processes.cjs reads; the same number as in src/process.rs. */
+const PROCESSES = 0xfffffffe
 
 const submits = new Uint8Array(COLLECT * SUBMIT_WORDS * 4)
 const submitWords = new Uint32Array(submits.buffer)
@@ -74,6 +76,8 @@ const resolved = Promise.resolve()
 /** Settles a task of a worker: (slot, failed, bytes or error, offset); false when it will be settled later. */
 let settleCall = null
 let progressCall = null
+/** Settles a task of a process: (slot, kind, value or offset); false when it will be settled later. */
+let settleProcess = null
 
 let grabbing = 0
 const grab = (resolve, reject) => {
@@ -165,7 +169,7 @@ function settleRefused() {
 function open(entry) {
   do {
     lastEntry = (lastEntry + 1) >>> 0
-  } while (lastEntry === 0 || lastEntry === CALLS || entries.has(lastEntry))
+  } while (lastEntry === 0 || lastEntry >= PROCESSES || entries.has(lastEntry))
   const id = lastEntry
   // Code of the signal, which may throw: nothing is registered yet.
   if (entry.signal) listen(entry.signal, id)
@@ -214,6 +218,11 @@ function unlisten(signal, waiting) {
 function onCall(settle, progress) {
   settleCall = settle
   progressCall = progress
+}
+
+/** How tasks of processes are settled. */
+function onProcess(settle) {
+  settleProcess = settle
 }
 
 /** Calls that have no outcome. */
@@ -292,6 +301,10 @@ function drain() {
     if (entry === CALLS) {
       if (kind > ERROR) progressCall(index, values[a])
       else if (kind === BYTES ? settleCall(index, false, scratchBuffer, a) : settleCall(index, kind === ERROR, values[a], 0)) plain++
+      continue
+    }
+    if (entry === PROCESSES) {
+      if (settleProcess(index, kind, kind === BYTES ? a : values[a], scratchBuffer)) plain++
       continue
     }
     let value
@@ -398,5 +411,6 @@ module.exports = {
   abortOf,
   report,
   onCall,
+  onProcess,
   inFlight,
 }

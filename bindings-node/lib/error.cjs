@@ -1,6 +1,7 @@
 'use strict'
 // OffloopError, from the core's table.
 
+const { constants } = require('node:os')
 const native = require('./native.cjs')
 
 const byStatus = new Map()
@@ -28,14 +29,19 @@ class OffloopError extends Error {
 }
 hidden(OffloopError.prototype, 'name', 'OffloopError')
 
+const signals = new Map(Object.entries(constants.signals).map(([name, number]) => [number, name]))
+/** As Node.js names signals; one that has no name is its number, as text. */
+const signalName = (number) => signals.get(number) ?? String(number)
+
 /** Called by native code for each error that it hands out. */
-function fromNative(status, message, errno, syscall, exitCode, oom, poison) {
+function fromNative(status, message, errno, syscall, exitCode, oom, poison, signal) {
   const error = new OffloopError(status, message)
   if (errno !== undefined) {
     error.errno = errno
     error.syscall = syscall
   }
   if (exitCode !== undefined) error.exitCode = exitCode
+  if (signal !== undefined) error.signal = signalName(signal)
   if (status === WORKER_LOST) {
     error.oom = oom
     error.poison = poison
@@ -120,6 +126,7 @@ function checkKnown(unknown, known) {
 module.exports = {
   OffloopError,
   fromNative,
+  signalName,
   wrapError,
   unwrapError,
   fail,

@@ -11,6 +11,7 @@ function load() {
   const { TransferBuffer, revokeToken } = require('./buffer.cjs')
   const { ThreadPool, defaultPool } = require('./pool.cjs')
   const { WorkerPool } = require('./workers.cjs')
+  const { ProcessPool } = require('./processes.cjs')
   const { move } = require('./move.cjs')
   const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
   const { Channel } = require('./channel.cjs')
@@ -21,6 +22,7 @@ function load() {
   return {
     ThreadPool,
     WorkerPool,
+    ProcessPool,
     move,
     ops,
     defaultPool,

@@ -299,6 +299,87 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
   [Symbol.asyncDispose](): Promise<void>
 }
 
+/** What runs in the processes of a ProcessPool: a worker file of JavaScript, one of Python, or a program that attaches to its pool itself. */
+export type ProcessWorker = string | URL | { node: string | URL } | { python: string } | { command: readonly string[] }
+
+/** How a ProcessPool is made; `WorkerRunOptions` among them become the defaults of its calls. */
+export interface ProcessPoolOptions extends WorkerRunOptions {
+  /** Most workers, 1 to 1024. Default: usable cores (affinity and cgroup quota). */
+  maxWorkers?: number | undefined
+  /** Workers that stay when idle. Default 0. None starts before the first call. */
+  minWorkers?: number | undefined
+  /** How long a worker above `minWorkers` stays idle, in ms. Default 30 000. */
+  idleTimeout?: number | undefined
+  /** Tasks that one worker begins before another takes its place, from 1. The other starts up to 10 % earlier. Default: no limit. */
+  maxTasksPerWorker?: number | undefined
+  /** How long a worker lives before another takes its place, in ms above 0; up to 10 % less. It works until the other is ready. Default: no limit. */
+  maxWorkerAge?: number | undefined
+  /** Async functions that one worker runs at once, 1 to 4096. Default 1. */
+  concurrency?: number | undefined
+  /** Most queued tasks. Default 65 536. */
+  maxQueue?: number | undefined
+  /** `reject` (default): `ERR_OFFLOOP_FULL`. `wait`: the promise waits. */
+  onFull?: 'reject' | 'wait' | undefined
+  /** How long a task that nobody waits for may go on before its process is ended, in ms. Default 1000. */
+  cancelGrace?: number | undefined
+  /** How long a worker may take to load its file and run its `init`, in ms from 1. Default 30 000. */
+  readyTimeout?: number | undefined
+  /** Given to `init` and `teardown` of the file, and in `currentTask()`. */
+  context?: unknown
+  /** Added to the niceness of the workers, −20 to 19. Default 0. */
+  nice?: number | undefined
+  /** Name in metrics and errors. Default `pool`. */
+  name?: string | undefined
+  /** `workerData` of `node:worker_threads` in a worker in JavaScript. */
+  workerData?: unknown
+  /** Arguments of the worker, after its file. */
+  argv?: readonly string[] | undefined
+  /** Flags of Node.js. Default: those of this process that are not about its program, its debugger or its tests. */
+  execArgv?: readonly string[] | undefined
+  /** The whole environment of the workers. Default: that of this process, when the pool is made. */
+  env?: Readonly<Record<string, string | undefined>> | undefined
+  /** The interpreter of `{ python }`, as path or name. Default: that of `VIRTUAL_ENV`, else the first `python3` of `PATH`. */
+  python?: string | undefined
+}
+
+export interface ProcessPoolEvents {
+  /** The queue is full: a call was refused, or waits beyond `maxQueue`. Once until `drain`. */
+  backpressure: []
+  /** After `backpressure`: no more calls have no outcome than half of `maxQueue`. */
+  drain: []
+  workerReady: [worker: { pid: number }]
+  /** One of `exitCode` and `signal` is null, or both where the system cannot tell. */
+  workerExit: [worker: { pid: number; exitCode: number | null; signal: string | null }]
+  /** A worker that was ready has ended and nobody had asked it to; the message has its last words. */
+  workerError: [error: OffloopError]
+  /** Too many workers fail: only one is tried from time to time, and calls end with `ERR_OFFLOOP_DEGRADED`. */
+  degraded: [why: { failures: number }]
+}
+
+/**
+ * Runs functions in worker processes: a crash, a leak or a hang of one costs its own task and nothing else. No process starts before the first
+ * call, and an idle pool does not keep this process alive. Values travel as in a WorkerPool; what cannot leave a process is
+ * `ERR_OFFLOOP_UNSERIALIZABLE`.
+ */
+export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implements PoolBase {
+  /** `worker` is a file for Node.js, as of a WorkerPool, or says what else is started. What is not there is `ERR_OFFLOOP_NOT_FOUND`. */
+  constructor(worker: ProcessWorker, options?: ProcessPoolOptions)
+  /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
+  run(task?: any, options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any>
+  /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */
+  runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
+  /** As of a WorkerPool. */
+  map(items: Iterable<any> | AsyncIterable<any>, options?: WorkerMapOptions | null): AsyncGenerator<any, void, void>
+  /** The worker's functions: `await pool.exports.predict(features)`. */
+  readonly exports: WorkerExports<M>
+  options(options: WorkerRunOptions): this
+  resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
+  readonly stats: PoolStats
+  /** As of every pool; resolves once the processes have ended, after the `teardown` of their file. */
+  close(options?: { grace?: number | undefined }): Promise<void>
+  [Symbol.asyncDispose](): Promise<void>
+}
+
 /** One typed function per native op, on the default pool: `await ops.sha256(data)`. */
 export const ops: Ops
 
@@ -598,8 +679,10 @@ export class OffloopError extends Error {
   readonly errno?: number
   /** Of an `ERR_OFFLOOP_OS`. */
   readonly syscall?: string
-  /** Of an `ERR_OFFLOOP_WORKER_LOST`: what the thread ended with. */
+  /** Of an `ERR_OFFLOOP_WORKER_LOST`: what the thread or the process ended with. */
   readonly exitCode?: number
+  /** Of an `ERR_OFFLOOP_WORKER_LOST`: the signal that ended the process, `SIGKILL`. */
+  readonly signal?: string
   /** Of an `ERR_OFFLOOP_WORKER_LOST`: the worker ran out of its heap. */
   readonly oom?: boolean
   /** Of an `ERR_OFFLOOP_WORKER_LOST`: each of the runs that `retries` allows has lost its worker. */

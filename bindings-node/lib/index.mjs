@@ -4,6 +4,7 @@ import offloop from './index.cjs'
 export const {
   ThreadPool,
   WorkerPool,
+  ProcessPool,
   move,
   ops,
   defaultPool,

@@ -52,6 +52,7 @@ class Task {
         configurable: true,
       })
       live.set(this.#index, this)
+      state.onAwaited?.()
       this.poll()
     }
     return this.#controller.signal
@@ -59,7 +60,7 @@ class Task {
 
   poll() {
     if (this.#controller === null || live.get(this.#index) !== this) return
-    const word = Atomics.load(this.#board, this.#index)
+    const word = this.#board === null ? state.outcome(this.#index) : Atomics.load(this.#board, this.#index)
     if (word !== this.#cancelled && word !== this.#late) return
     live.delete(this.#index)
     const late = word === this.#late
@@ -72,8 +73,14 @@ const state = {
   storage: null,
   /** Set by the worker's loop. */
   progress: null,
-  /** This thread is a worker of a pool. */
+  /** The same, in a worker process: what has become of the task of this number. There is no board. */
+  outcome: null,
+  /** This thread, or this process, is a worker of a pool. */
   isWorker: false,
+  /** Called when somebody wants to hear of the end of a task that runs. */
+  onAwaited: null,
+  /** Somebody does. */
+  isAwaited: () => live.size > 0,
   enable() {
     state.storage ??= new AsyncLocalStorage()
     return state.storage

@@ -1,7 +1,7 @@
 'use strict'
 // `offloop/worker`: what a function of a worker file may know of its task and its worker.
 
-const { isMainThread, threadId } = require('node:worker_threads')
+const { threadId } = require('node:worker_threads')
 const { move } = require('./move.cjs')
 const tasks = require('./task.cjs')
 
@@ -11,7 +11,7 @@ const currentTask = () => storage.getStore() ?? null
 
 let worker = null
 function currentWorker() {
-  if (worker === null && !isMainThread && tasks.isWorker) worker = Object.freeze({ threadId })
+  if (worker === null && tasks.isWorker) worker = Object.freeze({ threadId, pid: process.pid })
   return worker
 }
 

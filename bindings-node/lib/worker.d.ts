@@ -13,8 +13,8 @@ export interface CurrentTask {
   readonly context: any
 }
 
-/** The task that this code runs in, also after an `await` and beside others; null outside of a WorkerPool's function. */
+/** The task that this code runs in, also after an `await` and beside others; null outside of a pool's function. */
 export function currentTask(): CurrentTask | null
 
-/** This thread as the worker of a WorkerPool; null elsewhere. */
-export function currentWorker(): { readonly threadId: number } | null
+/** This thread, or this process, as the worker of a WorkerPool or a ProcessPool; null elsewhere. */
+export function currentWorker(): { readonly threadId: number; readonly pid: number } | null

@@ -853,4 +853,4 @@ class WorkerPool extends EventEmitter {
   }
 }
 
-module.exports = { WorkerPool }
+module.exports = { WorkerPool, urlOf }

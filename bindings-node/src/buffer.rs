@@ -6,6 +6,7 @@
 
 use crate::channel::{Accepting, ChannelEnd};
 use crate::js::{Call, Env, JsResult, Raw};
+use crate::process::{Desk, Processes};
 use crate::ring::{End, RingHandle};
 use crate::state::State;
 use crate::value;
@@ -35,6 +36,9 @@ pub(crate) enum Handle {
     Workers(Workers),
     /// The place of the worker that runs on this thread.
     Seat(Arc<Seat>),
+    Processes(Processes),
+    /// This process, as the worker of a pool.
+    Desk(Rc<Desk>),
     Buffer(RefCell<TransferBuffer>),
     /// An input that is copied in slices.
     Staged(RefCell<Vec<u8>>),
@@ -344,6 +348,15 @@ pub(crate) fn outside_memory(env: Env, state: &State, at: *mut u8, len: usize, k
         state.forbid_external();
     }
     opened
+}
+
+/// All of a new `ArrayBuffer` as a `Uint8Array`.
+pub(crate) fn bytes_of(env: Env, arraybuffer: Raw, len: usize) -> JsResult<Raw> {
+    let mut out = null_mut();
+    // SAFETY: `arraybuffer` is new and has `len` bytes, as the callers say.
+    let status = unsafe { sys::napi_create_typedarray(env.0, sys::TypedarrayType::uint8_array, len, arraybuffer, 0, &mut out) };
+    env.status(status, "napi_create_typedarray")?;
+    Ok(out)
 }
 
 unsafe extern "C" fn drop_guard(env: sys::napi_env, _: *mut c_void, hint: *mut c_void) {

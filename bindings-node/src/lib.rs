@@ -5,6 +5,7 @@
 //! * `value`, `buffer`: values and bytes, both ways
 //! * `pool`: submit, drain, cancel, close, stats
 //! * `worker`: pools of JavaScript workers, on either side
+//! * `process`: pools of worker processes, on either side
 //! * `ring`: handles of rings, and the slow side of what `lib/lane.cjs` does itself
 //! * `channel`: handles of channels and listeners
 //! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
@@ -13,6 +14,7 @@ mod buffer;
 mod channel;
 mod js;
 mod pool;
+mod process;
 mod ring;
 mod state;
 mod table;
@@ -73,6 +75,29 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"workerBuffers", worker::buffers),
     (c"workerProgress", worker::progress),
     (c"workerRetire", worker::retire),
+    (c"processNew", process::new),
+    (c"processEvents", process::events),
+    (c"processEncode", process::encode),
+    (c"processSubmitEach", process::submit_each),
+    (c"processSubmit", process::submit),
+    (c"processCall", process::common),
+    (c"processCheck", process::check),
+    (c"processCancel", process::cancel),
+    (c"processForget", process::forget),
+    (c"processClose", process::close),
+    (c"processStarted", process::started),
+    (c"processAttach", process::attach),
+    (c"processSetup", process::setup),
+    (c"processReady", process::ready),
+    (c"processFail", process::fail),
+    (c"processTake", process::take),
+    (c"processFinish", process::finish),
+    (c"processAnswer", process::reply_common),
+    (c"processProgress", process::progress),
+    (c"processOutcome", process::outcome),
+    (c"processArm", process::arm),
+    (c"processDraining", process::draining),
+    (c"processDrained", process::drained),
     (c"stage", buffer::stage),
     (c"stageCopy", buffer::stage_copy),
     (c"bufferAlloc", buffer::alloc),

@@ -6,6 +6,7 @@
 
 use crate::buffer::{self, Handle, Moves};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
+use crate::process::{self, Reply};
 use crate::state::State;
 use crate::value;
 use offloop::metrics::Histogram;
@@ -25,6 +26,10 @@ enum Kind {
     Value,
     Error,
     Progress,
+    /// Of worker processes: what a function of another language threw; parts of a frame; progress as one.
+    Thrown,
+    Frame,
+    ProgressFrame,
 }
 /// 32-bit words per drained record: index, entry, kind, offset, length.
 const RECORD: usize = 5;
@@ -33,6 +38,7 @@ fn pool<'a>(call: &'a Call<'_>) -> JsResult<&'a ThreadPool> {
     match buffer::handle(call, call.arg(0))? {
         Handle::Pool(p) => Ok(p),
         Handle::Workers(w) => Ok(&w.pool),
+        Handle::Processes(p) => Ok(p.pool.pool()),
         _ => Err(Error::invalid("handle is no pool").into()),
     }
 }
@@ -51,7 +57,7 @@ pub(crate) fn shown(env: Env, value: Raw) -> String {
 }
 
 /// A whole number; the core checks its range.
-fn whole(env: Env, value: Raw, name: &'static str) -> JsResult<i64> {
+pub(crate) fn whole(env: Env, value: Raw, name: &'static str) -> JsResult<i64> {
     match env.f64(value) {
         Some(n) if n.fract() == 0.0 => Ok(n as i64),
         _ => Err(bad(name, shown(env, value), "a whole number")),
@@ -307,18 +313,39 @@ impl Sink<'_> {
         self.value_count += 1;
     }
 
+    /// Bytes that go through the scratch array.
+    fn is_inline(&self, tag: u64, bytes: &[u8]) -> bool {
+        let room = self.scratch.len() - self.used;
+        bytes.len() <= INLINE_MAX && bytes.len() <= room && (!process::is_ours(tag) || process::is_frame(bytes))
+    }
+
+    /// What a worker process said.
+    fn reply(&mut self, tag: u64, value: Value, is_progress: bool) {
+        let (kind, made) = match process::reply(self.env, self.state, value) {
+            Ok(Reply::Frame(made)) => (if is_progress { Kind::ProgressFrame } else { Kind::Frame }, Ok(made)),
+            Ok(Reply::Value(made)) => (if is_progress { Kind::Progress } else { Kind::Value }, Ok(made)),
+            Ok(Reply::Thrown(made)) => (Kind::Thrown, Ok(made)),
+            // Of what cannot be read nobody was told before either.
+            Err(_) if is_progress => return,
+            Err(failed) => (Kind::Error, Err(failed)),
+        };
+        self.value(tag, kind, made);
+    }
+
     fn event(&mut self, event: Event) {
         if self.count == self.capacity {
             // A drain may give more progress values than asked; they wait for the next one.
             return self.state.spill.borrow_mut().push_back(event);
         }
         match event {
-            Event::Done { tag, result: Ok(Value::Bytes(b)) } if b.len() <= INLINE_MAX && b.len() <= self.scratch.len() - self.used => {
+            Event::Done { tag, result: Ok(Value::Bytes(b)) } if self.is_inline(tag, &b) => {
                 let at = self.used;
                 self.scratch[at..at + b.len()].copy_from_slice(&b);
                 self.used += b.len();
                 self.record(tag, Kind::Bytes, at as u32, b.len() as u32);
             }
+            Event::Done { tag, result: Ok(value) } if process::is_ours(tag) => self.reply(tag, value, false),
+            Event::Progress { tag, value } if process::is_ours(tag) => self.reply(tag, value, true),
             Event::Done { tag, result: Ok(Value::Nil) } => self.record(tag, Kind::Nil, 0, 0),
             Event::Done { tag, result: Ok(value) } => {
                 let made = value::to_js(self.env, self.state, value);

@@ -90,6 +90,8 @@ pub(crate) struct State {
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
     /// Tasks of workers with options, by the slot of their promise.
     pub(crate) calls: RefCell<HashMap<u32, Task>>,
+    /// Tasks of worker processes with options, by the slot of their promise.
+    pub(crate) processes: RefCell<HashMap<u32, Task>>,
     /// Events that a drain had no room for.
     pub(crate) spill: RefCell<VecDeque<Event>>,
     /// What the collector was told of; finalizers outlive this state, so they share it.
@@ -135,6 +137,7 @@ impl State {
             names: RefCell::default(),
             tasks: RefCell::default(),
             calls: RefCell::default(),
+            processes: RefCell::default(),
             spill: RefCell::default(),
             held: Rc::default(),
             external: Cell::new(true),
@@ -163,7 +166,9 @@ impl State {
         let exit_code = said("exit_code").and_then(|code| code.parse().ok());
         let exit_code = exit_code.map_or_else(|| Ok(env.undefined()), |code: f64| env.number(code))?;
         let (oom, poison) = (env.boolean(said("oom").is_some())?, env.boolean(said("poison").is_some())?);
-        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall, exit_code, oom, poison])
+        let signal = said("signal").and_then(|signal| signal.parse().ok());
+        let signal = signal.map_or_else(|| Ok(env.undefined()), |signal: f64| env.number(signal))?;
+        env.call(self.hook(env, Hook::Error)?, &[status, message, errno, syscall, exit_code, oom, poison, signal])
     }
 
     pub(crate) fn unwrap(&self, env: Env) -> JsResult<Raw> {
@@ -268,7 +273,8 @@ unsafe extern "C" fn on_exit(data: *mut c_void) {
     let state = unsafe { &*data.cast::<State>() };
     state.wake.close();
     worker::abandon(&state.wake);
-    for task in state.tasks.take().into_values().flatten().chain(state.calls.take().into_values()) {
+    let of_workers = state.calls.take().into_values().chain(state.processes.take().into_values());
+    for task in state.tasks.take().into_values().flatten().chain(of_workers) {
         task.cancel();
     }
 }

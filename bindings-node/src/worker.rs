@@ -310,7 +310,7 @@ pub(crate) fn live(call: &Call<'_>) -> JsResult<Raw> {
     Ok(out)
 }
 
-fn retries(env: Env, given: Raw) -> JsResult<u32> {
+pub(crate) fn retries(env: Env, given: Raw) -> JsResult<u32> {
     if env.is_nullish(given) {
         return Ok(0);
     }

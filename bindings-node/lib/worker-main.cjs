@@ -1,0 +1,278 @@
+'use strict'
+// A worker process of a ProcessPool: node worker-main.cjs FILE [ARGUMENT …]. It loads FILE, as a WorkerPool's thread does, and runs what
+// comes on its lane (core/src/pool/lane). It sleeps in its own event loop, so timers and sockets of the user's code go on.
+
+const path = require('node:path')
+const threads = require('node:worker_threads')
+const { syncBuiltinESMExports } = require('node:module')
+const { isNativeError } = require('node:util').types
+const { fileURLToPath, pathToFileURL } = require('node:url')
+const { setImmediate, now } = require('./clock.cjs')
+const native = require('./native.cjs')
+const { fail } = require('./error.cjs')
+const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
+const { Writer, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
+const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
+const tasks = require('./task.cjs')
+
+/** Flag of a frame; the same number as in lib/processes.cjs. */
+const SPREAD = 1
+// What `processTake` returns beside arrays; the same numbers as in src/process.rs.
+const NOTHING = 0
+const SHORT = 1
+const REFUSED = 2
+/** Longest time in ms without a turn of the loop, as far as single tasks allow. */
+const TURN = 1
+// What `processOutcome` says.
+const CANCELLED = 1
+const LATE = 2
+
+/** Index and form of a job, then its frame where that is short. */
+const inbox = Buffer.allocUnsafeSlow(8 + 4096)
+const about = new Uint32Array(inbox.buffer, 0, 2)
+const writer = new Writer()
+const progressWriter = new Writer(false)
+
+let desk
+let concurrency = 1
+let context
+let loaded
+const functions = new Map()
+/** By index: the job came in the common form, and so goes its reply. */
+const isCommon = []
+
+/** Functions whose promise is pending. */
+let running = 0
+let turnStart = 0
+let yielding = false
+let soon = false
+let gone = false
+
+function find(name) {
+  let found = functions.get(name)
+  if (found === undefined) {
+    found = functionOf(loaded, name)
+    functions.set(name, found)
+  }
+  return found
+}
+
+function finish(index, failed, value) {
+  if (isCommon[index]) return answer(index, failed, value)
+  let last
+  try {
+    last = writer.write(0, failed ? NODE | FAILED : NODE, 0, null, value, 'result')
+  } catch (error) {
+    return finish(index, true, failed ? shown(value) : error)
+  }
+  try {
+    native.processFinish(desk, index, failed, writer.memory, last, writer.views())
+    writer.moved()
+  } catch (error) {
+    // There is no memory for it, or a TransferBuffer of it was detached before.
+    if (failed) throw error
+    return finish(index, true, error)
+  } finally {
+    writer.shrink()
+  }
+}
+
+/** The reply to a caller in any language. */
+function answer(index, failed, value) {
+  if (failed && !isNativeError(value)) value = new Error(`thrown: ${textOfValue(value)}`)
+  try {
+    native.processAnswer(desk, index, failed, value)
+  } catch (error) {
+    native.processAnswer(desk, index, true, failed ? shown(value) : error)
+  }
+}
+
+function textOfValue(value) {
+  try {
+    return String(value)
+  } catch {
+    return typeof value
+  }
+}
+
+function begin(taken) {
+  const index = about[0]
+  const common = taken !== SHORT && about[1] === 1
+  isCommon[index] = common
+  let name
+  let value
+  let spread = true
+  try {
+    if (common) [name, value] = taken
+    else {
+      const frame = taken === SHORT ? inbox : bufferOf(taken[0])
+      const at = taken === SHORT ? 8 : 0
+      const parts = taken === SHORT ? null : taken
+      spread = (frame[at + 1] & SPREAD) !== 0
+      const first = read(frame, at + HEAD, null)
+      name = first.value
+      value = read(frame, first.end, parts).value
+    }
+  } catch (error) {
+    return finish(index, true, fail('Unserializable', 'argument cannot be read', { why: error.message }))
+  }
+  call(index, name, spread, value)
+}
+
+function call(index, name, spread, value) {
+  let result
+  const task = tasks.storage === null ? null : new tasks.Task(null, index, CANCELLED, LATE, context)
+  try {
+    const f = find(name)
+    if (task !== null) result = tasks.run(task, f, spread ? value : [value])
+    else if (!spread) result = f(value)
+    else result = value.length === 1 ? f(value[0]) : f(...value)
+    if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
+      running++
+      result.then(
+        (value) => settled(index, false, value, task),
+        (error) => settled(index, true, error, task),
+      )
+      return
+    }
+  } catch (error) {
+    task?.end()
+    return finish(index, true, error)
+  }
+  task?.end()
+  finish(index, false, result)
+}
+
+function settled(index, failed, value, task) {
+  running--
+  task?.end()
+  finish(index, failed, value)
+  pumpSoon()
+}
+
+const resolved = Promise.resolve()
+function pumpSoon() {
+  if (soon) return
+  soon = true
+  resolved.then(() => {
+    soon = false
+    pump()
+  })
+}
+
+/** The loop turns before the next task. */
+function yieldTurn() {
+  if (yielding) return
+  yielding = true
+  setImmediate(onTurn)
+}
+
+function onTurn() {
+  yielding = false
+  turnStart = now()
+  pump()
+}
+
+/** Takes and runs jobs until there are none, all places are taken, or the loop should turn. */
+function pump() {
+  if (gone || yielding) return
+  for (;;) {
+    if (running >= concurrency) {
+      if (tasks.isAwaited()) listen()
+      return
+    }
+    if (now() - turnStart > TURN) return yieldTurn()
+    const taken = native.processTake(desk, inbox)
+    if (taken === NOTHING) {
+      if (!native.processArm(desk, false)) continue
+      if (running === 0 && native.processDraining(desk)) leave()
+      return
+    }
+    if (taken !== REFUSED) begin(taken)
+  }
+}
+
+/** Whatever becomes of the jobs that run wakes the loop. */
+function listen() {
+  native.processArm(desk, true)
+  tasks.poll()
+}
+
+/** Called when there is work, a job was cancelled, or no more jobs come. */
+function wake() {
+  if (gone || loaded === undefined) return
+  try {
+    tasks.poll()
+    turnStart = now()
+    pump()
+  } catch (error) {
+    // Not lost in native code, which called this: it ends the worker.
+    report(error)
+  }
+}
+
+function tellProgress(index, value) {
+  if (isCommon[index]) return native.processProgress(desk, index, value)
+  const last = progressWriter.write(0, NODE, 0, null, value, 'progress')
+  native.processProgress(desk, index, progressWriter.memory, last)
+}
+
+async function leave() {
+  gone = true
+  try {
+    await hookOf(loaded, 'teardown')?.(context)
+  } finally {
+    native.processDrained(desk)
+    process.exit()
+  }
+}
+
+/** `[file, argument, …]`: what the user's file sees in `process.argv`. */
+function argumentsOf([file, ...rest]) {
+  const url = /^(file|data|node):/.test(file) ? file : pathToFileURL(path.resolve(file)).href
+  process.argv = [process.argv[0], url.startsWith('file:') ? fileURLToPath(url) : url, ...rest]
+  return url
+}
+
+async function start() {
+  if (process.argv.length < 3) throw fail('Invalid', 'no worker file is given')
+  const note = newNote()
+  onNote(note, wake)
+  desk = native.processAttach(note)
+  if (desk === null) throw fail('Invalid', 'this program is started by a ProcessPool')
+  // A pool is what ends this process.
+  stayAlive()
+  // The last words of a worker that nobody saves; nothing else changes for the user's own handlers.
+  process.on('uncaughtExceptionMonitor', (error) => {
+    if (process.listenerCount('uncaughtException') === 0) native.processFail(desk, textOf(error))
+  })
+  const [most, setup] = native.processSetup(desk)
+  concurrency = most
+  if (setup !== null) {
+    if (setup[0] instanceof Uint8Array) {
+      const said = readParts(setup)
+      context = said.context
+      threads.workerData = said.workerData
+      syncBuiltinESMExports()
+    } else context = setup[0]
+  }
+  tasks.isWorker = true
+  tasks.progress = tellProgress
+  tasks.outcome = (index) => native.processOutcome(desk, index)
+  tasks.onAwaited = () => {
+    if (running >= concurrency) native.processArm(desk, true)
+  }
+  const file = await import(argumentsOf(process.argv.slice(2)))
+  await hookOf(file, 'init')?.(context)
+  loaded = file
+  native.processReady(desk)
+  turnStart = now()
+  pump()
+}
+
+start().catch((error) => {
+  // As an error that nobody caught: it is printed, the exit code is 1, and the monitor above tells the pool.
+  setImmediate(() => {
+    throw error
+  })
+})

@@ -1,0 +1,702 @@
+//! Pools of worker processes, and this process as a worker of one. What both say to each other lies in *frames* that `lib/frame.cjs` writes
+//! and reads, or, where one of them may be another language, in the core's common calls.
+//!
+//! ```text
+//!  frame: form │ flags │ parts │ table │ body … │ lengths of parts │ 0 … 0 │ part │ 0 … 0 │ part …
+//!          u8     u8      u16     u32    up to `table`   u64 each      parts begin at multiples of 64
+//! ```
+//!
+//! The body is what `lib/codec.cjs` writes; a part is a long byte array, which is copied once on its way and read where it lies.
+
+use crate::buffer::{self, Handle};
+use crate::js::{Call, Env, Fail, JsResult, Raw};
+use crate::pool::{bad, count, deliver_options, duration, shown, whole};
+use crate::state::{State, Wake};
+use crate::value;
+use crate::worker::retries;
+use offloop::buffer::Region;
+use offloop::codec::{self, Options};
+use offloop::pool::call::{self, COMMON, FAILED, NODE};
+use offloop::pool::{Deliver, MAX_DURATION, Payload, PoolOptions, ProcessPool, Request, SubmitOptions, Work, Worker};
+use offloop::supervisor::{self, Event, WorkerId};
+use offloop::sys::process::Spec;
+use offloop::sys::watch::Watch;
+use offloop::value::ErrorValue;
+use offloop::{Error, ErrorKind, Result, Value};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Tags of tasks of processes: an entry that no `open` of lib/completion.cjs gives, and the promise's slot.
+const ENTRY: u64 = (u32::MAX as u64 - 1) << 32;
+/// Of a frame; lib/frame.cjs has the same numbers.
+const HEAD: usize = 8;
+const ALIGN: usize = 64;
+/// Parts from this length on are read where they lie.
+const IN_PLACE: usize = 4096;
+
+/// 32-bit words per collected submit: slot, offset and length of its frame.
+const SUBMIT: usize = 3;
+
+// What `processEvents` tells; lib/processes.cjs has the same numbers.
+const READY: i64 = 0;
+const EXITED: i64 = 1;
+const DEGRADED: i64 = 2;
+const STOPPED: i64 = 3;
+
+/// Whose task a tag is.
+pub(crate) fn is_ours(tag: u64) -> bool {
+    tag >> 32 == ENTRY >> 32
+}
+
+/// A frame without parts: JavaScript reads it as it is.
+pub(crate) fn is_frame(bytes: &[u8]) -> bool {
+    bytes.len() >= HEAD && bytes[0] & !FAILED == NODE && bytes[2..4] == [0, 0]
+}
+
+/// What the supervisors' thread has to say to the environment that made a pool.
+struct Told {
+    wake: Arc<Wake>,
+    note: usize,
+    events: Mutex<Vec<Value>>,
+}
+
+impl Told {
+    fn tell(&self, event: Vec<Value>) {
+        let first = {
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            events.push(Value::Array(event));
+            events.len() == 1
+        };
+        if first {
+            self.wake.notify(self.note);
+        }
+    }
+
+    fn listener(self: Arc<Told>) -> impl FnMut(&Event) + Send {
+        let mut pids = HashMap::<WorkerId, i32>::new();
+        move |event| match event {
+            Event::Spawned { worker, pid } => drop(pids.insert(*worker, *pid)),
+            Event::Ready { worker, .. } => {
+                self.tell(vec![Value::Int(READY), Value::Int(pids.get(worker).copied().unwrap_or(0).into())]);
+            }
+            Event::Exited { worker, cause, ended, text, uptime, .. } => {
+                let number = |n: Option<i32>| n.map_or(Value::Nil, |n| Value::Int(n.into()));
+                // Whose end nobody asked for, and which had begun to work.
+                let failed = uptime.is_some() && !cause.is_asked() && *cause != supervisor::Cause::Killed;
+                self.tell(vec![
+                    Value::Int(EXITED),
+                    Value::Int(pids.remove(worker).unwrap_or(0).into()),
+                    number(ended.exit.code),
+                    number(ended.exit.signal),
+                    Value::Bool(ended.oom),
+                    Value::Bool(failed),
+                    text.as_ref().map_or(Value::Nil, |text| Value::from(text.clone())),
+                ]);
+            }
+            Event::Degraded { failures, .. } => self.tell(vec![Value::Int(DEGRADED), Value::Int(*failures as i64)]),
+            Event::Stopped => self.tell(vec![Value::Int(STOPPED)]),
+            _ => {}
+        }
+    }
+}
+
+/// A pool of worker processes.
+pub(crate) struct Processes {
+    pub(crate) pool: ProcessPool,
+    told: Arc<Told>,
+}
+
+impl Drop for Processes {
+    /// With its environment: nobody waits for a result any more, and the processes have time for their `teardown`.
+    fn drop(&mut self) {
+        // A pool that is closed, or the parent's, is left alone.
+        let _ = self.pool.close_within(Some(Duration::ZERO), Box::new(|| {}));
+    }
+}
+
+fn processes<'a>(call: &'a Call<'_>) -> JsResult<&'a Processes> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Processes(p) => Ok(p),
+        _ => Err(Error::invalid("handle is no pool of processes").into()),
+    }
+}
+
+fn texts(env: Env, array: Raw) -> JsResult<Vec<OsString>> {
+    (0..env.len(array)?).map(|i| Ok(env.text(env.at(array, i)?).unwrap_or_default().into())).collect()
+}
+
+/// `processNew(options, note, command, env, setup)`: `note` is told when there are events; `env` is names and values by turns, or undefined.
+pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let mut pool = PoolOptions::default();
+    let mut supervision = supervisor::Options { hang_timeout: Duration::ZERO, workers: 0, ..supervisor::Options::default() };
+    let mut builder = ProcessPool::builder();
+    let keys = env.keys(call.arg(0))?;
+    for i in 0..env.len(keys)? {
+        let key = env.at(keys, i)?;
+        let given = env.get(call.arg(0), key)?;
+        if env.is_nullish(given) {
+            continue;
+        }
+        let time = |name| Ok::<_, Fail>(duration(env, given, name)?.unwrap_or(MAX_DURATION));
+        match env.text(key).unwrap_or_default().as_str() {
+            "maxWorkers" => pool.max_workers = Some(count(env, given, "maxWorkers")?),
+            "minWorkers" => pool.min_workers = count(env, given, "minWorkers")?,
+            "idleTimeout" => pool.idle_timeout = time("idleTimeout")?,
+            "maxQueue" => pool.max_queue = count(env, given, "maxQueue")?,
+            "maxTasksPerWorker" => pool.max_tasks_per_worker = Some(count(env, given, "maxTasksPerWorker")? as u64),
+            "maxWorkerAge" => pool.max_worker_age = duration(env, given, "maxWorkerAge")?,
+            "nice" => pool.nice = whole(env, given, "nice")?.clamp(i32::MIN.into(), i32::MAX.into()) as i32,
+            "name" => pool.name = env.text(given).ok_or_else(|| bad("name", shown(env, given), "text"))?,
+            "concurrency" => builder = builder.concurrency(count(env, given, "concurrency")?),
+            "cancelGrace" => builder = builder.cancel_grace(time("cancelGrace")?),
+            "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
+            other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
+        }
+    }
+    let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(1))? as usize, events: Mutex::default() });
+    let mut command = texts(env, call.arg(2))?;
+    if command.is_empty() {
+        return Err(Error::invalid("command is empty").into());
+    }
+    let mut spec = Spec::new(command.remove(0));
+    spec.args = command;
+    if !env.is_nullish(call.arg(3)) {
+        let mut pairs = texts(env, call.arg(3))?.into_iter();
+        let mut all = Vec::new();
+        while let (Some(name), Some(value)) = (pairs.next(), pairs.next()) {
+            all.push((name, value));
+        }
+        spec.env = Some(all);
+    }
+    let setup = buffer::copy(env, call.arg(4))?;
+    let builder = builder.options(pool).setup(setup).supervision(supervision).on_event(told.clone().listener());
+    let pool = builder.build(move |_| Ok(spec.clone()))?;
+    buffer::external(env, call.state, Handle::Processes(Processes { pool, told }))
+}
+
+/// `processEvents(pool)`: what happened, each a list that begins with its number.
+pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
+    let events = std::mem::take(&mut *processes(call)?.told.events.lock().unwrap_or_else(PoisonError::into_inner));
+    value::to_js(call.env, call.state, Value::Array(events))
+}
+
+/// `processEncode(value)`: the setup of workers of any language: the common form of a value.
+pub(crate) fn encode(call: &Call<'_>) -> JsResult<Raw> {
+    let message = call::encode_reply(Ok(value::from_js(call, call.arg(0))?))?;
+    buffer::uint8array(call.env, call.state, message.into())
+}
+
+fn submit_all(call: &Call<'_>, pool: &ProcessPool, work: Vec<Work>, tags: &[u64]) -> std::result::Result<(), (Error, usize)> {
+    let submitted = pool.submitting(work, |work| pool.pool().submit_each(work, tags, &call.state.queue));
+    submitted.map_err(|e| (e.error, e.work.len()))
+}
+
+/// `processSubmitEach(pool, records, frames, count, refused)`: tasks without options that JavaScript has collected, in their order.
+/// `refused` gets the slot and the error of each one that the pool did not take.
+pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let pool = &processes(call)?.pool;
+    let (records, bytes) = (buffer::scratch(call, call.arg(1))?, buffer::scratch(call, call.arg(2))?);
+    let count = env.u32(call.arg(3))? as usize;
+    let (mut work, mut tags) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let mut refused = 0;
+    let mut refuse = |slot: u32, error: &Error| -> JsResult<()> {
+        env.set_at(call.arg(4), refused, env.number(slot.into())?)?;
+        env.set_at(call.arg(4), refused + 1, call.state.error(env, error)?)?;
+        refused += 2;
+        Ok(())
+    };
+    for record in records.chunks_exact(SUBMIT * 4).take(count) {
+        let word = |i: usize| u32::from_ne_bytes(record[i * 4..i * 4 + 4].try_into().expect("four bytes"));
+        let (slot, at, len) = (word(0), word(1) as usize, word(2) as usize);
+        let frame = bytes.get(at..at + len).ok_or_else(|| Error::invalid("collected task is outside its memory"));
+        match frame.and_then(|frame| pool.request(&[frame])) {
+            Ok(request) => {
+                work.push(Work::hosted(Box::new(request)));
+                tags.push(ENTRY | u64::from(slot));
+            }
+            Err(e) => refuse(slot, &e)?,
+        }
+    }
+    if let Err((error, left)) = submit_all(call, pool, work, &tags) {
+        for tag in &tags[tags.len() - left..] {
+            refuse(*tag as u32, &error)?;
+        }
+    }
+    Ok(env.undefined())
+}
+
+/// Bytes of the parts of a frame, in place: `Uint8Array`s, and handles of `TransferBuffer`s.
+fn views<'a>(call: &'a Call<'_>, parts: Raw) -> JsResult<Vec<&'a [u8]>> {
+    let env = call.env;
+    if env.is_nullish(parts) {
+        return Ok(Vec::new());
+    }
+    let view = |i| {
+        let part = env.at(parts, i)?;
+        if env.is_typedarray(part)? {
+            // SAFETY: JavaScript, which alone can take the memory away, does not run before the slices are dropped; they are copied from only.
+            return Ok(unsafe { buffer::view(env, part)?.as_slice() });
+        }
+        let Handle::Buffer(b) = buffer::handle(call, part)? else { return Err(Error::invalid("part is no bytes").into()) };
+        let (_, at, len) = b.borrow().view()?;
+        // SAFETY: as above; the handle, which the running call keeps, owns the memory.
+        Ok(if len == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(at, len) } })
+    };
+    (0..env.len(parts)?).map(view).collect()
+}
+
+/// The frame was taken: the `TransferBuffer`s among its parts are empty from now on.
+fn commit(call: &Call<'_>, parts: Raw) -> JsResult<()> {
+    let env = call.env;
+    if env.is_nullish(parts) {
+        return Ok(());
+    }
+    for i in 0..env.len(parts)? {
+        let part = env.at(parts, i)?;
+        if env.is_typedarray(part)? {
+            continue;
+        }
+        let given = buffer::owned(call, part)?;
+        given.let_go(env);
+        if let Some(b) = given.buffer() {
+            b.borrow_mut().detach();
+        }
+    }
+    Ok(())
+}
+
+const ZEROS: [u8; ALIGN] = [0; ALIGN];
+
+/// A frame and its parts, each part at its place.
+fn layout<'a>(frame: &'a [u8], parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let mut all = vec![frame];
+    let mut at = frame.len();
+    for part in parts {
+        let gap = at.next_multiple_of(ALIGN) - at;
+        all.extend([&ZEROS[..gap], part]);
+        at += gap + part.len();
+    }
+    all
+}
+
+fn submit_one(call: &Call<'_>, slot: u32, request: Request) -> JsResult<Raw> {
+    let env = call.env;
+    let pool = &processes(call)?.pool;
+    let options = SubmitOptions {
+        deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)),
+        retries: retries(env, call.arg(9))?,
+        ..deliver_options(env, &[call.arg(4), call.arg(5), call.arg(6), call.arg(7), call.arg(8)])?
+    };
+    let task = pool.submit(request, options).map_err(|e| e.error)?;
+    call.state.processes.borrow_mut().insert(slot, task);
+    Ok(env.undefined())
+}
+
+/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries)`: one task; `processCancel(slot)` knows it
+/// until `processForget(slot)`.
+pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
+    // SAFETY: as in `views`.
+    let frame = unsafe { buffer::view(call.env, call.arg(2))?.as_slice() };
+    let request = processes(call)?.pool.request(&layout(frame, &views(call, call.arg(3))?))?;
+    let submitted = submit_one(call, call.env.u32(call.arg(1))?, request)?;
+    commit(call, call.arg(3))?;
+    Ok(submitted)
+}
+
+/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries)`: the same for a worker of any language.
+pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
+    let name = call.env.text(call.arg(2)).unwrap_or_default();
+    let Value::Array(args) = value::from_js(call, call.arg(3))? else { return Err(Error::invalid("arguments are no array").into()) };
+    let message = call::Call { name, args, named: Vec::new() }.encode()?;
+    let request = processes(call)?.pool.request(&[&message])?;
+    submit_one(call, call.env.u32(call.arg(1))?, request)
+}
+
+/// `processCheck(pool, priority, timeout, queueTimeout, key, retries)`: what a submit checks of its options.
+pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let options = deliver_options(env, &[call.arg(1), call.arg(2), call.arg(3), call.arg(4), env.undefined()])?;
+    retries(env, call.arg(5))?;
+    processes(call)?.pool.submit_many(Vec::new(), &options).map_err(|e| e.error)?;
+    Ok(env.undefined())
+}
+
+/// `processCancel(slot)`.
+pub(crate) fn cancel(call: &Call<'_>) -> JsResult<Raw> {
+    let slot = call.env.u32(call.arg(0))?;
+    let task = call.state.processes.borrow().get(&slot).cloned();
+    call.env.boolean(task.is_some_and(|task| task.cancel()))
+}
+
+/// `processForget(slot)`.
+pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
+    let slot = call.env.u32(call.arg(0))?;
+    call.state.processes.borrow_mut().remove(&slot);
+    Ok(call.env.undefined())
+}
+
+/// `processClose(pool, graceMs, note)`: starts the end; the wake hook gets `note` once every task has its outcome. The event `STOPPED`
+/// follows when the processes are gone, if `processStarted`.
+pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
+    let grace = call.env.f64(call.arg(1)).and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
+    let note = call.env.u32(call.arg(2))? as usize;
+    let wake = call.state.wake.clone();
+    processes(call)?.pool.close_within(grace, Box::new(move || wake.notify(note)))?;
+    Ok(call.env.undefined())
+}
+
+/// `processStarted(pool)`: there was a process.
+pub(crate) fn started(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.boolean(processes(call)?.pool.processes().is_some())
+}
+
+// ---- what is in a frame ----
+
+/// What a reply is, in the environment of the caller.
+pub(crate) enum Reply {
+    Value(Raw),
+    /// The error of a function of any language.
+    Thrown(Raw),
+    /// The head of a frame and its parts; JavaScript reads it.
+    Frame(Raw),
+}
+
+/// A result, or progress, as it came from a worker.
+pub(crate) fn reply(env: Env, state: &State, value: Value) -> JsResult<Reply> {
+    let shape = || Error::new(ErrorKind::Corrupt, "reply is neither a value nor an error");
+    let (form, message) = match value {
+        Value::Bytes(bytes) => match bytes.first() {
+            Some(first) if first & !FAILED == NODE => return read_frame(env, state, bytes.as_ptr(), bytes.len(), None).map(Reply::Frame),
+            Some(first) => (*first, bytes[1..].to_vec()),
+            None => return Err(shape().into()),
+        },
+        Value::Buffer(b) => {
+            let (region, at, len): (Arc<Region>, *mut u8, usize) = b.view()?;
+            if len == 0 {
+                return Err(shape().into());
+            }
+            // SAFETY: the region keeps `len` bytes; whoever writes meanwhile changes what is seen, not where it is.
+            let first = unsafe { at.read_volatile() };
+            if first & !FAILED == NODE {
+                return read_frame(env, state, at, len, Some(&|| Box::new(region.clone()))).map(Reply::Frame);
+            }
+            // SAFETY: inside of the region.
+            (first, unsafe { copied(at.add(1), len - 1) })
+        }
+        other => return value::to_js(env, state, other).map(Reply::Value),
+    };
+    if form & !FAILED != COMMON {
+        return Err(Error::new(ErrorKind::Unsupported, "the reply is in another language's own form").with("form", form).into());
+    }
+    let value = codec::decode_owned(message.into(), &mut [], &Options::default())?;
+    match (form & FAILED != 0, value) {
+        (false, value) => value::to_js(env, state, value).map(Reply::Value),
+        (true, error @ Value::Error(_)) => value::to_js(env, state, error).map(Reply::Thrown),
+        (true, _) => Err(shape().into()),
+    }
+}
+
+/// # Safety
+/// `at` is readable for `len` bytes.
+unsafe fn copied(at: *const u8, len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len);
+    // SAFETY: by this function's contract; `out` has room.
+    unsafe {
+        std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), len);
+        out.set_len(len);
+    }
+    out
+}
+
+/// `[head, part, …]` of the frame at `at`, which the other side may be writing: what says where parts are is copied before it is judged.
+/// Parts are read in place where `keep` says what keeps the memory.
+fn read_frame(env: Env, state: &State, at: *const u8, len: usize, keep: Option<&dyn Fn() -> Box<dyn Any>>) -> JsResult<Raw> {
+    let corrupt = || Error::new(ErrorKind::Corrupt, "message of a process is cut short").with("len", len);
+    if len < HEAD {
+        return Err(corrupt().into());
+    }
+    // SAFETY: readable, as the callers say, for `len` bytes.
+    let fixed = unsafe { copied(at, HEAD) };
+    let parts = u32::from(u16::from_ne_bytes([fixed[2], fixed[3]]));
+    let table = u32::from_ne_bytes(fixed[4..8].try_into().expect("four bytes")) as usize;
+    let end = table + 8 * parts as usize;
+    if table < HEAD || end > len {
+        return Err(corrupt().into());
+    }
+    // SAFETY: as above.
+    let head = unsafe { copied(at, end) };
+    let lengths: Vec<u64> = head[table..].chunks_exact(8).map(|n| u64::from_ne_bytes(n.try_into().expect("eight bytes"))).collect();
+    let out = env.array(1 + parts as usize)?;
+    env.set_at(out, 0, buffer::uint8array(env, state, head.into())?)?;
+    let mut offset = end;
+    for (i, size) in (1..).zip(lengths) {
+        offset = offset.next_multiple_of(ALIGN);
+        let size = usize::try_from(size).ok().filter(|size| offset <= len && *size <= len - offset).ok_or_else(corrupt)?;
+        // SAFETY: inside of the frame.
+        let part = unsafe { at.add(offset) };
+        let made =
+            match keep.filter(|_| size >= IN_PLACE).and_then(|keep| buffer::outside_memory(env, state, part.cast_mut(), size, keep())) {
+                Some(memory) => buffer::bytes_of(env, memory, size)?,
+                // SAFETY: as above.
+                None => buffer::uint8array(env, state, unsafe { copied(part, size) }.into())?,
+            };
+        env.set_at(out, i, made)?;
+        offset += size;
+    }
+    Ok(out)
+}
+
+// ---- this process as a worker ----
+
+/// This process, as the worker of a pool.
+pub(crate) struct Desk {
+    worker: Worker,
+    /// Its bell.
+    bell: Watch,
+    /// "No more jobs come."
+    _drain: Watch,
+    /// By index: when its job began, ns.
+    started: RefCell<Vec<u64>>,
+    concurrency: Cell<usize>,
+}
+
+fn desk<'a>(call: &'a Call<'_>) -> JsResult<&'a Desk> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Desk(desk) => Ok(desk),
+        _ => Err(Error::invalid("handle is no worker").into()),
+    }
+}
+
+/// `processAttach(note)`: this process as a worker, null when no pool started it; `note` is its wake.
+pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
+    let Some(worker) = Worker::attach()? else { return Ok(call.env.null()) };
+    let note = call.env.u32(call.arg(0))? as usize;
+    let watch = |fd| {
+        let wake = call.state.wake.clone();
+        Watch::new(fd, move || wake.notify(note))
+    };
+    let (bell, drain) = (watch(worker.fd())?, watch(worker.supervisor().drain_fd())?);
+    drain.arm()?;
+    let concurrency = Cell::new(worker.concurrency());
+    let desk = Desk { worker, bell, _drain: drain, started: RefCell::default(), concurrency };
+    buffer::external(call.env, call.state, Handle::Desk(Rc::new(desk)))
+}
+
+/// `processSetup(desk)`: `[concurrency, what the pool says to each of its workers]`: a frame as of [`read_frame`], a common value as
+/// `[value]`, or null.
+pub(crate) fn setup(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, desk) = (call.env, desk(call)?);
+    let said = desk.worker.setup();
+    let what = match said.first() {
+        None => env.null(),
+        Some(_) => match reply(env, call.state, Value::Bytes(said.into()))? {
+            Reply::Frame(frame) => frame,
+            Reply::Value(value) | Reply::Thrown(value) => {
+                let wrapped = env.array(1)?;
+                env.set_at(wrapped, 0, value)?;
+                wrapped
+            }
+        },
+    };
+    let out = env.array(2)?;
+    env.set_at(out, 0, env.number(desk.concurrency.get() as f64)?)?;
+    env.set_at(out, 1, what)?;
+    Ok(out)
+}
+
+/// `processReady(desk)`.
+pub(crate) fn ready(call: &Call<'_>) -> JsResult<Raw> {
+    desk(call)?.worker.ready();
+    Ok(call.env.undefined())
+}
+
+/// `processFail(desk, text)`: last words.
+pub(crate) fn fail(call: &Call<'_>) -> JsResult<Raw> {
+    desk(call)?.worker.fail(&call.env.text(call.arg(1)).unwrap_or_default());
+    Ok(call.env.undefined())
+}
+
+// What `processTake` returns beside arrays; lib/worker-main.cjs has the same numbers.
+const NOTHING: f64 = 0.0;
+const SHORT: f64 = 1.0;
+const REFUSED: f64 = 2.0;
+
+/// `processTake(desk, inbox)`: the next job. Its index is the first 32-bit word of `inbox`. [`SHORT`]: its frame lies 8 bytes into `inbox`.
+/// An array: `[head, part, …]` of a frame whose first word is 0, or `[name, args]` of a common call where it is 1.
+pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, desk) = (call.env, desk(call)?);
+    let inbox = buffer::scratch(call, call.arg(1))?;
+    let Some(mut job) = desk.worker.try_take() else { return env.number(NOTHING) };
+    {
+        let mut started = desk.started.borrow_mut();
+        if started.len() <= job.index {
+            started.resize(job.index + 1, 0);
+        }
+        started[job.index] = job.started_ns;
+    }
+    inbox[..4].copy_from_slice(&(job.index as u32).to_ne_bytes());
+    let refuse = |error: &Error| {
+        answer(&desk.worker, job.index, job.started_ns, Err(call::error_value(error)))?;
+        env.number(REFUSED)
+    };
+    let request = job.request();
+    if request.first() != Some(&NODE) {
+        let read = match call::Call::decode(request) {
+            Ok(read) => read,
+            Err(e) => return refuse(&e),
+        };
+        if let Some((name, _)) = read.named.first() {
+            let name = name.as_str().unwrap_or("?").to_owned();
+            return refuse(&Error::new(ErrorKind::Unsupported, "a JavaScript function has no arguments by name").with("name", name));
+        }
+        inbox[4..8].copy_from_slice(&1u32.to_ne_bytes());
+        let out = env.array(2)?;
+        let args = value::to_js(env, call.state, Value::Array(read.args));
+        let args = match args {
+            Ok(args) => args,
+            // A value that JavaScript has no form for.
+            Err(Fail::Error(e)) => return refuse(&e),
+            Err(pending) => return Err(pending),
+        };
+        env.set_at(out, 0, env.string(&read.name)?)?;
+        env.set_at(out, 1, args)?;
+        return Ok(out);
+    }
+    inbox[4..8].copy_from_slice(&0u32.to_ne_bytes());
+    match job.take_payload() {
+        None => {
+            let (len, room) = (job.request().len(), inbox.len() - 8);
+            if len <= room && is_frame(job.request()) {
+                inbox[8..8 + len].copy_from_slice(job.request());
+                return env.number(SHORT);
+            }
+            // One with parts, or a long one that was copied.
+            read_frame(env, call.state, job.request().as_ptr(), len, None)
+        }
+        Some(payload) => {
+            let payload = Arc::<Payload>::new(payload);
+            let kept = payload.clone();
+            read_frame(env, call.state, payload.as_ptr(), payload.len(), Some(&|| Box::new(kept.clone())))
+        }
+    }
+}
+
+/// Writes a reply in the common form.
+fn answer(worker: &Worker, index: usize, started_ns: u64, result: std::result::Result<Value, ErrorValue>) -> Result<()> {
+    let failed = result.is_err();
+    let send = |failed: bool, result| {
+        let bytes = call::encode_reply(result)?;
+        put(worker, index, started_ns, failed, &[&bytes])
+    };
+    // A result that cannot travel: that is what the caller is told.
+    send(failed, result.map_err(Box::new)).or_else(|e| send(true, Err(Box::new(call::error_value(&e)))))
+}
+
+fn put(worker: &Worker, index: usize, started_ns: u64, failed: bool, parts: &[&[u8]]) -> Result<()> {
+    let room = worker.reserve(index, parts.iter().map(|p| p.len()).sum())?;
+    let mut at = 0;
+    for part in parts {
+        // SAFETY: `reserve` gave room for all parts.
+        unsafe { room.add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
+        at += part.len();
+    }
+    worker.commit(index, offloop::sys::clock::monotonic_ns().saturating_sub(started_ns), failed);
+    Ok(())
+}
+
+fn begun(call: &Call<'_>) -> JsResult<(usize, u64)> {
+    let index = call.env.u32(call.arg(1))? as usize;
+    let started = desk(call)?.started.borrow().get(index).copied();
+    Ok((index, started.ok_or_else(|| Error::invalid("no job has this number").with("number", index))?))
+}
+
+/// `processFinish(desk, index, failed, frame, len, parts)`: the end of a job, by the first `len` bytes of `frame`.
+pub(crate) fn finish(call: &Call<'_>) -> JsResult<Raw> {
+    let (index, started) = begun(call)?;
+    let failed = call.env.bool(call.arg(2)) == Some(true);
+    // SAFETY: as in `views`.
+    let frame = unsafe { buffer::view(call.env, call.arg(3))?.as_slice() };
+    let len = call.env.u32(call.arg(4))? as usize;
+    let frame = frame.get(..len).ok_or_else(|| Error::invalid("frame is longer than its memory").with("len", len))?;
+    let desk = desk(call)?;
+    if call.env.is_nullish(call.arg(5)) {
+        put(&desk.worker, index, started, failed, &[frame])?;
+    } else {
+        put(&desk.worker, index, started, failed, &layout(frame, &views(call, call.arg(5))?))?;
+        commit(call, call.arg(5))?;
+    }
+    Ok(call.env.undefined())
+}
+
+/// `processAnswer(desk, index, failed, value)`: the end of a common call.
+pub(crate) fn reply_common(call: &Call<'_>) -> JsResult<Raw> {
+    let (index, started) = begun(call)?;
+    let value = value::from_js(call, call.arg(3))?;
+    let result = match (call.env.bool(call.arg(2)) == Some(true), value) {
+        (false, value) => Ok(value),
+        (true, Value::Error(error)) => Err(*error),
+        (true, _) => return Err(Error::invalid("what was thrown is no error").into()),
+    };
+    let failed = result.is_err();
+    // An error of its own stays the caller's to tell.
+    let bytes = call::encode_reply(result.map_err(Box::new))?;
+    put(&desk(call)?.worker, index, started, failed, &[&bytes])?;
+    Ok(call.env.undefined())
+}
+
+/// `processProgress(desk, index, frame, len)`; without `len`, `frame` is a value for another language.
+pub(crate) fn progress(call: &Call<'_>) -> JsResult<Raw> {
+    let (index, _) = begun(call)?;
+    let worker = &desk(call)?.worker;
+    if call.env.is_nullish(call.arg(3)) {
+        let bytes = call::encode_reply(Ok(value::from_js(call, call.arg(2))?))?;
+        worker.progress(index, &bytes)?;
+    } else {
+        let frame = buffer::scratch(call, call.arg(2))?;
+        worker.progress(index, &frame[..(call.env.u32(call.arg(3))? as usize).min(frame.len())])?;
+    }
+    Ok(call.env.undefined())
+}
+
+/// `processOutcome(desk, index)`: 0 while somebody waits for the job, 1 when it was cancelled, 2 past its timeout.
+pub(crate) fn outcome(call: &Call<'_>) -> JsResult<Raw> {
+    let index = call.env.u32(call.arg(1))? as usize;
+    let said = match desk(call)?.worker.is_cancelled(index) {
+        None => 0.0,
+        Some(ErrorKind::Timeout) => 2.0,
+        Some(_) => 1.0,
+    };
+    call.env.number(said)
+}
+
+/// `processArm(desk, busy)`: the next job wakes the loop; false if there is one already. `busy`: so does whatever is told of those that run,
+/// and nothing is said of what there is to take.
+pub(crate) fn arm(call: &Call<'_>) -> JsResult<Raw> {
+    let desk = desk(call)?;
+    desk.worker.clear();
+    if call.env.bool(call.arg(1)) == Some(true) {
+        desk.worker.listen();
+    } else if !desk.worker.arm() {
+        return call.env.boolean(false);
+    }
+    desk.bell.arm()?;
+    call.env.boolean(true)
+}
+
+/// `processDraining(desk)`: no more jobs come.
+pub(crate) fn draining(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.boolean(desk(call)?.worker.supervisor().is_draining())
+}
+
+/// `processDrained(desk)`: everything is finished; the process is to end now.
+pub(crate) fn drained(call: &Call<'_>) -> JsResult<Raw> {
+    desk(call)?.worker.drained();
+    Ok(call.env.undefined())
+}

@@ -1,0 +1,125 @@
+// What the tests of ProcessPool run.
+import fs from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import threads, { workerData } from 'node:worker_threads'
+import { currentTask, currentWorker } from '../../lib/worker.mjs'
+
+let ticks = 0
+setInterval(() => ticks++, 1).unref()
+
+let got = null
+export async function init(context) {
+  await sleep(1)
+  got = context
+}
+export async function teardown(context) {
+  await sleep(1)
+  if (context?.ended) fs.appendFileSync(context.ended, `${process.pid}\n`)
+}
+
+export default (value) => value
+export const add = (a, b) => a + b
+export const count = (...args) => args.length
+export const pid = () => process.pid
+export const tickCount = () => ticks
+export const where = () => ({
+  argv: process.argv.slice(2),
+  file: process.argv[1],
+  env: process.env.OFFLOOP_TEST,
+  flags: process.execArgv,
+  data: [workerData, threads.workerData],
+})
+export const seen = () => [got, currentTask().context, currentWorker()]
+
+export async function later(value, ms = 1) {
+  await sleep(ms)
+  return value
+}
+/** Says that it runs by a file, and waits for another one. */
+export async function hold(door) {
+  fs.appendFileSync(`${door}.began`, `${process.pid}\n`)
+  while (!fs.existsSync(`${door}.open`)) await sleep(1)
+  return 'held'
+}
+export function spin() {
+  for (;;);
+}
+export function log(file, value) {
+  fs.appendFileSync(file, `${value}\n`)
+  return process.pid
+}
+let now = 0
+let most = 0
+export async function overlap() {
+  most = Math.max(most, ++now)
+  await sleep(2)
+  now--
+  return most
+}
+
+export const exit = (code) => process.exit(code)
+export const kill = (signal) => process.kill(process.pid, signal)
+export function uncaught() {
+  setImmediate(() => {
+    throw new RangeError('nobody catches this')
+  })
+  return new Promise(() => {})
+}
+/** Dies at its first run. */
+export function once(file) {
+  if (!fs.existsSync(file)) {
+    fs.writeFileSync(file, '')
+    process.exit(9)
+  }
+  return 'second'
+}
+export class Own extends Error {
+  name = 'Own'
+}
+export function fail() {
+  const error = new Own('outer', { cause: new TypeError('inner') })
+  error.code = 'E_OUTER'
+  error.details = { rows: [1, 2] }
+  throw error
+}
+export function failOddly() {
+  throw { code: 5 }
+}
+export const giveFunction = () => ({ rows: [1, () => {}] })
+
+/** The sum of its bytes, as text: a look at all of them. */
+export const sum = (bytes) => bytes.reduce((a, b) => a + b, 0)
+export const kind = (value) => [Object.prototype.toString.call(value), value?.constructor?.name]
+export const sameMemory = (a, b) => a.buffer === b.buffer
+export function change(bytes) {
+  bytes[0] = 255
+  return bytes
+}
+const kept = []
+export function keep(bytes) {
+  kept.push(bytes)
+  return kept.every((one, i) => one[0] === i % 251 && one.at(-1) === i % 251)
+}
+
+/** Ends when its signal is aborted, and writes the reason. */
+export async function untilAborted(file) {
+  const { signal } = currentTask()
+  fs.appendFileSync(`${file}.began`, `${process.pid}\n`)
+  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  fs.writeFileSync(file, signal.reason.code)
+}
+/** The same in a loop that never lets the event loop turn. */
+export function loopUntilAborted(file) {
+  const { signal } = currentTask()
+  fs.appendFileSync(`${file}.began`, `${process.pid}\n`)
+  while (!signal.aborted);
+  fs.writeFileSync(file, signal.reason.code)
+}
+export async function steps(door) {
+  const task = currentTask()
+  task.progress({ step: 1 })
+  while (!fs.existsSync(`${door}.open`)) await sleep(1)
+  task.progress(2)
+  return 'done'
+}
+export const tellLong = () => currentTask().progress('x'.repeat(5000))
