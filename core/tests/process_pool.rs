@@ -5,11 +5,13 @@ use offloop::ops::Control;
 use offloop::pool::call::{Call, decode_reply};
 use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, SubmitOptions, Worker, serve};
 use offloop::supervisor;
+use offloop::sys::poll;
 use offloop::sys::process::Spec;
 use offloop::value::ErrorValue;
 use offloop::{Error, ErrorKind, Task, Value};
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,6 +67,7 @@ fn worker_part() {
         }
         "scribble" => scribble(&worker),
         "hoard" => hoard(&worker),
+        "listens" => listens(&worker),
         _ => serve(&worker, &mut function).unwrap(),
     }
     end(0);
@@ -152,6 +155,26 @@ fn hoard(worker: &Worker) -> ! {
             let sum: u64 = job.request().iter().map(|b| u64::from(*b)).sum();
             kept.extend(job.take_payload());
             let reply = offloop::pool::call::encode_reply(Ok(Value::Int(sum as i64))).unwrap();
+            worker.finish(&job, false, &[&reply]).unwrap();
+        }
+        let _ = worker.wait(None);
+    }
+}
+
+/// One job at a time, each until nobody waits for it: it hears of that by the fd alone, whatever waits behind it.
+fn listens(worker: &Worker) -> ! {
+    worker.ready();
+    loop {
+        while let Some(job) = worker.try_take() {
+            while job.request() == b"wait" {
+                worker.clear();
+                worker.listen();
+                if worker.is_cancelled(job.index).is_some() {
+                    break;
+                }
+                poll::wait_readable(&mut [poll::readable(worker.fd().as_raw_fd())], None);
+            }
+            let reply = offloop::pool::call::encode_reply(Ok(Value::Int(i64::from(std::process::id())))).unwrap();
             worker.finish(&job, false, &[&reply]).unwrap();
         }
         let _ = worker.wait(None);
@@ -419,6 +442,49 @@ fn a_cancelled_task_never_begins_or_is_told() {
     }
     value(&submit(&pool, "echo", vec![Value::Nil]));
     close(&pool);
+}
+
+#[test]
+fn a_pool_that_closes_ends_what_goes_on_after_its_grace() {
+    let _alone = alone();
+    let (signalled, signals) = std::sync::mpsc::channel();
+    let busy = |name: &'static str, grace: Duration| {
+        let signalled = signalled.clone();
+        let listener = move |event: &Event| {
+            if let Event::Signalled { .. } = event {
+                signalled.send(name).unwrap();
+            }
+        };
+        let pool = build(ProcessPool::builder().options(options(1)).cancel_grace(grace).on_event(listener), "serve");
+        let task = submit(&pool, "busy", vec![]);
+        eventually("it runs", || pool.pool().stats().running == 1);
+        (pool, task)
+    };
+    // The one that closes first has longer.
+    let all = [busy("longer", ms(3000)), busy("shorter", ms(100))];
+    for (pool, task) in &all {
+        pool.close_within(Some(Duration::ZERO), Box::new(|| {})).unwrap();
+        assert_eq!(outcome(task).expect_err("cancelled").kind(), ErrorKind::Cancelled);
+    }
+    assert_eq!(signals.recv_timeout(WATCHDOG).unwrap(), "shorter");
+    all.iter().for_each(|(pool, _)| pool.terminate().unwrap());
+    eventually("no process is left", || children() == 0);
+}
+
+#[test]
+fn a_worker_with_work_ahead_hears_of_the_job_that_it_runs() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)).cancel_grace(WATCHDOG), "listens");
+    let submit = |request: &[u8]| pool.submit(pool.request(&[request]).unwrap(), SubmitOptions::default()).unwrap();
+    let before = value(&submit(b"")).as_int();
+    let waits = submit(b"wait");
+    eventually("it runs", || pool.pool().stats().running == 1);
+    let behind: Vec<Task> = (0..20).map(|_| submit(b"")).collect();
+    assert!(waits.cancel());
+    for task in &behind {
+        assert_eq!(value(task).as_int(), before, "the same process");
+    }
+    pool.terminate().unwrap();
 }
 
 #[test]

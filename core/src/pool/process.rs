@@ -118,6 +118,7 @@ impl ProcessPoolBuilder {
             name: self.options.name.clone(),
             nice: self.options.nice,
             concurrency: self.concurrency,
+            cancel_grace: self.cancel_grace,
             idle_timeout,
             setup: self.setup,
             payloads: OnceLock::new(),
@@ -253,15 +254,18 @@ impl ProcessPool {
         Ok(())
     }
 
-    /// As [`ThreadPool::close_within`]; `on_closed` is called when every task has its outcome, and the processes end meanwhile.
+    /// As [`ThreadPool::close_within`]; `on_closed` is called when every task has its outcome, and the processes end meanwhile: those of a
+    /// pool in which a cancelled task goes on within `cancel_grace`.
     ///
     /// # Errors
     /// As [`ThreadPool::close_within`]; `Forked`.
     pub fn close_within(&self, grace: Option<Duration>, on_closed: Box<dyn FnOnce() + Send>) -> Result<()> {
         self.check_fork()?;
-        let host = self.0.host.clone();
+        let (host, pool) = (self.0.host.clone(), self.0.pool.clone());
         let ended = Box::new(move || {
-            host.stop(TEARDOWN);
+            let stats = pool.stats();
+            // What runs on has been cancelled, and nobody waits for it.
+            host.stop(if stats.running + stats.overdue > 0 { host.cancel_grace.min(TEARDOWN) } else { TEARDOWN });
             on_closed();
         });
         self.0.pool.close_within(grace, ended)?;
@@ -345,6 +349,7 @@ struct Host {
     name: String,
     nice: i32,
     concurrency: usize,
+    cancel_grace: Duration,
     idle_timeout: Duration,
     setup: Vec<u8>,
     payloads: OnceLock<Payloads>,
