@@ -189,9 +189,9 @@ function settle(slot, kind, value, scratch) {
   return true
 }
 
-function settleFrame(slot, first, valueOf) {
+function settleFrame(slot, first, valueIn) {
   try {
-    const value = valueOf()
+    const value = valueIn()
     if ((first & FAILED) !== 0) rejects[slot](value)
     else resolves[slot](value)
   } catch (error) {

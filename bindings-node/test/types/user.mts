@@ -114,7 +114,7 @@ new RingBuffer()
 RingBuffer.create({ kind: 'queue' })
 
 // Workers.
-import { move, WorkerPool, type WorkerPoolOptions } from 'offloop'
+import { move, ProcessPool, type ProcessPoolOptions, WorkerPool, type WorkerPoolOptions } from 'offloop'
 import { currentTask, currentWorker } from 'offloop/worker'
 
 interface Module {
@@ -155,6 +155,17 @@ new WorkerPool('w.cjs', { maxOverdue: 1 })
 await typed.run(1, { retries: 1 }).catch((error: OffloopError) => exactly<boolean | undefined>()(error.poison))
 // @ts-expect-error an option that calls of workers do not have
 await typed.run(1, { nice: 1 })
+const process_options: ProcessPoolOptions = { maxWorkers: 2, onFull: 'wait', timeout: 100, execArgv: ['--no-warnings'], env: { A: 'b' } }
+const processes = new ProcessPool<Module>({ node: new URL('file:///w.mjs') }, process_options)
+exactly<number>()(await processes.exports.add(1, 2))
+exactly<ProcessPool<Module>>()(processes.options({ retries: 1 }))
+processes.on('workerExit', ({ signal }) => exactly<string | null>()(signal))
+new ProcessPool({ python: 'scoring.py' }, { python: '/usr/bin/python3' })
+new ProcessPool({ command: ['./worker', 'argument'] })
+// @ts-expect-error a worker of a language that nobody has
+new ProcessPool({ ruby: 'w.rb' })
+// @ts-expect-error what a process cannot be given
+await processes.run(1, { transferList: [] })
 const by_many: string[] = await typed.runMany([1, 2], { name: 'add', onProgress: (value) => value })
 for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false, name: 'add' })) {
   const text: string = one
