@@ -83,6 +83,13 @@ const CASES: &[Case] = &[
     case("node.worker_async", "  an async function, against piscina", "/s", Goal::Times(12.0)),
     case("node.worker_compatible", "  a small object by offloop/piscina, against piscina", "/s", Goal::Times(10.0)),
     case("node.worker_trip", "  one call after another", "µs", Goal::Within(1.0)),
+    case("node.process_text", "Node: ProcessPool, 100 B of text, 1000 in flight", "/s", Goal::Times(3.0)),
+    case("node.process_text.loop_p99", "  loop delay p99 meanwhile", "ms", Goal::AtMost(2.0)),
+    case("node.process_trip", "  one call after another", "µs", Goal::Within(1.0)),
+    case("node.process_mega", "  1 MiB there and back, 4 in flight", "/s", Goal::Times(10.0)),
+    case("node.process_mega_in", "  1 MiB there", "/s", Goal::Times(10.0)),
+    case("node.process_mega_buffer", "  the same, in a new TransferBuffer each", "/s", Goal::Times(10.0)),
+    case("node.process_first", "  a pool of two to its first result", "ms", Goal::Low),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
@@ -220,6 +227,7 @@ fn ring(results: &mut Results) -> Result<(), String> {
 fn node(results: &mut Results) -> Result<(), String> {
     results.harness(Command::new("node").arg(root().join("tests/bench/node.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/workers.mjs")))?;
+    results.harness(Command::new("node").arg(root().join("tests/bench/processes.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/channel.mjs")))
 }

@@ -1,0 +1,73 @@
+// Node.js: ProcessPool beside children of child_process.fork, two workers each, and beside piscina for the first result.
+import { fork } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { Piscina } from 'piscina'
+import { ProcessPool, TransferBuffer } from '../../bindings-node/lib/index.mjs'
+import { duel, print, saturate, single } from './load.mjs'
+
+const file = fileURLToPath(new URL('processes_task.mjs', import.meta.url))
+const ROUNDS = Number(process.env.ROUNDS ?? 5)
+const MS = Number(process.env.MS ?? 500)
+
+/** As little as a caller of `fork` needs: two children by turns, an id per message. */
+function forked(serialization) {
+  const waiting = new Map()
+  let last = 0
+  const children = [0, 1].map(() => {
+    const child = fork(file, { serialization })
+    child.on('message', ({ id, value }) => {
+      waiting.get(id)(value)
+      waiting.delete(id)
+    })
+    return child
+  })
+  return {
+    call: (value, short = false) =>
+      new Promise((resolve) => {
+        const id = ++last
+        waiting.set(id, resolve)
+        children[id % 2].send({ id, value, short })
+      }),
+    close: () => children.forEach((child) => child.kill()),
+  }
+}
+
+const ours = new ProcessPool(file, { minWorkers: 2, maxWorkers: 2 })
+const json = forked('json')
+const advanced = forked('advanced')
+
+const text = 'x'.repeat(100)
+const mega = new Uint8Array(1 << 20).fill(7)
+
+await duel('node.process_text', [['offloop', () => ours.run(text)], ['fork', () => json.call(text)]], true)
+await single('node.process_trip', [['offloop', () => ours.run(text)], ['fork', () => json.call(text)]], 501, 1000)
+
+/** Few in flight: what is measured is the copying. */
+async function large(name, sides) {
+  for (const [, call] of sides) await saturate(call, MS / 5, 4)
+  for (let round = 0; round < ROUNDS; round++) for (const [who, call] of sides) print(name, who, await saturate(call, MS, 4))
+}
+await large('node.process_mega', [['offloop', () => ours.run(mega)], ['fork', () => advanced.call(mega)]])
+await large('node.process_mega_in', [['offloop', () => ours.exports.length(mega)], ['fork', () => advanced.call(mega, true)]])
+await large('node.process_mega_buffer', [
+  ['offloop', () => ours.exports.length(TransferBuffer.from(mega))],
+  ['fork', () => advanced.call(mega, true)],
+])
+
+/** From nothing to the first result of a pool of two. */
+async function first(make) {
+  const start = performance.now()
+  const pool = make()
+  await pool.run(1)
+  const took = performance.now() - start
+  await pool.close()
+  return took
+}
+for (let round = 0; round < ROUNDS; round++) {
+  print('node.process_first', 'offloop', await first(() => new ProcessPool(file, { minWorkers: 2, maxWorkers: 2 })))
+  print('node.process_first', 'piscina', await first(() => new Piscina({ filename: file, minThreads: 2, maxThreads: 2 })))
+}
+
+await ours.close()
+json.close()
+advanced.close()
