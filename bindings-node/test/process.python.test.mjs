@@ -1,0 +1,64 @@
+// ProcessPool: workers in Python, called by name.
+import assert from 'node:assert/strict'
+import fs from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { directory, openProcesses } from './processes.mjs'
+import { rejection, until } from './support.mjs'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const library = path.join(root, 'bindings-python/python')
+const interpreter = path.join(root, '.venv/bin/python')
+const skip =
+  ['_native.abi3.so', 'worker.py'].some((name) => !fs.existsSync(path.join(library, 'offloop', name))) && 'the Python library is not built'
+
+const options = {
+  maxWorkers: 1,
+  python: fs.existsSync(interpreter) ? interpreter : undefined,
+  env: { ...process.env, PYTHONPATH: library },
+}
+
+function scoring(t) {
+  const file = path.join(directory(t), 'scoring.py')
+  fs.writeFileSync(
+    file,
+    `
+import os
+def predict(rows, k):
+    return [row * k for row in rows]
+def echo(value):
+    return value
+def fail():
+    raise ValueError("no such row")
+def leave(code):
+    os._exit(code)
+`,
+  )
+  return { python: file }
+}
+
+test('functions of a Python script are called by name, with values of any language', { skip }, async (t) => {
+  const pool = openProcesses(t, scoring(t), options)
+  assert.deepEqual(await pool.exports.predict([1, 2, 3], 2), [2, 4, 6])
+  assert.deepEqual(await pool.run({ a: 1 }, { name: 'echo' }), { a: 1 })
+  for (const value of [null, 1.5, 'text', new Date(5), new Uint8Array(10), new Uint8Array(1 << 20), new Float64Array(100_000).fill(2.5)]) {
+    assert.deepStrictEqual(await pool.exports.echo(value), value)
+  }
+  assert.deepEqual(await Promise.all(Array.from({ length: 500 }, (_, i) => pool.exports.echo(i))), [...Array(500).keys()])
+})
+
+test('errors of Python arrive with name, message and stack; a lost process is replaced', { skip }, async (t) => {
+  const pool = openProcesses(t, scoring(t), options)
+  const exits = []
+  pool.on('workerExit', (worker) => exits.push(worker.exitCode))
+  const error = await rejection(pool.exports.fail())
+  assert.deepEqual([error.name, error.message], ['ValueError', 'no such row'])
+  assert.match(error.stack, /scoring\.py/)
+  assert.equal((await rejection(pool.exports.nothing())).code, 'ERR_OFFLOOP_NOT_FOUND')
+  const lost = await rejection(pool.exports.leave(3))
+  assert.deepEqual([lost.code, lost.exitCode], ['ERR_OFFLOOP_WORKER_LOST', 3])
+  assert.equal(await pool.exports.echo(1), 1)
+  await until(() => exits.length > 0)
+  assert.equal(exits[0], 3)
+})
