@@ -4,6 +4,7 @@
 // Long byte arrays and TransferBuffers are parts of their own: they are copied once, into memory that both processes have, and read there.
 
 const { isUint8Array, isSharedArrayBuffer } = require('node:util').types
+const { fail } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
 const { encodeBeside, decodeBeside, unserializable } = require('./codec.cjs')
 
@@ -31,6 +32,8 @@ class Writer {
     this.#take = (object) => {
       if (!beside) return -1
       if (object === null) {
+        if (this.parts?.some((part) => part instanceof TransferBuffer))
+          throw fail('Unserializable', 'a TransferBuffer moves in plain data only')
         this.parts = null
         return -1
       }

@@ -91,6 +91,13 @@ test('a TransferBuffer moves to the worker and back', async (t) => {
   const gone = TransferBuffer.alloc(10)
   gone.transfer()
   assert.equal((await rejection(pool.run(gone))).code, 'ERR_OFFLOOP_DETACHED')
+  // A result moves as well.
+  assert.equal((await pool.exports.giveKept()).byteLength, 10)
+  assert.equal(await pool.exports.keptIsGone(), true)
+  const beside = TransferBuffer.alloc(10)
+  const refused = await rejection(pool.run({ beside, map: new Map() }))
+  assert.deepEqual([refused.code, beside.detached], ['ERR_OFFLOOP_UNSERIALIZABLE', false])
+  assert.match(refused.cause.message, /a TransferBuffer moves in plain data only/)
   const kept = TransferBuffer.alloc(10)
   assert.equal((await rejection(pool.run(kept, { timeout: -1 }))).code, 'ERR_OFFLOOP_INVALID')
   assert.equal(kept.detached, false)

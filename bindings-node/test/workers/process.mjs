@@ -2,6 +2,7 @@
 import fs from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import threads, { workerData } from 'node:worker_threads'
+import { TransferBuffer } from '../../lib/index.mjs'
 import { currentTask, currentWorker } from '../../lib/worker.mjs'
 
 let ticks = 0
@@ -95,6 +96,12 @@ export function change(bytes) {
   bytes[0] = 255
   return bytes
 }
+let buffer
+export function giveKept() {
+  buffer = TransferBuffer.alloc(10)
+  return buffer
+}
+export const keptIsGone = () => buffer.detached
 const kept = []
 export function keep(bytes) {
   kept.push(bytes)
