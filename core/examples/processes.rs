@@ -19,6 +19,7 @@ fn main() -> Result<(), Failure> {
 }
 
 /// What the workers offer. An error of a function reaches whoever called it; what ends the process is an error of the pool.
+#[expect(clippy::disallowed_methods, reason = "the process that ends is this example's worker")]
 fn function(call: Call, _running: &Running<'_>) -> Result<Value, Box<ErrorValue>> {
     let number = call.args.first().and_then(Value::as_int).unwrap_or(0);
     match call.name.as_str() {

@@ -135,6 +135,9 @@ pub(crate) enum Expect {
     Reply(u64),
 }
 
+/// A callback, and the outcome that it is to be called with.
+type Due = (Arc<Callback>, Result<Value>);
+
 #[derive(Default)]
 struct Expected {
     next: u64,
@@ -177,7 +180,7 @@ impl Queue {
     }
 
     /// The event under a user's tag, or the callback that is to be called instead. `None` for progress that has nobody to go to.
-    fn event(&self, event: Event) -> Option<Result<offloop_event, (Arc<Callback>, Result<Value>)>> {
+    fn event(&self, event: Event) -> Option<Result<offloop_event, Due>> {
         let (kind, tag, result) = match event {
             Event::Done { tag, result } => (OFFLOOP_EVENT_DONE, tag, result),
             Event::Progress { tag, value } => (OFFLOOP_EVENT_PROGRESS, tag, Ok(value)),
