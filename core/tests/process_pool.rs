@@ -4,7 +4,7 @@
 use offloop::ops::Control;
 use offloop::pool::call::{Call, decode_reply};
 use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, SubmitOptions, Worker, serve};
-use offloop::supervisor;
+use offloop::supervisor::{self, Event};
 use offloop::sys::poll;
 use offloop::sys::process::Spec;
 use offloop::value::ErrorValue;

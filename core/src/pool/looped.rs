@@ -225,6 +225,8 @@ struct Hold {
     order: u64,
     /// Its thread is being ended: it gets nothing more.
     ended: bool,
+    /// Its worker wrote what it may not.
+    unsound: bool,
 }
 
 /// What one worker of a loop holds; the pool's side of its board.
@@ -342,7 +344,7 @@ impl Hand {
         }
     }
 
-    /// Takes what has ended out of the board. False if a word says what its worker may not say.
+    /// Takes what has ended out of the board. False if a word has ever said what its worker may not say.
     fn collect(&self, ended: &mut Vec<Ended>) -> bool {
         let Some(board) = self.board.get() else { return true };
         let mut sound = true;
@@ -362,7 +364,9 @@ impl Hand {
             }
             word.store(FREE, Ordering::Relaxed);
         }
-        sound
+        // A tick collects as well, and has no way to end a worker.
+        hold.unsound |= !sound;
+        !hold.unsound
     }
 }
 

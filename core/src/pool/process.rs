@@ -249,7 +249,8 @@ impl ProcessPool {
         // What runs on has been cancelled, and nobody waits for it.
         self.0.host.stop(if stats.running + stats.overdue > 0 { Duration::ZERO } else { TEARDOWN });
         if let Some(supervisor) = self.0.host.supervisor.get() {
-            supervisor.wait_stopped(Some(TEARDOWN + Duration::from_secs(5)))?;
+            let supervision = &self.0.host.supervision;
+            supervisor.wait_stopped(Some(TEARDOWN + supervision.kill_grace + Duration::from_secs(5)))?;
         }
         Ok(())
     }
@@ -374,6 +375,11 @@ impl LoopHost for Host {
     }
 
     fn start(&self, worker: LoopWorker) -> Result<(), LoopWorker> {
+        // Before any lock, which a thread of the parent may have held.
+        if !fork::is_current(self.epoch) {
+            worker.not_started(Error::new(ErrorKind::Forked, "process pool belongs to this process's parent").with("pool", &self.name));
+            return Ok(());
+        }
         if self.over.load(Ordering::SeqCst) {
             return Err(worker);
         }
@@ -699,6 +705,8 @@ impl Host {
             }
             let Ok(mut place) = seat.worker.try_lock() else { return };
             seat.again.store(false, Ordering::SeqCst);
+            // Whoever sets it from here on, and what they wanted looked at, is seen by the next round.
+            fence(Ordering::SeqCst);
             let before = FEEDING.replace(true);
             let leaves = match place.as_mut() {
                 Some(worker) => self.feed_locked(seat, worker),

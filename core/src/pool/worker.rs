@@ -514,7 +514,7 @@ impl Worker {
 
     /// What a task cost: follows a change within a few tasks, and a long task at once.
     pub(super) fn learn(&mut self, run_ns: u64) {
-        self.cost_ns = if run_ns > self.cost_ns { run_ns } else { (self.cost_ns * 7 + run_ns) / 8 };
+        self.cost_ns = if run_ns > self.cost_ns { run_ns } else { (self.cost_ns.saturating_mul(7).saturating_add(run_ns)) / 8 };
     }
 
     fn run_native(&mut self, core: Arc<Core>) {
