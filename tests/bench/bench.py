@@ -349,6 +349,7 @@ def process_cases():
         ProcessPoolExecutor(WORKERS, mp_context=context) as executor,
         context.Pool(WORKERS) as old,
     ):
+        pool.submit(noop).result(), executor.submit(noop).result(), old.apply(noop)  # they start here
 
         def of_old():
             handles = [old.apply_async(noop) for _ in range(IN_FLIGHT)]
