@@ -116,7 +116,7 @@ test('tasks of one key run in one process, in order; a higher priority goes firs
 test('a signal ends a waiting task at once, and tells one that runs', async (t) => {
   const pool = openProcesses(t, file, { maxWorkers: 1, cancelGrace: 60_000 })
   const pid = await pool.exports.pid()
-  for (const name of ['untilAborted', 'loopUntilAborted']) {
+  for (const name of ['untilAborted', 'lateUntilAborted', 'loopUntilAborted']) {
     const gate = door(t)
     const [first, second] = [new AbortController(), new AbortController()]
     const reason = new Error('why')

@@ -115,6 +115,15 @@ export async function untilAborted(file) {
   await new Promise((resolve) => signal.addEventListener('abort', resolve))
   fs.writeFileSync(file, signal.reason.code)
 }
+/** The same, where nobody asked for a signal as the task began. */
+export async function lateUntilAborted(file) {
+  const task = currentTask()
+  await sleep(5)
+  const { signal } = task
+  fs.appendFileSync(`${file}.began`, `${process.pid}\n`)
+  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  fs.writeFileSync(file, signal.reason.code)
+}
 /** The same in a loop that never lets the event loop turn. */
 export function loopUntilAborted(file) {
   const { signal } = currentTask()
