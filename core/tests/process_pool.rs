@@ -67,6 +67,7 @@ fn worker_part() {
         }
         "scribble" => scribble(&worker),
         "hoard" => hoard(&worker),
+        "overwrite" => overwrite(&worker),
         "listens" => listens(&worker),
         _ => serve(&worker, &mut function).unwrap(),
     }
@@ -116,6 +117,11 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
                 std::thread::sleep(ms(5));
             }
             Ok(Value::Nil)
+        }
+        // A reply that is too long for a cell, after what is told in one.
+        "tell_long" => {
+            running.progress(Value::Int(4711));
+            Ok(Value::Bytes(vec![7; 9000].into()))
         }
         "long" => Ok(Value::Bytes(vec![7; number.unwrap_or(0) as usize].into())),
         other => Err(Box::new(ErrorValue::new("NotFound", format!("no function {other}")))),
@@ -175,6 +181,26 @@ fn listens(worker: &Worker) -> ! {
                 poll::wait_readable(&mut [poll::readable(worker.fd().as_raw_fd())], None);
             }
             let reply = offloop::pool::call::encode_reply(Ok(Value::Int(i64::from(std::process::id())))).unwrap();
+            worker.finish(&job, false, &[&reply]).unwrap();
+        }
+        let _ = worker.wait(None);
+    }
+}
+
+/// Replies with the first byte of a long request; the first process of all writes another one there, and ends.
+fn overwrite(worker: &Worker) -> ! {
+    worker.ready();
+    loop {
+        while let Some(mut job) = worker.try_take() {
+            let payload = job.take_payload().unwrap();
+            let first = payload.as_ref()[0];
+            // SAFETY: a payload is the holder's to write.
+            unsafe { payload.as_ptr().write_bytes(99, payload.len()) };
+            if worker.supervisor().id().generation == 1 {
+                end(1);
+            }
+            let reply = offloop::pool::call::encode_reply(Ok(Value::Int(i64::from(first)))).unwrap();
+            drop(payload);
             worker.finish(&job, false, &[&reply]).unwrap();
         }
         let _ = worker.wait(None);
@@ -362,6 +388,98 @@ fn a_worker_that_keeps_long_requests_gets_more() {
         (0..1000).map(|i| pool.submit(pool.request(&[&vec![(i % 3) as u8; 3000]]).unwrap(), SubmitOptions::default()).unwrap()).collect();
     for (i, task) in tasks.iter().enumerate() {
         assert_eq!(value(task).as_int(), Some((i as i64 % 3) * 3000));
+    }
+    close(&pool);
+}
+
+/// A request of 5,000 bytes has one of 256 tickets of its lane.
+#[test]
+fn long_requests_that_were_taken_back_do_not_use_their_lane_up() {
+    let _alone = alone();
+    let pool = pool(2);
+    let long = || pool.request(&[&call("echo", vec![Value::Bytes(vec![3; 5000].into())])]).unwrap();
+    let sleep = |n| pool.request(&[&call("sleep", vec![Value::Int(n)])]).unwrap();
+    for round in 0..60 {
+        let blocks = pool.submit_many(vec![sleep(5), sleep(5)], &SubmitOptions::default()).unwrap();
+        let behind = pool.submit_many((0..16).map(|_| long()).collect(), &SubmitOptions::default()).unwrap();
+        // Half of them are cancelled, of the others idle workers steal some.
+        for (i, task) in behind.iter().enumerate() {
+            if i % 2 == round % 2 {
+                task.cancel();
+            }
+        }
+        blocks.iter().for_each(|task| drop(value(task)));
+        for task in &behind {
+            match outcome(task) {
+                Ok(back) => assert_eq!(back.unwrap().into_bytes().unwrap().len(), 5000),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Cancelled),
+            }
+        }
+    }
+    close(&pool);
+}
+
+#[test]
+fn a_function_that_writes_into_its_argument_writes_into_its_own_copy() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)), "overwrite");
+    let again = || SubmitOptions { retries: 1, ..SubmitOptions::default() };
+    let long = |byte: u8| pool.request(&[&vec![byte; 9000]]).unwrap();
+    let first = pool.submit(long(1), again()).unwrap();
+    assert_eq!(value(&first).as_int(), Some(1), "not what the process wrote that was lost");
+    for byte in 2..40 {
+        // The same memory, for another request.
+        assert_eq!(value(&pool.submit(long(byte), again()).unwrap()).as_int(), Some(i64::from(byte)));
+    }
+    close(&pool);
+}
+
+#[test]
+fn what_ends_before_a_long_task_is_told() {
+    let _alone = alone();
+    let pool = pool(1);
+    // Tasks take long, as far as is known: they are sent one by one.
+    value(&submit(&pool, "sleep", vec![Value::Int(20)]));
+    for _ in 0..3 {
+        let requests = [("echo", 1), ("sleep", 60_000)].map(|(name, n)| pool.request(&[&call(name, vec![Value::Int(n)])]).unwrap());
+        let tasks = pool.submit_many(requests.into(), &SubmitOptions::default()).unwrap();
+        eventually("it is told while the other one runs", || tasks[0].is_done());
+        assert!(!tasks[1].is_done());
+        tasks[1].cancel();
+    }
+    pool.terminate().unwrap();
+}
+
+/// Who waits for a task looks after the workers, and gives all of them back to the pool's thread.
+#[test]
+fn a_lane_that_went_idle_while_somebody_led_is_heard_afterwards() {
+    let _alone = alone();
+    let pool = pool(2);
+    let both: Vec<Task> = (0..2).map(|_| submit(&pool, "sleep", vec![Value::Int(50)])).collect();
+    both.iter().for_each(|task| drop(value(task)));
+    let long = submit(&pool, "sleep", vec![Value::Int(150)]);
+    let short = submit(&pool, "sleep", vec![Value::Int(50)]);
+    value(&long);
+    value(&short);
+    let blocks = submit(&pool, "sleep", vec![Value::Int(60_000)]);
+    eventually("one worker is busy", || pool.pool().stats().running == 1);
+    let task = submit(&pool, "sleep", vec![Value::Int(5)]);
+    eventually("nobody waits for it in the pool, and it is told", || task.is_done());
+    assert!(!blocks.is_done());
+    pool.terminate().unwrap();
+}
+
+#[test]
+fn nobody_is_told_how_far_an_earlier_task_was() {
+    let _alone = alone();
+    let pool = pool(1);
+    value(&submit(&pool, "tell_long", vec![]));
+    let options = SubmitOptions { timeout: Some(WATCHDOG), ..SubmitOptions::default() };
+    let task = submit_with(&pool, "sleep", vec![Value::Int(50)], options);
+    while !task.is_done() {
+        let said = task.take_progress();
+        assert!(said.is_none(), "{said:?}");
+        std::thread::sleep(ms(1));
     }
     close(&pool);
 }

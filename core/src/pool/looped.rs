@@ -584,8 +584,14 @@ impl LoopWorker {
 
     /// Takes its hand off the place, if nobody else has it by now.
     fn leave_place(&self) {
-        let mut local = lock(&self.worker.pool.slot(self.worker.me.slot).local);
-        local.hand.take_if(|hand| Arc::ptr_eq(hand, &self.hand));
+        let successor = {
+            let mut local = lock(&self.worker.pool.slot(self.worker.me.slot).local);
+            // One that was asked for after the place was given up.
+            local.hand.take_if(|hand| Arc::ptr_eq(hand, &self.hand)).and_then(|_| local.successor.take())
+        };
+        if let Some(successor) = successor {
+            successor.dismiss();
+        }
     }
 
     /// The number of its place, from 0.
