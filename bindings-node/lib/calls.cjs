@@ -4,7 +4,7 @@
 const { EventEmitter } = require('node:events')
 const { fail, aborted, typeName, checkOptions } = require('./error.cjs')
 const { listen, unlisten } = require('./completion.cjs')
-const { runOptions, closeGrace, resize } = require('./options.cjs')
+const { runOptions, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 
 const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
@@ -116,25 +116,8 @@ class Calls extends EventEmitter {
   }
 
   get exports() {
-    this.#exports ??= this.#makeExports()
+    this.#exports ??= madeWhenAsked((name) => this.#makeExport(name))
     return this.#exports
-  }
-
-  /** An object whose functions are made when they are first asked for: what it has costs nothing more than any other property. */
-  #makeExports() {
-    const made = Object.create(
-      new Proxy(Object.create(null), {
-        get: (_, name) => {
-          // Not a promise: `await pool.exports` would call it.
-          if (typeof name !== 'string' || name === 'then') return undefined
-          const value = this.#makeExport(name)
-          Object.defineProperty(made, name, { value, enumerable: true })
-          return value
-        },
-        set: () => false,
-      }),
-    )
-    return made
   }
 
   #makeExport(name) {

@@ -52,4 +52,21 @@ function resize(handle, options) {
   native.poolResize(handle, minWorkers, maxWorkers)
 }
 
-module.exports = { runOptions, closeGrace, resize }
+/** An object whose functions `make(name)` makes when they are first asked for: what it has costs nothing more than any other property. */
+function madeWhenAsked(make) {
+  const made = Object.create(
+    new Proxy(Object.create(null), {
+      get: (_, name) => {
+        // Not a promise: `await pool.exports` would call it.
+        if (typeof name !== 'string' || name === 'then') return undefined
+        const value = make(name)
+        Object.defineProperty(made, name, { value, enumerable: true })
+        return value
+      },
+      set: () => false,
+    }),
+  )
+  return made
+}
+
+module.exports = { runOptions, closeGrace, resize, madeWhenAsked }

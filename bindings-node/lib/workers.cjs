@@ -25,7 +25,7 @@ const {
   onCall,
   inFlight,
 } = require('./completion.cjs')
-const { runOptions, closeGrace, resize } = require('./options.cjs')
+const { runOptions, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
@@ -790,25 +790,8 @@ class WorkerPool extends EventEmitter {
   }
 
   get exports() {
-    this.#exports ??= this.#makeExports()
+    this.#exports ??= madeWhenAsked((name) => this.#makeExport(name))
     return this.#exports
-  }
-
-  /** An object whose functions are made when they are first asked for: what it has costs nothing more than any other property. */
-  #makeExports() {
-    const made = Object.create(
-      new Proxy(Object.create(null), {
-        get: (_, name) => {
-          // Not a promise: `await pool.exports` would call it.
-          if (typeof name !== 'string' || name === 'then') return undefined
-          const value = this.#makeExport(name)
-          Object.defineProperty(made, name, { value, enumerable: true })
-          return value
-        },
-        set: () => false,
-      }),
-    )
-    return made
   }
 
   #makeExport(name) {
