@@ -150,14 +150,14 @@ pub(super) fn seal_size(fd: &OwnedFd) -> Result<()> {
 }
 
 /// `ftruncate` would succeed on a full tmpfs and fault later; `posix_fallocate` reserves.
-fn fallocate(fd: BorrowedFd<'_>, size: libc::off_t) -> Result<()> {
+fn fallocate(fd: BorrowedFd<'_>, at: libc::off_t, len: libc::off_t) -> Result<()> {
     loop {
         // SAFETY: a plain call on an fd that the caller owns.
-        match unsafe { libc::posix_fallocate(fd.as_raw_fd(), 0, size) } {
+        match unsafe { libc::posix_fallocate(fd.as_raw_fd(), at, len) } {
             0 => return Ok(()),
             // tmpfs gives up at any signal, also one that a handler restarts calls after.
             libc::EINTR => {}
-            errno => return Err(Error::os("posix_fallocate", errno).with("len", size)),
+            errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
         }
     }
 }
@@ -169,7 +169,7 @@ fn fallocate(fd: BorrowedFd<'_>, size: libc::off_t) -> Result<()> {
 pub fn reserve(fd: BorrowedFd<'_>, len: usize) -> Result<()> {
     check_budget(len)?;
     check_file_size(len)?;
-    fallocate(fd, libc::off_t::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, "file does not fit memory").with("len", len))?)
+    fallocate(fd, 0, libc::off_t::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, "file does not fit memory").with("len", len))?)
 }
 
 /// Makes a memfd of `len` bytes (at least 1), reserves every page, seals its size and maps it read-write.
@@ -182,7 +182,7 @@ pub fn create_sealed(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd, Mmap
     check_budget(len)?;
     check_file_size(len)?;
     let fd = memfd(name)?;
-    fallocate(fd.as_fd(), size)?;
+    fallocate(fd.as_fd(), 0, size)?;
     seal_size(&fd)?;
     let map = map(&fd, len.max(1))?;
     Ok((fd, map))
@@ -217,14 +217,7 @@ pub fn reserve_range(fd: BorrowedFd<'_>, at: usize, len: usize) -> Result<()> {
         return Ok(());
     }
     check_budget(len)?;
-    loop {
-        // SAFETY: a plain call on an fd that the caller owns.
-        match unsafe { libc::posix_fallocate(fd.as_raw_fd(), at as libc::off_t, len as libc::off_t) } {
-            0 => return Ok(()),
-            libc::EINTR => {}
-            errno => return Err(Error::os("posix_fallocate", errno).with("len", len)),
-        }
-    }
+    fallocate(fd, at as libc::off_t, len as libc::off_t)
 }
 
 /// Gives the memory of a part back to the kernel; its bytes are zero afterwards, and not reserved.
@@ -246,7 +239,7 @@ pub fn create_for_readers(name: &std::ffi::CStr, len: usize) -> Result<(OwnedFd,
     check_budget(len)?;
     check_file_size(len)?;
     let fd = memfd(name)?;
-    fallocate(fd.as_fd(), size)?;
+    fallocate(fd.as_fd(), 0, size)?;
     let map = map(&fd, len.max(1))?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
     // SAFETY: a plain call on an fd that is owned here.

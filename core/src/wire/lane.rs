@@ -7,10 +7,11 @@
 //!  requests     0 fixed part │ 128 tail │ 192 order │ request places │ freed │ request cells │ setup       the pool writes
 //!  replies    128 head │ 192 worker sleeps │ 256 pool sleeps │ 320 words │ run times │ reply places │
 //!             returned │ reply cells │ results                                                             both write
-//!  payloads     long requests of all workers of the pool                                                   both write
+//!  payloads     long requests of all workers of the pool                                                   the pool writes
 //! ```
 //!
 //! * `requests` is sealed against writing (`F_SEAL_FUTURE_WRITE`) after the pool has mapped it: a worker reads it only.
+//! * A worker maps `payloads` privately: a page that it writes is its own copy, which it gives up before it returns the ticket.
 //! * The fixed part is written before the worker exists: [`Header`]. `check` is FNV-1a over bytes 8…119, `layout` is [`LAYOUT`].
 //! * A task has an index below `tasks`, a *place* and a *cell* for its request and for its reply, and a word that says where it stands
 //!   (the states of [`crate::pool::word`]).
