@@ -3,11 +3,12 @@
 
 use offloop::ops::Control;
 use offloop::pool::call::{Call, decode_reply};
-use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, SubmitOptions, Worker, serve};
+use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, Sent, Streamed, SubmitOptions, Worker, frame, serve};
 use offloop::supervisor::{self, Event};
 use offloop::sys::poll;
 use offloop::sys::process::Spec;
 use offloop::value::ErrorValue;
+use offloop::wire::lane::Header;
 use offloop::{Error, ErrorKind, Task, Value};
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -69,6 +70,7 @@ fn worker_part() {
         "hoard" => hoard(&worker),
         "overwrite" => overwrite(&worker),
         "listens" => listens(&worker),
+        "floods" => floods(&worker),
         _ => serve(&worker, &mut function).unwrap(),
     }
     end(0);
@@ -122,6 +124,27 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
         "tell_long" => {
             running.progress(Value::Int(4711));
             Ok(Value::Bytes(vec![7; 9000].into()))
+        }
+        // Numbers from 0 on, then how many were taken; a second argument fails the call after them.
+        "count" => {
+            let mut taken = 0;
+            for i in 0..number.unwrap_or(0) {
+                if !running.give(Value::Int(i)).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))? {
+                    break;
+                }
+                taken = i + 1;
+            }
+            match call.args.get(1).and_then(Value::as_str) {
+                Some("fail") => Err(Box::new(ErrorValue::new("RangeError", "no more"))),
+                Some("die") => end(7),
+                _ => Ok(Value::Int(taken)),
+            }
+        }
+        "arrays" => {
+            for i in 0..number.unwrap_or(0) {
+                running.give(Value::Bytes(vec![i as u8; 100_000].into())).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))?;
+            }
+            Ok(Value::Nil)
         }
         "long" => Ok(Value::Bytes(vec![7; number.unwrap_or(0) as usize].into())),
         other => Err(Box::new(ErrorValue::new("NotFound", format!("no function {other}")))),
@@ -205,6 +228,33 @@ fn overwrite(worker: &Worker) -> ! {
         }
         let _ = worker.wait(None);
     }
+}
+
+/// Sends its first frame properly, and says of a second one that it were there.
+fn floods(worker: &Worker) -> ! {
+    worker.ready();
+    loop {
+        if let Some(job) = worker.try_take() {
+            let frame = frame::head(&[]);
+            assert_eq!(worker.try_frame(job.index, &[&frame]).unwrap(), Sent::Sent);
+            // `frames` is what the next frame would add 1 to: found by its value and its place behind `returned`.
+            let numbers = std::env::var("OFFLOOP_LANE").unwrap();
+            let fd: i32 = numbers.split(',').nth(1).unwrap().parse().unwrap();
+            let at = frames_at(33) + 4 * job.index as u64;
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}")).unwrap();
+            file.write_at(&9u32.to_le_bytes(), at).unwrap();
+            worker.progress(33, b"").unwrap();
+            std::thread::sleep(WATCHDOG);
+        }
+        let _ = worker.wait(None);
+    }
+}
+
+/// Where the counts of frames lie in `replies` of a lane for so many tasks.
+fn frames_at(tasks: u32) -> u64 {
+    let header = Header { minor: 0, tasks, concurrency: 1, setup: 0, payloads: 0, results: 0 };
+    header.map().frames as u64
 }
 
 // ---- the pool's part ----
@@ -618,6 +668,123 @@ fn a_task_says_how_far_it_is() {
         std::thread::sleep(ms(1));
     }
     assert!(seen.len() > 1 && seen.windows(2).all(|w| w[0] < w[1]), "{seen:?}");
+    close(&pool);
+}
+
+fn stream(pool: &ProcessPool, name: &str, args: Vec<Value>) -> Streamed {
+    let request = pool.request(&[&call(name, args)]).unwrap();
+    pool.stream(request, SubmitOptions::default()).unwrap()
+}
+
+fn next(stream: &Streamed) -> Option<Value> {
+    stream.next(Some(WATCHDOG), |record| decode_reply(record).unwrap().unwrap()).unwrap()
+}
+
+#[test]
+fn what_a_task_gives_arrives_in_order_and_before_its_end() {
+    let _alone = alone();
+    let pool = pool(2);
+    let streams: Vec<Streamed> = (0..2).map(|_| stream(&pool, "count", vec![Value::Int(50_000)])).collect();
+    for i in 0..50_000 {
+        for stream in &streams {
+            assert_eq!(next(stream).and_then(|v| v.as_int()), Some(i));
+        }
+    }
+    for stream in &streams {
+        assert!(next(stream).is_none());
+        assert_eq!(value(stream.task()).as_int(), Some(50_000));
+        assert!(next(stream).is_none(), "the end stays the end");
+    }
+    // Its number has another task now, which is no stream.
+    assert_eq!(value(&submit(&pool, "count", vec![Value::Int(10)])).as_int(), Some(0), "nobody takes what is given in a plain call");
+    close(&pool);
+}
+
+#[test]
+fn long_values_of_a_stream_are_given_back() {
+    let _alone = alone();
+    let pool = pool(1);
+    // More than there are tickets, twice.
+    let stream = stream(&pool, "arrays", vec![Value::Int(600)]);
+    for i in 0..600i64 {
+        let Some(Value::Bytes(bytes)) = next(&stream) else { panic!("an array") };
+        assert!(bytes.len() == 100_000 && bytes.as_slice().iter().all(|b| *b == i as u8));
+    }
+    assert!(next(&stream).is_none());
+    drop(stream);
+    close(&pool);
+}
+
+#[test]
+fn a_function_waits_for_whoever_takes_its_values() {
+    let _alone = alone();
+    let pool = pool(1);
+    let stream = stream(&pool, "count", vec![Value::Int(1_000_000)]);
+    for i in 0..10 {
+        assert_eq!(next(&stream).and_then(|v| v.as_int()), Some(i));
+    }
+    // It comes to its bound, whenever that is, and stays there.
+    std::thread::sleep(ms(200));
+    assert!(!stream.task().is_done());
+    stream.stop();
+    let given = value(stream.task()).as_int().unwrap();
+    assert!((10..1000).contains(&given), "{given} were given ahead of 10 that were taken");
+    assert_eq!(stream.next(Some(WATCHDOG), |_| ()).unwrap(), None, "a stream that was stopped has no more values");
+    close(&pool);
+}
+
+#[test]
+fn values_before_a_failure_or_a_death_are_taken_before_it() {
+    let _alone = alone();
+    let pool = pool(1);
+    for how in ["fail", "die"] {
+        let stream = stream(&pool, "count", vec![Value::Int(3), Value::str(how)]);
+        let taken: Vec<_> = std::iter::from_fn(|| next(&stream)).map(|v| v.as_int().unwrap()).collect();
+        if how == "fail" {
+            assert_eq!(taken, [0, 1, 2]);
+            assert_eq!(outcome(stream.task()).unwrap().unwrap_err().message, "no more");
+        } else {
+            // The first was sent; the others may have died with it.
+            assert!(!taken.is_empty() && taken.iter().enumerate().all(|(i, n)| i as i64 == *n), "{taken:?}");
+            assert!(lost(stream.task()).to_string().contains("exit_code=7"));
+        }
+    }
+    close(&pool);
+}
+
+#[test]
+fn a_stream_that_nobody_has_any_more_ends_its_task() {
+    let _alone = alone();
+    let pool = pool(1);
+    drop(stream(&pool, "count", vec![Value::Int(i64::MAX)]));
+    let left = stream(&pool, "count", vec![Value::Int(i64::MAX)]);
+    assert_eq!(next(&left).and_then(|v| v.as_int()), Some(0));
+    drop(left);
+    assert_eq!(value(&submit(&pool, "echo", vec![Value::Int(1)])).as_int(), Some(1), "the worker is free again");
+    assert_eq!(pool.pool().stats().cancelled, 2);
+    close(&pool);
+}
+
+#[test]
+fn a_reader_that_gives_up_waiting_may_come_back() {
+    let _alone = alone();
+    let pool = pool(1);
+    let busy = submit(&pool, "sleep", vec![Value::Int(100)]);
+    let stream = stream(&pool, "count", vec![Value::Int(2)]);
+    let e = stream.next(Some(ms(1)), |_| ()).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Timeout);
+    assert_eq!([next(&stream), next(&stream), next(&stream)].map(|v| v.and_then(|v| v.as_int())), [Some(0), Some(1), None]);
+    value(&busy);
+    close(&pool);
+}
+
+#[test]
+fn a_worker_that_sends_frames_out_of_turn_is_ended() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)), "floods");
+    let stream = stream(&pool, "any", vec![]);
+    assert!(next(&stream).is_none());
+    lost(stream.task());
     close(&pool);
 }
 

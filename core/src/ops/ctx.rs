@@ -16,6 +16,14 @@ pub trait Control: Sync {
     fn progress(&self, _value: Value) -> Option<Value> {
         None
     }
+    /// Gives the caller a value before the task ends; waits while the caller is behind. False when nobody takes any more values, also where
+    /// the call is none that takes some.
+    ///
+    /// # Errors
+    /// What keeps the value from travelling: nothing was given.
+    fn give(&self, _value: Value) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Lends idle workers to one op.

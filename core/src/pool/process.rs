@@ -17,7 +17,7 @@
 //! | "look again" and "I have the seat's worker" | fences (SeqCst) in `Host::feed`, after the store of `again` and after the lock was given back |
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::lane::{Lane, Payloads, Request};
+use crate::pool::lane::{Lane, Payloads, Request, Streamed};
 use crate::pool::looped::{Fed, Given, LoopHost, LoopOptions, LoopWorker, held_at_once};
 use crate::pool::options::{PoolOptions, SubmitOptions};
 use crate::pool::task::{Task, Work};
@@ -203,6 +203,14 @@ impl ProcessPool {
     pub fn submit_many(&self, requests: Vec<Request>, options: &SubmitOptions) -> Result<Vec<Task>, SubmitError> {
         let work = requests.into_iter().map(|request| Work::hosted(Box::new(request))).collect();
         self.submitting(work, |work| self.0.pool.submit_many(work, options))
+    }
+
+    /// Submits a task whose function says something while it runs: one record after the other, see [`Streamed::next`].
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn stream(&self, request: Request, options: SubmitOptions) -> Result<Streamed, SubmitError> {
+        Streamed::new(|stream| self.submit(request.streaming(stream), options))
     }
 
     /// As [`submit`](Self::submit) of prepared work, by any of the pool's own submits: `submit` is called with it.
@@ -626,6 +634,8 @@ impl Host {
         };
         let Some(seat) = seat else { return };
         let Some(worker) = lock(&seat.worker).take() else { return };
+        // What it said before it ended is the caller's.
+        let _ = seat.lane.read_frames();
         lock(&self.seats).bound -= 1;
         if worker.has_tasks()
             && let Some(supervisor) = self.supervisor.get()
@@ -744,6 +754,7 @@ impl Host {
     fn feed_locked(&self, seat: &Seat, worker: &mut LoopWorker) -> bool {
         seat.lane.sweep();
         worker.read_progress(|index| seat.lane.progress(index).map(|bytes| Value::Bytes(bytes.into())));
+        let in_order = seat.lane.read_frames();
         let woken = seat.poked.swap(false, Ordering::SeqCst);
         let fed = worker.feed(woken, &mut |Given { index, payload, .. }| {
             let request = payload.downcast_ref::<Request>().expect("a process pool's tasks are requests");
@@ -761,7 +772,7 @@ impl Host {
                 self.bell().signal();
             }
         }
-        if fed == Fed::Corrupt
+        if (fed == Fed::Corrupt || !in_order)
             && let Some(supervisor) = self.supervisor.get()
         {
             let _ = supervisor.kill(seat.id);

@@ -4,9 +4,9 @@
 //! `<requests>,<replies>,<payloads>,<worker's bell>,<pool's bell>,<waiter's bell>`. All integers are little-endian.
 //!
 //! ```text
-//!  requests     0 fixed part │ 128 tail │ 192 order │ request places │ freed │ request cells │ setup       the pool writes
+//!  requests     0 fixed part │ 128 tail │ 192 order │ request places │ freed │ taken │ request cells │ setup   the pool writes
 //!  replies    128 head │ 192 worker sleeps │ 256 pool sleeps │ 320 words │ run times │ reply places │
-//!             returned │ reply cells │ results                                                             both write
+//!             returned │ frames │ frame places │ reply cells │ results                                     both write
 //!  payloads     long requests of all workers of the pool                                                   the pool writes
 //! ```
 //!
@@ -25,6 +25,9 @@
 //! * A reply and its run time (u64, ns) come before the word's DONE or FAILED, which is stored with Release and loaded with Acquire.
 //! * Progress of a running task lies in its reply cell: `sequence` (u64, odd while something is written), `len` (u64), up to [`SHORT`] bytes.
 //!   The task begins with 0, and its reply leaves it odd.
+//! * Frames of a running task follow each other: its worker writes one to `results`, its place to `frame places`, and then adds 1 to the task's
+//!   word (u32, wrapping at [`STOP`]) in `frames`. The next may follow when the task's word in `taken` equals it. [`STOP`] in that word: nobody
+//!   takes any, from the beginning where the call is no stream. The last frame may be followed by the reply at once.
 //! * `worker sleeps` and `pool sleeps` are not 0 from before the last look of a sleeper until somebody rings its bell (`SeqCst` fences
 //!   between store and look on both sides). `pool sleeps` says which: [`POOL_BELL`], or [`WAITER_BELL`] while somebody waits for a task.
 
@@ -59,6 +62,9 @@ pub const POOL_BELL: u32 = 1;
 /// `pool sleeps`: a thread that waits for one task, and looks after the others meanwhile.
 pub const WAITER_BELL: u32 = 2;
 
+/// In a word of `taken`: no more frames are taken. Counts are below it.
+pub const STOP: u32 = 1 << 31;
+
 /// Fds of a lane.
 pub const FDS: usize = 6;
 
@@ -82,8 +88,12 @@ pub mod reply {
     pub const WORDS: usize = 320;
 }
 
+/// Counts the changes of [`Map`].
+const MAP: usize = 2;
+
 /// Changes with any offset that does not follow from the header.
 pub const LAYOUT: u64 = layout_of(&[
+    MAP,
     FIXED_LEN,
     CELL,
     TICKETS,
@@ -121,6 +131,7 @@ pub struct Map {
     pub order_len: usize,
     pub request_places: usize,
     pub freed: usize,
+    pub taken: usize,
     pub request_cells: usize,
     pub setup: usize,
     /// Bytes of `requests`.
@@ -128,6 +139,8 @@ pub struct Map {
     pub run: usize,
     pub reply_places: usize,
     pub returned: usize,
+    pub frames: usize,
+    pub frame_places: usize,
     pub reply_cells: usize,
     pub results: usize,
     /// Bytes of `replies`.
@@ -146,24 +159,30 @@ impl Header {
         let order_len = tasks.next_power_of_two();
         let request_places = line(request::ORDER + 4 * order_len);
         let freed = line(request_places + PLACE * tasks);
-        let request_cells = line(freed + 4 * (TICKETS + 1));
+        let taken = line(freed + 4 * (TICKETS + 1));
+        let request_cells = line(taken + 4 * tasks);
         let setup = request_cells + CELL * tasks;
         let run = line(reply::WORDS + 4 * tasks);
         let reply_places = line(run + 8 * tasks);
         let returned = line(reply_places + PLACE * tasks);
-        let reply_cells = line(returned + 4 * (TICKETS + 1));
+        let frames = line(returned + 4 * (TICKETS + 1));
+        let frame_places = line(frames + 4 * tasks);
+        let reply_cells = line(frame_places + PLACE * tasks);
         let results = (reply_cells + CELL * tasks).next_multiple_of(4096);
         Map {
             tasks,
             order_len,
             request_places,
             freed,
+            taken,
             request_cells,
             setup,
             requests: setup + self.setup as usize,
             run,
             reply_places,
             returned,
+            frames,
+            frame_places,
             reply_cells,
             results,
             replies: results + self.results as usize,
@@ -271,8 +290,8 @@ mod tests {
         assert_eq!(Header::decode(&bytes, lens(&SAMPLE)).expect("valid"), SAMPLE);
     }
 
-    const GOLDEN_LAYOUT: u64 = 6_760_570_816_141_055_138;
-    const GOLDEN_CHECK: u64 = 13_981_500_218_949_067_854;
+    const GOLDEN_LAYOUT: u64 = 7_730_414_523_991_947_980;
+    const GOLDEN_CHECK: u64 = 16_261_653_762_776_504_681;
 
     #[test]
     fn parts_do_not_overlap_and_are_aligned() {
@@ -285,6 +304,7 @@ mod tests {
                 (request::ORDER, 4 * m.order_len),
                 (m.request_places, PLACE * n),
                 (m.freed, 4 * (TICKETS + 1)),
+                (m.taken, 4 * n),
                 (m.request_cells, CELL * n),
                 (m.setup, 5),
                 (m.requests, 0),
@@ -297,6 +317,8 @@ mod tests {
                 (m.run, 8 * n),
                 (m.reply_places, PLACE * n),
                 (m.returned, 4 * (TICKETS + 1)),
+                (m.frames, 4 * n),
+                (m.frame_places, PLACE * n),
                 (m.reply_cells, CELL * n),
                 (m.results, 1 << 20),
                 (m.replies, 0),
@@ -306,7 +328,9 @@ mod tests {
                     assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{tasks}: {pair:?}");
                 }
             }
-            for at in [m.request_places, m.freed, m.request_cells, m.run, m.reply_places, m.returned, m.reply_cells, m.results] {
+            for at in
+                [m.request_places, m.freed, m.request_cells, m.run, m.reply_places, m.returned, m.frame_places, m.reply_cells, m.results]
+            {
                 assert!(at.is_multiple_of(64), "{at}");
             }
         }

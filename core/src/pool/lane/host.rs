@@ -1,6 +1,7 @@
 //! The pool's side of a lane.
 
 use super::arena::{Arena, Span};
+use super::stream::Stream;
 use super::{Place, word32, word64};
 use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
@@ -12,7 +13,7 @@ use crate::sys::eventfd::EventFd;
 use crate::sys::{fork, mem};
 use crate::value::Value;
 use crate::wire::lane::{
-    CELL, ENV, FDS, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, POOL_BELL, SHORT, TICKETS, reply, request,
+    CELL, ENV, FDS, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, POOL_BELL, SHORT, STOP, TICKETS, reply, request,
 };
 use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -24,6 +25,8 @@ const PAYLOADS: usize = 32 << 30;
 const RESULTS: usize = 8 << 30;
 /// Long replies of one worker that may be kept where they lie; further ones are copied.
 const MAX_KEPT: usize = TICKETS / 2;
+/// Frames up to this length are copied, so that nobody has to give their memory back.
+const COPIED: usize = 16 << 10;
 /// With less than this no lane can be made.
 const LEAST: usize = 64 << 20;
 
@@ -58,7 +61,7 @@ impl Payloads {
     pub(in crate::pool) fn request(&self, parts: &[&[u8]]) -> Result<Request> {
         let len = parts.iter().map(|p| p.len()).sum();
         if len <= CELL {
-            return Ok(Request(Body::Short(parts.concat().into())));
+            return Ok(Request { body: Body::Short(parts.concat().into()), stream: None });
         }
         let span = self.0.alloc(len)?;
         let mut at = 0;
@@ -67,13 +70,16 @@ impl Payloads {
             unsafe { span.as_ptr().add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
             at += part.len();
         }
-        Ok(Request(Body::Long(Arc::new(span))))
+        Ok(Request { body: Body::Long(Arc::new(span)), stream: None })
     }
 }
 
 /// What a worker process is asked to do: bytes that the caller's language and the worker's agree on.
 #[derive(Clone, Debug)]
-pub struct Request(Body);
+pub struct Request {
+    body: Body,
+    stream: Option<Stream>,
+}
 
 #[derive(Clone, Debug)]
 enum Body {
@@ -85,7 +91,7 @@ impl Request {
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        match &self.0 {
+        match &self.body {
             Body::Short(bytes) => bytes.len(),
             Body::Long(span) => span.len(),
         }
@@ -95,6 +101,13 @@ impl Request {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What the function says while it runs goes to `stream`, which no other request has.
+    #[must_use]
+    pub fn streaming(mut self, stream: &Stream) -> Request {
+        self.stream = Some(stream.clone());
+        self
     }
 }
 
@@ -113,6 +126,10 @@ struct Sending {
     tickets: Vec<u32>,
     /// By index: the last progress that was read.
     progress: Vec<u64>,
+    /// By index: who takes its frames.
+    streams: Vec<Option<Stream>>,
+    /// By index: the frames that were read, as its worker counts them.
+    frames: Vec<u32>,
 }
 
 /// The fds of a lane that its worker inherits, and the variable that names them.
@@ -141,6 +158,8 @@ pub(in crate::pool) struct Lane {
     /// The worker's.
     bell: EventFd,
     sending: Mutex<Sending>,
+    /// Tasks with a stream.
+    streaming: AtomicUsize,
 }
 
 impl Lane {
@@ -186,6 +205,8 @@ impl Lane {
             free: (1..=TICKETS as u32).rev().collect(),
             tickets: vec![0; tasks],
             progress: vec![0; tasks],
+            streams: vec![None; tasks],
+            frames: vec![0; tasks],
         };
         let lane = Lane {
             map,
@@ -195,6 +216,7 @@ impl Lane {
             kept: Arc::default(),
             bell,
             sending: Mutex::new(sending),
+            streaming: AtomicUsize::new(0),
         };
         // Until the pool has looked at it once, its worker rings.
         lane.sleep(POOL_BELL);
@@ -203,10 +225,10 @@ impl Lane {
 
     /// Writes the request of a task that was handed out; [`publish`](Self::publish) follows once its word is stored. False if the worker
     /// keeps too many long payloads: nothing is written.
-    pub(in crate::pool) fn put(&self, index: usize, request: &Request) -> bool {
+    pub(in crate::pool) fn put(self: &Arc<Lane>, index: usize, request: &Request) -> bool {
         let place_at = self.map.request_places + PLACE * index;
         let mut sending = lock(&self.sending);
-        let place = match &request.0 {
+        let place = match &request.body {
             Body::Short(bytes) => {
                 // SAFETY: the cell lies inside of the mapping and is as long as any short request; the worker reads it after `tail` says so.
                 unsafe {
@@ -229,8 +251,84 @@ impl Lane {
         sending.given[index] = tail;
         sending.tickets[index] = place.ticket;
         sending.progress[index] = 0;
+        self.begin_stream(&mut sending, index, request.stream.as_ref());
         sending.tail = tail + 1;
         true
+    }
+
+    /// The task of this number has this stream, and begins with as many frames taken as there were before it.
+    fn begin_stream(self: &Arc<Lane>, sending: &mut Sending, index: usize, stream: Option<&Stream>) {
+        let had = std::mem::replace(&mut sending.streams[index], stream.cloned()).is_some();
+        let taken = word32(&self.requests, self.map.taken + 4 * index);
+        let Some(stream) = stream else {
+            if had {
+                self.streaming.fetch_sub(1, Ordering::Relaxed);
+            }
+            taken.store(STOP, Ordering::Relaxed);
+            return;
+        };
+        if !had {
+            self.streaming.fetch_add(1, Ordering::Relaxed);
+        }
+        let count = word32(&self.replies, self.map.frames + 4 * index).load(Ordering::Relaxed) & !STOP;
+        sending.frames[index] = count;
+        let stopped = stream.begin(Arc::downgrade(self), index, sending.given[index]);
+        taken.store(count | if stopped { STOP } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// Says that the last frame of a task that was given at `given` was taken, or that nobody takes any more.
+    pub(super) fn answer(&self, index: usize, given: u64, stop: bool) {
+        {
+            let sending = lock(&self.sending);
+            if sending.given[index] != given || sending.streams[index].is_none() {
+                return; // it has ended
+            }
+            let taken = word32(&self.requests, self.map.taken + 4 * index);
+            let stopped = if stop { STOP } else { taken.load(Ordering::Relaxed) & STOP };
+            taken.store(sending.frames[index] | stopped, Ordering::Release);
+        }
+        // Either the worker's look after `listen` sees it, or this sees that it listens.
+        fence(Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Gives the frames of all tasks to who takes them. False: the worker does not keep to the order.
+    pub(in crate::pool) fn read_frames(&self) -> bool {
+        self.streaming.load(Ordering::Relaxed) == 0 || (0..self.map.tasks).all(|index| self.read_frame(index).is_ok())
+    }
+
+    fn read_frame(&self, index: usize) -> Result<()> {
+        let stream = {
+            let mut sending = lock(&self.sending);
+            let Some(stream) = sending.streams[index].clone() else { return Ok(()) };
+            let (read, count) = (sending.frames[index], word32(&self.replies, self.map.frames + 4 * index).load(Ordering::Acquire));
+            if count == read {
+                return Ok(());
+            }
+            let taken = word32(&self.requests, self.map.taken + 4 * index).load(Ordering::Relaxed) & !STOP;
+            if count != (read + 1) & !STOP || taken != read {
+                return Err(Error::new(ErrorKind::Corrupt, "frame comes before the last was taken")
+                    .with("frames", count)
+                    .with("read", read));
+            }
+            sending.frames[index] = count;
+            stream
+        };
+        let frame = self.long(Place::load(&self.replies, self.map.frame_places + PLACE * index), COPIED)?;
+        stream.deliver(frame);
+        Ok(())
+    }
+
+    /// The last frame of a task that has ended.
+    fn end_stream(&self, index: usize) -> Result<()> {
+        if self.streaming.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let read = self.read_frame(index);
+        if lock(&self.sending).streams[index].take().is_some() {
+            self.streaming.fetch_sub(1, Ordering::Relaxed);
+        }
+        read
     }
 
     /// Shows what was put since the last call, and wakes the worker if it sleeps.
@@ -305,6 +403,33 @@ impl Lane {
         None
     }
 
+    /// What lies under a ticket; up to `copied` bytes of it are copied.
+    fn long(&self, place: Place, copied: usize) -> Result<Value> {
+        let (at, len) = (usize::try_from(place.at).unwrap_or(usize::MAX), usize::try_from(place.len).unwrap_or(usize::MAX));
+        let ticket = place.ticket as usize;
+        if ticket == 0 || ticket > TICKETS || at > self.results || len > self.results - at {
+            let e = Error::new(ErrorKind::Corrupt, "reply lies outside of the worker's lane");
+            return Err(e.with("offset", place.at).with("len", place.len).with("ticket", ticket));
+        }
+        let reply = Reply {
+            replies: Arc::clone(&self.replies),
+            requests: Arc::clone(&self.requests),
+            freed: self.map.freed + 4 * ticket,
+            kept: Arc::clone(&self.kept),
+            epoch: fork::epoch(),
+        };
+        if self.kept.fetch_add(1, Ordering::Relaxed) >= MAX_KEPT || len <= copied {
+            // Whoever keeps so many may keep them for good, and the worker has no more tickets than these twice.
+            return Ok(Value::Bytes(self.copy(self.map.results + at, len).into()));
+        }
+        // SAFETY: the results lie inside of the mapping, and this reply inside of them, as checked; the guard keeps the mapping.
+        let buffer = unsafe {
+            let ptr = reply.replies.as_mut_ptr().add(self.map.results + at);
+            TransferBuffer::from_mapped(ptr, len, Box::new(reply))
+        };
+        Ok(Value::Buffer(buffer))
+    }
+
     /// A private copy of what the worker may be writing.
     fn copy(&self, at: usize, len: usize) -> Vec<u8> {
         assert!(at + len <= self.replies.len(), "a copy lies inside of the mapping");
@@ -327,32 +452,13 @@ impl Shared for Lane {
     fn result(&self, index: usize) -> (u64, Result<Value>) {
         let run = word64(&self.replies, self.map.run + 8 * index).load(Ordering::Relaxed);
         let place = Place::load(&self.replies, self.map.reply_places + PLACE * index);
-        let (at, len) = (usize::try_from(place.at).unwrap_or(usize::MAX), usize::try_from(place.len).unwrap_or(usize::MAX));
-        let ticket = place.ticket as usize;
-        if ticket == 0 && len <= SHORT {
-            return (run, Ok(Value::Bytes(self.copy(self.map.reply_cells + CELL * index + 16, len).into())));
+        if let Err(e) = self.end_stream(index) {
+            return (run, Err(e));
         }
-        if ticket == 0 || ticket > TICKETS || at > self.results || len > self.results - at {
-            let e = Error::new(ErrorKind::Corrupt, "reply lies outside of the worker's lane");
-            return (run, Err(e.with("offset", place.at).with("len", place.len).with("ticket", ticket)));
+        if place.ticket == 0 && place.len <= SHORT as u64 {
+            return (run, Ok(Value::Bytes(self.copy(self.map.reply_cells + CELL * index + 16, place.len as usize).into())));
         }
-        let reply = Reply {
-            replies: Arc::clone(&self.replies),
-            requests: Arc::clone(&self.requests),
-            freed: self.map.freed + 4 * ticket,
-            kept: Arc::clone(&self.kept),
-            epoch: fork::epoch(),
-        };
-        if self.kept.fetch_add(1, Ordering::Relaxed) >= MAX_KEPT {
-            // Whoever keeps so many may keep them for good, and the worker has no more tickets than these twice.
-            return (run, Ok(Value::Bytes(self.copy(self.map.results + at, len).into())));
-        }
-        // SAFETY: the results lie inside of the mapping, and this reply inside of them, as checked; the guard keeps the mapping.
-        let buffer = unsafe {
-            let ptr = reply.replies.as_mut_ptr().add(self.map.results + at);
-            TransferBuffer::from_mapped(ptr, len, Box::new(reply))
-        };
-        (run, Ok(Value::Buffer(buffer)))
+        (run, self.long(place, 0))
     }
 
     fn has_passed(&self, index: usize) -> bool {

@@ -21,19 +21,23 @@
 //! | "I sleep" and "there is something"       | fences (SeqCst) between store and look, in `Worker::wait` and `Lane::publish`, `Lane::sleep` and `Worker::report` |
 //!
 //! * `host`: the pool's side of one lane; `worker`: the worker's; `arena`: memory for long payloads.
+//! * `stream`: what a task says while it runs, frame by frame; `frame`: what a frame says.
 //! * `serve`: the loop of a worker whose functions block.
 //! * `call`: what a request and a reply say when two languages meet.
 
 mod arena;
 pub mod call;
+pub mod frame;
 mod host;
 mod serve;
+mod stream;
 mod worker;
 
 pub use host::Request;
 pub(super) use host::{Lane, Payloads};
 pub use serve::{Function, Running, serve};
-pub use worker::{Job, Payload, Woken, Worker};
+pub use stream::{Stream, Streamed};
+pub use worker::{Job, Payload, Sent, Woken, Worker};
 
 use crate::sync::mapped::{AtomicU32, AtomicU64};
 use memmap2::MmapRaw;

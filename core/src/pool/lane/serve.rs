@@ -1,16 +1,20 @@
 //! The loop of a worker whose functions block their thread: Rust's and C's.
 
 use super::call::{self, Call};
-use super::worker::{Job, Woken, Worker};
+use super::frame::Records;
+use super::worker::{Job, Sent, Woken, Worker};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::Control;
+use crate::sync::lock;
 use crate::value::{ErrorValue, Value};
+use std::sync::Mutex;
 
 /// A job that runs, for the function that runs it.
 #[derive(Debug)]
 pub struct Running<'a> {
     worker: &'a Worker,
     index: usize,
+    records: Mutex<Records>,
 }
 
 impl Control for Running<'_> {
@@ -29,6 +33,24 @@ impl Control for Running<'_> {
         }
         None
     }
+
+    fn give(&self, value: Value) -> Result<bool> {
+        let bytes = call::encode_reply(Ok(value))?;
+        let mut records = lock(&self.records);
+        match records.push(self.worker, bytes)? {
+            Sent::Sent => Ok(true),
+            Sent::Stopped => Ok(false),
+            Sent::NotYet if records.is_full() => records.flush(self.worker),
+            Sent::NotYet => Ok(true),
+        }
+    }
+}
+
+impl Running<'_> {
+    /// What was yielded and not sent.
+    fn flush(&self) -> Result<bool> {
+        lock(&self.records).flush(self.worker)
+    }
 }
 
 /// What runs a call: its result, or the error that its function failed with.
@@ -42,10 +64,11 @@ pub fn serve(worker: &Worker, function: &mut Function<'_>) -> Result<()> {
     worker.ready();
     loop {
         while let Some(job) = worker.try_take() {
-            let result = Call::decode(job.request())
-                .map_err(|e| Box::new(call::error_value(&e)))
-                .and_then(|call| function(call, &Running { worker, index: job.index }));
-            reply(worker, &job, result)?;
+            let running = Running { worker, index: job.index, records: Mutex::new(Records::new(job.index)) };
+            let result = Call::decode(job.request()).map_err(|e| Box::new(call::error_value(&e))).and_then(|call| function(call, &running));
+            // What it gave comes before its end, whichever that is.
+            let given = running.flush().map_err(|e| Box::new(call::error_value(&e)));
+            reply(worker, &job, result.and_then(|value| given.map(|_| value)))?;
         }
         if worker.wait(None) == Woken::Drain {
             worker.drained();

@@ -11,7 +11,7 @@ use crate::sync::mapped::AtomicU32;
 use crate::sys::eventfd::EventFd;
 use crate::sys::mem::{self, Access};
 use crate::sys::{clock, fork, poll};
-use crate::wire::lane::{CELL, ENV, FDS, FIXED_LEN, Header, Map, PLACE, SHORT, TICKETS, WAITER_BELL, parse_env, reply, request};
+use crate::wire::lane::{CELL, ENV, FDS, FIXED_LEN, Header, Map, PLACE, SHORT, STOP, TICKETS, WAITER_BELL, parse_env, reply, request};
 use memmap2::MmapRaw;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
@@ -37,6 +37,17 @@ pub enum Woken {
     Drain,
     /// The time is over, or a signal handler ran.
     Timeout,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way.
+    Sent,
+    /// The one before it was not taken yet.
+    NotYet,
+    /// Nobody takes any more: the job is to end.
+    Stopped,
 }
 
 /// This process as a worker of a process pool. Copies of the handle are the same worker; any thread may use it.
@@ -154,6 +165,20 @@ impl Job {
     /// The memory of a long request, for whoever reads it after the job has ended; `None` for a short one.
     pub fn take_payload(&mut self) -> Option<Payload> {
         self.long.take()
+    }
+}
+
+/// Writes all parts, one after the other.
+///
+/// # Safety
+/// There is room for all of them, which is this thread's alone.
+unsafe fn write(mut to: *mut u8, parts: &[&[u8]]) {
+    for part in parts {
+        // SAFETY: as above; a part lies in memory of this process, not there.
+        unsafe {
+            to.copy_from_nonoverlapping(part.as_ptr(), part.len());
+            to = to.add(part.len());
+        }
     }
 }
 
@@ -366,6 +391,57 @@ impl Worker {
         Ok(())
     }
 
+    /// Somebody takes what this job says while it runs.
+    #[must_use]
+    pub fn is_streamed(&self, index: usize) -> bool {
+        self.taken(index) & STOP == 0 && self.is_cancelled(index).is_none()
+    }
+
+    fn taken(&self, index: usize) -> u32 {
+        // Acquire: pairs with the Release of `Lane::answer`.
+        word32(&self.0.requests, self.0.map.taken + 4 * index).load(Ordering::Acquire)
+    }
+
+    /// Sends a frame, the bytes of `parts` one after the other, if the one before it was taken.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish): nothing was sent.
+    pub fn try_frame(&self, index: usize, parts: &[&[u8]]) -> Result<Sent> {
+        let inner = &*self.0;
+        if !self.is_streamed(index) {
+            return Ok(Sent::Stopped);
+        }
+        let frames = word32(&inner.replies, inner.map.frames + 4 * index);
+        let sent = frames.load(Ordering::Relaxed);
+        if self.taken(index) & !STOP != sent {
+            return Ok(Sent::NotYet);
+        }
+        let (place, ptr) = self.long(parts.iter().map(|p| p.len()).sum())?;
+        // SAFETY: `long` gave room for all parts.
+        unsafe { write(ptr, parts) };
+        place.store(&inner.replies, inner.map.frame_places + PLACE * index);
+        // Release: the frame and its place come first. Pairs with the Acquire of `Lane::read_frame`.
+        frames.store((sent + 1) & !STOP, Ordering::Release);
+        self.tell(&mut lock(&inner.replying));
+        Ok(Sent::Sent)
+    }
+
+    /// Waits until a frame can be sent; false if nobody takes one any more. One thread at a time may wait.
+    #[must_use]
+    pub fn wait_taken(&self, index: usize) -> bool {
+        loop {
+            self.listen();
+            if !self.is_streamed(index) {
+                return false;
+            }
+            if self.taken(index) == word32(&self.0.replies, self.0.map.frames + 4 * index).load(Ordering::Relaxed) {
+                return true;
+            }
+            poll::wait_readable(&mut [poll::readable(self.0.bell.fd().as_raw_fd())], None);
+            self.0.bell.clear();
+        }
+    }
+
     /// Ends a job: with the result that `parts` are, one after the other, or, with `failed`, with an error of the function.
     ///
     /// # Errors
@@ -373,12 +449,8 @@ impl Worker {
     pub fn finish(&self, job: &Job, failed: bool, parts: &[&[u8]]) -> Result<()> {
         let len = parts.iter().map(|p| p.len()).sum();
         let reserved = self.reserve(job.index, len)?;
-        let mut at = 0;
-        for part in parts {
-            // SAFETY: `reserve` gave room for all parts.
-            unsafe { reserved.add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
-            at += part.len();
-        }
+        // SAFETY: `reserve` gave room for all parts.
+        unsafe { write(reserved, parts) };
         self.commit(job.index, clock::monotonic_ns().saturating_sub(job.started_ns), failed);
         Ok(())
     }
@@ -401,6 +473,14 @@ impl Worker {
             // SAFETY: the cell lies inside of the mapping.
             return Ok(unsafe { inner.replies.as_mut_ptr().add(cell + 16) });
         }
+        let (place, ptr) = self.long(len)?;
+        place.store(&inner.replies, place_at);
+        Ok(ptr)
+    }
+
+    /// Room for `len` bytes under a ticket.
+    fn long(&self, len: usize) -> Result<(Place, *mut u8)> {
+        let inner = &*self.0;
         let until = Instant::now() + FULL;
         let (mut replying, ticket, span) = loop {
             let mut replying = lock(&inner.replying);
@@ -420,10 +500,10 @@ impl Worker {
         };
         replying.free.pop();
         let ptr = span.as_ptr();
-        Place { at: span.at() as u64, len: len as u64, ticket }.store(&inner.replies, place_at);
+        let place = Place { at: span.at() as u64, len: len as u64, ticket };
         replying.uses[ticket as usize] = replying.uses[ticket as usize].wrapping_add(1);
         replying.out[ticket as usize] = Some(span);
-        Ok(ptr)
+        Ok((place, ptr))
     }
 
     /// Takes back what the pool has read.
