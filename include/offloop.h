@@ -221,6 +221,11 @@ typedef struct offloop_registry offloop_registry;
 typedef struct offloop_ring offloop_ring;
 
 /**
+ * The values of one call of a worker process, as they come.
+ */
+typedef struct offloop_stream offloop_stream;
+
+/**
  * One submitted call.
  */
 typedef struct offloop_task offloop_task;
@@ -607,6 +612,10 @@ typedef struct {
    * How long a worker lives before another takes its place, in nanoseconds, up to 10 % less. Default: no limit.
    */
   int64_t max_worker_age_ns;
+  /**
+   * Bytes of memory of one worker (its proportional set size) beyond which another takes its place; looked at each second. Default: no limit.
+   */
+  int64_t max_worker_memory;
   /**
    * Added to the niceness of the workers, -20 to 19. Below 0 needs privileges. Default 0.
    */
@@ -1310,6 +1319,14 @@ offloop_status offloop_ctx_cancelled(offloop_task_ctx *ctx);
 offloop_status offloop_ctx_progress(offloop_task_ctx *ctx, offloop_value **value_io);
 
 /**
+ * Gives the caller a value while the task runs; the value is moved. The call waits while the caller is behind, and others with this context
+ * wait for it. OFFLOOP_ERR_CLOSED when nobody takes any more, also where the call is no offloop_process_pool_stream: the function
+ * is to return. OFFLOOP_ERR_UNSERIALIZABLE, OFFLOOP_ERR_TOO_LARGE for a value that cannot travel, which is the caller's as before.
+ */
+offloop_status offloop_ctx_give(offloop_task_ctx *ctx,
+                                offloop_value **value_io);
+
+/**
  * Borrows the options of an op's call: a map, or nil. It lives until the function returns. A C function that was submitted
  * by itself has nil; its `arg` holds what it needs.
  */
@@ -1538,6 +1555,30 @@ offloop_status offloop_process_pool_call(offloop_process_pool *pool,
                                          offloop_value **args_io,
                                          const offloop_submit_options *options,
                                          offloop_task **out);
+
+/**
+ * Calls a function that gives values while it runs (offloop_ctx_give, a generator in Node.js or Python): offloop_stream_next takes
+ * them. Otherwise as offloop_process_pool_call; OFFLOOP_ERR_INVALID for options with cq or on_done.
+ */
+offloop_status offloop_process_pool_stream(offloop_process_pool *pool,
+                                           const char *name,
+                                           offloop_value **args_io,
+                                           const offloop_submit_options *options,
+                                           offloop_stream **out);
+
+/**
+ * Waits for the next value of a stream and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). NULL in `*out` at the end. When
+ * the call ends with an error, the next call has it, after the values that came before it, and then NULL. OFFLOOP_ERR_TIMEOUT when there
+ * is no value in time: the next call waits for the same one.
+ */
+offloop_status offloop_stream_next(offloop_stream *stream,
+                                   int64_t timeout_ns,
+                                   offloop_value **out);
+
+/**
+ * Frees the handle. A call that has not ended is cancelled, and a wait for its next value with it. NULL is allowed.
+ */
+void offloop_stream_free(offloop_stream *stream);
 
 /**
  * Closes the pool, waits until every accepted call has its outcome, at most `grace_ns` (below 0: for ever), then cancels the rest, and ends
@@ -1966,7 +2007,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_channel_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_PROCESS_POOL_OPTIONS_INIT \
-  { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+  { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -314,6 +314,8 @@ export interface ProcessPoolOptions extends WorkerRunOptions {
   maxTasksPerWorker?: number | undefined
   /** How long a worker lives before another takes its place, in ms above 0; up to 10 % less. It works until the other is ready. Default: no limit. */
   maxWorkerAge?: number | undefined
+  /** Memory of one process (its proportional set size, bytes) beyond which another takes its place; looked at each second. Default: no limit. */
+  maxWorkerMemory?: number | undefined
   /** Async functions that one worker runs at once, 1 to 4096. Default 1. */
   concurrency?: number | undefined
   /** Most queued tasks. Default 65 536. */

@@ -19,6 +19,7 @@ const POOL_OPTIONS = [
   'maxWorkers',
   'idleTimeout',
   'maxTasksPerWorker',
+  'maxWorkerMemory',
   'maxWorkerAge',
   'maxQueue',
   'name',

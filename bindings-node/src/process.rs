@@ -151,6 +151,7 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             "maxQueue" => pool.max_queue = count(env, given, "maxQueue")?,
             "maxTasksPerWorker" => pool.max_tasks_per_worker = Some(count(env, given, "maxTasksPerWorker")? as u64),
             "maxWorkerAge" => pool.max_worker_age = duration(env, given, "maxWorkerAge")?,
+            "maxWorkerMemory" => pool.max_worker_memory = Some(count(env, given, "maxWorkerMemory")? as u64),
             "nice" => pool.nice = whole(env, given, "nice")?.clamp(i32::MIN.into(), i32::MAX.into()) as i32,
             "name" => pool.name = env.text(given).ok_or_else(|| bad("name", shown(env, given), "text"))?,
             "concurrency" => builder = builder.concurrency(count(env, given, "concurrency")?),

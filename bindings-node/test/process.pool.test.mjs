@@ -265,6 +265,7 @@ test('options that are wrong are refused with their names', () => {
   }
   for (const [options, text] of [
     [{ maxWorkers: 0 }, /option=maxWorkers, value=0, min=1/],
+    [{ maxWorkerMemory: 0 }, /option=maxWorkerMemory, value=0, min=1/],
     [{ nope: 1 }, /unknown option \(option=nope/],
     [{ onFull: 'maybe' }, /option=onFull, value=maybe/],
     [{ concurrency: 0 }, /option=concurrency/],

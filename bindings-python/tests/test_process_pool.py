@@ -422,6 +422,7 @@ def test_no_process_is_forked_and_that_is_said() -> None:
         ({"max_queue": 0}, "max_queue"),
         ({"max_tasks_per_child": 0}, "max_tasks_per_child"),
         ({"max_worker_age": 0}, "max_worker_age"),
+        ({"max_worker_memory": 0}, "max_worker_memory"),
         ({"concurrency": 0}, "concurrency"),
         ({"cancel_grace": -1}, "cancel_grace"),
         ({"on_full": "drop"}, "on_full"),

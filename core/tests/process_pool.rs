@@ -129,7 +129,7 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
         "count" => {
             let mut taken = 0;
             for i in 0..number.unwrap_or(0) {
-                if !running.give(Value::Int(i)).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))? {
+                if !running.give(&Value::Int(i)).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))? {
                     break;
                 }
                 taken = i + 1;
@@ -142,9 +142,14 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
         }
         "arrays" => {
             for i in 0..number.unwrap_or(0) {
-                running.give(Value::Bytes(vec![i as u8; 100_000].into())).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))?;
+                running.give(&Value::Bytes(vec![i as u8; 100_000].into())).map_err(|e| Box::new(ErrorValue::new("Give", e.to_string())))?;
             }
             Ok(Value::Nil)
+        }
+        // Keeps so many MiB for good.
+        "grow" => {
+            std::mem::forget(std::hint::black_box(vec![1u8; (number.unwrap_or(0) as usize) << 20]));
+            Ok(Value::Int(i64::from(std::process::id())))
         }
         "long" => Ok(Value::Bytes(vec![7; number.unwrap_or(0) as usize].into())),
         other => Err(Box::new(ErrorValue::new("NotFound", format!("no function {other}")))),
@@ -785,6 +790,26 @@ fn a_worker_that_sends_frames_out_of_turn_is_ended() {
     let stream = stream(&pool, "any", vec![]);
     assert!(next(&stream).is_none());
     lost(stream.task());
+    close(&pool);
+}
+
+#[test]
+fn a_process_with_too_much_memory_is_replaced_and_no_call_is_lost() {
+    let _alone = alone();
+    let limit = PoolOptions { max_worker_memory: Some(64 << 20), ..options(1) };
+    let pool = build(ProcessPool::builder().options(limit), "serve");
+    let ask = |name, mib| value(&submit(&pool, name, vec![Value::Int(mib)])).as_int();
+    let small = ask("grow", 1);
+    std::thread::sleep(ms(1500));
+    assert_eq!(ask("pid", 0), small, "one within the limit stays");
+    assert_eq!(ask("grow", 100), small);
+    eventually("another process has its place", || ask("pid", 0) != small);
+    let stats = pool.pool().stats();
+    assert_eq!((stats.recycled, stats.lost, stats.failed), (1, 0, 0));
+    // One that is idle is looked at as well.
+    let idle = ask("grow", 100);
+    eventually("an idle one is replaced", || pool.pool().stats().recycled == 2);
+    assert_ne!(ask("pid", 0), idle);
     close(&pool);
 }
 

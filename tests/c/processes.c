@@ -108,11 +108,34 @@ static int32_t tells(offloop_task_ctx *ctx, void *arg) {
   return result(ctx, int_value(n));
 }
 
+/* Gives 1 … n, then fails if a second argument says so. */
+static int32_t counts(offloop_task_ctx *ctx, void *arg) {
+  int64_t i, n = number(ctx, 0);
+  const offloop_value *args = NULL;
+  size_t len = 0;
+  (void)arg;
+  for (i = 1; i <= n; i++) {
+    offloop_value *v = int_value(i);
+    offloop_status s = offloop_ctx_give(ctx, &v);
+    if (s) {
+      CHECK(s == OFFLOOP_ERR_CLOSED && v);
+      offloop_value_free(v);
+      break;
+    }
+    CHECK(!v);
+  }
+  OK(offloop_ctx_params(ctx, &args));
+  OK(offloop_value_array_len(args, &len));
+  if (len > 1) return OFFLOOP_ERR_NOT_FOUND;
+  return result(ctx, int_value(i - 1));
+}
+
 int process_child(const char *how) {
   static int hundred = 100;
   static const offloop_function good[] = {
     {"echo", echo, NULL}, {"add", add, &hundred}, {"pid", pid, NULL}, {"where", where, NULL}, {"fail", fail, NULL}, {"leave", leave, NULL},
-    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"tells", tells, NULL}};
+    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"tells", tells, NULL},
+    {"counts", counts, NULL}};
   static const offloop_function twice[] = {{"echo", echo, NULL}, {"echo", add, &hundred}};
   if (how) return offloop_worker_main(twice, 2) == OFFLOOP_ERR_EXISTS ? 3 : 4;
   if (offloop_worker_main(good, sizeof good / sizeof *good)) return 5;
@@ -253,7 +276,7 @@ static void errors(void) {
   CHECK(status_of(p, "fail", int_value(7)) == OFFLOOP_ERR_TASK_FAILED);
   CHECK(!strcmp(offloop_last_error(), "task failed: no such city (status=7)"));
   CHECK(status_of(p, "no such", NULL) == OFFLOOP_ERR_NOT_FOUND);
-  CHECK(says("name=no such") && says("functions=add echo fail"));
+  CHECK(says("name=no such") && says("functions=add counts echo fail"));
   CHECK(stats_of(p).failed == 3 && stats_of(p).completed == 0);
 
   /* what a refused call was given stays the caller's */
@@ -565,6 +588,67 @@ static void deadlines(void) {
   while (has_children()) nap(1);
 }
 
+static offloop_stream *stream_with(offloop_process_pool *p, int64_t n, int fails) {
+  offloop_value *args = args_of(int_value(n)), *more = fails ? int_value(1) : NULL;
+  offloop_stream *s = NULL;
+  if (more) OK(offloop_value_array_push(args, &more));
+  OK(offloop_process_pool_stream(p, "counts", &args, NULL, &s));
+  CHECK(!args && s);
+  return s;
+}
+static void streams(void) {
+  offloop_process_pool *p = procs(1);
+  offloop_submit_options with_cq = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  offloop_cq *cq = NULL;
+  offloop_value *v = NULL, *args = args_of(int_value(1));
+  offloop_stream *s = stream_with(p, 5000, 0);
+  int64_t i;
+
+  for (i = 1; i <= 5000; i++) {
+    OK(offloop_stream_next(s, -1, &v));
+    CHECK(int_of(v) == i);
+    offloop_value_free(v);
+  }
+  OK(offloop_stream_next(s, -1, &v));
+  CHECK(!v);
+  OK(offloop_stream_next(s, 0, &v)); /* the end stays */
+  CHECK(!v);
+  offloop_stream_free(s);
+
+  s = stream_with(p, 2, 1); /* the values before an error, the error, the end */
+  for (i = 1; i <= 2; i++) {
+    OK(offloop_stream_next(s, -1, &v));
+    CHECK(int_of(v) == i);
+    offloop_value_free(v);
+  }
+  IS(offloop_stream_next(s, -1, &v), NOT_FOUND);
+  OK(offloop_stream_next(s, -1, &v));
+  CHECK(!v);
+  offloop_stream_free(s);
+
+  offloop_stream_free(stream_with(p, INT64_MAX, 0)); /* nobody reads: the worker is free for others */
+  s = stream_with(p, INT64_MAX, 0);
+  OK(offloop_stream_next(s, -1, &v));
+  offloop_value_free(v);
+  offloop_stream_free(s);
+  IS(offloop_stream_next(s, 0, &v), INVALID); /* freed */
+  CHECK(ask(p, "counts", int_value(9)) == 0); /* a plain call takes nothing */
+
+  OK(offloop_cq_new(&cq));
+  with_cq.cq = cq;
+  s = NULL;
+  IS(offloop_process_pool_stream(p, "counts", &args, &with_cq, &s), INVALID);
+  CHECK(args && !s);
+  IS(offloop_process_pool_stream(p, NULL, &args, NULL, &s), INVALID);
+  IS(offloop_process_pool_stream(p, "counts", &args, NULL, NULL), INVALID);
+  IS(offloop_stream_next(NULL, 0, &v), INVALID);
+  OK(offloop_process_pool_stream(p, "none", &args, NULL, &s));
+  IS(offloop_stream_next(s, -1, &v), NOT_FOUND);
+  offloop_stream_free(s);
+  offloop_stream_free(NULL);
+  offloop_cq_free(cq);
+  end(p);
+}
 static void starts(void) {
   static const char *const missing[] = {"/no/such/program", NULL};
   static const char *const twice[] = {"/proc/self/exe", "worker", "twice", NULL};
@@ -605,6 +689,7 @@ void process_pools(void) {
   deliveries();
   losses();
   deadlines();
+  streams();
   starts();
   for (tries = 0; tries < 10000 && open_fds() > fds; tries++) nap(1); /* a pool's thread may still be on its way out */
   CHECK(open_fds() <= fds);

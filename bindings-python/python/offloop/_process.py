@@ -30,8 +30,8 @@ class ProcessPool(_ProcessPool, _Mapping):
 
     Workers are started when there is work, by exec and never by a fork of this process, and replaced when they end. `max_workers`
     (default: usable cores) and `min_workers` (default 0, kept when idle) bound them; one that is idle for `idle_timeout` (default 30 s)
-    leaves. `max_tasks_per_child` and `max_worker_age` (seconds) replace them by use and by age (default: no limit). `concurrency`
-    (default 1): tasks at once per worker, on threads. `max_queue` (default 65,536) bounds what waits; when it is full, `submit` waits
+    leaves. `max_tasks_per_child`, `max_worker_age` (seconds) and `max_worker_memory` (bytes of its proportional set size, looked at each
+    second) replace them by use, age and size (default: no limit); what one runs goes on. `concurrency` (default 1): tasks at once per worker, on threads. `max_queue` (default 65,536) bounds what waits; when it is full, `submit` waits
     for room (`on_full="wait"`) or raises Full (`"reject"`; and always on a thread with a running event loop).
 
     `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: modules that a worker
@@ -60,6 +60,7 @@ class ProcessPool(_ProcessPool, _Mapping):
         command: Sequence[str | os.PathLike[str]] | None = None,
         teardown: Callable[[], object] | None = None,
         max_worker_age: float | None = None,
+        max_worker_memory: int | None = None,
         idle_timeout: float | None = None,
         concurrency: int | None = None,
         max_queue: int | None = None,
@@ -99,6 +100,7 @@ class ProcessPool(_ProcessPool, _Mapping):
             "min_workers": min_workers,
             "max_tasks_per_child": max_tasks_per_child,
             "max_worker_age": max_worker_age,
+            "max_worker_memory": max_worker_memory,
             "idle_timeout": idle_timeout,
             "concurrency": concurrency,
             "max_queue": max_queue,

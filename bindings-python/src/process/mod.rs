@@ -271,6 +271,13 @@ impl PyProcessPool {
         if let Some(t) = given("max_worker_age")? {
             o.max_worker_age = duration("max_worker_age", &t)?;
         }
+        if let Some(n) = given("max_worker_memory")? {
+            let bytes: i64 = number_option("max_worker_memory", &n)?;
+            if bytes <= 0 {
+                return Err(invalid(py, "max_worker_memory must be at least 1", "value", bytes));
+            }
+            o.max_worker_memory = Some(bytes as u64);
+        }
         if let Some(t) = given("idle_timeout")? {
             o.idle_timeout = duration("idle_timeout", &t)?.unwrap_or(offloop::pool::MAX_DURATION);
         }

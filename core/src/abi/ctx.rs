@@ -149,6 +149,26 @@ pub unsafe extern "C" fn offloop_ctx_progress(ctx: *mut offloop_task_ctx, value_
     })
 }
 
+/// Gives the caller a value while the task runs; the value is moved. The call waits while the caller is behind, and others with this context
+/// wait for it. OFFLOOP_ERR_CLOSED when nobody takes any more, also where the call is no offloop_process_pool_stream: the function
+/// is to return. OFFLOOP_ERR_UNSERIALIZABLE, OFFLOOP_ERR_TOO_LARGE for a value that cannot travel, which is the caller's as before.
+///
+/// # Safety
+/// `value_io` points at a handle.
+#[cfg_attr(feature = "capi", unsafe(no_mangle))]
+pub unsafe extern "C" fn offloop_ctx_give(ctx: *mut offloop_task_ctx, value_io: *mut *mut offloop_value) -> offloop_status {
+    ffi::call(|| {
+        // SAFETY: this function's contract.
+        let mut moved = unsafe { ffi::moved(value_io, "value_io") }?;
+        let given = value::owned(moved.object())?;
+        match with(ctx, |c, _| c.ctx().give(given))? {
+            true => drop(value::into_value(moved.done())),
+            false => return Err(Error::new(ErrorKind::Closed, "nobody takes the values of this call")),
+        }
+        Ok(())
+    })
+}
+
 /// Borrows the options of an op's call: a map, or nil. It lives until the function returns. A C function that was submitted
 /// by itself has nil; its `arg` holds what it needs.
 ///

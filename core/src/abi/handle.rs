@@ -41,10 +41,11 @@ pub enum Kind {
     Channel,
     Listener,
     ProcessPool,
+    Stream,
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 14] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -58,6 +59,7 @@ impl Kind {
         Kind::Channel,
         Kind::Listener,
         Kind::ProcessPool,
+        Kind::Stream,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -81,6 +83,7 @@ impl Kind {
             Kind::Channel => "channel",
             Kind::Listener => "listener",
             Kind::ProcessPool => "process pool",
+            Kind::Stream => "stream",
         }
     }
 }

@@ -66,6 +66,12 @@ pub struct offloop_process_pool {
     _opaque: (),
 }
 
+/// The values of one call of a worker process, as they come.
+#[derive(Debug)]
+pub struct offloop_stream {
+    _opaque: (),
+}
+
 /// Accepts channels at a path.
 #[derive(Debug)]
 pub struct offloop_listener {
@@ -81,7 +87,8 @@ crate::abi::kinds!(
     offloop_consumer = Consumer,
     offloop_channel = Channel,
     offloop_listener = Listener,
-    offloop_process_pool = ProcessPool
+    offloop_process_pool = ProcessPool,
+    offloop_stream = Stream
 );
 
 /// # Safety

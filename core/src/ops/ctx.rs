@@ -21,7 +21,7 @@ pub trait Control: Sync {
     ///
     /// # Errors
     /// What keeps the value from travelling: nothing was given.
-    fn give(&self, _value: Value) -> Result<bool> {
+    fn give(&self, _value: &Value) -> Result<bool> {
         Ok(false)
     }
 }
@@ -123,6 +123,14 @@ impl<'a> OpCtx<'a> {
     /// As [`progress`](Self::progress), for a caller that holds a lock: dropping the value that was replaced may run a host's code.
     pub(crate) fn replace_progress(&self, value: Value) -> Option<Value> {
         self.control.progress(value)
+    }
+
+    /// Gives the caller a value before the task ends: [`Control::give`].
+    ///
+    /// # Errors
+    /// What keeps the value from travelling.
+    pub fn give(&self, value: &Value) -> Result<bool> {
+        self.control.give(value)
     }
 
     /// Threads that could work on this op now, its own included.

@@ -29,6 +29,9 @@ pub struct PoolOptions {
     /// How long a worker lives before another takes its place, up to 10 % less. What it runs then goes on, and it works until the other one is
     /// ready. Default: no limit. Only workers of loops are replaced.
     pub max_worker_age: Option<Duration>,
+    /// Memory of one worker process (its proportional set size, bytes) beyond which another takes its place; looked at each second. What it runs
+    /// then goes on. Default: no limit. Only worker processes are weighed.
+    pub max_worker_memory: Option<u64>,
     /// Most replacement threads for tasks that ignore their deadline. Default: `max_workers`.
     pub max_overdue: Option<usize>,
     /// Niceness of the workers, −20 to 19. Below 0 needs privileges: without them no worker starts, and every task ends with
@@ -47,6 +50,7 @@ impl Default for PoolOptions {
             max_queue: 65_536,
             max_tasks_per_worker: None,
             max_worker_age: None,
+            max_worker_memory: None,
             max_overdue: None,
             nice: 0,
             name: "pool".to_owned(),
@@ -84,6 +88,9 @@ impl PoolOptions {
         check_range("max_queue", self.max_queue, 1, MAX_QUEUE)?;
         if self.max_tasks_per_worker == Some(0) {
             return Err(Error::invalid("option is out of range").with("option", "max_tasks_per_worker").with("value", 0).with("min", 1));
+        }
+        if self.max_worker_memory == Some(0) {
+            return Err(Error::invalid("option is out of range").with("option", "max_worker_memory").with("value", 0).with("min", 1));
         }
         if let Some(age) = self.max_worker_age {
             check_duration("max_worker_age", age)?;

@@ -23,10 +23,10 @@ use crate::pool::options::{PoolOptions, SubmitOptions};
 use crate::pool::task::{Task, Work};
 use crate::pool::thread::{SubmitError, ThreadPool};
 use crate::supervisor::{self, Cause, Ended, Event, Launch, Supervisor, WorkerId};
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
-use crate::sys::process::Spec;
+use crate::sys::process::{self, Spec};
 use crate::sys::{clock, fork, poll, thread};
 use crate::value::Value;
 use crate::wire::lane::{POOL_BELL, WAITER_BELL};
@@ -39,6 +39,8 @@ use std::time::{Duration, Instant};
 
 /// What a worker process has for its `teardown` when the pool is done with it.
 const TEARDOWN: Duration = Duration::from_secs(5);
+/// How often the memory of the processes is looked at.
+const WEIGH: Duration = Duration::from_secs(1);
 /// The numbers that a lane's fds have in a worker, from this one on.
 const FIRST_FD: RawFd = 10;
 
@@ -113,6 +115,7 @@ impl ProcessPoolBuilder {
     pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Spec<'static>> + Send + 'static) -> Result<ProcessPool> {
         self.supervision.check()?;
         let idle_timeout = self.options.idle_timeout;
+        let max_memory = self.options.max_worker_memory;
         let host = Arc::new_cyclic(|me| Host {
             me: me.clone(),
             name: self.options.name.clone(),
@@ -120,6 +123,7 @@ impl ProcessPoolBuilder {
             concurrency: self.concurrency,
             cancel_grace: self.cancel_grace,
             idle_timeout,
+            max_memory,
             setup: self.setup,
             payloads: OnceLock::new(),
             bells: OnceLock::new(),
@@ -318,6 +322,8 @@ struct Seat {
     id: WorkerId,
     tag: u64,
     lane: Arc<Lane>,
+    /// 0 before it is known.
+    pid: AtomicI32,
     /// The pool's worker that feeds it.
     worker: Mutex<Option<LoopWorker>>,
     /// Somebody wants it fed.
@@ -360,6 +366,8 @@ struct Host {
     concurrency: usize,
     cancel_grace: Duration,
     idle_timeout: Duration,
+    /// Bytes.
+    max_memory: Option<u64>,
     setup: Vec<u8>,
     payloads: OnceLock<Payloads>,
     /// The thread's, and that of a waiter who does its work meanwhile.
@@ -560,6 +568,7 @@ impl Host {
             id,
             tag: self.last_tag.fetch_add(1, Ordering::Relaxed) + 1,
             lane: Arc::new(lane),
+            pid: AtomicI32::new(0),
             worker: Mutex::new(None),
             again: AtomicBool::new(false),
             poked: AtomicBool::new(false),
@@ -571,6 +580,11 @@ impl Host {
 
     fn on_event(&self, event: &Event) {
         match event {
+            Event::Spawned { worker, pid } => {
+                if let Some(seat) = lock(&self.seats).all.get(worker) {
+                    seat.pid.store(*pid, Ordering::Relaxed);
+                }
+            }
             Event::Ready { worker, .. } => {
                 let mut seats = lock(&self.seats);
                 seats.degraded = None;
@@ -806,6 +820,7 @@ impl Host {
     /// The thread.
     fn pump(self: Arc<Host>) {
         let bell = self.bell();
+        let mut weigh_at = Instant::now() + WEIGH;
         loop {
             bell.clear();
             let seats: Vec<Arc<Seat>> = lock(&self.seats).all.values().cloned().collect();
@@ -831,6 +846,17 @@ impl Host {
             if wait.is_none() && seats.iter().any(|s| s.idle_since.load(Ordering::SeqCst) != 0) {
                 continue;
             }
+            let wait = match self.max_memory {
+                None => wait,
+                Some(limit) => {
+                    if Instant::now() >= weigh_at {
+                        weigh(&seats, limit);
+                        weigh_at = Instant::now() + WEIGH;
+                    }
+                    let left = weigh_at.saturating_duration_since(Instant::now());
+                    Some(wait.map_or(left, |w| w.min(left)))
+                }
+            };
             poll::wait_readable(&mut [poll::readable(bell.fd().as_raw_fd())], wait);
         }
     }
@@ -882,6 +908,21 @@ impl Host {
             }
         }
         next.map(|at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)))
+    }
+}
+
+/// Has those replaced that have more than `limit` bytes.
+fn weigh(seats: &[Arc<Seat>], limit: u64) {
+    for seat in seats {
+        let pid = seat.pid.load(Ordering::Relaxed);
+        // One that is fed at this moment is looked at the next time.
+        if pid != 0
+            && process::memory_above(pid, limit)
+            && let Ok(place) = seat.worker.try_lock()
+            && let Some(worker) = place.as_ref()
+        {
+            worker.outgrow();
+        }
     }
 }
 

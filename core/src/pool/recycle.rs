@@ -1,4 +1,4 @@
-//! Workers of loops that have done enough, by tasks or by age, and those that take their places.
+//! Workers of loops that have done enough, by tasks, by age or by memory, and those that take their places.
 //!
 //! ```text
 //!   worker      asked for a successor         takes nothing more          leaves
@@ -21,7 +21,7 @@ use crate::pool::looped::{Hand, LoopWorker};
 use crate::pool::options::PoolOptions;
 use crate::pool::service;
 use crate::pool::worker::Worker;
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock;
 use crate::sys::clock;
 use std::sync::Arc;
@@ -63,6 +63,8 @@ pub(super) struct Term {
     born_ns: AtomicU64,
     /// Release by who decides, Acquire by its thread.
     role: AtomicU32,
+    /// It has too much memory.
+    outgrown: AtomicBool,
     /// Its turn of the slot, once the place is its own.
     turn: AtomicU32,
 }
@@ -70,7 +72,7 @@ pub(super) struct Term {
 impl Term {
     pub(super) fn new(limits: Limits, succeeds: bool) -> Term {
         let role = if succeeds { SUCCESSOR } else { OWNER };
-        Term { limits, born_ns: AtomicU64::new(0), role: AtomicU32::new(role), turn: AtomicU32::new(0) }
+        Term { limits, born_ns: AtomicU64::new(0), role: AtomicU32::new(role), outgrown: AtomicBool::new(false), turn: AtomicU32::new(0) }
     }
 
     fn is_ready(&self) -> bool {
@@ -86,7 +88,7 @@ impl Term {
     }
 
     fn has_limits(&self) -> bool {
-        self.limits.tasks != u64::MAX || self.limits.age_ns != u64::MAX
+        self.limits.tasks != u64::MAX || self.limits.age_ns != u64::MAX || self.outgrown.load(Ordering::Relaxed)
     }
 }
 
@@ -155,7 +157,8 @@ impl LoopWorker {
         }
         let Limits { ask_at, tasks, .. } = self.hand.term.limits;
         let begun = self.hand.begun();
-        let old = || self.hand.term.old_at().is_some_and(|at| clock::monotonic_ns() >= at);
+        let term = &self.hand.term;
+        let old = || term.outgrown.load(Ordering::Relaxed) || term.old_at().is_some_and(|at| clock::monotonic_ns() >= at);
         if begun < ask_at && !old() {
             return Place::Own;
         }
@@ -176,6 +179,14 @@ impl LoopWorker {
         }
         // Without a successor, because none could be had, the place is free once the thread has ended.
         Place::None
+    }
+
+    /// Its process has too much memory: it is replaced, as one that is too old. May be said again while that lasts.
+    pub(super) fn outgrow(&self) {
+        if self.hand.term.is_ready() && self.hand.term.role.load(Ordering::Acquire) == OWNER {
+            self.hand.term.outgrown.store(true, Ordering::Relaxed);
+            self.worker.pool.ask_for_successor(self.worker.me.slot, &self.hand);
+        }
     }
 
     /// For the end of its thread: true if the place was never its own, and nothing is left to be done.

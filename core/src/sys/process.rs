@@ -584,3 +584,24 @@ impl Child {
         }
     }
 }
+
+/// Whether a process has a proportional set size above `limit` bytes; false for one that cannot be looked at.
+#[must_use]
+pub fn memory_above(pid: i32, limit: u64) -> bool {
+    resident(pid).is_some_and(|all| all > limit) && proportional(pid).is_some_and(|own| own > limit)
+}
+
+/// Bytes of pages that it has in memory, shared or not. Costs little.
+fn resident(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    // SAFETY: a plain query.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some(text.split_whitespace().nth(1)?.parse::<u64>().ok()? * page)
+}
+
+/// Each page divided by the number of processes that have it. The kernel walks all of them.
+fn proportional(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
+    Some(kib << 10)
+}

@@ -34,7 +34,7 @@ fn write(first: u8, value: &Value) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The request of the three parts of a call, for whoever keeps them.
+/// The request of the three parts of a call, or a reply, for whoever keeps them.
 pub(crate) fn encode_parts(parts: &Value) -> Result<Vec<u8>> {
     write(COMMON, parts)
 }

@@ -34,8 +34,8 @@ impl Control for Running<'_> {
         None
     }
 
-    fn give(&self, value: Value) -> Result<bool> {
-        let bytes = call::encode_reply(Ok(value))?;
+    fn give(&self, value: &Value) -> Result<bool> {
+        let bytes = call::encode_parts(value)?;
         let mut records = lock(&self.records);
         match records.push(self.worker, bytes)? {
             Sent::Sent => Ok(true),

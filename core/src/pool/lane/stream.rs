@@ -215,6 +215,14 @@ impl Streamed {
         }
     }
 
+    /// As a drop before the end: the task is cancelled.
+    pub fn cancel(&self) {
+        if !self.task.is_done() {
+            self.stream.stop();
+            self.task.cancel();
+        }
+    }
+
     /// Nobody reads any more, and what was not read is dropped: the function hears of it, and the task ends when the function has.
     pub fn stop(&self) {
         self.stream.stop();
@@ -223,9 +231,6 @@ impl Streamed {
 
 impl Drop for Streamed {
     fn drop(&mut self) {
-        if !self.task.is_done() {
-            self.stream.stop();
-            self.task.cancel();
-        }
+        self.cancel();
     }
 }
