@@ -426,6 +426,14 @@ typedef struct {
    */
   uint64_t rejected;
   /**
+   * Of a process pool: runs that were lost with their worker and done again.
+   */
+  uint64_t retried;
+  /**
+   * Of a process pool: workers that were replaced because of their tasks or their age.
+   */
+  uint64_t recycled;
+  /**
    * Share of max_workers that was busy, 0 to 1.
    */
   double utilization;
@@ -628,6 +636,15 @@ typedef struct {
    * Name in metrics and messages. Default "pool".
    */
   const char *name;
+  /**
+   * How long a worker may take until it is ready, in nanoseconds. Default 30 s.
+   */
+  int64_t ready_timeout_ns;
+  /**
+   * What every worker can ask for when it starts: offloop_worker_context in C, `init(context)` in Node.js and Python. Copied, at most
+   * 256 MiB in its encoded form. NULL: nothing.
+   */
+  const offloop_value *context;
 } offloop_process_pool_options;
 
 /**
@@ -1557,28 +1574,22 @@ offloop_status offloop_process_pool_call(offloop_process_pool *pool,
                                          offloop_task **out);
 
 /**
- * Calls a function that gives values while it runs (offloop_ctx_give, a generator in Node.js or Python): offloop_stream_next takes
- * them. Otherwise as offloop_process_pool_call; OFFLOOP_ERR_INVALID for options with cq or on_done.
+ * As offloop_process_pool_call, with arguments by name, which functions in Python take: a map of texts, or nil, moved with `args_io`. NULL (not a
+ * pointer to NULL): none. A function in another language fails with OFFLOOP_ERR_INVALID or OFFLOOP_ERR_UNSUPPORTED for them.
  */
-offloop_status offloop_process_pool_stream(offloop_process_pool *pool,
-                                           const char *name,
-                                           offloop_value **args_io,
-                                           const offloop_submit_options *options,
-                                           offloop_stream **out);
+offloop_status offloop_process_pool_call_named(offloop_process_pool *pool,
+                                               const char *name,
+                                               offloop_value **args_io,
+                                               offloop_value **named_io,
+                                               const offloop_submit_options *options,
+                                               offloop_task **out);
 
 /**
- * Waits for the next value of a stream and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). NULL in `*out` at the end. When
- * the call ends with an error, the next call has it, after the values that came before it, and then NULL. OFFLOOP_ERR_TIMEOUT when there
- * is no value in time: the next call waits for the same one.
+ * Changes the bounds of the number of workers; below 0 leaves one as it is. A worker that is one too many finishes what it has begun.
  */
-offloop_status offloop_stream_next(offloop_stream *stream,
-                                   int64_t timeout_ns,
-                                   offloop_value **out);
-
-/**
- * Frees the handle. A call that has not ended is cancelled, and a wait for its next value with it. NULL is allowed.
- */
-void offloop_stream_free(offloop_stream *stream);
+offloop_status offloop_process_pool_resize(offloop_process_pool *pool,
+                                           int64_t min_workers,
+                                           int64_t max_workers);
 
 /**
  * Closes the pool, waits until every accepted call has its outcome, at most `grace_ns` (below 0: for ever), then cancels the rest, and ends
@@ -1586,6 +1597,11 @@ void offloop_stream_free(offloop_stream *stream);
  */
 offloop_status offloop_process_pool_shutdown(offloop_process_pool *pool,
                                              int64_t grace_ns);
+
+/**
+ * Cancels every call that has no outcome yet, refuses new ones, and kills the processes, without waiting for their end.
+ */
+offloop_status offloop_process_pool_terminate(offloop_process_pool *pool);
 
 /**
  * Reads counters and times, as offloop_pool_stats does; a worker is a process here.
@@ -1609,6 +1625,37 @@ void offloop_process_pool_free(offloop_process_pool *pool);
  */
 offloop_status offloop_worker_main(const offloop_function *functions,
                                    size_t function_count);
+
+/**
+ * Gives what the pool that has started this process was made with as its context: a value of the caller's, or NULL when there is none. It may be
+ * asked before offloop_worker_main, on the thread of main, to load what the functions need, and inside of them. OFFLOOP_ERR_UNSUPPORTED when no pool has started this
+ * process, or its context is in another language's own form.
+ */
+offloop_status offloop_worker_context(offloop_value **out);
+
+/**
+ * Calls a function that gives values while it runs (offloop_ctx_give, a generator in Node.js or Python): offloop_stream_next takes
+ * them. Otherwise as offloop_process_pool_call; OFFLOOP_ERR_INVALID for options with cq or on_done.
+ */
+offloop_status offloop_process_pool_stream(offloop_process_pool *pool,
+                                           const char *name,
+                                           offloop_value **args_io,
+                                           const offloop_submit_options *options,
+                                           offloop_stream **out);
+
+/**
+ * Waits for the next value of a stream and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). NULL in `*out` at the end. When
+ * the call ends with an error, the next call has it, after the values that came before it, and then NULL. OFFLOOP_ERR_TIMEOUT when there
+ * is no value in time: the next call waits for the same one.
+ */
+offloop_status offloop_stream_next(offloop_stream *stream,
+                                   int64_t timeout_ns,
+                                   offloop_value **out);
+
+/**
+ * Frees the handle. A call that has not ended is cancelled, and a wait for its next value with it. NULL is allowed.
+ */
+void offloop_stream_free(offloop_stream *stream);
 
 /**
  * Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
@@ -2007,7 +2054,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_channel_options), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_PROCESS_POOL_OPTIONS_INIT \
-  { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+  { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -51,6 +51,12 @@ static int32_t echo(offloop_task_ctx *ctx, void *arg) {
   return offloop_value_copy(argument(ctx, 0), &v) || result(ctx, v);
 }
 static int32_t add(offloop_task_ctx *ctx, void *arg) { return result(ctx, int_value(number(ctx, 0) + number(ctx, 1) + *(int *)arg)); }
+static int32_t context(offloop_task_ctx *ctx, void *arg) {
+  offloop_value *v = NULL;
+  (void)arg;
+  OK(offloop_worker_context(&v));
+  return v ? result(ctx, v) : OFFLOOP_OK;
+}
 static int32_t pid(offloop_task_ctx *ctx, void *arg) { (void)arg; return result(ctx, int_value(getpid())); }
 static int32_t where(offloop_task_ctx *ctx, void *arg) {
   char text[4200];
@@ -109,7 +115,7 @@ static int32_t tells(offloop_task_ctx *ctx, void *arg) {
 }
 
 /* Gives 1 … n, then fails if a second argument says so. */
-static int32_t counts(offloop_task_ctx *ctx, void *arg) {
+static int32_t gives(offloop_task_ctx *ctx, void *arg) {
   int64_t i, n = number(ctx, 0);
   const offloop_value *args = NULL;
   size_t len = 0;
@@ -134,9 +140,16 @@ int process_child(const char *how) {
   static int hundred = 100;
   static const offloop_function good[] = {
     {"echo", echo, NULL}, {"add", add, &hundred}, {"pid", pid, NULL}, {"where", where, NULL}, {"fail", fail, NULL}, {"leave", leave, NULL},
-    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"tells", tells, NULL},
-    {"counts", counts, NULL}};
+    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"gives", gives, NULL}, {"tells", tells, NULL}, {"context", context, NULL}};
   static const offloop_function twice[] = {{"echo", echo, NULL}, {"echo", add, &hundred}};
+  if (how && !strcmp(how, "early")) { /* asks before it is a worker, and again afterwards */
+    offloop_value *v = NULL;
+    OK(offloop_worker_context(&v));
+    hundred = (int)int_of(v);
+    offloop_value_free(v);
+    OK(offloop_worker_main(good, sizeof good / sizeof *good));
+    return offloop_worker_context(&v) == OFFLOOP_ERR_IN_USE ? 0 : 7;
+  }
   if (how) return offloop_worker_main(twice, 2) == OFFLOOP_ERR_EXISTS ? 3 : 4;
   if (offloop_worker_main(good, sizeof good / sizeof *good)) return 5;
   return offloop_worker_main(good, 1) == OFFLOOP_ERR_IN_USE ? 0 : 6;
@@ -276,7 +289,7 @@ static void errors(void) {
   CHECK(status_of(p, "fail", int_value(7)) == OFFLOOP_ERR_TASK_FAILED);
   CHECK(!strcmp(offloop_last_error(), "task failed: no such city (status=7)"));
   CHECK(status_of(p, "no such", NULL) == OFFLOOP_ERR_NOT_FOUND);
-  CHECK(says("name=no such") && says("functions=add counts echo fail"));
+  CHECK(says("name=no such") && says("functions=add context echo fail"));
   CHECK(stats_of(p).failed == 3 && stats_of(p).completed == 0);
 
   /* what a refused call was given stays the caller's */
@@ -308,6 +321,155 @@ static void errors(void) {
 
   IS(offloop_worker_main(NULL, 0), UNSUPPORTED);
   CHECK(says("no process pool has started this process"));
+  other = (void *)&other;
+  IS(offloop_worker_context(&other), UNSUPPORTED);
+  IS(offloop_worker_context(NULL), INVALID);
+  CHECK(other == (void *)&other);
+}
+
+static void names_of_arguments(void) {
+  offloop_process_pool *p = procs(1);
+  offloop_value *args = args_of(int_value(4)), *named = NULL, *seven = int_value(7);
+  const offloop_value *view;
+  offloop_task *t = NULL;
+  OK(offloop_value_new_map(&named));
+  OK(offloop_process_pool_call_named(p, "echo", &args, &named, NULL, &t));
+  CHECK(!args && !named && int_back(t) == 4); /* none in the map */
+  OK(offloop_process_pool_call_named(p, "pid", NULL, NULL, NULL, &t));
+  CHECK(int_back(t) > 0);
+
+  /* what a refused call was given stays the caller's, in its place */
+  args = args_of(int_value(5));
+  IS(offloop_process_pool_call_named(p, "echo", &args, &seven, NULL, &t), INVALID);
+  CHECK(says("arguments by name are not a map") && says("got=int") && int_of(seven) == 7);
+  OK(offloop_value_new_map(&named));
+  IS(offloop_process_pool_call_named(p, "echo", &named, &args, NULL, &t), INVALID);
+  CHECK(says("arguments are not an array"));
+  IS(offloop_process_pool_call_named(p, "echo", &named, &named, NULL, &t), IN_USE);
+  OK(offloop_value_map_set(named, "n", &seven));
+  OK(offloop_process_pool_call_named(p, "echo", &args, &named, NULL, &t));
+  IS(outcome(t, NULL), INVALID);
+  CHECK(!args && !named && says("have no named arguments") && says("named=1"));
+  end(p);
+  args = args_of(int_value(6)), seven = int_value(7);
+  OK(offloop_value_new_map(&named));
+  OK(offloop_value_map_set(named, "n", &seven));
+  IS(offloop_process_pool_call_named(p, "echo", &args, &named, NULL, &t), INVALID);
+  p = procs(1);
+  OK(offloop_process_pool_shutdown(p, -1));
+  IS(offloop_process_pool_call_named(p, "echo", &args, &named, NULL, &t), CLOSED);
+  OK(offloop_value_array_get(args, 0, &view));
+  CHECK(int_of(view) == 6);
+  OK(offloop_value_map_get(named, "n", &view));
+  CHECK(int_of(view) == 7);
+  offloop_value_free(args);
+  offloop_value_free(named);
+  end(p);
+}
+
+static void contexts(void) {
+  static const char *const early[] = {"/proc/self/exe", "worker", "early", NULL};
+  offloop_process_pool_options o = options_of(1);
+  offloop_process_pool *p = procs(1);
+  offloop_value *v = NULL, *twenty = int_value(20), *args = args_of(int_value(1)), *two = int_value(2);
+  const offloop_value *view;
+  OK(outcome(call_with(p, "context", NULL, NULL), &v));
+  CHECK(v == NULL); /* there is none */
+  end(p);
+
+  o.context = twenty;
+  p = make(&o);
+  CHECK(int_of(twenty) == 20); /* copied */
+  offloop_value_free(twenty);
+  CHECK(ask(p, "context", NULL) == 20);
+  end(p);
+
+  /* it may be asked for before the functions are offered; values keep their form */
+  twenty = int_value(20), o.command = early, o.context = twenty;
+  p = make(&o);
+  OK(offloop_value_array_push(args, &two));
+  {
+    offloop_task *t = NULL;
+    OK(offloop_process_pool_call(p, "add", &args, NULL, &t));
+    CHECK(int_back(t) == 23);
+  }
+  end(p);
+  offloop_value_free(twenty);
+  o = options_of(1), args = args_of(int_value(3)), o.context = args;
+  p = make(&o);
+  OK(outcome(call_with(p, "context", NULL, NULL), &v));
+  OK(offloop_value_array_get(v, 0, &view));
+  CHECK(int_of(view) == 3);
+  offloop_value_free(v);
+  end(p);
+  offloop_value_free(args);
+  o.context = FORGED;
+  IS(offloop_process_pool_new(&o, &p), INVALID);
+}
+
+static void sizes(void) {
+  offloop_process_pool_options o = options_of(1);
+  offloop_process_pool *p;
+  offloop_task *held[3];
+  offloop_value *v;
+  int i;
+
+  /* more workers run more at once; one that is too many ends when it is idle */
+  o.idle_timeout_ns = 1 * MS;
+  p = make(&o);
+  for (i = 0; i < 3; i++) held[i] = call_with(p, "listens", NULL, NULL);
+  while (stats_of(p).running < 1) nap(1);
+  nap(20);
+  CHECK(stats_of(p).running == 1 && stats_of(p).queued == 2);
+  OK(offloop_process_pool_resize(p, -1, 3));
+  while (stats_of(p).running < 3) nap(1);
+  OK(offloop_process_pool_resize(p, -1, 1));
+  for (i = 0; i < 3; i++) {
+    OK(offloop_task_cancel(held[i]));
+    IS(outcome(held[i], NULL), CANCELLED);
+  }
+  while (stats_of(p).workers > 1) nap(1);
+  CHECK(ask(p, "pid", NULL) > 0 && stats_of(p).cancelled == 3);
+  IS(offloop_process_pool_resize(p, -1, 5000), INVALID);
+  CHECK(says("option=max_workers, value=5000"));
+  IS(offloop_process_pool_resize(p, 2, 1), INVALID);
+  IS(offloop_process_pool_resize(NULL, -1, 1), INVALID);
+  end(p);
+
+  /* terminate: what runs and what waits is cancelled, and no process is left */
+  p = procs(1);
+  for (i = 0; i < 3; i++) held[i] = call_with(p, "stubborn", NULL, NULL);
+  while (stats_of(p).running < 1) nap(1);
+  OK(offloop_process_pool_terminate(p));
+  for (i = 0; i < 3; i++) {
+    v = NULL;
+    IS(outcome(held[i], &v), CANCELLED);
+  }
+  IS(offloop_process_pool_call(p, "pid", NULL, NULL, NULL), CLOSED);
+  while (has_children()) nap(1);
+  OK(offloop_process_pool_terminate(p));
+  IS(offloop_process_pool_terminate(NULL), INVALID);
+  end(p);
+}
+
+static void counts(void) {
+  offloop_process_pool_options o = options_of(1);
+  offloop_submit_options again = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  offloop_process_pool *p;
+  offloop_stats s;
+  int i;
+  again.retries = 2;
+  p = procs(1);
+  IS(outcome(call_with(p, "leave", int_value(4), &again), NULL), WORKER_LOST);
+  s = stats_of(p);
+  CHECK(s.retried == 2 && s.lost == 1 && s.recycled == 0);
+  end(p);
+  o.max_tasks_per_worker = 1;
+  p = make(&o);
+  for (i = 0; i < 4; i++) CHECK(ask(p, "pid", NULL) > 0);
+  while (stats_of(p).recycled < 3) nap(1);
+  CHECK(stats_of(p).retried == 0 && stats_of(p).completed == 4);
+  end(p);
 }
 
 static void bad_options(void) {
@@ -333,6 +495,7 @@ static void bad_options(void) {
   BAD(cancel_grace_ns, -1, "option=cancel_grace_ns");
   BAD(max_tasks_per_worker, -1, "option=max_tasks_per_worker");
   BAD(max_worker_age_ns, -1, "option=max_worker_age_ns");
+  BAD(ready_timeout_ns, -1, "option=ready_timeout_ns");
   BAD(nice, 20, "option=nice");
   BAD(name, "\xff", "UTF-8");
   BAD(struct_size, 8, "struct_size");
@@ -592,7 +755,7 @@ static offloop_stream *stream_with(offloop_process_pool *p, int64_t n, int fails
   offloop_value *args = args_of(int_value(n)), *more = fails ? int_value(1) : NULL;
   offloop_stream *s = NULL;
   if (more) OK(offloop_value_array_push(args, &more));
-  OK(offloop_process_pool_stream(p, "counts", &args, NULL, &s));
+  OK(offloop_process_pool_stream(p, "gives", &args, NULL, &s));
   CHECK(!args && s);
   return s;
 }
@@ -632,15 +795,15 @@ static void streams(void) {
   offloop_value_free(v);
   offloop_stream_free(s);
   IS(offloop_stream_next(s, 0, &v), INVALID); /* freed */
-  CHECK(ask(p, "counts", int_value(9)) == 0); /* a plain call takes nothing */
+  CHECK(ask(p, "gives", int_value(9)) == 0); /* a plain call takes nothing */
 
   OK(offloop_cq_new(&cq));
   with_cq.cq = cq;
   s = NULL;
-  IS(offloop_process_pool_stream(p, "counts", &args, &with_cq, &s), INVALID);
+  IS(offloop_process_pool_stream(p, "gives", &args, &with_cq, &s), INVALID);
   CHECK(args && !s);
   IS(offloop_process_pool_stream(p, NULL, &args, NULL, &s), INVALID);
-  IS(offloop_process_pool_stream(p, "counts", &args, NULL, NULL), INVALID);
+  IS(offloop_process_pool_stream(p, "gives", &args, NULL, NULL), INVALID);
   IS(offloop_stream_next(NULL, 0, &v), INVALID);
   OK(offloop_process_pool_stream(p, "none", &args, NULL, &s));
   IS(offloop_stream_next(s, -1, &v), NOT_FOUND);
@@ -652,6 +815,7 @@ static void streams(void) {
 static void starts(void) {
   static const char *const missing[] = {"/no/such/program", NULL};
   static const char *const twice[] = {"/proc/self/exe", "worker", "twice", NULL};
+  static const char *const sleeps[] = {"sleep", "600", NULL};
   offloop_process_pool_options o = options_of(1);
   offloop_process_pool *p;
   int i;
@@ -664,6 +828,11 @@ static void starts(void) {
   p = make(&o);
   CHECK(status_of(p, "echo", NULL) == OFFLOOP_ERR_START_FAILED);
   CHECK(says("two functions have one name") && says("name=echo"));
+  end(p);
+  /* one that is never ready */
+  o.command = sleeps, o.ready_timeout_ns = 50 * MS;
+  p = make(&o);
+  CHECK(status_of(p, "echo", NULL) == OFFLOOP_ERR_START_FAILED);
   end(p);
   /* replaced before they are worn out */
   for (i = 0; i < 20; i++) {
@@ -686,6 +855,10 @@ void process_pools(void) {
   errors();
   bad_options();
   places();
+  names_of_arguments();
+  contexts();
+  sizes();
+  counts();
   deliveries();
   losses();
   deadlines();
@@ -706,7 +879,9 @@ void process_panics(void) {
   offloop_task *t = NULL;
   uint64_t scratch[80] = {sizeof scratch};
   void *x = scratch;
-  P(offloop_process_pool_new(&o, x)); P(offloop_process_pool_call(p, "echo", &args, NULL, &t)); P(offloop_process_pool_shutdown(p, 0));
+  P(offloop_process_pool_new(&o, x)); P(offloop_process_pool_call(p, "echo", &args, NULL, &t));
+  P(offloop_process_pool_call_named(p, "echo", &args, NULL, NULL, &t)); P(offloop_process_pool_resize(p, -1, 2)); P(offloop_process_pool_terminate(p));
+  P(offloop_worker_context(x)); P(offloop_process_pool_shutdown(p, 0));
   P(offloop_process_pool_stats(p, x)); PV(offloop_process_pool_free(p)); P(offloop_worker_main(NULL, 0));
   /* everything is still there */
   OK(offloop_process_pool_call(p, "echo", &args, NULL, &t));

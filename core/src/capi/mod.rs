@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod pool;
 pub mod process;
 pub mod ring;
+pub mod stream;
 pub mod task;
 
 /// A pool of native threads.

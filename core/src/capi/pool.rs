@@ -163,6 +163,10 @@ pub struct offloop_stats {
     pub lost: u64,
     /// Calls that were refused as OFFLOOP_ERR_FULL.
     pub rejected: u64,
+    /// Of a process pool: runs that were lost with their worker and done again.
+    pub retried: u64,
+    /// Of a process pool: workers that were replaced because of their tasks or their age.
+    pub recycled: u64,
     /// Share of max_workers that was busy, 0 to 1.
     pub utilization: f64,
     /// From submit to start.
@@ -195,6 +199,8 @@ pub(super) fn stats_for_c(s: &PoolStats) -> offloop_stats {
         cancelled: s.cancelled,
         lost: s.lost,
         rejected: s.rejected,
+        retried: s.retried,
+        recycled: s.recycled,
         utilization: s.utilization,
         wait: histogram(&s.wait),
         run: histogram(&s.run),

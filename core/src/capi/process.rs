@@ -6,18 +6,23 @@ use crate::abi::handle::{self, Place};
 use crate::abi::{offloop_task_ctx, offloop_value, value};
 use crate::capi::completion::Form;
 use crate::capi::pool::{count, delivered, duration, give_task, offloop_stats, offloop_submit_options, refused, stats_for_c, task_place};
-use crate::capi::{offloop_process_pool, offloop_stream, offloop_task};
+use crate::capi::{offloop_process_pool, offloop_task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{OpCtx, Params};
 use crate::pool::call::{self, Call};
-use crate::pool::{Deliver, PoolOptions, ProcessPool, Running, Streamed, SubmitOptions, Task, Work, Worker, serve};
+use crate::pool::{PoolOptions, ProcessPool, Running, Task, Work, Worker, serve};
+use crate::supervisor;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::lock;
+use crate::sys::fork::ForkCell;
 use crate::sys::process::Spec;
 use crate::value::{ErrorValue, Value};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// How a process pool is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_PROCESS_POOL_OPTIONS_INIT. Texts
 /// are copied.
@@ -58,6 +63,11 @@ pub struct offloop_process_pool_options {
     pub reserved: u32,
     /// Name in metrics and messages. Default "pool".
     pub name: *const c_char,
+    /// How long a worker may take until it is ready, in nanoseconds. Default 30 s.
+    pub ready_timeout_ns: i64,
+    /// What every worker can ask for when it starts: offloop_worker_context in C, `init(context)` in Node.js and Python. Copied, at most
+    /// 256 MiB in its encoded form. NULL: nothing.
+    pub context: *const offloop_value,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -78,7 +88,7 @@ pub struct offloop_function {
     pub arg: *mut c_void,
 }
 
-fn lookup(pool: *const offloop_process_pool) -> Result<Arc<ProcessPool>> {
+pub(super) fn lookup(pool: *const offloop_process_pool) -> Result<Arc<ProcessPool>> {
     handle::shared(pool)
 }
 
@@ -108,6 +118,15 @@ unsafe fn texts(list: *const *const c_char, what: &'static str) -> Result<Vec<Os
             None => return Ok(all),
         }
     }
+}
+
+/// A parameter that may be left out, and is moved.
+///
+/// # Safety
+/// `place` is NULL or points at a handle.
+unsafe fn moved_opt(place: *mut *mut offloop_value, what: &'static str) -> Result<Option<Moved<offloop_value>>> {
+    // SAFETY: not NULL, so it points at a handle by contract.
+    (!place.is_null()).then(|| unsafe { ffi::moved(place, what) }).transpose()
 }
 
 /// What is started for each worker.
@@ -171,6 +190,14 @@ pub unsafe extern "C" fn offloop_process_pool_new(
         if let Some(grace) = duration("cancel_grace_ns", o.cancel_grace_ns)? {
             builder = builder.cancel_grace(grace);
         }
+        if let Some(boot_timeout) = duration("ready_timeout_ns", o.ready_timeout_ns)? {
+            // As a pool has it by default: a worker whose loop stands still is not ended.
+            let supervision = supervisor::Options { boot_timeout, hang_timeout: Duration::ZERO, workers: 0, ..Default::default() };
+            builder = builder.supervision(supervision);
+        }
+        if !o.context.is_null() {
+            builder = builder.setup(value::read(o.context, call::encode_parts)?);
+        }
         let place = Place::new()?;
         out.set(place.fill_shared(Arc::new(builder.build(move |_| Ok(spec.clone()))?)));
         Ok(())
@@ -178,19 +205,26 @@ pub unsafe extern "C" fn offloop_process_pool_new(
 }
 
 /// The request of a call whose arguments stay the caller's.
-fn request(pool: &ProcessPool, name: &str, args: Option<&mut Moved<offloop_value>>) -> Result<crate::pool::Request> {
-    let mut none = Value::Array(Vec::new());
-    let place = match args {
-        Some(args) => value::owned(args.object())?,
-        None => &mut none,
-    };
-    if !matches!(place, Value::Array(_)) {
-        return Err(Error::invalid("arguments are not an array").with("got", place.type_name()));
+pub(super) fn request(
+    pool: &ProcessPool,
+    name: &str,
+    args: Option<&mut Moved<offloop_value>>,
+    named: Option<&mut Moved<offloop_value>>,
+) -> Result<crate::pool::Request> {
+    let (mut no_args, mut no_names) = (Value::Array(Vec::new()), Value::Nil);
+    let args = args.map_or(Ok(&mut no_args), |args| value::owned(args.object()))?;
+    let named = named.map_or(Ok(&mut no_names), |named| value::owned(named.object()))?;
+    if !matches!(args, Value::Array(_)) {
+        return Err(Error::invalid("arguments are not an array").with("got", args.type_name()));
     }
-    let tree = Value::Array(vec![Value::str(name.to_owned()), std::mem::take(place), Value::Nil]);
+    if !matches!(named, Value::Map(_) | Value::Nil) {
+        return Err(Error::invalid("arguments by name are not a map").with("got", named.type_name()));
+    }
+    let tree = Value::Array(vec![Value::str(name.to_owned()), std::mem::take(args), std::mem::take(named)]);
     let encoded = call::encode_parts(&tree);
     if let Value::Array(mut parts) = tree {
-        *place = parts.swap_remove(1);
+        *named = parts.pop().unwrap_or_default();
+        *args = parts.pop().unwrap_or_default();
     }
     pool.request(&[&encoded?])
 }
@@ -220,20 +254,35 @@ pub unsafe extern "C" fn offloop_process_pool_call(
     options: *const offloop_submit_options,
     out: *mut *mut offloop_task,
 ) -> offloop_status {
+    // SAFETY: this function's contract.
+    unsafe { offloop_process_pool_call_named(pool, name, args_io, std::ptr::null_mut(), options, out) }
+}
+
+/// As offloop_process_pool_call, with arguments by name, which functions in Python take: a map of texts, or nil, moved with `args_io`. NULL (not a
+/// pointer to NULL): none. A function in another language fails with OFFLOOP_ERR_INVALID or OFFLOOP_ERR_UNSUPPORTED for them.
+///
+/// # Safety
+/// As of offloop_process_pool_call; `named_io` is NULL or points at a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_process_pool_call_named(
+    pool: *mut offloop_process_pool,
+    name: *const c_char,
+    args_io: *mut *mut offloop_value,
+    named_io: *mut *mut offloop_value,
+    options: *const offloop_submit_options,
+    out: *mut *mut offloop_task,
+) -> offloop_status {
     ffi::call(|| {
         let (pool, place) = (lookup(pool)?, task_place(out)?);
         // SAFETY: this function's contract.
         let name = unsafe { ffi::str(name, "name") }?;
-        let mut args = None;
-        if !args_io.is_null() {
-            // SAFETY: this function's contract.
-            args = Some(unsafe { ffi::moved(args_io, "args_io") }?);
-        }
-        let request = request(&pool, name, args.as_mut())?;
+        // SAFETY: this function's contract.
+        let (mut args, mut named) = unsafe { (moved_opt(args_io, "args_io")?, moved_opt(named_io, "named_io")?) };
+        let request = request(&pool, name, args.as_mut(), named.as_mut())?;
         let submit = |options| {
             let commit = |task: &Task| {
-                if let Some(args) = args.take() {
-                    drop(value::into_value(args.done()));
+                for moved in [args.take(), named.take()].into_iter().flatten() {
+                    drop(value::into_value(moved.done()));
                 }
                 if let Some((out, place)) = place {
                     out.set(give_task(place, task, Form::Reply));
@@ -247,85 +296,17 @@ pub unsafe extern "C" fn offloop_process_pool_call(
     })
 }
 
-/// Calls a function that gives values while it runs (offloop_ctx_give, a generator in Node.js or Python): offloop_stream_next takes
-/// them. Otherwise as offloop_process_pool_call; OFFLOOP_ERR_INVALID for options with cq or on_done.
-///
-/// # Safety
-/// As of offloop_process_pool_call; `out` is valid for writing.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn offloop_process_pool_stream(
-    pool: *mut offloop_process_pool,
-    name: *const c_char,
-    args_io: *mut *mut offloop_value,
-    options: *const offloop_submit_options,
-    out: *mut *mut offloop_stream,
-) -> offloop_status {
-    ffi::call(|| {
-        let out = ffi::out(out, "out")?;
-        let pool = lookup(pool)?;
-        // SAFETY: this function's contract.
-        let name = unsafe { ffi::str(name, "name") }?;
-        let mut args = None;
-        if !args_io.is_null() {
-            // SAFETY: this function's contract.
-            args = Some(unsafe { ffi::moved(args_io, "args_io") }?);
-        }
-        let request = request(&pool, name, args.as_mut())?;
-        let place = Place::new()?;
-        let submit = |options: SubmitOptions| {
-            if !matches!(options.deliver, Deliver::Wait) {
-                return Err(Error::invalid("a stream has neither cq nor on_done").with("name", name));
-            }
-            pool.stream(request, options).map_err(refused)
-        };
-        // SAFETY: this function's contract.
-        let streamed = unsafe { delivered(options, Form::Reply, submit) }?;
-        if let Some(args) = args {
-            drop(value::into_value(args.done()));
-        }
-        out.set(place.fill_shared(Arc::new(streamed)));
-        Ok(())
-    })
-}
-
-/// Waits for the next value of a stream and takes it, at most `timeout_ns` (below 0: for ever; 0: looks). NULL in `*out` at the end. When
-/// the call ends with an error, the next call has it, after the values that came before it, and then NULL. OFFLOOP_ERR_TIMEOUT when there
-/// is no value in time: the next call waits for the same one.
-///
-/// # Safety
-/// `out` is valid for writing.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn offloop_stream_next(stream: *mut offloop_stream, timeout_ns: i64, out: *mut *mut offloop_value) -> offloop_status {
-    ffi::call(|| {
-        let out = ffi::out(out, "out")?;
-        let streamed: Arc<Streamed> = handle::shared(stream)?;
-        let next = match streamed.next(ffi::forever_or(timeout_ns), call::decode_reply)? {
-            Some(record) => value::give(record?.map_err(|e| Error::new(ErrorKind::TaskFailed, e.message.clone()))?)?,
-            None => {
-                if let Some(outcome) = streamed.task().try_take() {
-                    Form::Reply.read(outcome).map_err(|failure| failure.error)?;
-                }
-                std::ptr::null_mut()
-            }
-        };
-        out.set(next);
-        Ok(())
-    })
-}
-
-/// Frees the handle. A call that has not ended is cancelled, and a wait for its next value with it. NULL is allowed.
+/// Changes the bounds of the number of workers; below 0 leaves one as it is. A worker that is one too many finishes what it has begun.
 ///
 /// # Safety
 /// Any pointer is safe.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn offloop_stream_free(stream: *mut offloop_stream) {
-    if !stream.is_null() {
-        ffi::call(|| {
-            let streamed: Arc<Streamed> = handle::shared(stream.cast_const())?;
-            streamed.cancel();
-            handle::free(stream)
-        });
-    }
+pub unsafe extern "C" fn offloop_process_pool_resize(
+    pool: *mut offloop_process_pool,
+    min_workers: i64,
+    max_workers: i64,
+) -> offloop_status {
+    ffi::call(|| lookup(pool)?.pool().resize(usize::try_from(min_workers).ok(), usize::try_from(max_workers).ok()))
 }
 
 /// Closes the pool, waits until every accepted call has its outcome, at most `grace_ns` (below 0: for ever), then cancels the rest, and ends
@@ -336,6 +317,15 @@ pub unsafe extern "C" fn offloop_stream_free(stream: *mut offloop_stream) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_process_pool_shutdown(pool: *mut offloop_process_pool, grace_ns: i64) -> offloop_status {
     ffi::call(|| lookup(pool)?.shutdown(ffi::forever_or(grace_ns)))
+}
+
+/// Cancels every call that has no outcome yet, refuses new ones, and kills the processes, without waiting for their end.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_process_pool_terminate(pool: *mut offloop_process_pool) -> offloop_status {
+    ffi::call(|| lookup(pool)?.terminate())
 }
 
 /// Reads counters and times, as offloop_pool_stats does; a worker is a process here.
@@ -388,6 +378,27 @@ unsafe fn offered(functions: &[offloop_function]) -> Result<BTreeMap<&str, Offer
     Ok(all)
 }
 
+/// This process as the worker of its pool.
+#[derive(Default)]
+struct Own {
+    /// From the first question to the end of offloop_worker_main.
+    worker: Mutex<Option<Worker>>,
+    /// offloop_worker_main has been called.
+    serves: AtomicBool,
+}
+
+static OWN: ForkCell<Own> = ForkCell::new();
+
+impl Own {
+    fn worker(&self) -> Result<Worker> {
+        let mut worker = lock(&self.worker);
+        if worker.is_none() {
+            *worker = Worker::attach()?;
+        }
+        worker.clone().ok_or_else(|| Error::new(ErrorKind::Unsupported, "no process pool has started this process"))
+    }
+}
+
 /// # Safety
 /// The functions may be called on this thread.
 unsafe fn run(functions: &BTreeMap<&str, Offered>, call: Call, running: &Running<'_>) -> Result<Value> {
@@ -420,14 +431,42 @@ unsafe fn run(functions: &BTreeMap<&str, Offered>, call: Call, running: &Running
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_worker_main(functions: *const offloop_function, function_count: usize) -> offloop_status {
     ffi::call(|| {
-        let none = || Error::new(ErrorKind::Unsupported, "no process pool has started this process");
-        let worker = Worker::attach()?.ok_or_else(none)?;
+        let own = OWN.get(Own::default);
+        if own.serves.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::InUse, "process is a worker already"));
+        }
+        let worker = own.worker()?;
+        if own.serves.swap(true, Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::InUse, "process is a worker already"));
+        }
         // SAFETY: this function's contract.
         let functions = unsafe { ffi::slice(functions, function_count, "functions").and_then(|all| offered(all)) };
         let functions = functions.inspect_err(|e| worker.fail(&e.to_string()))?;
-        serve(&worker, &mut |call: Call, running: &Running<'_>| -> Result<Value, Box<ErrorValue>> {
+        let served = serve(&worker, &mut |call: Call, running: &Running<'_>| -> Result<Value, Box<ErrorValue>> {
             // SAFETY: this function's contract.
             unsafe { run(&functions, call, running) }.map_err(|e| Box::new(call::error_value(&e)))
-        })
+        });
+        *lock(&own.worker) = None;
+        served
+    })
+}
+
+/// Gives what the pool that has started this process was made with as its context: a value of the caller's, or NULL when there is none. It may be
+/// asked before offloop_worker_main, on the thread of main, to load what the functions need, and inside of them. OFFLOOP_ERR_UNSUPPORTED when no pool has started this
+/// process, or its context is in another language's own form.
+///
+/// # Safety
+/// `out` is valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_worker_context(out: *mut *mut offloop_value) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        let setup = OWN.get(Own::default).worker()?.setup();
+        let context = if setup.is_empty() { Value::Nil } else { call::decode_reply(&setup)?.unwrap_or_default() };
+        out.set(match context {
+            Value::Nil => std::ptr::null_mut(),
+            context => value::give(context)?,
+        });
+        Ok(())
     })
 }

@@ -22,6 +22,7 @@ const SOURCES: &[&str] = &[
     "capi/pool.rs",
     "capi/task.rs",
     "capi/process.rs",
+    "capi/stream.rs",
     "capi/ring.rs",
     "capi/channel.rs",
     "capi/metrics.rs",
