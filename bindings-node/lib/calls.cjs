@@ -1,13 +1,18 @@
 'use strict'
-// What a pool of workers offers, over whatever runs them: `shared` submits (`submitPlain`, `submit`), checks (`check`) and closes.
+// What a pool of workers offers, over whatever runs them. `shared`, which a pool and its views have together, knows what is called:
+// `target` of an export's name, `inline` of a function, both with an error for what cannot be called; it submits (`submitPlain`, `submit`),
+// checks options (`check`) and closes. `callOptions` are those of `run`, which `checkCall` has seen.
 
 const { EventEmitter } = require('node:events')
+const native = require('./native.cjs')
 const { fail, aborted, typeName, checkOptions } = require('./error.cjs')
 const { listen, unlisten } = require('./completion.cjs')
-const { runOptions, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
+const { flush } = require('./submits.cjs')
+const { runOptions, RUN_OPTIONS, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 
-const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
+/** Values that are made ahead of whoever takes them, as long as nothing else is said. */
+const STREAM_WINDOW = 16
 
 function pick(options, names) {
   const picked = {}
@@ -30,21 +35,27 @@ function together(signal) {
   }
 }
 
-/** `open(pool, ...)` of a subclass gives the state that a pool and its views share, and the options of all their calls, or null. */
+let sharedOf
+
 class Calls extends EventEmitter {
   #shared
   #defaults
   #exports = null
 
+  static {
+    sharedOf = (pool) => pool.#shared
+  }
+
   constructor(shared, defaults) {
     super()
     this.#shared = shared
-    this.#defaults = defaults !== null && Object.keys(defaults).length > 0 ? defaults : null
+    this.#defaults = Object.keys(defaults).length > 0 ? defaults : null
     shared.views.add(new WeakRef(this))
   }
 
   run(task, options) {
-    if (options === undefined && this.#defaults === null && !this.#shared.wait) return this.#shared.submitPlain('default', false, task)
+    const shared = this.#shared
+    if (options === undefined && this.#defaults === null && !shared.wait) return shared.submitPlain(shared.target('default'), false, task)
     return this.#call('default', false, task, options)
   }
 
@@ -55,24 +66,36 @@ class Calls extends EventEmitter {
       if (options !== undefined && options !== null) {
         const { name: given, ...others } = checkOptions(options)
         if (given !== undefined && given !== null) name = given
-        run = { ...run, ...runOptions(others, true, RUN_OPTIONS, 'name').run }
+        run = { ...run, ...shared.checkCall(runOptions(others, true, shared.callOptions, 'name').run) }
       }
-      checkName(name)
-      if (!shared.wait && Object.keys(run).length === 0) return shared.submitPlain(name, spread, value)
-      return shared.submit(name, spread, value, run)
+      return this.#submit(shared.target(name), spread, value, run)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+  }
+
+  #submit(target, spread, value, run) {
+    const shared = this.#shared
+    if (!shared.wait && Object.keys(run).length === 0) return shared.submitPlain(target, spread, value)
+    return shared.submit(target, spread, value, run)
+  }
+
+  call(fn, ...args) {
+    try {
+      return this.#submit(this.#shared.inline(fn), true, args, this.#defaults ?? {})
     } catch (error) {
       return Promise.reject(error)
     }
   }
 
   runMany(tasks, options) {
-    const { run, name } = this.#many(options, [])
-    if (run === null) return Promise.reject(name)
+    const { run, target } = this.#many(options, [])
+    if (run === null) return Promise.reject(target)
     if (!Array.isArray(tasks)) return Promise.reject(fail('Invalid', 'tasks are not an array', { got: typeName(tasks) }))
     if (run.signal?.aborted) return Promise.reject(aborted(run.signal.reason))
     const { signal, release } = together(run.signal)
     const calls = Array.from(tasks, (task, index) =>
-      this.#shared.submit(name, false, task, { ...run, signal }).catch((error) => {
+      this.#shared.submit(target, false, task, { ...run, signal }).catch((error) => {
         if (error !== null && typeof error === 'object' && Object.isExtensible(error)) error.index ??= index
         throw error
       }),
@@ -80,9 +103,20 @@ class Calls extends EventEmitter {
     return Promise.all(calls).finally(release)
   }
 
+  broadcast(task, options) {
+    const { run, target } = this.#many(options, [])
+    if (run === null) return Promise.reject(target)
+    if (run.key !== undefined)
+      return Promise.reject(fail('Invalid', 'calls of every worker have no key', { option: 'key', value: run.key }))
+    flush()
+    // Few calls: none of them is refused while others are taken.
+    const call = (worker) => this.#shared.submit(target, false, task, { ...run, worker }, true)
+    return Promise.all(native.poolLive(this.#shared.handle).map(call))
+  }
+
   map(items, options) {
-    const { run, name, rest } = this.#many(options, ['concurrency', 'ordered'])
-    if (run === null) throw name
+    const { run, target, rest } = this.#many(options, ['concurrency', 'ordered'])
+    if (run === null) throw target
     const { concurrency = WINDOW, ordered = true } = rest
     if (typeof items?.[Symbol.asyncIterator] !== 'function' && typeof items?.[Symbol.iterator] !== 'function') {
       throw fail('Invalid', 'items are not iterable', { got: typeName(items) })
@@ -94,11 +128,24 @@ class Calls extends EventEmitter {
       throw fail('Invalid', 'option has the wrong type', { option: 'ordered', want: 'boolean', got: typeName(ordered) })
     }
     const { signal, release } = together(run.signal)
-    const call = (item) => this.#shared.submit(name, false, item, { ...run, signal }, true)
+    const call = (item) => this.#shared.submit(target, false, item, { ...run, signal }, true)
     return mapping(call, items, concurrency, ordered, release)
   }
 
-  /** Options of several calls: `run` of each, the `name` of their export, and those with other names; an error as `name`, with `run` null. */
+  stream(task, options) {
+    const { run, target, rest } = this.#many(options, ['window', 'retries'])
+    if (run === null) throw target
+    const { window = STREAM_WINDOW, retries = 0 } = rest
+    if (!(Number.isInteger(window) && window >= 1)) {
+      throw fail('Invalid', 'option is out of range', { option: 'window', value: String(window), min: 1 })
+    }
+    // Those of the pool are meant for other calls.
+    if (retries !== 0)
+      throw fail('Invalid', 'a stream cannot be run again: some of it was taken', { option: 'retries', value: String(retries) })
+    return this.#shared.stream(target, task, { ...run, retries: 0 }, window)
+  }
+
+  /** Options of several calls: `run` of each, the `target` of all, and those with other names; an error as `target`, with `run` null. */
   #many(options, names) {
     try {
       const { name = 'default', ...others } = checkOptions(options ?? {})
@@ -109,9 +156,9 @@ class Calls extends EventEmitter {
       }
       const { run } = runOptions(others, true, RUN_OPTIONS, ['name', ...names].join(' '))
       this.#shared.check(run)
-      return { run: { ...this.#defaults, ...run }, name: checkName(name ?? 'default'), rest }
+      return { run: { ...this.#defaults, ...run }, target: this.#shared.target(name ?? 'default'), rest }
     } catch (error) {
-      return { run: null, name: error, rest: null }
+      return { run: null, target: error, rest: null }
     }
   }
 
@@ -122,14 +169,16 @@ class Calls extends EventEmitter {
 
   #makeExport(name) {
     const shared = this.#shared
+    const target = shared.target(name)
     if (this.#defaults !== null || shared.wait) return (...args) => this.#call(name, true, args, undefined)
-    return (...args) => shared.submitPlain(name, true, args)
+    return (...args) => shared.submitPlain(target, true, args)
   }
 
   options(options) {
     const { run } = runOptions(options, true, RUN_OPTIONS)
     this.#shared.check(run)
-    return this.view(this.#shared, { ...this.#defaults, ...run })
+    // Of the caller's own class, without running its constructor.
+    return Reflect.construct(Calls, [this.#shared, { ...this.#defaults, ...run }], this.constructor)
   }
 
   resize(options) {
@@ -137,12 +186,15 @@ class Calls extends EventEmitter {
   }
 
   get stats() {
-    return this.#shared.stats()
+    flush()
+    return native.poolStats(this.#shared.handle)
   }
 
   close(options = {}) {
     try {
-      return this.#shared.close(closeGrace(options))
+      const grace = closeGrace(options)
+      flush()
+      return this.#shared.close(grace)
     } catch (error) {
       return Promise.reject(error)
     }
@@ -153,9 +205,58 @@ class Calls extends EventEmitter {
   }
 }
 
-function checkName(name) {
-  if (typeof name !== 'string') throw fail('Invalid', 'name of an export is not text', { got: typeName(name) })
-  return name
+/** What `shared` of every pool has. */
+class SharedCalls {
+  handle = null
+  inFlight = 0
+  pressed = false
+  closed = null
+  views = new Set()
+  /** `poolOptions` are those that native code has; with `onFull: 'wait'` calls wait beyond a full queue. */
+  constructor(poolOptions, onFull = 'reject') {
+    if (onFull !== 'reject' && onFull !== 'wait') {
+      throw fail('Invalid', 'option is not one of its words', { option: 'onFull', value: String(onFull), want: 'reject wait' })
+    }
+    this.wait = onFull === 'wait'
+    this.maxQueue = poolOptions.maxQueue ?? 65_536
+  }
+
+  callOptions = RUN_OPTIONS
+  checkCall(run) {
+    return run
+  }
+
+  check({ priority, timeout, queueTimeout, key, retries }) {
+    try {
+      native.poolCheck(this.handle, priority, timeout, queueTimeout, key, retries)
+    } catch (error) {
+      // A view of a closed pool is no error; its calls are.
+      if (error.code !== 'ERR_OFFLOOP_CLOSED') throw error
+    }
+  }
+
+  press() {
+    if (this.pressed) return
+    this.pressed = true
+    this.emit('backpressure')
+  }
+
+  /** Listeners run after what is under way here, and throw as those of any emitter that nobody called. */
+  emit(event, ...args) {
+    for (const view of this.views) {
+      const emitter = view.deref()
+      if (emitter === undefined) this.views.delete(view)
+      else if (emitter.listenerCount(event) > 0) queueMicrotask(() => emitter.emit(event, ...args))
+    }
+  }
 }
 
-module.exports = { Calls, RUN_OPTIONS, pick }
+/** The options of a pool, of which `names` are known beside those of its calls: `run` for these, `rest` for the others. */
+function poolOptions(options, names) {
+  const { run, rest } = runOptions(options, false)
+  const unknown = Object.keys(rest).find((name) => !names.includes(name))
+  if (unknown !== undefined) throw fail('Invalid', 'unknown option', { option: unknown, known: [...names, ...RUN_OPTIONS].join(' ') })
+  return { run, rest }
+}
+
+module.exports = { Calls, SharedCalls, sharedOf, poolOptions, pick }

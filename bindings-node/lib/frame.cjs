@@ -98,15 +98,11 @@ class Writer {
     return last
   }
 
-  /** The parts as native code takes them. */
-  views() {
-    return this.parts === null ? undefined : this.parts.map((part) => (isUint8Array(part) ? part : beginMove(part)))
-  }
-
-  /** Native code has taken the frame: TransferBuffers have moved. */
-  moved() {
-    for (const part of this.parts ?? []) if (!isUint8Array(part)) endMove(part)
+  /** The parts of the last frame, which are the caller's from now on. */
+  takeParts() {
+    const { parts } = this
     this.parts = null
+    return parts
   }
 
   /** Memory of a large value is let go. */
@@ -114,6 +110,14 @@ class Writer {
     this.parts = null
     if (this.memory.length > KEEP) this.memory = Buffer.allocUnsafeSlow(MIN_OWN)
   }
+}
+
+/** Parts as native code takes them. */
+const views = (parts) => (parts === null ? undefined : parts.map((part) => (isUint8Array(part) ? part : beginMove(part))))
+
+/** Native code has taken a frame with these parts: TransferBuffers have moved. */
+function moved(parts) {
+  for (const part of parts ?? []) if (!isUint8Array(part)) endMove(part)
 }
 
 let given = null
@@ -138,4 +142,4 @@ const bufferOf = (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.by
 /** The value of a frame that is `[head, part, …]`. */
 const readParts = (parts) => read(bufferOf(parts[0]), HEAD, parts).value
 
-module.exports = { Writer, read, readParts, bufferOf, NODE, FAILED, HEAD }
+module.exports = { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD }

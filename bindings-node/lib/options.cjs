@@ -69,4 +69,4 @@ function madeWhenAsked(make) {
   return made
 }
 
-module.exports = { runOptions, closeGrace, resize, madeWhenAsked }
+module.exports = { RUN_OPTIONS, runOptions, closeGrace, resize, madeWhenAsked }

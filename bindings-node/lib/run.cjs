@@ -13,6 +13,7 @@ const { newNote, onNote, report } = require('./completion.cjs')
 const { encode, encodeInto, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
 const { sending, unwrap } = require('./stream.cjs')
 const inline = require('./inline.cjs')
+const functions = require('./functions.cjs')
 const { beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
 const tasks = require('./task.cjs')
@@ -46,8 +47,8 @@ let runTimes
 let places
 let out
 let loaded
-/** Exports by number. */
-const functions = []
+/** Functions by number. */
+const known = []
 
 /** The next record of the inbox, and how many there are. */
 let next = 0
@@ -64,24 +65,14 @@ const fetching = new Map()
 let lastBeside = 0
 
 function functionOf(number) {
-  const known = functions[number]
-  if (known !== undefined) return known
+  if (known[number] !== undefined) return known[number]
   const name = native.workerExport(seat, number)
   if (name.startsWith(inline.INLINE)) {
-    functions[number] = inline.functionOf(name.slice(inline.INLINE.length))
-    return functions[number]
+    known[number] = inline.functionOf(name.slice(inline.INLINE.length))
+    return known[number]
   }
-  let found = loaded[name]
-  if (typeof found !== 'function') {
-    const inner = loaded.default
-    // CommonJS: `module.exports` is the default export, and what a compiler made of `export default` is inside of it.
-    if (inner !== null && (typeof inner === 'object' || typeof inner === 'function')) found = inner[name]
-  }
-  if (typeof found !== 'function') {
-    const has = Object.keys(loaded).filter((key) => typeof loaded[key] === 'function')
-    throw fail('NotFound', 'worker has no function of this name', { name, exports: has.join(' ') || 'none' })
-  }
-  functions[number] = found
+  const found = functions.functionOf(loaded, name)
+  known[number] = found
   return found
 }
 
@@ -124,39 +115,7 @@ function writeError(error) {
   } catch {
     // A getter of it: what can be said of it is said.
   }
-  return encodeInto(out, shown(error), outAt + 1, out.length)
-}
-
-/** An error of a task that cannot be cloned, as far as it can. */
-function shown(error) {
-  if (error === null || typeof error !== 'object') return unserializable('what the task threw', error)
-  const text = (name) => {
-    try {
-      return String(error[name])
-    } catch {
-      return ''
-    }
-  }
-  const make = () => {
-    const copy = new Error(text('message'))
-    copy.name = text('name')
-    copy.stack = text('stack')
-    return copy
-  }
-  const copy = make()
-  for (const key of Object.keys(error)) {
-    try {
-      copy[key] = structuredClone(error[key])
-    } catch {
-      // Left out.
-    }
-  }
-  try {
-    if (encode(copy, 0) !== false) return copy
-  } catch {
-    // What is left of it cannot be written either: a cycle of causes.
-  }
-  return make()
+  return encodeInto(out, functions.shown(error), outAt + 1, out.length)
 }
 
 /** A result that only a message can carry. */
@@ -184,7 +143,7 @@ function finishLarge(index, failed, value, took) {
     } catch {
       last = false
     }
-    if (last === false) last = encode(shown(value), 1)
+    if (last === false) last = encode(functions.shown(value), 1)
     written()[0] = FAILED
   } else {
     last = encode(value, 0)
@@ -395,15 +354,10 @@ async function leave() {
   gone = true
   port.postMessage({ kind: 'leaving' })
   try {
-    await exported('teardown')?.(context)
+    await functions.hookOf(loaded, 'teardown')?.(context)
   } finally {
     process.exit()
   }
-}
-
-function exported(name) {
-  const found = loaded[name] ?? loaded.default?.[name]
-  return typeof found === 'function' ? found : undefined
 }
 
 port.on('message', (message) => {
@@ -431,7 +385,7 @@ async function start() {
   tasks.isWorker = true
   tasks.progress = tellProgress
   loaded = await import(url)
-  await exported('init')?.(context)
+  await functions.hookOf(loaded, 'init')?.(context)
   const note = newNote()
   onNote(note, wake)
   seat = native.workerSit(id, note)

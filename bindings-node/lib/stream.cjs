@@ -17,8 +17,6 @@ const { bell } = require('./mapping.cjs')
 const { movedIn } = require('./move.cjs')
 const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable } = require('./codec.cjs')
 
-/** Values that are made ahead of whoever takes them, as long as nothing else is said. */
-const WINDOW = 16
 /** Longest time in ms without a turn of the worker's loop, as far as the generator allows. */
 const TURN = 1
 
@@ -201,4 +199,4 @@ function wrapError(error) {
   }
 }
 
-module.exports = { reading, sending, wrap, unwrap, WINDOW }
+module.exports = { reading, sending, wrap, unwrap }

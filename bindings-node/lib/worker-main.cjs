@@ -11,12 +11,14 @@ const { setImmediate, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
-const { Writer, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
+const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
+const inline = require('./inline.cjs')
 const tasks = require('./task.cjs')
 
-/** Flag of a frame; the same number as in lib/processes.cjs. */
+// Flags of a frame; the same numbers as in lib/processes.cjs.
 const SPREAD = 1
+const SOURCE = 2
 // What `processTake` returns beside arrays; the same numbers as in src/process.rs.
 const NOTHING = 0
 const SHORT = 1
@@ -38,6 +40,8 @@ let concurrency = 1
 let context
 let loaded
 const functions = new Map()
+/** Functions that came as their source. */
+const inlines = new Map()
 /** By index: the job came in the common form, and so goes its reply. */
 const isCommon = []
 
@@ -57,6 +61,15 @@ function find(name) {
   return found
 }
 
+function findInline(source) {
+  let found = inlines.get(source)
+  if (found === undefined) {
+    found = inline.functionOf(source)
+    inlines.set(source, found)
+  }
+  return found
+}
+
 function finish(index, failed, value) {
   if (isCommon[index]) return answer(index, failed, value)
   let last
@@ -66,8 +79,9 @@ function finish(index, failed, value) {
     return finish(index, true, failed ? shown(value) : error)
   }
   try {
-    native.processFinish(desk, index, failed, writer.memory, last, writer.views())
-    writer.moved()
+    const parts = writer.takeParts()
+    native.processFinish(desk, index, failed, writer.memory, last, views(parts))
+    moved(parts)
   } catch (error) {
     // There is no memory for it, or a TransferBuffer of it was detached before.
     if (failed) throw error
@@ -101,14 +115,14 @@ function begin(taken) {
   isCommon[index] = common
   let name
   let value
-  let spread = true
+  let flags = SPREAD
   try {
     if (common) [name, value] = taken
     else {
       const frame = taken === SHORT ? inbox : bufferOf(taken[0])
       const at = taken === SHORT ? 8 : 0
       const parts = taken === SHORT ? null : taken
-      spread = (frame[at + 1] & SPREAD) !== 0
+      flags = frame[at + 1]
       const first = read(frame, at + HEAD, null)
       name = first.value
       value = read(frame, first.end, parts).value
@@ -116,14 +130,15 @@ function begin(taken) {
   } catch (error) {
     return finish(index, true, fail('Unserializable', 'argument cannot be read', { why: error.message }))
   }
-  call(index, name, spread, value)
+  call(index, name, flags, value)
 }
 
-function call(index, name, spread, value) {
+function call(index, name, flags, value) {
+  const spread = (flags & SPREAD) !== 0
   let result
   const task = tasks.storage === null ? null : new tasks.Task(null, index, CANCELLED, LATE, context)
   try {
-    const f = find(name)
+    const f = (flags & SOURCE) === 0 ? find(name) : findInline(name)
     if (task !== null) result = tasks.run(task, f, spread ? value : [value])
     else if (!spread) result = f(value)
     else result = value.length === 1 ? f(value[0]) : f(...value)

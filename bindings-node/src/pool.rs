@@ -220,7 +220,7 @@ pub(crate) fn check_op(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 /// `[priority, timeout, queueTimeout, key, wait]` of a call.
-pub(crate) fn deliver_options(env: Env, given: &[Raw; 5]) -> JsResult<SubmitOptions> {
+fn deliver_options(env: Env, given: &[Raw; 5]) -> JsResult<SubmitOptions> {
     Ok(SubmitOptions {
         priority: match given[0] {
             v if env.is_nullish(v) => 0,
@@ -235,6 +235,57 @@ pub(crate) fn deliver_options(env: Env, given: &[Raw; 5]) -> JsResult<SubmitOpti
         on_full: if env.bool(given[4]) == Some(true) { OnFull::Admit } else { OnFull::Reject },
         ..SubmitOptions::default()
     })
+}
+
+fn retries(env: Env, given: Raw) -> JsResult<u32> {
+    if env.is_nullish(given) {
+        return Ok(0);
+    }
+    let n = count(env, given, "retries")?;
+    u32::try_from(n).map_err(|_| bad("retries", n, "a whole number from 0 to 4294967295"))
+}
+
+/// `priority, timeout, queueTimeout, key, wait, retries, worker` of a call of a worker: arguments from `first` on.
+pub(crate) fn call_options(call: &Call<'_>, first: usize) -> JsResult<SubmitOptions> {
+    let (env, arg) = (call.env, |i| call.arg(first + i));
+    Ok(SubmitOptions {
+        retries: retries(env, arg(5))?,
+        worker: if env.is_nullish(arg(6)) { None } else { Some(env.u32(arg(6))? as usize) },
+        ..deliver_options(env, &[arg(0), arg(1), arg(2), arg(3), arg(4)])?
+    })
+}
+
+/// `poolCheck(pool, priority, timeout, queueTimeout, key, retries)`: what a submit of a worker's call checks of its options.
+pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let options = deliver_options(env, &[call.arg(1), call.arg(2), call.arg(3), call.arg(4), env.undefined()])?;
+    retries(env, call.arg(5))?;
+    pool(call)?.submit_many(Vec::new(), &options).map_err(|e| e.error)?;
+    Ok(env.undefined())
+}
+
+/// `poolLive(pool)`: the places of its workers.
+pub(crate) fn live(call: &Call<'_>) -> JsResult<Raw> {
+    let places = pool(call)?.live_workers();
+    let out = call.env.array(places.len())?;
+    for (i, place) in (0..).zip(places) {
+        call.env.set_at(out, i, call.env.number(place as f64)?)?;
+    }
+    Ok(out)
+}
+
+/// `callCancel(slot)`: true when that call of a worker had not finished.
+pub(crate) fn call_cancel(call: &Call<'_>) -> JsResult<Raw> {
+    let slot = call.env.u32(call.arg(0))?;
+    let task = call.state.calls.borrow().get(&slot).cloned();
+    call.env.boolean(task.is_some_and(|task| task.cancel()))
+}
+
+/// `callForget(slot)`: its outcome has arrived.
+pub(crate) fn call_forget(call: &Call<'_>) -> JsResult<Raw> {
+    let slot = call.env.u32(call.arg(0))?;
+    call.state.calls.borrow_mut().remove(&slot);
+    Ok(call.env.undefined())
 }
 
 /// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of

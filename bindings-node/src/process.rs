@@ -10,10 +10,9 @@
 
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
-use crate::pool::{bad, count, deliver_options, duration, shown, whole};
+use crate::pool::{bad, call_options, count, duration, shown, whole};
 use crate::state::{State, Wake};
 use crate::value;
-use crate::worker::retries;
 use offloop::buffer::Region;
 use offloop::codec::{self, Options};
 use offloop::pool::call::{self, COMMON, FAILED, NODE};
@@ -39,8 +38,9 @@ const ALIGN: usize = 64;
 /// Parts from this length on are read where they lie.
 const IN_PLACE: usize = 4096;
 
-/// 32-bit words per collected submit: slot, offset and length of its frame.
-const SUBMIT: usize = 3;
+/// 32-bit words per collected submit, as of any worker: what is called and how, which the frame has here; between them the slot; offset and
+/// length of the frame.
+const SUBMIT: usize = 5;
 
 // What `processEvents` tells; lib/processes.cjs has the same numbers.
 const READY: i64 = 0;
@@ -215,7 +215,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     };
     for record in records.chunks_exact(SUBMIT * 4).take(count) {
         let word = |i: usize| u32::from_ne_bytes(record[i * 4..i * 4 + 4].try_into().expect("four bytes"));
-        let (slot, at, len) = (word(0), word(1) as usize, word(2) as usize);
+        let (slot, at, len) = (word(1), word(3) as usize, word(4) as usize);
         let frame = bytes.get(at..at + len).ok_or_else(|| Error::invalid("collected task is outside its memory"));
         match frame.and_then(|frame| pool.request(&[frame])) {
             Ok(request) => {
@@ -290,18 +290,14 @@ fn layout<'a>(frame: &'a [u8], parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
 fn submit_one(call: &Call<'_>, slot: u32, request: Request) -> JsResult<Raw> {
     let env = call.env;
     let pool = &processes(call)?.pool;
-    let options = SubmitOptions {
-        deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)),
-        retries: retries(env, call.arg(9))?,
-        ..deliver_options(env, &[call.arg(4), call.arg(5), call.arg(6), call.arg(7), call.arg(8)])?
-    };
+    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)), ..call_options(call, 4)? };
     let task = pool.submit(request, options).map_err(|e| e.error)?;
-    call.state.processes.borrow_mut().insert(slot, task);
+    call.state.calls.borrow_mut().insert(slot, task);
     Ok(env.undefined())
 }
 
-/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries)`: one task; `processCancel(slot)` knows it
-/// until `processForget(slot)`.
+/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker)`: one task; `callCancel(slot)`
+/// knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     // SAFETY: as in `views`.
     let frame = unsafe { buffer::view(call.env, call.arg(2))?.as_slice() };
@@ -311,36 +307,14 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     Ok(submitted)
 }
 
-/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries)`: the same for a worker of any language.
+/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker)`: the same for a worker of any
+/// language.
 pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
     let name = call.env.text(call.arg(2)).unwrap_or_default();
     let Value::Array(args) = value::from_js(call, call.arg(3))? else { return Err(Error::invalid("arguments are no array").into()) };
     let message = call::Call { name, args, named: Vec::new() }.encode()?;
     let request = processes(call)?.pool.request(&[&message])?;
     submit_one(call, call.env.u32(call.arg(1))?, request)
-}
-
-/// `processCheck(pool, priority, timeout, queueTimeout, key, retries)`: what a submit checks of its options.
-pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
-    let env = call.env;
-    let options = deliver_options(env, &[call.arg(1), call.arg(2), call.arg(3), call.arg(4), env.undefined()])?;
-    retries(env, call.arg(5))?;
-    processes(call)?.pool.submit_many(Vec::new(), &options).map_err(|e| e.error)?;
-    Ok(env.undefined())
-}
-
-/// `processCancel(slot)`.
-pub(crate) fn cancel(call: &Call<'_>) -> JsResult<Raw> {
-    let slot = call.env.u32(call.arg(0))?;
-    let task = call.state.processes.borrow().get(&slot).cloned();
-    call.env.boolean(task.is_some_and(|task| task.cancel()))
-}
-
-/// `processForget(slot)`.
-pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
-    let slot = call.env.u32(call.arg(0))?;
-    call.state.processes.borrow_mut().remove(&slot);
-    Ok(call.env.undefined())
 }
 
 /// `processClose(pool, graceMs, note)`: starts the end; the wake hook gets `note` once every task has its outcome. The event `STOPPED`

@@ -88,10 +88,8 @@ pub(crate) struct State {
     pub(crate) names: RefCell<OpNames>,
     /// Tasks that JavaScript may cancel, by their entry number.
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
-    /// Tasks of workers with options, by the slot of their promise.
+    /// Tasks of workers, threads or processes, with options, by the slot of their promise.
     pub(crate) calls: RefCell<HashMap<u32, Task>>,
-    /// Tasks of worker processes with options, by the slot of their promise.
-    pub(crate) processes: RefCell<HashMap<u32, Task>>,
     /// Events that a drain had no room for.
     pub(crate) spill: RefCell<VecDeque<Event>>,
     /// What the collector was told of; finalizers outlive this state, so they share it.
@@ -137,7 +135,6 @@ impl State {
             names: RefCell::default(),
             tasks: RefCell::default(),
             calls: RefCell::default(),
-            processes: RefCell::default(),
             spill: RefCell::default(),
             held: Rc::default(),
             external: Cell::new(true),
@@ -273,8 +270,7 @@ unsafe extern "C" fn on_exit(data: *mut c_void) {
     let state = unsafe { &*data.cast::<State>() };
     state.wake.close();
     worker::abandon(&state.wake);
-    let of_workers = state.calls.take().into_values().chain(state.processes.take().into_values());
-    for task in state.tasks.take().into_values().flatten().chain(of_workers) {
+    for task in state.tasks.take().into_values().flatten().chain(state.calls.take().into_values()) {
         task.cancel();
     }
 }

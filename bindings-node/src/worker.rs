@@ -11,8 +11,8 @@
 //! whoever learns first that the thread has ended: main by its `exit` event, or nobody but the end of the process.
 
 use crate::buffer::{self, Handle, Owned};
-use crate::js::{Call, Env, JsResult, Raw};
-use crate::pool::{bad, count, deliver_options, duration, shown};
+use crate::js::{Call, JsResult, Raw};
+use crate::pool::{bad, call_options, count, duration, shown};
 use crate::state::Wake;
 use crate::value;
 use offloop::pool::{
@@ -243,17 +243,12 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 /// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, buffers)`: one task with options;
-/// `workersCancel(slot)` knows it until `workersForget(slot)`.
+/// `callCancel(slot)` knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let pool = &workers(call)?.pool;
     let (export, slot, flags) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?, env.u32(call.arg(3))?);
-    let options = SubmitOptions {
-        deliver: Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot)),
-        retries: retries(env, call.arg(10))?,
-        worker: if env.is_nullish(call.arg(11)) { None } else { Some(env.u32(call.arg(11))? as usize) },
-        ..deliver_options(env, &[call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)])?
-    };
+    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot)), ..call_options(call, 5)? };
     let bytes = buffer::copy(env, call.arg(4))?.into_boxed_slice();
     let (owners, buffers) = take_buffers(call, call.arg(12))?;
     let payload = Payload { export, flags, bytes, buffers: Mutex::new(buffers) };
@@ -298,47 +293,6 @@ fn give_buffers_back(owners: &[&Owned], buffers: Vec<TransferBuffer>) {
             *cell.borrow_mut() = buffer;
         }
     }
-}
-
-/// `workersLive(pool)`: the places of its workers.
-pub(crate) fn live(call: &Call<'_>) -> JsResult<Raw> {
-    let places = workers(call)?.pool.live_workers();
-    let out = call.env.array(places.len())?;
-    for (i, place) in (0..).zip(places) {
-        call.env.set_at(out, i, call.env.number(place as f64)?)?;
-    }
-    Ok(out)
-}
-
-pub(crate) fn retries(env: Env, given: Raw) -> JsResult<u32> {
-    if env.is_nullish(given) {
-        return Ok(0);
-    }
-    let n = count(env, given, "retries")?;
-    u32::try_from(n).map_err(|_| bad("retries", n, "a whole number from 0 to 4294967295"))
-}
-
-/// `workersCheck(pool, priority, timeout, queueTimeout, key, retries)`: what a submit checks of its options.
-pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
-    let env = call.env;
-    let options = deliver_options(env, &[call.arg(1), call.arg(2), call.arg(3), call.arg(4), env.undefined()])?;
-    retries(env, call.arg(5))?;
-    workers(call)?.pool.submit_many(Vec::new(), &options).map_err(|e| e.error)?;
-    Ok(env.undefined())
-}
-
-/// `workersCancel(slot)`.
-pub(crate) fn cancel(call: &Call<'_>) -> JsResult<Raw> {
-    let slot = call.env.u32(call.arg(0))?;
-    let task = call.state.calls.borrow().get(&slot).cloned();
-    call.env.boolean(task.is_some_and(|task| task.cancel()))
-}
-
-/// `workersForget(slot)`.
-pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
-    let slot = call.env.u32(call.arg(0))?;
-    call.state.calls.borrow_mut().remove(&slot);
-    Ok(call.env.undefined())
 }
 
 /// Takes a worker out of its seat, for good.

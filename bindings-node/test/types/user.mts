@@ -159,6 +159,10 @@ const process_options: ProcessPoolOptions = { maxWorkers: 2, onFull: 'wait', tim
 const processes = new ProcessPool<Module>({ node: new URL('file:///w.mjs') }, process_options)
 exactly<number>()(await processes.exports.add(1, 2))
 exactly<ProcessPool<Module>>()(processes.options({ retries: 1 }))
+exactly<number>()(await processes.call(async (a: number) => a, 1))
+const in_all: unknown[] = await processes.broadcast(1, { name: 'add', timeout: 5 })
+// @ts-expect-error each process is asked
+await processes.broadcast(1, { key: 'k' })
 processes.on('workerExit', ({ signal }) => exactly<string | null>()(signal))
 new ProcessPool({ python: 'scoring.py' }, { python: '/usr/bin/python3' })
 new ProcessPool({ command: ['./worker', 'argument'] })
@@ -174,4 +178,4 @@ for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false
 currentTask()?.progress({ percent: 5 })
 exactly<Uint8Array<ArrayBuffer>>()(move(new Uint8Array(8)))
 void typed.run(1, { transferList: [new ArrayBuffer(8)] })
-void [by_name, by_any, by_many, by_all]
+void [by_name, by_any, by_many, by_all, in_all]
