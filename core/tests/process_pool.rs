@@ -71,6 +71,11 @@ fn worker_part() {
         "overwrite" => overwrite(&worker),
         "listens" => listens(&worker),
         "floods" => floods(&worker),
+        "leaves" => {
+            worker.ready();
+            let _ = worker.wait(None);
+            end(3);
+        }
         _ => serve(&worker, &mut function).unwrap(),
     }
     end(0);
@@ -781,6 +786,17 @@ fn a_reader_that_gives_up_waiting_may_come_back() {
     assert_eq!([next(&stream), next(&stream), next(&stream)].map(|v| v.and_then(|v| v.as_int())), [Some(0), Some(1), None]);
     value(&busy);
     close(&pool);
+}
+
+/// Nobody's task is to blame: such workers are counted, with pauses between them, until the pool gives up.
+#[test]
+fn workers_that_leave_instead_of_taking_what_was_sent_are_not_replaced_for_ever() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)), "leaves");
+    let task = submit(&pool, "echo", vec![Value::Int(1)]);
+    let e = outcome(&task).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Degraded, "{e}");
+    pool.terminate().unwrap();
 }
 
 #[test]

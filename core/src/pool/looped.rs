@@ -795,9 +795,9 @@ impl LoopWorker {
         }
     }
 
-    /// Something was handed out and has not come back.
-    pub(super) fn has_tasks(&self) -> bool {
-        self.hand.holds()
+    /// It has begun something that has not ended.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.hand.at_work() > 0
     }
 
     /// Its pool ends, and nothing waits that it could do.

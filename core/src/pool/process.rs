@@ -14,6 +14,7 @@
 //!
 //! | Pair                                        | Release                              | Acquire                      |
 //! |---------------------------------------------|--------------------------------------|------------------------------|
+//! | "it is over" and the supervisor             | fences (SeqCst) in `Host::stop` and `Host::start`, between store and look |
 //! | "look again" and "I have the seat's worker" | fences (SeqCst) in `Host::feed`, after the store of `again` and after the lock was given back |
 
 use crate::error::{Error, ErrorKind, Result};
@@ -225,10 +226,9 @@ impl ProcessPool {
         if let Err(error) = self.check_fork() {
             return Err(SubmitError { error, work });
         }
-        let before = FEEDING.replace(true);
+        let feeding = Feeding::begin();
         let submitted = submit(work);
-        FEEDING.set(before);
-        if !before {
+        if feeding.end() {
             self.0.host.feed_poked();
         }
         submitted
@@ -317,6 +317,28 @@ thread_local! {
     static FEEDING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// As long as it lives, this thread feeds; also when what it does panics.
+struct Feeding {
+    before: bool,
+}
+
+impl Feeding {
+    fn begin() -> Feeding {
+        Feeding { before: FEEDING.replace(true) }
+    }
+
+    /// True if nobody further up on this thread feeds.
+    fn end(self) -> bool {
+        !self.before
+    }
+}
+
+impl Drop for Feeding {
+    fn drop(&mut self) {
+        FEEDING.set(self.before);
+    }
+}
+
 /// One process with its lane.
 struct Seat {
     id: WorkerId,
@@ -402,6 +424,12 @@ impl LoopHost for Host {
         if let Err(error) = self.ensure_started() {
             worker.not_started(error);
             return Ok(());
+        }
+        // Either this sees that the pool was stopped meanwhile, or `stop` sees the supervisor.
+        fence(Ordering::SeqCst);
+        if self.over.load(Ordering::SeqCst) {
+            self.stop(Duration::ZERO);
+            return Err(worker);
         }
         let mut seats = lock(&self.seats);
         if let Some(error) = seats.hopeless() {
@@ -651,10 +679,10 @@ impl Host {
         // What it said before it ended is the caller's.
         let _ = seat.lane.read_frames();
         lock(&self.seats).bound -= 1;
-        if worker.has_tasks()
+        if worker.is_at_work()
             && let Some(supervisor) = self.supervisor.get()
         {
-            // What it ran is to blame: it is replaced at once.
+            // What it ran is to blame, and it is replaced at once. One that had begun nothing fails by itself, whatever was sent to it.
             let _ = supervisor.report_charged(id);
         }
         let mut error = Error::new(ErrorKind::WorkerLost, "the worker process ended before the task did").with("pool", &self.name);
@@ -731,7 +759,7 @@ impl Host {
             seat.again.store(false, Ordering::SeqCst);
             // Whoever sets it from here on, and what they wanted looked at, is seen by the next round.
             fence(Ordering::SeqCst);
-            let before = FEEDING.replace(true);
+            let feeding = Feeding::begin();
             let leaves = match place.as_mut() {
                 Some(worker) => self.feed_locked(seat, worker),
                 // Woken when it had left, or is not here yet: whoever brings one feeds it.
@@ -746,8 +774,7 @@ impl Host {
                 // It has nothing any more, and the pool does not want it.
                 self.release(seat, Some(worker));
             }
-            FEEDING.set(before);
-            if !before {
+            if feeding.end() {
                 // Whoever was woken meanwhile: other lanes, as a rule none.
                 self.feed_poked_others(seat);
             }
@@ -810,9 +837,13 @@ impl Host {
 
     /// Ends the processes; none has a task.
     fn stop(&self, grace: Duration) {
-        match self.supervisor.get() {
-            Some(supervisor) => drop(if grace.is_zero() { supervisor.stop_now() } else { supervisor.stop(grace) }),
-            None => self.over.store(true, Ordering::SeqCst),
+        if self.supervisor.get().is_none() {
+            self.over.store(true, Ordering::SeqCst);
+            // Pairs with the fence in `start`.
+            fence(Ordering::SeqCst);
+        }
+        if let Some(supervisor) = self.supervisor.get() {
+            drop(if grace.is_zero() { supervisor.stop_now() } else { supervisor.stop(grace) });
         }
         self.bell().signal();
     }
