@@ -372,6 +372,8 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
   /** As of a WorkerPool. */
   map(items: Iterable<any> | AsyncIterable<any>, options?: WorkerMapOptions | null): AsyncGenerator<any, void, void>
+  /** As of a WorkerPool. A worker in another language makes some 64 values ahead, whatever `window` says. */
+  stream(task?: any, options?: WorkerStreamOptions | null): AsyncGenerator<any, void, void>
   /** As of a WorkerPool: once in each process that there is now. */
   broadcast(task?: any, options?: (WorkerRunOptions & { key?: undefined; name?: string | undefined }) | null): Promise<any[]>
   /** As of a WorkerPool; the source goes with each call. For workers in other languages `ERR_OFFLOOP_UNSUPPORTED`. */

@@ -9,6 +9,7 @@ const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne
 const { Calls, SharedCalls, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer } = require('./buffer.cjs')
 const { sourceOf } = require('./inline.cjs')
+const { reading } = require('./frames.cjs')
 const { Writer, views, moved, read, readParts, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { commandOf, checkWorker } = require('./launch.cjs')
 
@@ -31,9 +32,11 @@ const OWN_OPTIONS = ['onFull', 'context']
 /** Options of the processes. */
 const PROCESS_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'python']
 
-// Flags of a frame: the value is a list of arguments, the name is the source of a function. The same numbers as in lib/worker-main.cjs.
+// Flags of a frame: the value is a list of arguments; the name is the source of a function; the name is that of a generator, behind the window of its
+// stream. The same numbers as in lib/worker-main.cjs.
 const SPREAD = 1
 const SOURCE = 2
+const STREAM = 4
 
 // What `processEvents` tells; the same numbers as in src/process.rs.
 const READY = 0
@@ -161,8 +164,9 @@ class Shared extends SharedCalls {
   }
 
   /** Writes a frame at `at`; returns where it ends. */
-  #write(at, target, spread, value) {
+  #write(at, target, spread, value, window = 0) {
     const flags = spread ? SPREAD : 0
+    if (window > 0) return writer.write(at, NODE, STREAM, [window, target], value, 'argument')
     if (typeof target === 'string') return writer.write(at, NODE, flags, target, value, 'argument', spread)
     return writer.write(at, NODE, flags | SOURCE, target.source, value, 'argument', spread)
   }
@@ -190,14 +194,14 @@ class Shared extends SharedCalls {
   }
 
   /** The frame from `at` to `last`, with its parts. */
-  #submitFrame(at, last, run, wait) {
+  #submitFrame(at, last, run, wait, stream) {
     const frame = writer.memory.subarray(at, last)
     const parts = writer.takeParts()
     // In their order.
     flush()
     const submitted = submitOne(this, run, wait, (slot) => {
       const { priority, timeout, queueTimeout, key, retries, worker } = run
-      native.processSubmit(this.handle, slot, frame, views(parts), priority, timeout, queueTimeout, key, wait, retries, worker)
+      native.processSubmit(this.handle, slot, frame, views(parts), priority, timeout, queueTimeout, key, wait, retries, worker, stream)
       moved(parts)
     })
     writer.shrink()
@@ -206,27 +210,31 @@ class Shared extends SharedCalls {
 
   /** A task with options. With `wait` it waits beyond a full queue. */
   submit(target, spread, value, run, wait = this.wait) {
+    return this.#submit(target, spread, value, run, wait, undefined, 0)
+  }
+
+  #submit(target, spread, value, run, wait, stream, window) {
     try {
       if (run.signal?.aborted) throw aborted(run.signal.reason)
       flush()
       if (!this.isCommon) {
-        const last = this.#write(0, target, spread, value)
+        const last = this.#write(0, target, spread, value, window)
         if (run.worker !== undefined && writer.parts?.some((part) => part instanceof TransferBuffer))
           throw fail('Invalid', 'what is moved cannot be given to several workers')
-        return this.#submitFrame(0, last, run, wait)
+        return this.#submitFrame(0, last, run, wait, stream)
       }
       const args = spread ? value : value === undefined ? [] : [value]
       const { priority, timeout, queueTimeout, key, retries, worker } = run
       return submitOne(this, run, wait, (slot) =>
-        native.processCall(this.handle, slot, target, args, priority, timeout, queueTimeout, key, wait, retries, worker),
+        native.processCall(this.handle, slot, target, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream),
       )
     } catch (error) {
       return Promise.reject(error)
     }
   }
 
-  stream() {
-    throw fail('Unsupported', 'worker processes have no streams')
+  stream(target, task, run, window) {
+    return reading((stream) => this.#submit(target, false, task, run, this.wait, stream, window))
   }
 
   close(grace) {

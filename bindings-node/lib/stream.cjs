@@ -103,37 +103,11 @@ async function* reading(start, window) {
 }
 
 /**
- * Sends what the generator that `make()` gives yields, until it ends or `isStopped()`. `run(f)` calls code of the user. Resolves to how many that
- * were; rejects with null when the error is on its way by the port.
+ * Gives a sink what the generator that `make()` gives yields, until it ends or `sink.isStopped()`; `sink.wait()` comes before a value for which it
+ * has no room, and `sink.add(value)` throws for one that cannot travel. `run(f)` calls code of the user. Never rejects: the error is in the result.
  */
-async function sending({ port, window }, make, run, isStopped) {
-  const told = bell()
-  let credit = window
-  let stop = false
-  let sent = 0
-  port.on('message', ({ more, stop: stops }) => {
-    if (stops) stop = true
-    else credit += more
-    told.ring()
-  })
-  port.on('close', () => {
-    stop = true
-    told.ring()
-  })
-
-  const add = (value) => {
-    credit--
-    sent++
-    const list = movedIn(value)
-    try {
-      port.postMessage(list === null ? wrap(value) : { value }, list ?? [])
-    } catch (error) {
-      throw unserializable('yielded value', value, error)
-    }
-  }
-
-  let failed = false
-  let error
+async function generate(make, run, sink) {
+  const result = { failed: false, error: undefined, given: 0 }
   let iterator = null
   try {
     let made = run(make)
@@ -141,9 +115,9 @@ async function sending({ port, window }, make, run, isStopped) {
     iterator = run(() => made?.[Symbol.asyncIterator]?.() ?? made?.[Symbol.iterator]?.() ?? null)
     if (iterator === null) throw fail('Invalid', 'function of a stream gave nothing to iterate over', { got: typeName(made) })
     let since = now()
-    while (!stop && !isStopped()) {
-      if (credit === 0) {
-        await told.wait()
+    while (!sink.isStopped()) {
+      if (!sink.hasRoom()) {
+        await sink.wait()
         since = now()
         continue
       }
@@ -163,28 +137,63 @@ async function sending({ port, window }, make, run, isStopped) {
         iterator = null
         break
       }
-      add(typeof next.value?.then === 'function' ? await next.value : next.value)
+      sink.add(typeof next.value?.then === 'function' ? await next.value : next.value)
+      result.given++
       if (now() - since > TURN) {
         await new Promise(setImmediate)
         since = now()
       }
     }
   } catch (thrown) {
-    failed = true
-    error = thrown
+    result.failed = true
+    result.error = thrown
   }
   try {
     if (iterator !== null) await run(() => iterator.return?.())
   } catch (thrown) {
     // The first error is the one that is told.
-    if (!failed) error = thrown
-    failed = true
+    if (!result.failed) result.error = thrown
+    result.failed = true
   }
+  return result
+}
+
+/**
+ * Sends what the generator that `make()` gives yields, until it ends or `isStopped()`. Resolves to how many values that were; rejects with null when
+ * the error is on its way by the port.
+ */
+async function sending({ port, window }, make, run, isStopped) {
+  const told = bell()
+  let credit = window
+  let stop = false
+  port.on('message', ({ more, stop: stops }) => {
+    if (stops) stop = true
+    else credit += more
+    told.ring()
+  })
+  port.on('close', () => {
+    stop = true
+    told.ring()
+  })
+  const { failed, error, given } = await generate(make, run, {
+    isStopped: () => stop || isStopped(),
+    hasRoom: () => credit > 0,
+    wait: told.wait,
+    add(value) {
+      credit--
+      const list = movedIn(value)
+      try {
+        port.postMessage(list === null ? wrap(value) : { value }, list ?? [])
+      } catch (error) {
+        throw unserializable('yielded value', value, error)
+      }
+    },
+  })
   // One that was cancelled has its outcome already.
   if (!isStopped()) port.postMessage({ end: true, failed, ...(failed ? wrapError(error) : {}) })
   port.close()
   if (failed) throw null
-  return sent
+  return given
 }
 
 function wrapError(error) {
@@ -199,4 +208,4 @@ function wrapError(error) {
   }
 }
 
-module.exports = { reading, sending, wrap, unwrap }
+module.exports = { reading, sending, generate, wrap, unwrap }

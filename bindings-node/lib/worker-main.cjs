@@ -14,11 +14,18 @@ const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs'
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
+const { generate } = require('./stream.cjs')
+const { Sink } = require('./frames.cjs')
 const tasks = require('./task.cjs')
 
 // Flags of a frame; the same numbers as in lib/processes.cjs.
 const SPREAD = 1
 const SOURCE = 2
+const STREAM = 4
+/** Values that a stream makes ahead for a caller that says nothing of it. */
+const WINDOW = 64
+/** A job in the common form whose caller takes values while it runs; the same number as in src/process.rs. */
+const COMMON_STREAM = 2
 // What `processTake` returns beside arrays; the same numbers as in src/process.rs.
 const NOTHING = 0
 const SHORT = 1
@@ -42,6 +49,8 @@ let loaded
 const functions = new Map()
 /** Functions that came as their source. */
 const inlines = new Map()
+/** Streams that go on. */
+const sinks = new Set()
 /** By index: the job came in the common form, and so goes its reply. */
 const isCommon = []
 
@@ -111,7 +120,8 @@ function textOfValue(value) {
 
 function begin(taken) {
   const index = about[0]
-  const common = taken !== SHORT && about[1] === 1
+  const common = taken !== SHORT && about[1] !== 0
+  const streams = common && about[1] === COMMON_STREAM
   isCommon[index] = common
   let name
   let value
@@ -130,7 +140,27 @@ function begin(taken) {
   } catch (error) {
     return finish(index, true, fail('Unserializable', 'argument cannot be read', { why: error.message }))
   }
-  call(index, name, flags, value)
+  if (streams) send(index, name, value, WINDOW)
+  else if ((flags & STREAM) !== 0) send(index, name[1], [value], name[0])
+  else call(index, name, flags, value)
+}
+
+/** A task whose values go one by one. */
+async function send(index, name, args, window) {
+  const task = tasks.storage === null ? null : new tasks.Task(null, index, CANCELLED, LATE, context)
+  const run = task === null ? (f) => f() : (f) => tasks.run(task, f, [])
+  const sink = new Sink(desk, index, window, isCommon[index])
+  running++
+  sinks.add(sink)
+  let { failed, error } = await generate(() => find(name)(...args), run, sink)
+  try {
+    await sink.flush()
+  } catch (thrown) {
+    if (!failed) error = thrown
+    failed = true
+  }
+  sinks.delete(sink)
+  settled(index, failed, error, task)
 }
 
 function call(index, name, flags, value) {
@@ -193,13 +223,14 @@ function pump() {
   if (gone || yielding) return
   for (;;) {
     if (running >= concurrency) {
-      if (tasks.isAwaited()) listen()
+      if (tasks.isAwaited() || sinks.size > 0) listen()
       return
     }
     if (now() - turnStart > TURN) return yieldTurn()
     const taken = native.processTake(desk, inbox)
     if (taken === NOTHING) {
       if (!native.processArm(desk, false)) continue
+      pollSinks()
       if (running === 0 && native.processDraining(desk)) leave()
       return
     }
@@ -211,6 +242,11 @@ function pump() {
 function listen() {
   native.processArm(desk, true)
   tasks.poll()
+  pollSinks()
+}
+
+function pollSinks() {
+  for (const sink of sinks) sink.poll()
 }
 
 /** Called when there is work, a job was cancelled, or no more jobs come. */
@@ -218,6 +254,7 @@ function wake() {
   if (gone || loaded === undefined) return
   try {
     tasks.poll()
+    pollSinks()
     turnStart = now()
     pump()
   } catch (error) {

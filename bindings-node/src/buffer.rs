@@ -13,6 +13,7 @@ use crate::value;
 use crate::worker::{Seat, Workers};
 use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
+use offloop::pool::Stream;
 use offloop::ring::{Consumer, Producer};
 use offloop::value::{DType, TypedArray};
 use offloop::{Bytes, Error, ErrorKind, ThreadPool, TransferBuffer, Value};
@@ -39,6 +40,8 @@ pub(crate) enum Handle {
     Processes(Processes),
     /// This process, as the worker of a pool.
     Desk(Rc<Desk>),
+    /// Takes what a task of a process says while it runs.
+    Stream(Stream),
     Buffer(RefCell<TransferBuffer>),
     /// An input that is copied in slices.
     Staged(RefCell<Vec<u8>>),

@@ -20,7 +20,7 @@ const INLINE_MAX: usize = 1024;
 
 /// What a drained record holds; `lib/completion.cjs` has the same numbers.
 #[repr(u32)]
-enum Kind {
+pub(crate) enum Kind {
     Bytes,
     Nil,
     Value,

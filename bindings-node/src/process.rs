@@ -10,13 +10,13 @@
 
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
-use crate::pool::{bad, call_options, count, duration, shown, whole};
+use crate::pool::{Kind, bad, call_options, count, duration, shown, whole};
 use crate::state::{State, Wake};
 use crate::value;
 use offloop::buffer::Region;
 use offloop::codec::{self, Options};
 use offloop::pool::call::{self, COMMON, FAILED, NODE};
-use offloop::pool::{Deliver, MAX_DURATION, Payload, PoolOptions, ProcessPool, Request, SubmitOptions, Work, Worker};
+use offloop::pool::{Deliver, MAX_DURATION, Payload, PoolOptions, ProcessPool, Request, Sent, Stream, SubmitOptions, Work, Worker, frame};
 use offloop::supervisor::{self, Event, WorkerId};
 use offloop::sys::process::Spec;
 use offloop::sys::watch::Watch;
@@ -287,16 +287,77 @@ fn layout<'a>(frame: &'a [u8], parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
     all
 }
 
+/// As `streamNew` made it; none where the argument is left out.
+fn stream<'a>(call: &'a Call<'_>, at: usize) -> JsResult<Option<&'a Stream>> {
+    if call.env.is_nullish(call.arg(at)) {
+        return Ok(None);
+    }
+    match buffer::handle(call, call.arg(at))? {
+        Handle::Stream(stream) => Ok(Some(stream)),
+        _ => Err(Error::invalid("handle is no stream").into()),
+    }
+}
+
+/// `streamNew(note)`: takes what one task says while it runs; `note` is told when there is something.
+pub(crate) fn stream_new(call: &Call<'_>) -> JsResult<Raw> {
+    let (wake, note) = (call.state.wake.clone(), call.env.u32(call.arg(0))? as usize);
+    buffer::external(call.env, call.state, Handle::Stream(Stream::new(Box::new(move || wake.notify(note)))))
+}
+
+/// `streamTake(stream)`: kinds and values of the records of the next frame by turns, none while there is no frame.
+pub(crate) fn stream_take(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, state) = (call.env, call.state);
+    let Some(frame) = stream(call, 0)?.and_then(Stream::take) else { return env.array(0) };
+    let (at, len, region): (*const u8, usize, Option<Arc<Region>>) = match &frame {
+        Value::Bytes(bytes) => (bytes.as_ptr(), bytes.len(), None),
+        Value::Buffer(buffer) => {
+            let (region, at, len) = buffer.view()?;
+            (at.cast_const(), len, Some(region))
+        }
+        other => return Err(Error::new(ErrorKind::Corrupt, "frame is no bytes").with("type", other.type_name()).into()),
+    };
+    // SAFETY: `frame` keeps `len` bytes. A worker that writes them meanwhile changes what is seen, not where it is.
+    let records = frame::records(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(at, len) } })?;
+    let out = env.array(2 * records.len())?;
+    for (i, record) in (0..).zip(records) {
+        let keep = region.as_ref().map(|region| move || Box::new(region.clone()) as Box<dyn Any>);
+        // SAFETY: inside of the frame, as `records` says.
+        let made = unsafe { reply_at(env, state, at.add(record.start), record.len(), keep.as_ref().map(|keep| keep as _)) };
+        let (kind, value) = match made {
+            Ok(Reply::Value(value)) => (Kind::Value, value),
+            Ok(Reply::Thrown(error)) => (Kind::Thrown, error),
+            Ok(Reply::Frame(parts)) => (Kind::Frame, parts),
+            Err(Fail::Error(error)) => (Kind::Thrown, state.error(env, &error)?),
+            Err(pending) => return Err(pending),
+        };
+        env.set_at(out, 2 * i, env.number(f64::from(kind as u32))?)?;
+        env.set_at(out, 2 * i + 1, value)?;
+    }
+    Ok(out)
+}
+
+/// `streamStop(stream)`: nobody takes any more.
+pub(crate) fn stream_stop(call: &Call<'_>) -> JsResult<Raw> {
+    if let Some(stream) = stream(call, 0)? {
+        stream.stop();
+    }
+    Ok(call.env.undefined())
+}
+
 fn submit_one(call: &Call<'_>, slot: u32, request: Request) -> JsResult<Raw> {
     let env = call.env;
     let pool = &processes(call)?.pool;
+    let request = match stream(call, 11)? {
+        Some(stream) => request.streaming(stream),
+        None => request,
+    };
     let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)), ..call_options(call, 4)? };
     let task = pool.submit(request, options).map_err(|e| e.error)?;
     call.state.calls.borrow_mut().insert(slot, task);
     Ok(env.undefined())
 }
 
-/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker)`: one task; `callCancel(slot)`
+/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: one task; `callCancel(slot)`
 /// knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     // SAFETY: as in `views`.
@@ -307,7 +368,7 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     Ok(submitted)
 }
 
-/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker)`: the same for a worker of any
+/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: the same for a worker of any
 /// language.
 pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
     let name = call.env.text(call.arg(2)).unwrap_or_default();
@@ -343,33 +404,40 @@ pub(crate) enum Reply {
     Frame(Raw),
 }
 
+/// What keeps memory that a value lies in.
+type Keep<'a> = &'a dyn Fn() -> Box<dyn Any>;
+
 /// A result, or progress, as it came from a worker.
 pub(crate) fn reply(env: Env, state: &State, value: Value) -> JsResult<Reply> {
-    let shape = || Error::new(ErrorKind::Corrupt, "reply is neither a value nor an error");
-    let (form, message) = match value {
-        Value::Bytes(bytes) => match bytes.first() {
-            Some(first) if first & !FAILED == NODE => return read_frame(env, state, bytes.as_ptr(), bytes.len(), None).map(Reply::Frame),
-            Some(first) => (*first, bytes[1..].to_vec()),
-            None => return Err(shape().into()),
-        },
+    match value {
+        // SAFETY: all of the bytes.
+        Value::Bytes(bytes) => unsafe { reply_at(env, state, bytes.as_ptr(), bytes.len(), None) },
         Value::Buffer(b) => {
             let (region, at, len): (Arc<Region>, *mut u8, usize) = b.view()?;
-            if len == 0 {
-                return Err(shape().into());
-            }
-            // SAFETY: the region keeps `len` bytes; whoever writes meanwhile changes what is seen, not where it is.
-            let first = unsafe { at.read_volatile() };
-            if first & !FAILED == NODE {
-                return read_frame(env, state, at, len, Some(&|| Box::new(region.clone()))).map(Reply::Frame);
-            }
-            // SAFETY: inside of the region.
-            (first, unsafe { copied(at.add(1), len - 1) })
+            // SAFETY: the region keeps `len` bytes.
+            unsafe { reply_at(env, state, at, len, Some(&|| Box::new(region.clone()))) }
         }
-        other => return value::to_js(env, state, other).map(Reply::Value),
-    };
+        other => value::to_js(env, state, other).map(Reply::Value),
+    }
+}
+
+/// # Safety
+/// `at` is readable for `len` bytes, as long as `keep` keeps them where it is given. Whoever writes meanwhile changes what is seen, not where it is.
+unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, keep: Option<Keep<'_>>) -> JsResult<Reply> {
+    let shape = || Error::new(ErrorKind::Corrupt, "reply is neither a value nor an error");
+    if len == 0 {
+        return Err(shape().into());
+    }
+    // SAFETY: by this function's contract.
+    let form = unsafe { at.read_volatile() };
+    if form & !FAILED == NODE {
+        return read_frame(env, state, at, len, keep).map(Reply::Frame);
+    }
     if form & !FAILED != COMMON {
         return Err(Error::new(ErrorKind::Unsupported, "the reply is in another language's own form").with("form", form).into());
     }
+    // SAFETY: by this function's contract.
+    let message = unsafe { copied(at.add(1), len - 1) };
     let value = codec::decode_owned(message.into(), &mut [], &Options::default())?;
     match (form & FAILED != 0, value) {
         (false, value) => value::to_js(env, state, value).map(Reply::Value),
@@ -392,7 +460,7 @@ unsafe fn copied(at: *const u8, len: usize) -> Vec<u8> {
 
 /// `[head, part, …]` of the frame at `at`, which the other side may be writing: what says where parts are is copied before it is judged.
 /// Parts are read in place where `keep` says what keeps the memory.
-fn read_frame(env: Env, state: &State, at: *const u8, len: usize, keep: Option<&dyn Fn() -> Box<dyn Any>>) -> JsResult<Raw> {
+fn read_frame(env: Env, state: &State, at: *const u8, len: usize, keep: Option<Keep<'_>>) -> JsResult<Raw> {
     let corrupt = || Error::new(ErrorKind::Corrupt, "message of a process is cut short").with("len", len);
     if len < HEAD {
         return Err(corrupt().into());
@@ -502,9 +570,13 @@ pub(crate) fn fail(call: &Call<'_>) -> JsResult<Raw> {
 const NOTHING: f64 = 0.0;
 const SHORT: f64 = 1.0;
 const REFUSED: f64 = 2.0;
+/// What its second word says of an array that is a call.
+const COMMON_CALL: u32 = 1;
+const COMMON_STREAM: u32 = 2;
 
 /// `processTake(desk, inbox)`: the next job. Its index is the first 32-bit word of `inbox`. [`SHORT`]: its frame lies 8 bytes into `inbox`.
-/// An array: `[head, part, …]` of a frame whose first word is 0, or `[name, args]` of a common call where it is 1.
+/// An array: `[head, part, …]` of a frame whose first word is 0, or `[name, args]` of a common call where the second is [`COMMON_CALL`], or
+/// [`COMMON_STREAM`]: its caller takes values while it runs.
 pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
     let (env, desk) = (call.env, desk(call)?);
     let inbox = buffer::scratch(call, call.arg(1))?;
@@ -531,7 +603,8 @@ pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
             let name = name.as_str().unwrap_or("?").to_owned();
             return refuse(&Error::new(ErrorKind::Unsupported, "a JavaScript function has no arguments by name").with("name", name));
         }
-        inbox[4..8].copy_from_slice(&1u32.to_ne_bytes());
+        let form = if desk.worker.is_streamed(job.index) { COMMON_STREAM } else { COMMON_CALL };
+        inbox[4..8].copy_from_slice(&form.to_ne_bytes());
         let out = env.array(2)?;
         let args = value::to_js(env, call.state, Value::Array(read.args));
         let args = match args {
@@ -638,6 +711,53 @@ pub(crate) fn progress(call: &Call<'_>) -> JsResult<Raw> {
         worker.progress(index, &frame[..(call.env.u32(call.arg(3))? as usize).min(frame.len())])?;
     }
     Ok(call.env.undefined())
+}
+
+// What became of the last frame of a job; lib/frames.cjs has the same numbers.
+const UNWANTED: f64 = 0.0;
+const NOT_YET: f64 = 1.0;
+const TAKEN: f64 = 2.0;
+
+/// `processStreamed(desk, index)`: whether the last frame was taken, [`UNWANTED`] when nobody takes any more.
+pub(crate) fn streamed(call: &Call<'_>) -> JsResult<Raw> {
+    let (index, _) = begun(call)?;
+    let worker = &desk(call)?.worker;
+    call.env.number(match () {
+        () if !worker.is_streamed(index) => UNWANTED,
+        () if worker.is_taken(index) => TAKEN,
+        () => NOT_YET,
+    })
+}
+
+/// `processFrame(desk, index, records, parts)`: sends records, each with its parts or undefined, as one frame; [`TAKEN`] if it is on its way. In
+/// any other case nothing has moved.
+pub(crate) fn send_frame(call: &Call<'_>) -> JsResult<Raw> {
+    let (env, (index, _)) = (call.env, begun(call)?);
+    let worker = &desk(call)?.worker;
+    let count = env.len(call.arg(2))?;
+    let mut records = Vec::with_capacity(count as usize);
+    for i in 0..count {
+        // SAFETY: as in `views`.
+        let record = unsafe { buffer::view(env, env.at(call.arg(2), i)?)?.as_slice() };
+        records.push(layout(record, &views(call, env.at(call.arg(3), i)?)?));
+    }
+    let lens: Vec<usize> = records.iter().map(|parts| parts.iter().map(|part| part.len()).sum()).collect();
+    let head = frame::head(&lens);
+    let mut all = vec![&head[..]];
+    for (parts, len) in records.iter().zip(&lens) {
+        all.extend(parts.iter().copied().chain([frame::padding(*len)]));
+    }
+    let sent = worker.try_frame(index, &all)?;
+    if sent == Sent::Sent {
+        for i in 0..count {
+            commit(call, env.at(call.arg(3), i)?)?;
+        }
+    }
+    env.number(match sent {
+        Sent::Stopped => UNWANTED,
+        Sent::NotYet => NOT_YET,
+        Sent::Sent => TAKEN,
+    })
 }
 
 /// `processOutcome(desk, index)`: 0 while somebody waits for the job, 1 when it was cancelled, 2 past its timeout.

@@ -160,6 +160,9 @@ const processes = new ProcessPool<Module>({ node: new URL('file:///w.mjs') }, pr
 exactly<number>()(await processes.exports.add(1, 2))
 exactly<ProcessPool<Module>>()(processes.options({ retries: 1 }))
 exactly<number>()(await processes.call(async (a: number) => a, 1))
+for await (const value of processes.stream(1, { name: 'add', window: 4 })) void value
+// @ts-expect-error a stream cannot be run again
+processes.stream(1, { retries: 1 })
 const in_all: unknown[] = await processes.broadcast(1, { name: 'add', timeout: 5 })
 // @ts-expect-error each process is asked
 await processes.broadcast(1, { key: 'k' })

@@ -139,3 +139,96 @@ export async function steps(door) {
   return 'done'
 }
 export const tellLong = () => currentTask().progress('x'.repeat(5000))
+
+let made = 0
+let ended = 0
+/** How many values the streams of this process made, and how many of them ended. */
+export const counts = () => [made, ended]
+export function* numbers({ n, fail: at }) {
+  try {
+    for (let i = 0; i < n; i++) {
+      if (i === at) throw Object.assign(new RangeError(`at ${i}`), { code: 'E_AT' })
+      made++
+      yield i
+    }
+  } finally {
+    ended++
+  }
+}
+export async function* numbersLater({ n, fail: at, ms = 0 }) {
+  try {
+    for (let i = 0; i < n; i++) {
+      await sleep(ms)
+      if (i === at) throw Object.assign(new RangeError(`at ${i}`), { code: 'E_AT' })
+      made++
+      yield i
+    }
+  } finally {
+    await sleep(1)
+    ended++
+  }
+}
+export function* yieldAll(values) {
+  yield* values
+}
+export function* yieldOdd() {
+  yield new Map([['k', 1n]])
+  yield TransferBuffer.from(new Uint8Array([1, 2]))
+  yield Object.assign(new Error('kept whole'), { code: 'E_KEPT' })
+  yield Promise.resolve('settled')
+}
+/** The same bytes again and again, changed after each yield. */
+export function* yieldChanged(n) {
+  const bytes = new Uint8Array(10_000)
+  for (let i = 0; i < n; i++) {
+    bytes.fill(i % 251)
+    yield { i, bytes }
+    bytes.fill(252)
+  }
+}
+export function* yieldFunction() {
+  try {
+    yield 1
+    yield () => {}
+  } finally {
+    ended++
+  }
+}
+export function* exitAt(n) {
+  for (let i = 0; ; i++) {
+    if (i === n) process.exit(9)
+    yield i
+  }
+}
+export function* throwAtEnd() {
+  try {
+    yield 1
+    yield 2
+  } finally {
+    // biome-ignore lint/correctness/noUnsafeFinally: what a clean-up that goes wrong does
+    throw new TypeError('from finally')
+  }
+}
+export function* spinAfter(n) {
+  for (let i = 0; i < n; i++) yield i
+  for (;;);
+}
+export function* tellEach(n) {
+  for (let i = 1; i <= n; i++) {
+    currentTask().progress(i)
+    yield i
+  }
+}
+/** Yields until its signal is aborted, and writes the reason. */
+export async function* yieldUntilAborted(file) {
+  const { signal } = currentTask()
+  try {
+    for (let i = 0; ; i++) {
+      yield i
+      await sleep(1)
+      signal.throwIfAborted()
+    }
+  } finally {
+    if (signal.aborted) fs.writeFileSync(file, signal.reason.code)
+  }
+}

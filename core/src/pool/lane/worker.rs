@@ -402,6 +402,12 @@ impl Worker {
         word32(&self.0.requests, self.0.map.taken + 4 * index).load(Ordering::Acquire)
     }
 
+    /// The last frame was taken: the next one can be sent.
+    #[must_use]
+    pub fn is_taken(&self, index: usize) -> bool {
+        self.taken(index) & !STOP == word32(&self.0.replies, self.0.map.frames + 4 * index).load(Ordering::Relaxed)
+    }
+
     /// Sends a frame, the bytes of `parts` one after the other, if the one before it was taken.
     ///
     /// # Errors
@@ -411,11 +417,11 @@ impl Worker {
         if !self.is_streamed(index) {
             return Ok(Sent::Stopped);
         }
-        let frames = word32(&inner.replies, inner.map.frames + 4 * index);
-        let sent = frames.load(Ordering::Relaxed);
-        if self.taken(index) & !STOP != sent {
+        if !self.is_taken(index) {
             return Ok(Sent::NotYet);
         }
+        let frames = word32(&inner.replies, inner.map.frames + 4 * index);
+        let sent = frames.load(Ordering::Relaxed);
         let (place, ptr) = self.long(parts.iter().map(|p| p.len()).sum())?;
         // SAFETY: `long` gave room for all parts.
         unsafe { write(ptr, parts) };
@@ -434,7 +440,7 @@ impl Worker {
             if !self.is_streamed(index) {
                 return false;
             }
-            if self.taken(index) == word32(&self.0.replies, self.0.map.frames + 4 * index).load(Ordering::Relaxed) {
+            if self.is_taken(index) {
                 return true;
             }
             poll::wait_readable(&mut [poll::readable(self.0.bell.fd().as_raw_fd())], None);
