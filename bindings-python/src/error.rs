@@ -62,8 +62,8 @@ fn build(py: Python<'_>) -> PyResult<Classes> {
                 _ => {}
             }
             let mut bases = vec![base.clone().into_any()];
-            if !row.python_base.is_empty() {
-                bases.push(stdlib_class(py, row.python_base)?);
+            for base in row.python_base.split_whitespace() {
+                bases.push(stdlib_class(py, base)?);
             }
             Ok(new_class(py, row.python, bases, &body)?.unbind())
         })
@@ -92,8 +92,31 @@ pub(crate) fn code_of(exception: &Bound<'_, PyAny>) -> PyResult<Option<&'static 
     Ok(ErrorKind::from_status(status).map(|kind| kind.row().code))
 }
 
+/// Makes those errors that are BrokenExecutor a BrokenProcessPool as well, which callers of ProcessPoolExecutor catch. Before the first
+/// one is raised and not at import: that class lives in a module that takes milliseconds to load.
+fn be_broken_process_pools(py: Python<'_>) -> PyResult<()> {
+    static DONE: PyOnceLock<()> = PyOnceLock::new();
+    DONE.get_or_try_init(py, || {
+        let (broken, wanted) =
+            (stdlib_class(py, "concurrent.futures.BrokenExecutor")?, stdlib_class(py, "concurrent.futures.process.BrokenProcessPool")?);
+        for class in &classes(py)?.kinds {
+            let bases: Vec<Bound<'_, PyAny>> = class.bind(py).getattr("__bases__")?.extract()?;
+            if bases.iter().any(|base| base.is(&broken)) {
+                let bases = bases.into_iter().map(|base| if base.is(&broken) { wanted.clone() } else { base });
+                class.bind(py).setattr("__bases__", PyTuple::new(py, bases.collect::<Vec<_>>())?)?;
+            }
+        }
+        Ok(())
+    })
+    .copied()
+}
+
 /// The exception of an error, not raised yet.
 pub(crate) fn exception<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+    if matches!(error.kind(), ErrorKind::WorkerLost | ErrorKind::StartFailed | ErrorKind::Degraded) {
+        // Where the module cannot be loaded, as at the end of the interpreter, nobody catches its class.
+        let _ = be_broken_process_pools(py);
+    }
     let e = error_class(py, error.status())?.call1((error.to_string(),))?;
     if error_class(py, error.status())?.is(classes(py)?.base.bind(py)) {
         e.setattr("status", error.status())?;

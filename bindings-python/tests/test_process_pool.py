@@ -363,6 +363,39 @@ def test_a_worker_that_ends_loses_its_own_task_only(
         assert [f.result(60) for f in futures] == list(range(1, 51))
 
 
+def test_what_callers_of_the_standard_library_catch_is_caught() -> None:
+    code = """
+import offloop, os, pickle
+pool = offloop.ProcessPool(1)
+future = pool.submit(os._exit, 3)
+from concurrent.futures.process import BrokenProcessPool
+try:
+    future.result(60)
+except BrokenProcessPool as e:
+    assert type(e) is offloop.WorkerLostError and e.exit_code == 3
+assert issubclass(offloop.StartFailedError, BrokenProcessPool) and issubclass(offloop.DegradedError, BrokenProcessPool)
+assert type(pickle.loads(pickle.dumps(offloop.WorkerLostError("a")))) is offloop.WorkerLostError
+try:
+    pool.submit(len, os.scandir())
+except pickle.PicklingError as e:
+    assert isinstance(e, TypeError)
+pool.shutdown()
+print("fine")
+"""
+    assert program(["-c", code], blocked=True).stdout == "fine\n"
+
+
+def test_proxies_of_a_manager_work_in_a_worker(processes: offloop.ProcessPool) -> None:
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        shared = manager.dict()
+        assert processes.submit(put, shared, "a", 1).result(60) is None
+        assert shared["a"] == 1
+
+
+def put(where: Any, key: str, value: int) -> None:
+    where[key] = value
+
+
 def test_a_task_that_kills_each_worker_is_poison_after_its_retries() -> None:
     with offloop.ProcessPool(max_workers=1) as pool:
         with pytest.raises(offloop.WorkerLostError) as caught:
@@ -755,6 +788,19 @@ def test_the_interpreters_exit_finishes_what_was_submitted(tmp_path: Path) -> No
     assert program([str(script), str(one), str(two)]).stderr == ""
     assert one.exists()
     assert two.exists()
+
+
+def test_the_interpreters_exit_finishes_what_a_pool_has_that_nobody_refers_to(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import gc, offloop, sys, time\n"
+        "def write(path):\n    time.sleep(0.1)\n    open(path, 'w').close()\n"
+        "def go():\n    pool = offloop.ProcessPool(1)\n    for path in sys.argv[1:]:\n        pool.submit(write, path)\n"
+        "if __name__ == '__main__':\n    go()\n    go()\n    gc.collect()\n"
+    )
+    paths = [tmp_path / str(i) for i in range(4)]
+    assert program([str(script), *map(str, paths)]).stderr == ""
+    assert all(path.exists() for path in paths)
 
 
 def test_a_host_that_forks_keeps_its_pool_and_the_child_is_told() -> None:

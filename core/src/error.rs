@@ -55,7 +55,7 @@ macro_rules! error_kinds {
             pub text: &'static str,
             /// The Python class.
             pub python: &'static str,
-            /// The stdlib class that the Python class also derives from; empty when there is none.
+            /// The stdlib classes that the Python class also derives from, between spaces.
             pub python_base: &'static str,
             /// What the caller may do.
             pub retry: Retry,
@@ -111,7 +111,7 @@ error_kinds! {
     /// No op, export, ring or file of that name.
     NotFound = -20, "ERR_OFFLOOP_NOT_FOUND", "not found", "NotFoundError", "LookupError", Never;
     /// The value cannot travel.
-    Unserializable = -21, "ERR_OFFLOOP_UNSERIALIZABLE", "unserializable", "UnserializableError", "TypeError", Never;
+    Unserializable = -21, "ERR_OFFLOOP_UNSERIALIZABLE", "unserializable", "UnserializableError", "TypeError pickle.PicklingError", Never;
     /// A worker did not start.
     StartFailed = -22, "ERR_OFFLOOP_START_FAILED", "start failed", "StartFailedError", "concurrent.futures.BrokenExecutor", Later;
     /// The name is taken.

@@ -25,6 +25,7 @@ Main = tuple[str, str] | None
 
 # A worker's: what its pool said, until the first pickle needs it.
 _main: Main = None
+_authkey: bytes | None = None
 _is_worker = False
 _loading = False
 
@@ -43,9 +44,9 @@ def main_of_host() -> Main:
     return ("path", os.path.abspath(path))
 
 
-def begin_worker(main: Main) -> None:
-    global _main, _is_worker
-    _main, _is_worker = main, True
+def begin_worker(main: Main, authkey: bytes | None = None) -> None:
+    global _main, _authkey, _is_worker
+    _main, _authkey, _is_worker = main, authkey, True
 
 
 def is_loading_main() -> bool:
@@ -72,6 +73,19 @@ def _load_main() -> None:
             spawn._fixup_main_from_path(what)  # type: ignore[attr-defined]
     finally:
         _loading = False
+
+
+def _loads(data: bytes, **options: Any) -> Any:
+    """Loads what a host pickled, with what it expects to be there."""
+    global _authkey
+    if _names_main(data):
+        _load_main()
+    if _authkey is not None and b"multiprocessing" in data:
+        from multiprocessing.process import current_process
+
+        # Proxies of a manager open a connection as they are loaded.
+        current_process().authkey, _authkey = _authkey, None
+    return pickle.loads(data, **options)
 
 
 def _by_value(value: Any, **options: Any) -> bytes:
@@ -125,15 +139,11 @@ def dump_setup(what: str, value: Any) -> bytes:
 
 
 def load_function(data: bytes) -> Any:
-    if _names_main(data):
-        _load_main()
-    return pickle.loads(data)
+    return _loads(data)
 
 
 def load_call(data: bytes, buffers: list[memoryview]) -> Any:
-    if _names_main(data):
-        _load_main()
-    return pickle.loads(data, buffers=buffers)
+    return _loads(data, buffers=buffers)
 
 
 def dump_result(value: Any) -> tuple[bytes, list[memoryview]]:

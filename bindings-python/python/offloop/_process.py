@@ -291,6 +291,7 @@ def _setup(
 ) -> bytes:
     """What each worker reads at its start. `elsewhere`: another interpreter, which has modules of its own."""
     import pickle
+    from multiprocessing.process import current_process
 
     modules = [preload] if isinstance(preload, str) else list(preload)
     for module in modules:
@@ -300,6 +301,8 @@ def _setup(
     path = [entry or os.getcwd() for entry in sys.path]
     given = {
         "main": _pickling.main_of_host(),
+        # A worker is a child of this process to multiprocessing's managers and connections.
+        "authkey": bytes(current_process().authkey),
         "sys_path": None if elsewhere else path,
         "sys_argv": None if elsewhere else list(sys.argv),
         "preload": modules,

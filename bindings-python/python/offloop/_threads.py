@@ -56,6 +56,7 @@ def _exit() -> None:
             pool._close()
     for pool in list(process_pools):
         pool._wait_closed()
+    _native._finish_dropped()
     _finish()
 
 

@@ -55,7 +55,7 @@ def _prepare(setup: bytes, script: str | None) -> tuple[dict[str, Callable[..., 
     teardown: Callable[[], object] | None = None
     if setup[:1] == b"\x02":
         given = pickle.loads(setup[1:])
-        _pickling.begin_worker(given["main"])
+        _pickling.begin_worker(given["main"], given["authkey"])
         if given["sys_path"] is not None:
             sys.path[:] = given["sys_path"]
         if given["sys_argv"] is not None:

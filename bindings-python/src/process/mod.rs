@@ -7,7 +7,9 @@
 //! ```
 //!
 //! * `form`: the bytes of Python's own requests and replies; `reply`: what came back; `worker`: the other side.
+//! * `dropped`: pools that nobody refers to any more.
 
+mod dropped;
 mod form;
 mod reply;
 mod worker;
@@ -51,6 +53,12 @@ struct Shared {
     /// Workers are called by the names of their exports.
     by_name: bool,
     closing: AtomicBool,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        dropped::close(&self.pool);
+    }
 }
 
 /// A pool, or a view of it.
@@ -445,12 +453,7 @@ impl PyProcessPool {
 
     /// Waits until a closing pool has run what it took in and its processes have ended. Ctrl-C ends the wait.
     fn _wait_closed(&self, py: Python<'_>) -> PyResult<()> {
-        let shared = self.shared()?;
-        wait::until(py, None, |slice| Ok(shared.pool.pool().wait_closed(Some(slice))))?;
-        match wait::detached(py, || shared.pool.shutdown(None)) {
-            Err(e) if e.kind() != ErrorKind::Forked => Err(raise(py, &e)),
-            _ => Ok(()),
-        }
+        dropped::wait_closed(py, &self.shared()?.pool)
     }
 
     /// Ends every task and every process now.
@@ -481,6 +484,7 @@ impl PyProcessPool {
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    dropped::install(m)?;
     m.add_class::<PyProcessPool>()?;
     m.add_class::<worker::PyWorkerProcess>()
 }
