@@ -3,7 +3,9 @@
 
 use offloop::ops::Control;
 use offloop::pool::call::{Call, decode_reply};
-use offloop::pool::{PoolOptions, ProcessPool, ProcessPoolBuilder, Running, Sent, Streamed, SubmitOptions, Worker, frame, serve};
+use offloop::pool::{
+    PoolOptions, ProcessPool, ProcessPoolBuilder, Running, Sent, SharedPart, Streamed, SubmitOptions, Worker, frame, serve,
+};
 use offloop::supervisor::{self, Event};
 use offloop::sys::poll;
 use offloop::sys::process::Spec;
@@ -69,6 +71,7 @@ fn worker_part() {
         "scribble" => scribble(&worker),
         "hoard" => hoard(&worker),
         "overwrite" => overwrite(&worker),
+        "share" => share(&worker),
         "listens" => listens(&worker),
         "floods" => floods(&worker),
         "leaves" => {
@@ -265,6 +268,36 @@ fn floods(worker: &Worker) -> ! {
 fn frames_at(tasks: u32) -> u64 {
     let header = Header { minor: 0, tasks, concurrency: 1, setup: 0, payloads: 0, results: 0 };
     header.map().frames as u64
+}
+
+/// Adds 1 to each byte that a request refers to, and keeps what begins with `k` until something else comes.
+fn share(worker: &Worker) -> ! {
+    let mut kept = Vec::new();
+    worker.ready();
+    loop {
+        while let Some(mut job) = worker.try_take() {
+            let request = job.request().to_vec();
+            let payload = job.take_payload();
+            kept.clear();
+            let number = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().unwrap());
+            let reply = match worker.shared(number(1), number(9)) {
+                Ok(ptr) => {
+                    // SAFETY: `payload` keeps these bytes, which nobody else looks at meanwhile.
+                    let bytes = unsafe { std::slice::from_raw_parts_mut(ptr, number(9) as usize) };
+                    bytes.iter_mut().for_each(|b| *b += 1);
+                    Ok(Value::Int(i64::from(bytes[0])))
+                }
+                Err(e) => Err(Box::new(offloop::pool::call::error_value(&e))),
+            };
+            if request[0] == b'k' {
+                kept.extend(payload);
+            }
+            let failed = reply.is_err();
+            let reply = offloop::pool::call::encode_reply(reply).unwrap();
+            worker.finish(&job, failed, &[&reply]).unwrap();
+        }
+        let _ = worker.wait(None);
+    }
 }
 
 // ---- the pool's part ----
@@ -908,6 +941,46 @@ fn a_full_queue_refuses_and_nothing_is_lost() {
     assert!(refused > 0);
     accepted.iter().for_each(|task| drop(value(task)));
     close(&pool);
+}
+
+#[test]
+fn shared_memory_is_the_same_in_every_process_and_lives_as_long_as_somebody_refers_to_it() {
+    let _alone = alone();
+    let pool = build(ProcessPool::builder().options(options(1)), "share");
+    let memory = pool.share(10_000).unwrap();
+    // SAFETY: the memory is as long; a worker writes it in the tasks below alone.
+    let byte = |at: usize| unsafe { memory.as_ptr().add(at).read_volatile() };
+    assert_eq!((memory.len(), byte(0), byte(9_999)), (10_000, 0, 0));
+    let refer = |flag: u8, at: u64, len: u64, shared: Vec<SharedPart>| {
+        let parts = [&[flag][..], &at.to_le_bytes(), &len.to_le_bytes()];
+        pool.submit(pool.request_with(&parts, shared).unwrap(), SubmitOptions::default()).unwrap()
+    };
+    let (found, at) = pool.shared_at(memory.as_ptr().wrapping_add(5000), 5000).unwrap().expect("inside");
+    assert_eq!((found.at(), at), (memory.at(), memory.at() + 5000));
+    for (from, len) in [(5000, 5001), (0, 10_001), (10_001, 1)] {
+        assert!(pool.shared_at(memory.as_ptr().wrapping_add(from), len).unwrap().is_none(), "{from} {len}");
+    }
+    assert!(pool.shared_at([1u8].as_ptr(), 1).unwrap().is_none());
+    assert_eq!(value(&refer(b'd', at, 5000, vec![found])).as_int(), Some(1));
+    assert_eq!([byte(4999), byte(5000), byte(9_999)], [0, 1, 1]);
+    // What a worker keeps is not given to anybody else, though the host has let go of it.
+    assert_eq!(value(&refer(b'k', at, 1, vec![memory.clone()])).as_int(), Some(2));
+    let place = memory.at();
+    drop(memory);
+    let other = pool.share(10_000).unwrap();
+    assert_ne!(other.at(), place);
+    // What is free again begins with zeros.
+    assert_eq!(value(&refer(b'd', other.at(), 1, vec![other.clone()])).as_int(), Some(1));
+    eventually("the memory is free", || {
+        let again = pool.share(10_000).unwrap();
+        // SAFETY: as above.
+        let first = unsafe { again.as_ptr().add(5000).read_volatile() };
+        again.at() == place && first == 0
+    });
+    let outside = outcome(&refer(b'd', u64::MAX - 1, 10, Vec::new())).unwrap().expect_err("outside");
+    assert!(outside.message.contains("outside of the pool's"), "{}", outside.message);
+    close(&pool);
+    drop(other);
 }
 
 #[test]

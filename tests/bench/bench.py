@@ -328,6 +328,10 @@ def twice(array):
     return array
 
 
+def touch(array):
+    array[0] = array[-1] = 1
+
+
 def round_trip_us(call):
     """Median of one call after another."""
     took = []
@@ -371,6 +375,12 @@ def process_cases():
             "ProcessPoolExecutor": lambda: executor.submit(twice, array).result(),
         }
         duel("py.process_array_16m", arrays, gigabytes)
+        shared = pool.array(array.shape)
+        references = {
+            "offloop": lambda: pool.submit(touch, shared).result(),
+            "ProcessPoolExecutor": lambda: executor.submit(touch, array).result(),
+        }
+        duel("py.process_reference_16m", references, median_ms)
 
 
 # ---- memory ----

@@ -127,6 +127,7 @@ const CASES: &[Case] = &[
     case("py.process_noop_executor", "  against the executor", "/s", Goal::Times(80.0)),
     case("py.process_trip", "Python: a worker process there and back", "µs", Goal::AtMost(50.0)),
     case("py.process_array_16m", "Python: 16 MiB array in and out", "GB/s", Goal::AtLeast(10.0)),
+    case("py.process_reference_16m", "Python: 16 MiB array in, by reference", "ms", Goal::AtMost(0.2)),
     case("py.idle_thread", "Python: memory of an idle thread", "KiB", Goal::AtMost(200.0)),
     case("py.ring_100", "Python: ring, 100 B one by one, two processes", "/s", Goal::Times(5.0)),
     case("py.ring_100_fifo", "  against faster-fifo", "/s", Goal::Times(3.0)),

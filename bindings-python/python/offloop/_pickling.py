@@ -8,14 +8,17 @@ travel by value, which needs cloudpickle.
 from __future__ import annotations
 
 import contextlib
+import copyreg
+import io
 import os
 import pickle
 import sys
 import traceback
+from collections import ChainMap
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ._native import TaskFailedError, UnserializableError
+from ._native import TaskFailedError, UnserializableError, _SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,17 +91,64 @@ def _loads(data: bytes, **options: Any) -> Any:
     return pickle.loads(data, **options)
 
 
-def _by_value(value: Any, **options: Any) -> bytes:
+def _by_name(value: Any, arena: object, **options: Any) -> bytes:
+    if arena is None:
+        return pickle.dumps(value, 5, **options)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, **options)
+    table: Any = ChainMap(_shared_arrays(arena), copyreg.dispatch_table)
+    pickler.dispatch_table = table
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _by_value(value: Any, arena: object = None, **options: Any) -> bytes:
     import cloudpickle
 
-    return cloudpickle.dumps(value, 5, **options)  # type: ignore[no-any-return]
+    if arena is None:
+        return cloudpickle.dumps(value, 5, **options)  # type: ignore[no-any-return]
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        # Of the class: an instance's own is not looked at.
+        dispatch_table = ChainMap(_shared_arrays(arena), cloudpickle.Pickler.dispatch_table)
+
+    file = io.BytesIO()
+    Pickler(file, 5, **options).dump(value)
+    return file.getvalue()
 
 
-def _dumps(what: str, value: Any, **options: Any) -> tuple[bytes, bool]:
+def _shared_arrays(arena: object) -> dict[type, Any]:
+    """How arrays are pickled whose elements lie apart in the arena: others are out-of-band buffers by themselves."""
+    import numpy
+
+    def reduce(array: Any) -> Any:
+        if not (array.flags.c_contiguous or array.flags.f_contiguous) and not array.dtype.hasobject:
+            owner: Any = array
+            while owner is not None and not isinstance(owner, _SharedMemory):
+                owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+            if owner is not None and owner.arena is arena:
+                whole = numpy.frombuffer(memoryview(owner), "u1")
+                offset = array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+                about = (array.dtype, array.shape, offset, array.strides, array.flags.writeable)
+                return _part_of_array, (pickle.PickleBuffer(owner), *about)
+        return array.__reduce_ex__(5)
+
+    return {numpy.ndarray: reduce}
+
+
+def _part_of_array(memory: Any, dtype: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...], writeable: bool) -> Any:
+    import numpy
+
+    array = numpy.ndarray(shape, dtype, memory, offset, strides)
+    array.flags.writeable = writeable
+    return array
+
+
+def _dumps(what: str, value: Any, arena: object = None, **options: Any) -> tuple[bytes, bool]:
     """A pickle that a worker can load: by reference where it can find what is named, else by value. The second says that it is the former."""
     why: Exception | None = None
     try:
-        data = pickle.dumps(value, 5, **options)
+        data = _by_name(value, arena, **options)
         if not _names_main(data) or main_of_host() is not None:
             return data, True
     except Exception as e:
@@ -106,7 +156,7 @@ def _dumps(what: str, value: Any, **options: Any) -> tuple[bytes, bool]:
     if "buffer_callback" in options:
         options["buffer_callback"].__self__.clear()
     try:
-        return _by_value(value, **options), False
+        return _by_value(value, arena, **options), False
     except ImportError:
         if why is None:
             text = f"{what} needs __main__ of this process, which has no file that a worker could import: install cloudpickle"
@@ -128,9 +178,10 @@ def dump_function(function: Callable[..., Any]) -> tuple[bytes, bool]:
     return data, by_reference and named
 
 
-def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[bytes, list[memoryview]]:
+def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any] | None, arena: object) -> tuple[bytes, list[memoryview]]:
+    """`arena`: what the pool's shared memory is known by, if it has some."""
     buffers: list[pickle.PickleBuffer] = []
-    data, _ = _dumps("an argument", (args, kwargs or {}), buffer_callback=buffers.append)
+    data, _ = _dumps("an argument", (args, kwargs or {}), arena, buffer_callback=buffers.append)
     return data, [buffer.raw() for buffer in buffers]
 
 

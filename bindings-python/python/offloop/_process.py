@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 import os
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from ._stats import Histogram, PoolStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
+
+    import numpy
 
     from ._pool import _Source
 
@@ -161,6 +165,28 @@ class ProcessPool(_ProcessPool, _Mapping):
         view._sources = self._sources
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key, retries=retries)
         return view
+
+    def array(self, shape: int | Sequence[int], dtype: Any = float) -> numpy.ndarray[Any, Any]:
+        """An array of numpy, all 0, in memory that this process and the workers share.
+
+        As an argument of this pool, at any depth, it and its views and slices are sent by reference: nothing is copied, and what one
+        process writes the others see. Nothing orders such writes but the begin and the end of tasks. In a result it is a copy, as it is
+        for another pool.
+
+        The memory is free when the last array over it is gone, here, in tasks and in workers. TooLargeError, Full or OsError when there
+        is not as much; a worker that keeps 128 arguments gets no further shared array (Full, of its task).
+        """
+        try:
+            import numpy
+        except ImportError:
+            raise NotFoundError("not found: pool.array makes arrays of numpy, which is not installed: pip install numpy") from None
+        kind = numpy.dtype(dtype)
+        if kind.hasobject:
+            raise InvalidError(f"invalid: Python objects do not lie in shared memory (option=dtype, value={kind})")
+        sizes = [operator.index(n) for n in (shape if hasattr(shape, "__iter__") else (shape,))]
+        if any(n < 0 for n in sizes):
+            raise InvalidError(f"invalid: option is out of range (option=shape, value={shape!r}, min=0)")
+        return numpy.ndarray(sizes, kind, memoryview(self._share(math.prod(sizes) * kind.itemsize)))
 
     def broadcast(self, fn: Any, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a function once in each live worker, and in one at least, and returns the results in the order of the workers.

@@ -5,6 +5,8 @@
 //!  24 (at u64, len u64) per buffer · head · stream · the buffers, each at a multiple of 64 from the start
 //! ```
 //!
+//! A buffer of a request whose `at` has bit 63 lies in shared memory of the pool, where the other bits say, and not in the message.
+//!
 //! | Kind    | In a request: head is the pickled function | In a reply                                    |
 //! |---------|--------------------------------------------|-----------------------------------------------|
 //! | VALUES  | stream: `count` arguments as values         | stream: one value                             |
@@ -19,6 +21,7 @@ use crate::copy;
 use crate::error::raise;
 use offloop::error::{Error, ErrorKind};
 use offloop::pool::call::PYTHON;
+use offloop::pool::{ProcessPool, SharedPart};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -48,32 +51,54 @@ const STR: u8 = 5;
 const BYTES: u8 = 6;
 const LONG_BYTES: u8 = 7;
 
+const SHARED: u64 = 1 << 63;
+
 static ZEROS: [u8; ALIGN] = [0; ALIGN];
 
-/// Memory that a message is made of, kept where it is by an export.
-pub(super) struct Part(PyUntypedBuffer);
+/// Memory that a message is made of.
+pub(super) enum Part {
+    /// Kept where it is by an export, to be copied into the message.
+    Here(PyUntypedBuffer),
+    /// What the message refers to.
+    Shared { part: SharedPart, at: u64, len: usize },
+}
 
 impl Part {
+    /// `pool`: whose shared memory a message for its workers may refer to.
+    ///
     /// # Errors
     /// Whatever the exporter raises; `InvalidError` for memory that does not lie together.
-    pub(super) fn new(object: &Bound<'_, PyAny>) -> PyResult<Part> {
+    pub(super) fn new(object: &Bound<'_, PyAny>, pool: Option<&ProcessPool>) -> PyResult<Part> {
+        let py = object.py();
         let buffer = PyUntypedBuffer::get(object)?;
         if !buffer.is_c_contiguous() {
-            return Err(raise(object.py(), &Error::invalid("an out-of-band buffer does not lie together")));
+            return Err(raise(py, &Error::invalid("an out-of-band buffer does not lie together")));
         }
-        Ok(Part(buffer))
+        if let Some(pool) = pool
+            && buffer.len_bytes() > 0
+            && let Some((part, at)) = pool.shared_at(buffer.buf_ptr().cast(), buffer.len_bytes()).map_err(|e| raise(py, &e))?
+        {
+            return Ok(Part::Shared { part, at, len: buffer.len_bytes() });
+        }
+        Ok(Part::Here(buffer))
     }
 
+    /// Bytes in the message.
     fn len(&self) -> usize {
-        self.0.len_bytes()
+        match self {
+            Part::Here(buffer) => buffer.len_bytes(),
+            Part::Shared { .. } => 0,
+        }
     }
 
     fn as_slice(&self) -> &[u8] {
-        if self.len() == 0 {
-            return &[];
+        match self {
+            Part::Here(buffer) if buffer.len_bytes() > 0 => {
+                // SAFETY: the export keeps the memory, which lies together. What another thread writes meanwhile is in the copy or not.
+                unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }
+            }
+            _ => &[],
         }
-        // SAFETY: the export keeps the memory, which lies together. What another thread writes meanwhile is in the copy or not.
-        unsafe { std::slice::from_raw_parts(self.0.buf_ptr().cast(), self.len()) }
     }
 }
 
@@ -115,7 +140,7 @@ impl Message {
             let bytes = b.as_bytes();
             if bytes.len() >= LONG {
                 out.push(LONG_BYTES);
-                self.buffers.push(Part::new(value)?);
+                self.buffers.push(Part::new(value, None)?);
             } else {
                 out.push(BYTES);
                 out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
@@ -138,10 +163,16 @@ impl Message {
         out.extend_from_slice(&(self.buffers.len() as u64).to_le_bytes());
         let mut at = before + head.len() + self.stream.len();
         for buffer in &self.buffers {
-            at = at.next_multiple_of(ALIGN);
-            out.extend_from_slice(&(at as u64).to_le_bytes());
-            out.extend_from_slice(&(buffer.len() as u64).to_le_bytes());
-            at += buffer.len();
+            let (place, len) = match buffer {
+                Part::Here(_) => {
+                    let begin = at.next_multiple_of(ALIGN);
+                    at = begin + buffer.len();
+                    (begin as u64, buffer.len())
+                }
+                Part::Shared { at, len, .. } => (at | SHARED, *len),
+            };
+            out.extend_from_slice(&place.to_le_bytes());
+            out.extend_from_slice(&(len as u64).to_le_bytes());
         }
         out.extend_from_slice(head);
         out.extend_from_slice(&self.stream);
@@ -153,12 +184,18 @@ impl Message {
         let mut parts = Vec::with_capacity(1 + 2 * self.buffers.len());
         parts.push(front);
         let mut at = front.len();
-        for buffer in &self.buffers {
+        for buffer in self.buffers.iter().filter(|b| matches!(b, Part::Here(_))) {
             parts.push(&ZEROS[..at.next_multiple_of(ALIGN) - at]);
             parts.push(buffer.as_slice());
             at = at.next_multiple_of(ALIGN) + buffer.len();
         }
         parts
+    }
+
+    /// What it refers to.
+    pub(super) fn shared(&self) -> Vec<SharedPart> {
+        let shared = self.buffers.iter().filter_map(|b| if let Part::Shared { part, .. } = b { Some(part.clone()) } else { None });
+        shared.collect()
     }
 
     /// Bytes of the buffers.
@@ -179,7 +216,16 @@ pub(super) struct Reader {
     front: Vec<u8>,
     head: Range<usize>,
     stream: Range<usize>,
-    buffers: Vec<(usize, usize)>,
+    buffers: Vec<Place>,
+}
+
+/// Where a buffer of a message lies.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Inside of the message, as was checked.
+    Here(usize, usize),
+    /// In shared memory: where it says.
+    Shared(u64, u64),
 }
 
 /// Copies bytes out of memory that a peer may write.
@@ -219,9 +265,12 @@ impl Reader {
         let front = unsafe { take(from, 0, end) };
         let buffers = (0..count)
             .map(|i| {
-                let at = usize::try_from(u64_at(&front, FIXED + 16 * i)).unwrap_or(usize::MAX);
-                let size = usize::try_from(u64_at(&front, FIXED + 16 * i + 8)).unwrap_or(usize::MAX);
-                if at > len || size > len - at { Err(short()) } else { Ok((at, size)) }
+                let (at, size) = (u64_at(&front, FIXED + 16 * i), u64_at(&front, FIXED + 16 * i + 8));
+                if at & SHARED != 0 {
+                    return Ok(Place::Shared(at & !SHARED, size));
+                }
+                let (at, size) = (usize::try_from(at).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(usize::MAX));
+                if at > len || size > len - at { Err(short()) } else { Ok(Place::Here(at, size)) }
             })
             .collect::<PyResult<_>>()?;
         Ok(Reader {
@@ -243,8 +292,9 @@ impl Reader {
         &self.front[self.stream.clone()]
     }
 
+    /// It has buffers in the message.
     pub(super) fn has_buffers(&self) -> bool {
-        !self.buffers.is_empty()
+        self.buffers.iter().any(|b| matches!(b, Place::Here(..)))
     }
 
     /// The values of the stream. `memory`: the whole message, for long bytes.
@@ -280,7 +330,7 @@ impl Reader {
                     }
                 }
                 LONG_BYTES => {
-                    let (Some(&(at, len)), Some(memory)) = (buffers.next(), memory) else { return Err(short()) };
+                    let (Some(&Place::Here(at, len)), Some(memory)) = (buffers.next(), memory) else { return Err(short()) };
                     // SAFETY: inside of the message, as checked, which `memory` keeps.
                     unsafe { copy::to_bytes(py, memory.ptr.add(at), len)? }
                 }
@@ -290,14 +340,23 @@ impl Reader {
         Ok(values)
     }
 
-    /// Views of the buffers, for the unpickler.
-    pub(super) fn views<'py>(&self, py: Python<'py>, memory: Option<&Memory<'_, 'py>>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let Some(memory) = memory else { return Ok(Vec::new()) };
+    /// Views of the buffers, for the unpickler. `shared(at, len)`: what lies in shared memory.
+    pub(super) fn views<'py>(
+        &self,
+        py: Python<'py>,
+        memory: Option<&Memory<'_, 'py>>,
+        shared: impl Fn(u64, u64) -> PyResult<Bound<'py, PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         if self.buffers.is_empty() {
             return Ok(Vec::new());
         }
-        let whole = PyMemoryView::from(memory.owner)?;
-        self.buffers.iter().map(|(at, len)| whole.get_item(PySlice::new(py, *at as isize, (at + len) as isize, 1))).collect()
+        let whole = memory.map(|memory| PyMemoryView::from(memory.owner)).transpose()?;
+        let view = |place: &Place| match (*place, &whole) {
+            (Place::Here(at, len), Some(whole)) => whole.get_item(PySlice::new(py, at as isize, (at + len) as isize, 1)),
+            (Place::Here(..), None) => Err(corrupt(py, "buffers of a worker's message lie nowhere", self.front.len())),
+            (Place::Shared(at, len), _) => shared(at, len),
+        };
+        self.buffers.iter().map(view).collect()
     }
 }
 

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! * `form`: the bytes of Python's own requests and replies; `reply`: what came back; `worker`: the other side.
-//! * `dropped`: pools that nobody refers to any more.
+//! * `shared`: memory that requests refer to; `dropped`: pools that nobody refers to any more.
 
 mod dropped;
 mod form;
 mod reply;
+mod shared;
 mod worker;
 
 pub(crate) use reply::{outcome, progress};
@@ -31,6 +32,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyCFunction, PyDict, PyFunction, PyList, PyString, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
+use shared::PySharedMemory;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +55,8 @@ struct Shared {
     /// Workers are called by the names of their exports.
     by_name: bool,
     closing: AtomicBool,
+    /// What all shared memory of this pool has; there when there is some.
+    arena: PyOnceLock<Py<PyAny>>,
 }
 
 impl Drop for Shared {
@@ -132,13 +136,15 @@ impl Shared {
         if !plain {
             static DUMP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
             let args = PyTuple::new(py, args)?;
-            message = worker::pickled(reply::helper(py, &DUMP, "dump_call")?.call1((args, kwargs))?)?;
+            let parts = reply::helper(py, &DUMP, "dump_call")?.call1((args, kwargs, self.arena.get(py)))?;
+            message = worker::pickled(parts, Some(&self.pool))?;
         }
         message.flags = flags;
         let front = message.front(pickle.as_bytes());
         let parts = message.parts(&front);
         let long = message.long() >= crate::copy::SLICE;
-        wait::detached_if(py, long, || self.pool.request(&parts)).map_err(|e| raise(py, &e))
+        let shared = message.shared();
+        wait::detached_if(py, long, || self.pool.request_with(&parts, shared)).map_err(|e| raise(py, &e))
     }
 
     /// The request of a call that any language understands.
@@ -321,7 +327,8 @@ impl PyProcessPool {
             Ok(spec)
         });
         let pool = built.map_err(|e| raise(py, &e))?;
-        let shared = Shared { pool, known: Mutex::default(), wait_when_full, by_name, closing: AtomicBool::new(false) };
+        let shared =
+            Shared { pool, known: Mutex::default(), wait_when_full, by_name, closing: AtomicBool::new(false), arena: PyOnceLock::new() };
         let _ = self.inner.set(Handle { shared: Arc::new(shared), defaults: Defaults::default() });
         Ok(())
     }
@@ -421,6 +428,18 @@ impl PyProcessPool {
         Ok(futures)
     }
 
+    /// `len` bytes, all 0, that this process and the workers write.
+    fn _share<'py>(&self, py: Python<'py>, len: usize) -> PyResult<Bound<'py, PySharedMemory>> {
+        let shared = self.shared()?;
+        shared.check_open(py)?;
+        if shared.by_name {
+            return Err(raise(py, &Error::invalid("workers of another program get copies of arrays: shared ones are for functions")));
+        }
+        let arena = shared.arena.get_or_try_init(py, || -> PyResult<_> { Ok(py.get_type::<PyAny>().call0()?.unbind()) })?.clone_ref(py);
+        let part = wait::detached_if(py, len >= crate::copy::SLICE, || shared.pool.share(len)).map_err(|e| raise(py, &e))?;
+        Bound::new(py, PySharedMemory { part, arena })
+    }
+
     fn _resize(&self, py: Python<'_>, min_workers: Option<Bound<'_, PyAny>>, max_workers: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         let min = min_workers.map(|n| number_option("min_workers", &n)).transpose()?;
         let max = max_workers.map(|n| number_option("max_workers", &n)).transpose()?;
@@ -485,6 +504,7 @@ impl PyProcessPool {
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     dropped::install(m)?;
+    shared::install(m)?;
     m.add_class::<PyProcessPool>()?;
     m.add_class::<worker::PyWorkerProcess>()
 }

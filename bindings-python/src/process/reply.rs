@@ -65,7 +65,8 @@ fn python<'py>(py: Python<'py>, reader: &Reader, memory: Option<Memory<'_, 'py>>
             Ok(Outcome::Value(value.ok_or_else(none)?.unbind()))
         }
         form::PICKLED => {
-            let buffers = PyList::new(py, reader.views(py, memory.as_ref())?)?;
+            let nowhere = |_, _| Err(raise(py, &Error::new(ErrorKind::Corrupt, "a worker process refers to memory in its reply")));
+            let buffers = PyList::new(py, reader.views(py, memory.as_ref(), nowhere)?)?;
             let value = helper(py, &LOADS, "load_result")?.call1((PyBytes::new(py, reader.stream()), buffers))?;
             Ok(Outcome::Value(value.unbind()))
         }

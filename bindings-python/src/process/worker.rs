@@ -2,6 +2,7 @@
 
 use super::form::{self, BY_NAME, MAX_VALUES, Memory, Message, PyPayload, Reader};
 use super::reply::helper;
+use super::shared::PySharedView;
 use crate::error::raise;
 use crate::hosted::{self, PyHost};
 use crate::{late, value, wait};
@@ -9,7 +10,7 @@ use offloop::Value;
 use offloop::error::{Error, ErrorKind};
 use offloop::ops::Control;
 use offloop::pool::call::{self, Call, FAILED, PYTHON};
-use offloop::pool::{Job, Woken, Worker};
+use offloop::pool::{Job, ProcessPool, Woken, Worker};
 use offloop::value::ErrorValue;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
@@ -161,12 +162,14 @@ impl PyWorkerProcess {
     fn call<'py>(&self, py: Python<'py>, job: &mut Job) -> PyResult<Bound<'py, PyAny>> {
         static LOAD_CALL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let (reader, payload);
+        let mut kept = None;
         let memory = match job.take_payload() {
             Some(long) => {
                 let ptr: *const u8 = long.as_ptr();
                 // SAFETY: the payload keeps its memory, and lives during the call.
                 reader = unsafe { Reader::new(py, ptr, long.len())? };
                 payload = Bound::new(py, PyPayload(long))?.into_any();
+                kept = Some(&payload);
                 Some(Memory { owner: &payload, ptr })
             }
             None => {
@@ -189,10 +192,22 @@ impl PyWorkerProcess {
             drop(memory);
             return function.call1(args);
         }
-        let views = PyList::new(py, reader.views(py, memory.as_ref())?)?;
+        let shared = |at, len| self.shared(py, at, len, kept);
+        let views = PyList::new(py, reader.views(py, memory.as_ref(), shared)?)?;
         let loaded = helper(py, &LOAD_CALL, "load_call")?.call1((PyBytes::new(py, reader.stream()), views))?;
         let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) = loaded.extract()?;
         function.call(args, Some(&kwargs))
+    }
+
+    /// A view of memory that a request refers to. `request`: what keeps it; None for a copy of one that does not.
+    fn shared<'py>(&self, py: Python<'py>, at: u64, len: u64, request: Option<&Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyAny>> {
+        let Some(request) = request else {
+            let e = Error::new(ErrorKind::Full, "the worker keeps too many arguments to have another array that is shared");
+            return Err(raise(py, &e.with("max", offloop::pool::MAX_KEPT)));
+        };
+        let ptr = self.worker.shared(at, len).map_err(|e| raise(py, &e))?;
+        let view = PySharedView::new(ptr, len as usize, request.clone().unbind());
+        Ok(Bound::new(py, view)?.into_any())
     }
 
     fn function<'py>(&self, py: Python<'py>, pickle: &[u8], flags: u8) -> PyResult<Bound<'py, PyAny>> {
@@ -266,7 +281,7 @@ fn encode(py: Python<'_>, returned: PyResult<Bound<'_, PyAny>>) -> Option<(Messa
             return Ok(message);
         }
         static DUMP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-        pickled(helper(py, &DUMP, "dump_result")?.call1((value,))?)
+        pickled(helper(py, &DUMP, "dump_result")?.call1((value,))?, None)
     });
     match sent {
         Ok(message) => Some((message, Vec::new())),
@@ -280,13 +295,13 @@ fn encode(py: Python<'_>, returned: PyResult<Bound<'_, PyAny>>) -> Option<(Messa
     }
 }
 
-/// A message of a pickle and its out-of-band buffers.
-pub(super) fn pickled(parts: Bound<'_, PyAny>) -> PyResult<Message> {
+/// A message of a pickle and its out-of-band buffers. `pool`: whose workers it is for.
+pub(super) fn pickled(parts: Bound<'_, PyAny>, pool: Option<&ProcessPool>) -> PyResult<Message> {
     let (stream, buffers): (Bound<'_, PyBytes>, Bound<'_, PyList>) = parts.extract()?;
     Ok(Message {
         kind: form::PICKLED,
         stream: stream.as_bytes().to_vec(),
-        buffers: buffers.iter().map(|b| form::Part::new(&b)).collect::<PyResult<_>>()?,
+        buffers: buffers.iter().map(|b| form::Part::new(&b, pool)).collect::<PyResult<_>>()?,
         ..Message::default()
     })
 }

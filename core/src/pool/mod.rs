@@ -47,7 +47,7 @@ mod worker;
 
 pub use completion::{CompletionQueue, Event};
 pub use hosted::{HostedTask, HostedWorker, Next};
-pub use lane::{Function, Job, Payload, Request, Running, Sent, Stream, Streamed, Woken, Worker, call, frame, serve};
+pub use lane::{Function, Job, MAX_KEPT, Payload, Request, Running, Sent, SharedPart, Stream, Streamed, Woken, Worker, call, frame, serve};
 pub use looped::{AHEAD, Board, Given, LoopHost, LoopOptions, LoopWorker, MAX_CONCURRENCY, Taken, word};
 pub use options::{Deliver, MAX_DURATION, MAX_QUEUE, MAX_WORKERS, OnFull, PoolOptions, SubmitOptions, duration, priority};
 pub use process::{ProcessPool, ProcessPoolBuilder};

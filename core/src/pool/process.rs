@@ -18,7 +18,7 @@
 //! | "look again" and "I have the seat's worker" | fences (SeqCst) in `Host::feed`, after the store of `again` and after the lock was given back |
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::lane::{Lane, Payloads, Request, Streamed};
+use crate::pool::lane::{Lane, Payloads, Request, SharedPart, Streamed};
 use crate::pool::looped::{Fed, Given, LoopHost, LoopOptions, LoopWorker, held_at_once};
 use crate::pool::options::{PoolOptions, SubmitOptions};
 use crate::pool::task::{Task, Work};
@@ -190,7 +190,35 @@ impl ProcessPool {
     /// `TooLarge` for more than the pool's shared memory, `Full` when that is in use, `Os` (`ENOMEM`, `ENOSPC`), `Forked`.
     pub fn request(&self, parts: &[&[u8]]) -> Result<Request> {
         self.check_fork()?;
-        self.0.host.payloads().request(parts)
+        self.0.host.payloads().request(parts, Vec::new())
+    }
+
+    /// As [`request`](Self::request), of bytes that say where something lies in memory of [`share`](Self::share): it stays there while the
+    /// task or its worker's [`Payload`](crate::pool::Payload) of this request lives.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub fn request_with(&self, parts: &[&[u8]], shared: Vec<SharedPart>) -> Result<Request> {
+        self.check_fork()?;
+        self.0.host.payloads().request(parts, shared)
+    }
+
+    /// `len` bytes, all 0, of memory that this process and the workers write.
+    ///
+    /// # Errors
+    /// As [`request`](Self::request).
+    pub fn share(&self, len: usize) -> Result<SharedPart> {
+        self.check_fork()?;
+        self.0.host.payloads().share(len)
+    }
+
+    /// The part of [`share`](Self::share) that has the `len` bytes from `ptr` on, and what a worker finds these by; `None` for other memory.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn shared_at(&self, ptr: *const u8, len: usize) -> Result<Option<(SharedPart, u64)>> {
+        self.check_fork()?;
+        Ok(self.0.host.payloads().shared(ptr, len))
     }
 
     /// Submits one task. Its result is `Bytes`, or a `Buffer` where it is long: what the worker replied, an error of the function included.

@@ -102,6 +102,12 @@ impl Arena {
         self.fd.as_fd()
     }
 
+    /// Where a pointer of this process points to in the arena; `None` outside of it.
+    pub(super) fn place_of(&self, ptr: *const u8) -> Option<usize> {
+        let begin = self.map.as_mut_ptr() as usize + self.base;
+        (ptr as usize).checked_sub(begin).filter(|at| *at < self.map.len() - self.base)
+    }
+
     /// Bytes that a span can have at most.
     pub(super) fn len(&self) -> usize {
         lock(&self.space).len

@@ -1,6 +1,7 @@
 //! The pool's side of a lane.
 
 use super::arena::{Arena, Span};
+use super::shared::{SharedPart, Table};
 use super::stream::Stream;
 use super::{Place, word32, word64};
 use crate::buffer::TransferBuffer;
@@ -49,28 +50,43 @@ fn sparse(name: &std::ffi::CStr, head: usize, most: usize) -> Result<(OwnedFd, M
 
 /// Memory for the long requests of a pool.
 #[derive(Clone, Debug)]
-pub(in crate::pool) struct Payloads(Arc<Arena>);
+pub(in crate::pool) struct Payloads {
+    arena: Arc<Arena>,
+    shared: Arc<Table>,
+}
 
 impl Payloads {
     pub(in crate::pool) fn new() -> Result<Payloads> {
         let (fd, map, len) = sparse(c"offloop-payloads", 0, PAYLOADS)?;
-        Ok(Payloads(Arc::new(Arena::new(Arc::new(map), fd, 0, len))))
+        Ok(Payloads { arena: Arc::new(Arena::new(Arc::new(map), fd, 0, len)), shared: Arc::default() })
     }
 
-    /// A request of the bytes of `parts`, one after the other.
-    pub(in crate::pool) fn request(&self, parts: &[&[u8]]) -> Result<Request> {
+    /// Memory that requests may refer to.
+    pub(in crate::pool) fn share(&self, len: usize) -> Result<SharedPart> {
+        SharedPart::new(&self.arena, &self.shared, len)
+    }
+
+    /// What was shared and has these bytes, and where they lie among all that may be.
+    pub(in crate::pool) fn shared(&self, ptr: *const u8, len: usize) -> Option<(SharedPart, u64)> {
+        let at = self.arena.place_of(ptr)?;
+        Some((SharedPart::find(&self.shared, at, len)?, at as u64))
+    }
+
+    /// A request of the bytes of `parts`, one after the other, that refers to `shared`.
+    pub(in crate::pool) fn request(&self, parts: &[&[u8]], shared: Vec<SharedPart>) -> Result<Request> {
         let len = parts.iter().map(|p| p.len()).sum();
-        if len <= CELL {
+        // What refers to something has a ticket, which says how long the worker does.
+        if len <= CELL && shared.is_empty() {
             return Ok(Request { body: Body::Short(parts.concat().into()), stream: None });
         }
-        let span = self.0.alloc(len)?;
+        let span = self.arena.alloc(len)?;
         let mut at = 0;
         for part in parts {
             // SAFETY: the span is ours alone and as long as all parts.
             unsafe { span.as_ptr().add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
             at += part.len();
         }
-        Ok(Request { body: Body::Long(Arc::new(span)), stream: None })
+        Ok(Request { body: Body::Long(Arc::new(Long { span, _shared: shared })), stream: None })
     }
 }
 
@@ -84,7 +100,14 @@ pub struct Request {
 #[derive(Clone, Debug)]
 enum Body {
     Short(Box<[u8]>),
-    Long(Arc<Span>),
+    Long(Arc<Long>),
+}
+
+#[derive(Debug)]
+struct Long {
+    span: Span,
+    /// What it refers to.
+    _shared: Vec<SharedPart>,
 }
 
 impl Request {
@@ -93,7 +116,7 @@ impl Request {
     pub fn len(&self) -> usize {
         match &self.body {
             Body::Short(bytes) => bytes.len(),
-            Body::Long(span) => span.len(),
+            Body::Long(long) => long.span.len(),
         }
     }
 
@@ -118,7 +141,7 @@ struct Sending {
     /// By index: where in `order` it was given last.
     given: Vec<u64>,
     /// By ticket, from 1 on: the payload that the worker may read.
-    out: Vec<Option<Arc<Span>>>,
+    out: Vec<Option<Arc<Long>>>,
     /// By ticket: how often it was used.
     uses: Vec<u32>,
     free: Vec<u32>,
@@ -176,7 +199,7 @@ impl Lane {
                 .with("max", MAX_SETUP));
         }
         assert!((1..=MAX_TASKS).contains(&tasks), "a worker holds few tasks");
-        let arena = &payloads.0;
+        let arena = &payloads.arena;
         let mut header = Header {
             minor: MINOR,
             tasks: tasks as u32,
@@ -237,11 +260,11 @@ impl Lane {
                 }
                 Place { at: 0, len: bytes.len() as u64, ticket: 0 }
             }
-            Body::Long(span) => {
+            Body::Long(long) => {
                 let Some(ticket) = sending.free.pop() else { return false };
-                sending.out[ticket as usize] = Some(Arc::clone(span));
+                sending.out[ticket as usize] = Some(Arc::clone(long));
                 sending.uses[ticket as usize] = sending.uses[ticket as usize].wrapping_add(1);
-                Place { at: span.at() as u64, len: span.len() as u64, ticket }
+                Place { at: long.span.at() as u64, len: long.span.len() as u64, ticket }
             }
         };
         place.store(&self.requests, place_at);

@@ -20,7 +20,7 @@
 //! | a long reply is not read any more        | `Reply::drop` stores `freed`         | `Worker::sweep` loads it               |
 //! | "I sleep" and "there is something"       | fences (SeqCst) between store and look, in `Worker::wait` and `Lane::publish`, `Lane::sleep` and `Worker::report` |
 //!
-//! * `host`: the pool's side of one lane; `worker`: the worker's; `arena`: memory for long payloads.
+//! * `host`: the pool's side of one lane; `worker`: the worker's; `arena`: memory for long payloads; `shared`: memory that requests refer to.
 //! * `stream`: what a task says while it runs, frame by frame; `frame`: what a frame says.
 //! * `serve`: the loop of a worker whose functions block.
 //! * `call`: what a request and a reply say when two languages meet.
@@ -30,14 +30,16 @@ pub mod call;
 pub mod frame;
 mod host;
 mod serve;
+mod shared;
 mod stream;
 mod worker;
 
 pub use host::Request;
 pub(super) use host::{Lane, Payloads};
 pub use serve::{Function, Running, serve};
+pub use shared::SharedPart;
 pub use stream::{Stream, Streamed};
-pub use worker::{Job, Payload, Sent, Woken, Worker};
+pub use worker::{Job, MAX_KEPT, Payload, Sent, Woken, Worker};
 
 use crate::sync::mapped::{AtomicU32, AtomicU64};
 use memmap2::MmapRaw;

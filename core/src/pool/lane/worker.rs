@@ -14,7 +14,7 @@ use crate::sys::{clock, fork, poll};
 use crate::wire::lane::{CELL, ENV, FDS, FIXED_LEN, Header, Map, PLACE, SHORT, STOP, TICKETS, WAITER_BELL, parse_env, reply, request};
 use memmap2::MmapRaw;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Results that the pool has not been told of are worth a wake when they are so old: a wake costs it a few microseconds.
@@ -23,7 +23,7 @@ const UNTOLD_NS: u64 = 50_000;
 const LOW: u64 = 8;
 
 /// Long requests that a worker may keep where they lie; further ones are copied.
-const MAX_KEPT: usize = TICKETS / 2;
+pub const MAX_KEPT: usize = TICKETS / 2;
 
 /// How long a result waits for room before it is an error.
 const FULL: Duration = Duration::from_secs(30);
@@ -62,6 +62,9 @@ struct Inner {
     requests: MmapRaw,
     replies: Arc<MmapRaw>,
     payloads: MmapRaw,
+    payloads_fd: OwnedFd,
+    /// `payloads` once more, as the pool and other workers see it; mapped when a request first refers to it.
+    shared: OnceLock<MmapRaw>,
     bell: EventFd,
     pool_bell: EventFd,
     waiter_bell: EventFd,
@@ -233,6 +236,8 @@ impl Worker {
             requests,
             replies,
             payloads,
+            payloads_fd,
+            shared: OnceLock::new(),
             bell: EventFd::attach(bell.as_fd())?,
             pool_bell: EventFd::attach(pool_bell.as_fd())?,
             waiter_bell: EventFd::attach(waiter_bell.as_fd())?,
@@ -272,6 +277,31 @@ impl Worker {
     /// Leaves the reason why this worker cannot start, for the pool's caller; the process is to end afterwards.
     pub fn fail(&self, text: &str) {
         self.0.supervisor.fail(text);
+    }
+
+    /// The `len` bytes that lie `at` in the memory that the pool shares with all of its workers. They stay while the [`Payload`] of the
+    /// request that referred to them lives. Every process may write them at any time.
+    ///
+    /// # Errors
+    /// `Corrupt` for what does not lie there, `Os`.
+    pub fn shared(&self, at: u64, len: u64) -> Result<*mut u8> {
+        let inner = &*self.0;
+        let max = inner.header.payloads;
+        if len > max || at > max - len {
+            return Err(Error::new(ErrorKind::Corrupt, "request refers to memory outside of the pool's")
+                .with("at", at)
+                .with("len", len)
+                .with("max", max));
+        }
+        let map = match inner.shared.get() {
+            Some(map) => map,
+            None => {
+                let (map, _) = mem::attach_inherited(&inner.payloads_fd, Access::Write)?;
+                inner.shared.get_or_init(|| map)
+            }
+        };
+        // SAFETY: inside of the mapping, which is as long as the header says.
+        Ok(unsafe { map.as_mut_ptr().add(at as usize) })
     }
 
     fn words(&self) -> &[AtomicU32] {
