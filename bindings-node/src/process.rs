@@ -316,8 +316,8 @@ pub(crate) fn stream_take(call: &Call<'_>) -> JsResult<Raw> {
         }
         other => return Err(Error::new(ErrorKind::Corrupt, "frame is no bytes").with("type", other.type_name()).into()),
     };
-    // SAFETY: `frame` keeps `len` bytes. A worker that writes them meanwhile changes what is seen, not where it is.
-    let records = frame::records(if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(at, len) } })?;
+    // SAFETY: `frame` keeps `len` bytes.
+    let records = unsafe { frame::records_at(at, len)? };
     let out = env.array(2 * records.len())?;
     for (i, record) in (0..).zip(records) {
         let keep = region.as_ref().map(|region| move || Box::new(region.clone()) as Box<dyn Any>);

@@ -35,14 +35,30 @@ pub fn padding(len: usize) -> &'static [u8] {
 /// # Errors
 /// `Corrupt`.
 pub fn records(frame: &[u8]) -> Result<Vec<Range<usize>>> {
-    let corrupt = || Error::new(ErrorKind::Corrupt, "frame contradicts its length").with("len", frame.len());
-    let u64_at = |at: usize| frame.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    let count = u64_at(0).and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= frame.len() / 8).ok_or_else(corrupt)?;
+    // SAFETY: all of a slice.
+    unsafe { records_at(frame.as_ptr(), frame.len()) }
+}
+
+/// As [`records`], of a frame that its worker may still be writing: each length is read once, and then judged.
+///
+/// # Errors
+/// `Corrupt`.
+///
+/// # Safety
+/// `frame` is readable for `frame_len` bytes.
+pub unsafe fn records_at(frame: *const u8, frame_len: usize) -> Result<Vec<Range<usize>>> {
+    let corrupt = || Error::new(ErrorKind::Corrupt, "frame contradicts its length").with("len", frame_len);
+    let u64_at = |at: usize| {
+        // SAFETY: inside of the frame, as is seen here.
+        let word = (at + 8 <= frame_len).then(|| unsafe { frame.add(at).cast::<[u8; 8]>().read_volatile() })?;
+        usize::try_from(u64::from_le_bytes(word)).ok()
+    };
+    let count = u64_at(0).filter(|n| *n <= frame_len / 8).ok_or_else(corrupt)?;
     let mut at = (8 + 8 * count).next_multiple_of(ALIGN);
     let mut all = Vec::with_capacity(count);
     for i in 0..count {
-        let len = u64_at(8 + 8 * i).and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= frame.len()).ok_or_else(corrupt)?;
-        if at + len > frame.len() {
+        let len = u64_at(8 + 8 * i).filter(|n| *n <= frame_len).ok_or_else(corrupt)?;
+        if at + len > frame_len {
             return Err(corrupt());
         }
         all.push(at..at + len);

@@ -18,7 +18,6 @@
 
 use super::frame;
 use super::host::Lane;
-use crate::buffer::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::task::Task;
 use crate::sync::atomic::{AtomicU32, Ordering};
@@ -151,7 +150,7 @@ impl News {
 /// A frame, and what of it was not read yet.
 #[derive(Debug)]
 struct Open {
-    frame: Bytes,
+    frame: Vec<u8>,
     records: VecDeque<Range<usize>>,
 }
 
@@ -191,14 +190,18 @@ impl Streamed {
             if let Some(Open { frame, records }) = &mut *open
                 && let Some(range) = records.pop_front()
             {
-                return Ok(Some(read(&frame.as_slice()[range])));
+                return Ok(Some(read(&frame[range])));
             }
             // Before the look: what comes after it changes this.
             let seen = self.news.0.load(Ordering::Acquire);
             let is_done = self.task.is_done();
             if let Some(frame) = self.stream.take() {
-                let frame = frame.into_bytes()?;
-                let records = frame::records(frame.as_slice())?.into();
+                // Its worker may still write it.
+                let frame = match frame {
+                    Value::Buffer(buffer) => buffer.to_vec()?,
+                    other => other.into_bytes()?.into_vec(),
+                };
+                let records = frame::records(&frame)?.into();
                 *open = Some(Open { frame, records });
                 continue;
             }
