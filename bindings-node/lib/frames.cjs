@@ -21,7 +21,7 @@ const FRAME = 6
 const UNWANTED = 0
 const TAKEN = 2
 
-function valueOf(kind, value) {
+function valueIn(kind, value) {
   if (kind === THROWN) throw value
   return kind === FRAME ? readParts(value) : value
 }
@@ -56,7 +56,7 @@ async function* reading(submit) {
     for (;;) {
       if (at < line.length) {
         at += 2
-        yield valueOf(line[at - 2], line[at - 1])
+        yield valueIn(line[at - 2], line[at - 1])
         continue
       }
       // Before the look: there is no frame after an outcome.

@@ -254,6 +254,20 @@ test('workers are replaced after so many tasks', async (t) => {
   assert.ok(pool.stats.recycled >= 2)
 })
 
+test('a process with too much memory is replaced, and what it runs goes on', async (t) => {
+  const pool = openProcesses(t, file, { maxWorkers: 1, concurrency: 2, maxWorkerMemory: 200 << 20 })
+  const pid = await pool.exports.hoard(1)
+  const gate = door(t)
+  const held = pool.exports.hold(gate.at)
+  await gate.began()
+  assert.equal(await pool.exports.hoard(300 << 20), pid)
+  await until(() => pool.stats.recycled === 1)
+  gate.open()
+  assert.equal(await held, 'held')
+  assert.notEqual(await pool.exports.pid(), pid)
+  assert.deepEqual([pool.stats.lost, pool.stats.failed], [0, 0])
+})
+
 test('options that are wrong are refused with their names', () => {
   const refused = (worker, options) => {
     try {
@@ -269,6 +283,7 @@ test('options that are wrong are refused with their names', () => {
     [{ nope: 1 }, /unknown option \(option=nope/],
     [{ onFull: 'maybe' }, /option=onFull, value=maybe/],
     [{ concurrency: 0 }, /option=concurrency/],
+    [{ maxWorkerMemory: 1.5 }, /option=maxWorkerMemory/],
     [{ readyTimeout: -1 }, /readyTimeout/],
     [{ context: () => {} }, /context or workerData cannot be cloned/],
     [{ env: 5 }, /option=env, want=object/],
