@@ -5,7 +5,7 @@
 
 const { isUint8Array, isSharedArrayBuffer } = require('node:util').types
 const { fail } = require('./error.cjs')
-const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
+const { TransferBuffer, beginMove, endMove, wrapBuffer } = require('./buffer.cjs')
 const { encodeBeside, decodeBeside, unserializable } = require('./codec.cjs')
 
 /** First byte; the same numbers as in core/src/pool/lane/call.rs. */
@@ -15,6 +15,8 @@ const FAILED = 0x80
 const HEAD = 8
 /** Byte arrays from this length on are parts. */
 const PART = 4096
+/** Of the upper half of a part's length: it is a TransferBuffer; src/process.rs has the whole number. */
+const BUFFER = 1 << 30
 /** Most parts of one frame. */
 const MAX_PARTS = 0xffff
 const MIN_OWN = 64 * 1024
@@ -87,7 +89,8 @@ class Writer {
       if (last + parts.length * 8 > limit) return null
       for (const part of parts) {
         this.memory.writeUInt32LE(part.byteLength >>> 0, last)
-        this.memory.writeUInt32LE(Math.floor(part.byteLength / 2 ** 32), last + 4)
+        const high = Math.floor(part.byteLength / 2 ** 32)
+        this.memory.writeUInt32LE(part instanceof TransferBuffer ? (high | BUFFER) >>> 0 : high, last + 4)
         last += 8
       }
     }
@@ -121,10 +124,7 @@ function moved(parts) {
 }
 
 let given = null
-const give = (number, isBuffer) => {
-  const bytes = given[number + 1]
-  return isBuffer ? TransferBuffer.from(bytes) : bytes
-}
+const give = (number, isBuffer) => (isBuffer ? wrapBuffer(given[number + 1]) : given[number + 1])
 
 /** The value at `offset` of `bytes`, a Buffer; `parts[number + 1]` is a part. */
 function read(bytes, offset, parts) {

@@ -378,6 +378,11 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   broadcast(task?: any, options?: (WorkerRunOptions & { key?: undefined; name?: string | undefined }) | null): Promise<any[]>
   /** As of a WorkerPool; the source goes with each call. For workers in other languages `ERR_OFFLOOP_UNSUPPORTED`. */
   call<A extends any[], R>(fn: (...args: A) => R, ...args: A): Promise<Awaited<R>>
+  /**
+   * A TransferBuffer of zeros in memory that this process and the workers share. It moves to a worker in JavaScript, and back with the result of that
+   * call, without a copy; in any other way it is like any TransferBuffer. `ERR_OFFLOOP_TOO_LARGE` or `ERR_OFFLOOP_FULL` beyond the pool's memory (32 GiB).
+   */
+  alloc(byteLength: number): TransferBuffer
   /** The worker's functions: `await pool.exports.predict(features)`. */
   readonly exports: WorkerExports<M>
   options(options: WorkerRunOptions): this

@@ -6,8 +6,8 @@ const native = require('./native.cjs')
 const { OffloopError, fail, aborted, signalName, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onProcess } = require('./completion.cjs')
 const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
-const { Calls, SharedCalls, poolOptions, pick } = require('./calls.cjs')
-const { TransferBuffer } = require('./buffer.cjs')
+const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
+const { TransferBuffer, wrapBuffer } = require('./buffer.cjs')
 const { sourceOf } = require('./inline.cjs')
 const { reading } = require('./frames.cjs')
 const { Writer, views, moved, read, readParts, NODE, FAILED, HEAD } = require('./frame.cjs')
@@ -288,6 +288,10 @@ class ProcessPool extends Calls {
     const shared = new Shared(command, env, kind.node === undefined, setup, pick(rest, POOL_OPTIONS), onFull)
     shared.check(run)
     super(shared, run)
+  }
+
+  alloc(byteLength) {
+    return wrapBuffer(native.processAlloc(sharedOf(this).handle, byteLength))
   }
 }
 

@@ -434,7 +434,7 @@ pub(crate) fn stage_copy(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 /// A length argument.
-fn length(call: &Call<'_>, at: usize) -> JsResult<usize> {
+pub(crate) fn length(call: &Call<'_>, at: usize) -> JsResult<usize> {
     let shown = |text: String| Error::invalid("length is not a whole number of bytes").with("byteLength", text).with("min", 0);
     let n = call.env.f64(call.arg(at)).ok_or_else(|| shown("not a number".into()))?;
     if n.fract() != 0.0 || !(0.0..=9_007_199_254_740_991.0).contains(&n) {

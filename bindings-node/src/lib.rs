@@ -80,6 +80,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"processEncode", process::encode),
     (c"processSubmitEach", process::submit_each),
     (c"processSubmit", process::submit),
+    (c"processAlloc", process::alloc),
     (c"processCall", process::common),
     (c"processClose", process::close),
     (c"processStarted", process::started),

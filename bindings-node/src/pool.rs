@@ -285,6 +285,7 @@ pub(crate) fn call_cancel(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn call_forget(call: &Call<'_>) -> JsResult<Raw> {
     let slot = call.env.u32(call.arg(0))?;
     call.state.calls.borrow_mut().remove(&slot);
+    call.state.given.borrow_mut().remove(&slot);
     Ok(call.env.undefined())
 }
 
@@ -372,7 +373,7 @@ impl Sink<'_> {
 
     /// What a worker process said.
     fn reply(&mut self, tag: u64, value: Value, is_progress: bool) {
-        let (kind, made) = match process::reply(self.env, self.state, value) {
+        let (kind, made) = match process::reply(self.env, self.state, tag as u32, value) {
             Ok(Reply::Frame(made)) => (if is_progress { Kind::ProgressFrame } else { Kind::Frame }, Ok(made)),
             Ok(Reply::Value(made)) => (if is_progress { Kind::Progress } else { Kind::Value }, Ok(made)),
             Ok(Reply::Thrown(made)) => (Kind::Thrown, Ok(made)),

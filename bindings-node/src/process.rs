@@ -6,13 +6,16 @@
 //!          u8     u8      u16     u32    up to `table`   u64 each      parts begin at multiples of 64
 //! ```
 //!
-//! The body is what `lib/codec.cjs` writes; a part is a long byte array, which is copied once on its way and read where it lies.
+//! The body is what `lib/codec.cjs` writes; a part is a long byte array, or a `TransferBuffer` ([`BUFFER`] in its length), which is copied once on
+//! its way and read where it lies. A buffer in memory that a pool shares with its workers is not copied: [`SHARED`] in its length says that the
+//! part is the place of it (u64). It moves to the worker with its call, and back with the reply of that call.
 
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{Kind, bad, call_options, count, duration, shown, whole};
 use crate::state::{State, Wake};
 use crate::value;
+use offloop::TransferBuffer;
 use offloop::buffer::Region;
 use offloop::codec::{self, Options};
 use offloop::pool::call::{self, COMMON, FAILED, NODE};
@@ -23,7 +26,8 @@ use offloop::sys::watch::Watch;
 use offloop::value::ErrorValue;
 use offloop::{Error, ErrorKind, Result, Value};
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::rc::Rc;
@@ -37,6 +41,10 @@ const HEAD: usize = 8;
 const ALIGN: usize = 64;
 /// Parts from this length on are read where they lie.
 const IN_PLACE: usize = 4096;
+/// Of the length of a part: it is a `TransferBuffer`; lib/frame.cjs sets it.
+const BUFFER: u64 = 1 << 62;
+/// … in shared memory.
+const SHARED: u64 = 1 << 63;
 
 /// 32-bit words per collected submit, as of any worker: what is called and how, which the frame has here; between them the slot; offset and
 /// length of the frame.
@@ -233,24 +241,59 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// Bytes of the parts of a frame, in place: `Uint8Array`s, and handles of `TransferBuffer`s.
-fn views<'a>(call: &'a Call<'_>, parts: Raw) -> JsResult<Vec<&'a [u8]>> {
-    let env = call.env;
-    if env.is_nullish(parts) {
-        return Ok(Vec::new());
-    }
-    let view = |i| {
-        let part = env.at(parts, i)?;
-        if env.is_typedarray(part)? {
-            // SAFETY: JavaScript, which alone can take the memory away, does not run before the slices are dropped; they are copied from only.
-            return Ok(unsafe { buffer::view(env, part)?.as_slice() });
+/// A frame, and where the bytes of its parts are.
+struct Written<'a> {
+    frame: Cow<'a, [u8]>,
+    parts: Vec<Cow<'a, [u8]>>,
+}
+
+impl<'a> Written<'a> {
+    /// Parts are `Uint8Array`s and handles of `TransferBuffer`s; `place(first byte, length)` says where one lies in shared memory.
+    fn new(
+        call: &'a Call<'_>,
+        frame: &'a [u8],
+        parts: Raw,
+        place: &mut dyn FnMut(*const u8, usize) -> Result<Option<u64>>,
+    ) -> JsResult<Written<'a>> {
+        let env = call.env;
+        let mut written = Written { frame: frame.into(), parts: Vec::new() };
+        if env.is_nullish(parts) {
+            return Ok(written);
         }
-        let Handle::Buffer(b) = buffer::handle(call, part)? else { return Err(Error::invalid("part is no bytes").into()) };
-        let (_, at, len) = b.borrow().view()?;
-        // SAFETY: as above; the handle, which the running call keeps, owns the memory.
-        Ok(if len == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(at, len) } })
-    };
-    (0..env.len(parts)?).map(view).collect()
+        let count = env.len(parts)?;
+        let table = frame.len().checked_sub(8 * count as usize).ok_or_else(|| Error::invalid("frame has no lengths of its parts"))?;
+        for i in 0..count {
+            let part = env.at(parts, i)?;
+            if env.is_typedarray(part)? {
+                // SAFETY: JavaScript, which alone can take the memory away, does not run before the slices are dropped; they are copied from only.
+                written.parts.push(unsafe { buffer::view(env, part)?.as_slice() }.into());
+                continue;
+            }
+            let Handle::Buffer(b) = buffer::handle(call, part)? else { return Err(Error::invalid("part is no bytes").into()) };
+            let (_, at, len) = b.borrow().view()?;
+            if let Some(place) = if len == 0 { None } else { place(at, len)? } {
+                let entry = table + 8 * i as usize;
+                written.frame.to_mut()[entry..entry + 8].copy_from_slice(&(len as u64 | BUFFER | SHARED).to_ne_bytes());
+                written.parts.push(place.to_ne_bytes().to_vec().into());
+            } else {
+                // SAFETY: as above; the handle, which the running call keeps, owns the memory.
+                written.parts.push(if len == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(at, len) } }.into());
+            }
+        }
+        Ok(written)
+    }
+
+    /// All bytes, each part at its place.
+    fn slices(&self) -> Vec<&[u8]> {
+        let mut all = vec![&*self.frame];
+        let mut at = self.frame.len();
+        for part in &self.parts {
+            let gap = at.next_multiple_of(ALIGN) - at;
+            all.extend([&ZEROS[..gap], part]);
+            at += gap + part.len();
+        }
+        all
+    }
 }
 
 /// The frame was taken: the `TransferBuffer`s among its parts are empty from now on.
@@ -275,18 +318,6 @@ fn commit(call: &Call<'_>, parts: Raw) -> JsResult<()> {
 
 const ZEROS: [u8; ALIGN] = [0; ALIGN];
 
-/// A frame and its parts, each part at its place.
-fn layout<'a>(frame: &'a [u8], parts: &[&'a [u8]]) -> Vec<&'a [u8]> {
-    let mut all = vec![frame];
-    let mut at = frame.len();
-    for part in parts {
-        let gap = at.next_multiple_of(ALIGN) - at;
-        all.extend([&ZEROS[..gap], part]);
-        at += gap + part.len();
-    }
-    all
-}
-
 /// As `streamNew` made it; none where the argument is left out.
 fn stream<'a>(call: &'a Call<'_>, at: usize) -> JsResult<Option<&'a Stream>> {
     if call.env.is_nullish(call.arg(at)) {
@@ -308,21 +339,26 @@ pub(crate) fn stream_new(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn stream_take(call: &Call<'_>) -> JsResult<Raw> {
     let (env, state) = (call.env, call.state);
     let Some(frame) = stream(call, 0)?.and_then(Stream::take) else { return env.array(0) };
-    let (at, len, region): (*const u8, usize, Option<Arc<Region>>) = match &frame {
-        Value::Bytes(bytes) => (bytes.as_ptr(), bytes.len(), None),
+    let mut from = FromWorker { state, slot: None, buffer: None };
+    let bytes;
+    let (at, len) = match frame {
+        Value::Bytes(all) => {
+            bytes = all;
+            (bytes.as_ptr(), bytes.len())
+        }
         Value::Buffer(buffer) => {
-            let (region, at, len) = buffer.view()?;
-            (at.cast_const(), len, Some(region))
+            let (_region, at, len) = buffer.view()?;
+            from.buffer = Some(buffer);
+            (at.cast_const(), len)
         }
         other => return Err(Error::new(ErrorKind::Corrupt, "frame is no bytes").with("type", other.type_name()).into()),
     };
-    // SAFETY: `frame` keeps `len` bytes.
+    // SAFETY: `bytes` or `from` keeps `len` bytes.
     let records = unsafe { frame::records_at(at, len)? };
     let out = env.array(2 * records.len())?;
     for (i, record) in (0..).zip(records) {
-        let keep = region.as_ref().map(|region| move || Box::new(region.clone()) as Box<dyn Any>);
         // SAFETY: inside of the frame, as `records` says.
-        let made = unsafe { reply_at(env, state, at.add(record.start), record.len(), keep.as_ref().map(|keep| keep as _)) };
+        let made = unsafe { reply_at(env, state, at.add(record.start), record.len(), &from) };
         let (kind, value) = match made {
             Ok(Reply::Value(value)) => (Kind::Value, value),
             Ok(Reply::Thrown(error)) => (Kind::Thrown, error),
@@ -344,28 +380,48 @@ pub(crate) fn stream_stop(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
-fn submit_one(call: &Call<'_>, slot: u32, request: Request) -> JsResult<Raw> {
-    let env = call.env;
+fn submit_one(call: &Call<'_>, slot: u32, options: SubmitOptions, request: Request) -> JsResult<Raw> {
     let pool = &processes(call)?.pool;
     let request = match stream(call, 11)? {
         Some(stream) => request.streaming(stream),
         None => request,
     };
-    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)), ..call_options(call, 4)? };
+    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)), ..options };
     let task = pool.submit(request, options).map_err(|e| e.error)?;
     call.state.calls.borrow_mut().insert(slot, task);
-    Ok(env.undefined())
+    Ok(call.env.undefined())
 }
 
 /// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: one task; `callCancel(slot)`
 /// knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
-    // SAFETY: as in `views`.
+    let pool = &processes(call)?.pool;
+    let (slot, options) = (call.env.u32(call.arg(1))?, call_options(call, 4)?);
+    // SAFETY: as in `Written::new`.
     let frame = unsafe { buffer::view(call.env, call.arg(2))?.as_slice() };
-    let request = processes(call)?.pool.request(&layout(frame, &views(call, call.arg(3))?))?;
-    let submitted = submit_one(call, call.env.u32(call.arg(1))?, request)?;
+    let mut given = Vec::new();
+    let written = Written::new(call, frame, call.arg(3), &mut |ptr, len| {
+        // What is run again gets what was given first, which a worker may have changed by then.
+        let Some((part, at)) = (if options.retries == 0 { pool.shared_at(ptr, len)? } else { None }) else { return Ok(None) };
+        let whole = (part.at(), part.len()) == (at, len);
+        Ok(whole.then(|| {
+            given.push(part);
+            at
+        }))
+    })?;
+    let request = pool.request_with(&written.slices(), given.clone())?;
+    let submitted = submit_one(call, slot, options, request)?;
+    if !given.is_empty() {
+        call.state.given.borrow_mut().insert(slot, given);
+    }
     commit(call, call.arg(3))?;
     Ok(submitted)
+}
+
+/// `processAlloc(pool, len)`: a buffer of zeros in memory that the pool shares with its workers.
+pub(crate) fn alloc(call: &Call<'_>) -> JsResult<Raw> {
+    let part = processes(call)?.pool.share(buffer::length(call, 1)?)?;
+    buffer::external(call.env, call.state, Handle::Buffer(part.buffer().into()))
 }
 
 /// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: the same for a worker of any
@@ -375,7 +431,7 @@ pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
     let Value::Array(args) = value::from_js(call, call.arg(3))? else { return Err(Error::invalid("arguments are no array").into()) };
     let message = call::Call { name, args, named: Vec::new() }.encode()?;
     let request = processes(call)?.pool.request(&[&message])?;
-    submit_one(call, call.env.u32(call.arg(1))?, request)
+    submit_one(call, call.env.u32(call.arg(1))?, call_options(call, 4)?, request)
 }
 
 /// `processClose(pool, graceMs, note)`: starts the end; the wake hook gets `note` once every task has its outcome. The event `STOPPED`
@@ -404,26 +460,96 @@ pub(crate) enum Reply {
     Frame(Raw),
 }
 
-/// What keeps memory that a value lies in.
-type Keep<'a> = &'a dyn Fn() -> Box<dyn Any>;
+/// Where a frame lies, and what its parts may be.
+trait Memory {
+    /// What keeps it, for bytes that are read in place; `None` where they are to be copied.
+    fn keep(&self) -> Option<Box<dyn Any>>;
+    /// Bytes of it as a buffer; `None` where they are to be copied.
+    fn part(&self, at: *const u8, len: usize) -> Result<Option<TransferBuffer>>;
+    /// A buffer that lies elsewhere, in shared memory.
+    fn shared(&self, place: u64, len: u64) -> Result<TransferBuffer>;
+}
 
-/// A result, or progress, as it came from a worker.
-pub(crate) fn reply(env: Env, state: &State, value: Value) -> JsResult<Reply> {
+/// What came from a worker: in memory of its own, or in a buffer that it may still write. With the slot of the call, if it is a reply.
+struct FromWorker<'a> {
+    state: &'a State,
+    slot: Option<u32>,
+    buffer: Option<TransferBuffer>,
+}
+
+impl Memory for FromWorker<'_> {
+    fn keep(&self) -> Option<Box<dyn Any>> {
+        let (region, ..): (Arc<Region>, _, _) = self.buffer.as_ref()?.view().ok()?;
+        Some(Box::new(region))
+    }
+
+    fn part(&self, at: *const u8, len: usize) -> Result<Option<TransferBuffer>> {
+        let Some(buffer) = &self.buffer else { return Ok(None) };
+        let begin = buffer.view()?.1 as usize;
+        buffer.part(at as usize - begin, len).map(Some)
+    }
+
+    fn shared(&self, place: u64, len: u64) -> Result<TransferBuffer> {
+        let mut all = self.state.given.borrow_mut();
+        let given = self.slot.and_then(|slot| all.get_mut(&slot));
+        let found = given.and_then(|given| {
+            let at = given.iter().position(|part| (part.at(), part.len() as u64) == (place, len))?;
+            Some(given.swap_remove(at))
+        });
+        let strange =
+            || Error::new(ErrorKind::Corrupt, "reply gives a buffer that its worker did not have").with("at", place).with("len", len);
+        Ok(found.ok_or_else(strange)?.buffer())
+    }
+}
+
+/// What came from the pool, in memory that this process alone writes.
+struct FromPool<'a> {
+    desk: &'a Desk,
+    index: usize,
+    payload: Option<Arc<Payload>>,
+}
+
+impl Memory for FromPool<'_> {
+    fn keep(&self) -> Option<Box<dyn Any>> {
+        Some(Box::new(self.payload.clone()?))
+    }
+
+    fn part(&self, at: *const u8, len: usize) -> Result<Option<TransferBuffer>> {
+        let Some(payload) = &self.payload else { return Ok(None) };
+        // SAFETY: the payload keeps these bytes; parts of a frame do not overlap, and nobody else has this one.
+        Ok(Some(unsafe { TransferBuffer::from_foreign(at.cast_mut(), len, Box::new(payload.clone())) }))
+    }
+
+    fn shared(&self, place: u64, len: u64) -> Result<TransferBuffer> {
+        if let Some(payload) = &self.payload {
+            self.desk.given(self.index).push((place, len));
+            return self.desk.worker.shared_buffer(place, len, payload.clone());
+        }
+        let ptr = self.desk.worker.shared(place, len)?;
+        // SAFETY: readable while the task that refers to it runs, as it does now; it moves no further than here.
+        TransferBuffer::from_slice(unsafe { std::slice::from_raw_parts(ptr, len as usize) })
+    }
+}
+
+/// A result, or progress, of the call of a slot, as it came from a worker.
+pub(crate) fn reply(env: Env, state: &State, slot: u32, value: Value) -> JsResult<Reply> {
+    let mut from = FromWorker { state, slot: Some(slot), buffer: None };
     match value {
         // SAFETY: all of the bytes.
-        Value::Bytes(bytes) => unsafe { reply_at(env, state, bytes.as_ptr(), bytes.len(), None) },
+        Value::Bytes(bytes) => unsafe { reply_at(env, state, bytes.as_ptr(), bytes.len(), &from) },
         Value::Buffer(b) => {
-            let (region, at, len): (Arc<Region>, *mut u8, usize) = b.view()?;
+            let (_region, at, len) = b.view()?;
+            from.buffer = Some(b);
             // SAFETY: the region keeps `len` bytes.
-            unsafe { reply_at(env, state, at, len, Some(&|| Box::new(region.clone()))) }
+            unsafe { reply_at(env, state, at, len, &from) }
         }
         other => value::to_js(env, state, other).map(Reply::Value),
     }
 }
 
 /// # Safety
-/// `at` is readable for `len` bytes, as long as `keep` keeps them where it is given. Whoever writes meanwhile changes what is seen, not where it is.
-unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, keep: Option<Keep<'_>>) -> JsResult<Reply> {
+/// `at` is readable for `len` bytes, which lie in `memory`. Whoever writes meanwhile changes what is seen, not where it is.
+unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn Memory) -> JsResult<Reply> {
     let shape = || Error::new(ErrorKind::Corrupt, "reply is neither a value nor an error");
     if len == 0 {
         return Err(shape().into());
@@ -431,7 +557,7 @@ unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, keep: Opt
     // SAFETY: by this function's contract.
     let form = unsafe { at.read_volatile() };
     if form & !FAILED == NODE {
-        return read_frame(env, state, at, len, keep).map(Reply::Frame);
+        return read_frame(env, state, at, len, memory).map(Reply::Frame);
     }
     if form & !FAILED != COMMON {
         return Err(Error::new(ErrorKind::Unsupported, "the reply is in another language's own form").with("form", form).into());
@@ -459,8 +585,8 @@ unsafe fn copied(at: *const u8, len: usize) -> Vec<u8> {
 }
 
 /// `[head, part, …]` of the frame at `at`, which the other side may be writing: what says where parts are is copied before it is judged.
-/// Parts are read in place where `keep` says what keeps the memory.
-fn read_frame(env: Env, state: &State, at: *const u8, len: usize, keep: Option<Keep<'_>>) -> JsResult<Raw> {
+/// A buffer is a handle, other bytes an `Uint8Array`.
+fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn Memory) -> JsResult<Raw> {
     let corrupt = || Error::new(ErrorKind::Corrupt, "message of a process is cut short").with("len", len);
     if len < HEAD {
         return Err(corrupt().into());
@@ -479,19 +605,31 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, keep: Option<K
     let out = env.array(1 + parts as usize)?;
     env.set_at(out, 0, buffer::uint8array(env, state, head.into())?)?;
     let mut offset = end;
-    for (i, size) in (1..).zip(lengths) {
+    for (i, entry) in (1..).zip(lengths) {
         offset = offset.next_multiple_of(ALIGN);
-        let size = usize::try_from(size).ok().filter(|size| offset <= len && *size <= len - offset).ok_or_else(corrupt)?;
+        let size = entry & !(BUFFER | SHARED);
+        let stored = if entry & SHARED == 0 { size } else { 8 };
+        let stored = usize::try_from(stored).ok().filter(|stored| offset <= len && *stored <= len - offset).ok_or_else(corrupt)?;
         // SAFETY: inside of the frame.
         let part = unsafe { at.add(offset) };
-        let made =
-            match keep.filter(|_| size >= IN_PLACE).and_then(|keep| buffer::outside_memory(env, state, part.cast_mut(), size, keep())) {
-                Some(memory) => buffer::bytes_of(env, memory, size)?,
-                // SAFETY: as above.
-                None => buffer::uint8array(env, state, unsafe { copied(part, size) }.into())?,
-            };
+        // SAFETY: as above.
+        let copy = |len| unsafe { copied(part, len) };
+        offset += stored;
+        let made = if entry & SHARED != 0 {
+            let place = u64::from_ne_bytes(copy(8).try_into().expect("eight bytes"));
+            buffer::external(env, state, Handle::Buffer(memory.shared(place, size)?.into()))?
+        } else if entry & BUFFER != 0 {
+            let made = if stored < IN_PLACE { None } else { memory.part(part, stored)? };
+            let made = made.map_or_else(|| TransferBuffer::from_slice(&copy(stored)), Ok)?;
+            buffer::external(env, state, Handle::Buffer(made.into()))?
+        } else {
+            let keep = if stored < IN_PLACE { None } else { memory.keep() };
+            match keep.and_then(|keep| buffer::outside_memory(env, state, part.cast_mut(), stored, keep)) {
+                Some(memory) => buffer::bytes_of(env, memory, stored)?,
+                None => buffer::uint8array(env, state, copy(stored).into())?,
+            }
+        };
         env.set_at(out, i, made)?;
-        offset += size;
     }
     Ok(out)
 }
@@ -507,7 +645,26 @@ pub(crate) struct Desk {
     _drain: Watch,
     /// By index: when its job began, ns.
     started: RefCell<Vec<u64>>,
+    /// By index: place and length of the shared buffers that came with its job, and have not gone back.
+    given: RefCell<Vec<Vec<(u64, u64)>>>,
     concurrency: Cell<usize>,
+}
+
+impl Desk {
+    fn given(&self, index: usize) -> RefMut<'_, Vec<(u64, u64)>> {
+        RefMut::map(self.given.borrow_mut(), |all| {
+            if all.len() <= index {
+                all.resize_with(index + 1, Vec::new);
+            }
+            &mut all[index]
+        })
+    }
+
+    /// Where the bytes of a buffer lie that came with this job.
+    fn place(&self, index: usize, ptr: *const u8, len: usize) -> Option<u64> {
+        let at = self.worker.shared_at(ptr)?;
+        self.given(index).contains(&(at, len as u64)).then_some(at)
+    }
 }
 
 fn desk<'a>(call: &'a Call<'_>) -> JsResult<&'a Desk> {
@@ -528,7 +685,7 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let (bell, drain) = (watch(worker.fd())?, watch(worker.supervisor().drain_fd())?);
     drain.arm()?;
     let concurrency = Cell::new(worker.concurrency());
-    let desk = Desk { worker, bell, _drain: drain, started: RefCell::default(), concurrency };
+    let desk = Desk { worker, bell, _drain: drain, started: RefCell::default(), given: RefCell::default(), concurrency };
     buffer::external(call.env, call.state, Handle::Desk(Rc::new(desk)))
 }
 
@@ -539,7 +696,7 @@ pub(crate) fn setup(call: &Call<'_>) -> JsResult<Raw> {
     let said = desk.worker.setup();
     let what = match said.first() {
         None => env.null(),
-        Some(_) => match reply(env, call.state, Value::Bytes(said.into()))? {
+        Some(_) => match reply(env, call.state, u32::MAX, Value::Bytes(said.into()))? {
             Reply::Frame(frame) => frame,
             Reply::Value(value) | Reply::Thrown(value) => {
                 let wrapped = env.array(1)?;
@@ -588,6 +745,7 @@ pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
         }
         started[job.index] = job.started_ns;
     }
+    desk.given(job.index).clear();
     inbox[..4].copy_from_slice(&(job.index as u32).to_ne_bytes());
     let refuse = |error: &Error| {
         answer(&desk.worker, job.index, job.started_ns, Err(call::error_value(error)))?;
@@ -626,12 +784,12 @@ pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
                 return env.number(SHORT);
             }
             // One with parts, or a long one that was copied.
-            read_frame(env, call.state, job.request().as_ptr(), len, None)
+            read_frame(env, call.state, job.request().as_ptr(), len, &FromPool { desk, index: job.index, payload: None })
         }
         Some(payload) => {
             let payload = Arc::<Payload>::new(payload);
-            let kept = payload.clone();
-            read_frame(env, call.state, payload.as_ptr(), payload.len(), Some(&|| Box::new(kept.clone())))
+            let (at, len) = (payload.as_ptr(), payload.len());
+            read_frame(env, call.state, at, len, &FromPool { desk, index: job.index, payload: Some(payload) })
         }
     }
 }
@@ -669,7 +827,7 @@ fn begun(call: &Call<'_>) -> JsResult<(usize, u64)> {
 pub(crate) fn finish(call: &Call<'_>) -> JsResult<Raw> {
     let (index, started) = begun(call)?;
     let failed = call.env.bool(call.arg(2)) == Some(true);
-    // SAFETY: as in `views`.
+    // SAFETY: as in `Written::new`.
     let frame = unsafe { buffer::view(call.env, call.arg(3))?.as_slice() };
     let len = call.env.u32(call.arg(4))? as usize;
     let frame = frame.get(..len).ok_or_else(|| Error::invalid("frame is longer than its memory").with("len", len))?;
@@ -677,7 +835,9 @@ pub(crate) fn finish(call: &Call<'_>) -> JsResult<Raw> {
     if call.env.is_nullish(call.arg(5)) {
         put(&desk.worker, index, started, failed, &[frame])?;
     } else {
-        put(&desk.worker, index, started, failed, &layout(frame, &views(call, call.arg(5))?))?;
+        // An error keeps what came with the call.
+        let written = Written::new(call, frame, call.arg(5), &mut |ptr, len| Ok(if failed { None } else { desk.place(index, ptr, len) }))?;
+        put(&desk.worker, index, started, failed, &written.slices())?;
         commit(call, call.arg(5))?;
     }
     Ok(call.env.undefined())
@@ -735,12 +895,13 @@ pub(crate) fn send_frame(call: &Call<'_>) -> JsResult<Raw> {
     let (env, (index, _)) = (call.env, begun(call)?);
     let worker = &desk(call)?.worker;
     let count = env.len(call.arg(2))?;
-    let mut records = Vec::with_capacity(count as usize);
+    let mut written = Vec::with_capacity(count as usize);
     for i in 0..count {
-        // SAFETY: as in `views`.
+        // SAFETY: as in `Written::new`.
         let record = unsafe { buffer::view(env, env.at(call.arg(2), i)?)?.as_slice() };
-        records.push(layout(record, &views(call, env.at(call.arg(3), i)?)?));
+        written.push(Written::new(call, record, env.at(call.arg(3), i)?, &mut |_, _| Ok(None))?);
     }
+    let records: Vec<Vec<&[u8]>> = written.iter().map(Written::slices).collect();
     let lens: Vec<usize> = records.iter().map(|parts| parts.iter().map(|part| part.len()).sum()).collect();
     let head = frame::head(&lens);
     let mut all = vec![&head[..]];

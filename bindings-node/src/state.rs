@@ -4,7 +4,7 @@ use crate::buffer::Held;
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::worker;
 use napi::sys;
-use offloop::pool::Event;
+use offloop::pool::{Event, SharedPart};
 use offloop::{CompletionQueue, Error, Task};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -90,6 +90,8 @@ pub(crate) struct State {
     pub(crate) tasks: RefCell<HashMap<u32, Vec<Task>>>,
     /// Tasks of workers, threads or processes, with options, by the slot of their promise.
     pub(crate) calls: RefCell<HashMap<u32, Task>>,
+    /// Shared memory that those calls have moved to their workers, who may give it back with the reply.
+    pub(crate) given: RefCell<HashMap<u32, Vec<SharedPart>>>,
     /// Events that a drain had no room for.
     pub(crate) spill: RefCell<VecDeque<Event>>,
     /// What the collector was told of; finalizers outlive this state, so they share it.
@@ -135,6 +137,7 @@ impl State {
             names: RefCell::default(),
             tasks: RefCell::default(),
             calls: RefCell::default(),
+            given: RefCell::default(),
             spill: RefCell::default(),
             held: Rc::default(),
             external: Cell::new(true),

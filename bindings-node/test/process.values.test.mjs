@@ -1,9 +1,10 @@
 // ProcessPool: what travels, and how.
 import assert from 'node:assert/strict'
+import path from 'node:path'
 import { test } from 'node:test'
 import { MessageChannel } from 'node:worker_threads'
 import { TransferBuffer } from '../lib/index.mjs'
-import { commonWorker, openProcesses } from './processes.mjs'
+import { commonWorker, directory, openProcesses } from './processes.mjs'
 import { rejection, workerFile } from './support.mjs'
 
 const file = workerFile('process.mjs')
@@ -101,6 +102,89 @@ test('a TransferBuffer moves to the worker and back', async (t) => {
   const kept = TransferBuffer.alloc(10)
   assert.equal((await rejection(pool.run(kept, { timeout: -1 }))).code, 'ERR_OFFLOOP_INVALID')
   assert.equal(kept.detached, false)
+})
+
+/** Bytes of mappings of this name that are in memory, in the process that it is sent to. */
+async function resident(name) {
+  const { readFileSync } = await import('node:fs')
+  let sum = 0
+  for (const part of readFileSync('/proc/self/smaps', 'utf8').split(/^(?=[0-9a-f]+-[0-9a-f]+ )/m)) {
+    if (part.includes(name)) sum += Number(/^Rss:\s+(\d+) kB/m.exec(part)[1]) * 1024
+  }
+  return sum
+}
+
+test('a buffer in memory of the pool moves to a worker and back without a copy', async (t) => {
+  const pool = openProcesses(t, file, { maxWorkers: 1 })
+  const size = 64 << 20
+  let buffer = pool.alloc(size)
+  assert.ok(buffer.bytes().every((byte) => byte === 0))
+  const before = await resident('offloop-payloads')
+  assert.ok(before >= size)
+  for (let i = 0; i < 5; i++) {
+    const sent = buffer
+    const view = sent.bytes()
+    view[i] = i + 1
+    buffer = await pool.exports.touch(buffer, i)
+    assert.deepEqual([sent.detached, view.length], [true, 0])
+    assert.deepEqual([buffer.byteLength, buffer.bytes()[i], buffer.bytes()[size - 1 - i]], [size, i + 1, i + 1])
+  }
+  assert.ok((await resident('offloop-payloads')) < before + (8 << 20))
+  const there = await pool.call(resident, 'offloop-replies')
+  assert.ok(there < 8 << 20, `${there}`)
+})
+
+test('what a worker does not give back with its call is a copy, or gone with the call', async (t) => {
+  const pool = openProcesses(t, file, { maxWorkers: 1 })
+  const filled = (length, byte) => {
+    const buffer = pool.alloc(length)
+    buffer.bytes().fill(byte)
+    return buffer
+  }
+  for (const length of [0, 10, 5000, 100_000]) {
+    const back = await pool.run({ deep: [filled(length, 1), filled(length, 2)] })
+    assert.deepEqual(
+      back.deep.map((one) => one.bytes()),
+      [new Uint8Array(length).fill(1), new Uint8Array(length).fill(2)],
+    )
+  }
+  // Kept, and given with another call; its memory is not given to anybody else meanwhile.
+  await pool.exports.keepBuffer(filled(10_000, 3))
+  const others = Array.from({ length: 20 }, () => filled(10_000, 4))
+  const kept = await pool.exports.giveBuffer()
+  assert.ok(kept.bytes().every((byte) => byte === 3) && others.every((one) => one.bytes().every((byte) => byte === 4)))
+  await rejection(pool.exports.throwWith(filled(10_000, 5)))
+  // A stream yields copies.
+  const streamed = pool.stream([filled(10_000, 6), filled(10_000, 7)], { name: 'yieldAll' })
+  for (const byte of [6, 7]) assert.ok((await streamed.next()).value.bytes().every((one) => one === byte))
+  // In another pool it is like any buffer.
+  const other = openProcesses(t, file, { maxWorkers: 1 })
+  assert.ok((await other.run(filled(10_000, 8))).bytes().every((byte) => byte === 8))
+  // So are many that a worker keeps.
+  for (let i = 0; i < 200; i++) await pool.exports.keepAllBuffers(filled(5000, i))
+  assert.equal(await pool.exports.sameBuffers(), true)
+})
+
+test('a call that runs again has its buffer as it was', async (t) => {
+  const pool = openProcesses(t, file, { maxWorkers: 1 })
+  const buffer = pool.alloc(10_000)
+  buffer.bytes().fill(9)
+  const at = path.join(directory(t), 'first')
+  const back = await pool.options({ retries: 1 }).exports.touchOnce(buffer, at)
+  assert.ok(back.bytes().every((byte) => byte === 9))
+  assert.equal(pool.stats.retried, 1)
+})
+
+test('what alloc cannot give is a typed error', async (t) => {
+  const pool = openProcesses(t)
+  for (const [length, code] of [
+    [-1, 'ERR_OFFLOOP_INVALID'],
+    [1.5, 'ERR_OFFLOOP_INVALID'],
+    ['many', 'ERR_OFFLOOP_INVALID'],
+    [2 ** 45, 'ERR_OFFLOOP_TOO_LARGE'],
+  ]) {
+    assert.throws(() => pool.alloc(length), { code })
+  }
 })
 
 test('what cannot leave a process is an error of its own task, and says where it is', async (t) => {

@@ -89,6 +89,7 @@ const CASES: &[Case] = &[
     case("node.process_mega", "  1 MiB there and back, 4 in flight", "/s", Goal::Times(10.0)),
     case("node.process_mega_in", "  1 MiB there", "/s", Goal::Times(10.0)),
     case("node.process_mega_buffer", "  the same, in a new TransferBuffer each", "/s", Goal::Times(10.0)),
+    case("node.process_mega_moved", "  the same, in a buffer of the pool that comes back", "/s", Goal::Times(10.0)),
     case("node.process_first", "  a pool of two to its first result", "ms", Goal::Low),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),

@@ -54,6 +54,11 @@ await large('node.process_mega_buffer', [
   ['fork', () => advanced.call(mega, true)],
 ])
 
+/** Four buffers of the pool go to a worker and come back; the other one sends the bytes, and gets a number. */
+const buffers = Array.from({ length: 4 }, () => ours.alloc(mega.length))
+const trip = async () => void buffers.push(await ours.run(buffers.pop()))
+await large('node.process_mega_moved', [['offloop', trip], ['fork', () => advanced.call(mega, true)]])
+
 /** From nothing to the first result of a pool of two. */
 async function first(make) {
   const start = performance.now()

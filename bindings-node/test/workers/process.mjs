@@ -106,6 +106,32 @@ export function giveKept() {
   buffer = TransferBuffer.alloc(10)
   return buffer
 }
+/** Writes the byte at `i` once more, that far from the end. */
+export function touch(buffer, i) {
+  const bytes = buffer.bytes()
+  bytes[bytes.length - 1 - i] = bytes[i]
+  return buffer
+}
+export function touchOnce(buffer, file) {
+  if (!fs.existsSync(file)) {
+    fs.writeFileSync(file, '')
+    buffer.bytes().fill(1)
+    process.exit(9)
+  }
+  return buffer
+}
+export function keepBuffer(given) {
+  buffer = given
+}
+export const giveBuffer = () => buffer
+export function throwWith(given) {
+  throw Object.assign(new Error('with a buffer'), { given: given.byteLength })
+}
+const buffers = []
+export function keepAllBuffers(given) {
+  buffers.push(given)
+}
+export const sameBuffers = () => buffers.every((one, i) => one.bytes().every((byte) => byte === i % 256))
 export const keptIsGone = () => buffer.detached
 const kept = []
 export function keep(bytes) {

@@ -142,6 +142,19 @@ impl TransferBuffer {
         Ok((r.clone(), r.as_ptr(), r.len()))
     }
 
+    /// The `len` bytes from `at` on as a buffer of their own, which keeps all of this one's memory; somebody else may write them.
+    ///
+    /// # Errors
+    /// `Detached`, `Forked`; `Invalid` for bytes that it does not have.
+    pub fn part(&self, at: usize, len: usize) -> Result<TransferBuffer> {
+        let region = self.region()?;
+        if len > region.len() || at > region.len() - len {
+            return Err(Error::invalid("part lies outside of its buffer").with("at", at).with("len", len).with("max", region.len()));
+        }
+        // SAFETY: inside of the region, as checked, which the guard keeps.
+        Ok(unsafe { TransferBuffer::from_mapped(region.as_ptr().add(at), len, Box::new(Arc::clone(region))) })
+    }
+
     /// A copy of the bytes.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! A request keeps what it refers to until its task has ended, and the worker's [`Payload`](super::Payload) of that request for longer.
 
 use super::arena::{Arena, Span};
+use crate::buffer::TransferBuffer;
 use crate::error::Result;
 use crate::sync::lock;
 use crate::sys::fork;
@@ -68,6 +69,13 @@ impl SharedPart {
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.span.len()
+    }
+
+    /// All of it as a buffer.
+    #[must_use]
+    pub fn buffer(&self) -> TransferBuffer {
+        // SAFETY: the part lies inside of the pool's mapping, and the guard keeps both.
+        unsafe { TransferBuffer::from_mapped(self.as_ptr(), self.len(), Box::new(self.clone())) }
     }
 
     /// No bytes.

@@ -2,6 +2,7 @@
 
 use super::arena::{Arena, Span};
 use super::{Place, word32, word64};
+use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::looped::word::{CANCELLED, CLAIMED, DONE, FAILED, LATE, READY};
 use crate::supervisor;
@@ -302,6 +303,23 @@ impl Worker {
         };
         // SAFETY: inside of the mapping, which is as long as the header says.
         Ok(unsafe { map.as_mut_ptr().add(at as usize) })
+    }
+
+    /// As [`shared`](Self::shared), as a buffer that keeps the request that referred to it.
+    ///
+    /// # Errors
+    /// As [`shared`](Self::shared).
+    pub fn shared_buffer(&self, at: u64, len: u64, payload: Arc<Payload>) -> Result<TransferBuffer> {
+        let ptr = self.shared(at, len)?;
+        // SAFETY: the payload keeps these bytes, as `shared` says, and the mapping.
+        Ok(unsafe { TransferBuffer::from_mapped(ptr, len as usize, Box::new(payload)) })
+    }
+
+    /// What the pool finds bytes of [`shared`](Self::shared) by; `None` for other memory.
+    #[must_use]
+    pub fn shared_at(&self, ptr: *const u8) -> Option<u64> {
+        let map = self.0.shared.get()?;
+        (ptr as usize).checked_sub(map.as_ptr() as usize).filter(|at| *at < map.len()).map(|at| at as u64)
     }
 
     fn words(&self) -> &[AtomicU32] {
