@@ -534,9 +534,49 @@ def test_map_has_the_order_of_its_items(processes: offloop.ProcessPool) -> None:
     assert list(processes.map(inc, [])) == []
     with pytest.raises(LookupError):
         list(processes.map(fail, ["x"], chunksize=2))
+    assert sorted(processes.map(inc, range(100), chunksize=7, ordered=False)) == list(range(1, 101))
     with pytest.raises(offloop.InvalidError, match="chunksize"):
         processes.map(inc, [1], chunksize=0)
     assert [f.result(60) for f in processes.submit_many(inc, range(10))] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_several_chunks_of_a_map_run_at_once(ordered: bool) -> None:
+    with offloop.ProcessPool(max_workers=2) as pool:
+        pool.broadcast(pid)
+        eventually(lambda: len(set(pool.map(slow_pid, range(8)))) == 2)
+        # Each chunk waits for the other one.
+        assert sorted(pool.map(meet, [(1, 2), (1, 2), (2, 1), (2, 1)], [meeting()] * 4, chunksize=2, ordered=ordered)) == [1, 1, 2, 2]
+
+
+def meeting() -> str:
+    import tempfile
+
+    return tempfile.mkdtemp()
+
+
+def meet(me_and_other: tuple[int, int], place: str) -> int:
+    me, other = me_and_other
+    Path(place, str(me)).touch()
+    eventually(Path(place, str(other)).exists)
+    return me
+
+
+def test_a_pool_that_closes_reads_a_chunked_map_to_its_end() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        results = pool.map(inc, range(5000), chunksize=2)
+        assert next(results) == 1
+    assert list(results) == list(range(2, 5001))
+
+
+def test_closing_a_chunked_map_cancels_what_was_not_started() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        results = pool.map(slow_pid, range(1000), chunksize=2)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        assert list(results) == []
+        pool.shutdown()
+        assert pool.stats.completed < 500
 
 
 def test_one_thread_with_many_calls_in_flight_never_waits_for_a_worker_that_sleeps(processes: offloop.ProcessPool) -> None:
@@ -549,7 +589,10 @@ def test_one_thread_with_many_calls_in_flight_never_waits_for_a_worker_that_slee
         assert flying.popleft().result(60) is None
 
 
-def test_event_loops_await_tasks(processes: offloop.ProcessPool) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_event_loops_await_tasks(processes: offloop.ProcessPool, loop: str) -> None:
+    factory = asyncio.new_event_loop if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+
     async def main() -> None:
         assert await processes.run(inc, 1) == 2
         assert await processes.submit(inc, 2) == 3
@@ -562,7 +605,8 @@ def test_event_loops_await_tasks(processes: offloop.ProcessPool) -> None:
         with pytest.raises(Rich):
             await processes.run(fail, "rich")
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
 
 
 def test_cancelling_an_await_stops_the_function(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import _trio
 from ._native import TransferBuffer, _Copy, _Port
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class _Awaited(concurrent.futures.Future[T]):
 
 async def await_future(future: Future[T]) -> T:
     """What `await future` does; cancelling it kills the task."""
+    if "trio" in sys.modules and _trio.is_running():
+        return await _trio.await_future(future)
     wrapped: asyncio.Future[T] = asyncio.wrap_future(future if sys.version_info >= (3, 12) else _Awaited(future))
     try:
         return await wrapped

@@ -8,18 +8,19 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _aio, _threads
+from . import _aio, _progress, _threads, _trio
 from ._native import ClosedError, Full, InvalidError, TimeoutError, _Pool, current_task
 from ._stats import Histogram, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -56,6 +57,7 @@ class _Mapping(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int | None = None,
         ordered: bool = True,
+        progress: bool = False,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Calls an op or a callable with items of the iterables, as `map` does, and yields the results.
@@ -67,10 +69,12 @@ class _Mapping(concurrent.futures.Executor):
 
         `ordered=False` yields results as they come. `timeout` counts seconds from this call to each result. `chunksize` is accepted
         for ProcessPoolExecutor's sake; batching is automatic. Keyword arguments go to every call. An error of an iterable comes after
-        the results of the items before it. Closing the iterator cancels what was not started.
+        the results of the items before it. Closing the iterator cancels what was not started. `progress=True` shows a bar of tqdm or
+        rich, whichever is installed, that counts the results that were taken; NotFoundError when neither is.
         """
         if chunksize is not None and chunksize < 1:
             raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
+        bar = _progress.bar_of(iterables) if progress else None
         end = None if timeout is None else time.monotonic() + timeout
         source = _Source(self, fn, zip(*iterables), kwargs, any(hasattr(i, "__len__") for i in iterables))
         source.fill()
@@ -78,14 +82,16 @@ class _Mapping(concurrent.futures.Executor):
             raise source.error
         # Weak: only the iterator keeps it.
         self._sources.add(weakref.ref(source, self._sources.discard))
-        return _Results(source, source.ordered(end) if ordered else source.as_completed(end))
+        results = _Results(source, source.ordered(end) if ordered else source.as_completed(end))
+        return results if bar is None else _progress.Shown(results, bar)
 
-    async def amap(
+    def amap(
         self,
         fn: Any,
         *iterables: Iterable[Any] | AsyncIterable[Any],
         timeout: float | None = None,
         ordered: bool = True,
+        progress: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[Any]:
         """`map` for `async for`: over plain and async iterables. Leaving the loop cancels what is in flight.
@@ -94,8 +100,27 @@ class _Mapping(concurrent.futures.Executor):
         an iterable comes after the results of the items before it.
 
         `timeout` counts seconds from the first step to each result; a result that is late raises TimeoutError at the step that
-        waits for it.
+        waits for it. `progress=True` shows a bar, as `map` does.
         """
+        bar = _progress.bar_of(iterables) if progress else None
+        results = self._amap(fn, iterables, timeout, ordered, kwargs)
+        return results if bar is None else _progress.shown(results, bar)
+
+    async def _amap(
+        self,
+        fn: Any,
+        iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
+        timeout: float | None,
+        ordered: bool,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[Any]:
+        if "trio" in sys.modules and _trio.is_running():
+            submit = functools.partial(self._admit, fn, **kwargs)
+            results = _trio.amap(submit, _azip(iterables), self._window(), timeout, ordered)
+            async with contextlib.aclosing(results):
+                async for result in results:
+                    yield result
+            return
         window = self._window()
         running: deque[asyncio.Task[Any]] = deque()
         finished: deque[asyncio.Task[Any]] = deque()
@@ -164,6 +189,9 @@ class _Mapping(concurrent.futures.Executor):
             self._take_in(wait=False)
         finally:
             self._close()
+        if "trio" in sys.modules and _trio.is_running():
+            await _trio.in_thread(self._wait_closed)
+            return
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -250,6 +278,8 @@ class ThreadPool(_Pool, _Mapping):
         which the loop goes on: first come, first served. Such a task counts as submitted from the call: `shutdown` waits for it, and
         what this loop runs later with its `key` comes after it; a `submit` with its key on this thread copies the rest at once.
         """
+        if "trio" in sys.modules and _trio.is_running():
+            return await _trio.await_future(self._admit(op_or_fn, *args, **kwargs))
         started = self._start(op_or_fn, *args, **kwargs)
         if started is None:
             ticket = self._accept()
@@ -334,7 +364,7 @@ class ThreadPool(_Pool, _Mapping):
 builtin_timeout = asyncio.TimeoutError
 
 
-async def _azip(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> AsyncIterator[tuple[Any, ...]]:
+async def _azip(iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...]) -> AsyncGenerator[tuple[Any, ...]]:
     sources = [i.__aiter__() if hasattr(i, "__aiter__") else iter(i) for i in iterables]
     while sources:
         row = []

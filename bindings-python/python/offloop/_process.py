@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import itertools
 import math
 import operator
@@ -12,7 +13,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from . import _pickling, _threads
+from . import _pickling, _progress, _threads, _trio
 from ._native import InvalidError, NotFoundError, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
@@ -123,6 +124,8 @@ class ProcessPool(_ProcessPool, _Mapping):
 
         Never raises Full: the caller waits anyway, so the task is taken in beyond `max_queue`.
         """
+        if "trio" in sys.modules and _trio.is_running():
+            return await _trio.await_future(self._admit(fn, *args, **kwargs))
         return await self._start(fn, *args, **kwargs)
 
     def map(
@@ -132,19 +135,25 @@ class ProcessPool(_ProcessPool, _Mapping):
         timeout: float | None = None,
         chunksize: int | None = None,
         ordered: bool = True,
+        progress: bool = False,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Calls a function with items of the iterables, as `map` does, and yields the results.
 
         Tasks are sent in batches by themselves. `chunksize` (default: none) makes one task of so many calls, of which the first error
-        is the outcome, as ProcessPoolExecutor has it. Everything else is as in `ThreadPool.map`.
+        is the outcome, as ProcessPoolExecutor has it; many chunks are in flight. Everything else is as in `ThreadPool.map`.
         """
         if chunksize is None or chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout, ordered=ordered, **kwargs)
+            return super().map(fn, *iterables, timeout=timeout, ordered=ordered, progress=progress, **kwargs)
         if chunksize < 1:
             raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
-        chunks = _chunks(zip(*iterables), chunksize)
-        return _flat(super().map(_run_chunk, itertools.repeat(fn), chunks, itertools.repeat(kwargs), timeout=timeout, ordered=ordered))
+        bar = _progress.bar_of(iterables) if progress else None
+        lengths = [len(i) for i in iterables if isinstance(i, collections.abc.Sized)]
+        rows = zip(*iterables)
+        chunks = _SizedChunks(rows, chunksize, min(lengths)) if lengths else _Chunks(rows, chunksize)
+        calls = super().map(_run_chunk, itertools.repeat(fn), chunks, itertools.repeat(kwargs), timeout=timeout, ordered=ordered)
+        results = _Flat(calls)
+        return results if bar is None else _progress.Shown(results, bar)
 
     def options(
         self,
@@ -339,17 +348,48 @@ def _setup(
     return b"\x02" + pickle.dumps(given, 5)
 
 
-def _chunks(rows: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+class _Chunks:
+    def __init__(self, rows: Iterator[tuple[Any, ...]], size: int) -> None:
+        self._rows = rows
+        self._size = size
+
+    def __iter__(self) -> Iterator[list[tuple[Any, ...]]]:
+        while chunk := list(itertools.islice(self._rows, self._size)):
+            yield chunk
+
+
+class _SizedChunks(_Chunks):
+    """Of rows that come to an end, by which `map` knows that it may be read to there."""
+
+    def __init__(self, rows: Iterator[tuple[Any, ...]], size: int, length: int) -> None:
+        super().__init__(rows, size)
+        self._length = -(-length // size)
+
+    def __len__(self) -> int:
+        return self._length
 
 
 def _run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]], kwargs: dict[str, Any]) -> list[Any]:
     return [fn(*row, **kwargs) for row in rows]
 
 
-def _flat(chunks: Iterator[list[Any]]) -> Iterator[Any]:
-    for chunk in chunks:
-        chunk.reverse()
-        while chunk:
-            yield chunk.pop()
+class _Flat:
+    """The results of chunks, one by one."""
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+        self._left: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while not self._left:
+            self._left = next(self._chunks)
+            self._left.reverse()
+        return self._left.pop()
+
+    def close(self) -> None:
+        """Cancels what was not started."""
+        self._left.clear()
+        self._chunks.close()
