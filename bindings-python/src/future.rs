@@ -168,8 +168,18 @@ impl PyFuture {
         self.task.get().expect("a future is handed out after its task was accepted")
     }
 
-    fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.task.get().is_some_and(Task::is_done)
+    }
+
+    /// What a task that is done came to.
+    pub(crate) fn outcome_of(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        self.outcome(py).get(py)
+    }
+
+    /// Cancels the task if it was not started, and tells nobody.
+    pub(crate) fn cancel_queued(&self) -> bool {
+        self.task().cancel_queued()
     }
 
     /// The outcome of a task that is done.

@@ -49,12 +49,15 @@ def test_functions_of_cells_are_run_by_worker_processes(kernel: Any) -> None:
         cell(kernel, "class Point:\n    def __init__(self, x): self.x = x\npool.submit(lambda p: Point(p.x + 1), Point(1)).result(60).x")
         == "2\n"
     )
+    cell(kernel, "def gen(n):\n    yield from range(n)")
+    assert cell(kernel, "list(pool.stream(gen, 4))") == "[0, 1, 2, 3]\n"
 
 
 def test_cells_can_await(kernel: Any) -> None:
     cell(kernel, "import offloop\nwaited = offloop.ProcessPool(1)\ndef inc(n):\n    return n + 1")
     assert cell(kernel, "await waited.run(inc, 1)") == "2\n"
     assert cell(kernel, "[n async for n in waited.amap(inc, range(3))]") == "[1, 2, 3]\n"
+    assert cell(kernel, "[n async for n in waited.stream(lambda: iter('ab'))]") == "['a', 'b']\n"
     assert cell(kernel, "async with waited:\n    print(await waited.run(inc, 5))") == "6\n"
 
 

@@ -41,6 +41,10 @@ def watched(path: str) -> None:
     Path(path + ".saw").touch()
 
 
+def count(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
 @pytest.fixture(scope="module", params=["ThreadPool", "ProcessPool"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
     with getattr(offloop, request.param)(max_workers=2) as pool:
@@ -211,6 +215,21 @@ def test_async_with_shuts_down_without_holding_the_loop(backend: str) -> None:
             assert future.result(0) == -7
             group.cancel_scope.cancel()
         assert ticks > 10
+
+    run(main, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_streams_are_read(backend: str) -> None:
+    async def main() -> None:
+        with offloop.ProcessPool(max_workers=1) as pool:
+            assert [i async for i in pool.stream(count, 5000)] == list(range(5000))
+            async with pool.stream(count, 1 << 60) as stream:
+                assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
+            with anyio.move_on_after(0.05):
+                async for _ in pool.stream(count, 1 << 60):
+                    await anyio.sleep(0)
+            assert await pool.run(inc, 1) == 2
 
     run(main, backend)
 

@@ -52,6 +52,7 @@ from ._native import (
 from ._pool import ThreadPool, default_pool
 from ._process import ProcessPool
 from ._stats import Histogram, PoolStats
+from ._stream import Stream
 
 __all__ = [
     "CancelledError",
@@ -82,6 +83,7 @@ __all__ = [
     "Producer",
     "RingBuffer",
     "StartFailedError",
+    "Stream",
     "Task",
     "TaskFailedError",
     "ThreadPool",

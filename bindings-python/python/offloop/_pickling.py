@@ -215,6 +215,39 @@ def dump_result(value: Any) -> tuple[bytes, list[memoryview]]:
     return data, [buffer.raw() for buffer in buffers]
 
 
+def give_all(values: Any, give: Callable[[Any], bool]) -> Any:
+    """Gives what a stream's function yields, and returns what it returns. Its `finally` has run then, whoever ended it."""
+    if hasattr(values, "__aiter__"):
+        import asyncio
+
+        return asyncio.run(_give_all_of_async(values, give))
+    iterator = iter(values)
+    try:
+        while True:
+            try:
+                value = next(iterator)
+            except StopIteration as end:
+                return end.value
+            if not give(value):
+                return None
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+async def _give_all_of_async(values: Any, give: Callable[[Any], bool]) -> None:
+    iterator = aiter(values)
+    try:
+        async for value in iterator:
+            if not give(value):
+                return
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+
+
 def dump_raised(error: BaseException) -> tuple[bytes, bytes]:
     """What is left of an exception that cannot be rebuilt, and its pickle."""
     stack = "".join(traceback.format_exception(error))

@@ -17,6 +17,7 @@ from . import _pickling, _progress, _threads, _trio
 from ._native import InvalidError, NotFoundError, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
+from ._stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,7 @@ class ProcessPool(_ProcessPool, _Mapping):
         }
         self._open(started, _environment(env), setup, by_name, options)
         self._sources: set[weakref.ref[_Source]] = set()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
         _threads.process_pools.add(self)
 
@@ -172,8 +174,25 @@ class ProcessPool(_ProcessPool, _Mapping):
         """
         view = self.__class__.__new__(self.__class__)
         view._sources = self._sources
+        view._streams = self._streams
         view._view(self, timeout=timeout, queue_timeout=queue_timeout, priority=priority, key=key, retries=retries)
         return view
+
+    def stream(self, fn: Any, /, *args: Any, **kwargs: Any) -> Stream:
+        """Calls a generator function, or one that returns another iterable, synchronous or not: what it yields is an iterator here.
+
+        For `for` and for `async for`. The function is ahead of the reader by what fits two batches, up to 64 values or 64 KiB each, and
+        waits then. Leaving the loop ends it at its next value. `timeout` of `options` counts from its start to its end, whoever is slow;
+        with `retries` a function that is run again begins anew. `shutdown` does not wait for readers: their streams end with ClosedError.
+        """
+        stream = Stream(self._stream(fn, *args, **kwargs), self)
+        self._streams.add(stream)
+        return stream
+
+    def _close(self) -> None:
+        for stream in list(self._streams):
+            stream._leave_out()
+        super()._close()
 
     def array(self, shape: int | Sequence[int], dtype: Any = float) -> numpy.ndarray[Any, Any]:
         """An array of numpy, all 0, in memory that this process and the workers share.

@@ -41,6 +41,12 @@ class PoolStats:
     """Outcomes CancelledError."""
     lost: int
     """Outcomes WorkerLostError."""
+    rejected: int
+    """Submits that were refused as Full."""
+    retried: int
+    """Runs that were lost with their worker and done again."""
+    recycled: int
+    """Workers that were replaced because of their tasks, their age or their memory."""
     utilization: float
     """Share of `max_workers` that was busy since the pool was made, of the busier kind, 0 to 1."""
     wait: Histogram

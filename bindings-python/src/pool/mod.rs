@@ -402,6 +402,9 @@ const COUNTS: &[Count] = &[
     ("timed_out", |s| s.timed_out),
     ("cancelled", |s| s.cancelled),
     ("lost", |s| s.lost),
+    ("rejected", |s| s.rejected),
+    ("retried", |s| s.retried),
+    ("recycled", |s| s.recycled),
 ];
 
 /// What `PoolStats` is made of.

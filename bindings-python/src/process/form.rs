@@ -34,6 +34,8 @@ pub(super) const RAISED: u8 = 2;
 
 /// The function was pickled by its name: what it is can be kept.
 pub(super) const BY_NAME: u8 = 1;
+/// What the function gives is sent one by one.
+pub(super) const STREAM: u8 = 2;
 
 const FIXED: usize = 24;
 const ALIGN: usize = 64;

@@ -7,12 +7,15 @@
 //! ```
 //!
 //! * `form`: the bytes of Python's own requests and replies; `reply`: what came back; `worker`: the other side.
+//! * `stream`: what a generator yields, and `give`: how its worker sends it.
 //! * `shared`: memory that requests refer to; `dropped`: pools that nobody refers to any more.
 
 mod dropped;
 mod form;
+mod give;
 mod reply;
 mod shared;
+mod stream;
 mod worker;
 
 pub(crate) use reply::{outcome, progress};
@@ -22,7 +25,7 @@ use crate::future::PyFuture;
 use crate::pool::{Defaults, is_exiting, stats_dict};
 use crate::port::{self, Port, PyAwaitable};
 use crate::{late, value, wait};
-use form::{BY_NAME, MAX_VALUES, Message};
+use form::{BY_NAME, MAX_VALUES, Message, STREAM};
 use offloop::error::{Error, ErrorKind};
 use offloop::pool::call::Call;
 use offloop::pool::{Deliver, OnFull, PoolOptions, ProcessPool, Request, SubmitError, SubmitOptions, Work};
@@ -38,6 +41,7 @@ use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use stream::{Opening, PyStream};
 
 /// Functions whose pickles a pool keeps; with one more it begins anew.
 const MAX_FUNCTIONS: usize = 1024;
@@ -118,6 +122,17 @@ impl Shared {
         args: &[Bound<'py, PyAny>],
         kwargs: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Request> {
+        self.request_as(function, args, kwargs, 0)
+    }
+
+    /// `more`: flags.
+    fn request_as<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: &[Bound<'py, PyAny>],
+        kwargs: Option<&Bound<'py, PyDict>>,
+        more: u8,
+    ) -> PyResult<Request> {
         let py = function.py();
         let kwargs = kwargs.filter(|k| !k.is_empty());
         if self.by_name {
@@ -139,7 +154,7 @@ impl Shared {
             let parts = reply::helper(py, &DUMP, "dump_call")?.call1((args, kwargs, self.arena.get(py)))?;
             message = worker::pickled(parts, Some(&self.pool))?;
         }
-        message.flags = flags;
+        message.flags = flags | more;
         let front = message.front(pickle.as_bytes());
         let parts = message.parts(&front);
         let long = message.long() >= crate::copy::SLICE;
@@ -385,6 +400,22 @@ impl PyProcessPool {
         PyList::new(py, tasks.into_iter().map(|task| Bound::new(py, PyFuture::of_process(task))).collect::<PyResult<Vec<_>>>()?)
     }
 
+    /// Submits a call whose function gives one value after the other.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn _stream<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyStream>> {
+        let py = args.py();
+        let Handle { shared, defaults } = self.inner()?;
+        shared.check_open(py)?;
+        let (function, args) = split(args)?;
+        let opening = Opening::new();
+        let request = shared.request_as(&function, &args, kwargs, STREAM)?.streaming(&opening.stream);
+        let task = shared.place(py, vec![request], None, |mut work, on_full| {
+            let one = work.pop().expect("one task is submitted");
+            shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
+        })?;
+        opening.of(py, task)
+    }
+
     /// Starts a task for the running event loop and returns what `run` awaits.
     #[pyo3(signature = (*args, **kwargs))]
     fn _start<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAwaitable>> {
@@ -506,5 +537,6 @@ pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     dropped::install(m)?;
     shared::install(m)?;
     m.add_class::<PyProcessPool>()?;
+    m.add_class::<PyStream>()?;
     m.add_class::<worker::PyWorkerProcess>()
 }

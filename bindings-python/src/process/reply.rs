@@ -10,7 +10,7 @@ use offloop::{TransferBuffer, Value};
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyList};
+use pyo3::types::{PyByteArray, PyBytes, PyList};
 
 /// A function of `offloop._pickling`.
 pub(super) fn helper<'py>(py: Python<'py>, cell: &'static PyOnceLock<Py<PyAny>>, name: &str) -> PyResult<&'py Bound<'py, PyAny>> {
@@ -40,6 +40,25 @@ fn read(py: Python<'_>, reply: Value) -> PyResult<Outcome> {
         Value::Buffer(buffer) => in_buffer(py, buffer),
         _ => Err(raise(py, &Error::new(ErrorKind::Corrupt, "a worker process replied nothing"))),
     }
+}
+
+/// A value that a running function gave: its bytes are copied.
+pub(super) fn record<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let outcome = if bytes.first().is_none_or(|form| form & !FAILED != PYTHON) {
+        common(py, bytes)?
+    } else {
+        // SAFETY: the slice is borrowed during the call.
+        let reader = unsafe { Reader::new(py, bytes.as_ptr(), bytes.len())? };
+        if reader.has_buffers() {
+            let owner = PyByteArray::new(py, bytes).into_any();
+            // SAFETY: the object is a bytearray, which nobody resizes: only views of it are handed out.
+            let ptr = unsafe { pyo3::ffi::PyByteArray_AsString(owner.as_ptr()).cast_const().cast() };
+            python(py, &reader, Some(Memory { owner: &owner, ptr }))?
+        } else {
+            python(py, &reader, None)?
+        }
+    };
+    Ok(outcome.get(py)?.into_bound(py))
 }
 
 fn in_buffer(py: Python<'_>, buffer: TransferBuffer) -> PyResult<Outcome> {

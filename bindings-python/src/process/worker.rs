@@ -1,6 +1,7 @@
 //! The worker's side: `python -m offloop.worker` runs [`PyWorkerProcess::run`].
 
-use super::form::{self, BY_NAME, MAX_VALUES, Memory, Message, PyPayload, Reader};
+use super::form::{self, BY_NAME, MAX_VALUES, Memory, Message, PyPayload, Reader, STREAM};
+use super::give::give_all;
 use super::reply::helper;
 use super::shared::PySharedView;
 use crate::error::raise;
@@ -25,7 +26,7 @@ const MAX_FUNCTIONS: usize = 1024;
 /// Tasks after which other threads of the worker have their turn, however short these are.
 const TASKS_PER_TURN: u32 = 32;
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -186,17 +187,22 @@ impl PyWorkerProcess {
                 }
             }
         };
+        let is_stream = reader.flags & STREAM != 0;
+        if is_stream && !self.worker.is_streamed(job.index) {
+            return Ok(py.None().into_bound(py));
+        }
+        let give = |returned| if is_stream { give_all(py, &self.worker, job.index, returned, false) } else { Ok(returned) };
         let function = self.function(py, reader.head(), reader.flags)?;
         if reader.kind == form::VALUES {
             let args = PyTuple::new(py, reader.values(py, memory.as_ref())?)?;
             drop(memory);
-            return function.call1(args);
+            return function.call1(args).and_then(give);
         }
         let shared = |at, len| self.shared(py, at, len, kept);
         let views = PyList::new(py, reader.views(py, memory.as_ref(), shared)?)?;
         let loaded = helper(py, &LOAD_CALL, "load_call")?.call1((PyBytes::new(py, reader.stream()), views))?;
         let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) = loaded.extract()?;
-        function.call(args, Some(&kwargs))
+        function.call(args, Some(&kwargs)).and_then(give)
     }
 
     /// A view of memory that a request refers to. `request`: what keeps it; None for a copy of one that does not.
@@ -250,7 +256,11 @@ impl PyWorkerProcess {
             for (name, v) in call.named {
                 kwargs.set_item(value::to_python(py, name)?, value::to_python(py, v)?)?;
             }
-            value::from_python(&function.call(PyTuple::new(py, args)?, Some(&kwargs))?)
+            let mut returned = function.call(PyTuple::new(py, args)?, Some(&kwargs))?;
+            if self.worker.is_streamed(job.index) {
+                returned = give_all(py, &self.worker, job.index, returned, true)?;
+            }
+            value::from_python(&returned)
         });
         let result = result.map_err(|e| {
             let text = e.to_string();
