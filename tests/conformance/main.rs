@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
 
+mod pairs;
 mod world;
 
 use offloop::ring::Kind;
@@ -48,14 +49,14 @@ fn main() -> std::process::ExitCode {
     }
     let (mut passed, mut skipped) = (0, missing.len());
     for scenario in &scenarios {
-        for (langs, kind) in cases(scenario) {
-            let of = kind.map_or(String::new(), |kind| format!(" {}", kind.as_str()));
+        for Case { langs, kind, pool } in cases(scenario) {
+            let of: String = [kind.map(Kind::as_str), pool].into_iter().flatten().map(|of| format!(" {of}")).collect();
             let name = format!("{}{of} [{}]", scenario.name, langs.join("→"));
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) || langs.iter().any(|l| missing.contains_key(l)) {
                 continue;
             }
             let start = Instant::now();
-            match run(scenario, &langs, kind, passed + skipped + failed) {
+            match run(scenario, &Case { langs, kind, pool }, passed + skipped + failed) {
                 Outcome::Passed => {
                     println!("ok    {name} ({} ms)", start.elapsed().as_millis());
                     passed += 1;
@@ -71,49 +72,80 @@ fn main() -> std::process::ExitCode {
             }
         }
     }
+    // Callers of pools and their workers, in every two languages.
+    let (mut pairs, mut calls) = (0, 0);
+    for (from, to) in LANGS.iter().flat_map(|from| LANGS.iter().map(move |to| (*from, *to))) {
+        let name = format!("pair [{from}→{to}]");
+        if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) || [from, to].iter().any(|l| missing.contains_key(*l)) {
+            continue;
+        }
+        let start = Instant::now();
+        match pairs::run(from, to, &std::env::temp_dir()) {
+            Ok(made) => {
+                println!("ok    {name} ({made} calls, {} ms)", start.elapsed().as_millis());
+                (pairs, calls) = (pairs + 1, calls + made);
+            }
+            Err(why) => {
+                println!("FAIL  {name}: {}", why.replace('\n', "\n      "));
+                failed += 1;
+            }
+        }
+    }
+    println!("\npairs: {pairs} of {} callers × workers, {calls} calls", LANGS.len() * LANGS.len());
     println!(
-        "\nconformance: {} scenarios, {passed} cases passed, {failed} failed, {skipped} skipped with the reasons above",
+        "conformance: {} scenarios, {passed} cases passed, {failed} failed, {skipped} skipped with the reasons above",
         scenarios.len()
     );
     if failed > 0 { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
 }
 
-/// The languages of each actor, and the kind of the runner's ring, case by case.
-fn cases(scenario: &Scenario) -> Vec<(Vec<&'static str>, Option<Kind>)> {
+/// One run of a scenario.
+struct Case<'a> {
+    /// The language of each actor.
+    langs: Vec<&'static str>,
+    /// The kind of the runner's ring.
+    kind: Option<Kind>,
+    /// The kind of pool that `@pool` is.
+    pool: Option<&'a str>,
+}
+
+fn cases(scenario: &Scenario) -> Vec<Case<'_>> {
     let langs: Vec<Vec<&str>> = if scenario.pairs {
         LANGS.iter().flat_map(|a| LANGS.iter().map(move |b| vec![*a, *b])).collect()
     } else {
         LANGS.iter().map(|l| vec![*l; scenario.actors.len()]).collect()
     };
-    let mut kinds: Vec<Option<Kind>> = scenario.ring.iter().flat_map(|ring| &ring.kinds).copied().map(Some).collect();
-    if kinds.is_empty() {
-        kinds.push(None);
-    }
-    kinds.iter().flat_map(|kind| langs.iter().map(move |langs| (langs.clone(), *kind))).collect()
+    let kinds = scenario.ring.iter().flat_map(|ring| &ring.kinds).copied().map(Some);
+    let kinds: Vec<Option<Kind>> = kinds.chain(scenario.ring.iter().all(|ring| ring.kinds.is_empty()).then_some(None)).collect();
+    let pools = scenario.pools.iter().map(|pool| Some(pool.as_str())).chain(scenario.pools.is_empty().then_some(None));
+    let both = pools.flat_map(|pool| kinds.iter().map(move |kind| (pool, *kind)));
+    both.flat_map(|(pool, kind)| langs.iter().map(move |langs| Case { langs: langs.clone(), kind, pool })).collect()
 }
 
-/// `case` is its number.
-fn run(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usize) -> Outcome {
-    match run_steps(scenario, langs, kind, case) {
+/// `number` is the case's own.
+fn run(scenario: &Scenario, case: &Case<'_>, number: usize) -> Outcome {
+    match run_steps(scenario, case, number) {
         Ok(outcome) => outcome,
         Err(Failure::Forbidden(why)) => Outcome::Skipped(why),
         Err(Failure::Failed(why)) => Outcome::Failed(why),
     }
 }
 
-fn run_steps(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usize) -> Result<Outcome, Failure> {
+fn run_steps(scenario: &Scenario, case: &Case<'_>, number: usize) -> Result<Outcome, Failure> {
     let deadline = Instant::now() + scenario.timeout;
-    let mut world = World::new(scenario.ring.as_ref(), kind, case)?;
+    let mut world = World::new(scenario.ring.as_ref(), case.kind, number)?;
+    let needs: Vec<&str> = scenario.requires.iter().map(String::as_str).chain(case.pool.map(pool_cap)).collect();
     let mut drivers: HashMap<&str, Driver> = HashMap::new();
-    for (actor, lang) in scenario.actors.iter().zip(langs) {
+    for (actor, lang) in scenario.actors.iter().zip(&case.langs) {
         let driver = Driver::start(lang, &world.fds(), &world.names_dir(), deadline).map_err(Failure::Failed)?;
-        if let Some(cap) = scenario.requires.iter().find(|c| !driver.caps.contains(c)) {
+        if let Some(cap) = needs.iter().find(|need| !driver.caps.iter().any(|cap| cap == *need)) {
             return Ok(Outcome::Skipped(format!("the {lang} face has no `{cap}`")));
         }
         drivers.insert(actor, driver);
     }
     let mut saved: HashMap<String, String> = world.names(FIRST_FD).into_iter().collect();
     saved.insert("path".to_owned(), world.path.to_string_lossy().into_owned());
+    saved.extend(case.pool.map(|pool| ("pool".to_owned(), pool.to_owned())));
     let mut started: HashMap<String, (String, u64)> = HashMap::new();
     for (i, step) in scenario.steps.iter().enumerate() {
         let at = |why: String| Failure::Failed(format!("step {}: {why}", i + 1));
@@ -131,6 +163,11 @@ fn run_steps(scenario: &Scenario, langs: &[&str], kind: Option<Kind>, case: usiz
         driver.finish(deadline).map_err(|why| Failure::Failed(format!("end of {actor}: {why}")))?;
     }
     Ok(Outcome::Passed)
+}
+
+/// What a driver says when it has such pools.
+fn pool_cap(pool: &str) -> &'static str {
+    if pool == "thread" { "workers" } else { "processes" }
 }
 
 fn run_step(
@@ -204,7 +241,14 @@ fn fill(line: &str, saved: &HashMap<String, String>) -> Result<String, String> {
     line.split(' ').map(token).collect::<Result<Vec<_>, String>>().map(|tokens| tokens.join(" "))
 }
 
-/// A reply with its hexadecimal `message` spelled out.
+/// What stands in hexadecimal because it may have spaces.
+const TEXTS: &[&str] = &["message", "name", "text", "stack", "code", "cause"];
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A reply with its texts spelled out.
 fn readable(reply: &str) -> String {
     let unhex = |hex: &str| -> Option<String> {
         let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(|c| u8::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok()).collect();
@@ -212,7 +256,10 @@ fn readable(reply: &str) -> String {
     };
     reply
         .split(' ')
-        .map(|t| t.strip_prefix("message=").and_then(unhex).map_or_else(|| t.to_owned(), |m| format!("message={m:?}")))
+        .map(|t| match t.split_once('=') {
+            Some((key, text)) if TEXTS.contains(&key) => unhex(text).map_or_else(|| t.to_owned(), |text| format!("{key}={text:?}")),
+            _ => t.to_owned(),
+        })
         .collect::<Vec<_>>()
         .join(" ")
 }

@@ -9,6 +9,7 @@ use std::io::{Error, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Why something could not be done.
 pub(crate) enum Failure {
@@ -20,7 +21,11 @@ pub(crate) enum Failure {
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
-        if e.kind() == ErrorKind::PermissionDenied { Failure::Forbidden(e.to_string()) } else { Failure::Failed(e.to_string()) }
+        if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) {
+            Failure::Forbidden(e.to_string())
+        } else {
+            Failure::Failed(e.to_string())
+        }
     }
 }
 
@@ -37,6 +42,8 @@ pub(crate) struct World {
     pub(crate) path: PathBuf,
     placed: Option<RingBuffer>,
     mounted: bool,
+    /// A control group of the case's own.
+    group: Option<PathBuf>,
 }
 
 /// The ring that all actors inherit, and fds that are no part of one.
@@ -53,7 +60,7 @@ impl World {
         let shm = Path::new("/dev/shm");
         let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
         let path = base.join(format!("offloop-conformance-{}-{case}", std::process::id()));
-        let world = World { made, path, placed: None, mounted: false };
+        let world = World { made, path, placed: None, mounted: false, group: None };
         std::fs::create_dir(world.names_dir())?;
         Ok(world)
     }
@@ -95,6 +102,16 @@ impl World {
                     0 => Ok(()),
                     _ => Err(Error::last_os_error().into()),
                 }
+            }
+            Act::Memory(bytes) => {
+                let (own, limit) = memory_group()?;
+                let group = own.join(self.path.file_name().expect("a path with a name"));
+                std::fs::create_dir(&group)?;
+                self.group = Some(group.clone());
+                // Version 2 gives a child no controller that its parent keeps.
+                let kept = |_| Failure::Forbidden("a control group of the test's own has no limit of memory".into());
+                std::fs::write(group.join(limit), bytes.to_string()).map_err(kept)?;
+                Ok(std::fs::write(group.join("cgroup.procs"), pid.to_string())?)
             }
         }
     }
@@ -185,7 +202,32 @@ impl Drop for World {
     fn drop(&mut self) {
         self.clear();
         let _ = std::fs::remove_dir(self.names_dir());
+        if let Some(group) = self.group.take() {
+            // The workers of an actor end after it; what is in use cannot be removed.
+            let until = Instant::now() + Duration::from_secs(10);
+            while std::fs::remove_dir(&group).is_err() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
+}
+
+/// The folder of this process's control group for memory, and the name of its limit.
+fn memory_group() -> Result<(PathBuf, &'static str), Failure> {
+    let root = Path::new("/sys/fs/cgroup");
+    for line in std::fs::read_to_string("/proc/self/cgroup")?.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default().trim_start_matches('/'));
+        let (dir, limit) = match controllers {
+            "memory" => (root.join("memory").join(path), "memory.limit_in_bytes"),
+            "" => (root.join(path), "memory.max"),
+            _ => continue,
+        };
+        if dir.join("cgroup.procs").exists() && (limit != "memory.max" || dir.join("cgroup.controllers").exists()) {
+            return Ok((dir, limit));
+        }
+    }
+    Err(Failure::Forbidden("no control groups of memory are mounted".into()))
 }
 
 impl Made {

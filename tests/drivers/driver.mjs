@@ -1,12 +1,16 @@
 // The Node.js driver of the conformance runner: PROTOCOL.md through the public API of the package.
 import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
+import { createRequire } from 'node:module'
 import * as offloop from '../../bindings-node/lib/index.mjs'
 
-const { OffloopError, ThreadPool, WorkerPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
+const { OffloopError, ThreadPool, WorkerPool, ProcessPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
 
 const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
 const kindOf = new Map(table.map((row) => [row.code, row.kind]))
+
+// The common codec, which no program needs: values reach the driver as messages of it.
+const native = createRequire(import.meta.url)('../../bindings-node/lib/native.cjs')
 
 const pools = new Map()
 const tasks = new Map()
@@ -37,6 +41,14 @@ function showError(error) {
   if (error instanceof DriverError) return `err kind=Driver status=0 message=${text(error.message)}`
   if (!(error instanceof OffloopError)) return `err kind=Foreign status=0 message=${text(error?.stack ?? error)}`
   return `err kind=${kindOf.get(error.code)} status=${error.status} message=${text(error.message)}`
+}
+
+/** Class, message, stack, code and cause of an error, each empty where it has none. */
+function errorFields(error) {
+  const parts = { name: error?.name, text: error?.message, stack: error?.stack, code: error?.code, cause: error?.cause?.message }
+  return Object.entries(parts)
+    .map(([key, part]) => `${key}=${text(part ?? '')}`)
+    .join(' ')
 }
 
 function show(value) {
@@ -80,6 +92,22 @@ function runOptions(args, signal) {
   return options
 }
 
+/** Whether a pool's tasks are functions of worker.mjs. */
+const hasFunctions = (pool) => pool instanceof WorkerPool || pool instanceof ProcessPool
+
+/** What a pool of processes starts. */
+function workerOf(args) {
+  if (args.of === undefined) return new URL(args.broken ? 'broken.mjs' : 'worker.mjs', import.meta.url)
+  if (args.of === 'node' || args.of === 'python') return { [args.of]: args.file }
+  return { command: args.command.split(',') }
+}
+
+function newPool(args, options) {
+  if (args.worker === 'thread') return new WorkerPool(workerOf(args), options)
+  if (args.worker === 'process') return new ProcessPool(workerOf(args), options)
+  return new ThreadPool(options)
+}
+
 /** What a function of worker.mjs is given. */
 const callOf = (args, input) => ({ input, ...params(args) })
 
@@ -89,7 +117,8 @@ function track(name, promise, abort) {
     order.push(name)
     return reply
   })
-  tasks.set(name, { outcome, abort })
+  const error = promise.then(() => undefined, (error) => error)
+  tasks.set(name, { outcome, error, abort })
 }
 
 /** What came and nobody has asked for, or who asks and nothing has come. */
@@ -137,7 +166,7 @@ const within = (args) => (args.timeout === undefined ? undefined : { timeout: Nu
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers,processes,moves,names,unsendable,map,classes,counts,leaves${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
@@ -146,12 +175,12 @@ const verbs = {
     if (args.on_full) options.onFull = args.on_full
     if (args.max_tasks_per_worker) options.maxTasksPerWorker = Number(args.max_tasks_per_worker)
     if (args.cancel_grace) options.cancelGrace = Number(args.cancel_grace)
-    pools.set(args.pool, args.worker ? new WorkerPool(new URL('worker.mjs', import.meta.url), options) : new ThreadPool(options))
+    pools.set(args.pool, newPool(args, options))
   },
   'pool.submit'(args) {
     const pool = need(pools, args, 'pool')
     const abort = new AbortController()
-    if (pool instanceof WorkerPool) {
+    if (hasFunctions(pool)) {
       const call = () => pool.run(callOf(args, input(args)), { name: args.op, ...runOptions(args, abort.signal) })
       return track(args.task, attempt(call), abort)
     }
@@ -162,8 +191,19 @@ const verbs = {
     const inputs = args.inputs.split(',').map((h) => Buffer.from(h, 'hex'))
     const calls = () => pool.runMany(inputs.map((input) => callOf(args, input)), { name: args.op, ...runOptions(args) })
     const ops = () => pool.runMany(args.op, inputs, params(args), runOptions(args))
-    const all = attempt(pool instanceof WorkerPool ? calls : ops)
+    const all = attempt(hasFunctions(pool) ? calls : ops)
     args.tasks.split(',').forEach((name, i) => track(name, all.then((results) => results[i])))
+  },
+  async 'pool.map'(args) {
+    const inputs = args.inputs.split(',').map((h) => callOf(args, Buffer.from(h, 'hex')))
+    const results = []
+    for await (const result of need(pools, args, 'pool').map(inputs, { name: args.op })) results.push(show(result).slice('ok '.length))
+    return `results=${results.join(',')}`
+  },
+  'pool.call': async (args) => `message=${hex(native.encode(await called(args)))}`,
+  'task.error': async (args) => {
+    const error = await need(tasks, args, 'task').error
+    return errorFields(error)
   },
   'pool.stats'(args) {
     const s = need(pools, args, 'pool').stats
@@ -274,6 +314,8 @@ const verbs = {
   }
 }
 
+const called = (args) => need(pools, args, 'pool').run(native.decode(Buffer.from(args.message, 'hex')), { name: args.op })
+
 async function handle(id, verb, args) {
   try {
     if (verb === 'task.wait') return say(id, await need(tasks, args, 'task').outcome)
@@ -281,7 +323,7 @@ async function handle(id, verb, args) {
     if (!Object.hasOwn(verbs, verb)) throw new DriverError(`unknown verb ${verb}`)
     say(id, `ok ${(await verbs[verb](args)) ?? ''}`)
   } catch (error) {
-    say(id, showError(error))
+    say(id, verb === 'pool.call' ? `${showError(error)} ${errorFields(error)}` : showError(error))
   }
 }
 

@@ -5,10 +5,11 @@ import sys
 import threading
 
 import offloop
-from offloop import ThreadPool, TransferBuffer
+import worker
+from offloop import ProcessPool, ThreadPool, TransferBuffer, _native
 
 LOCK = threading.Lock()
-POOLS: dict[str, ThreadPool] = {}
+POOLS: dict[str, ThreadPool | ProcessPool] = {}
 TASKS: dict[str, "Outcome"] = {}
 BUFFERS: dict[str, TransferBuffer] = {}
 RINGS: dict[str, object] = {}
@@ -102,6 +103,8 @@ def need(table, args, key):
 
 def view(pool, args):
     options = {}
+    if "retries" in args:
+        options["retries"] = int(args["retries"])
     for key in ("timeout", "queue_timeout"):
         if key in args:
             options[key] = float(args[key]) / 1e3
@@ -116,6 +119,16 @@ def inputs(args):
     if "buffer" in args:
         return [need(BUFFERS, args, "buffer")]
     return [bytes.fromhex(args["input"])] if "input" in args else []
+
+
+def call_of(pool, args, items):
+    """The function of a call, and its arguments: an op with its input, or a function of worker.py with one dict."""
+    if isinstance(pool, ThreadPool):
+        return args["op"], items, params(args)
+    call = params(args)
+    if items:
+        call["input"] = items[0]
+    return getattr(worker, args["op"]), [call], {}
 
 
 def track(name, outcome, future):
@@ -136,7 +149,8 @@ def submit(number, args):
 
     def go():
         try:
-            future = view(pool, args).submit(args["op"], *inputs(args), **params(args))
+            fn, items, named = call_of(pool, args, inputs(args))
+            future = view(pool, args).submit(fn, *items, **named)
             if "unwatched" in args:
                 outcome.future = future
             else:
@@ -158,7 +172,11 @@ def submit_many(args):
     for name in names:
         TASKS[name] = Outcome()
     try:
-        futures = view(need(POOLS, args, "pool"), args).submit_many(args["op"], items, **params(args))
+        pool = need(POOLS, args, "pool")
+        if isinstance(pool, ProcessPool):
+            futures = view(pool, args).submit_many(getattr(worker, args["op"]), [call_of(pool, args, [item])[1][0] for item in items])
+        else:
+            futures = view(pool, args).submit_many(args["op"], items, **params(args))
     except BaseException as error:  # noqa: BLE001  a refusal is every task's outcome
         for name in names:
             TASKS[name].set(show_error(error))
@@ -170,17 +188,62 @@ def submit_many(args):
 
 def pool_new(args):
     options = {key: int(args[key]) for key in ("max_workers", "max_queue", "max_overdue") if key in args}
-    on_full = args.get("on_full", "wait")
-    pool = ThreadPool(on_full=on_full, **options)
+    options["on_full"] = args.get("on_full", "wait")
+    if args.get("worker") == "process":
+        if "max_tasks_per_worker" in args:
+            options["max_tasks_per_child"] = int(args["max_tasks_per_worker"])
+        if "cancel_grace" in args:
+            options["cancel_grace"] = float(args["cancel_grace"]) / 1e3
+        if "command" in args:
+            options["command"] = args["command"].split(",")
+        if "broken" in args:
+            options["initializer"] = worker.start_fails
+        pool = ProcessPool(**options)
+    else:
+        pool = ThreadPool(**options)
     POOLS[args["pool"]] = pool
     if args.get("on_full") == "wait":
         WAITING.append(pool)
     return ""
 
 
+def pool_map(args):
+    pool = need(POOLS, args, "pool")
+    calls = [call_of(pool, args, [bytes.fromhex(text)])[1][0] for text in args["inputs"].split(",")]
+    return "results=" + ",".join(fields(result) for result in pool.map(getattr(worker, args["op"]), calls))
+
+
+def pool_call(args):
+    value = _native._decode_value(bytes.fromhex(args["message"]))
+    try:
+        result = need(POOLS, args, "pool").submit(args["op"], value).result()
+    except BaseException as error:  # noqa: BLE001  every outcome is a reply
+        return f"{show_error(error)} {error_fields(error)}"
+    return f"ok message={_native._encode_value(result).hex()}"
+
+
+def task_error(outcome):
+    outcome.came.wait()
+    error = outcome.future.exception()
+    return f"ok {'' if error is None else error_fields(error)}"
+
+
+def error_fields(error):
+    """Class, message, stack, code and cause of an error, each empty where it has none."""
+    said = {
+        "name": getattr(error, "name", None) or type(error).__name__,
+        "text": getattr(error, "message", None) or str(error),
+        "stack": getattr(error, "stack", None) or str(error.__cause__ or ""),
+        "code": str(getattr(error, "code", "")),
+        "cause": str(getattr(error.__cause__, "message", None) or error.__cause__ or ""),
+    }
+    return " ".join(f"{key}={value.encode().hex()}" for key, value in said.items())
+
+
 def pool_stats(args):
     s = need(POOLS, args, "pool").stats
-    names = "queued running workers overdue submitted completed failed timed_out cancelled lost".split()
+    names = "queued running workers overdue submitted completed failed timed_out cancelled lost retried recycled".split()
+    names = [name for name in names if hasattr(s, name)]
     fields = [f"{name}={getattr(s, name)}" for name in names]
     return " ".join([*fields, f"wait_count={s.wait.count}", f"run_count={s.run.count}"])
 
@@ -421,6 +484,7 @@ def channel_close(args):
 
 # What waits, each on a thread of its own.
 WAITS = {
+    "pool.map": pool_map,
     "ring.push": ring_push,
     "ring.pop": ring_pop,
     "channel.accept": channel_accept,
@@ -431,7 +495,7 @@ WAITS = {
 }
 
 VERBS = {
-    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero" + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero,processes,map,unsendable,classes" + (",counts" if "retried" in offloop.PoolStats.__annotations__ else "") + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
     "pool.new": pool_new,
     "pool.submit_many": submit_many,
     "pool.stats": pool_stats,
@@ -497,6 +561,11 @@ def handle(number, verb, args):
     elif verb == "task.wait":
         outcome = need(TASKS, args, "task")
         later(number, lambda: task_wait(outcome))
+    elif verb == "pool.call":
+        later(number, lambda: pool_call(args))
+    elif verb == "task.error":
+        outcome = need(TASKS, args, "task")
+        later(number, lambda: task_error(outcome))
     elif verb == "pool.close":
         pool = need(POOLS, args, "pool")
         later(number, lambda: closed(pool))

@@ -11,10 +11,25 @@ export async function noop({ input, sleep_ms: ms }) {
 /** The length of its input, moved or not. */
 export const length = ({ input }) => input.byteLength
 export const exit = ({ code }) => process.exit(code)
+/** Ends its own process by a signal, SIGSEGV too: JavaScript has no bad pointer. */
+export async function kill({ signal }) {
+  process.kill(process.pid, signal)
+  await new Promise(() => {})
+}
+export const fault = () => kill({ signal: 'SIGSEGV' })
+/** Uses memory until there is none. */
+export function eat() {
+  for (const all = []; ; ) all.push(Buffer.alloc(1 << 24, 1))
+}
 export function spin() {
   for (;;);
 }
-export function fail({ text }) {
-  throw new TypeError(text)
+export function fail({ text, code, cause }) {
+  const error = new TypeError(text, cause === undefined ? undefined : { cause: new Error(cause) })
+  throw code === undefined ? error : Object.assign(error, { code })
 }
 export const odd = () => () => {}
+export const echo = (value) => value
+/** What its argument is here. */
+export const what = (value) => value?.constructor?.name ?? String(value)
+

@@ -60,6 +60,27 @@ pub fn program(lang: &str, program: &Program) -> Result<Command, String> {
     }
 }
 
+/// What a pool starts for each worker that is to be a driver's functions: the file that has them, and the whole command.
+///
+/// # Errors
+/// As [`command`].
+pub fn worker(lang: &str) -> Result<(String, Vec<String>), String> {
+    let driver = command(lang)?;
+    let program = driver.get_program().to_string_lossy().into_owned();
+    let path = |name: &str| root().join(name).to_string_lossy().into_owned();
+    Ok(match lang {
+        "node" => {
+            let file = path("tests/drivers/worker.mjs");
+            (file.clone(), vec![program, path("bindings-node/lib/worker-main.cjs"), format!("file://{file}")])
+        }
+        "python" => {
+            let file = path("tests/drivers/worker.py");
+            (file.clone(), vec![program, "-m".to_owned(), "offloop.worker".to_owned(), file])
+        }
+        _ => (program.clone(), vec![program, "worker".to_owned()]),
+    })
+}
+
 /// The number of the first fd that a driver inherits.
 pub const FIRST_FD: RawFd = 100;
 
@@ -87,6 +108,7 @@ impl Driver {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .env("XDG_RUNTIME_DIR", names)
+            .env("VIRTUAL_ENV", root().join(".venv"))
             .current_dir(root())
             .spawn()
             .map_err(|e| format!("{lang} driver does not start: {e}"))?;

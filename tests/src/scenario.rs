@@ -17,6 +17,8 @@ pub struct Scenario {
     pub actors: Vec<String>,
     /// Whether every ordered pair of languages runs it, or every language by itself.
     pub pairs: bool,
+    /// The pools of a host's own functions that run it, one case each: `thread`, `process`. `@pool` is the word.
+    pub pools: Vec<String>,
     /// What a driver must say in `caps` of its `hello`.
     pub requires: Vec<String>,
     /// A watchdog, not an assertion.
@@ -56,6 +58,8 @@ pub enum Act {
     Place(String),
     /// Limits the files that an actor makes to so many bytes.
     FileSize(u64),
+    /// Limits the memory of an actor and its children to so many bytes.
+    Memory(u64),
 }
 
 /// One step.
@@ -137,13 +141,17 @@ impl Scenario {
         let name = path.strip_prefix(base).unwrap_or(path).with_extension("").to_string_lossy().into_owned();
         let text = std::fs::read_to_string(path).map_err(|e| format!("{name}: {e}"))?;
         let table: toml::Table = text.parse().map_err(|e| format!("{name}: {e}"))?;
-        let known = ["about", "actors", "matrix", "requires", "timeout_s", "ring", "step"];
+        let known = ["about", "actors", "matrix", "pools", "requires", "timeout_s", "ring", "step"];
         if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
             return Err(format!("{name}: unknown key {bad}"));
         }
         let mut actors = strings(table.get("actors"));
         if actors.is_empty() {
             actors.push("host".into());
+        }
+        let pools = strings(table.get("pools"));
+        if let Some(bad) = pools.iter().find(|kind| !["thread", "process"].contains(&kind.as_str())) {
+            return Err(format!("{name}: unknown pool {bad}"));
         }
         let mut steps = Vec::new();
         for (i, step) in table.get("step").and_then(Value::as_array).ok_or(format!("{name}: no steps"))?.iter().enumerate() {
@@ -157,6 +165,7 @@ impl Scenario {
                 Some(other) => return Err(format!("{name}: matrix {other} does not fit {} actors", actors.len())),
             },
             requires: strings(table.get("requires")),
+            pools,
             ring: table.get("ring").map(read_ring).transpose().map_err(|e| format!("{name}: {e}"))?,
             timeout: Duration::from_secs(u64::try_from(table.get("timeout_s").and_then(Value::as_integer).unwrap_or(60)).unwrap_or(60)),
             name,
@@ -195,12 +204,14 @@ fn read_act(table: &toml::Table) -> Result<Option<Act>, String> {
     if let Some(what) = table.get("place").and_then(Value::as_str) {
         return Ok(Some(Act::Place(what.to_owned())));
     }
-    Ok(table.get("file_size").and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok()).map(Act::FileSize))
+    let number = |key: &str| table.get(key).and_then(Value::as_integer).and_then(|n| u64::try_from(n).ok());
+    Ok(number("file_size").map(Act::FileSize).or_else(|| number("memory").map(Act::Memory)))
 }
 
 fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
     let table = step.as_table().ok_or("not a table")?;
-    let known = ["actor", "send", "expect", "says", "until", "save", "async", "await", "kill", "scribble", "check", "place", "file_size"];
+    let known =
+        ["actor", "send", "expect", "says", "until", "save", "async", "await", "kill", "scribble", "check", "place", "file_size", "memory"];
     if let Some(bad) = table.keys().find(|k| !known.contains(&k.as_str())) {
         return Err(format!("unknown key {bad}"));
     }
@@ -226,7 +237,7 @@ fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
         (Some(line), Some(label), None, None) => Ok(Step::Start { actor, line, label }),
         (None, None, Some(label), None) => Ok(Step::Await { label, expect, save }),
         (None, None, None, Some(actor)) => Ok(Step::Kill(actor)),
-        _ => Err("needs one of send, await, kill, scribble, place, file_size".into()),
+        _ => Err("needs one of send, await, kill, scribble, place, file_size, memory".into()),
     }
 }
 

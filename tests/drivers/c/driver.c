@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <offloop.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,12 +27,14 @@ typedef struct {
 typedef struct {
   char *name;
   char *reply; /* NULL until it has its outcome */
+  char *error; /* what `task.error` says of it */
   offloop_task *task;
 } task_entry;
 
 typedef struct {
   char *name;
   offloop_pool *pool;
+  offloop_process_pool *processes; /* instead of it */
   int waits;
 } pool_entry;
 
@@ -91,14 +94,12 @@ static char *hex(const void *data, size_t len) {
   return out;
 }
 
+static unsigned nibble(char c) { return (unsigned)(c <= '9' ? c - '0' : c - 'a' + 10); }
+
 static unsigned char *unhex(const char *text, size_t *len) {
   size_t n = strlen(text) / 2;
   unsigned char *out = grab(malloc(n + 1));
-  for (size_t i = 0; i < n; i++) {
-    unsigned byte = 0;
-    sscanf(text + 2 * i, "%2x", &byte);
-    out[i] = (unsigned char)byte;
-  }
+  for (size_t i = 0; i < n; i++) out[i] = (unsigned char)(nibble(text[2 * i]) << 4 | nibble(text[2 * i + 1]));
   *len = n;
   return out;
 }
@@ -165,6 +166,29 @@ static char *driver_error(const char *what) {
 
 /* A moved handle is NULL in C: there is nothing to ask the library about. */
 static char *detached(void) { return show_error(OFFLOOP_ERR_DETACHED, "the handle is NULL", 18); }
+
+/* Class, message, stack, code and cause of an error, each empty where it has none. */
+static char *error_fields(const offloop_value *error) {
+  static const char *const keys[] = {"name", "text", "stack", "code", "cause"};
+  const char *texts[5] = {"", "", "", "", ""};
+  size_t lens[5] = {0};
+  const offloop_value *item;
+  char *out = format("%s", "");
+  if (error != NULL && offloop_value_get_error(error, &texts[0], &lens[0], &texts[1], &lens[1]) == OFFLOOP_OK) {
+    offloop_value_get_stack(error, &texts[2], &lens[2]);
+    if (offloop_value_error_get(error, "code", &item) == OFFLOOP_OK) offloop_value_get_str(item, &texts[3], &lens[3]);
+    const char *name;
+    size_t len;
+    if (offloop_value_error_get(error, "cause", &item) == OFFLOOP_OK) offloop_value_get_error(item, &name, &len, &texts[4], &lens[4]);
+  }
+  for (int i = 0; i < 5; i++) {
+    char *h = hex(texts[i], lens[i]), *longer = format("%s%s=%s ", out, keys[i], h);
+    free(out);
+    free(h);
+    out = longer;
+  }
+  return out;
+}
 
 /* Frees the value. */
 static char *show(offloop_status status, offloop_value *value) {
@@ -295,8 +319,10 @@ static void settle(task_entry *task, char *reply) {
 
 static void on_done(void *user, offloop_status status, offloop_value *value) {
   task_entry *task = user;
+  char *error = error_fields(status == OFFLOOP_OK ? NULL : value);
   char *reply = show(status, value);
   pthread_mutex_lock(&lock);
+  task->error = error;
   if (order[0] != 0) strncat(order, ",", sizeof order - strlen(order) - 1);
   strncat(order, task->name, sizeof order - strlen(order) - 1);
   task->reply = reply;
@@ -304,9 +330,37 @@ static void on_done(void *user, offloop_status status, offloop_value *value) {
   pthread_mutex_unlock(&lock);
 }
 
+/* The one argument of a worker's function: a map of the options, with the input. */
+static offloop_value *call_of(const args_t *args, const char *input) {
+  offloop_value *map = params(args), *item = NULL, *all = NULL;
+  if (map == NULL) offloop_value_new_map(&map);
+  if (input != NULL) {
+    size_t len;
+    unsigned char *bytes = unhex(input, &len);
+    offloop_value_new_bytes(bytes, len, &item);
+    free(bytes);
+    offloop_value_map_set(map, "input", &item);
+  }
+  offloop_value_new_array(&all);
+  offloop_value_array_push(all, &map);
+  return all;
+}
+
+static void submit_call(pool_entry *pool, const args_t *args, const char *input, task_entry *task, const offloop_submit_options *options) {
+  offloop_value *call = call_of(args, input);
+  offloop_task *handle = NULL;
+  offloop_status status = offloop_process_pool_call(pool->processes, get(args, "op"), &call, options, &handle);
+  if (status != OFFLOOP_OK) settle(task, last_error(status));
+  pthread_mutex_lock(&lock);
+  task->task = handle;
+  pthread_mutex_unlock(&lock);
+  offloop_value_free(call);
+}
+
 static void submit(pool_entry *pool, const args_t *args) {
   task_entry *task = task_of(get(args, "task"));
   offloop_submit_options options = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  options.retries = (uint32_t)number(args, "retries", 0);
   options.priority = (int32_t)number(args, "priority", 0);
   options.timeout_ns = ms(args, "timeout");
   options.queue_timeout_ns = ms(args, "queue_timeout");
@@ -314,6 +368,10 @@ static void submit(pool_entry *pool, const args_t *args) {
   options.on_full = pool->waits ? OFFLOOP_ON_FULL_WAIT : OFFLOOP_ON_FULL_REJECT;
   options.on_done = on_done;
   options.user = task;
+  if (pool->processes != NULL) {
+    submit_call(pool, args, get(args, "input"), task, &options);
+    return;
+  }
 
   offloop_buffer *own = NULL, **input = NULL;
   const char *name = get(args, "buffer"), *text = get(args, "input");
@@ -352,6 +410,13 @@ static char *submit_many(pool_entry *pool, const args_t *args) {
   offloop_value *map = params(args);
   size_t n = 0, len;
   while ((name = strsep(&rest_names, ",")) != NULL && (input = strsep(&rest_inputs, ",")) != NULL) {
+    if (pool->processes != NULL) {
+      offloop_submit_options options = OFFLOOP_SUBMIT_OPTIONS_INIT;
+      options.on_done = on_done;
+      options.user = new_task(name);
+      submit_call(pool, args, input, options.user, &options);
+      continue;
+    }
     unsigned char *bytes = unhex(input, &len);
     offloop_buffer_from_bytes(bytes, len, &moved[n]);
     free(bytes);
@@ -362,7 +427,7 @@ static char *submit_many(pool_entry *pool, const args_t *args) {
     calls[n].params = map;
     n++;
   }
-  offloop_status status = offloop_pool_submit_many(pool->pool, calls, n, NULL, handles);
+  offloop_status status = pool->processes != NULL ? OFFLOOP_OK : offloop_pool_submit_many(pool->pool, calls, n, NULL, handles);
   for (size_t i = 0; i < n; i++) {
     if (status != OFFLOOP_OK) {
       settle(&first[i], last_error(status));
@@ -390,7 +455,8 @@ static void *wait_thread(void *arg) {
   task_entry *task = task_of(get(args, "task"));
   pthread_mutex_lock(&lock);
   while (task->reply == NULL) pthread_cond_wait(&came, &lock);
-  char *reply = grab(strdup(task->reply));
+  const char *error = task->error == NULL ? "" : task->error;
+  char *reply = strcmp(args->verb, "task.error") == 0 ? format("ok %s", error) : grab(strdup(task->reply));
   pthread_mutex_unlock(&lock);
   say(args->number, reply);
   release(args);
@@ -400,7 +466,8 @@ static void *wait_thread(void *arg) {
 static void *close_thread(void *arg) {
   args_t *args = arg;
   int64_t grace = get(args, "grace") == NULL ? -1 : ms(args, "grace");
-  offloop_status status = offloop_pool_shutdown(pool_of(args)->pool, grace);
+  pool_entry *pool = pool_of(args);
+  offloop_status status = pool->processes != NULL ? offloop_process_pool_shutdown(pool->processes, grace) : offloop_pool_shutdown(pool->pool, grace);
   say(args->number, status == OFFLOOP_OK ? format("ok") : last_error(status));
   release(args);
   return NULL;
@@ -445,13 +512,29 @@ static char *later(void *(*body)(void *), args_t *args) {
 
 /* ---- pools ---- */
 
+static offloop_status make_processes(const args_t *args, offloop_process_pool **out) {
+  static const char *own[] = {"/proc/self/exe", "worker", NULL}, *broken[] = {"/proc/self/exe", "broken", NULL};
+  const char *command[MAX_ARGS] = {NULL};
+  offloop_process_pool_options options = OFFLOOP_PROCESS_POOL_OPTIONS_INIT;
+  char *parts = get(args, "command") == NULL ? NULL : grab(strdup(get(args, "command"))), *rest = parts;
+  for (int i = 0; rest != NULL && i < MAX_ARGS - 1; i++) command[i] = strsep(&rest, ",");
+  options.command = parts != NULL ? command : get(args, "broken") != NULL ? broken : own;
+  options.max_workers = number(args, "max_workers", 0);
+  options.max_queue = number(args, "max_queue", 0);
+  options.cancel_grace_ns = ms(args, "cancel_grace");
+  options.max_tasks_per_worker = number(args, "max_tasks_per_worker", 0);
+  offloop_status status = offloop_process_pool_new(&options, out);
+  free(parts);
+  return status;
+}
+
 static char *pool_new(const args_t *args) {
   offloop_pool_options options = OFFLOOP_POOL_OPTIONS_INIT;
   options.max_workers = number(args, "max_workers", 0);
   options.max_queue = number(args, "max_queue", 0);
   options.max_overdue = number(args, "max_overdue", 0);
   pool_entry *entry = &pools[pool_count];
-  offloop_status status = offloop_pool_new(&options, &entry->pool);
+  offloop_status status = get(args, "worker") != NULL ? make_processes(args, &entry->processes) : offloop_pool_new(&options, &entry->pool);
   if (status != OFFLOOP_OK) return last_error(status);
   const char *full = get(args, "on_full");
   entry->waits = full != NULL && strcmp(full, "wait") == 0;
@@ -463,13 +546,64 @@ static char *pool_new(const args_t *args) {
 static char *pool_stats(pool_entry *pool) {
   offloop_stats s;
   s.struct_size = sizeof s;
-  offloop_status status = offloop_pool_stats(pool->pool, &s);
+  offloop_status status = pool->processes != NULL ? offloop_process_pool_stats(pool->processes, &s) : offloop_pool_stats(pool->pool, &s);
   if (status != OFFLOOP_OK) return last_error(status);
 #define N(field) (unsigned long long)s.field
   return format("ok queued=%llu running=%llu workers=%llu overdue=%llu submitted=%llu completed=%llu failed=%llu timed_out=%llu cancelled=%llu "
-                "lost=%llu wait_count=%llu run_count=%llu",
-                N(queued), N(running), N(workers), N(overdue), N(submitted), N(completed), N(failed), N(timed_out), N(cancelled), N(lost), N(wait.count),
-                N(run.count));
+                "lost=%llu retried=%llu recycled=%llu wait_count=%llu run_count=%llu",
+                N(queued), N(running), N(workers), N(overdue), N(submitted), N(completed), N(failed), N(timed_out), N(cancelled), N(lost), N(retried),
+                N(recycled), N(wait.count), N(run.count));
+}
+
+/* ---- calls whose values are messages ---- */
+
+static void call_done(void *user, offloop_status status, offloop_value *value) {
+  char *number = user, *reply = NULL;
+  if (status == OFFLOOP_OK) {
+    offloop_value *nil = NULL;
+    offloop_buffer *message = NULL;
+    uint8_t *data;
+    size_t len;
+    if (value == NULL) offloop_value_new_nil(&nil);
+    status = offloop_value_encode(value != NULL ? value : nil, NULL, &message);
+    if (status == OFFLOOP_OK) status = offloop_buffer_data(message, &data, &len);
+    if (status == OFFLOOP_OK) {
+      char *h = hex(data, len);
+      reply = format("ok message=%s", h);
+      free(h);
+    } else {
+      reply = last_error(status);
+    }
+    offloop_buffer_free(message);
+    offloop_value_free(nil);
+    offloop_value_free(value);
+  } else {
+    char *fields = error_fields(value), *outcome = show(status, value);
+    reply = format("%s %s", outcome, fields);
+    free(fields);
+    free(outcome);
+  }
+  say(number, reply);
+  free(number);
+}
+
+static char *pool_call(pool_entry *pool, const args_t *args) {
+  offloop_submit_options options = OFFLOOP_SUBMIT_OPTIONS_INIT;
+  offloop_value *value = NULL, *all = NULL;
+  size_t len;
+  unsigned char *bytes = unhex(get(args, "message"), &len);
+  offloop_status status = offloop_value_decode(bytes, len, NULL, &value);
+  free(bytes);
+  if (status == OFFLOOP_OK) status = offloop_value_new_array(&all);
+  if (status == OFFLOOP_OK) status = offloop_value_array_push(all, &value);
+  options.on_done = call_done;
+  options.user = grab(strdup(args->number));
+  if (status == OFFLOOP_OK) status = offloop_process_pool_call(pool->processes, get(args, "op"), &all, &options, NULL);
+  if (status == OFFLOOP_OK) return NULL;
+  free(options.user);
+  offloop_value_free(value);
+  offloop_value_free(all);
+  return last_error(status);
 }
 
 /* ---- buffers ---- */
@@ -881,6 +1015,116 @@ static char *channel_verb(const char *verb, args_t *args) {
   return driver_error("no such verb");
 }
 
+/* ---- the driver as a worker: the functions that scenarios name as `op`, each with one map ---- */
+
+static const offloop_value *argument(offloop_task_ctx *ctx) {
+  const offloop_value *all, *one;
+  return offloop_ctx_params(ctx, &all) == OFFLOOP_OK && offloop_value_array_get(all, 0, &one) == OFFLOOP_OK ? one : NULL;
+}
+
+static const offloop_value *option(offloop_task_ctx *ctx, const char *key) {
+  const offloop_value *item;
+  return offloop_value_map_get(argument(ctx), key, &item) == OFFLOOP_OK ? item : NULL;
+}
+
+static int64_t whole(offloop_task_ctx *ctx, const char *key) {
+  int64_t n = 0;
+  offloop_value_get_int(option(ctx, key), &n);
+  return n;
+}
+
+static int32_t give(offloop_task_ctx *ctx, const offloop_value *value) {
+  offloop_value *copy = NULL;
+  offloop_status status = value == NULL ? OFFLOOP_OK : offloop_value_copy(value, &copy);
+  return status == OFFLOOP_OK && copy != NULL ? offloop_ctx_set_result(ctx, &copy) : status;
+}
+
+static int32_t noop(offloop_task_ctx *ctx, void *arg) {
+  (void)arg;
+  for (int64_t left = whole(ctx, "sleep_ms"); left > 0; left--) {
+    offloop_status status = offloop_ctx_cancelled(ctx);
+    if (status != OFFLOOP_OK) return status;
+    usleep(1000);
+  }
+  return give(ctx, option(ctx, "input"));
+}
+
+static int32_t length_of(offloop_task_ctx *ctx, void *arg) {
+  const uint8_t *bytes;
+  size_t len;
+  offloop_value *n = NULL;
+  (void)arg;
+  offloop_status status = offloop_value_get_bytes(option(ctx, "input"), &bytes, &len);
+  if (status == OFFLOOP_OK) status = offloop_value_new_int((int64_t)len, &n);
+  return status == OFFLOOP_OK ? offloop_ctx_set_result(ctx, &n) : status;
+}
+
+static int32_t leave(offloop_task_ctx *ctx, void *arg) {
+  (void)arg;
+  _exit((int)whole(ctx, "code"));
+}
+
+static int32_t kill_self(offloop_task_ctx *ctx, void *arg) {
+  (void)arg;
+  kill(getpid(), (int)whole(ctx, "signal"));
+  pause();
+  return OFFLOOP_OK;
+}
+
+static int32_t fault(offloop_task_ctx *ctx, void *arg) {
+  (void)ctx;
+  *(volatile char *)arg = 1; /* its argument is NULL */
+  return OFFLOOP_OK;
+}
+
+static int32_t eat(offloop_task_ctx *ctx, void *arg) {
+  (void)ctx;
+  for (volatile int going = arg == NULL; going;) memset(grab(malloc(1 << 24)), 1, 1 << 24);
+  return OFFLOOP_OK;
+}
+
+static int32_t spin(offloop_task_ctx *ctx, void *arg) {
+  (void)ctx;
+  for (volatile int going = arg == NULL; going;) {}
+  return OFFLOOP_OK;
+}
+
+static int32_t fail(offloop_task_ctx *ctx, void *arg) {
+  const char *text;
+  char copy[256];
+  size_t len;
+  (void)arg;
+  if (offloop_value_get_str(option(ctx, "text"), &text, &len) == OFFLOOP_OK) {
+    snprintf(copy, sizeof copy, "%.*s", (int)len, text);
+    offloop_ctx_set_error(ctx, copy);
+  }
+  return 7;
+}
+
+static int32_t echo(offloop_task_ctx *ctx, void *arg) {
+  (void)arg;
+  return give(ctx, argument(ctx));
+}
+
+static int32_t what(offloop_task_ctx *ctx, void *arg) {
+  static const char *const names[] = {"nil", "bool", "int", "big", "float", "str", "bytes", "array", "map", "date", "typed", "buffer", "error"};
+  offloop_value *name = NULL;
+  uint32_t type;
+  (void)arg;
+  offloop_status status = offloop_value_get_type(argument(ctx), &type);
+  if (status == OFFLOOP_OK) status = offloop_value_new_str(names[type], OFFLOOP_NUL_TERMINATED, &name);
+  return status == OFFLOOP_OK ? offloop_ctx_set_result(ctx, &name) : status;
+}
+
+static int worker(int broken) {
+  static const offloop_function good[] = {
+      {"noop", noop, NULL}, {"length", length_of, NULL}, {"exit", leave, NULL}, {"kill", kill_self, NULL}, {"fault", fault, NULL}, {"eat", eat, NULL},
+      {"spin", spin, NULL}, {"fail", fail, NULL},        {"echo", echo, NULL},  {"what", what, NULL}};
+  static const offloop_function bad[] = {{"no model", noop, NULL}, {"no model", noop, NULL}};
+  if (broken) return offloop_worker_main(bad, 2) != OFFLOOP_OK;
+  return offloop_worker_main(good, sizeof good / sizeof *good) != OFFLOOP_OK;
+}
+
 /* ---- the loop ---- */
 
 /* NULL when the reply comes later, from a thread that owns `args`. */
@@ -889,7 +1133,7 @@ static char *run(args_t *args) {
   pool_entry *pool = pool_of(args);
   task_entry *task;
   if (strcmp(verb, "hello") == 0) {
-    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,processes,names,counts,leaves,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
   }
   if (strcmp(verb, "pool.new") == 0) return pool_new(args);
   if (strcmp(verb, "order.take") == 0) {
@@ -911,7 +1155,7 @@ static char *run(args_t *args) {
   if (strncmp(verb, "channel.", 8) == 0) return channel_verb(verb, args);
   if (strncmp(verb, "task.", 5) == 0) {
     if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
-    if (strcmp(verb, "task.wait") == 0) return later(wait_thread, args);
+    if (strcmp(verb, "task.wait") == 0 || strcmp(verb, "task.error") == 0) return later(wait_thread, args);
     pthread_mutex_lock(&lock);
     offloop_task *handle = task->task;
     pthread_mutex_unlock(&lock);
@@ -927,15 +1171,22 @@ static char *run(args_t *args) {
   }
   if (strcmp(verb, "pool.submit_many") == 0) return submit_many(pool, args);
   if (strcmp(verb, "pool.stats") == 0) return pool_stats(pool);
+  if (strcmp(verb, "pool.call") == 0) {
+    char *reply = pool_call(pool, args);
+    if (reply == NULL) release(args);
+    return reply;
+  }
   if (strcmp(verb, "pool.close") == 0) return later(close_thread, args);
   if (strcmp(verb, "pool.resize") == 0) {
-    offloop_status status = offloop_pool_resize(pool->pool, number(args, "min_workers", -1), number(args, "max_workers", -1));
+    int64_t least = number(args, "min_workers", -1), most = number(args, "max_workers", -1);
+    offloop_status status = pool->processes != NULL ? offloop_process_pool_resize(pool->processes, least, most) : offloop_pool_resize(pool->pool, least, most);
     return status == OFFLOOP_OK ? format("ok") : last_error(status);
   }
   return driver_error("no such verb");
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1) return worker(strcmp(argv[1], "broken") == 0);
   char *line = NULL;
   size_t room = 0;
   ssize_t len;

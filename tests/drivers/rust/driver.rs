@@ -3,10 +3,11 @@
 #![allow(clippy::print_stdout, reason = "the protocol is spoken on standard output")]
 
 mod channel;
+mod process;
 mod ring;
 
 use offloop::buffer::revoke_token;
-use offloop::pool::{Deliver, OnFull, SubmitOptions, Work};
+use offloop::pool::{Deliver, OnFull, ProcessPool, SubmitOptions, Work};
 use offloop::{Bytes, Error, Task, ThreadPool, TransferBuffer, Value};
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -20,17 +21,22 @@ type Reply = Result<String, Error>;
 /// A task's one outcome, as the text of a reply.
 #[derive(Default)]
 struct Outcome {
-    reply: Mutex<Option<String>>,
+    /// That of `task.wait`, and of `task.error`.
+    reply: Mutex<Option<(String, String)>>,
     came: Condvar,
 }
 
 impl Outcome {
     fn set(&self, reply: String) {
-        *self.reply.lock().expect("no panic under the lock") = Some(reply);
+        self.set_both(reply, String::new());
+    }
+
+    fn set_both(&self, reply: String, error: String) {
+        *self.reply.lock().expect("no panic under the lock") = Some((reply, error));
         self.came.notify_all();
     }
 
-    fn wait(&self) -> String {
+    fn wait(&self) -> (String, String) {
         let guard = self.reply.lock().expect("no panic under the lock");
         let guard = self.came.wait_while(guard, |r| r.is_none()).expect("no panic under the lock");
         guard.clone().expect("waited for it")
@@ -39,6 +45,8 @@ impl Outcome {
 
 struct Pool {
     pool: ThreadPool,
+    /// Its workers are processes; `pool` is its queue then.
+    processes: Option<ProcessPool>,
     wait_when_full: bool,
 }
 
@@ -184,6 +192,7 @@ impl Driver {
     fn options(args: &Args, wait: bool) -> SubmitOptions {
         SubmitOptions {
             priority: args.get("priority").and_then(|p| p.parse().ok()).unwrap_or(0),
+            retries: args.number("retries").and_then(|n| n.try_into().ok()).unwrap_or(0),
             timeout: args.ms("timeout"),
             queue_timeout: args.ms("queue_timeout"),
             key: args.get("key").map(Into::into),
@@ -200,8 +209,41 @@ impl Driver {
         }))
     }
 
+    /// A call of a function of the workers.
+    fn submit_call(&mut self, id: &str, args: &Args, name: &str, input: Option<&str>, wait: bool) -> Reply {
+        let (outcome, slot) = self.entry(name);
+        let pool = self.pool(args)?.processes.clone().ok_or_else(|| missing("pool", "of processes"))?;
+        let (order, done, name) = (self.order.clone(), outcome.clone(), name.to_owned());
+        let deliver = Deliver::Callback(Box::new(move |result| {
+            order.lock().expect("no panic under the lock").push(name);
+            let outcome = process::outcome(result);
+            let error = process::error_fields(&outcome);
+            done.set_both(process::show_outcome(outcome), error);
+        }));
+        let options = SubmitOptions { deliver, ..Driver::options(args, wait) };
+        let (function, argument) = (args.text("op")?.to_owned(), process::argument(args, input));
+        let submit = move || match process::request(&pool, &function, argument)
+            .and_then(|request| pool.submit(request, options).map_err(|refused| refused.error))
+        {
+            Ok(task) => *slot.lock().expect("no panic under the lock") = Some(task),
+            Err(error) => outcome.set(show(Err(error))),
+        };
+        if wait {
+            return later(id, move || {
+                submit();
+                Ok(String::new())
+            });
+        }
+        submit();
+        Ok(String::new())
+    }
+
     fn submit(&mut self, id: &str, args: &Args) -> Reply {
         let name = args.text("task")?.to_owned();
+        if self.pool(args)?.processes.is_some() {
+            let wait = self.pool(args)?.wait_when_full;
+            return self.submit_call(id, args, &name, args.get("input"), wait);
+        }
         let (outcome, slot) = self.entry(&name);
         let inputs = match self.inputs(args) {
             Ok(inputs) => inputs,
@@ -210,7 +252,7 @@ impl Driver {
                 return Ok(String::new());
             }
         };
-        let Pool { pool, wait_when_full } = self.pool(args)?;
+        let Pool { pool, wait_when_full, .. } = self.pool(args)?;
         let (pool, wait) = (pool.clone(), *wait_when_full);
         let work = match pool.op(args.text("op")?, inputs, &args.params()) {
             Ok(work) => work,
@@ -255,6 +297,13 @@ impl Driver {
 
     fn submit_many(&mut self, args: &Args) -> Reply {
         let names: Vec<String> = args.text("tasks")?.split(',').map(str::to_owned).collect();
+        if self.pool(args)?.processes.is_some() {
+            let inputs: Vec<&str> = args.text("inputs")?.split(',').collect();
+            for (name, input) in names.iter().zip(inputs) {
+                self.submit_call("", args, name, Some(input), false)?;
+            }
+            return Ok(String::new());
+        }
         let pool = self.pool(args)?.pool.clone();
         let entries: Vec<_> = names.iter().map(|n| self.entry(n)).collect();
         let mut works = Vec::new();
@@ -271,7 +320,21 @@ impl Driver {
 
     fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
         match verb {
-            "hello" => Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,rings,channels".into()),
+            "hello" => {
+                Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,processes,names,classes,counts,leaves,rings,channels"
+                    .into())
+            }
+            "pool.new" if args.get("worker").is_some() => {
+                let processes = process::pool(args)?;
+                let pool = processes.pool().clone();
+                let pool = Pool { pool, processes: Some(processes), wait_when_full: args.get("on_full") == Some("wait") };
+                self.pools.insert(args.text("pool")?.to_owned(), pool);
+                Ok(String::new())
+            }
+            "pool.call" => {
+                let pool = self.pool(args)?.processes.clone().ok_or_else(|| missing("pool", "of processes"))?;
+                process::call(id, &pool, args)
+            }
             "pool.new" => {
                 let mut builder = ThreadPool::builder();
                 if let Some(n) = args.number("max_workers") {
@@ -283,7 +346,7 @@ impl Driver {
                 if let Some(n) = args.number("max_overdue") {
                     builder = builder.max_overdue(n);
                 }
-                let pool = Pool { pool: builder.build()?, wait_when_full: args.get("on_full") == Some("wait") };
+                let pool = Pool { pool: builder.build()?, processes: None, wait_when_full: args.get("on_full") == Some("wait") };
                 self.pools.insert(args.text("pool")?.to_owned(), pool);
                 Ok(String::new())
             }
@@ -292,7 +355,7 @@ impl Driver {
             "pool.stats" => {
                 let s = self.pool(args)?.pool.stats();
                 Ok(format!(
-                    "queued={} running={} workers={} overdue={} submitted={} completed={} failed={} timed_out={} cancelled={} lost={} wait_count={} run_count={}",
+                    "queued={} running={} workers={} overdue={} submitted={} completed={} failed={} timed_out={} cancelled={} lost={} retried={} recycled={} wait_count={} run_count={}",
                     s.queued,
                     s.running,
                     s.workers,
@@ -303,6 +366,8 @@ impl Driver {
                     s.timed_out,
                     s.cancelled,
                     s.lost,
+                    s.retried,
+                    s.recycled,
                     s.wait.count,
                     s.run.count
                 ))
@@ -311,16 +376,23 @@ impl Driver {
                 self.pool(args)?.pool.resize(args.number("min_workers"), args.number("max_workers"))?;
                 Ok(String::new())
             }
+            "pool.close" if self.pool(args)?.processes.is_some() => {
+                let pool = self.pool(args)?.processes.clone().ok_or_else(|| missing("pool", "of processes"))?;
+                process::close(id, &pool, args.ms("grace"))
+            }
             "pool.close" => {
                 let (pool, grace, id) = (self.pool(args)?.pool.clone(), args.ms("grace"), id.to_owned());
                 std::thread::spawn(move || say(&id, &show(pool.shutdown(grace).map(|()| Value::Nil)).replace("ok other=1", "ok")));
                 Ok("later".into())
             }
-            "task.wait" => {
+            "task.wait" | "task.error" => {
                 let name = args.text("task")?;
                 let outcome = self.tasks.get(name).ok_or_else(|| missing("task", name))?.outcome.clone();
-                let id = id.to_owned();
-                std::thread::spawn(move || say(&id, &outcome.wait()));
+                let (id, waits) = (id.to_owned(), verb == "task.wait");
+                std::thread::spawn(move || {
+                    let (reply, error) = outcome.wait();
+                    say(&id, &if waits { reply } else { format!("ok {error}") });
+                });
                 Ok("later".into())
             }
             "task.cancel" => {
@@ -404,7 +476,10 @@ impl Driver {
     }
 }
 
-fn main() {
+fn main() -> std::process::ExitCode {
+    if let Some(how) = std::env::args().nth(1) {
+        return if process::worker(&how).is_ok() { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE };
+    }
     let mut driver = Driver::default();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let mut tokens = line.split(' ');
@@ -416,4 +491,5 @@ fn main() {
             Err(e) => say(&id, &show(Err(e))),
         }
     }
+    std::process::ExitCode::SUCCESS
 }

@@ -1,0 +1,2 @@
+// A worker file that does not load.
+throw new Error('no model')
