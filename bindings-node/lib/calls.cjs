@@ -10,6 +10,7 @@ const { listen, unlisten } = require('./completion.cjs')
 const { flush } = require('./submits.cjs')
 const { runOptions, RUN_OPTIONS, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
+const { tracerOf } = require('./trace.cjs')
 
 /** Values that are made ahead of whoever takes them, as long as nothing else is said. */
 const STREAM_WINDOW = 16
@@ -55,7 +56,7 @@ class Calls extends EventEmitter {
 
   run(task, options) {
     const shared = this.#shared
-    if (options === undefined && this.#defaults === null && !shared.wait) return shared.submitPlain(shared.target('default'), false, task)
+    if (options === undefined && this.#defaults === null && shared.plain) return shared.submitPlain(shared.target('default'), false, task)
     return this.#call('default', false, task, options)
   }
 
@@ -76,7 +77,7 @@ class Calls extends EventEmitter {
 
   #submit(target, spread, value, run) {
     const shared = this.#shared
-    if (!shared.wait && Object.keys(run).length === 0) return shared.submitPlain(target, spread, value)
+    if (shared.plain && Object.keys(run).length === 0) return shared.submitPlain(target, spread, value)
     return shared.submit(target, spread, value, run)
   }
 
@@ -170,7 +171,7 @@ class Calls extends EventEmitter {
   #makeExport(name) {
     const shared = this.#shared
     const target = shared.target(name)
-    if (this.#defaults !== null || shared.wait) return (...args) => this.#call(name, true, args, undefined)
+    if (this.#defaults !== null || !shared.plain) return (...args) => this.#call(name, true, args, undefined)
     return (...args) => shared.submitPlain(target, true, args)
   }
 
@@ -212,12 +213,15 @@ class SharedCalls {
   pressed = false
   closed = null
   views = new Set()
-  /** `poolOptions` are those that native code has; with `onFull: 'wait'` calls wait beyond a full queue. */
-  constructor(poolOptions, onFull = 'reject') {
+  /** `poolOptions` are those that native code has; with `onFull: 'wait'` calls wait beyond a full queue; `trace` is told of each. */
+  constructor(poolOptions, onFull = 'reject', trace = undefined) {
     if (onFull !== 'reject' && onFull !== 'wait') {
       throw fail('Invalid', 'option is not one of its words', { option: 'onFull', value: String(onFull), want: 'reject wait' })
     }
     this.wait = onFull === 'wait'
+    this.tracer = tracerOf(trace, poolOptions.name)
+    /** Calls without options have nothing beside their promise. */
+    this.plain = !this.wait && this.tracer === null
     this.maxQueue = poolOptions.maxQueue ?? 65_536
   }
 

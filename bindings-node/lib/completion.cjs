@@ -255,8 +255,10 @@ function report(error) {
 }
 
 function settle(entry, index, failed, value) {
+  if (!failed) entry.onOutcome?.(index, native.poolTrace(entry.id, index))
   if (failed) {
     const error = value?.status === CANCELLED && entry.signal ? (abortOf(entry.signal) ?? value) : value
+    entry.onOutcome?.(index, native.poolTrace(entry.id, index), { error })
     if (!entry.settled) {
       entry.settled = true
       if (entry.many) {

@@ -92,6 +92,36 @@ export interface PoolStats {
   readonly run: Histogram
 }
 
+/** What became of one task. Times are milliseconds. */
+export interface TaskTrace {
+  /** Counts up with the calls of this pool in this thread, from 1; calls that were refused leave gaps. */
+  readonly id: number
+  /** The pool's `name`. */
+  readonly pool: string
+  /** The op, the export, or what a function that is sent as its source is called. */
+  readonly name: string
+  /**
+   * When it was submitted, since the Unix epoch, with a fraction: what the wall clock says at its end less the time that has passed on the monotonic
+   * one, so `submitted + queueTime + runTime` is its end.
+   */
+  readonly submitted: number
+  /** From submit to outcome without `runTime`: in the queue, with a worker that was busy, on its way, in runs that were lost. */
+  readonly queueTime: number
+  /** How long its function ran, as its worker has measured; 0 when it never did. Of a task that was stopped or lost: since it was given to a worker. */
+  readonly runTime: number
+  readonly outcome: 'completed' | 'failed' | 'timeout' | 'cancelled' | 'lost'
+  /** The place of the worker that ran it, from 0; null when none did. */
+  readonly worker: number | null
+  /** What the call was rejected with, unless it is `completed`. */
+  readonly error?: unknown
+}
+
+/**
+ * Called once for each task after its outcome, on the thread that made the call and in its async context (`AsyncLocalStorage`). What it throws, or
+ * rejects with, is a process warning with code `OFFLOOP_TRACE` and nothing else. A call that was refused is no task.
+ */
+export type TraceHook = (task: TaskTrace) => unknown
+
 /** What every pool has. */
 export interface PoolBase extends AsyncDisposable {
   readonly stats: PoolStats
@@ -121,6 +151,8 @@ export interface ThreadPoolOptions extends RunOptions {
   nice?: number | undefined
   /** Name in metrics and of the threads. Default `pool`. */
   name?: string | undefined
+  /** Told of each task. Default: none, which costs nothing. */
+  trace?: TraceHook | undefined
 }
 
 /**
@@ -224,6 +256,8 @@ export interface WorkerPoolOptions extends WorkerRunOptions {
   context?: unknown
   /** Name in metrics. Default `pool`. */
   name?: string | undefined
+  /** Told of each task. Default: none, which costs nothing. */
+  trace?: TraceHook | undefined
   /** As of `worker_threads`. */
   workerData?: unknown
   argv?: unknown[] | undefined
@@ -332,6 +366,8 @@ export interface ProcessPoolOptions extends WorkerRunOptions {
   nice?: number | undefined
   /** Name in metrics and errors. Default `pool`. */
   name?: string | undefined
+  /** Told of each task. Default: none, which costs nothing. */
+  trace?: TraceHook | undefined
   /** `workerData` of `node:worker_threads` in a worker in JavaScript. */
   workerData?: unknown
   /** Arguments of the worker, after its file. */

@@ -10,6 +10,7 @@ const { fail, aborted, typeName, checkObject } = require('./error.cjs')
 const { runOptions, closeGrace, resize } = require('./options.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
 const { runPlain, flush, open, close, whenClosed, listen, unlisten, abortOf } = require('./completion.cjs')
+const { tracerOf } = require('./trace.cjs')
 const { SLICE, copyInSlices, copyNow, isCopying } = require('./copy.cjs')
 
 const MADE_HERE = Symbol('made here')
@@ -34,10 +35,13 @@ class Shared {
   /** Jobs of copyInSlices: tasks that the pool does not know yet. */
   copies = new Set()
   onCopied = null
-  constructor(handle, wait, ours) {
+  constructor(handle, wait, ours, tracer) {
     this.handle = handle
     this.wait = wait
     this.ours = ours
+    this.tracer = tracer
+    /** Calls without options have nothing beside their promise. */
+    this.plain = !wait && tracer === null
   }
 
   copyEnded(job) {
@@ -60,11 +64,12 @@ class ThreadPool {
       return
     }
     const { run, rest } = runOptions(options, false)
-    const { onFull = 'reject', ...poolOptions } = rest
+    const { onFull = 'reject', trace, ...poolOptions } = rest
     if (onFull !== 'reject' && onFull !== 'wait') {
       throw fail('Invalid', 'option is not one of its words', { option: 'onFull', value: String(onFull), want: 'reject wait' })
     }
-    this.#shared = new Shared(native.poolNew(poolOptions), onFull === 'wait', true)
+    const tracer = tracerOf(trace, poolOptions.name)
+    this.#shared = new Shared(native.poolNew(poolOptions), onFull === 'wait', true, tracer)
     checkRun(this.#shared, run)
     this.#defaults = Object.keys(run).length > 0 ? run : null
   }
@@ -74,7 +79,7 @@ class ThreadPool {
       params === undefined &&
       options === undefined &&
       this.#defaults === null &&
-      !this.#shared.wait &&
+      this.#shared.plain &&
       !this.#shared.closing &&
       (input === undefined || (isUint8Array(input) && lengthOf(input) <= SLICE))
     ) {
@@ -119,7 +124,8 @@ class ThreadPool {
         signal: run.signal,
         onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
       }
-      const { handle, wait } = shared
+      const { handle, wait, tracer } = shared
+      if (tracer !== null) entry.onOutcome = tracer.each(op, groups.length)
       const submit = (list, moved, queueTimeout = run.queueTimeout) => {
         let next = 0
         const inputs = groups.map((group) => group.map(() => list[next++]))
@@ -128,7 +134,7 @@ class ThreadPool {
           flush()
           id = open(entry)
           for (const { place, buffer } of moved) inputs[place[0]][place[1]] = beginMove(buffer)
-          native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, queueTimeout, run.key, wait)
+          native.poolSubmitMany(handle, number, id, inputs, given, run.priority, run.timeout, queueTimeout, run.key, wait, tracer !== null)
         } catch (error) {
           if (id !== undefined) close(entry)
           throw error
@@ -318,7 +324,7 @@ function afterCopies(shared, grace, end) {
 let shared
 /** The pool behind `ops`: one per process, shared by all its threads. */
 function defaultPool() {
-  shared ??= new ThreadPool(MADE_HERE, new Shared(native.poolDefault(), false, false), null)
+  shared ??= new ThreadPool(MADE_HERE, new Shared(native.poolDefault(), false, false, null), null)
   return shared
 }
 

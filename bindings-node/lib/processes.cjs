@@ -28,7 +28,7 @@ const POOL_OPTIONS = [
   'cancelGrace',
   'readyTimeout',
 ]
-const OWN_OPTIONS = ['onFull', 'context']
+const OWN_OPTIONS = ['onFull', 'context', 'trace']
 /** Options of the processes. */
 const PROCESS_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'python']
 
@@ -109,8 +109,9 @@ onProcess(settle)
 
 /** A function that is sent as its source. */
 class Inline {
-  constructor(source) {
+  constructor(source, name) {
     this.source = source
+    this.name = name
   }
 }
 
@@ -118,8 +119,8 @@ class Inline {
 class Shared extends SharedCalls {
   onStopped = null
   inlines = new WeakMap()
-  constructor(command, env, isCommon, setup, poolOptions, onFull) {
-    super(poolOptions, onFull)
+  constructor(command, env, isCommon, setup, poolOptions, { onFull, trace }) {
+    super(poolOptions, onFull, trace)
     this.isCommon = isCommon
     this.note = newNote()
     this.handle = native.processNew(poolOptions, this.note, command, env, setup)
@@ -157,7 +158,7 @@ class Shared extends SharedCalls {
     if (known === undefined) {
       const source = sourceOf(fn)
       if (this.isCommon) throw fail('Unsupported', 'a function in JavaScript cannot be sent to a worker in another language')
-      known = new Inline(source)
+      known = new Inline(source, fn.name || 'anonymous')
       this.inlines.set(fn, known)
     }
     return known
@@ -181,7 +182,7 @@ class Shared extends SharedCalls {
     } catch (error) {
       return Promise.reject(error)
     }
-    if (writer.parts !== null) return this.#submitFrame(at, last, {}, false)
+    if (writer.parts !== null) return this.#submitFrame(target, at, last, {}, false)
     return collect(this, 0, 0, last)
   }
 
@@ -194,14 +195,15 @@ class Shared extends SharedCalls {
   }
 
   /** The frame from `at` to `last`, with its parts. */
-  #submitFrame(at, last, run, wait, stream) {
+  #submitFrame(target, at, last, run, wait, stream) {
     const frame = writer.memory.subarray(at, last)
     const parts = writer.takeParts()
     // In their order.
     flush()
-    const submitted = submitOne(this, run, wait, (slot) => {
+    const submitted = submitOne(this, target, run, wait, (slot) => {
       const { priority, timeout, queueTimeout, key, retries, worker } = run
-      native.processSubmit(this.handle, slot, frame, views(parts), priority, timeout, queueTimeout, key, wait, retries, worker, stream)
+      const traced = this.tracer !== null
+      native.processSubmit(this.handle, slot, frame, views(parts), priority, timeout, queueTimeout, key, wait, retries, worker, stream, traced)
       moved(parts)
     })
     writer.shrink()
@@ -221,12 +223,12 @@ class Shared extends SharedCalls {
         const last = this.#write(0, target, spread, value, window)
         if (run.worker !== undefined && writer.parts?.some((part) => part instanceof TransferBuffer))
           throw fail('Invalid', 'what is moved cannot be given to several workers')
-        return this.#submitFrame(0, last, run, wait, stream)
+        return this.#submitFrame(target, 0, last, run, wait, stream)
       }
       const args = spread ? value : value === undefined ? [] : [value]
       const { priority, timeout, queueTimeout, key, retries, worker } = run
-      return submitOne(this, run, wait, (slot) =>
-        native.processCall(this.handle, slot, target, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream),
+      return submitOne(this, target, run, wait, (slot) =>
+        native.processCall(this.handle, slot, target, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream, this.tracer !== null),
       )
     } catch (error) {
       return Promise.reject(error)
@@ -273,7 +275,7 @@ function errorOf(pid, exitCode, signal, oom, text) {
 class ProcessPool extends Calls {
   constructor(worker, options = {}) {
     const { run, rest } = poolOptions(options, [...POOL_OPTIONS, ...OWN_OPTIONS, ...PROCESS_OPTIONS])
-    const { onFull, context, workerData } = rest
+    const { onFull, trace, context, workerData } = rest
     const kind = checkWorker(worker)
     const { command, env } = commandOf(kind, rest)
     let setup
@@ -285,7 +287,7 @@ class ProcessPool extends Calls {
       const length = first.write(0, NODE, 0, null, { context, workerData }, 'context or workerData')
       setup = first.memory.subarray(0, length)
     }
-    const shared = new Shared(command, env, kind.node === undefined, setup, pick(rest, POOL_OPTIONS), onFull)
+    const shared = new Shared(command, env, kind.node === undefined, setup, pick(rest, POOL_OPTIONS), { onFull, trace })
     shared.check(run)
     super(shared, run)
   }

@@ -2,7 +2,7 @@
 // Calls of workers, threads or processes: one promise per slot, and submits that cross into native code together.
 //
 // A pool here is what lib/workers.cjs and lib/processes.cjs share with their views. Beside `inFlight`, `pressed`, `maxQueue` and `emit` it has
-// `submitEach(records, count, refused)`, which gives what was collected to native code.
+// `submitEach(records, count, refused)`, which gives what was collected to native code, and with a `tracer` the name of what is called, `nameOf(target)`.
 
 const { AsyncResource } = require('node:async_hooks')
 const native = require('./native.cjs')
@@ -58,7 +58,10 @@ function release(slot) {
   extras[slot] = null
   free.push(slot)
   if (extra !== null) {
-    if (extra.submitted) native.callForget(slot)
+    if (extra.submitted) {
+      if (pool.tracer !== null) extra.trace = native.callTrace(slot)
+      native.callForget(slot)
+    }
     if (extra.signal) unlisten(extra.signal, extra.onAbort)
     extra.drop?.()
   }
@@ -117,12 +120,12 @@ function flush() {
   if (full) pool.press()
 }
 
-/** A task with options: `hand(slot)` gives it to native code, `drop()` is called when it is settled. With `wait` it waits beyond a full queue. */
-function submitOne(pool, run, wait, hand, drop = null) {
+/** A task with options, or of a pool with a tracer: `hand(slot)` gives it to native code, `drop()` is called when it is settled. With `wait` it waits beyond a full queue. */
+function submitOne(pool, target, run, wait, hand, drop = null) {
   const { signal } = run
-  const extra = { submitted: false, signal, onAbort: null, onProgress: run.onProgress && AsyncResource.bind(run.onProgress), drop }
+  const extra = { submitted: false, signal, onAbort: null, onProgress: run.onProgress && AsyncResource.bind(run.onProgress), drop, trace: null }
   const slot = nextSlot()
-  const promise = open(pool, extra)
+  const promise = pool.tracer === null ? open(pool, extra) : pool.tracer.follow(open(pool, extra), pool.nameOf(target), extra)
   try {
     // Code of the signal, which may throw.
     if (signal) {

@@ -34,7 +34,7 @@ const POOL_OPTIONS = [
   'concurrency',
   'cancelGrace',
 ]
-const OWN_OPTIONS = ['onFull', 'context', 'readyTimeout']
+const OWN_OPTIONS = ['onFull', 'context', 'readyTimeout', 'trace']
 const CALL_OPTIONS = [...RUN_OPTIONS, 'transferList']
 const READY_TIMEOUT = 30_000
 /** So many workers in a row that did not start are told as `degraded`. */
@@ -309,8 +309,10 @@ class Shared extends SharedCalls {
   /** Numbers of functions that were sent as their source. */
   inlines = new WeakMap()
   callOptions = CALL_OPTIONS
-  constructor(url, poolOptions, threadOptions, { onFull, context, readyTimeout }) {
-    super(poolOptions, onFull)
+  /** By number: what a trace calls the function. */
+  names = []
+  constructor(url, poolOptions, threadOptions, { onFull, trace, context, readyTimeout }) {
+    super(poolOptions, onFull, trace)
     this.url = url
     this.threadOptions = threadOptions
     this.context = context
@@ -359,6 +361,7 @@ class Shared extends SharedCalls {
       if (name.startsWith(INLINE)) throw fail('Invalid', 'name of an export begins with NUL')
       number = native.workersExport(this.handle, name)
       this.exports.set(name, number)
+      this.names[number] = name
     }
     return number
   }
@@ -369,8 +372,14 @@ class Shared extends SharedCalls {
     if (number === undefined) {
       number = native.workersExport(this.handle, INLINE + sourceOf(fn))
       this.inlines.set(fn, number)
+      // Functions of one source have one number, and so one name.
+      this.names[number] = fn.name || 'anonymous'
     }
     return number
+  }
+
+  nameOf(number) {
+    return this.names[number]
   }
 
   /** A task without options: the hot path. */
@@ -427,10 +436,26 @@ class Shared extends SharedCalls {
       const hand = (slot) => {
         const { priority, timeout, queueTimeout, key, retries, worker } = run
         const handles = buffers?.map(beginMove)
-        native.workersSubmit(this.handle, number, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, handles)
+        const traced = this.tracer !== null
+        native.workersSubmit(
+          this.handle,
+          number,
+          slot,
+          flags,
+          bytes,
+          priority,
+          timeout,
+          queueTimeout,
+          key,
+          wait,
+          retries,
+          worker,
+          handles,
+          traced,
+        )
         buffers?.forEach(endMove)
       }
-      const submitted = submitOne(this, run, wait, hand, beside === 0 ? null : () => dropBeside(beside))
+      const submitted = submitOne(this, number, run, wait, hand, beside === 0 ? null : () => dropBeside(beside))
       shrink()
       return submitted
     } catch (error) {
@@ -490,7 +515,7 @@ function urlOf(filename) {
 class WorkerPool extends Calls {
   constructor(filename, options = {}) {
     const { run, rest } = poolOptions(options, [...POOL_OPTIONS, ...OWN_OPTIONS, ...THREAD_OPTIONS])
-    const { onFull, context, readyTimeout = READY_TIMEOUT } = rest
+    const { onFull, trace, context, readyTimeout = READY_TIMEOUT } = rest
     if (!(typeof readyTimeout === 'number' && readyTimeout > 0)) {
       throw fail('Invalid', 'option is out of range', { option: 'readyTimeout', value: String(readyTimeout), min: 'above 0' })
     }
@@ -503,7 +528,7 @@ class WorkerPool extends Calls {
         throw unserializable(name, rest[name], error)
       }
     }
-    const shared = new Shared(url, pick(rest, POOL_OPTIONS), pick(rest, THREAD_OPTIONS), { onFull, context, readyTimeout })
+    const shared = new Shared(url, pick(rest, POOL_OPTIONS), pick(rest, THREAD_OPTIONS), { onFull, trace, context, readyTimeout })
     shared.check(run)
     super(shared, run)
   }

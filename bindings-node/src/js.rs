@@ -33,7 +33,7 @@ pub(crate) type JsResult<T> = Result<T, Fail>;
 pub(crate) type Body = fn(&Call<'_>) -> JsResult<Raw>;
 
 /// Most arguments any native function takes.
-const MAX_ARGS: usize = 13;
+const MAX_ARGS: usize = 14;
 
 /// Bytes of a text that are read without asking for their number first: names, mostly.
 const FEW: usize = 128;

@@ -11,7 +11,7 @@ use crate::state::State;
 use crate::value;
 use offloop::metrics::Histogram;
 use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, Work, priority};
-use offloop::{Bytes, Error, ErrorKind, Result, ThreadPool, Value};
+use offloop::{Bytes, Error, ErrorKind, Result, Task, ThreadPool, Value};
 use std::path::Path;
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             "nice" => builder.nice(whole(env, given, "nice")?.clamp(i32::MIN.into(), i32::MAX.into()) as i32),
             "name" => builder.name(env.text(given).ok_or_else(|| bad("name", shown(env, given), "text"))?),
             other => {
-                let known = "maxWorkers minWorkers idleTimeout maxQueue maxOverdue nice name onFull timeout queueTimeout priority key retries signal onProgress";
+                let known = "maxWorkers minWorkers idleTimeout maxQueue maxOverdue nice name onFull trace timeout queueTimeout priority key retries signal onProgress";
                 let other: String = other.chars().take(80).collect();
                 return Err(Error::invalid("unknown option").with("option", other).with("known", known).into());
             }
@@ -289,7 +289,7 @@ pub(crate) fn call_forget(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
-/// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait)`: one task per element of
+/// `poolSubmitMany(pool, op, entry, inputs, params, priority, timeout, queueTimeout, key, wait, trace)`: one task per element of
 /// `inputs`, each a list of inputs; all of them or none. `params` is undefined or made by [`params`]; the arrays are plain
 /// ones of this package: no code of the user runs while buffers are lent.
 pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
@@ -298,7 +298,8 @@ pub(crate) fn submit_many(call: &Call<'_>) -> JsResult<Raw> {
     let (op, entry) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
     let deliver = Deliver::Queue(call.state.queue.clone(), tag(entry, 0));
     let given = [call.arg(5), call.arg(6), call.arg(7), call.arg(8), call.arg(9)];
-    let options = SubmitOptions { deliver, ..deliver_options(env, &given)? };
+    let trace = env.bool(call.arg(10)) == Some(true);
+    let options = SubmitOptions { deliver, trace, ..deliver_options(env, &given)? };
     let params = given_params(call, 4)?;
     let groups = call.arg(3);
     let count = env.len(groups)?;
@@ -329,6 +330,33 @@ pub(crate) fn forget(call: &Call<'_>) -> JsResult<Raw> {
     let entry = call.env.u32(call.arg(0))?;
     call.state.tasks.borrow_mut().remove(&entry);
     Ok(call.env.undefined())
+}
+
+/// `[submitted, queueTime, runTime, outcome, worker]` of a traced task that has its outcome, times in ms; null of any other.
+fn times_of(env: Env, task: Option<&Task>) -> JsResult<Raw> {
+    let Some(trace) = task.and_then(Task::trace) else { return Ok(env.null()) };
+    let ms = |ns: u64| env.number(ns as f64 / 1e6);
+    let out = env.array(5)?;
+    env.set_at(out, 0, ms(trace.submitted_unix_ns)?)?;
+    env.set_at(out, 1, ms(trace.queue_ns)?)?;
+    env.set_at(out, 2, ms(trace.run_ns)?)?;
+    env.set_at(out, 3, env.string(trace.outcome.name())?)?;
+    env.set_at(out, 4, trace.worker.map_or_else(|| Ok(env.null()), |place| env.number(place as f64))?)?;
+    Ok(out)
+}
+
+/// `poolTrace(entry, index)`: of a task of `poolSubmitMany`, until `poolForget`.
+pub(crate) fn trace(call: &Call<'_>) -> JsResult<Raw> {
+    let (entry, index) = (call.env.u32(call.arg(0))?, call.env.u32(call.arg(1))?);
+    let task = call.state.tasks.borrow().get(&entry).and_then(|tasks| tasks.get(index as usize).cloned());
+    times_of(call.env, task.as_ref())
+}
+
+/// `callTrace(slot)`: of a call of a worker, until `callForget`.
+pub(crate) fn call_trace(call: &Call<'_>) -> JsResult<Raw> {
+    let slot = call.env.u32(call.arg(0))?;
+    let task = call.state.calls.borrow().get(&slot).cloned();
+    times_of(call.env, task.as_ref())
 }
 
 /// Where [`drain`] writes.

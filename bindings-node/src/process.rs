@@ -386,13 +386,14 @@ fn submit_one(call: &Call<'_>, slot: u32, options: SubmitOptions, request: Reque
         Some(stream) => request.streaming(stream),
         None => request,
     };
-    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot)), ..options };
+    let deliver = Deliver::Queue(call.state.queue.clone(), ENTRY | u64::from(slot));
+    let options = SubmitOptions { deliver, trace: call.env.bool(call.arg(12)) == Some(true), ..options };
     let task = pool.submit(request, options).map_err(|e| e.error)?;
     call.state.calls.borrow_mut().insert(slot, task);
     Ok(call.env.undefined())
 }
 
-/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: one task; `callCancel(slot)`
+/// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker, stream, trace)`: one task; `callCancel(slot)`
 /// knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let pool = &processes(call)?.pool;
@@ -424,7 +425,7 @@ pub(crate) fn alloc(call: &Call<'_>) -> JsResult<Raw> {
     buffer::external(call.env, call.state, Handle::Buffer(part.buffer().into()))
 }
 
-/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream)`: the same for a worker of any
+/// `processCall(pool, slot, name, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream, trace)`: the same for a worker of any
 /// language.
 pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
     let name = call.env.text(call.arg(2)).unwrap_or_default();

@@ -242,13 +242,14 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     Ok(env.undefined())
 }
 
-/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, buffers)`: one task with options;
+/// `workersSubmit(pool, export, slot, flags, bytes, priority, timeout, queueTimeout, key, wait, retries, worker, buffers, trace)`: one task with options;
 /// `callCancel(slot)` knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let pool = &workers(call)?.pool;
     let (export, slot, flags) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?, env.u32(call.arg(3))?);
-    let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot)), ..call_options(call, 5)? };
+    let deliver = Deliver::Queue(call.state.queue.clone(), LANE | u64::from(slot));
+    let options = SubmitOptions { deliver, trace: env.bool(call.arg(13)) == Some(true), ..call_options(call, 5)? };
     let bytes = buffer::copy(env, call.arg(4))?.into_boxed_slice();
     let (owners, buffers) = take_buffers(call, call.arg(12))?;
     let payload = Payload { export, flags, bytes, buffers: Mutex::new(buffers) };

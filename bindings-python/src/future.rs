@@ -83,6 +83,15 @@ impl Outcome {
     }
 }
 
+/// What `_trace.Tracer` reads.
+pub(crate) type Times = (f64, f64, f64, &'static str, Option<usize>);
+
+pub(crate) fn times(task: &Task) -> Option<Times> {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let t = task.trace()?;
+    Some((seconds(t.submitted_unix_ns), seconds(t.queue_ns), seconds(t.run_ns), t.outcome.name(), t.worker))
+}
+
 pub(crate) fn visit_returned(returned: &Option<Returned>, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
     match returned {
         Some(Ok(value)) => visit.call(value),
@@ -392,7 +401,7 @@ impl PyFuture {
 
     /// Calls `fn(future)` when the task is done: at once if it is, else on the thread that ran a callable, or on the
     /// thread `offloop-callbacks`.
-    fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) -> PyResult<()> {
+    pub(crate) fn add_done_callback(slf: &Bound<'_, Self>, r#fn: Bound<'_, PyAny>) -> PyResult<()> {
         let this = slf.get();
         let rings = rings_a_loop(&r#fn);
         if !rings && !this.is_done() {
@@ -426,6 +435,11 @@ impl PyFuture {
             Some(v) => Ok(value::to_python(py, v)?.unbind()),
             None => Ok(py.None()),
         }
+    }
+
+    /// Of a task that is traced and done: submit, waiting and running in seconds, outcome, place of the worker. Else None.
+    fn _trace(&self) -> Option<Times> {
+        times(self.task())
     }
 
     fn __await__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {

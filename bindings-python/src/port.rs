@@ -12,7 +12,7 @@
 use crate::copy::{self, Growing};
 use crate::dispatch::{self, Item, Role};
 use crate::fast;
-use crate::future::{Outcome, Returned, visit_returned};
+use crate::future::{self, Outcome, Returned, Times, visit_returned};
 use crate::late::{self, Late};
 use crate::process;
 use offloop::error::{Error, ErrorKind};
@@ -211,7 +211,9 @@ impl Port {
                         return Self::soon(slf);
                     }
                 }
-                if !cancelled {
+                if cancelled {
+                    PyAwaitable::tell(awaitable.bind(py))?;
+                } else {
                     Self::soon_unless_idle(slf)?;
                     PyAwaitable::finish(awaitable.bind(py), Outcome::Value(bytes.into_inner()))?;
                 }
@@ -230,11 +232,13 @@ impl Port {
             Self::soon_unless_idle(slf)?;
             let host = awaitable.get().lock().host.take();
             match result {
-                _ if awaitable.get().is_cancelled() => {}
+                _ if awaitable.get().is_cancelled() => PyAwaitable::tell(awaitable.bind(py))?,
                 Ok(reply) if awaitable.get().is_reply => {
                     let outcome = process::outcome(py, reply);
                     // Unpickling may have run code that cancelled it.
-                    if !awaitable.get().is_cancelled() {
+                    if awaitable.get().is_cancelled() {
+                        PyAwaitable::tell(awaitable.bind(py))?;
+                    } else {
                         PyAwaitable::finish(awaitable.bind(py), outcome)?;
                     }
                 }
@@ -372,6 +376,8 @@ struct AwaitState {
     callbacks: Vec<(Py<PyAny>, Py<PyAny>)>,
     /// The awaiting task was told to wait: asyncio's own flag.
     blocking: bool,
+    /// Told of the end of a task that is traced, once.
+    teller: Option<Py<PyAny>>,
 }
 
 impl PyAwaitable {
@@ -386,6 +392,16 @@ impl PyAwaitable {
 
     pub(crate) fn set_host(&self, outcome: Returned) {
         self.lock().host = Some(outcome);
+    }
+
+    pub(crate) fn set_teller(&self, teller: Py<PyAny>) {
+        self.lock().teller = Some(teller);
+    }
+
+    /// Tells the tracer. The task is done.
+    fn tell(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let teller = slf.get().lock().teller.take();
+        teller.map_or(Ok(()), |teller| teller.bind(slf.py()).call1((slf,)).map(drop))
     }
 
     /// Nobody waits for it any more.
@@ -403,6 +419,7 @@ impl PyAwaitable {
         let this = slf.get();
         // Not cancelled: its caller has looked, and no Python code ran since.
         let _ = this.outcome.set(outcome.for_await(py));
+        Self::tell(slf)?;
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         let run = intern!(py, "run");
         for (callback, context) in callbacks {
@@ -480,18 +497,18 @@ impl PyAwaitable {
         if this.outcome.get().is_some() {
             return Ok(false);
         }
-        if let Some(task) = this.task.get() {
-            task.cancel();
-        }
+        let decided = this.task.get().is_some_and(Task::cancel);
         let class = py.import("asyncio")?.getattr("CancelledError")?;
         let args = msg.map_or_else(|| Ok(PyTuple::empty(py)), |m| PyTuple::new(py, [m]))?;
         let exception = class.call1(args)?.cast_into()?.unbind();
         let _ = this.outcome.set(Outcome::Cancelled(exception));
+        // The loop may end before it hears of that.
+        let told = if decided { Self::tell(slf) } else { Ok(()) };
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         for (callback, context) in callbacks {
             Self::call_soon(slf, callback.bind(py), context.bind(py))?;
         }
-        Ok(true)
+        told.map(|()| true)
     }
 
     fn cancelled(&self) -> bool {
@@ -515,6 +532,11 @@ impl PyAwaitable {
             Some(Outcome::Value(_)) => Ok(None),
             _ => self.result(py).map(Some),
         }
+    }
+
+    /// As of a Future.
+    fn _trace(&self) -> Option<Times> {
+        future::times(self.task.get()?)
     }
 
     fn __await__(slf: Py<Self>) -> Py<Self> {
@@ -549,6 +571,7 @@ impl PyAwaitable {
             visit.call(callback)?;
             visit.call(context)?;
         }
+        visit.call(&state.teller)?;
         visit_returned(&state.host, &visit)
     }
 

@@ -1,6 +1,6 @@
 //! Workers in event loops, with threads that do what a host's loop does: sleep in a queue of messages, begin tasks by the words of the board.
 
-use offloop::pool::{Board, Given, LoopHost, LoopOptions, LoopWorker, SubmitOptions, Taken, Work, word};
+use offloop::pool::{Board, Given, LoopHost, LoopOptions, LoopWorker, Outcome, SubmitOptions, Taken, Work, word};
 use offloop::{Error, ErrorKind, Task, ThreadPool, Value};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -645,4 +645,40 @@ fn a_successor_whose_place_is_no_more_leaves() {
     // Its thread ends, or this does not.
     end(&pool, &host);
     assert_eq!((pool.stats().workers, pool.stats().lost, pool.stats().recycled), (0, 0, 0));
+}
+
+#[test]
+fn a_traced_task_of_a_loop_waits_until_it_begins_wherever_it_lies() {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let traced = |retries| SubmitOptions { trace: true, ..retried(retries) };
+    let host = Arc::<Host>::default();
+    let pool = pool(1, &host);
+    warm(&pool);
+    let door = Arc::<Door>::default();
+    let held = door.clone();
+    let first = pool.submit(work(move || held.wait()), traced(0)).expect("submit");
+    let behind = pool.submit_many((0..20).map(|_| work(|| {})).collect(), &traced(0)).expect("submit");
+    door.until(1);
+    std::thread::sleep(PAUSE);
+    // Most were handed out with the first, and none has begun.
+    assert!(behind[0].cancel());
+    door.open();
+    let trace = |task: &Task| {
+        let _ = task.wait(Some(Duration::from_secs(60)));
+        task.trace().expect("traced").clone()
+    };
+    assert_eq!((trace(&first).outcome, trace(&first).worker), (Outcome::Completed, Some(0)));
+    let cancelled = trace(&behind[0]);
+    assert_eq!((cancelled.outcome, cancelled.run_ns, cancelled.worker), (Outcome::Cancelled, 0, None));
+    for task in &behind[1..] {
+        let trace = trace(task);
+        assert_eq!(trace.outcome, Outcome::Completed);
+        assert!(u128::from(trace.queue_ns) >= PAUSE.as_nanos(), "{trace:?}");
+    }
+    let runs = Arc::<AtomicU32>::default();
+    let again = trace(&pool.submit(mortal(&runs, 1), traced(1)).expect("submit"));
+    assert_eq!((again.outcome, runs.load(Ordering::SeqCst)), (Outcome::Completed, 2));
+    let lost = trace(&pool.submit(mortal(&Arc::default(), 1), traced(0)).expect("submit"));
+    assert_eq!((lost.outcome, lost.worker), (Outcome::Lost, Some(0)));
+    end(&pool, &host);
 }

@@ -1,10 +1,10 @@
 //! What a pool promises, seen from outside.
 
-use offloop::pool::{Deliver, Event, HostedWorker, Next, OnFull, SubmitOptions, Work};
+use offloop::pool::{Deliver, Event, HostedWorker, Next, OnFull, Outcome, SubmitOptions, Work};
 use offloop::{CompletionQueue, Error, ErrorKind, ThreadPool, Value};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 fn pool(workers: usize) -> ThreadPool {
     ThreadPool::builder().max_workers(workers).name("test").build().expect("pool")
@@ -1000,4 +1000,68 @@ fn no_wake_up_is_lost_between_polling_and_arming() {
         }
     }
     assert_eq!(done, rounds);
+}
+
+fn traced() -> SubmitOptions {
+    SubmitOptions { trace: true, ..Default::default() }
+}
+
+#[test]
+fn a_traced_task_tells_how_long_it_waited_and_ran() {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let p = pool(1);
+    let (open, first) = gate(&p, SubmitOptions::default());
+    let (before, unix) = (Instant::now(), SystemTime::now());
+    let work = Work::call(|_| {
+        std::thread::sleep(2 * PAUSE);
+        Ok(Value::Nil)
+    });
+    let task = p.submit(work, traced()).expect("submit");
+    assert_eq!(task.trace(), None, "it has no outcome");
+    std::thread::sleep(PAUSE);
+    drop(open);
+    task.wait(None).expect("done");
+    let trace = task.trace().expect("traced");
+    let whole = before.elapsed();
+    assert_eq!((trace.outcome, trace.worker), (Outcome::Completed, Some(0)));
+    assert!(u128::from(trace.queue_ns) >= PAUSE.as_nanos() && u128::from(trace.run_ns) >= 2 * PAUSE.as_nanos(), "{trace:?}");
+    assert!(u128::from(trace.queue_ns + trace.run_ns) <= whole.as_nanos(), "{trace:?}");
+    // A microsecond for two clocks that are not read at one time.
+    let since = |t: SystemTime| t.duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
+    assert!(u128::from(trace.submitted_unix_ns) + 1000 >= since(unix), "{trace:?}");
+    assert!(u128::from(trace.submitted_unix_ns + trace.queue_ns + trace.run_ns) <= since(SystemTime::now()) + 1000, "{trace:?}");
+    first.wait(None).expect("opened");
+    assert_eq!(first.trace(), None, "nobody asked for it");
+}
+
+#[test]
+fn a_traced_task_tells_how_it_ended() {
+    let p = pool(1);
+    let outcome = |task: &offloop::Task| {
+        let _ = task.wait(None);
+        task.trace().expect("traced").clone()
+    };
+    let failing = p.submit(Work::call(|_| Err(Error::invalid("no"))), traced()).expect("submit");
+    assert_eq!(outcome(&failing).outcome, Outcome::Failed);
+    let limit = Duration::from_millis(5);
+    let (open, late) = gate(&p, SubmitOptions { timeout: Some(limit), ..traced() });
+    // Its thread is replaced, by that of the next gate.
+    let timeout = outcome(&late);
+    assert_eq!((timeout.outcome, timeout.worker), (Outcome::TimedOut, Some(0)));
+    assert!(u128::from(timeout.run_ns) >= limit.as_nanos(), "{timeout:?}");
+    let (_open, running) = gate(&p, traced());
+    let queued = p.submit_many(vec![int(1), int(2)], &traced()).expect("submit");
+    let waiting = p.submit(int(3), SubmitOptions { queue_timeout: Some(limit), ..traced() }).expect("submit");
+    for task in &queued {
+        assert!(task.cancel());
+        let cancelled = outcome(task);
+        assert_eq!((cancelled.outcome, cancelled.run_ns, cancelled.worker), (Outcome::Cancelled, 0, None));
+    }
+    let timeout = outcome(&waiting);
+    assert_eq!((timeout.outcome, timeout.run_ns, timeout.worker), (Outcome::TimedOut, 0, None));
+    assert!(u128::from(timeout.queue_ns) >= limit.as_nanos(), "{timeout:?}");
+    assert!(running.cancel());
+    let cancelled = outcome(&running);
+    assert_eq!((cancelled.outcome, cancelled.worker), (Outcome::Cancelled, Some(0)));
+    drop(open);
 }

@@ -8,8 +8,10 @@ import {
   RingBuffer,
   type RingStat,
   revokeToken,
+  type TaskTrace,
   ThreadPool,
   type ThreadPoolOptions,
+  type TraceHook,
   TransferBuffer,
 } from 'offloop'
 
@@ -182,3 +184,10 @@ currentTask()?.progress({ percent: 5 })
 exactly<Uint8Array<ArrayBuffer>>()(move(new Uint8Array(8)))
 void typed.run(1, { transferList: [new ArrayBuffer(8)] })
 void [by_name, by_any, by_many, by_all, in_all]
+
+new ThreadPool({ trace: ({ name, runTime, outcome, worker, error }) => console.log(name, runTime, outcome, worker, error) })
+exactly<'cancelled' | 'completed' | 'failed' | 'lost' | 'timeout'>()(null as unknown as TaskTrace['outcome'])
+const hook: TraceHook = async (task: TaskTrace) => void task
+new ThreadPool({ trace: hook })
+// @ts-expect-error a hook is a function
+new ThreadPool({ trace: 'console' })

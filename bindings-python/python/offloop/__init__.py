@@ -53,6 +53,7 @@ from ._pool import ThreadPool, default_pool
 from ._process import ProcessPool
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
+from ._trace import TaskTrace
 
 __all__ = [
     "CancelledError",
@@ -86,6 +87,7 @@ __all__ = [
     "Stream",
     "Task",
     "TaskFailedError",
+    "TaskTrace",
     "ThreadPool",
     "TimeoutError",
     "TooLargeError",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import _aio, _progress, _threads, _trio
 from ._native import ClosedError, Full, InvalidError, TimeoutError, _Pool, current_task
 from ._stats import Histogram, PoolStats
+from ._trace import tracer_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._native import Future
+    from ._trace import TaskTrace
 
 T = TypeVar("T")
 
@@ -232,6 +234,10 @@ class ThreadPool(_Pool, _Mapping):
     `max_overdue` (default: `max_workers`): most threads that replace those stuck in a function whose task has timed out
     or was killed. `nice` (default 0): niceness of native threads. `context`: what `current_task().context` is.
 
+    `trace` (default: none) is called with a TaskTrace for each task after its outcome, with a copy of the context variables of whoever
+    submitted it: on the event loop for `run`, else where a done callback of the future would be called. What it raises is logged. A call
+    that was refused is no task.
+
     At interpreter exit submitted callables are finished, as ThreadPoolExecutor does; ops are finished if a callback waits for
     them or while threads that are no daemons live, and cancelled otherwise. A forked child begins with an empty pool; inherited
     futures that were not done are done there, with ForkedError.
@@ -251,6 +257,7 @@ class ThreadPool(_Pool, _Mapping):
         max_overdue: int | None = None,
         nice: int = 0,
         context: Any = None,
+        trace: Callable[[TaskTrace], object] | None = None,
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -264,6 +271,7 @@ class ThreadPool(_Pool, _Mapping):
             initializer=initializer,
             initargs=tuple(initargs),
             context=context,
+            tracer=tracer_of(trace, thread_name_prefix or "pool"),
         )
         self._sources: set[weakref.ref[_Source]] = set()
         _threads.pools.add(self)

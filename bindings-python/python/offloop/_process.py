@@ -18,6 +18,7 @@ from ._native import InvalidError, NotFoundError, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
+from ._trace import tracer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy
 
     from ._pool import _Source
+    from ._trace import TaskTrace
 
 
 class ProcessPool(_ProcessPool, _Mapping):
@@ -43,7 +45,7 @@ class ProcessPool(_ProcessPool, _Mapping):
     `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: modules that a worker
     imports first. `context`: what `current_task().context` is there. `env`: variables that are added to this process's, or removed by
     None. `nice` (default 0) is added to the niceness. `name`: in metrics. `cancel_grace` (default 1 s): what a running task has to see
-    that it was killed, or that its timeout has passed, before its worker is ended and replaced.
+    that it was killed, or that its timeout has passed, before its worker is ended and replaced. `trace`: as of a ThreadPool.
 
     Workers run this interpreter, or `python`, the path of another one that has offloop. `node=FILE` and `command=[…]` start workers of
     another program, which are called by the names of their exports: `pool.submit("render", html)`, `pool.exports.render(html)`.
@@ -77,6 +79,7 @@ class ProcessPool(_ProcessPool, _Mapping):
         context: Any = None,
         nice: int = 0,
         name: str = "",
+        trace: Callable[[TaskTrace], object] | None = None,
     ) -> None:
         if _pickling.is_loading_main():
             raise InvalidError(
@@ -114,6 +117,7 @@ class ProcessPool(_ProcessPool, _Mapping):
             "cancel_grace": cancel_grace,
             "nice": nice,
             "name": name,
+            "tracer": tracer_of(trace, name or "processes"),
         }
         self._open(started, _environment(env), setup, by_name, options)
         self._sources: set[weakref.ref[_Source]] = set()

@@ -65,12 +65,15 @@ impl PyPool {
         if let Ok(name) = first.cast::<PyString>() {
             handle.pools.ask_line(py, &handle.defaults, "finish_line")?;
             let task = handle.submit_one(py, handle.op(&name, args, kwargs)?, on_full, &|| Deliver::Wait)?;
-            return Bound::new(py, PyFuture::of(task));
+            let future = Bound::new(py, PyFuture::of(task))?;
+            handle.defaults.follow(&first, &future)?;
+            return Ok(future);
         }
         handle.pools.check_callable(&first)?;
         let future = Bound::new(py, PyFuture::pending())?;
         let work = handle.call(args.clone(), kwargs, Target::Future(future.clone().unbind()))?;
         future.get().set_task(handle.submit_one(py, Job::Call(work), on_full, &|| Deliver::Wait)?);
+        handle.defaults.follow(&first, &future)?;
         Ok(future)
     }
 
@@ -83,6 +86,7 @@ impl PyPool {
         let py = name.py();
         let pools = &*handle.pools;
         pools.ask_line(py, &handle.defaults, "finish_line")?;
+        let called = name.as_any();
         let name = op_name(name)?;
         let params = value::options(kwargs)?;
         if items.is_empty() {
@@ -108,7 +112,14 @@ impl PyPool {
             }
         }
         match handle.place_many(py, work, &pools.ops) {
-            Ok(tasks) => PyList::new(py, tasks.into_iter().map(PyFuture::of).map(|f| Bound::new(py, f)).collect::<PyResult<Vec<_>>>()?),
+            Ok(tasks) => {
+                let made = |task| {
+                    let future = Bound::new(py, PyFuture::of(task))?;
+                    handle.defaults.follow(called, &future)?;
+                    Ok(future)
+                };
+                PyList::new(py, tasks.into_iter().map(made).collect::<PyResult<Vec<_>>>()?)
+            }
             Err((e, work)) => {
                 restore(sources, work);
                 Err(e)
@@ -134,6 +145,7 @@ impl PyPool {
         let tasks = handle.place_many(py, work, &handle.pools.calls).map_err(|(e, _)| e)?;
         for (future, task) in futures.iter().zip(tasks) {
             future.get().set_task(task);
+            handle.defaults.follow(call, future)?;
         }
         handle.pools.hosting.try_start_wanted(py)?;
         PyList::new(py, futures)
@@ -147,10 +159,16 @@ impl PyPool {
         Ok(&self.inner()?.pools)
     }
 
-    fn open(&self, host: PyHost, py: Python<'_>, make: impl FnOnce(&Bound<'_, PyHost>) -> PyResult<Pools>) -> PyResult<()> {
+    fn open(
+        &self,
+        host: PyHost,
+        defaults: Defaults,
+        py: Python<'_>,
+        make: impl FnOnce(&Bound<'_, PyHost>) -> PyResult<Pools>,
+    ) -> PyResult<()> {
         let host = Bound::new(py, host)?;
         let pools = Arc::new(make(&host)?);
-        let _ = self.inner.set(Handle { pools, host: host.unbind(), defaults: Defaults::default() });
+        let _ = self.inner.set(Handle { pools, host: host.unbind(), defaults });
         Ok(())
     }
 }
@@ -164,7 +182,7 @@ impl PyPool {
         PyPool { inner: OnceLock::new() }
     }
 
-    #[pyo3(signature = (*, max_workers, max_queue, max_overdue, nice, name, on_full, initializer, initargs, context))]
+    #[pyo3(signature = (*, max_workers, max_queue, max_overdue, nice, name, on_full, initializer, initargs, context, tracer))]
     #[expect(clippy::too_many_arguments, reason = "called by keyword from one place")]
     fn _open(
         &self,
@@ -178,6 +196,7 @@ impl PyPool {
         initializer: Option<Py<PyAny>>,
         initargs: Py<PyTuple>,
         context: Py<PyAny>,
+        tracer: Option<Py<PyAny>>,
     ) -> PyResult<()> {
         let on_full = text_option("option is not valid Unicode", "on_full", on_full)?;
         let wait_when_full = match on_full.as_str() {
@@ -209,7 +228,8 @@ impl PyPool {
         options.name = shown;
         let ops = ThreadPool::builder().options(options.clone()).build().map_err(|e| raise(py, &e))?;
         options.name.push_str("-python");
-        self.open(PyHost::new(initializer.map(|f| (f, initargs)), context), py, |host| {
+        let defaults = Defaults::new(tracer);
+        self.open(PyHost::new(initializer.map(|f| (f, initargs)), context), defaults, py, |host| {
             Pools::new(ops, ThreadPool::builder().options(options), prefix, host, wait_when_full)
         })
     }
@@ -218,7 +238,7 @@ impl PyPool {
     fn _open_default(&self, py: Python<'_>) -> PyResult<()> {
         let ops = ThreadPool::default_pool().map_err(|e| raise(py, &e))?;
         let builder = ThreadPool::builder().max_workers(ops.max_workers()).name("default-python");
-        self.open(PyHost::new(None, py.None()), py, |host| Pools::new(ops, builder, "offloop".to_owned(), host, true))
+        self.open(PyHost::new(None, py.None()), Defaults::default(), py, |host| Pools::new(ops, builder, "offloop".to_owned(), host, true))
     }
 
     /// Makes this a view of `other` with these defaults; None keeps what `other` has.
@@ -332,7 +352,7 @@ impl PyPool {
     fn _accept(&self, py: Python<'_>) -> PyResult<PyTicket> {
         let handle = self.inner()?;
         handle.pools.check_open(py)?;
-        Ok(PyTicket::new(handle.with(py, handle.defaults.clone())))
+        Ok(PyTicket::new(handle.with(py, handle.defaults.clone_ref(py))))
     }
 
     /// Cancels what was not started.
@@ -386,7 +406,7 @@ impl PyPool {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.inner.get().map_or(Ok(()), |handle| visit.call(&handle.host))
+        self.inner.get().map_or(Ok(()), |handle| handle.traverse(&visit))
     }
 }
 

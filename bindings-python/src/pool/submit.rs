@@ -4,6 +4,7 @@ use super::inputs::Inputs;
 use crate::buffer;
 use crate::dispatch;
 use crate::error::{duration, number_option, raise, text, text_option};
+use crate::future::PyFuture;
 use crate::hosted::{self, Call, Hosting, PyHost, Target, looking};
 use crate::late::{self, Late};
 use crate::port::{self, Port, PyAwaitable};
@@ -13,8 +14,10 @@ use offloop::pool::{Deliver, OnFull, SubmitError, SubmitOptions, Work};
 use offloop::sys::fork::ForkCell;
 use offloop::{Task, ThreadPool, Value};
 use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -36,17 +39,29 @@ pub(super) struct Pools {
     pub(super) cancels: AtomicU64,
 }
 
-/// What `options()` sets for every call of a view.
-#[derive(Clone, Default)]
+/// What `options()` sets for every call of a view, and who is told of each.
+#[derive(Default)]
 pub(crate) struct Defaults {
     pub(super) timeout: Option<Duration>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) priority: i8,
     pub(crate) key: Option<String>,
     pub(crate) retries: u32,
+    /// The pool's `_trace.Tracer`.
+    tracer: Option<Py<PyAny>>,
 }
 
 impl Defaults {
+    /// Those of a new pool.
+    pub(crate) fn new(tracer: Option<Py<PyAny>>) -> Defaults {
+        Defaults { tracer, ..Defaults::default() }
+    }
+
+    pub(super) fn clone_ref(&self, py: Python<'_>) -> Defaults {
+        let tracer = self.tracer.as_ref().map(|t| t.clone_ref(py));
+        Defaults { key: self.key.clone(), tracer, ..*self }
+    }
+
     /// These with what was given.
     pub(crate) fn with(
         &self,
@@ -56,7 +71,7 @@ impl Defaults {
         priority: Option<Bound<'_, PyAny>>,
         key: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Defaults> {
-        let mut defaults = self.clone();
+        let mut defaults = self.clone_ref(py);
         for (name, given, slot) in
             [("timeout", timeout, &mut defaults.timeout), ("queue_timeout", queue_timeout, &mut defaults.queue_timeout)]
         {
@@ -80,9 +95,40 @@ impl Defaults {
             queue_timeout: self.queue_timeout,
             key: self.key.clone(),
             retries: self.retries,
+            trace: self.tracer.is_some(),
             on_full,
             deliver,
             ..SubmitOptions::default()
+        }
+    }
+}
+
+impl Defaults {
+    /// For the collector, of each owner.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.tracer)
+    }
+
+    /// What is to be told of the end of a task that was submitted; `call` is an op's name or a callable.
+    fn teller<'py>(&self, call: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+        let py = call.py();
+        let told = self.tracer.as_ref()?.bind(py).call_method1(intern!(py, "begin"), (call,));
+        // The caller has its task either way.
+        told.map_err(|e| e.write_unraisable(py, Some(call))).ok()
+    }
+
+    /// Has the tracer told of the end of `future`, whose task was submitted.
+    pub(crate) fn follow(&self, call: &Bound<'_, PyAny>, future: &Bound<'_, PyFuture>) -> PyResult<()> {
+        match self.teller(call) {
+            Some(told) => PyFuture::add_done_callback(future, told),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`follow`](Self::follow), of what `run` awaits.
+    pub(crate) fn follow_awaited(&self, call: &Bound<'_, PyAny>, awaitable: &Bound<'_, PyAwaitable>) {
+        if let Some(told) = self.teller(call) {
+            awaitable.get().set_teller(told.unbind());
         }
     }
 }
@@ -287,7 +333,7 @@ impl Handle {
     pub(super) fn start<'py>(&self, args: &Bound<'py, PyTuple>, kwargs: Option<&Bound<'py, PyDict>>) -> PyResult<Bound<'py, PyAwaitable>> {
         let py = args.py();
         let first = head(args)?;
-        Port::start(py, |awaitable, deliver| {
+        let awaitable = Port::start(py, |awaitable, deliver| {
             let job = match first.cast::<PyString>() {
                 Ok(name) => self.op(&name, args, kwargs)?,
                 Err(_) => {
@@ -296,7 +342,14 @@ impl Handle {
                 }
             };
             self.submit_one(py, job, Some(OnFull::Admit), deliver)
-        })
+        })?;
+        self.defaults.follow_awaited(&first, &awaitable);
+        Ok(awaitable)
+    }
+
+    pub(super) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.host)?;
+        self.defaults.traverse(visit)
     }
 
     pub(super) fn submit_one(

@@ -60,7 +60,7 @@ impl PyTicket {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.handle.host)
+        self.handle.traverse(&visit)
     }
 }
 

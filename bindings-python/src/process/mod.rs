@@ -249,7 +249,9 @@ impl PyProcessPool {
             let one = work.pop().expect("one task is submitted");
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
-        Bound::new(py, PyFuture::of_process(task))
+        let future = Bound::new(py, PyFuture::of_process(task))?;
+        defaults.follow(&function, &future)?;
+        Ok(future)
     }
 }
 
@@ -316,6 +318,7 @@ impl PyProcessPool {
         if o.name.is_empty() {
             o.name = "processes".to_owned();
         }
+        let defaults = Defaults::new(given("tracer")?.map(Bound::unbind));
         let concurrency = given("concurrency")?.map_or(Ok(1), |n| number_option("concurrency", &n))?;
         let grace = match given("cancel_grace")? {
             Some(t) => duration("cancel_grace", &t)?.unwrap_or(offloop::pool::MAX_DURATION),
@@ -344,7 +347,7 @@ impl PyProcessPool {
         let pool = built.map_err(|e| raise(py, &e))?;
         let shared =
             Shared { pool, known: Mutex::default(), wait_when_full, by_name, closing: AtomicBool::new(false), arena: PyOnceLock::new() };
-        let _ = self.inner.set(Handle { shared: Arc::new(shared), defaults: Defaults::default() });
+        let _ = self.inner.set(Handle { shared: Arc::new(shared), defaults });
         Ok(())
     }
 
@@ -397,7 +400,12 @@ impl PyProcessPool {
         let tasks = shared.place(py, requests, None, |work, on_full| {
             shared.pool.pool().submit_many(work, &defaults.submit_options(on_full, Deliver::Wait))
         })?;
-        PyList::new(py, tasks.into_iter().map(|task| Bound::new(py, PyFuture::of_process(task))).collect::<PyResult<Vec<_>>>()?)
+        let made = |task| {
+            let future = Bound::new(py, PyFuture::of_process(task))?;
+            defaults.follow(r#fn, &future)?;
+            Ok(future)
+        };
+        PyList::new(py, tasks.into_iter().map(made).collect::<PyResult<Vec<_>>>()?)
     }
 
     /// Submits a call whose function gives one value after the other.
@@ -424,12 +432,14 @@ impl PyProcessPool {
         shared.check_open(py)?;
         let (function, args) = split(args)?;
         let request = shared.request(&function, &args, kwargs)?;
-        Port::start_process(py, |deliver| {
+        let awaitable = Port::start_process(py, |deliver| {
             shared.place(py, vec![request], Some(OnFull::Admit), |mut work, on_full| {
                 let one = work.pop().expect("one task is submitted");
                 shared.pool.pool().submit(one, defaults.submit_options(on_full, deliver()))
             })
-        })
+        })?;
+        defaults.follow_awaited(&function, &awaitable);
+        Ok(awaitable)
     }
 
     /// Submits `fn(*args, **kwargs)` once for each live worker, at least for one, beyond `max_queue`.
@@ -454,7 +464,9 @@ impl PyProcessPool {
                 let options = SubmitOptions { worker: place, ..defaults.submit_options(on_full, Deliver::Wait) };
                 shared.pool.pool().submit(one, options)
             })?;
-            futures.push(Bound::new(py, PyFuture::of_process(task))?);
+            let future = Bound::new(py, PyFuture::of_process(task))?;
+            defaults.follow(&function, &future)?;
+            futures.push(future);
         }
         Ok(futures)
     }
@@ -525,6 +537,7 @@ impl PyProcessPool {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let Some(handle) = self.inner.get() else { return Ok(()) };
+        handle.defaults.traverse(&visit)?;
         let Ok(known) = handle.shared.known.try_lock() else { return Ok(()) };
         if Arc::strong_count(&handle.shared) > 1 {
             return Ok(()); // what views share is not this object's alone

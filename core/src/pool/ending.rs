@@ -1,11 +1,11 @@
 //! How tasks end from outside (deadlines, cancelling, lost threads), and how a pool does.
 
 use crate::error::{Error, ErrorKind};
-use crate::metrics::Counter;
 use crate::pool::callbacks;
 use crate::pool::inner::{Inner, Slot, State};
 use crate::pool::service::{self, Due};
 use crate::pool::task::{Core, Ended};
+use crate::pool::trace::{Ending, Outcome};
 use crate::pool::worker::Turn;
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
@@ -34,17 +34,16 @@ impl Inner {
     /// Counts first, so that whoever sees the outcome sees it counted.
     pub(super) fn settle(self: &Arc<Inner>, core: &Arc<Core>, claimed: Option<Ended>, error: Error) -> bool {
         let Some(ended) = claimed else { return false };
-        self.metrics.add(
-            match error.kind() {
-                ErrorKind::Timeout => Counter::TimedOut,
-                ErrorKind::Cancelled => Counter::Cancelled,
-                _ => Counter::Failed,
-            },
-            1,
-        );
+        let outcome = match error.kind() {
+            ErrorKind::Timeout => Outcome::TimedOut,
+            ErrorKind::Cancelled => Outcome::Cancelled,
+            _ => Outcome::Failed,
+        };
+        self.metrics.add(outcome.counter(), 1);
         match ended {
             Ended::Queued(work) => {
                 self.bury();
+                core.note(outcome, Ending::Unstarted);
                 core.publish(Err(error), false);
                 drop(work);
             }
@@ -53,12 +52,14 @@ impl Inner {
                 if let Some(payload) = hand.as_ref().and_then(|hand| hand.revoke_one(core)) {
                     // It was handed out and has not begun.
                     core.returned.store(true, Ordering::SeqCst);
+                    core.note(outcome, Ending::Unstarted);
                     core.publish(Err(error), false);
                     drop(payload);
                     return true;
                 }
                 let kind = error.kind();
                 self.overdue.fetch_add(1, Ordering::SeqCst);
+                core.note(outcome, Ending::Running);
                 core.publish(Err(error), false);
                 if let Some(hand) = hand {
                     hand.tell(core, kind);
@@ -73,7 +74,8 @@ impl Inner {
     /// A started task will never be finished by its worker.
     pub(super) fn lose(&self, core: &Arc<Core>, error: Error) {
         if core.claim_finish() {
-            self.metrics.add(Counter::Lost, 1);
+            self.metrics.add(Outcome::Lost.counter(), 1);
+            core.note(Outcome::Lost, Ending::Running);
             core.publish(Err(error), false);
         } else {
             self.overdue.fetch_sub(1, Ordering::SeqCst);

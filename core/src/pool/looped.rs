@@ -37,6 +37,7 @@ use crate::pool::inner::Inner;
 use crate::pool::recycle::{Place, Term};
 use crate::pool::service;
 use crate::pool::task::{Core, WorkKind};
+use crate::pool::trace::{Ending, Outcome};
 use crate::pool::worker::{Refill, Turn, Worker};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::sync::lock;
@@ -384,7 +385,9 @@ fn conclude(pool: &Arc<Inner>, writer: &Writer, ended: Vec<Ended>) {
         writer.busy(run_ns);
         if core.claim_finish() {
             // Counted first, so that whoever sees the outcome sees it counted.
-            writer.count(if failed || result.is_err() { Counter::Failed } else { Counter::Completed }, 1);
+            let outcome = if failed || result.is_err() { Outcome::Failed } else { Outcome::Completed };
+            writer.count(outcome.counter(), 1);
+            core.note(outcome, Ending::Ran(run_ns));
             core.publish(result, true);
         } else {
             core.returned.store(true, Ordering::SeqCst);
@@ -1062,7 +1065,8 @@ impl Inner {
         let core = held.core;
         let error = if core.runs.is_some() { error.clone().with("poison", true) } else { error.clone() };
         if core.claim_finish() {
-            self.metrics.add(Counter::Lost, 1);
+            self.metrics.add(Outcome::Lost.counter(), 1);
+            core.note(Outcome::Lost, Ending::Running);
             core.publish(Err(error), false);
         } else {
             self.overdue.fetch_sub(1, Ordering::SeqCst);

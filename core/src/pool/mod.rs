@@ -19,7 +19,7 @@
 //! * `split`: lends idle workers to one op.
 //! * `stuck`: waits of a pool's own functions that could never end.
 //! * `service`: one thread for deadlines and ticks; `callbacks`: those for users' callbacks.
-//! * `completion`: how outcomes reach an event loop.
+//! * `completion`: how outcomes reach an event loop; `trace`: what is kept of a task for who watches it.
 //! * `plugin`: loads ops from shared libraries.
 
 mod callbacks;
@@ -43,6 +43,7 @@ mod stats;
 mod stuck;
 mod task;
 mod thread;
+mod trace;
 mod worker;
 
 pub use completion::{CompletionQueue, Event};
@@ -55,6 +56,7 @@ pub use stats::PoolStats;
 pub use stuck::WaitGuard;
 pub use task::{Task, Work};
 pub use thread::{Builder, SubmitError, ThreadPool};
+pub use trace::{Outcome, Trace};
 pub use worker::silence_panics;
 
 use crate::error::Result;

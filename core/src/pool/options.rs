@@ -173,6 +173,8 @@ pub struct SubmitOptions {
     /// The place whose worker is to run it, below [`MAX_WORKERS`]; not with a key. Default: any. See
     /// [`ThreadPool::live_workers`](crate::pool::ThreadPool::live_workers). If that worker has gone, the next one in its place runs it.
     pub worker: Option<usize>,
+    /// Keeps what [`Task::trace`](crate::pool::Task::trace) tells. Default: not.
+    pub trace: bool,
     /// What to do when the queue is full.
     pub on_full: OnFull,
     /// Where the outcome goes.

@@ -17,6 +17,7 @@
 //! | `state`    | CAS by whoever moves it                  | AcqRel; DONE is a SeqCst swap                          |
 //! | `work`     | submitter; taken by QUEUED → RUNNING or QUEUED → FINISHING | by `state`                           |
 //! | `result`   | owner of FINISHING; taken under `taken`  | Release of DONE pairs with Acquire of `state` in readers |
+//! | `trace`    | owner of FINISHING                       | a `OnceLock`                                           |
 //! | `waiters`  | waiters, before they look at `state`     | SeqCst; Dekker with the SeqCst swap to DONE            |
 
 use crate::abi::ctx::Function;
@@ -29,6 +30,7 @@ use crate::pool::inner::Inner;
 use crate::pool::options::Deliver;
 use crate::pool::service::Due;
 use crate::pool::stuck::{self, WaitGuard};
+use crate::pool::trace::{Ending, Outcome, Trace};
 use crate::pool::{DynOp, sched};
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::lock;
@@ -149,6 +151,8 @@ pub(crate) struct Core {
     queue: Option<(Arc<Queue>, u64)>,
     pub(super) key: Option<u64>,
     pub(super) submitted_ns: u64,
+    /// When the latest run started. Stored before the task is RUNNING, whose Acquire in [`Core::is_late`] and in who ends it sees it.
+    started_ns: AtomicU64,
     pub(super) timeout: Option<Duration>,
     /// It has a deadline, a key or a worker of its own: who takes tasks ahead takes it by itself, when it begins it.
     pub(super) alone: bool,
@@ -156,6 +160,8 @@ pub(crate) struct Core {
     only: u32,
     /// What a task needs that may run more than once.
     pub(super) runs: Option<Box<Runs>>,
+    /// Of a task that is traced: set before its outcome is known.
+    trace: Option<Box<OnceLock<Trace>>>,
     pub(super) pool: Arc<Inner>,
     work: UnsafeCell<Option<WorkKind>>,
     callback: UnsafeCell<Option<Callback>>,
@@ -168,8 +174,6 @@ pub(super) struct Runs {
     max: u32,
     /// Runs whose worker was lost.
     lost: AtomicU32,
-    /// When the latest run started. Stored before the task is RUNNING, whose Acquire in [`Core::is_late`] sees it.
-    started_ns: AtomicU64,
 }
 
 /// What few tasks need.
@@ -227,6 +231,7 @@ pub(super) struct NewCore {
     pub(super) alone: bool,
     pub(super) worker: Option<usize>,
     pub(super) retries: u32,
+    pub(super) trace: bool,
 }
 
 /// How a task left the queue or the worker, for the counters.
@@ -258,11 +263,12 @@ impl Core {
             queue,
             key: new.key,
             submitted_ns: new.submitted_ns,
+            started_ns: AtomicU64::new(0),
             timeout: new.timeout,
             alone: new.alone,
             only: new.worker.map_or(0, |slot| slot as u32 + 1),
-            runs: (new.retries > 0)
-                .then(|| Box::new(Runs { max: new.retries.saturating_add(1), lost: AtomicU32::new(0), started_ns: AtomicU64::new(0) })),
+            runs: (new.retries > 0).then(|| Box::new(Runs { max: new.retries.saturating_add(1), lost: AtomicU32::new(0) })),
+            trace: new.trace.then(Box::default),
             pool,
             work: UnsafeCell::new(Some(new.work)),
             callback: UnsafeCell::new(callback),
@@ -273,9 +279,7 @@ impl Core {
 
     /// Moves QUEUED → RUNNING and takes the work; `None` if the task already has its outcome.
     pub(super) fn start(&self, now_ns: u64) -> Option<WorkKind> {
-        if let Some(runs) = &self.runs {
-            runs.started_ns.store(now_ns, Ordering::Relaxed);
-        }
+        self.started_ns.store(now_ns, Ordering::Relaxed);
         self.state.compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Relaxed).ok()?;
         // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
         unsafe { (*self.work.get()).take() }
@@ -299,10 +303,7 @@ impl Core {
     /// The run that goes on has reached `limit`: a deadline may be that of an earlier one.
     pub(super) fn is_late(&self, now_ns: u64, limit: Duration) -> bool {
         self.state.load(Ordering::Acquire) == RUNNING
-            && self
-                .runs
-                .as_ref()
-                .is_none_or(|runs| u128::from(now_ns.saturating_sub(runs.started_ns.load(Ordering::Relaxed))) >= limit.as_nanos())
+            && (self.runs.is_none() || u128::from(now_ns.saturating_sub(self.started_ns.load(Ordering::Relaxed))) >= limit.as_nanos())
     }
 
     /// Moves RUNNING → QUEUED and puts the work back: it was handed out and has not begun, or is run again. False if it has its outcome.
@@ -349,6 +350,14 @@ impl Core {
         // SAFETY: this thread moved the task out of QUEUED, so the work is its own.
         let work = unsafe { (*self.work.get()).take() };
         Some(Ended::Queued(Work(work.expect("a queued task has its work"))))
+    }
+
+    /// Notes what became of a task that is traced; its outcome is published next. The caller has claimed it.
+    pub(super) fn note(&self, outcome: Outcome, ending: Ending) {
+        if let Some(trace) = &self.trace {
+            // Claimed once, so this is the only note.
+            let _ = trace.set(Trace::new(self, self.started_ns.load(Ordering::Relaxed), outcome, ending));
+        }
     }
 
     /// Makes the outcome known. The caller has claimed it.
@@ -577,6 +586,12 @@ impl Task {
         };
         core.waiters.fetch_sub(1, Ordering::SeqCst);
         done
+    }
+
+    /// What became of a task that was submitted with `trace`, once it is done; else `None`.
+    #[must_use]
+    pub fn trace(&self) -> Option<&Trace> {
+        self.0.trace.as_ref()?.get()
     }
 
     /// The outcome if it is there and was not taken.

@@ -300,6 +300,7 @@ impl ThreadPool {
                 alone,
                 worker: options.worker,
                 retries: options.retries,
+                trace: options.trace,
             },
         );
         inner.metrics.add(Counter::Submitted, 1);
@@ -379,6 +380,7 @@ impl ThreadPool {
                     alone: options.is_alone(),
                     worker: options.worker,
                     retries: options.retries,
+                    trace: options.trace,
                 };
                 Task(Core::new(inner.clone(), new))
             })
@@ -414,6 +416,7 @@ impl ThreadPool {
                     alone: false,
                     worker: None,
                     retries: 0,
+                    trace: false,
                 };
                 Core::new(inner.clone(), new)
             }));

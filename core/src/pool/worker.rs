@@ -1,7 +1,7 @@
 //! What a worker does: take a batch, run it, search, sleep, leave.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::{Counter, Writer};
+use crate::metrics::Writer;
 use crate::ops::{OpCtx, Params};
 use crate::pool::idle::{Idle, TOKEN_SEARCH};
 use crate::pool::inner::{Inner, State};
@@ -9,6 +9,7 @@ use crate::pool::sched::Take;
 use crate::pool::service::{self, Due};
 use crate::pool::stuck;
 use crate::pool::task::{Core, WorkKind};
+use crate::pool::trace::{Ending, Outcome};
 use crate::sync::atomic::Ordering;
 use crate::sync::lock;
 use crate::sys::{clock, futex};
@@ -481,10 +482,10 @@ impl Worker {
 
     /// Ends a task that this worker ran, and counts it.
     pub(super) fn finish(&mut self, core: &Arc<Core>, started: u64, result: Result<Value>) {
-        let counter = match &result {
-            Ok(_) => Counter::Completed,
-            Err(e) if e.kind() == ErrorKind::WorkerLost => Counter::Lost,
-            Err(_) => Counter::Failed,
+        let outcome = match &result {
+            Ok(_) => Outcome::Completed,
+            Err(e) if e.kind() == ErrorKind::WorkerLost => Outcome::Lost,
+            Err(_) => Outcome::Failed,
         };
         let now = clock::monotonic_ns();
         self.now_ns = now;
@@ -507,7 +508,8 @@ impl Worker {
         self.learn(run);
         if in_time {
             // Counted first, so that whoever sees the outcome sees it counted.
-            self.writer.count(counter, 1);
+            self.writer.count(outcome.counter(), 1);
+            core.note(outcome, Ending::Ran(run));
             core.publish(result, true);
         }
     }
