@@ -523,7 +523,7 @@ fn a_worker_gets_the_fds_of_its_launch_and_its_supervisors_beside_them() {
         let mut spec = Spec::new("/bin/sh");
         spec.args = ["-c", "echo $OFFLOOP_SUPERVISOR >&3; sleep 60"].map(OsString::from).to_vec();
         let out = write.lock().unwrap().take().ok_or_else(|| offloop::Error::invalid("started twice"))?;
-        Ok(Launch { spec, fds: vec![(out, 3)] })
+        Ok(Launch { spec, env: vec![], fds: vec![(out, 3)] })
     });
     let mut line = String::new();
     BufReader::new(std::fs::File::from(read)).read_line(&mut line).unwrap();

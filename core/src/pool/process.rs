@@ -611,9 +611,7 @@ impl Host {
             [&self.bells()[0], &self.bells()[1]],
         )?;
         let ((name, value), mut fds) = ends.launch(FIRST_FD);
-        let env = spec.env.get_or_insert_with(|| std::env::vars_os().collect());
-        env.retain(|(n, _)| n != name);
-        env.push((name.into(), value.into()));
+        let env = vec![(name.into(), value.into())];
         spec.nice = self.nice;
         // A terminal's Ctrl-C is the host's; so is its input.
         spec.new_group = true;
@@ -631,7 +629,7 @@ impl Host {
             idle_since: AtomicU64::new(0),
         };
         lock(&self.seats).all.insert(id, Arc::new(seat));
-        Ok(Launch { spec, fds })
+        Ok(Launch { spec, env, fds })
     }
 
     fn on_event(&self, event: &Event) {

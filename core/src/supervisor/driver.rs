@@ -4,11 +4,12 @@
 //! ties to the thread that started it, comes with the process's end only. It waits in one epoll for pidfds, lifelines, and a bell for
 //! orders. It reads a worker's page when the lifeline rings, when the worker has ended, and before any time-out is judged.
 
-use super::event::{Ended, Event, State, Stats, WorkerId};
+use super::event::{Cause, Ended, Event, State, Stats, WorkerId};
+use super::forks::{Forks, Kit, News};
 use super::options::Options;
 use super::page::Page;
 use super::plan::{Action, Input, Plan, nanos};
-use super::{Condvar, Launch, Launcher, Listener};
+use super::{Condvar, Launch, Launcher, Listener, ZygoteLauncher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::lock;
@@ -16,7 +17,7 @@ use crate::sys::cgroup::Cgroup;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::{ForkCell, PrivateFd};
 use crate::sys::poll::Epoll;
-use crate::sys::process::{self, Child, Exit};
+use crate::sys::process::{Child, Exit};
 use crate::sys::{clock, cpu, socket, thread};
 use crate::wire::supervisor::{ENV, Header, MINOR, state};
 use std::collections::{HashMap, VecDeque};
@@ -104,8 +105,14 @@ impl Hub {
 }
 
 /// Gives the thread one more supervisor; starts it if there is none.
-pub(super) fn add(options: &Options, launch: Launcher, listener: Option<Listener>, shared: &Arc<Shared>) -> Result<Arc<Hub>> {
-    let machine = Machine::new(options, launch, listener, shared);
+pub(super) fn add(
+    options: &Options,
+    launch: Launcher,
+    zygote: Option<ZygoteLauncher>,
+    listener: Option<Listener>,
+    shared: &Arc<Shared>,
+) -> Result<Arc<Hub>> {
+    let machine = Machine::new(options, launch, zygote, listener, shared);
     // Held until the machine is handed over: the thread ends under this lock only, and only without one.
     let mut current = lock(HUB.get(|| Mutex::new(None)));
     let hub = match &*current {
@@ -134,23 +141,29 @@ pub(super) fn add(options: &Options, launch: Launcher, listener: Option<Listener
 
 /// What an fd of the epoll belongs to.
 #[derive(Clone, Copy)]
-enum Source {
+pub(super) enum Source {
     Exit(u64, WorkerId),
     Lifeline(u64, WorkerId),
+    ZygoteExit(u64, u64),
+    ZygoteSocket(u64, u64),
 }
 
 /// Tokens are never used again, so that an event of this round cannot reach a worker that was started in it.
 #[derive(Default)]
-struct Tokens {
+pub(super) struct Tokens {
     last: u64,
     sources: HashMap<u64, Source>,
 }
 
 impl Tokens {
-    fn add(&mut self, source: Source) -> u64 {
+    pub(super) fn add(&mut self, source: Source) -> u64 {
         self.last += 1;
         self.sources.insert(self.last, source);
         self.last
+    }
+
+    pub(super) fn remove(&mut self, token: u64) {
+        self.sources.remove(&token);
     }
 }
 
@@ -162,7 +175,7 @@ fn run(hub: &Arc<Hub>) {
     let mut last = 0;
     loop {
         let now = clock::monotonic_ns();
-        let deadline = machines.values().filter_map(|m| m.plan.next_deadline()).min();
+        let deadline = machines.values().filter_map(Machine::next_deadline).min();
         hub.epoll.wait_for(&mut ready, deadline.map(|at| Duration::from_nanos(at.saturating_sub(now))));
         for token in ready.drain(..) {
             if token == BELL {
@@ -171,9 +184,19 @@ fn run(hub: &Arc<Hub>) {
             }
             // Gone in this very round, if it is not found.
             match tokens.sources.get(&token).copied() {
-                Some(Source::Lifeline(machine, id)) => machines.get_mut(&machine).into_iter().for_each(|m| m.rung(id, &hub.epoll)),
+                Some(Source::Lifeline(machine, id)) => {
+                    machines.get_mut(&machine).into_iter().for_each(|m| m.rung(id, &hub.epoll, &mut tokens));
+                }
                 Some(Source::Exit(machine, id)) => {
                     machines.get_mut(&machine).into_iter().for_each(|m| m.ended(id, &hub.epoll, &mut tokens));
+                }
+                Some(Source::ZygoteExit(machine, serial)) => {
+                    let each = |m: &mut Machine| m.with_forks(&hub.epoll, &mut tokens, |f, e, t| f.ended(serial, e, t));
+                    machines.get_mut(&machine).into_iter().for_each(each);
+                }
+                Some(Source::ZygoteSocket(machine, serial)) => {
+                    let each = |m: &mut Machine| m.with_forks(&hub.epoll, &mut tokens, |f, e, t| f.said(serial, e, t));
+                    machines.get_mut(&machine).into_iter().for_each(each);
                 }
                 None => {}
             }
@@ -181,6 +204,7 @@ fn run(hub: &Arc<Hub>) {
         for mut machine in lock(&hub.new).drain(..) {
             last += 1;
             machine.id = last;
+            machine.with_forks(&hub.epoll, &mut tokens, |f, e, t| f.begin(last, e, t));
             machines.insert(last, machine);
         }
         machines.retain(|_, machine| !machine.round(&hub.epoll, &mut tokens));
@@ -194,14 +218,24 @@ fn run(hub: &Arc<Hub>) {
     }
 }
 
+/// How long the zygote has to say how a worker of its ended.
+const STATUS_WAIT: u64 = 1_000_000_000;
+
 /// One process of ours.
 struct Live {
-    child: Child,
+    /// `None`: the zygote was asked for it.
+    child: Option<Child>,
     lifeline: PrivateFd,
     page: Page,
     /// What it showed last.
     seen: u32,
-    tokens: [u64; 2],
+    tokens: Vec<u64>,
+    /// The zygote that has forked it, and will say how it ended.
+    zygote: Option<u64>,
+    /// What that one has said.
+    told: Option<Exit>,
+    /// It has ended, and how is waited for until then.
+    until: Option<u64>,
 }
 
 /// One supervisor.
@@ -209,12 +243,17 @@ struct Machine {
     id: u64,
     plan: Plan,
     launch: Launcher,
+    forks: Option<Forks>,
     listener: Option<Listener>,
     shared: Arc<Shared>,
+    /// `boot_timeout`
+    boot: Duration,
     live: HashMap<WorkerId, Live>,
     header: Header,
     inputs: VecDeque<Input>,
     actions: Vec<Action>,
+    /// `Stopped`, when no zygote is left either.
+    last_event: Option<Event>,
     /// Orders to scale that were heard since the board was written.
     scaled: usize,
     groups: Cgroup,
@@ -223,7 +262,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(options: &Options, launch: Launcher, listener: Option<Listener>, shared: &Arc<Shared>) -> Machine {
+    fn new(
+        options: &Options,
+        launch: Launcher,
+        zygote: Option<ZygoteLauncher>,
+        listener: Option<Listener>,
+        shared: &Arc<Shared>,
+    ) -> Machine {
         static MADE: AtomicU64 = AtomicU64::new(0);
         let seed = RandomState::new().hash_one(MADE.fetch_add(1, Ordering::Relaxed));
         lock(&shared.orders).push(Order::Scale(options.workers));
@@ -232,8 +277,10 @@ impl Machine {
             id: 0,
             plan: Plan::new(options, cpu::usable_cores(), seed),
             launch,
+            forks: zygote.map(Forks::new),
             listener,
             shared: Arc::clone(shared),
+            boot: options.boot_timeout,
             live: HashMap::new(),
             header: Header {
                 minor: MINOR,
@@ -245,6 +292,7 @@ impl Machine {
             },
             inputs: VecDeque::new(),
             actions: Vec::new(),
+            last_event: None,
             scaled: 0,
             oom_kills: groups.oom_kills(),
             groups,
@@ -261,8 +309,83 @@ impl Machine {
         self.plan.handle(input, clock::monotonic_ns(), &mut self.actions);
     }
 
+    fn next_deadline(&self) -> Option<u64> {
+        let statuses = self.live.values().filter_map(|live| live.until).min();
+        self.plan.next_deadline().into_iter().chain(statuses).min()
+    }
+
+    /// Does something with the zygotes, and hears what comes of it.
+    fn with_forks(&mut self, epoll: &Epoll, tokens: &mut Tokens, act: impl FnOnce(&mut Forks, &Epoll, &mut Tokens)) {
+        if let Some(forks) = &mut self.forks {
+            act(forks, epoll, tokens);
+            self.hear(epoll, tokens);
+        }
+    }
+
+    fn hear(&mut self, epoll: &Epoll, tokens: &mut Tokens) {
+        while let Some(news) = self.forks.as_mut().and_then(|forks| forks.news.pop_front()) {
+            match news {
+                News::Started(id, child, zygote) => self.started(id, Ok(child), Some(zygote), epoll, tokens),
+                News::Exec(id, kit) => self.started(id, kit.exec(), None, epoll, tokens),
+                News::Failed(id, error) => self.started(id, Err(error), None, epoll, tokens),
+                News::Exited(id, exit) => {
+                    let Some(live) = self.live.get_mut(&id) else { continue };
+                    live.told = Some(exit);
+                    if live.until.is_some() {
+                        self.conclude(id, exit, epoll, tokens);
+                    }
+                }
+                News::Gone(zygote) => {
+                    let its = |live: &&mut Live| live.zygote == Some(zygote);
+                    self.live.values_mut().filter(its).for_each(|live| live.zygote = None);
+                    self.conclude_all(|live| live.until.is_some() && live.zygote.is_none(), epoll, tokens);
+                }
+                News::Event(event) => self.report(&event),
+            }
+        }
+    }
+
+    /// What became of a worker that the zygote was asked for.
+    fn started(&mut self, id: WorkerId, child: Result<Child>, zygote: Option<u64>, epoll: &Epoll, tokens: &mut Tokens) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let watched = child.and_then(|child| {
+            let token = tokens.add(Source::Exit(self.id, id));
+            live.tokens.push(token);
+            let added = epoll.add_tagged(child.exit_fd(), token);
+            if added.is_err() {
+                // Nobody would see its end.
+                let _ = child.kill(libc::SIGKILL);
+            }
+            added.map(|()| child)
+        });
+        match watched {
+            Ok(child) => {
+                let pid = child.pid();
+                (live.child, live.zygote) = (Some(child), zygote);
+                self.tell(Input::Spawned(id, pid));
+            }
+            Err(error) => {
+                self.remove(id, epoll, tokens);
+                self.tell(Input::SpawnFailed(id, error));
+            }
+        }
+    }
+
+    fn remove(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) -> Option<Live> {
+        let live = self.live.remove(&id)?;
+        forget(&live, epoll, tokens);
+        if let Some(forks) = &mut self.forks {
+            forks.forget(id);
+        }
+        Some(live)
+    }
+
     /// A lifeline has something to read.
-    fn rung(&mut self, id: WorkerId, epoll: &Epoll) {
+    fn rung(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) {
+        if self.live.get(&id).is_some_and(|live| live.child.is_none()) {
+            // It has said that it is there before it rang.
+            self.with_forks(epoll, tokens, Forks::listen);
+        }
         let Some(live) = self.live.get(&id) else { return };
         // One per call: a worker that floods its lifeline takes turns with the others.
         socket::skip(live.lifeline.as_fd());
@@ -298,17 +421,42 @@ impl Machine {
 
     /// An exit fd is readable.
     fn ended(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) {
-        let Some(live) = self.live.get(&id) else { return };
-        let exit = match live.child.try_wait() {
+        if self.live.get(&id).is_some_and(|live| live.zygote.is_some()) {
+            self.with_forks(epoll, tokens, Forks::listen);
+        }
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let Some(child) = &live.child else { return };
+        let waits = live.zygote.is_some_and(|zygote| self.forks.as_ref().is_some_and(|forks| forks.is_alive(zygote)));
+        if waits && live.told.is_none() {
+            // Its parent is about to say how.
+            epoll.remove(child.exit_fd());
+            live.until = Some(clock::monotonic_ns() + STATUS_WAIT);
+            return;
+        }
+        let exit = match live.told.map_or_else(|| child.try_wait(), |told| Ok(Some(told))) {
             Ok(None) => return,
             Ok(Some(exit)) => exit,
             // It has ended, and nobody says how.
             Err(_) => Exit { code: None, signal: None, core_dumped: false },
         };
+        self.conclude(id, exit, epoll, tokens);
+    }
+
+    /// Those that have ended, and of which nobody has said how.
+    fn conclude_all(&mut self, which: impl Fn(&Live) -> bool, epoll: &Epoll, tokens: &mut Tokens) {
+        let ids: Vec<WorkerId> = self.live.iter().filter(|(_, live)| which(live)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let child = self.live.get(&id).and_then(|live| live.child.as_ref());
+            let exit = child.and_then(|child| child.try_wait().ok().flatten());
+            self.conclude(id, exit.unwrap_or(Exit { code: None, signal: None, core_dumped: false }), epoll, tokens);
+        }
+    }
+
+    /// A worker has ended.
+    fn conclude(&mut self, id: WorkerId, exit: Exit, epoll: &Epoll, tokens: &mut Tokens) {
         // Who was ready and died before this was seen has been ready.
         self.look(id);
-        let Some(live) = self.live.remove(&id) else { return };
-        forget(&live, epoll, tokens);
+        let Some(live) = self.remove(id, epoll, tokens) else { return };
         let oom = exit.signal == Some(libc::SIGKILL) && self.was_oom();
         let text = live.page.text();
         self.tell(Input::Exited(id, Ended { exit, oom }, text));
@@ -323,6 +471,8 @@ impl Machine {
 
     /// Everything that is due; true when the supervisor is at its end.
     fn round(&mut self, epoll: &Epoll, tokens: &mut Tokens) -> bool {
+        let now = clock::monotonic_ns();
+        self.conclude_all(|live| live.until.is_some_and(|at| at <= now), epoll, tokens);
         if self.plan.next_deadline().is_some_and(|at| at <= clock::monotonic_ns()) {
             let ids: Vec<WorkerId> = self.live.keys().copied().collect();
             ids.into_iter().for_each(|id| self.look(id));
@@ -340,11 +490,15 @@ impl Machine {
             self.perform(epoll, tokens);
         }
         self.publish();
-        let stopped = self.plan.is_stopped();
+        let stopped = self.plan.is_stopped() && self.forks.as_mut().is_none_or(Forks::end);
         if stopped {
+            if let Some(event) = self.last_event.take() {
+                self.report(&event);
+            }
             // What a listener or a launcher holds is dropped before anybody is told that all is over.
             self.listener = None;
             self.launch = Box::new(|_| Err(Error::new(ErrorKind::Closed, "supervisor was stopped")));
+            self.forks = None;
             lock(&self.shared.board).stopped = true;
             self.shared.changed.notify_all();
         }
@@ -353,7 +507,8 @@ impl Machine {
 
     fn publish(&mut self) {
         let mut board = lock(&self.shared.board);
-        board.stats = self.plan.stats();
+        let (forked, zygotes) = self.forks.as_ref().map_or((0, 0), |forks| (forks.forked, forks.started));
+        board.stats = Stats { forked, zygotes, ..self.plan.stats() };
         board.slots.clear();
         board.slots.extend(self.plan.states());
         board.scaling -= std::mem::take(&mut self.scaled);
@@ -366,23 +521,37 @@ impl Machine {
             for action in std::mem::take(&mut self.actions) {
                 match action {
                     Action::Spawn(id) => match self.spawn(id, epoll, tokens) {
-                        Ok(pid) => self.handle(Input::Spawned(id, pid)),
+                        Ok(Some(pid)) => self.handle(Input::Spawned(id, pid)),
+                        // The zygote answers later.
+                        Ok(None) => {}
                         Err(error) => self.handle(Input::SpawnFailed(id, error)),
                     },
-                    // What has ended meanwhile needs no signal; a refusal (EPERM) leaves the worker where it is.
-                    Action::Signal(id, signal) | Action::Dump(id, signal) => {
-                        let _ = self.live.get(&id).map(|live| live.child.kill(signal));
-                    }
+                    Action::Signal(id, signal) | Action::Dump(id, signal) => self.signal(id, signal, epoll, tokens),
                     Action::Drain(id) => {
                         if let Some(live) = self.live.get(&id) {
                             live.page.ask_to_drain();
                             let _ = socket::send(live.lifeline.as_fd(), &[1], &[]);
                         }
                     }
+                    Action::Report(Event::Stopped) => self.last_event = Some(Event::Stopped),
                     Action::Report(event) => self.report(&event),
                 }
             }
         }
+    }
+
+    fn signal(&mut self, id: WorkerId, signal: i32, epoll: &Epoll, tokens: &mut Tokens) {
+        let Some(live) = self.live.get(&id) else { return };
+        if let Some(child) = &live.child {
+            // What has ended meanwhile needs no signal; a refusal (EPERM) leaves the worker where it is.
+            let _ = child.kill(signal);
+            return;
+        }
+        let Some(forks) = &mut self.forks else { return };
+        let late = self.plan.cause(id) == Some(Cause::BootTimeout);
+        let error = forks.cancel(id, late, self.boot);
+        self.remove(id, epoll, tokens);
+        self.tell(Input::SpawnFailed(id, error));
     }
 
     fn report(&mut self, event: &Event) {
@@ -400,10 +569,11 @@ impl Machine {
         }
     }
 
-    fn spawn(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) -> Result<i32> {
+    /// Its process id; `None` when the zygote was asked for it.
+    fn spawn(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) -> Result<Option<i32>> {
         let launch = catch_unwind(AssertUnwindSafe(|| (self.launch)(id)))
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Panic, "the function that launches workers panicked")))?;
-        let Launch { spec, fds } = launch;
+        let Launch { spec, mut env, mut fds } = launch;
         let header = Header { slot: id.slot, generation: id.generation, ..self.header };
         let (page_fd, page) = Page::create(&header)?;
         let mut theirs = None;
@@ -413,37 +583,46 @@ impl Machine {
             Ok(own)
         })?;
         let theirs = theirs.expect("the pair was made");
-        let mut spec: process::Spec<'_> = spec;
-        spec.fds.extend(fds.iter().map(|(fd, number)| (fd.as_fd(), *number)));
-        let mut free = (3..).filter(|n| !spec.fds.iter().any(|(_, number)| number == n));
+        let taken = |n: &i32| spec.fds.iter().any(|(_, number)| number == n) || fds.iter().any(|(_, number)| number == n);
+        let mut free = (3..).filter(|n| !taken(n));
         let numbers = [free.next(), free.next()].map(|n| n.expect("there are more numbers than fds"));
         drop(free);
-        spec.fds.extend([(page_fd.as_fd(), numbers[0]), (theirs.as_fd(), numbers[1])]);
-        let mut env = spec.env.take().unwrap_or_else(|| std::env::vars_os().collect());
+        fds.extend([(page_fd, numbers[0]), (theirs, numbers[1])]);
         env.retain(|(name, _)| name != ENV);
         env.push((ENV.into(), format!("{},{}", numbers[0], numbers[1]).into()));
-        spec.env = Some(env);
-        spec.death_signal = spec.death_signal.or(Some(libc::SIGKILL));
-        let child = process::spawn(&spec)?;
-        let live = Live {
-            tokens: [tokens.add(Source::Exit(self.id, id)), tokens.add(Source::Lifeline(self.id, id))],
-            child,
-            lifeline,
-            page,
-            seen: state::NONE,
+        // Before the worker exists: there is no way back then.
+        let token = tokens.add(Source::Lifeline(self.id, id));
+        let mut live = Live { child: None, lifeline, page, seen: state::NONE, tokens: vec![token], zygote: None, told: None, until: None };
+        let kit = Kit { spec, env, fds };
+        let asked = epoll.add_tagged(live.lifeline.as_fd(), token).and_then(|()| match &mut self.forks {
+            Some(forks) => forks.fork(id, kit, epoll, tokens),
+            None => Ok(Some(kit)),
+        });
+        let child = match asked.and_then(|kit| kit.map(Kit::exec).transpose()) {
+            Ok(child) => child,
+            Err(error) => {
+                forget(&live, epoll, tokens);
+                return Err(error);
+            }
         };
-        let added =
-            epoll.add_tagged(live.child.exit_fd(), live.tokens[0]).and_then(|()| epoll.add_tagged(live.lifeline.as_fd(), live.tokens[1]));
-        if let Err(error) = added {
+        let Some(child) = child else {
+            self.live.insert(id, live);
+            self.hear(epoll, tokens);
+            return Ok(None);
+        };
+        let token = tokens.add(Source::Exit(self.id, id));
+        live.tokens.push(token);
+        if let Err(error) = epoll.add_tagged(child.exit_fd(), token) {
             // Nobody would see its end.
-            let _ = live.child.kill(libc::SIGKILL);
-            let _ = live.child.wait(None);
+            let _ = child.kill(libc::SIGKILL);
+            let _ = child.wait(None);
             forget(&live, epoll, tokens);
             return Err(error);
         }
-        let pid = live.child.pid();
+        let pid = child.pid();
+        live.child = Some(child);
         self.live.insert(id, live);
-        Ok(pid)
+        Ok(Some(pid))
     }
 }
 
@@ -459,9 +638,9 @@ impl Drop for Machine {
 
 /// Takes a worker's fds out of the epoll, of which a forked child may have a copy.
 fn forget(live: &Live, epoll: &Epoll, tokens: &mut Tokens) {
-    epoll.remove(live.child.exit_fd());
-    epoll.remove(live.lifeline.as_fd());
-    for token in live.tokens {
-        tokens.sources.remove(&token);
+    if let Some(child) = &live.child {
+        epoll.remove(child.exit_fd());
     }
+    epoll.remove(live.lifeline.as_fd());
+    live.tokens.iter().for_each(|token| tokens.remove(*token));
 }

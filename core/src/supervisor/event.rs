@@ -104,7 +104,7 @@ pub enum Event {
         /// Its process id.
         pid: i32,
     },
-    /// No process could be started.
+    /// No process could be started, or none that is wanted still.
     SpawnFailed {
         /// Which.
         worker: WorkerId,
@@ -202,6 +202,32 @@ pub enum Event {
         /// For so long.
         late: Duration,
     },
+    /// The process that workers are forked from was started.
+    ZygoteStarted {
+        /// Its process id.
+        pid: i32,
+    },
+    /// It forks workers from now on.
+    ZygoteReady {
+        /// Its process id.
+        pid: i32,
+        /// Time since its start.
+        after: Duration,
+    },
+    /// It has ended. Its workers go on; the next one gets another zygote.
+    ZygoteEnded {
+        /// Its process id.
+        pid: i32,
+        /// How.
+        exit: Exit,
+        /// Its own last words.
+        text: Option<String>,
+    },
+    /// It cannot fork: workers are started by exec.
+    ZygoteRefused {
+        /// Why.
+        text: String,
+    },
     /// The last event: no process is left.
     Stopped,
 }
@@ -263,6 +289,10 @@ pub struct Stats {
     pub degraded: bool,
     /// Processes started.
     pub spawned: u64,
+    /// … as forks of a zygote.
+    pub forked: u64,
+    /// Zygotes started.
+    pub zygotes: u64,
     /// Starts that failed.
     pub spawn_failed: u64,
     /// Workers that became ready.

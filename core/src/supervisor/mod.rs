@@ -10,6 +10,7 @@
 //!
 //! * `plan`: the state machine of all slots, pure; `restart`: back-off and intensity, pure. Both run in a simulation with a model world.
 //! * `driver`: one native thread per process for all its supervisors, started with the first and ended with the last.
+//! * `forks`: the driver's zygotes, of which workers are forks where that is asked for; `zygote`: their side, [`zygote::attach`].
 //! * `page`, and `wire::supervisor`: what supervisor and worker show each other.
 //! * `worker`: the worker's side, which any program may use: [`worker::attach`].
 //! * `options`, `event`: the options' table, events and counts.
@@ -18,6 +19,7 @@
 
 mod driver;
 mod event;
+mod forks;
 mod options;
 mod page;
 mod plan;
@@ -25,6 +27,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 pub mod worker;
+pub mod zygote;
 
 pub use event::{Cause, Ended, Event, Exits, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
@@ -35,6 +38,7 @@ use crate::sync::lock;
 use crate::sys::fork;
 use crate::sys::process::Spec;
 use driver::{Hub, Order, Shared};
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Condvar};
@@ -44,26 +48,41 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Launch {
     /// The program. Two numbers that neither `fds` takes, and the variable `OFFLOOP_SUPERVISOR`, are added to it; without a `death_signal` it
-    /// gets `SIGKILL` for the case that this process dies before the worker has attached.
+    /// gets `SIGKILL` for the case that this process dies before the worker has attached. Of a worker that a zygote forks, only `new_group`
+    /// counts.
     pub spec: Spec<'static>,
+    /// Variables of this worker's own, which replace those of `spec`.
+    pub env: Vec<(OsString, OsString)>,
     /// `(fd, number)`: fds of this worker's own, closed here once it has them.
     pub fds: Vec<(OwnedFd, RawFd)>,
 }
 
 impl From<Spec<'static>> for Launch {
     fn from(spec: Spec<'static>) -> Launch {
-        Launch { spec, fds: Vec::new() }
+        Launch { spec, env: Vec::new(), fds: Vec::new() }
     }
+}
+
+/// The process that workers are forks of ([`Builder::zygote`]).
+#[derive(Debug)]
+pub struct Zygote {
+    /// Its program, which calls [`zygote::attach`]. Workers have its directory, niceness, signal dispositions and environment. The variable
+    /// `OFFLOOP_ZYGOTE` and the numbers from 3 to 33 that `fds` leaves free are added to it.
+    pub launch: Launch,
+    /// What it reads there.
+    pub setup: Vec<u8>,
 }
 
 type Listener = Box<dyn FnMut(&Event) + Send>;
 type Launcher = Box<dyn FnMut(WorkerId) -> Result<Launch> + Send>;
+type ZygoteLauncher = Box<dyn FnMut() -> Result<Zygote> + Send>;
 
 /// Makes a [`Supervisor`].
 #[must_use]
 pub struct Builder {
     options: Options,
     listener: Option<Listener>,
+    zygote: Option<ZygoteLauncher>,
 }
 
 impl fmt::Debug for Builder {
@@ -109,6 +128,18 @@ impl Builder {
         self
     }
 
+    /// Makes workers forks of one process that has loaded what they need: a zygote, which starts with the supervisor and is started again,
+    /// when it has died, for the next worker. `launch` says what to run, on the supervisors' thread. The workers' own program is what the
+    /// zygote goes on with after [`serve`](zygote::Zygote::serve); `boot_timeout` includes what the zygote has left to load.
+    ///
+    /// Where it refuses to fork (it has threads) or pidfds are denied, workers are started by exec, and the event is `ZygoteRefused`; so is one
+    /// worker whose fds have other numbers than 0 to 31, or that has more than 64. How a worker ended is known from its zygote; if that died
+    /// before, it may be unknown.
+    pub fn zygote(mut self, launch: impl FnMut() -> Result<Zygote> + Send + 'static) -> Builder {
+        self.zygote = Some(Box::new(launch));
+        self
+    }
+
     /// Called with each event, in order, on the supervisors' thread and under no lock. It may call any method of the supervisor but those
     /// that wait. All supervisors of this process wait for it, so it is short; a panic in it is swallowed.
     pub fn on_event(mut self, listener: impl FnMut(&Event) + Send + 'static) -> Builder {
@@ -123,7 +154,7 @@ impl Builder {
     pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Launch> + Send + 'static) -> Result<Supervisor> {
         self.options.check()?;
         let shared = Arc::new(Shared::new());
-        let hub = driver::add(&self.options, Box::new(launch), self.listener, &shared)?;
+        let hub = driver::add(&self.options, Box::new(launch), self.zygote, self.listener, &shared)?;
         Ok(Supervisor(Arc::new(Handle { shared, hub, epoch: fork::epoch() })))
     }
 }
@@ -150,7 +181,7 @@ const DROP_WAIT: Duration = Duration::from_secs(1);
 impl Supervisor {
     /// Begins one with default options.
     pub fn builder() -> Builder {
-        Builder { options: Options::default(), listener: None }
+        Builder { options: Options::default(), listener: None, zygote: None }
     }
 
     /// So many workers from now on. More are started at once, as many as `max_starting` allows; who is one too many finishes its work.

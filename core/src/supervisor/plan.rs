@@ -18,8 +18,8 @@
 //! * Each message names slot and generation; one about a process that is gone is counted and dropped.
 //! * DEAD lasts until the next [`Input::Tick`]: the owner hears of the exit first and may say that it was charged to a task. Such an
 //!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
-//! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] with `Spawned` or `SpawnFailed`
-//!   there and then. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
+//! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] once with `Spawned` or `SpawnFailed`,
+//!   there and then or later: until then nothing else is told of that worker, and what would signal it makes it `SpawnFailed`. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
 //! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
 
 use super::event::{Cause, Ended, Event, State, Stats, WorkerId};
@@ -425,6 +425,11 @@ impl Plan {
         self.slots[slot as usize].until
     }
 
+    /// Why a process is ended, while it is.
+    pub(super) fn cause(&self, id: WorkerId) -> Option<Cause> {
+        self.slots.get(id.slot as usize)?.procs().find(|p| p.id == id)?.cause
+    }
+
     /// A live process; a message about any other is late.
     fn proc(&mut self, id: WorkerId) -> Option<(&mut Proc, &Rules)> {
         let found = self.slots.get_mut(id.slot as usize).and_then(|s| s.procs_mut().find(|p| p.id == id));
@@ -624,12 +629,27 @@ impl Plan {
     }
 
     fn spawn_failed(&mut self, id: WorkerId, error: Error, out: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(id.slot as usize) else { return };
+        let main = slot.main.take_if(|p| p.id == id);
+        let successor = main.is_none();
+        let Some(proc) = main.or_else(|| slot.other.take_if(|p| p.id == id)) else {
+            self.stats.late += 1;
+            return;
+        };
         self.stats.spawn_failed += 1;
         out.push(Action::Report(Event::SpawnFailed { worker: id, error: error.clone() }));
-        let Some(slot) = self.slots.get_mut(id.slot as usize) else { return };
-        if slot.main.take_if(|p| p.id == id).is_none() && slot.other.take_if(|p| p.id == id).is_some() {
+        let asked = proc.cause.is_some_and(Cause::is_asked);
+        if successor {
             self.recycling = None;
-            self.retire_failed(id.slot, out);
+            if !asked {
+                self.retire_failed(id.slot, out);
+            }
+        }
+        if asked || proc.cause == Some(Cause::Killed) {
+            // It was given up before it was there.
+            let slot = &mut self.slots[id.slot as usize];
+            (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
+            return;
         }
         self.failed(id, None, None, Some(error), out);
     }

@@ -92,11 +92,13 @@ impl Exit {
     }
 }
 
-/// A child process. Dropping it neither ends nor waits for the process.
+/// A child process, or one that is watched like a child. Dropping it neither ends nor waits for the process.
 #[derive(Debug)]
 pub struct Child {
     pid: libc::pid_t,
     watch: Watch,
+    /// Another process is its parent, as far as is known.
+    foreign: bool,
     /// Set once it was reaped; from then on its pid may belong to another process.
     exit: Mutex<Option<Exit>>,
     epoch: u64,
@@ -363,7 +365,7 @@ pub fn spawn(spec: &Spec<'_>) -> Result<Child> {
         failed: None,
     };
     let (pid, pidfd) = clone(&mut plan)?;
-    let started = watch(pid, pidfd).map(|watch| Child { pid, watch, exit: Mutex::new(None), epoch: fork::epoch() });
+    let started = watch(pid, pidfd).map(|watch| Child { pid, watch, foreign: false, exit: Mutex::new(None), epoch: fork::epoch() });
     match (plan.failed, started) {
         (None, Ok(child)) => Ok(child),
         (None, Err(e)) => {
@@ -465,6 +467,13 @@ fn failure(spec: &Spec<'_>, plan: &Plan, step: &'static str, errno: i32) -> Erro
 }
 
 impl Child {
+    /// A process that another one has forked, by its pidfd. Its status is known if it has become a child of this process, or by Linux 6.15
+    /// and its reaper; else [`try_wait`](Self::try_wait) has neither code nor signal.
+    #[must_use]
+    pub fn adopt(pid: i32, pidfd: OwnedFd) -> Child {
+        Child { pid, watch: Watch::Pidfd(pidfd), foreign: true, exit: Mutex::new(None), epoch: fork::epoch() }
+    }
+
     /// The process id. It may belong to another process once this one was waited for.
     #[must_use]
     pub fn pid(&self) -> i32 {
@@ -531,6 +540,10 @@ impl Child {
         let mut exit = lock(&self.exit);
         if exit.is_some() {
             return Ok(*exit);
+        }
+        // ECHILD says nothing of a process that never was ours.
+        if self.foreign && self.pidfd().is_some_and(|fd| !super::pidfd::has_ended(fd)) {
+            return Ok(None);
         }
         let (kind, id) = match &self.watch {
             Watch::Pidfd(fd) if has(Call::WaitPidfd) => (libc::P_PIDFD, fd.as_raw_fd() as libc::id_t),

@@ -7,3 +7,4 @@ pub mod metrics;
 pub mod ring;
 pub mod supervisor;
 pub mod value;
+pub mod zygote;

@@ -710,3 +710,75 @@ fn a_release_while_a_worker_is_replaced_ends_both() {
     s.exit(id(0, 2));
     assert_eq!(deeds(&s.exit(id(0, 1))), []);
 }
+
+// ---- starts that are answered later ----
+
+/// A supervisor of one worker, which the zygote was asked for, with `kill_grace` 0.
+fn asked() -> (Plan, Vec<Action>) {
+    let mut plan = Plan::new(&Options { kill_grace: Duration::ZERO, ..Options::default() }, 8, 1);
+    let mut out = Vec::new();
+    plan.handle(Input::Scale(1), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Spawn(0, 1)]);
+    (plan, out)
+}
+
+fn unwanted() -> Error {
+    Error::new(ErrorKind::Cancelled, "worker is not wanted any more")
+}
+
+#[test]
+fn a_worker_boots_from_when_it_was_asked_for() {
+    let (mut plan, mut out) = asked();
+    plan.handle(Input::Spawned(id(0, 1), 7), 29_000 * MS, &mut out);
+    assert_eq!(reports(&out), [Event::Spawned { worker: id(0, 1), pid: 7 }]);
+    assert_eq!(plan.next_deadline(), Some(30_000 * MS));
+    plan.handle(Input::Tick, 30_000 * MS, &mut out);
+    assert_eq!(deeds(&out), [Signal(0, libc::SIGKILL)]);
+}
+
+#[test]
+fn a_worker_that_was_given_up_before_it_was_there_is_no_failure() {
+    let (mut plan, mut out) = asked();
+    plan.handle(Input::Kill(id(0, 1)), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Signal(0, libc::SIGKILL)]);
+    plan.handle(Input::SpawnFailed(id(0, 1), unwanted()), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Spawn(0, 2)], "without delay");
+    assert!(reports(&out).iter().all(|e| !matches!(e, Event::StartFailed { .. } | Event::BackOff { .. })));
+    plan.handle(Input::Scale(0), 0, &mut out);
+    plan.handle(Input::SpawnFailed(id(0, 2), unwanted()), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Signal(0, libc::SIGKILL)]);
+    plan.handle(Input::Scale(1), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Spawn(0, 3)], "at once");
+    plan.handle(Input::StopNow, 0, &mut out);
+    assert!(!plan.is_stopped(), "until it is known that there is none");
+    plan.handle(Input::SpawnFailed(id(0, 3), unwanted()), 0, &mut out);
+    assert!(plan.is_stopped());
+    assert_eq!((plan.stats().spawn_failed, plan.stats().exits.total(), plan.stats().spawned), (3, 0, 0));
+}
+
+#[test]
+fn a_worker_that_was_not_there_in_time_is_a_failed_start() {
+    let (mut plan, mut out) = asked();
+    plan.handle(Input::Tick, 30_000 * MS, &mut out);
+    assert_eq!((deeds(&std::mem::take(&mut out)), plan.cause(id(0, 1))), (vec![Signal(0, libc::SIGKILL)], Some(Cause::BootTimeout)));
+    let late = Error::new(ErrorKind::StartFailed, "no answer");
+    plan.handle(Input::SpawnFailed(id(0, 1), late.clone()), 30_000 * MS, &mut out);
+    assert!(reports(&out).contains(&Event::StartFailed { error: late }), "{out:?}");
+}
+
+#[test]
+fn a_successor_that_was_not_there_leaves_its_predecessor() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    let mut out = Vec::new();
+    s.plan.handle(Input::Retire(0), 0, &mut out);
+    assert_eq!(deeds(&std::mem::take(&mut out)), [Spawn(0, 2)]);
+    s.plan.handle(Input::SpawnFailed(id(0, 2), Error::os("fork", libc::EAGAIN)), 0, &mut out);
+    assert!(reports(&out).contains(&Event::RetireFailed { slot: 0 }), "{out:?}");
+    assert_eq!(s.state(0), State::Ready);
+    // Nobody has asked for these.
+    s.tell(Input::SpawnFailed(id(0, 2), unwanted()));
+    s.tell(Input::SpawnFailed(id(7, 2), unwanted()));
+    assert_eq!((s.state(0), s.plan.stats().spawn_failed), (State::Ready, 1));
+}

@@ -8,7 +8,7 @@ use super::super::event::{Cause, Ended, Event, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan, nanos};
 use super::super::restart::Random;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::sys::process::Exit;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
@@ -20,6 +20,8 @@ const SECOND: u64 = 1000 * MS;
 /// One process.
 #[derive(Debug)]
 struct Model {
+    /// The zygote was asked for it.
+    asked: bool,
     /// Until it dies; its exit may be seen later.
     alive: bool,
     said_hello: bool,
@@ -56,6 +58,8 @@ impl Model {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
+    /// The zygote answers.
+    Answer(WorkerId, bool),
     Hello(WorkerId),
     Ready(WorkerId),
     Drained(WorkerId),
@@ -107,6 +111,8 @@ struct World {
     told: Vec<String>,
     verbose: bool,
     spawn_fails: u64,
+    /// Workers that are started later than they are asked for, in percent.
+    forks: u64,
     temper: u64,
     figures: Figures,
 }
@@ -126,6 +132,10 @@ struct Figures {
     late_charged: u64,
     skipped: u64,
     spawn_failed: u64,
+    /// Starts that were answered later, and that were given up before.
+    answered: u64,
+    cancelled: u64,
+    boot_cancelled: u64,
     start_failed: u64,
     retire_failed: u64,
     /// Owner's releases of a live worker, of one that had ended, and of one whose slot had another or was not wanted.
@@ -156,6 +166,7 @@ impl World {
         // From a world in which little goes wrong to one in which everything does.
         let temper = random.below(10);
         let spawn_fails = if random.below(4) == 0 { random.below(100) } else { random.below(3) };
+        let forks = [0, 50, 100][random.below(3) as usize];
         World {
             seed,
             random,
@@ -192,6 +203,7 @@ impl World {
             told: Vec::new(),
             verbose,
             spawn_fails,
+            forks,
             temper,
             figures: Figures::default(),
         }
@@ -262,7 +274,9 @@ impl World {
             goes_on = if self.chance(70) { loop_stops + hang + self.between(0, 3 * SECOND) } else { u64::MAX };
         }
         let drains_in = (!self.rare(15)).then(|| self.between(MS, 6 * SECOND));
+        let judged_by = self.procs.get(&id).map_or(Some(self.now + nanos(self.options.boot_timeout)), |asked| asked.judged_by);
         let model = Model {
+            asked: false,
             alive: true,
             said_hello: false,
             said_ready: false,
@@ -277,14 +291,43 @@ impl World {
             drains_in,
             says_drained: self.chance(50),
             ignores: [self.rare(15), self.rare(15)],
-            judged_by: Some(self.now + nanos(self.options.boot_timeout)),
+            judged_by,
             ready_at: 0,
         };
         self.procs.insert(id, model);
     }
 
+    /// Asks the zygote for it.
+    fn ask(&mut self, id: WorkerId, fails: bool) {
+        let model = Model {
+            asked: true,
+            alive: true,
+            said_hello: false,
+            said_ready: false,
+            ready: false,
+            draining: false,
+            suspected: false,
+            signalled: None,
+            loop_stops: u64::MAX,
+            native_stops: u64::MAX,
+            goes_on: u64::MAX,
+            begins: 0,
+            drains_in: None,
+            says_drained: false,
+            ignores: [false; 2],
+            judged_by: Some(self.now + nanos(self.options.boot_timeout)),
+            ready_at: 0,
+        };
+        self.procs.insert(id, model);
+        // At times it hangs, and never answers.
+        if !self.rare(10) {
+            let after = self.between(0, 3 * SECOND);
+            self.at(after, What::Answer(id, !fails));
+        }
+    }
+
     fn die(&mut self, id: WorkerId, code: i32, signal: i32) {
-        let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive) else { return };
+        let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive && !m.asked) else { return };
         model.alive = false;
         let exit = if signal == 0 {
             Exit { code: Some(code), signal: None, core_dumped: false }
@@ -298,6 +341,18 @@ impl World {
 
     fn happens(&mut self, what: What) {
         match what {
+            What::Answer(id, starts) => {
+                // Whom nobody wants any more is killed, and nobody hears of it.
+                if self.procs.get(&id).is_some_and(|m| m.asked) {
+                    self.figures.answered += 1;
+                    if starts {
+                        self.start(id);
+                        self.mail.push_back(Input::Spawned(id, 1));
+                    } else {
+                        self.mail.push_back(Input::SpawnFailed(id, Error::os("fork", libc::EAGAIN)));
+                    }
+                }
+            }
             What::Hello(id) => {
                 if let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive) {
                     model.said_hello = true;
@@ -405,7 +460,8 @@ impl World {
                 let known = self.gone.iter().next_back().copied();
                 let id = known.unwrap_or(WorkerId { slot: self.random.below(9) as u32, generation: 0 });
                 let exit = Exit { code: Some(0), signal: None, core_dumped: false };
-                let input = match self.random.below(6) {
+                let input = match self.random.below(7) {
+                    6 => Input::SpawnFailed(id, Error::os("fork", libc::EAGAIN)),
                     0 => Input::Hello(id),
                     1 => Input::Ready(id),
                     2 => Input::Beats(id, 1, 1),
@@ -444,6 +500,7 @@ impl World {
     fn tell(&mut self, input: Input) {
         let mut released = None;
         match &input {
+            Input::SpawnFailed(id, _) => self.did_not_start(*id),
             Input::Release(id) if self.plan.wants(id.slot) && self.holder(id.slot) == Some(*id) => {
                 self.wanted -= 1;
                 released = Some(id.slot);
@@ -554,13 +611,14 @@ impl World {
             self.must(self.now >= self.probed_at + probe, || format!("{id} is started while degraded"));
             self.probed_at = self.now;
         }
-        if self.random.below(100) < self.spawn_fails {
+        let fails = self.random.below(100) < self.spawn_fails;
+        if self.random.below(100) < self.forks {
+            self.note(|| format!("{id} is asked for"));
+            self.ask(id, fails);
+        } else if fails {
             self.note(|| format!("{id} cannot be started"));
-            self.gone.insert(id);
-            self.figures.spawn_failed += 1;
-            let other = self.procs.keys().any(|o| o.slot == id.slot);
-            self.unstable.push((id, self.now, other));
-            self.last_failure.remove(&id.slot);
+            self.procs.remove(&id);
+            self.not_started(id);
             self.tell(Input::SpawnFailed(id, Error::os("clone", [libc::EAGAIN, libc::EMFILE][id.slot as usize % 2])));
         } else {
             self.note(|| format!("{id} starts"));
@@ -569,8 +627,47 @@ impl World {
         }
     }
 
+    /// What was asked for has failed, or was given up.
+    fn did_not_start(&mut self, id: WorkerId) {
+        if !self.procs.get(&id).is_some_and(|m| m.asked) {
+            return;
+        }
+        let cause = self.plan.cause(id);
+        self.procs.remove(&id);
+        if cause.is_some_and(|cause| cause.is_asked() || cause == Cause::Killed) {
+            self.gone.insert(id);
+            self.figures.cancelled += 1;
+            if !self.was_replaced(id) {
+                self.owed.insert(id.slot);
+            }
+            self.excuses.entry(id.slot).or_default().push(self.now);
+        } else {
+            self.figures.boot_cancelled += u64::from(cause == Some(Cause::BootTimeout));
+            self.not_started(id);
+        }
+    }
+
+    /// A start has failed, and counts.
+    fn not_started(&mut self, id: WorkerId) {
+        self.gone.insert(id);
+        self.figures.spawn_failed += 1;
+        let other = self.procs.keys().any(|o| o.slot == id.slot);
+        self.unstable.push((id, self.now, other));
+        self.owed.remove(&id.slot);
+        self.last_failure.remove(&id.slot);
+    }
+
+    /// Its slot has a later one that was ready.
+    fn was_replaced(&self, id: WorkerId) -> bool {
+        self.were_ready.iter().any(|o| o.slot == id.slot && o.generation > id.generation)
+    }
+
     fn signalled(&mut self, id: WorkerId, signal: i32) {
         self.note(|| format!("{id} gets signal {signal}"));
+        if self.procs.get(&id).is_some_and(|m| m.asked) {
+            self.mail.push_back(Input::SpawnFailed(id, Error::new(ErrorKind::Cancelled, "worker is not wanted any more")));
+            return;
+        }
         let clock = self.now - self.suspended;
         let kill_grace = nanos(self.options.kill_grace);
         let now = self.now;
@@ -715,7 +812,7 @@ impl World {
         self.figures.charged += u64::from(charged && !cause.is_asked());
         let stable = uptime.is_some_and(|u| u >= nanos(self.options.min_uptime));
         self.last_failure.remove(&id.slot);
-        let replaced = self.were_ready.iter().any(|o| o.slot == id.slot && o.generation > id.generation);
+        let replaced = self.was_replaced(id);
         if charged || cause.is_asked() || cause == Cause::Killed {
             if !replaced {
                 self.owed.insert(id.slot);
@@ -912,6 +1009,9 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.late_charged += f.late_charged;
         sum.skipped += f.skipped;
         sum.spawn_failed += f.spawn_failed;
+        sum.answered += f.answered;
+        sum.cancelled += f.cancelled;
+        sum.boot_cancelled += f.boot_cancelled;
         sum.start_failed += f.start_failed;
         sum.retire_failed += f.retire_failed;
         sum.released += f.released;
@@ -922,6 +1022,7 @@ fn in_every_world_the_invariants_hold_after_each_step() {
     }
     assert!(failed.is_empty(), "{} of {seeds} seeds fail, run one with OFFLOOP_SEED=n: {failed:?}", failed.len());
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
+    let Figures { answered, cancelled, boot_cancelled, .. } = sum;
     let Figures { skipped, spawn_failed, start_failed, retire_failed, released, released_dead, released_late, stopped, late, .. } = sum;
     let each = [
         steps,
@@ -936,6 +1037,9 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         late_charged,
         skipped,
         spawn_failed,
+        answered,
+        cancelled,
+        boot_cancelled,
         start_failed,
         retire_failed,
         released,
