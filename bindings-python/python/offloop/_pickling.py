@@ -60,7 +60,7 @@ def _names_main(data: bytes) -> bool:
     return b"_main__" in data
 
 
-def _load_main() -> None:
+def load_main() -> None:
     """Makes `__main__` of the host known here, once."""
     global _loading
     if not _is_worker or _main is None or "__mp_main__" in sys.modules:
@@ -82,7 +82,7 @@ def _loads(data: bytes, **options: Any) -> Any:
     """Loads what a host pickled, with what it expects to be there."""
     global _authkey
     if _names_main(data):
-        _load_main()
+        load_main()
     if _authkey is not None and b"multiprocessing" in data:
         from multiprocessing.process import current_process
 

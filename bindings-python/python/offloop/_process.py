@@ -42,8 +42,9 @@ class ProcessPool(_ProcessPool, _Mapping):
     second) replace them by use, age and size (default: no limit); what one runs goes on. `concurrency` (default 1): tasks at once per worker, on threads. `max_queue` (default 65,536) bounds what waits; when it is full, `submit` waits
     for room (`on_full="wait"`) or raises Full (`"reject"`; and always on a thread with a running event loop).
 
-    `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: modules that a worker
-    imports first. `context`: what `current_task().context` is there. `env`: variables that are added to this process's, or removed by
+    `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: names of modules;
+    workers are forks of one process that has imported them, starts with the pool and has no threads (default: none; each worker is
+    started by exec). `"__main__"` is this program's script. `context`: what `current_task().context` is there. `env`: variables that are added to this process's, or removed by
     None. `nice` (default 0) is added to the niceness. `name`: in metrics. `cancel_grace` (default 1 s): what a running task has to see
     that it was killed, or that its timeout has passed, before its worker is ended and replaced. `trace`: as of a ThreadPool.
 
@@ -95,15 +96,16 @@ class ProcessPool(_ProcessPool, _Mapping):
         if len(given) > 1:
             raise InvalidError(f"invalid: options exclude each other (options={' '.join(given)})")
         by_name = node is not None or command is not None
-        if by_name and (initializer is not None or teardown is not None):
-            raise InvalidError("invalid: workers of another program have no initializer and no teardown of this one's")
+        modules = _modules(preload)
+        if by_name and (initializer is not None or teardown is not None or modules):
+            raise InvalidError("invalid: workers of another program have no initializer, no teardown and no modules of this one's")
         if command is not None:
             started = [os.fspath(part) for part in command]
         elif node is not None:
             started = _node_command(os.fspath(node))
         else:
             started = _python_command(python)
-        setup = b"" if by_name else _setup(python is not None, initializer, tuple(initargs), teardown, context, preload)
+        setup = b"" if by_name else _setup(python is not None, initializer, tuple(initargs), teardown, context, modules)
         options = {
             "max_workers": max_workers,
             "min_workers": min_workers,
@@ -119,7 +121,8 @@ class ProcessPool(_ProcessPool, _Mapping):
             "name": name,
             "tracer": tracer_of(trace, name or "processes"),
         }
-        self._open(started, _environment(env), setup, by_name, options)
+        zygote = _zygote_setup(python is not None, modules) if modules else None
+        self._open(started, _environment(env), setup, zygote, by_name, options)
         self._sources: set[weakref.ref[_Source]] = set()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
@@ -339,31 +342,48 @@ def _environment(env: Mapping[str, str | None] | None) -> list[tuple[str, str]] 
     return [(name, value) for name, value in whole.items() if value is not None]
 
 
+def _modules(preload: Iterable[str]) -> list[str]:
+    modules = [preload] if isinstance(preload, str) else list(preload)
+    for module in modules:
+        if not isinstance(module, str):
+            raise InvalidError(f"invalid: option has the wrong type (option=preload, value={module!r}, want=names of modules)")
+    return modules
+
+
+def _surroundings(elsewhere: bool, modules: list[str]) -> dict[str, Any]:
+    # The empty entry is the working directory of this process now.
+    path = [entry or os.getcwd() for entry in sys.path]
+    return {
+        "main": _pickling.main_of_host(),
+        "sys_path": None if elsewhere else path,
+        "sys_argv": None if elsewhere else list(sys.argv),
+        "preload": modules,
+    }
+
+
+def _zygote_setup(elsewhere: bool, modules: list[str]) -> bytes:
+    """What the process reads that workers are forked from."""
+    import pickle
+
+    return pickle.dumps(_surroundings(elsewhere, modules), 5)
+
+
 def _setup(
     elsewhere: bool,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
     teardown: Callable[[], object] | None,
     context: Any,
-    preload: Iterable[str],
+    modules: list[str],
 ) -> bytes:
     """What each worker reads at its start. `elsewhere`: another interpreter, which has modules of its own."""
     import pickle
     from multiprocessing.process import current_process
 
-    modules = [preload] if isinstance(preload, str) else list(preload)
-    for module in modules:
-        if not isinstance(module, str):
-            raise InvalidError(f"invalid: option has the wrong type (option=preload, value={module!r}, want=names of modules)")
-    # The empty entry is the working directory of this process now.
-    path = [entry or os.getcwd() for entry in sys.path]
     given = {
-        "main": _pickling.main_of_host(),
+        **_surroundings(elsewhere, modules),
         # A worker is a child of this process to multiprocessing's managers and connections.
         "authkey": bytes(current_process().authkey),
-        "sys_path": None if elsewhere else path,
-        "sys_argv": None if elsewhere else list(sys.argv),
-        "preload": modules,
         "context": _pickling.dump_setup("context", context),
         "initializer": None if initializer is None else _pickling.dump_setup("initializer", (initializer, initargs)),
         "teardown": None if teardown is None else _pickling.dump_setup("teardown", teardown),

@@ -7,6 +7,7 @@ and at the end.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import pickle
@@ -17,7 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from . import _pickling
-from ._native import _WorkerProcess
+from ._native import _WorkerProcess, _Zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
+    zygote = _Zygote.attach()
+    if zygote is not None:
+        _hatch(zygote)
     lane = _WorkerProcess.attach()
     if lane is None:
         sys.stderr.write("offloop.worker: a ProcessPool starts this program\n")
@@ -49,19 +53,54 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _hatch(zygote: _Zygote) -> None:
+    """Imports what workers need, and forks them: returns in each of them. The process that forks ends here, without its exit handlers:
+    these are the workers'."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.pop("OFFLOOP_ZYGOTE")
+    try:
+        _surround(pickle.loads(zygote.setup), None)
+        # Nothing of this is collected, so that the pages stay shared with the workers.
+        gc.collect()
+        gc.freeze()
+        # What is left in a buffer would be written by each worker.
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException as e:
+        zygote.fail("".join(traceback.format_exception(e)).strip())
+        os._exit(1)
+    try:
+        is_worker = zygote.serve(os.fork)
+    except BaseException:
+        os._exit(1)
+    if not is_worker:
+        os._exit(0)
+    # As Python does it for `random` after a fork.
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+
+
+def _surround(given: dict[str, Any], authkey: bytes | None) -> None:
+    """Makes this process like that of the pool, and imports what is to be there first."""
+    _pickling.begin_worker(given["main"], authkey)
+    if given["sys_path"] is not None:
+        sys.path[:] = given["sys_path"]
+    if given["sys_argv"] is not None:
+        sys.argv[:] = given["sys_argv"]
+    for module in given["preload"]:
+        if module == "__main__":
+            _pickling.load_main()
+        else:
+            __import__(module)
+
+
 def _prepare(setup: bytes, script: str | None) -> tuple[dict[str, Callable[..., Any]], Any, Callable[[], object] | None]:
     exports: dict[str, Callable[..., Any]] = {}
     context: Any = None
     teardown: Callable[[], object] | None = None
     if setup[:1] == b"\x02":
         given = pickle.loads(setup[1:])
-        _pickling.begin_worker(given["main"], given["authkey"])
-        if given["sys_path"] is not None:
-            sys.path[:] = given["sys_path"]
-        if given["sys_argv"] is not None:
-            sys.argv[:] = given["sys_argv"]
-        for module in given["preload"]:
-            __import__(module)
+        _surround(given, given["authkey"])
         context = _pickling.load_function(given["context"])
         if given["teardown"] is not None:
             teardown = _pickling.load_function(given["teardown"])

@@ -6,8 +6,8 @@
 //!     reply ◄── Future, _Awaitable ◄────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! * `form`: the bytes of Python's own requests and replies; `reply`: what came back; `worker`: the other side.
 //! * `stream`: what a generator yields, and `give`: how its worker sends it.
+//! * `form`: the bytes of Python's own requests and replies; `reply`: what came back; `worker`: the other side; `zygote`: the process that workers are forks of.
 //! * `shared`: memory that requests refer to; `dropped`: pools that nobody refers to any more.
 
 mod dropped;
@@ -17,6 +17,7 @@ mod reply;
 mod shared;
 mod stream;
 mod worker;
+mod zygote;
 
 pub(crate) use reply::{outcome, progress};
 
@@ -265,12 +266,15 @@ impl PyProcessPool {
     }
 
     /// `options`: as `ProcessPool.__init__` has them, checked here. `command`: program and arguments. `by_name`: workers do not take pickles.
+    /// `zygote`: what the process reads that workers are forked from, None for none.
+    #[expect(clippy::too_many_arguments, reason = "called from one place")]
     fn _open(
         &self,
         py: Python<'_>,
         command: Vec<OsString>,
         env: Option<Vec<(OsString, OsString)>>,
         setup: Vec<u8>,
+        zygote: Option<Vec<u8>>,
         by_name: bool,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
@@ -338,12 +342,17 @@ impl PyProcessPool {
         let mut command = command.into_iter();
         let program = command.next().ok_or_else(|| raise(py, &Error::invalid("command is empty").with("option", "command")))?;
         let args: Vec<OsString> = command.collect();
-        let built = ProcessPool::builder().options(o).concurrency(concurrency).cancel_grace(grace).setup(setup).build(move |_| {
+        let spec = move || {
             let mut spec = Spec::new(program.clone());
             spec.args.clone_from(&args);
             spec.env.clone_from(&env);
             Ok(spec)
-        });
+        };
+        let mut builder = ProcessPool::builder().options(o).concurrency(concurrency).cancel_grace(grace).setup(setup);
+        if let Some(zygote) = zygote {
+            builder = builder.zygote(zygote, spec.clone());
+        }
+        let built = builder.build(move |_| spec());
         let pool = built.map_err(|e| raise(py, &e))?;
         let shared =
             Shared { pool, known: Mutex::default(), wait_when_full, by_name, closing: AtomicBool::new(false), arena: PyOnceLock::new() };
@@ -551,5 +560,6 @@ pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     shared::install(m)?;
     m.add_class::<PyProcessPool>()?;
     m.add_class::<PyStream>()?;
-    m.add_class::<worker::PyWorkerProcess>()
+    m.add_class::<worker::PyWorkerProcess>()?;
+    m.add_class::<zygote::PyZygote>()
 }

@@ -23,7 +23,7 @@ use crate::pool::looped::{Fed, Given, LoopHost, LoopOptions, LoopWorker, held_at
 use crate::pool::options::{PoolOptions, SubmitOptions};
 use crate::pool::task::{Task, Work};
 use crate::pool::thread::{SubmitError, ThreadPool};
-use crate::supervisor::{self, Cause, Ended, Event, Launch, Supervisor, WorkerId};
+use crate::supervisor::{self, Cause, Ended, Event, Launch, Supervisor, WorkerId, Zygote};
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
@@ -34,7 +34,7 @@ use crate::wire::lane::{POOL_BELL, WAITER_BELL};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,15 @@ const FIRST_FD: RawFd = 10;
 
 type Launcher = Box<dyn FnMut(WorkerId) -> Result<Spec<'static>> + Send>;
 type Listener = Box<dyn FnMut(&Event) + Send>;
+type ZygoteLauncher = Box<dyn FnMut() -> Result<Spec<'static>> + Send>;
+
+/// What the pool's owner has given for its supervisor.
+struct Starter {
+    launch: Mutex<Launcher>,
+    listener: Mutex<Option<Listener>>,
+    /// With what it reads.
+    zygote: Option<(Mutex<ZygoteLauncher>, Vec<u8>)>,
+}
 
 /// Makes a [`ProcessPool`].
 pub struct ProcessPoolBuilder {
@@ -56,6 +65,7 @@ pub struct ProcessPoolBuilder {
     setup: Vec<u8>,
     supervision: supervisor::Options,
     listener: Option<Listener>,
+    zygote: Option<(ZygoteLauncher, Vec<u8>)>,
 }
 
 impl fmt::Debug for ProcessPoolBuilder {
@@ -108,15 +118,24 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Makes workers forks of one process ([`supervisor::zygote`]), which starts with the pool, loads what they need, and lives as long as the
+    /// pool. `launch` says what to run, on the supervisors' thread; `setup` is what it reads. Default: each worker is started by exec.
+    #[must_use]
+    pub fn zygote(mut self, setup: Vec<u8>, launch: impl FnMut() -> Result<Spec<'static>> + Send + 'static) -> Self {
+        self.zygote = Some((Box::new(launch), setup));
+        self
+    }
+
     /// Checks the options and makes the pool. `launch` says what to start for each worker, on the supervisors' thread; no process and no
-    /// thread starts before the first task.
+    /// thread starts before the first task, but for those of a zygote.
     ///
     /// # Errors
-    /// `Invalid`, naming the option, its value and the limits; `Os` when there is no fd or memory for the pool.
+    /// `Invalid`, naming the option, its value and the limits; `Os` when there is no fd or memory for the pool, or no thread for its zygote.
     pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Spec<'static>> + Send + 'static) -> Result<ProcessPool> {
         self.supervision.check()?;
         let idle_timeout = self.options.idle_timeout;
         let max_memory = self.options.max_worker_memory;
+        let has_zygote = self.zygote.is_some();
         let host = Arc::new_cyclic(|me| Host {
             me: me.clone(),
             name: self.options.name.clone(),
@@ -130,7 +149,11 @@ impl ProcessPoolBuilder {
             bells: OnceLock::new(),
             leading: AtomicBool::new(false),
             supervision: self.supervision,
-            starter: Mutex::new(Some((Box::new(launch), self.listener))),
+            starter: Mutex::new(Some(Arc::new(Starter {
+                launch: Mutex::new(Box::new(launch)),
+                listener: Mutex::new(self.listener),
+                zygote: self.zygote.map(|(launch, setup)| (Mutex::new(launch), setup)),
+            }))),
             supervisor: OnceLock::new(),
             seats: Mutex::default(),
             last_tag: AtomicU64::new(0),
@@ -143,6 +166,9 @@ impl ProcessPoolBuilder {
         // Limits are checked; now what is needed before anything can be submitted.
         let _ = host.payloads.set(Payloads::new()?);
         let _ = host.bells.set([EventFd::new()?, EventFd::new()?]);
+        if has_zygote {
+            host.ensure_supervisor()?;
+        }
         Ok(ProcessPool(Arc::new(Handle { pool, host })))
     }
 }
@@ -174,6 +200,7 @@ impl ProcessPool {
             setup: Vec::new(),
             supervision,
             listener: None,
+            zygote: None,
         }
     }
 
@@ -408,6 +435,14 @@ impl Seats {
     }
 }
 
+/// A terminal's Ctrl-C is the host's; so is its input.
+fn apart(spec: &mut Spec<'static>, nice: i32) -> Result<Vec<(OwnedFd, RawFd)>> {
+    spec.nice = nice;
+    spec.new_group = true;
+    let null = std::fs::File::open("/dev/null").map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?;
+    Ok(vec![(null.into(), 0)])
+}
+
 /// The pool's processes.
 struct Host {
     me: Weak<Host>,
@@ -425,7 +460,8 @@ struct Host {
     /// There is such a waiter.
     leading: AtomicBool,
     supervision: supervisor::Options,
-    starter: Mutex<Option<(Launcher, Option<Listener>)>>,
+    /// Until the supervisor has it.
+    starter: Mutex<Option<Arc<Starter>>>,
     supervisor: OnceLock<Supervisor>,
     seats: Mutex<Seats>,
     last_tag: AtomicU64,
@@ -537,49 +573,47 @@ impl Host {
         &self.bells()[0]
     }
 
-    /// The supervisor and the thread, at the first worker.
-    fn ensure_started(&self) -> Result<()> {
-        let mut starter = lock(&self.starter);
-        if self.supervisor.get().is_none() {
-            let Some((launch, listener)) = starter.take() else {
-                return Err(Error::new(ErrorKind::StartFailed, "the pool's supervisor could not be started").with("pool", &self.name));
-            };
-            let (launch, listener) = (Arc::new(Mutex::new(launch)), Arc::new(Mutex::new(listener)));
-            let on_launch = {
-                let (me, launch) = (self.me.clone(), launch.clone());
-                move |id| {
-                    let gone = || Error::new(ErrorKind::Closed, "the pool is gone");
-                    me.upgrade().ok_or_else(gone)?.launch(id, &mut **lock(&launch))
+    fn ensure_supervisor(&self) -> Result<()> {
+        let mut place = lock(&self.starter);
+        let Some(starter) = place.clone() else { return Ok(()) };
+        let on_launch = {
+            let (me, starter) = (self.me.clone(), starter.clone());
+            move |id| {
+                let gone = || Error::new(ErrorKind::Closed, "the pool is gone");
+                me.upgrade().ok_or_else(gone)?.launch(id, &mut **lock(&starter.launch))
+            }
+        };
+        let on_event = {
+            let (me, starter) = (self.me.clone(), starter.clone());
+            move |event: &Event| {
+                if let Some(host) = me.upgrade() {
+                    host.on_event(event);
                 }
-            };
-            let on_event = {
-                let (me, listener) = (self.me.clone(), listener.clone());
-                move |event: &Event| {
-                    if let Some(host) = me.upgrade() {
-                        host.on_event(event);
-                    }
-                    if let Some(listener) = &mut *lock(&listener) {
-                        listener(event);
-                    }
-                }
-            };
-            let built = Supervisor::builder()
-                .options(supervisor::Options { workers: 0, ..self.supervision.clone() })
-                .on_event(on_event)
-                .build(on_launch);
-            match built {
-                Ok(supervisor) => drop(self.supervisor.set(supervisor)),
-                Err(error) => {
-                    // The next worker tries again; nothing of the failed supervisor is left to call these.
-                    if let (Some(launch), Some(listener)) = (Arc::into_inner(launch), Arc::into_inner(listener)) {
-                        let inner = |e: std::sync::PoisonError<_>| e.into_inner();
-                        *starter =
-                            Some((launch.into_inner().unwrap_or_else(inner), listener.into_inner().unwrap_or_else(|e| e.into_inner())));
-                    }
-                    return Err(error);
+                if let Some(listener) = &mut *lock(&starter.listener) {
+                    listener(event);
                 }
             }
+        };
+        let options = supervisor::Options { workers: 0, ..self.supervision.clone() };
+        let mut builder = Supervisor::builder().options(options).on_event(on_event);
+        if starter.zygote.is_some() {
+            let (starter, nice) = (starter.clone(), self.nice);
+            builder = builder.zygote(move || {
+                let (launch, setup) = starter.zygote.as_ref().expect("as was asked");
+                let mut spec = (*lock(launch))()?;
+                let fds = apart(&mut spec, nice)?;
+                Ok(Zygote { launch: Launch { spec, env: Vec::new(), fds }, setup: setup.clone() })
+            });
         }
+        // If it fails, the next worker tries again.
+        let _ = self.supervisor.set(builder.build(on_launch)?);
+        *place = None;
+        Ok(())
+    }
+
+    /// The supervisor and the thread, at the first worker.
+    fn ensure_started(&self) -> Result<()> {
+        self.ensure_supervisor()?;
         let mut seats = lock(&self.seats);
         if !seats.pumping {
             let host = self.me.upgrade().expect("its pool calls");
@@ -612,12 +646,7 @@ impl Host {
         )?;
         let ((name, value), mut fds) = ends.launch(FIRST_FD);
         let env = vec![(name.into(), value.into())];
-        spec.nice = self.nice;
-        // A terminal's Ctrl-C is the host's; so is its input.
-        spec.new_group = true;
-        let null =
-            std::fs::File::open("/dev/null").map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?;
-        fds.push((null.into(), 0));
+        fds.extend(apart(&mut spec, self.nice)?);
         let seat = Seat {
             id,
             tag: self.last_tag.fetch_add(1, Ordering::Relaxed) + 1,

@@ -38,7 +38,8 @@ fn exec(spec: Spec<'_>, extra: Vec<(OsString, OsString)>, fds: &[(BorrowedFd<'_>
     let mut spec: Spec<'_> = spec;
     spec.fds.extend(fds);
     let mut env = spec.env.take().unwrap_or_else(|| std::env::vars_os().collect());
-    env.retain(|(name, _)| extra.iter().all(|(other, _)| other != name));
+    // This process's own is not the worker's.
+    env.retain(|(name, _)| name != ENV && extra.iter().all(|(other, _)| other != name));
     env.extend(extra);
     spec.env = Some(env);
     spec.death_signal = spec.death_signal.or(Some(libc::SIGKILL));
