@@ -188,6 +188,9 @@ def test_leaving_amap_cancels_what_is_in_flight_and_reads_no_further() -> None:
         async for i in results:
             if i == 5:
                 break
+        # Whoever reads slowly is read for slowly.
+        await trio.sleep(0.3)
+        assert len(read) < 5000
         await results.aclose()  # type: ignore[attr-defined]
         so_far = len(read)
         await trio.sleep(0.05)
