@@ -26,6 +26,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyFloat, PyInt, PyMemoryView, PySlice, PyString};
+use std::borrow::Cow;
 use std::ops::Range;
 
 pub(super) const VALUES: u8 = 0;
@@ -181,8 +182,13 @@ impl Message {
         out
     }
 
+    /// Calls `f` with all parts in order, `front` first.
+    pub(super) fn with_parts<R>(&self, front: &[u8], f: impl FnOnce(&[&[u8]]) -> R) -> R {
+        if self.buffers.is_empty() { f(&[front]) } else { f(&self.parts(front)) }
+    }
+
     /// All parts in order, `front` first.
-    pub(super) fn parts<'a>(&'a self, front: &'a [u8]) -> Vec<&'a [u8]> {
+    fn parts<'a>(&'a self, front: &'a [u8]) -> Vec<&'a [u8]> {
         let mut parts = Vec::with_capacity(1 + 2 * self.buffers.len());
         parts.push(front);
         let mut at = front.len();
@@ -210,12 +216,12 @@ fn corrupt(py: Python<'_>, why: &'static str, len: usize) -> PyErr {
     raise(py, &Error::new(ErrorKind::Corrupt, why).with("len", len))
 }
 
-/// A message that came. What is read of it is a private copy: who wrote it may write on.
-pub(super) struct Reader {
+/// A message that came. What is read of it is private, or a copy: who wrote it may write on.
+pub(super) struct Reader<'a> {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) count: u8,
-    front: Vec<u8>,
+    front: Cow<'a, [u8]>,
     head: Range<usize>,
     stream: Range<usize>,
     buffers: Vec<Place>,
@@ -244,27 +250,51 @@ unsafe fn take(from: *const u8, at: usize, len: usize) -> Vec<u8> {
     out
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
+    /// Of a message that nobody else writes.
+    ///
+    /// # Errors
+    /// CorruptError for what is no message of this form.
+    pub(super) fn of(py: Python<'_>, message: &'a [u8]) -> PyResult<Reader<'a>> {
+        // SAFETY: the slice is borrowed during the call.
+        unsafe { Reader::from_parts(py, message.as_ptr(), message.len(), |end| Cow::Borrowed(&message[..end])) }
+    }
+
+    /// Of a message that its writer may write on.
+    ///
     /// # Errors
     /// CorruptError for what is no message of this form.
     ///
     /// # Safety
     /// `len` bytes stay readable at `from` during the call.
-    pub(super) unsafe fn new(py: Python<'_>, from: *const u8, len: usize) -> PyResult<Reader> {
+    pub(super) unsafe fn new(py: Python<'_>, from: *const u8, len: usize) -> PyResult<Reader<'static>> {
+        // SAFETY: by the contract; the front is at most as long.
+        unsafe { Reader::from_parts(py, from, len, |end| Cow::Owned(take(from, 0, end))) }
+    }
+
+    /// `front(end)`: what the reader keeps of the first `end` bytes, of which there are as many.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    unsafe fn from_parts<'b>(
+        py: Python<'_>,
+        from: *const u8,
+        len: usize,
+        front: impl FnOnce(usize) -> Cow<'b, [u8]>,
+    ) -> PyResult<Reader<'b>> {
         let short = || corrupt(py, "message of a worker is shorter than it says", len);
         if len < FIXED {
             return Err(short());
         }
-        // SAFETY: inside of `len`, as checked.
-        let fixed = unsafe { take(from, 0, FIXED) };
+        // SAFETY: inside of `len`, as checked; bytes have no alignment.
+        let fixed = unsafe { from.cast::<[u8; FIXED]>().read_unaligned() };
         let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let head = u32::from_le_bytes(fixed[4..8].try_into().expect("four bytes")) as usize;
         let stream = usize::try_from(u64_at(&fixed, 8)).unwrap_or(usize::MAX);
         let count = usize::try_from(u64_at(&fixed, 16)).unwrap_or(usize::MAX);
         let table = count.checked_mul(16).and_then(|n| n.checked_add(FIXED)).filter(|n| *n <= len).ok_or_else(short)?;
         let end = table.checked_add(head).and_then(|n| n.checked_add(stream)).filter(|n| *n <= len).ok_or_else(short)?;
-        // SAFETY: inside of `len`, as checked.
-        let front = unsafe { take(from, 0, end) };
+        let front = front(end);
         let buffers = (0..count)
             .map(|i| {
                 let (at, size) = (u64_at(&front, FIXED + 16 * i), u64_at(&front, FIXED + 16 * i + 8));

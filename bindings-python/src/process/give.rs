@@ -105,7 +105,7 @@ impl PyGive {
             message = pickled(helper(py, &DUMP, "dump_result")?.call1((value,))?, None)?;
         }
         let front = message.front(&[]);
-        Ok(message.parts(&front).concat())
+        Ok(message.with_parts(&front, |parts| parts.concat()))
     }
 
     fn keep_going(&self) -> Result<(), Error> {

@@ -157,10 +157,9 @@ impl Shared {
         }
         message.flags = flags | more;
         let front = message.front(pickle.as_bytes());
-        let parts = message.parts(&front);
         let long = message.long() >= crate::copy::SLICE;
         let shared = message.shared();
-        wait::detached_if(py, long, || self.pool.request_with(&parts, shared)).map_err(|e| raise(py, &e))
+        message.with_parts(&front, |parts| wait::detached_if(py, long, || self.pool.request_with(parts, shared))).map_err(|e| raise(py, &e))
     }
 
     /// The request of a call that any language understands.

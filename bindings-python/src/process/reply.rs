@@ -29,8 +29,7 @@ fn read(py: Python<'_>, reply: Value) -> PyResult<Outcome> {
             if slice.first().is_none_or(|form| form & !FAILED != PYTHON) {
                 return common(py, slice);
             }
-            // SAFETY: the slice is borrowed during the call.
-            let reader = unsafe { Reader::new(py, slice.as_ptr(), slice.len())? };
+            let reader = Reader::of(py, slice)?;
             if !reader.has_buffers() {
                 return python(py, &reader, None);
             }
@@ -47,6 +46,7 @@ pub(super) fn record<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, 
     let outcome = if bytes.first().is_none_or(|form| form & !FAILED != PYTHON) {
         common(py, bytes)?
     } else {
+        // Its worker may still write a frame.
         // SAFETY: the slice is borrowed during the call.
         let reader = unsafe { Reader::new(py, bytes.as_ptr(), bytes.len())? };
         if reader.has_buffers() {

@@ -60,11 +60,33 @@ impl Control for Running {
     }
 }
 
+/// Functions by their pickles.
+#[derive(Default)]
+struct Functions {
+    all: HashMap<Vec<u8>, Py<PyAny>>,
+    /// The one that was called last: most calls come in a row.
+    last: Option<(Vec<u8>, Py<PyAny>)>,
+}
+
+impl Functions {
+    fn get<'py>(&mut self, py: Python<'py>, pickle: &[u8]) -> Option<Bound<'py, PyAny>> {
+        if let Some((known, function)) = &self.last
+            && known == pickle
+        {
+            return Some(function.bind(py).clone());
+        }
+        let function = self.all.get(pickle)?.clone_ref(py);
+        // What was last is in `all` as well, so no object is freed here.
+        self.last = Some((pickle.to_vec(), function.clone_ref(py)));
+        Some(function.into_bound(py))
+    }
+}
+
 /// This process as a worker of a ProcessPool.
 #[pyclass(name = "_WorkerProcess", module = "offloop._native", frozen)]
 pub(super) struct PyWorkerProcess {
     worker: Worker,
-    functions: Mutex<HashMap<Vec<u8>, Py<PyAny>>>,
+    functions: Mutex<Functions>,
     /// One thread waits at a time; the next one sees what it leaves.
     waits: Mutex<()>,
 }
@@ -175,8 +197,7 @@ impl PyWorkerProcess {
             }
             None => {
                 let request = job.request();
-                // SAFETY: the slice is borrowed during the call.
-                reader = unsafe { Reader::new(py, request.as_ptr(), request.len())? };
+                reader = Reader::of(py, request)?;
                 if reader.has_buffers() {
                     payload = pyo3::types::PyByteArray::new(py, request).into_any();
                     // SAFETY: the object is a bytearray, which nobody resizes: only views of it are handed out.
@@ -194,9 +215,9 @@ impl PyWorkerProcess {
         let give = |returned| if is_stream { give_all(py, &self.worker, job.index, returned, false) } else { Ok(returned) };
         let function = self.function(py, reader.head(), reader.flags)?;
         if reader.kind == form::VALUES {
-            let args = PyTuple::new(py, reader.values(py, memory.as_ref())?)?;
-            drop(memory);
-            return function.call1(args).and_then(give);
+            let returned =
+                if reader.count == 0 { function.call0() } else { function.call1(PyTuple::new(py, reader.values(py, memory.as_ref())?)?) };
+            return returned.and_then(give);
         }
         let shared = |at, len| self.shared(py, at, len, kept);
         let views = PyList::new(py, reader.views(py, memory.as_ref(), shared)?)?;
@@ -219,16 +240,16 @@ impl PyWorkerProcess {
     fn function<'py>(&self, py: Python<'py>, pickle: &[u8], flags: u8) -> PyResult<Bound<'py, PyAny>> {
         static LOAD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         if flags & BY_NAME != 0
-            && let Some(function) = lock(&self.functions).get(pickle)
+            && let Some(function) = lock(&self.functions).get(py, pickle)
         {
-            return Ok(function.bind(py).clone());
+            return Ok(function);
         }
         let function = helper(py, &LOAD, "load_function")?.call1((PyBytes::new(py, pickle),))?;
         if flags & BY_NAME != 0 {
             let old = {
                 let mut functions = lock(&self.functions);
-                let old = if functions.len() >= MAX_FUNCTIONS { std::mem::take(&mut *functions) } else { HashMap::new() };
-                functions.insert(pickle.to_vec(), function.clone().unbind());
+                let old = if functions.all.len() >= MAX_FUNCTIONS { std::mem::take(&mut *functions) } else { Functions::default() };
+                functions.all.insert(pickle.to_vec(), function.clone().unbind());
                 old
             };
             drop(old);
@@ -239,9 +260,10 @@ impl PyWorkerProcess {
     /// `Err(Some)`: there is no memory for this reply.
     fn send(&self, py: Python<'_>, job: &Job, message: &Message, head: &[u8]) -> Result<(), Option<Error>> {
         let front = message.front(head);
-        let parts = message.parts(&front);
         let long = message.long() >= crate::copy::SLICE;
-        wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, &parts)).map_err(Some)
+        message
+            .with_parts(&front, |parts| wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, parts)))
+            .map_err(Some)
     }
 
     /// Runs a call that any language can make.
