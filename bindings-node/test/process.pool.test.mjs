@@ -220,6 +220,28 @@ test('an idle pool keeps no process alive, and its workers end with it', async (
   await until(() => !isAlive(pid))
 })
 
+test('what workers write goes to the output of this process, whether it has any or not', async () => {
+  const code = (before) => `
+    const { ProcessPool } = await import(offloopUrl)
+    const fs = await import('node:fs')
+    ${before}
+    const pool = new ProcessPool(${JSON.stringify(file.href)}, { maxWorkers: 1 })
+    const ends = []
+    pool.on('workerExit', ({ exitCode }) => ends.push(exitCode))
+    const files = await pool.call(async () => {
+      console.log('out')
+      console.error('err')
+      const { readlinkSync } = await import('node:fs')
+      return [0, 1, 2].map((n) => readlinkSync('/proc/self/fd/' + n).replace(/:.*/, ''))
+    })
+    await pool.close()
+    process.exitCode = ends.join() === '0' && files.join() === process.env.EXPECTED ? 7 : 1`
+  const open = await script(code(''), { env: { EXPECTED: '/dev/null,pipe,pipe' } })
+  assert.deepEqual([open.code, open.out, open.err], [7, 'out\n', 'err\n'])
+  const closed = await script(code('fs.closeSync(1)\nfs.closeSync(2)'), { env: { EXPECTED: '/dev/null,/dev/null,/dev/null' } })
+  assert.deepEqual([closed.code, closed.out, closed.err], [7, '', ''])
+})
+
 test('close waits for what is queued and for the processes; calls after it are refused', async (t) => {
   const pool = openProcesses(t, file, { maxWorkers: 2 })
   const pids = await Promise.all([pool.exports.pid(), pool.exports.later(1, 20)])

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { directory, openProcesses } from './processes.mjs'
-import { rejection, until } from './support.mjs'
+import { rejection, script, until } from './support.mjs'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const library = path.join(root, 'bindings-python/python')
@@ -46,6 +46,24 @@ test('functions of a Python script are called by name, with values of any langua
     assert.deepStrictEqual(await pool.exports.echo(value), value)
   }
   assert.deepEqual(await Promise.all(Array.from({ length: 500 }, (_, i) => pool.exports.echo(i))), [...Array(500).keys()])
+})
+
+test('a worker in Python writes to the output of this process, and ends well with its pool', { skip }, async (t) => {
+  const { python } = scoring(t)
+  fs.appendFileSync(python, '\ndef say(text):\n    print(text)\ndef close_output():\n    import sys\n    sys.stdout.close()\n')
+  const { code, out, err } = await script(
+    `
+    const { ProcessPool } = await import(offloopUrl)
+    const ends = []
+    for (const name of ['say', 'close_output']) {
+      const pool = new ProcessPool(${JSON.stringify({ python })}, ${JSON.stringify(options)})
+      pool.on('workerExit', ({ exitCode }) => ends.push(exitCode))
+      await pool.run(name === 'say' ? 'from Python' : undefined, { name })
+      await pool.close()
+    }
+    console.log(ends.join())`,
+  )
+  assert.deepEqual([code, out, err], [0, 'from Python\n0,0\n', ''])
 })
 
 test('errors of Python arrive with name, message and stack; a lost process is replaced', { skip }, async (t) => {

@@ -141,6 +141,21 @@ fn no_other_fd_reaches_the_child() {
 }
 
 #[test]
+fn standard_streams_reach_the_child_though_they_are_close_on_exec_here() {
+    for fd in [0, 2] {
+        // SAFETY: plain calls; children of other tests have them as well.
+        unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+                libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            }
+            assert_eq!(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC), 0);
+        }
+    }
+    let (text, _) = output(sh("for n in 0 1 2; do [ -e /proc/$$/fd/$n ] && printf %s $n; done"));
+    assert_eq!(text, "012");
+}
+
+#[test]
 fn the_child_begins_with_default_signals() {
     // Rust's runtime ignores SIGPIPE in this process.
     let (text, _) = output(sh("grep -E '^Sig(Ign|Blk)' /proc/self/status"));

@@ -47,8 +47,10 @@ def main(args: Sequence[str] | None = None) -> int:
         if teardown is not None:
             teardown()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Of a process that was started without them, or that closed them, there is nothing to flush.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
         lane.drained()
     return 0
 

@@ -296,6 +296,23 @@ mod tests {
     }
 
     #[test]
+    fn a_part_keeps_the_memory_of_its_buffer_and_is_copied_before_it_is_read() {
+        let whole = TransferBuffer::from_slice(b"0123456789").expect("alloc");
+        let part = whole.part(3, 4).expect("inside");
+        let at = whole.view().expect("view").1;
+        drop(whole);
+        assert_eq!(part.to_vec().expect("bytes"), b"3456");
+        assert_eq!(part.view().expect("view").1 as usize, at as usize + 3);
+        // SAFETY: nobody writes it.
+        let lent = unsafe { part.lend() }.expect("copied");
+        assert_ne!(lent.as_slice().as_ptr() as usize, at as usize + 3);
+        for (at, len) in [(3, 2), (5, 0), (usize::MAX, 2), (0, usize::MAX)] {
+            assert_eq!(part.part(at, len).expect_err("outside").kind(), ErrorKind::Invalid, "{at} {len}");
+        }
+        assert_eq!(part.part(4, 0).expect("nothing").len(), 0);
+    }
+
+    #[test]
     fn lent_bytes_stay_until_the_handle_is_detached() {
         let mut b = TransferBuffer::from_slice(b"abc").expect("alloc");
         // SAFETY: nobody writes the buffer in this test.

@@ -34,7 +34,7 @@ use crate::wire::lane::{POOL_BELL, WAITER_BELL};
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -435,12 +435,22 @@ impl Seats {
     }
 }
 
-/// A terminal's Ctrl-C is the host's; so is its input.
+/// A terminal's Ctrl-C is the host's; so is its input. An output that the host has closed leads nowhere: no fd of the lane, and no file that
+/// a function opens, is to get its number.
 fn apart(spec: &mut Spec<'static>, nice: i32) -> Result<Vec<(OwnedFd, RawFd)>> {
     spec.nice = nice;
     spec.new_group = true;
-    let null = std::fs::File::open("/dev/null").map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?;
-    Ok(vec![(null.into(), 0)])
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    let null: OwnedFd = null.map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?.into();
+    let mut fds = Vec::new();
+    for number in [1, 2] {
+        // SAFETY: a plain query.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            fds.push((poll::duplicate(null.as_fd())?, number));
+        }
+    }
+    fds.push((null, 0));
+    Ok(fds)
 }
 
 /// The pool's processes.

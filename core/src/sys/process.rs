@@ -42,7 +42,7 @@ pub struct Spec<'a> {
     pub env: Option<Vec<(OsString, OsString)>>,
     /// Working directory; a relative `program` is resolved in it.
     pub cwd: Option<PathBuf>,
-    /// `(fd, number)`: `fd` becomes `number` in the child. Of all others only 0, 1 and 2 reach it.
+    /// `(fd, number)`: `fd` becomes `number` in the child. Of all others only 0, 1 and 2 reach it, also where they are close-on-exec here.
     pub fds: Vec<(BorrowedFd<'a>, RawFd)>,
     /// Sent to the child when the *thread* that starts it ends (`PR_SET_PDEATHSIG`): start from a thread that lives on.
     pub death_signal: Option<i32>,
@@ -251,6 +251,10 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
             if libc::dup2(*duplicate, *number) < 0 {
                 return "dup2";
             }
+        }
+        // Hosts mark their own as close-on-exec (libuv does). One that is not open gives EBADF.
+        for fd in 0..3 {
+            libc::fcntl(fd, libc::F_SETFD, 0);
         }
         let by_range = plan.close_range
             && plan.gaps.iter().all(|(from, to)| libc::syscall(libc::SYS_close_range, *from, *to, libc::CLOSE_RANGE_CLOEXEC) == 0);
