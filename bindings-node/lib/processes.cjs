@@ -203,7 +203,21 @@ class Shared extends SharedCalls {
     const submitted = submitOne(this, target, run, wait, (slot) => {
       const { priority, timeout, queueTimeout, key, retries, worker } = run
       const traced = this.tracer !== null
-      native.processSubmit(this.handle, slot, frame, views(parts), priority, timeout, queueTimeout, key, wait, retries, worker, stream, traced)
+      native.processSubmit(
+        this.handle,
+        slot,
+        frame,
+        views(parts),
+        priority,
+        timeout,
+        queueTimeout,
+        key,
+        wait,
+        retries,
+        worker,
+        stream,
+        traced,
+      )
       moved(parts)
     })
     writer.shrink()
@@ -228,7 +242,21 @@ class Shared extends SharedCalls {
       const args = spread ? value : value === undefined ? [] : [value]
       const { priority, timeout, queueTimeout, key, retries, worker } = run
       return submitOne(this, target, run, wait, (slot) =>
-        native.processCall(this.handle, slot, target, args, priority, timeout, queueTimeout, key, wait, retries, worker, stream, this.tracer !== null),
+        native.processCall(
+          this.handle,
+          slot,
+          target,
+          args,
+          priority,
+          timeout,
+          queueTimeout,
+          key,
+          wait,
+          retries,
+          worker,
+          stream,
+          this.tracer !== null,
+        ),
       )
     } catch (error) {
       return Promise.reject(error)

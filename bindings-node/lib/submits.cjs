@@ -123,7 +123,14 @@ function flush() {
 /** A task with options, or of a pool with a tracer: `hand(slot)` gives it to native code, `drop()` is called when it is settled. With `wait` it waits beyond a full queue. */
 function submitOne(pool, target, run, wait, hand, drop = null) {
   const { signal } = run
-  const extra = { submitted: false, signal, onAbort: null, onProgress: run.onProgress && AsyncResource.bind(run.onProgress), drop, trace: null }
+  const extra = {
+    submitted: false,
+    signal,
+    onAbort: null,
+    onProgress: run.onProgress && AsyncResource.bind(run.onProgress),
+    drop,
+    trace: null,
+  }
   const slot = nextSlot()
   const promise = pool.tracer === null ? open(pool, extra) : pool.tracer.follow(open(pool, extra), pool.nameOf(target), extra)
   try {

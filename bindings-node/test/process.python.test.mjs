@@ -48,6 +48,41 @@ test('functions of a Python script are called by name, with values of any langua
   assert.deepEqual(await Promise.all(Array.from({ length: 500 }, (_, i) => pool.exports.echo(i))), [...Array(500).keys()])
 })
 
+test('generators of Python stream, leave early, and fail after their values', { skip }, async (t) => {
+  const { python } = scoring(t)
+  const ended = path.join(path.dirname(python), 'ended')
+  fs.appendFileSync(
+    python,
+    `
+def numbers(n, fail=-1):
+    try:
+        for i in range(n):
+            if i == fail:
+                raise ValueError(f"at {i}")
+            yield i
+    finally:
+        open(${JSON.stringify(ended)}, "a").write("x")
+async def later(n):
+    for i in range(n):
+        yield {"i": i, "bytes": bytes([i % 256]) * 10_000}
+`,
+  )
+  const pool = openProcesses(t, { python }, options)
+  const collect = async (stream, to = []) => {
+    for await (const value of stream) to.push(value)
+    return to
+  }
+  assert.deepEqual(await collect(pool.stream(1000, { name: 'numbers' })), [...Array(1000).keys()])
+  const seen = await collect(pool.stream(100, { name: 'later' }))
+  assert.ok(seen.length === 100 && seen.every(({ i, bytes }, at) => i === at && bytes.length === 10_000 && bytes[9999] === i))
+  for await (const value of pool.stream(1e9, { name: 'numbers' })) if (value === 150) break
+  assert.equal(fs.readFileSync(ended, 'utf8'), 'xx')
+  const got = []
+  const error = await rejection(collect(pool.stream('no number', { name: 'numbers' }), got))
+  assert.deepEqual([error.name, got], ['TypeError', []])
+  assert.deepEqual(await pool.exports.echo(1), 1)
+})
+
 test('a worker in Python writes to the output of this process, and ends well with its pool', { skip }, async (t) => {
   const { python } = scoring(t)
   fs.appendFileSync(python, '\ndef say(text):\n    print(text)\ndef close_output():\n    import sys\n    sys.stdout.close()\n')
