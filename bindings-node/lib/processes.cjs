@@ -172,6 +172,10 @@ class Shared extends SharedCalls {
     return writer.write(at, NODE, flags | SOURCE, target.source, value, 'argument', spread)
   }
 
+  nameOf(target) {
+    return target instanceof Inline ? target.name : target
+  }
+
   /** A task without options: the hot path. */
   submitPlain(target, spread, value) {
     if (this.isCommon) return this.submit(target, spread, value, {})
