@@ -25,6 +25,12 @@ function scoring(t) {
     file,
     `
 import os
+from offloop import current_task
+def init(context):
+    global given
+    given = context
+def contexts():
+    return [given, current_task().context]
 def predict(rows, k):
     return [row * k for row in rows]
 def echo(value):
@@ -37,6 +43,12 @@ def leave(code):
   )
   return { python: file }
 }
+
+test('a Python script has the context of the pool, in its init and in current_task()', { skip }, async (t) => {
+  const context = { region: 'eu', limits: [1, 2.5], made: new Date(5) }
+  assert.deepEqual(await openProcesses(t, scoring(t), { ...options, context }).exports.contexts(), [context, context])
+  assert.deepEqual(await openProcesses(t, scoring(t), options).exports.contexts(), [null, null])
+})
 
 test('functions of a Python script are called by name, with values of any language', { skip }, async (t) => {
   const pool = openProcesses(t, scoring(t), options)

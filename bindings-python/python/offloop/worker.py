@@ -18,7 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from . import _pickling
-from ._native import _WorkerProcess, _Zygote
+from ._native import _decode_value, _WorkerProcess, _Zygote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,6 +111,9 @@ def _prepare(setup: bytes, script: str | None) -> tuple[dict[str, Callable[..., 
             initializer(*initargs)
     else:
         _pickling.begin_worker(None)
+        if setup:
+            # Of a pool of another language: behind the form, the context as a common value.
+            context = _decode_value(setup[1:])
     if script is not None:
         exports, teardown = _load(script, context)
     return exports, context, teardown
