@@ -17,11 +17,12 @@ HOST       := $(shell rustc -vV | sed -n 's/host: //p')
 NODE_READY   := bindings-node/node_modules/.package-lock.json
 DEMO_READY   := tests/demo/node_modules/.package-lock.json
 BENCH_READY  := tests/bench/node_modules/.package-lock.json
+EXAMPLES_READY := examples/node_modules/.package-lock.json
 export CARGO_TARGET_DIR := $(TARGET)
 
 .DEFAULT_GOAL := list
 .DELETE_ON_ERROR:
-.PHONY: list build demo test check bench torture node-versions dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench bench-peers
+.PHONY: list build demo examples test check bench torture node-versions dist-check fmt lint bless dist install clean loom asan asan-all fuzz core node python capi c-programs c-bench bench-peers
 
 list:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +46,11 @@ $(DEMO_READY): tests/demo/package-lock.json tests/demo/requirements.txt $(BIN)/.
 $(BENCH_READY): tests/bench/package-lock.json tests/bench/requirements.txt $(BIN)/.ready
 	cd tests/bench && $(NPM) ci --silent
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
+	touch $@
+
+$(EXAMPLES_READY): examples/package-lock.json examples/requirements.txt $(BIN)/.ready
+	cd examples && $(NPM) ci --silent --ignore-scripts
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r examples/requirements.txt
 	touch $@
 
 # ---- the library and its faces, in place ----
@@ -117,7 +123,10 @@ bench-peers:
 demo: capi node python c-programs $(DEMO_READY)  ## real servers under load, inline against offloaded: a table and a plot
 	$(CARGO) run $(ONE) --quiet --bin demo
 
-test: build c-programs $(BIN)/.ready $(NODE_READY)  ## the whole suite, with the time of each phase
+examples: node python c-programs $(EXAMPLES_READY)  ## the examples of several processes, as their README prints them; EXAMPLES='rows words' for some
+	$(BIN)/python tests/examples.py $(EXAMPLES)
+
+test: build c-programs $(BIN)/.ready $(NODE_READY) $(EXAMPLES_READY)  ## the whole suite, with the time of each phase
 	@$(PHASE) format        $(CARGO) fmt --all --check
 	@$(PHASE) rust          env OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE)
 	@$(PHASE) failpoints    $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring --test channel
@@ -193,5 +202,5 @@ bless: node python  ## rewrite every generated file
 	$(BIN)/python bindings-python/generate.py
 
 clean:  ## remove what was built and installed here
-	rm -rf $(TARGET) $(VENV) bindings-node/node_modules tests/demo/node_modules tests/bench/node_modules
+	rm -rf $(TARGET) $(VENV) bindings-node/node_modules tests/demo/node_modules tests/bench/node_modules examples/node_modules
 	rm -f bindings-node/*.node bindings-python/python/offloop/_native.abi3.so

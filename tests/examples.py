@@ -1,11 +1,13 @@
 """Runs the examples of several processes as `examples/README.md` prints them, and what it says of them: `examples.py [NAME]…`.
 
-The examples are copied to an empty folder, in which `offloop` is what this checkout has built: run `make node python c-programs` first. Each must
+The examples are copied to an empty folder, in which `offloop` is what this checkout has built: `make examples` builds it and runs this. Each must
 print what the README shows; `…` stands for anything. Then each is put through what its text promises.
 """
 
+import csv
 import http.client
 import json
+import math
 import os
 import re
 import shutil
@@ -90,17 +92,52 @@ def frames(_folder, shown):
 def server(folder, script):
     """A server of an example; gives a connection and a function that reads its next line."""
     env = environment(folder)
-    with subprocess.Popen(["node", script], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with running(["node", script], folder, env) as process:
+        process.stdout.readline()  # it listens
+        yield connection_to(env["PORT"]), process.stdout.readline
+    assert process.returncode == 0, process.returncode
+
+
+@contextmanager
+def service(folder, place):
+    """As `server`, of an application for uvicorn."""
+    env = environment(folder)
+    port = env["PORT"]
+    with running(["uvicorn", "--app-dir", place, "app:app", "--port", port, "--log-level", "warning"], folder, env) as process:
+        until("it listens", lambda: listens(process, port))
+        yield connection_to(port)
+    # It ends what it has, and then by the signal.
+    assert process.returncode in (0, -signal.SIGTERM), process.returncode
+
+
+@contextmanager
+def running(command, folder, env):
+    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
-            process.stdout.readline()  # it listens
-            connection = http.client.HTTPConnection("localhost", int(env["PORT"]), timeout=LIMIT)
-            yield connection, process.stdout.readline
-            connection.close()
+            yield process
             process.terminate()
         except BaseException:
             process.kill()
             raise
-    assert process.returncode == 0, process.returncode
+
+
+def connection_to(port):
+    return http.client.HTTPConnection("localhost", int(port), timeout=LIMIT)
+
+
+def listens(process, port):
+    assert process.poll() is None, f"it ended with {process.returncode}"
+    try:
+        socket.create_connection(("localhost", int(port))).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def ask(client, method, path, body=None):
+    client.request(method, path, body)
+    answer = client.getresponse()
+    return answer.status, answer.read().decode()
 
 
 def until(what, condition):
@@ -165,12 +202,7 @@ def rows(folder, _shown):
 def words(folder, _shown):
     with server(folder, "examples/words/server.mjs") as (client, _line):
 
-        def ask(text):
-            client.request("POST", "/", text)
-            answer = client.getresponse()
-            return answer.status, answer.read()
-
-        assert ask("again again") == (200, b'{"again":2}\n')
+        assert ask(client, "POST", "/", "again again") == (200, '{"again":2}\n')
 
 
 def hashes(folder, _shown):
@@ -194,49 +226,140 @@ def hashes(folder, _shown):
 def jobs_node(folder, _shown):
     with server(folder, "examples/jobs-node/server.mjs") as (client, _line):
 
-        def ask(method, path, body=None):
-            client.request(method, path, body)
-            answer = client.getresponse()
-            return answer.status, answer.read().decode().strip()
-
         def job(path):
-            status, body = ask("GET", path)
+            status, body = ask(client, "GET", path)
             assert status == 200, status
             return json.loads(body)
 
+        def start(below):
+            return ask(client, "POST", "/jobs", json.dumps({"below": below}))
+
         # More jobs than threads, each longer than anybody waits: they run, or wait, and are cancelled either way.
-        long = [ask("POST", "/jobs", json.dumps({"below": 10**12})) for _ in range(os.cpu_count() + 1)]
+        long = [start(10**12) for _ in range(os.cpu_count() + 1)]
         assert [status for status, _ in long] == [202] * len(long), long
-        first, *_, last = paths = [f"/jobs/{identity}" for _, identity in long]
+        first, *_, last = paths = [f"/jobs/{identity.strip()}" for _, identity in long]
         until("a job runs and says how far it is", lambda: job(first)["state"] == "running" and job(first)["progress"] > 0)
         assert job(last) == {"state": "queued", "progress": 0}
         for path in reversed(paths):
-            assert ask("DELETE", path) == (202, "")
+            assert ask(client, "DELETE", path) == (202, "")
         for path in paths:
             until("it is cancelled", lambda path=path: job(path)["state"] == "cancelled")
         # The threads are free again.
-        _, identity = ask("POST", "/jobs", json.dumps({"below": 100}))
-        until("a job is done", lambda: job(f"/jobs/{identity}") == {"state": "done", "progress": 1, "result": 25})
-        _, identity = ask("POST", "/jobs", json.dumps({"below": "x"}))
-        until("a job fails", lambda: job(f"/jobs/{identity}") == {"state": "failed", "progress": 0, "error": "below is no integer"})
-        assert ask("POST", "/jobs", "no JSON")[0] == 400
-        assert [ask(method, "/jobs/none")[0] for method in ("GET", "DELETE")] == [404, 404]
+        _, identity = start(100)
+        until("a job is done", lambda: job(f"/jobs/{identity.strip()}") == {"state": "done", "progress": 1, "result": 25})
+        _, identity = start("x")
+        until("a job fails", lambda: job(f"/jobs/{identity.strip()}") == {"state": "failed", "progress": 0, "error": "below is no integer"})
+        assert ask(client, "POST", "/jobs", "no JSON")[0] == 400
+        assert [ask(client, method, "/jobs/none")[0] for method in ("GET", "DELETE")] == [404, 404]
+
+
+def logins(folder, _shown):
+    def user(name, password):
+        return json.dumps({"name": name, "password": password})
+
+    with service(folder, "examples/logins") as client:
+        assert ask(client, "POST", "/users", user("ada", "one"))[0] == 201
+        assert ask(client, "POST", "/users", user("ada", "two"))[0] == 409
+        assert ask(client, "POST", "/login", user("nobody", "one"))[0] == 401
+        assert [ask(client, "POST", "/login", body)[0] for body in ("no JSON", "[]", '{"name":"ada"}')] == [400] * 3
+        # Others are answered while hashes are made and wait.
+        many = [connection_to(client.port) for _ in range(4 * os.cpu_count())]
+        for i, one in enumerate(many):
+            one.request("POST", "/login", user("ada", "one" if i % 2 == 0 else "two"))
+        until("hashes are made", lambda: json.loads(ask(client, "GET", "/")[1])["running"] > 0)
+        assert [one.getresponse().status for one in many] == [200, 401] * (len(many) // 2)
+
+
+def scores(folder, shown):
+    sys.path.insert(0, str(folder / "examples/scores"))
+    import model
+
+    model.init({"seed": 1, "features": 4})
+
+    def expected(rows):
+        return [["chair", "desk", "lamp"][scores.argmax()] for scores in model.predict(rows)]
+
+    assert json.loads(shown.splitlines()[1]) == expected([[1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 1, 0]])
+    many = [[i % 7 - 3, i % 5 - 2, i % 3 - 1, i / 100] for i in range(1000)]
+    assert len(set(expected(many))) == 3, "each class is somewhere"
+    with server(folder, "examples/scores/server.mjs") as (client, _line):
+        status, body = ask(client, "POST", "/", json.dumps(many))
+        assert (status, json.loads(body)) == (200, expected(many))
+        assert [ask(client, "POST", "/", body)[0] for body in ("no JSON", "[[1,2]]", "{}")] == [400] * 3
+
+
+def pages(folder, _shown):
+    with service(folder, "examples/pages") as client:
+        assert "<title>a &#38; b</title>" in ask(client, "GET", "/?title=a%20%26%20b")[1]
+        status, text = ask(client, "GET", "/broken")
+        assert status == 500, status
+        assert text.startswith("TypeError: Cannot read properties of undefined"), text
+
+
+def photos(folder):
+    """Pictures of noise and shades, and a file that is none."""
+    from PIL import Image
+
+    (folder / "photos").mkdir()
+    shades = Image.linear_gradient("L")
+    for name, size in {"beach.jpg": (1600, 1200), "dog.webp": (640, 640), "map.png": (900, 1400)}.items():
+        Image.merge("RGB", [shades.rotate(angle).resize(size) for angle in (0, 90, 180)]).save(folder / "photos" / name)
+    (folder / "photos/notes.jpg").write_text("to do: take pictures\n")
+
+
+def pictures(folder, _shown):
+    from PIL import Image
+
+    sizes = {path.name: Image.open(path).size for path in (folder / "thumbnails").iterdir()}
+    assert sizes == {"beach.jpg": (160, 120), "dog.jpg": (160, 160), "map.jpg": (103, 160)}, sizes
+
+
+def orders(folder, shown):
+    groups = {}
+    with open(folder / "orders.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            groups.setdefault(row["country"], []).append((int(row["quantity"]), float(row["price"])))
+    lines = [
+        f"{country}: {len(rows)} orders, {sum(n for n, _ in rows)} items, from {min(p for _, p in rows)}, "
+        f"{math.fsum(p for _, p in rows) / len(rows):.2f} each"
+        for country, rows in sorted(groups.items())
+    ]
+    progress, *totals = shown.splitlines()
+    assert totals == lines, shown
+    percent = [int(n) for n in re.findall(r"(\d+)% ", progress)]
+    assert percent == sorted(percent) and percent[-1] == 100, progress
+
+
+def tracing(_folder, shown):
+    ran = [(outcome, float(ms)) for outcome, ms in re.findall(r"^  price: (\w+), .*, ([\d.]+) ms$", shown, re.M)]
+    # How long the functions sleep; a timer of JavaScript may be a millisecond early.
+    least = {"completed": 29, "failed": 29, "timeout": 100}
+    assert [outcome for outcome, ms in ran if ms >= least[outcome]] == ["completed", "failed", "completed", "timeout"], shown
+    whole = [float(ms) for ms in re.findall(r"^order \w: ([\d.]+) ms$", shown, re.M)]
+    assert whole[0] >= max(ms for _, ms in ran[:2]), "a parent is there as long as its children"
+    assert whole[1] >= max(ms for _, ms in ran[2:])
+
+
+tracing_node = tracing_python = tracing
 
 
 def main():
     sections = re.findall(r"^## (.+)$", README, re.M)
     missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]
     if missing or not list((ROOT / "bindings-node").glob("offloop.*.node")):
-        sys.exit(f"not built: {missing or 'the Node.js library'}; run `make node python c-programs`")
+        sys.exit(f"not built: {missing or 'the Node.js library'}; run `make examples`")
     failed = False
     for name in [name for name in sections if name in sys.argv[1:] or not sys.argv[1:]]:
         folder = Path(tempfile.mkdtemp(prefix=f"offloop-example-{name}-"))
         start = time.monotonic()
         try:
-            shutil.copytree(ROOT / "examples", folder / "examples")
+            shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("node_modules"))
             (folder / "node_modules").mkdir()
             (folder / "node_modules/offloop").symlink_to(ROOT / "bindings-node")
-            shown = printed(name, folder, in_order=name != "frames")
+            (folder / "examples/node_modules").symlink_to(ROOT / "examples/node_modules")
+            if name == "pictures":
+                photos(folder)
+            shown = printed(name, folder, in_order=name not in ("frames", "pictures"))
             if further := globals().get(name.replace("-", "_")):
                 further(folder, shown)
             print(f"ok    example {name} ({time.monotonic() - start:.1f} s)")
