@@ -1,9 +1,11 @@
 //! Workers that are forks of a zygote, real ones: this very program is zygote, worker, and where the whole process matters, the host.
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use offloop::ErrorKind;
+use offloop::pool::call::{Call, decode_reply};
+use offloop::pool::{self, PoolOptions, ProcessPool, Running, SubmitOptions};
 use offloop::supervisor::{Builder, Cause, Ended, Event, Launch, Supervisor, WorkerId, Zygote, worker, zygote};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
+use offloop::{ErrorKind, Task, Value};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -172,6 +174,15 @@ fn be_worker(mode: &str) -> ! {
     let (mode, number) = mode.split_once(':').unwrap_or((mode, "0"));
     let number: u64 = number.parse().unwrap();
     assert!(std::env::var_os("OFFLOOP_ZYGOTE").is_none(), "it is none");
+    if mode == "serves" {
+        let worker = pool::Worker::attach().unwrap().expect("of a pool");
+        pool::serve(&worker, &mut |call: Call, _: &Running<'_>| match call.name.as_str() {
+            "family" => Ok(Value::Array([std::process::id(), std::os::unix::process::parent_id()].map(|n| Value::Int(n.into())).into())),
+            _ => die(),
+        })
+        .unwrap();
+        end(0);
+    }
     let worker = worker::attach().unwrap().expect("supervised");
     if mode == "looks" {
         let link = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).map(|p| p.display().to_string()).unwrap_or_default();
@@ -630,6 +641,100 @@ fn starting_and_ending_many_leaves_no_fd() {
     }
     assert_eq!((fds(), zygote_fds()), before);
     w.stop(WATCHDOG);
+}
+
+// ---- pools ----
+
+fn pool() -> (ProcessPool, Receiver<Event>) {
+    let (send, events) = channel();
+    let listener = move |event: &Event| {
+        let _ = send.send(event.clone());
+    };
+    let options = PoolOptions { max_workers: Some(2), min_workers: 2, ..PoolOptions::default() };
+    // A start that falls together with the end of a zygote is a failure.
+    let supervision = offloop::supervisor::Options {
+        workers: 0,
+        hang_timeout: Duration::ZERO,
+        max_failures: Some(10_000),
+        back_off: ms(1),
+        max_back_off: ms(10),
+        ..offloop::supervisor::Options::default()
+    };
+    let builder = ProcessPool::builder().options(options).supervision(supervision).on_event(listener);
+    let builder = builder.zygote(b"no such file".to_vec(), || Ok(part("good/serves")));
+    (builder.build(|_| Ok(part("good/serves"))).unwrap(), events)
+}
+
+fn submit(pool: &ProcessPool, name: &str) -> Task {
+    let bytes = Call { name: name.to_owned(), args: vec![], named: vec![] }.encode().unwrap();
+    pool.submit(pool.request(&[&bytes]).unwrap(), SubmitOptions::default()).unwrap()
+}
+
+/// Worker and its parent.
+fn family(task: &Task) -> Result<(i32, i32), offloop::Error> {
+    let reply = task.wait(Some(WATCHDOG))?.into_bytes()?.into_vec();
+    let numbers = decode_reply(&reply)?;
+    let Ok(Value::Array(numbers)) = numbers else { panic!("{numbers:?}") };
+    let pid = |at: usize| numbers[at].as_int().unwrap() as i32;
+    Ok((pid(0), pid(1)))
+}
+
+fn started(events: &Receiver<Event>) -> i32 {
+    loop {
+        if let Event::ZygoteStarted { pid } = events.recv_timeout(WATCHDOG).unwrap() {
+            return pid;
+        }
+    }
+}
+
+#[test]
+fn a_pools_zygote_starts_with_the_pool_and_its_workers_are_forks() {
+    let _alone = alone();
+    let (pool, events) = pool();
+    let zygote = started(&events);
+    assert_eq!(pool.pool().stats().submitted, 0);
+    let (worker, parent) = family(&submit(&pool, "family")).unwrap();
+    assert_eq!((parent, crate::parent(worker)), (zygote, zygote));
+    // The group of a terminal's Ctrl-C is the host's.
+    // SAFETY: plain queries of live processes.
+    assert_eq!(unsafe { [libc::getpgid(zygote), libc::getpgid(worker)] }, [zygote, worker]);
+    pool.shutdown(None).unwrap();
+    assert!(!is_ours(zygote) && !is_ours(worker));
+}
+
+#[test]
+fn each_task_has_one_outcome_whichever_of_workers_and_zygotes_are_killed() {
+    let _alone = alone();
+    let kills = if std::env::var_os("OFFLOOP_TORTURE").is_some() { 2000 } else { 60 };
+    let (pool, events) = pool();
+    let mut zygote = started(&events);
+    let (mut lost, mut zygotes) = (0, 1);
+    for kill in 0..kills {
+        let tasks = [submit(&pool, "family"), submit(&pool, "dies"), submit(&pool, "family")];
+        if kill % 10 == 3 && is_ours(zygote) {
+            send_signal(zygote, libc::SIGKILL);
+        }
+        for (at, task) in tasks.iter().enumerate() {
+            match family(task) {
+                Ok((_, parent)) => assert!(at != 1 && parent > 0),
+                Err(e) => {
+                    assert!(e.kind() == ErrorKind::WorkerLost, "{e}");
+                    lost += 1;
+                }
+            }
+        }
+        for event in events.try_iter() {
+            if let Event::ZygoteStarted { pid } = event {
+                (zygote, zygotes) = (pid, zygotes + 1);
+            }
+        }
+    }
+    assert!(lost >= kills && zygotes > kills / 20, "{lost} lost, {zygotes} zygotes of {kills}");
+    let stats = pool.processes().unwrap();
+    assert_eq!(stats.forked, stats.spawned, "{stats:?}");
+    pool.shutdown(None).unwrap();
+    assert_eq!(children(), Vec::<String>::new());
+    assert_eq!(pool.pool().stats().lost as usize, lost);
 }
 
 // ---- hosts: what concerns a whole process ----
