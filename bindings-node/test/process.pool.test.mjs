@@ -236,7 +236,7 @@ test('what workers write goes to the output of this process, whether it has any 
     })
     await pool.close()
     process.exitCode = ends.join() === '0' && files.join() === process.env.EXPECTED ? 7 : 1`
-  const open = await script(code(''), { env: { EXPECTED: '/dev/null,pipe,pipe' } })
+  const open = await script(code(''), { env: { EXPECTED: '/dev/null,socket,socket' } })
   assert.deepEqual([open.code, open.out, open.err], [7, 'out\n', 'err\n'])
   const closed = await script(code('fs.closeSync(1)\nfs.closeSync(2)'), { env: { EXPECTED: '/dev/null,/dev/null,/dev/null' } })
   assert.deepEqual([closed.code, closed.out, closed.err], [7, '', ''])
