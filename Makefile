@@ -103,6 +103,7 @@ c-programs:
 	mkdir -p $(TARGET)/conformance $(TARGET)/demo $(TARGET)/bench
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c tests/drivers/c/driver.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/host-c tests/hosts/host.c $(C_OFFLOOP)
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
 
 # libuv and Boost are peers of a benchmark each; without its headers a peer is left out, with a line that says so.
@@ -148,7 +149,7 @@ check:  ## the repository's own rules: layers, generated files, parity, words
 bench: capi node python c-bench bench-peers $(DEMO_READY) $(BENCH_READY)  ## ours and the peers in one run, as ratios of medians; BENCH='node python' for some
 	$(CARGO) run $(ONE) --quiet --bin bench -- $(BENCH)
 
-torture: build c-programs $(BIN)/.ready $(NODE_READY)  ## the long runs: seeded storms, 10^7 completion rounds, 10^8 records per history, 10^4 deaths
+torture: build c-programs $(BIN)/.ready $(NODE_READY)  ## the long runs: seeded storms, 10^7 completion rounds, 10^8 records per history, 10^4 deaths, 5,000 workers killed under three hosts
 	OFFLOOP_TORTURE=1 OFFLOOP_REQUIRE=rust,c,node,python $(CARGO) test $(WORKSPACE) -- --include-ignored --nocapture
 	OFFLOOP_TORTURE=1 $(CARGO) test --release --locked -p offloop --no-default-features --features failpoints --test ring --test channel
 
