@@ -105,6 +105,7 @@ c-programs:
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/host-c tests/hosts/host.c $(C_OFFLOOP)
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/own-c tests/demo/own.c $(C_OFFLOOP)
 
 # libuv and Boost are peers of a benchmark each; without its headers a peer is left out, with a line that says so.
 BOOST_QUEUE := boost/interprocess/ipc/message_queue.hpp

@@ -1,9 +1,11 @@
 //! The demo: the same work at the same offered load in Node.js, Python and C servers, once on the event loop and once offloaded.
 //!
-//! `demo [node] [python] [c] [--seconds N]`. It prints its progress and a table, and writes a plot. Nothing here is an assertion.
+//! `demo [node] [python] [c] [--seconds N]`. It prints its progress and a table, writes a plot, and shows functions of the user's own in workers.
+//! Nothing here is an assertion.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+mod own;
 mod plot;
 mod server;
 
@@ -82,7 +84,7 @@ fn run() -> Result<(), String> {
     );
     let mut pairs = Vec::new();
     let total = hosts.len() * 2;
-    for (i, host) in hosts.into_iter().enumerate() {
+    for (i, host) in hosts.iter().copied().enumerate() {
         let measure = |mode: &str, at: usize| {
             let label = format!("[{at}/{total}] {} {mode}", host.title());
             one(host, mode, &input, &costs, heavy_rate, Duration::from_secs_f64(seconds), &label)
@@ -99,6 +101,7 @@ fn run() -> Result<(), String> {
     );
     std::fs::write(&file, plot::draw(&pairs, &about, seconds)).map_err(|e| format!("{}: {e}", file.display()))?;
     println!("\nThe plot: {}", file.display());
+    own::show(&hosts)?;
     println!("It took {:.0} s.", began.elapsed().as_secs_f64());
     Ok(())
 }
