@@ -181,6 +181,21 @@ test('every way to call a WorkerPool is told of, by the name of what it calls', 
   ])
 })
 
+test('every way to call a ProcessPool is told of, by the name of what it calls', async (t) => {
+  const told = []
+  const pool = openProcesses(t, workerFile('process.mjs'), { maxWorkers: 1, trace: ({ name, outcome }) => told.push([name, outcome]) })
+  await pool.run(new Uint8Array(100_000), { name: 'sum' })
+  await pool.runMany([1, 2])
+  for await (const _ of pool.map([1], { name: 'add' }));
+  await pool.broadcast(1)
+  await pool.call(function twice(x) {
+    return 2 * x
+  }, 21)
+  for await (const _ of pool.stream([1, 2], { name: 'yieldAll' }));
+  const one = ['default', 'completed']
+  assert.deepEqual(told, [['sum', 'completed'], one, one, ['add', 'completed'], one, ['twice', 'completed'], ['yieldAll', 'completed']])
+})
+
 test('a call that fails and is not awaited is an unhandled rejection with a hook too', async () => {
   const { code, err } = await script(`
     const { ThreadPool } = await import(offloopUrl)

@@ -360,7 +360,7 @@ fn _encode_value<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>
     Ok(PyBytes::new(py, &message))
 }
 
-/// The value of a message; for tests.
+/// The value of a message.
 #[pyfunction]
 #[pyo3(signature = (message, *, max_depth = None, max_items = None, max_bytes = None))]
 fn _decode_value<'py>(

@@ -29,6 +29,10 @@ def fail():
     raise ValueError("of the task")
 
 
+def count(n):
+    yield from range(n)
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -146,6 +150,10 @@ def test_many_and_mapped_calls_are_told_of_each(kind):
         if kind == "processes":
             assert pool.broadcast(os.getpid)
             assert told.first(7)[6].name == "getpid"
+            assert list(pool.stream(count, 3)) == [0, 1, 2]
+            with pytest.raises(ValueError, match="of the task"):
+                list(pool.stream(fail))
+            assert [(task.name, task.outcome) for task in told.first(9)[7:]] == [("count", "completed"), ("fail", "failed")]
 
 
 def test_awaited_tasks_are_told_of_on_the_loop_in_a_copy_of_the_callers_context(kind):

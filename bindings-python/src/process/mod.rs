@@ -429,7 +429,9 @@ impl PyProcessPool {
             let one = work.pop().expect("one task is submitted");
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
-        opening.of(py, task)
+        let stream = opening.of(py, task)?;
+        defaults.follow(&function, stream.get().future.bind(py))?;
+        Ok(stream)
     }
 
     /// Starts a task for the running event loop and returns what `run` awaits.

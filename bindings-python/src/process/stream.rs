@@ -79,7 +79,7 @@ enum Step {
 pub(crate) struct PyStream {
     stream: Stream,
     news: Arc<News>,
-    future: Py<PyFuture>,
+    pub(super) future: Py<PyFuture>,
     state: Mutex<State>,
     stopped: AtomicBool,
     epoch: u64,
