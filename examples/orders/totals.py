@@ -12,6 +12,9 @@ def show(done):
     print(f"{done:.0%}", end=" ", flush=True)
 
 
+if len(sys.argv) != 2:
+    sys.exit("usage: totals.py FILE")
+
 AGGREGATES = {
     "orders": "count",
     "items": {"fn": "sum", "column": "quantity"},

@@ -5,6 +5,10 @@ import { join, parse } from 'node:path'
 import { ThreadPool } from 'offloop'
 
 const [from, to] = process.argv.slice(2)
+if (to === undefined) {
+  console.error('usage: thumbnails.mjs FROM TO')
+  process.exit(2)
+}
 const AHEAD = 2 * availableParallelism() // pictures in memory at once
 
 const pool = new ThreadPool()
