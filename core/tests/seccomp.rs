@@ -1,6 +1,7 @@
 //! A seccomp policy denies each newer system call in turn: the operation that uses it works by its fallback.
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+use offloop::supervisor::{Event, Supervisor, Zygote};
 use offloop::sys::probe::{Call, probes};
 use offloop::sys::process::{Exit, Spec, spawn};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -126,6 +127,23 @@ fn works_without_the_denied_calls() {
     assert_eq!(unsafe { libc::poll(&raw mut p, 1, -1) }, 1);
     assert_eq!(child.wait(None).unwrap(), Some(Exit { code: None, signal: Some(libc::SIGKILL), core_dumped: false }));
     assert!(spawn(&Spec::new("/nonexistent/x")).is_err());
+
+    // Workers that are no children of this process are watched by pidfds alone: without them there is no zygote.
+    let (send, events) = std::sync::mpsc::channel();
+    let supervisor = Supervisor::builder()
+        .workers(0)
+        .on_event(move |event| {
+            let _ = send.send(event.clone());
+        })
+        .zygote(|| Ok(Zygote { launch: Spec::new("cat").into(), setup: b"setup".to_vec() }))
+        .build(|_| Ok(Spec::new("cat").into()))
+        .unwrap();
+    let needed = [Call::PidfdOpen, Call::PidfdSendSignal, Call::WaitPidfd];
+    let first = events.recv().unwrap();
+    let refused = matches!(&first, Event::ZygoteRefused { text } if text.contains("pidfds"));
+    assert_eq!(refused, needed.iter().any(|c| list.contains(c) || lacking.contains(c)), "{first:?}");
+    supervisor.stop_now().unwrap();
+    supervisor.wait_stopped(None).unwrap();
 
     let both = [Call::ClonePidfd, Call::PidfdOpen].iter().all(|c| list.contains(c));
     assert_eq!(child.pidfd().is_none(), both);

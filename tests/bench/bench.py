@@ -1,6 +1,6 @@
 """Python: ours and the host's own in turns. Prints `R case who value`; the runner knows units and goals.
 
-usage: bench.py [await] [submit] [bytes] [image] [csv] [json] [transfer] [processes] [memory]; all by default.
+usage: bench.py [await] [submit] [bytes] [image] [csv] [json] [transfer] [processes] [starts] [memory]; all by default.
 """
 
 import asyncio
@@ -383,6 +383,37 @@ def process_cases():
         duel("py.process_reference_16m", references, median_ms)
 
 
+def first_ms(make, pause=0.0):
+    """From a pool of two that is made, or was `pause` seconds ago, to its first result: of a function of numpy."""
+    import numpy as np
+
+    start = time.perf_counter()
+    pool = make()
+    if pause:
+        time.sleep(pause)
+        start = time.perf_counter()
+    futures = [pool.submit(np.sum, (1, 2)) for _ in range(2)]
+    futures[0].result()
+    took = (time.perf_counter() - start) * 1e3
+    pool.shutdown()
+    return took
+
+
+def start_cases():
+    spawn, server = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["numpy"])
+    with ProcessPoolExecutor(1, mp_context=server) as executor:
+        executor.submit(noop).result()  # its server has imported numpy from here on
+    theirs = {"ProcessPoolExecutor-spawn": lambda: ProcessPoolExecutor(2, mp_context=spawn)}
+    duel("py.process_first", {"offloop": lambda: ProcessPool(2), **theirs}, first_ms)
+    preloaded = {"offloop": lambda: ProcessPool(2, preload=["numpy"])}
+    duel("py.process_first_preload", {**preloaded, **theirs}, first_ms)
+    # Long enough for the import, which nobody waits for.
+    warm = {"offloop": lambda: first_ms(preloaded["offloop"], pause=1)}
+    served = {"ProcessPoolExecutor-forkserver": lambda: first_ms(lambda: ProcessPoolExecutor(2, mp_context=server))}
+    duel("py.process_first_warm", {**warm, **served}, lambda measure: measure())
+
+
 # ---- memory ----
 
 
@@ -424,6 +455,7 @@ GROUPS = {
     "json": json_cases,
     "transfer": transfer_cases,
     "processes": process_cases,
+    "starts": start_cases,
     "memory": memory_cases,
 }
 
