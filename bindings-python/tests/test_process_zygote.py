@@ -20,7 +20,7 @@ PACKAGE = Path(offloop.__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[offloop.ProcessPool]:
-    with offloop.ProcessPool(max_workers=2, preload=["wave", "numpy"]) as pool:
+    with offloop.ProcessPool(max_workers=2, preload=["wave", "numpy.random"]) as pool:
         yield pool
 
 
@@ -289,7 +289,7 @@ with offloop.ProcessPool(1, max_tasks_per_child=1, preload=["offloop_test_says"]
     for _ in range(3):
         pool.submit(os.getpid).result(60)
 """
-    assert program(["-c", code], PYTHONPATH=f"{PACKAGE}:{tmp_path}").stdout == "hello"
+    assert program(["-c", code], PYTHONPATH=f"{PACKAGE}:{tmp_path}", PYTHONUNBUFFERED="").stdout == "hello"
 
 
 def test_a_killed_program_leaves_no_process() -> None:
