@@ -1,6 +1,7 @@
 //! A doorbell that a poll loop can wait for.
 
 use crate::error::{Error, Result};
+use crate::sys::poll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// A counter behind an fd that is readable while the counter is not 0. Non-blocking and close-on-exec.
@@ -19,7 +20,7 @@ impl EventFd {
             return Err(Error::last_os("eventfd"));
         }
         // SAFETY: the kernel just gave us this fd, nobody else owns it.
-        Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(EventFd(poll::above_stdio(unsafe { OwnedFd::from_raw_fd(fd) })?))
     }
 
     /// An eventfd that another process made. The fd is duplicated; the caller keeps its own.

@@ -21,7 +21,7 @@ pub(super) fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
         return Err(Error::last_os("memfd_create"));
     }
     // SAFETY: the kernel just gave us this fd, nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    super::poll::above_stdio(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Requests below this are not checked against the limits of memory: asking for those costs more than they do.

@@ -47,6 +47,16 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     fd.try_clone_to_owned().map_err(|e| Error::os("fcntl(F_DUPFD_CLOEXEC)", e.raw_os_error().unwrap_or(0)))
 }
 
+/// The same file under a number above 2. A process that has closed its standard streams gets their numbers for the next files, and a child
+/// would take such a file for its own output.
+///
+/// # Errors
+/// `Os` with `EMFILE`.
+pub(super) fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+    // `F_DUPFD_CLOEXEC` of std begins at 3.
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { duplicate(fd.as_fd()) }
+}
+
 /// An fd that is readable from some time on.
 #[derive(Debug)]
 pub struct Timer {
@@ -67,7 +77,7 @@ impl Timer {
             return Err(Error::last_os("timerfd_create"));
         }
         // SAFETY: the kernel just gave us this fd, nobody else owns it.
-        Ok(Timer { fd: unsafe { OwnedFd::from_raw_fd(fd) }, runs: false })
+        Ok(Timer { fd: above_stdio(unsafe { OwnedFd::from_raw_fd(fd) })?, runs: false })
     }
 
     /// Readable after `delay`, and not before; `None`: not at all.
@@ -108,7 +118,7 @@ impl Epoll {
             return Err(Error::last_os("epoll_create1"));
         }
         // SAFETY: the kernel just gave us this fd, nobody else owns it.
-        Ok(Epoll(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Epoll(above_stdio(unsafe { OwnedFd::from_raw_fd(fd) })?))
     }
 
     /// Adds a member.

@@ -58,7 +58,7 @@ fn own(fd: RawFd, call: &'static str) -> Result<OwnedFd> {
         return Err(Error::last_os(call));
     }
     // SAFETY: the kernel just gave us this fd, nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    super::poll::above_stdio(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn last_errno() -> i32 {
@@ -75,7 +75,9 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     if unsafe { libc::socketpair(libc::AF_UNIX, KIND, 0, ends.as_mut_ptr()) } != 0 {
         return Err(Error::last_os("socketpair"));
     }
-    Ok((own(ends[0], "socketpair")?, own(ends[1], "socketpair")?))
+    // Both are owned before either can fail.
+    let [first, second] = ends.map(|fd| own(fd, "socketpair"));
+    Ok((first?, second?))
 }
 
 fn option<T>(fd: BorrowedFd<'_>, name: libc::c_int) -> Result<T> {

@@ -40,8 +40,8 @@ impl Control for Running<'_> {
         match records.push(self.worker, bytes)? {
             Sent::Sent => Ok(true),
             Sent::Stopped => Ok(false),
-            Sent::NotYet if records.is_full() => records.flush(self.worker),
-            Sent::NotYet => Ok(true),
+            // Not kept for the next one, which may come much later: this thread is the function's until then.
+            Sent::NotYet => records.flush(self.worker),
         }
     }
 }
