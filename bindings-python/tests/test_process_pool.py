@@ -950,6 +950,32 @@ def test_a_program_that_is_no_worker_is_a_start_error() -> None:
         pool.submit("predict", 1).result(60)
 
 
+def test_a_worker_ends_well_when_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    # A process pool's end does not show its workers' exit codes, so the program is run with a lane that has no tasks.
+    code = """
+import sys
+import offloop.worker
+
+class Lane:
+    setup, concurrency = b"", 1
+    def ready(self): print("x" * 100)
+    def run(self, exports, context): pass
+    def drained(self): open(sys.argv[1], "w").close()
+
+offloop.worker._WorkerProcess = type("Attached", (), {"attach": staticmethod(Lane)})
+sys.exit(offloop.worker.main([]))
+"""
+    drained = tmp_path / "drained"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(drained)], stdout=writer, stderr=subprocess.PIPE, timeout=60, env={"PYTHONPATH": str(PACKAGE)}
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert drained.exists()
+
+
 def test_the_worker_program_says_who_starts_it() -> None:
     done = program(["-m", "offloop.worker"], check=False)
     assert done.returncode == 2

@@ -47,12 +47,20 @@ def main(args: Sequence[str] | None = None) -> int:
         if teardown is not None:
             teardown()
     finally:
-        # Of a process that was started without them, or that closed them, there is nothing to flush.
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:
-                stream.flush()
+        _flush()
         lane.drained()
     return 0
+
+
+def _flush() -> None:
+    """Writes what was printed. Whoever read it may be gone, or this process was started without streams: no failure of this worker."""
+    for name in ("stdout", "stderr"):
+        try:
+            if (stream := getattr(sys, name)) is not None and not stream.closed:
+                stream.flush()
+        except (OSError, ValueError):
+            # The interpreter would try again at its end, and fail.
+            setattr(sys, name, None)
 
 
 def _hatch(zygote: _Zygote) -> None:

@@ -46,9 +46,7 @@ pub(super) fn record<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, 
     let outcome = if bytes.first().is_none_or(|form| form & !FAILED != PYTHON) {
         common(py, bytes)?
     } else {
-        // Its worker may still write a frame.
-        // SAFETY: the slice is borrowed during the call.
-        let reader = unsafe { Reader::new(py, bytes.as_ptr(), bytes.len())? };
+        let reader = Reader::of(py, bytes)?;
         if reader.has_buffers() {
             let owner = PyByteArray::new(py, bytes).into_any();
             // SAFETY: the object is a bytearray, which nobody resizes: only views of it are handed out.

@@ -4,7 +4,7 @@ use super::reply;
 use crate::error::raise;
 use crate::future::PyFuture;
 use crate::wait;
-use offloop::buffer::Bytes;
+use offloop::Value;
 use offloop::error::Result;
 use offloop::pool::{Stream, frame};
 use offloop::sys::eventfd::EventFd;
@@ -62,14 +62,14 @@ impl Opening {
 
 /// The frame that is open, and what of it was not read.
 struct State {
-    frame: Option<Arc<Bytes>>,
+    frame: Option<Arc<Vec<u8>>>,
     records: VecDeque<Range<usize>>,
     /// The outcome was told.
     is_over: bool,
 }
 
 enum Step {
-    Record(Arc<Bytes>, Range<usize>),
+    Record(Arc<Vec<u8>>, Range<usize>),
     NotYet(u32),
     End,
 }
@@ -112,8 +112,12 @@ impl PyStream {
             let Some(frame) = self.stream.take() else {
                 return Ok(if is_done { Step::End } else { Step::NotYet(seen) });
             };
-            let frame = frame.into_bytes()?;
-            state.records = frame::records(frame.as_slice())?.into();
+            // Its worker may still write it.
+            let frame = match frame {
+                Value::Buffer(buffer) => buffer.to_vec()?,
+                other => other.into_bytes()?.into_vec(),
+            };
+            state.records = frame::records(&frame)?.into();
             state.frame = Some(Arc::new(frame));
         }
     }
@@ -121,7 +125,7 @@ impl PyStream {
     /// The next value; None at the end, `Err(count)` if there is nothing yet.
     fn advance<'py>(&self, py: Python<'py>) -> PyResult<std::result::Result<Option<Bound<'py, PyAny>>, u32>> {
         match self.step().map_err(|e| raise(py, &e))? {
-            Step::Record(frame, range) => reply::record(py, &frame.as_slice()[range]).map(|value| Ok(Some(value))),
+            Step::Record(frame, range) => reply::record(py, &frame[range]).map(|value| Ok(Some(value))),
             Step::NotYet(seen) => Ok(Err(seen)),
             Step::End => Ok(Ok(None)),
         }
