@@ -105,7 +105,14 @@ fn be_zygote(mode: &str) {
         "hangs" => std::thread::sleep(WATCHDOG),
         "dies at load" if first => die(),
         "has a thread" => {
-            std::thread::Builder::new().name("somebody".into()).spawn(|| std::thread::sleep(WATCHDOG)).unwrap();
+            let (send, named) = channel();
+            let sleeps = move || {
+                send.send(()).unwrap();
+                std::thread::sleep(WATCHDOG);
+            };
+            std::thread::Builder::new().name("somebody".into()).spawn(sleeps).unwrap();
+            // It takes its name itself.
+            named.recv().unwrap();
         }
         "has a thread that forks end" => end_thread_at_fork(),
         "has few fds" => {
@@ -639,7 +646,8 @@ fn starting_and_ending_many_leaves_no_fd() {
         w.supervisor.scale(0).unwrap();
         eventually("all have left", || w.supervisor.stats().unwrap().live == 0);
     }
-    assert_eq!((fds(), zygote_fds()), before);
+    // One that is about to be closed may be among them for a moment.
+    eventually("no fd is left", || fds() <= before.0 && zygote_fds() <= before.1);
     w.stop(WATCHDOG);
 }
 
