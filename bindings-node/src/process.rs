@@ -527,8 +527,8 @@ impl Memory for FromPool<'_> {
             return self.desk.worker.shared_buffer(place, len, payload.clone());
         }
         let ptr = self.desk.worker.shared(place, len)?;
-        // SAFETY: readable while the task that refers to it runs, as it does now; it moves no further than here.
-        TransferBuffer::from_slice(unsafe { std::slice::from_raw_parts(ptr, len as usize) })
+        // SAFETY: readable while the task that refers to it runs, as it does now. Whoever writes it meanwhile changes what is copied.
+        TransferBuffer::from_slice(&unsafe { copied(ptr, len as usize) })
     }
 }
 

@@ -419,7 +419,8 @@ impl PyAwaitable {
         let this = slf.get();
         // Not cancelled: its caller has looked, and no Python code ran since.
         let _ = this.outcome.set(outcome.for_await(py));
-        Self::tell(slf)?;
+        // What it raises is raised when everybody who waits was stepped.
+        let told = Self::tell(slf);
         let callbacks = std::mem::take(&mut this.lock().callbacks);
         let run = intern!(py, "run");
         for (callback, context) in callbacks {
@@ -433,7 +434,7 @@ impl PyAwaitable {
                 this.event_loop.bind(py).call_method1("call_exception_handler", (about,))?;
             }
         }
-        Ok(())
+        told
     }
 
     fn call_soon(slf: &Bound<'_, Self>, callback: &Bound<'_, PyAny>, context: &Bound<'_, PyAny>) -> PyResult<()> {

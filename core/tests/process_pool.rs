@@ -266,7 +266,7 @@ fn floods(worker: &Worker) -> ! {
 
 /// Where the counts of frames lie in `replies` of a lane for so many tasks.
 fn frames_at(tasks: u32) -> u64 {
-    let header = Header { minor: 0, tasks, concurrency: 1, setup: 0, payloads: 0, results: 0 };
+    let header = Header { minor: 0, tasks, concurrency: 1, setup: 0, payloads: 0, results: 0, shared: 0 };
     header.map().frames as u64
 }
 

@@ -1,5 +1,6 @@
 //! Memory that the host and the workers of a pool write: what `ProcessPool.array` lies in.
 
+use crate::error::raise;
 use offloop::pool::SharedPart;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -38,6 +39,7 @@ impl PySharedMemory {
     /// Called by the interpreter with a `Py_buffer` to fill.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: std::ffi::c_int) -> PyResult<()> {
         let part = &slf.get().part;
+        part.check_fork().map_err(|e| raise(slf.py(), &e))?;
         // SAFETY: `view` is the interpreter's; the memory stays while `slf`, which the view refers to, lives.
         unsafe { fill(slf.as_any(), view, part.as_ptr(), part.len(), flags) }
     }

@@ -946,7 +946,7 @@ impl Host {
                 None => wait,
                 Some(limit) => {
                     if Instant::now() >= weigh_at {
-                        weigh(&seats, limit);
+                        self.weigh(&seats, limit);
                         weigh_at = Instant::now() + WEIGH;
                     }
                     let left = weigh_at.saturating_duration_since(Instant::now());
@@ -954,6 +954,24 @@ impl Host {
                 }
             };
             poll::wait_readable(&mut [poll::readable(bell.fd().as_raw_fd())], wait);
+        }
+    }
+
+    /// Has those replaced that have more than `limit` bytes.
+    fn weigh(&self, seats: &[Arc<Seat>], limit: u64) {
+        for seat in seats {
+            let pid = seat.pid.load(Ordering::Relaxed);
+            if pid == 0 || !process::memory_above(pid, limit) {
+                continue;
+            }
+            // One that is fed at this moment is looked at the next time.
+            if let Ok(place) = seat.worker.try_lock()
+                && let Some(worker) = place.as_ref()
+            {
+                worker.outgrow();
+            }
+            // Whoever found the worker locked meanwhile left it to this thread.
+            self.feed(seat);
         }
     }
 
@@ -1004,21 +1022,6 @@ impl Host {
             }
         }
         next.map(|at| Duration::from_nanos(at.saturating_sub(now).max(1_000_000)))
-    }
-}
-
-/// Has those replaced that have more than `limit` bytes.
-fn weigh(seats: &[Arc<Seat>], limit: u64) {
-    for seat in seats {
-        let pid = seat.pid.load(Ordering::Relaxed);
-        // One that is fed at this moment is looked at the next time.
-        if pid != 0
-            && process::memory_above(pid, limit)
-            && let Ok(place) = seat.worker.try_lock()
-            && let Some(worker) = place.as_ref()
-        {
-            worker.outgrow();
-        }
     }
 }
 

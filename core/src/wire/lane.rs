@@ -1,17 +1,19 @@
 //! Layout of a lane: the memory between a process pool and one worker process.
 //!
-//! Three sealed memfds and three eventfds, which the worker inherits by the numbers that the variable [`ENV`] names:
-//! `<requests>,<replies>,<payloads>,<worker's bell>,<pool's bell>,<waiter's bell>`. All integers are little-endian.
+//! Four memfds and three eventfds, which the worker inherits by the numbers that the variable [`ENV`] names:
+//! `<requests>,<replies>,<payloads>,<shared>,<worker's bell>,<pool's bell>,<waiter's bell>`. All integers are little-endian.
 //!
 //! ```text
 //!  requests     0 fixed part │ 128 tail │ 192 order │ request places │ freed │ taken │ request cells │ setup   the pool writes
 //!  replies    128 head │ 192 worker sleeps │ 256 pool sleeps │ 320 words │ run times │ reply places │
 //!             returned │ frames │ frame places │ reply cells │ results                                     both write
 //!  payloads     long requests of all workers of the pool                                                   the pool writes
+//!  shared       memory that requests refer to                                                              everybody writes
 //! ```
 //!
 //! * `requests` is sealed against writing (`F_SEAL_FUTURE_WRITE`) after the pool has mapped it: a worker reads it only.
 //! * A worker maps `payloads` privately: a page that it writes is its own copy, which it gives up before it returns the ticket.
+//! * A worker maps `shared` when a request first refers to it, by a form of its language.
 //! * The fixed part is written before the worker exists: [`Header`]. `check` is FNV-1a over bytes 8…119, `layout` is [`LAYOUT`].
 //! * A task has an index below `tasks`, a *place* and a *cell* for its request and for its reply, and a word that says where it stands
 //!   (the states of [`crate::pool::word`]).
@@ -66,7 +68,7 @@ pub const WAITER_BELL: u32 = 2;
 pub const STOP: u32 = 1 << 31;
 
 /// Fds of a lane.
-pub const FDS: usize = 6;
+pub const FDS: usize = 7;
 
 /// Offsets in `requests`.
 pub mod request {
@@ -89,7 +91,7 @@ pub mod reply {
 }
 
 /// Counts the changes of [`Map`].
-const MAP: usize = 2;
+const MAP: usize = 3;
 
 /// Changes with any offset that does not follow from the header.
 pub const LAYOUT: u64 = layout_of(&[
@@ -121,6 +123,8 @@ pub struct Header {
     pub payloads: u64,
     /// Bytes of `results`.
     pub results: u64,
+    /// Bytes of `shared`.
+    pub shared: u64,
 }
 
 /// Where everything lies, from a header.
@@ -203,6 +207,7 @@ impl Header {
         put(32, &self.setup.to_le_bytes());
         put(40, &self.payloads.to_le_bytes());
         put(48, &self.results.to_le_bytes());
+        put(56, &self.shared.to_le_bytes());
         let check = check_sum(&out[8..120]);
         out[120..].copy_from_slice(&check.to_le_bytes());
         out
@@ -240,8 +245,9 @@ impl Header {
             setup: u64_at(32),
             payloads: u64_at(40),
             results: u64_at(48),
+            shared: u64_at(56),
         };
-        let sizes = [header.setup, header.payloads, header.results];
+        let sizes = [header.setup, header.payloads, header.results, header.shared];
         if !(1..=MAX_TASKS).contains(&(header.tasks as usize)) || header.concurrency == 0 || sizes.iter().any(|n| *n > 1 << 46) {
             return Err(corrupt("lane has impossible sizes").with("tasks", header.tasks).with("setup", header.setup));
         }
@@ -265,7 +271,7 @@ pub fn parse_env(text: &str) -> Result<[i32; FDS]> {
     }
     let distinct = (0..FDS).all(|i| numbers[i] >= 0 && !numbers[..i].contains(&numbers[i]));
     if !distinct || parts.next().is_some() {
-        return Err(Error::invalid("variable does not name six fds").with("name", ENV).with("value", text));
+        return Err(Error::invalid("variable does not name seven fds").with("name", ENV).with("value", text));
     }
     Ok(numbers)
 }
@@ -274,7 +280,7 @@ pub fn parse_env(text: &str) -> Result<[i32; FDS]> {
 mod tests {
     use super::*;
 
-    const SAMPLE: Header = Header { minor: 0, tasks: 33, concurrency: 1, setup: 5, payloads: 1 << 30, results: 1 << 20 };
+    const SAMPLE: Header = Header { minor: 0, tasks: 33, concurrency: 1, setup: 5, payloads: 1 << 30, results: 1 << 20, shared: 1 << 29 };
 
     fn lens(header: &Header) -> [usize; 3] {
         [header.map().requests, header.map().replies, header.payloads as usize]
@@ -290,8 +296,8 @@ mod tests {
         assert_eq!(Header::decode(&bytes, lens(&SAMPLE)).expect("valid"), SAMPLE);
     }
 
-    const GOLDEN_LAYOUT: u64 = 7_730_414_523_991_947_980;
-    const GOLDEN_CHECK: u64 = 16_261_653_762_776_504_681;
+    const GOLDEN_LAYOUT: u64 = 7_012_824_519_643_238_857;
+    const GOLDEN_CHECK: u64 = 11_275_532_704_384_194_377;
 
     #[test]
     fn parts_do_not_overlap_and_are_aligned() {
@@ -356,6 +362,7 @@ mod tests {
             Header { concurrency: 0, ..SAMPLE },
             Header { setup: u64::MAX, ..SAMPLE },
             Header { results: 1 << 47, ..SAMPLE },
+            Header { shared: 1 << 47, ..SAMPLE },
             Header { payloads: 1, ..SAMPLE },
             Header { setup: 6, ..SAMPLE },
         ];
@@ -367,9 +374,9 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_names_six_numbers() {
-        assert_eq!(parse_env("3,4,5,6,7,8").expect("six"), [3, 4, 5, 6, 7, 8]);
-        for bad in ["", "3", "3,4,5,6,7", "3,4,5,6,7,", "3,4,5,6,7,8,9", "3,4,5,6,7,7", "-1,4,5,6,7,8", "3, 4,5,6,7,8"] {
+    fn the_variable_names_seven_numbers() {
+        assert_eq!(parse_env("3,4,5,6,7,8,9").expect("seven"), [3, 4, 5, 6, 7, 8, 9]);
+        for bad in ["", "3", "3,4,5,6,7,8", "3,4,5,6,7,8,", "3,4,5,6,7,8,9,10", "3,4,5,6,7,8,8", "-1,4,5,6,7,8,9", "3, 4,5,6,7,8,9"] {
             assert_eq!(parse_env(bad).expect_err(bad).kind(), ErrorKind::Invalid);
         }
     }

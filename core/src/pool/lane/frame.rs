@@ -53,11 +53,12 @@ pub unsafe fn records_at(frame: *const u8, frame_len: usize) -> Result<Vec<Range
         let word = (at + 8 <= frame_len).then(|| unsafe { frame.add(at).cast::<[u8; 8]>().read_volatile() })?;
         usize::try_from(u64::from_le_bytes(word)).ok()
     };
-    let count = u64_at(0).filter(|n| *n <= frame_len / 8).ok_or_else(corrupt)?;
+    // A record has a byte at least, and its length.
+    let count = u64_at(0).filter(|n| *n <= frame_len / (ALIGN + 8) + 1).ok_or_else(corrupt)?;
     let mut at = (8 + 8 * count).next_multiple_of(ALIGN);
     let mut all = Vec::with_capacity(count);
     for i in 0..count {
-        let len = u64_at(8 + 8 * i).filter(|n| *n <= frame_len).ok_or_else(corrupt)?;
+        let len = u64_at(8 + 8 * i).filter(|n| (1..=frame_len).contains(n)).ok_or_else(corrupt)?;
         if at + len > frame_len {
             return Err(corrupt());
         }
@@ -86,7 +87,7 @@ impl Records {
     /// [`is_full`](Self::is_full), [`Worker::wait_taken`] comes before the next.
     ///
     /// # Errors
-    /// As [`Worker::try_frame`]: the record is dropped.
+    /// As [`Worker::try_frame`]: what there was is dropped, this record included.
     pub fn push(&mut self, worker: &Worker, record: Vec<u8>) -> Result<Sent> {
         self.bytes += record.len();
         self.kept.push(record);
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn records_are_found_again_and_aligned() {
         let long = vec![7; 1000];
-        for list in [vec![], vec![&b""[..]], vec![&b"a"[..], &long, b"", &[1; 64]], vec![&b"x"[..]; 100]] {
+        for list in [vec![], vec![&b"y"[..]], vec![&b"a"[..], &long, b"z", &[1; 64]], vec![&b"x"[..]; 100]] {
             let frame = frame(&list);
             let found = records(&frame).expect("whole");
             assert_eq!(found.iter().map(|r| &frame[r.clone()]).collect::<Vec<_>>(), list);
@@ -170,8 +171,18 @@ mod tests {
             bad[at..at + 8].copy_from_slice(&n.to_le_bytes());
             bad
         };
-        let bad =
-            [vec![], vec![0; 7], lie(0, 100), lie(0, u64::MAX), lie(0, 1 << 61), lie(8, u64::MAX), lie(16, 65), whole[..100].to_vec()];
+        let bad = [
+            vec![],
+            vec![0; 7],
+            lie(0, 100),
+            lie(0, u64::MAX),
+            lie(0, 1 << 61),
+            lie(8, u64::MAX),
+            lie(8, 0),
+            lie(16, 65),
+            [&[255, 1, 0, 0, 0, 0, 0, 0][..], &[0; 8000]].concat(),
+            whole[..100].to_vec(),
+        ];
         for bad in bad {
             assert_eq!(records(&bad).expect_err("refused").kind(), ErrorKind::Corrupt, "{bad:?}");
         }

@@ -20,9 +20,10 @@ use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
-/// Addresses for long payloads of one pool, and for long results of one lane: what a process may have at most at once. Memory is taken
+/// Addresses for long payloads and for shared memory of one pool, and for long results of one lane: what a process may have at most at once. Memory is taken
 /// as far as it is used.
 const PAYLOADS: usize = 32 << 30;
+const SHARED: usize = 32 << 30;
 const RESULTS: usize = 8 << 30;
 /// Long replies of one worker that may be kept where they lie; further ones are copied.
 const MAX_KEPT: usize = TICKETS / 2;
@@ -52,23 +53,27 @@ fn sparse(name: &std::ffi::CStr, head: usize, most: usize) -> Result<(OwnedFd, M
 #[derive(Clone, Debug)]
 pub(in crate::pool) struct Payloads {
     arena: Arc<Arena>,
+    /// Apart from the others' requests: a worker maps it writable.
+    sharing: Arc<Arena>,
     shared: Arc<Table>,
 }
 
 impl Payloads {
     pub(in crate::pool) fn new() -> Result<Payloads> {
         let (fd, map, len) = sparse(c"offloop-payloads", 0, PAYLOADS)?;
-        Ok(Payloads { arena: Arc::new(Arena::new(Arc::new(map), fd, 0, len)), shared: Arc::default() })
+        let arena = Arc::new(Arena::new(Arc::new(map), fd, 0, len));
+        let (fd, map, len) = sparse(c"offloop-shared", 0, SHARED)?;
+        Ok(Payloads { arena, sharing: Arc::new(Arena::new(Arc::new(map), fd, 0, len)), shared: Arc::default() })
     }
 
     /// Memory that requests may refer to.
     pub(in crate::pool) fn share(&self, len: usize) -> Result<SharedPart> {
-        SharedPart::new(&self.arena, &self.shared, len)
+        SharedPart::new(&self.sharing, &self.shared, len)
     }
 
     /// What was shared and has these bytes, and where they lie among all that may be.
     pub(in crate::pool) fn shared(&self, ptr: *const u8, len: usize) -> Option<(SharedPart, u64)> {
-        let at = self.arena.place_of(ptr)?;
+        let at = self.sharing.place_of(ptr)?;
         Some((SharedPart::find(&self.shared, at, len)?, at as u64))
     }
 
@@ -149,8 +154,8 @@ struct Sending {
     tickets: Vec<u32>,
     /// By index: the last progress that was read.
     progress: Vec<u64>,
-    /// By index: who takes its frames.
-    streams: Vec<Option<Stream>>,
+    /// By index: who takes its frames, and in which run of its task.
+    streams: Vec<Option<(Stream, u64)>>,
     /// By index: the frames that were read, as its worker counts them.
     frames: Vec<u32>,
 }
@@ -183,6 +188,8 @@ pub(in crate::pool) struct Lane {
     sending: Mutex<Sending>,
     /// Tasks with a stream.
     streaming: AtomicUsize,
+    /// Held until a frame that was seen is with its stream: nobody ends the stream in between. Taken before `sending`.
+    reading: Mutex<()>,
 }
 
 impl Lane {
@@ -207,6 +214,7 @@ impl Lane {
             setup: setup.len() as u64,
             payloads: arena.len() as u64,
             results: 0,
+            shared: payloads.sharing.len() as u64,
         };
         let (replies_fd, replies, results) = sparse(c"offloop-replies", header.map().results, RESULTS)?;
         header.results = results as u64;
@@ -219,7 +227,17 @@ impl Lane {
         }
         let bell = EventFd::new()?;
         let copy = |fd: BorrowedFd<'_>| crate::sys::poll::duplicate(fd);
-        let ends = Ends { fds: [requests_fd, replies_fd, copy(arena.fd())?, copy(bell.fd())?, copy(bells[0].fd())?, copy(bells[1].fd())?] };
+        let ends = Ends {
+            fds: [
+                requests_fd,
+                replies_fd,
+                copy(arena.fd())?,
+                copy(payloads.sharing.fd())?,
+                copy(bell.fd())?,
+                copy(bells[0].fd())?,
+                copy(bells[1].fd())?,
+            ],
+        };
         let sending = Sending {
             tail: 0,
             given: vec![0; tasks],
@@ -240,6 +258,7 @@ impl Lane {
             bell,
             sending: Mutex::new(sending),
             streaming: AtomicUsize::new(0),
+            reading: Mutex::new(()),
         };
         // Until the pool has looked at it once, its worker rings.
         lane.sleep(POOL_BELL);
@@ -281,7 +300,7 @@ impl Lane {
 
     /// The task of this number has this stream, and begins with as many frames taken as there were before it.
     fn begin_stream(self: &Arc<Lane>, sending: &mut Sending, index: usize, stream: Option<&Stream>) {
-        let had = std::mem::replace(&mut sending.streams[index], stream.cloned()).is_some();
+        let had = sending.streams[index].take().is_some();
         let taken = word32(&self.requests, self.map.taken + 4 * index);
         let Some(stream) = stream else {
             if had {
@@ -295,7 +314,8 @@ impl Lane {
         }
         let count = word32(&self.replies, self.map.frames + 4 * index).load(Ordering::Relaxed) & !STOP;
         sending.frames[index] = count;
-        let stopped = stream.begin(Arc::downgrade(self), index, sending.given[index]);
+        let (run, stopped) = stream.begin(Arc::downgrade(self), index, sending.given[index]);
+        sending.streams[index] = Some((stream.clone(), run));
         taken.store(count | if stopped { STOP } else { 0 }, Ordering::Relaxed);
     }
 
@@ -321,7 +341,8 @@ impl Lane {
     }
 
     fn read_frame(&self, index: usize) -> Result<()> {
-        let stream = {
+        let _reading = lock(&self.reading);
+        let (stream, run) = {
             let mut sending = lock(&self.sending);
             let Some(stream) = sending.streams[index].clone() else { return Ok(()) };
             let (read, count) = (sending.frames[index], word32(&self.replies, self.map.frames + 4 * index).load(Ordering::Acquire));
@@ -338,7 +359,7 @@ impl Lane {
             stream
         };
         let frame = self.long(Place::load(&self.replies, self.map.frame_places + PLACE * index), COPIED)?;
-        stream.deliver(frame);
+        stream.deliver(run, frame);
         Ok(())
     }
 
@@ -348,10 +369,14 @@ impl Lane {
             return Ok(());
         }
         let read = self.read_frame(index);
-        if lock(&self.sending).streams[index].take().is_some() {
+        self.drop_stream(&mut lock(&self.sending), index);
+        read
+    }
+
+    fn drop_stream(&self, sending: &mut Sending, index: usize) {
+        if sending.streams[index].take().is_some() {
             self.streaming.fetch_sub(1, Ordering::Relaxed);
         }
-        read
     }
 
     /// Shows what was put since the last call, and wakes the worker if it sleeps.
@@ -490,6 +515,7 @@ impl Shared for Lane {
             return false;
         }
         // It was taken back: its worker did not read it, and will not say so.
+        self.drop_stream(&mut sending, index);
         let ticket = std::mem::take(&mut sending.tickets[index]) as usize;
         let back = (ticket != 0).then(|| {
             sending.uses[ticket] = sending.uses[ticket].wrapping_sub(1);

@@ -1,11 +1,11 @@
 //! Memory of a pool that the host and all of its workers write: requests refer to it.
 //!
-//! It lies where long requests lie. Those a worker maps privately; this it maps a second time, as it is, when a request first refers to it.
+//! It has a memfd of its own, apart from the requests of other workers, which a worker maps when a request first refers to it.
 //! A request keeps what it refers to until its task has ended, and the worker's [`Payload`](super::Payload) of that request for longer.
 
 use super::arena::{Arena, Span};
 use crate::buffer::TransferBuffer;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
 use crate::sys::fork;
 use std::collections::BTreeMap;
@@ -57,6 +57,17 @@ impl SharedPart {
         // Outside of the lock, which the drop of a last reference takes.
         let part = part?;
         (len <= part.span.len() && at - begin <= part.span.len() - len).then_some(SharedPart(part))
+    }
+
+    /// It is this process's own to look at.
+    ///
+    /// # Errors
+    /// `Forked` in a child of the process that has the pool.
+    pub fn check_fork(&self) -> Result<()> {
+        if fork::is_current(self.0.epoch) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Forked, "shared memory belongs to this process's parent").with("len", self.len()))
     }
 
     /// First byte, aligned to a page. Every process may write at any time.

@@ -41,7 +41,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    frames: VecDeque<Value>,
+    /// Each with the run that it is of.
+    frames: VecDeque<(u64, Value)>,
+    /// How often its task was sent.
+    runs: u64,
     /// Where its task was sent last.
     source: Option<Source>,
     stopped: bool,
@@ -73,8 +76,9 @@ impl Stream {
     pub fn take(&self) -> Option<Value> {
         let (frame, source) = {
             let mut state = lock(&self.0.state);
-            let frame = state.frames.pop_front()?;
-            (frame, if state.frames.is_empty() { state.source.clone() } else { None })
+            let (run, frame) = state.frames.pop_front()?;
+            // A worker that was lost waits for no answer.
+            (frame, state.source.clone().filter(|_| run == state.runs))
         };
         if let Some(source) = source {
             source.answer(false);
@@ -100,20 +104,21 @@ impl Stream {
         lock(&self.0.state).stopped
     }
 
-    /// Its task was sent; true if nobody takes its frames any more.
-    pub(super) fn begin(&self, lane: Weak<Lane>, index: usize, given: u64) -> bool {
+    /// Its task was sent: in which run, and whether nobody takes its frames any more.
+    pub(super) fn begin(&self, lane: Weak<Lane>, index: usize, given: u64) -> (u64, bool) {
         let mut state = lock(&self.0.state);
         state.source = Some(Source { lane, index, given });
-        state.stopped
+        state.runs += 1;
+        (state.runs, state.stopped)
     }
 
-    pub(super) fn deliver(&self, frame: Value) {
+    pub(super) fn deliver(&self, run: u64, frame: Value) {
         {
             let mut state = lock(&self.0.state);
             if state.stopped {
                 return;
             }
-            state.frames.push_back(frame);
+            state.frames.push_back((run, frame));
         }
         (self.0.told)();
     }

@@ -63,8 +63,8 @@ struct Inner {
     requests: MmapRaw,
     replies: Arc<MmapRaw>,
     payloads: MmapRaw,
-    payloads_fd: OwnedFd,
-    /// `payloads` once more, as the pool and other workers see it; mapped when a request first refers to it.
+    shared_fd: OwnedFd,
+    /// Mapped when a request first refers to it.
     shared: OnceLock<MmapRaw>,
     bell: EventFd,
     pool_bell: EventFd,
@@ -208,7 +208,8 @@ impl Worker {
             }
         }
         // SAFETY: all are open, as was seen, and what was inherited for this purpose has no other owner.
-        let [requests_fd, replies_fd, payloads_fd, bell, pool_bell, waiter_bell] = numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        let [requests_fd, replies_fd, payloads_fd, shared_fd, bell, pool_bell, waiter_bell] =
+            numbers.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
         let (requests, requests_len) = mem::attach_inherited(&requests_fd, Access::Read)?;
         let (replies, replies_len) = mem::attach_inherited(&replies_fd, Access::Write)?;
         // A function may write into its argument: that is its own copy, page by page, and a task that runs again sees none of it.
@@ -237,7 +238,7 @@ impl Worker {
             requests,
             replies,
             payloads,
-            payloads_fd,
+            shared_fd,
             shared: OnceLock::new(),
             bell: EventFd::attach(bell.as_fd())?,
             pool_bell: EventFd::attach(pool_bell.as_fd())?,
@@ -287,7 +288,7 @@ impl Worker {
     /// `Corrupt` for what does not lie there, `Os`.
     pub fn shared(&self, at: u64, len: u64) -> Result<*mut u8> {
         let inner = &*self.0;
-        let max = inner.header.payloads;
+        let max = inner.header.shared;
         if len > max || at > max - len {
             return Err(Error::new(ErrorKind::Corrupt, "request refers to memory outside of the pool's")
                 .with("at", at)
@@ -297,7 +298,10 @@ impl Worker {
         let map = match inner.shared.get() {
             Some(map) => map,
             None => {
-                let (map, _) = mem::attach_inherited(&inner.payloads_fd, Access::Write)?;
+                let (map, len) = mem::attach_inherited(&inner.shared_fd, Access::Write)?;
+                if len as u64 != max {
+                    return Err(Error::new(ErrorKind::Corrupt, "lane and memfds differ in size").with("shared", len).with("want", max));
+                }
                 inner.shared.get_or_init(|| map)
             }
         };
