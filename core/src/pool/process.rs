@@ -939,7 +939,8 @@ impl Host {
             let wait = self.retire_idle(&seats);
             self.timed.store(wait.is_some(), Ordering::SeqCst);
             fence(Ordering::SeqCst);
-            if wait.is_none() && seats.iter().any(|s| s.idle_since.load(Ordering::SeqCst) != 0) {
+            // All there are by now: one that came and had nothing to do meanwhile did not ring.
+            if wait.is_none() && lock(&self.seats).all.values().any(|s| s.idle_since.load(Ordering::SeqCst) != 0) {
                 continue;
             }
             let wait = match self.max_memory {
