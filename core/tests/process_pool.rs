@@ -821,6 +821,22 @@ fn a_reader_that_gives_up_waiting_may_come_back() {
     close(&pool);
 }
 
+/// What was handed to a worker and taken back by another is not begun: one that has asked for its successor may be below its limit again.
+#[test]
+fn a_worker_that_asked_for_its_successor_too_early_leaves_when_it_is_idle() {
+    let _alone = alone();
+    let limits = PoolOptions { max_tasks_per_worker: Some(20), min_workers: 2, idle_timeout: ms(5), ..options(2) };
+    let pool = build(ProcessPool::builder().options(limits), "serve");
+    for round in 0..150i64 {
+        pool.pool().resize(Some(2), None).unwrap();
+        let tasks: Vec<Task> = (0..5 + round % 37).map(|i| submit(&pool, "echo", vec![Value::Int(i)])).collect();
+        tasks.iter().for_each(|task| drop(value(task)));
+        pool.pool().resize(Some(0), None).unwrap();
+        eventually("idle workers leave", || pool.pool().stats().workers == 0);
+    }
+    close(&pool);
+}
+
 /// Nobody's task is to blame: such workers are counted, with pauses between them, until the pool gives up.
 #[test]
 fn workers_that_leave_instead_of_taking_what_was_sent_are_not_replaced_for_ever() {

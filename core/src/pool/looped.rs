@@ -966,6 +966,12 @@ impl LoopWorker {
         if self.succeeds || self.hand.holds() || !self.rouse() {
             return false;
         }
+        if self.hand_over() {
+            // What it was handed and others took back does not count: it may be below its limit again, and its successor is there.
+            self.worker.gone = true;
+            self.worker.end_search();
+            return true;
+        }
         self.worker.retire();
         let gone = !self.worker.owns_slot();
         if gone {

@@ -173,12 +173,28 @@ impl LoopWorker {
             return Place::Later;
         }
         pool.metrics.add(Counter::Recycled, 1);
+        self.pass_on();
+        // Without a successor, because none could be had, the place is free once the thread has ended.
+        Place::None
+    }
+
+    fn pass_on(&mut self) -> bool {
+        let pool = self.worker.pool.clone();
         let passed_on = pool.pass_on(&mut lock(&pool.state), &mut self.worker, &self.hand);
         if passed_on {
             pool.wake_owner(self.worker.me.slot);
         }
-        // Without a successor, because none could be had, the place is free once the thread has ended.
-        Place::None
+        passed_on
+    }
+
+    /// Passes the place on if its successor is ready: then that one is idle in its place.
+    pub(super) fn hand_over(&mut self) -> bool {
+        let ready = lock(&self.worker.pool.slot(self.worker.me.slot).local).successor.as_ref().is_some_and(|s| s.term.is_ready());
+        let passed_on = ready && self.pass_on();
+        if passed_on {
+            self.worker.pool.metrics.add(Counter::Recycled, 1);
+        }
+        passed_on
     }
 
     /// Its process has too much memory: it is replaced, as one that is too old. May be said again while that lasts.
