@@ -4,13 +4,21 @@
 const { fail } = require('./error.cjs')
 const { encodeInto, unserializable } = require('./codec.cjs')
 
+/** What a file says of `name`, itself or by a class of its own: not what every object and every function has. */
+function memberOf(object, name) {
+  for (let at = object; at !== null && at !== Object.prototype && at !== Function.prototype; at = Object.getPrototypeOf(at)) {
+    if (Object.hasOwn(at, name)) return at !== object && name === 'constructor' ? undefined : object[name]
+  }
+  return undefined
+}
+
 /** The function that is exported as `name`. */
 function functionOf(loaded, name) {
-  let found = loaded[name]
+  let found = memberOf(loaded, name)
   if (typeof found !== 'function') {
     const inner = loaded.default
     // CommonJS: `module.exports` is the default export, and what a compiler made of `export default` is inside of it.
-    if (inner !== null && (typeof inner === 'object' || typeof inner === 'function')) found = inner[name]
+    if (inner !== null && (typeof inner === 'object' || typeof inner === 'function')) found = memberOf(inner, name)
   }
   if (typeof found !== 'function') {
     const has = Object.keys(loaded).filter((key) => typeof loaded[key] === 'function')

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import { ProcessPool } from '../lib/index.mjs'
 import { directory, door, isAlive, openProcesses } from './processes.mjs'
-import { entryUrl, rejection, script, until, workerFile } from './support.mjs'
+import { entryUrl, openWorkers, rejection, script, until, workerFile } from './support.mjs'
 
 const file = workerFile('process.mjs')
 
@@ -24,6 +24,17 @@ test('runs the default export, exports by name, and exports as methods, in other
   assert.notEqual(await pool.exports.pid(), process.pid)
   assert.equal(pool.exports.add, pool.exports.add)
   assert.equal((await pool.exports) && pool.exports.then, undefined)
+})
+
+test('what every object and every function has is no export', async (t) => {
+  for (const worker of [file, workerFile('tasks.cjs')]) {
+    for (const pool of [openProcesses(t, worker, { maxWorkers: 1 }), openWorkers(t, path.basename(worker.pathname), { maxWorkers: 1 })]) {
+      for (const name of ['__proto__', 'constructor', 'toString', 'hasOwnProperty', 'call', 'bind', 'valueOf']) {
+        assert.equal((await rejection(pool.run(7, { name }))).code, 'ERR_OFFLOOP_NOT_FOUND', `${worker} ${name}`)
+      }
+      assert.equal(await pool.exports.add(1, 2), 3)
+    }
+  }
 })
 
 test('takes files as path, URL or { node }, ESM or CommonJS', async (t) => {

@@ -883,6 +883,26 @@ assert future.result(60) is None
     program(["-c", code])
 
 
+def test_a_child_by_fork_that_shuts_the_pool_down_waits_for_nothing() -> None:
+    code = """
+import offloop, os, sys, time
+pool = offloop.ProcessPool(1)
+assert pool.submit(abs, -1).result(60) == 1
+for busy in (False, True):
+    future = pool.submit(time.sleep, 0.5) if busy else None
+    child = os.fork()
+    if child == 0:
+        pool.shutdown()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert future is None or future.result(60) is None
+with pool:
+    assert pool.submit(abs, -2).result(60) == 2
+print("fine")
+"""
+    assert program(["-c", code]).stdout == "fine\n"
+
+
 # ---- workers of another program ----
 
 SCRIPT = """

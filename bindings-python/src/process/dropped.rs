@@ -25,7 +25,7 @@ pub(super) fn close(pool: &ProcessPool) {
     let stats = pool.pool().stats();
     let done = {
         let mut dropped = lock();
-        let (busy, done) = std::mem::take(&mut *dropped).into_iter().partition(|p| !p.pool().wait_closed(Some(Duration::ZERO)));
+        let (busy, done) = std::mem::take(&mut *dropped).into_iter().partition(|p| !p.wait_closed(Some(Duration::ZERO)));
         *dropped = busy;
         if stats.queued + stats.running > 0 {
             dropped.push(pool.clone());
@@ -46,7 +46,7 @@ fn _finish_dropped(py: Python<'_>) -> PyResult<()> {
 
 /// Waits until a closing pool has run what it took in and its processes have ended.
 pub(super) fn wait_closed(py: Python<'_>, pool: &ProcessPool) -> PyResult<()> {
-    wait::until(py, None, |slice| Ok(pool.pool().wait_closed(Some(slice))))?;
+    wait::until(py, None, |slice| Ok(pool.wait_closed(Some(slice))))?;
     match wait::detached(py, || pool.shutdown(None)) {
         Err(e) if e.kind() != ErrorKind::Forked => Err(raise(py, &e)),
         _ => Ok(()),

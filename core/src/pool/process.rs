@@ -341,6 +341,13 @@ impl ProcessPool {
         Ok(())
     }
 
+    /// Waits until every accepted task of a closing pool has its outcome, at most so long; true if so. A forked child waits for nothing: the
+    /// tasks are its parent's.
+    #[must_use]
+    pub fn wait_closed(&self, timeout: Option<Duration>) -> bool {
+        self.check_fork().is_err() || self.0.pool.wait_closed(timeout)
+    }
+
     /// Cancels everything that has no outcome yet, refuses new tasks, and kills the processes.
     ///
     /// # Errors
