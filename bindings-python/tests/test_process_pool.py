@@ -903,6 +903,24 @@ print("fine")
     assert program(["-c", code]).stdout == "fine\n"
 
 
+def test_ctrl_c_inside_of_a_with_block_ends_what_runs() -> None:
+    code = """
+import offloop, os, signal, threading, time
+try:
+    with offloop.ProcessPool(1) as pool:
+        assert pool.submit(abs, -1).result(60) == 1
+        futures = [pool.submit(time.sleep, 1000) for _ in range(2)]
+        while not futures[0].running():
+            time.sleep(0.01)
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        futures[0].result()
+except KeyboardInterrupt:
+    assert all(f.done() for f in futures)
+    print("fine")
+"""
+    assert program(["-c", code]).stdout == "fine\n"
+
+
 # ---- workers of another program ----
 
 SCRIPT = """

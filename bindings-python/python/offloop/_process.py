@@ -22,6 +22,7 @@ from ._trace import tracer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
     from typing import Self
 
     import numpy
@@ -261,6 +262,12 @@ class ProcessPool(_ProcessPool, _Mapping):
             self._cancel_queued()
         if wait:
             self._wait_closed()
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        # A terminal's Ctrl-C reaches the workers of ProcessPoolExecutor too; these are in groups of their own, and end by this.
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self.terminate()
+        self.shutdown(wait=True)
 
     def terminate(self) -> None:
         """Cancels every task, started or not, and ends the processes now."""
