@@ -4,12 +4,10 @@
 const { fail } = require('./error.cjs')
 const { encodeInto, unserializable } = require('./codec.cjs')
 
-/** What a file says of `name`, itself or by a class of its own: not what every object and every function has. */
+/** What a file says of `name`: not what every object and every function has. */
 function memberOf(object, name) {
-  for (let at = object; at !== null && at !== Object.prototype && at !== Function.prototype; at = Object.getPrototypeOf(at)) {
-    if (Object.hasOwn(at, name)) return at !== object && name === 'constructor' ? undefined : object[name]
-  }
-  return undefined
+  const found = object[name]
+  return name === '__proto__' || found === Object.prototype[name] || found === Function.prototype[name] ? undefined : found
 }
 
 /** The function that is exported as `name`. */
