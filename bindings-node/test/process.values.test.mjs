@@ -119,7 +119,7 @@ test('a buffer in memory of the pool moves to a worker and back without a copy',
   const size = 64 << 20
   let buffer = pool.alloc(size)
   assert.ok(buffer.bytes().every((byte) => byte === 0))
-  const before = await resident('offloop-payloads')
+  const before = await resident('offloop-shared')
   assert.ok(before >= size)
   for (let i = 0; i < 5; i++) {
     const sent = buffer
@@ -129,7 +129,7 @@ test('a buffer in memory of the pool moves to a worker and back without a copy',
     assert.deepEqual([sent.detached, view.length], [true, 0])
     assert.deepEqual([buffer.byteLength, buffer.bytes()[i], buffer.bytes()[size - 1 - i]], [size, i + 1, i + 1])
   }
-  assert.ok((await resident('offloop-payloads')) < before + (8 << 20))
+  assert.ok((await resident('offloop-shared')) < before + (8 << 20))
   const there = await pool.call(resident, 'offloop-replies')
   assert.ok(there < 8 << 20, `${there}`)
 })
