@@ -17,9 +17,13 @@ export function openPool(t, options) {
   return pool
 }
 
-/** Turns the loop until `check()` is true. */
+/** Turns the loop until `check()` is true. What is not true after minutes is a hang, which fails by name. */
 export async function until(check) {
-  while (!check()) await turn()
+  const begun = Date.now()
+  while (!check()) {
+    await turn()
+    if (Date.now() - begun > 120_000) throw new Error(`not true within 120 s: ${check}`)
+  }
 }
 
 /** Occupies a worker of `pool` until it is let go. */

@@ -656,6 +656,29 @@ fn a_cancelled_task_never_begins_or_is_told() {
 }
 
 #[test]
+fn a_worker_whose_tasks_were_all_taken_back_before_they_began_gets_more() {
+    let _alone = alone();
+    let pool = pool(1);
+    let Value::Int(pid) = value(&submit(&pool, "pid", vec![])) else { panic!("no pid") };
+    let signal = |signal| {
+        // SAFETY: a signal to a child that this test has, and nobody has waited for.
+        assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    };
+    // One, and more than are handed out at once. Some rounds, because a worker that is about to sleep has none in hand yet.
+    for tasks in [1, 40].repeat(10) {
+        // Nothing begins, and nothing that ends is heard of.
+        signal(libc::SIGSTOP);
+        let taken_back: Vec<Task> = (0..tasks).map(|_| submit(&pool, "echo", vec![Value::Nil])).collect();
+        assert!(taken_back.iter().all(Task::cancel));
+        signal(libc::SIGCONT);
+        let next = submit(&pool, "echo", vec![Value::Nil]);
+        // Whoever waits for it would look after the workers.
+        eventually("it is run", || next.is_done());
+    }
+    close(&pool);
+}
+
+#[test]
 fn a_pool_that_closes_ends_what_goes_on_after_its_grace() {
     let _alone = alone();
     let (signalled, signals) = std::sync::mpsc::channel();

@@ -127,37 +127,61 @@ async function round(pool, counts, long = true) {
   counts.calls += tasks.length
 }
 
+/** What a load does at this moment, and since when, for the watch on it. */
+let step = 'begin'
+let since = performance.now()
+function now(what) {
+  step = what
+  since = performance.now()
+}
+
 /** The first round of new workers: how old they are, and what they had, would be what is measured. */
 async function renew(pool, counts) {
+  now('workers leave')
   pool.resize({ minWorkers: 0 })
   while (pool.stats.workers > 0) await after(10)
   pool.resize({ minWorkers: 2 })
+  now('first round of new workers')
   await round(pool, counts)
+  now('short rounds of new workers')
   // The last values may be kept for a while; then they are short ones.
   for (let i = 0; i < 5; i++) await round(pool, counts, false)
+  now('both sleep')
   await Promise.all(Array.from({ length: 2 }, () => pool.run(100, { name: 'sleep' })))
 }
 
 async function load(seconds, marks) {
   const pool = new ProcessPool(worker, { minWorkers: 2, maxWorkers: 2, maxTasksPerWorker: 1000, cancelGrace: 5000, idleTimeout: 100 })
   const counts = { calls: 0, rounds: 0 }
+  // Ends a hang, and says where.
+  const watch = setInterval(() => {
+    if (performance.now() - since < 60_000) return
+    console.log(`fail it stands still (${step}): ${JSON.stringify(pool.stats)} after ${JSON.stringify(counts)}`)
+    process.exit(1)
+  }, 1000)
   // Shared memory that was used once stays: more than there will be at once, so that no later peak is taken for a leak.
   await Promise.all(Array.from({ length: 6 }, () => round(pool, counts)))
   const from = performance.now()
   for (let n = 0; n < marks; n++) {
     do {
+      now('round')
       await round(pool, counts)
       counts.rounds++
+      now('broadcast')
       // What nobody has any more keeps its shared memory until it is collected.
       await pool.broadcast(undefined, { name: 'collect' })
       collect()
     } while (performance.now() - from < ((n + 1) * seconds * 1000) / marks)
     await renew(pool, counts)
+    now('broadcast to new workers')
     await pool.broadcast(undefined, { name: 'collect' })
+    now('mark')
     await mark(`load${n}`)
   }
   const { recycled } = pool.stats
+  now('close')
   await pool.close()
+  clearInterval(watch)
   return { ...counts, recycled: recycled ?? 0 }
 }
 

@@ -73,11 +73,13 @@ export function uncaught() {
 }
 /** Dies at its first run. */
 export function once(file) {
-  if (!fs.existsSync(file)) {
-    fs.writeFileSync(file, '')
-    process.exit(9)
+  try {
+    // Of several at once, one makes the file.
+    fs.writeFileSync(file, '', { flag: 'wx' })
+  } catch {
+    return 'second'
   }
-  return 'second'
+  process.exit(9)
 }
 export class Own extends Error {
   name = 'Own'
