@@ -56,6 +56,19 @@ impl Caller {
         reply.strip_prefix("ok message=").map(str::to_owned).ok_or_else(|| format!("{name}: {}", short()))
     }
 
+    /// What a stream of `count` says, one value after the other.
+    fn stream(&mut self, name: &str, options: &str, wanted: &[&str]) -> Result<(), String> {
+        self.calls += 1;
+        self.driver.call(&format!("stream.open stream={name} pool=p op=count {options}"), self.deadline)?;
+        for want in wanted {
+            let reply = self.driver.call(&format!("stream.next stream={name}"), self.deadline)?;
+            if !reply.starts_with(want) {
+                return Err(format!("a stream with {options}: wanted {want}, got {}", crate::readable(&reply)));
+            }
+        }
+        Ok(())
+    }
+
     /// A call that fails, with what its outcome has to say.
     fn fail(&mut self, name: &str, message: &str, says: &[&str]) -> Result<(), String> {
         let reply = self.call(name, message)?;
@@ -122,6 +135,10 @@ pub(crate) fn run(from: &str, to: &str, names: &Path) -> Result<Calls, String> {
             return Err(format!("1 MiB is no {what} there"));
         }
     }
+
+    // Values while it runs.
+    caller.stream("s", "p.n=3", &["ok int=0", "ok int=1", "ok int=2", "ok end=1"])?;
+    caller.stream("f", "p.n=1 p.text=broken", &["ok int=0", "err", "ok end=1"])?;
 
     // What goes wrong.
     let broken = map("text", Value::str("broken"))?;

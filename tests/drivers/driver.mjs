@@ -22,6 +22,7 @@ const consumers = new Map()
 const channels = new Map()
 const listeners = new Map()
 const requests = new Map()
+const streams = new Map()
 let order = []
 
 class DriverError extends Error {}
@@ -166,7 +167,7 @@ const within = (args) => (args.timeout === undefined ? undefined : { timeout: Nu
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers,processes,moves,names,unsendable,map,classes,counts,leaves${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers,processes,moves,names,unsendable,map,classes,counts,leaves,streams${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
@@ -200,6 +201,11 @@ const verbs = {
     for await (const result of need(pools, args, 'pool').map(inputs, { name: args.op })) results.push(show(result).slice('ok '.length))
     return `results=${results.join(',')}`
   },
+  'stream.open'(args) {
+    const options = { name: args.op, ...runOptions(args) }
+    streams.set(args.stream, need(pools, args, 'pool').stream(callOf(args), options))
+  },
+  'stream.close': async (args) => void (await need(streams, args, 'stream').return()),
   'pool.call': async (args) => `message=${hex(native.encode(await called(args)))}`,
   'task.error': async (args) => {
     const error = await need(tasks, args, 'task').error
@@ -319,6 +325,10 @@ const called = (args) => need(pools, args, 'pool').run(native.decode(Buffer.from
 async function handle(id, verb, args) {
   try {
     if (verb === 'task.wait') return say(id, await need(tasks, args, 'task').outcome)
+    if (verb === 'stream.next') {
+      const { value, done } = await need(streams, args, 'stream').next()
+      return say(id, done ? 'ok end=1' : show(value))
+    }
     if (verb === 'op.run') return say(id, show(await defaultPool().run(args.op, input(args), params(args))))
     if (!Object.hasOwn(verbs, verb)) throw new DriverError(`unknown verb ${verb}`)
     say(id, `ok ${(await verbs[verb](args)) ?? ''}`)

@@ -19,6 +19,8 @@ DELIVERIES: dict[str | None, object] = {}
 CHANNELS: dict[str, object] = {}
 LISTENERS: dict[str, object] = {}
 REQUESTS: dict[str | None, object] = {}
+STREAMS: dict[str, object] = {}
+ELSEWHERE: set[str] = set()  # pools whose workers know functions by their names alone
 ORDER: list[str] = []
 WAITING: list[ThreadPool] = []  # pools whose submit may block
 
@@ -196,6 +198,7 @@ def pool_new(args):
             options["cancel_grace"] = float(args["cancel_grace"]) / 1e3
         if "command" in args:
             options["command"] = args["command"].split(",")
+            ELSEWHERE.add(args["pool"])
         if "broken" in args:
             options["initializer"] = worker.start_fails
         pool = ProcessPool(**options)
@@ -211,6 +214,28 @@ def pool_map(args):
     pool = need(POOLS, args, "pool")
     calls = [call_of(pool, args, [bytes.fromhex(text)])[1][0] for text in args["inputs"].split(",")]
     return "results=" + ",".join(fields(result) for result in pool.map(getattr(worker, args["op"]), calls))
+
+
+def stream_open(args):
+    pool = need(POOLS, args, "pool")
+    fn = args["op"] if args["pool"] in ELSEWHERE else getattr(worker, args["op"])
+    STREAMS[args["stream"]] = view(pool, args).stream(fn, params(args))
+    return ""
+
+
+def stream_next(args):
+    stream = need(STREAMS, args, "stream")
+    try:
+        return f"ok {fields(next(stream))}"
+    except StopIteration:
+        return "ok end=1"
+    except BaseException as error:  # noqa: BLE001  every outcome is a reply
+        return show_error(error)
+
+
+def stream_close(args):
+    need(STREAMS, args, "stream").close()
+    return ""
 
 
 def pool_call(args):
@@ -495,11 +520,13 @@ WAITS = {
 }
 
 VERBS = {
-    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero,processes,map,unsendable,classes" + (",counts" if "retried" in offloop.PoolStats.__annotations__ else "") + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero,processes,map,unsendable,classes,streams" + (",counts" if "retried" in offloop.PoolStats.__annotations__ else "") + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
     "pool.new": pool_new,
     "pool.submit_many": submit_many,
     "pool.stats": pool_stats,
     "pool.resize": pool_resize,
+    "stream.open": stream_open,
+    "stream.close": stream_close,
     "task.cancel": task_cancel,
     "order.take": order_take,
     "buffer.new": buffer_new,
@@ -563,6 +590,8 @@ def handle(number, verb, args):
         later(number, lambda: task_wait(outcome))
     elif verb == "pool.call":
         later(number, lambda: pool_call(args))
+    elif verb == "stream.next":
+        later(number, lambda: stream_next(args))
     elif verb == "task.error":
         outcome = need(TASKS, args, "task")
         later(number, lambda: task_error(outcome))

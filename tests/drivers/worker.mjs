@@ -28,6 +28,15 @@ export function fail({ text, code, cause }) {
   const error = new TypeError(text, cause === undefined ? undefined : { cause: new Error(cause) })
   throw code === undefined ? error : Object.assign(error, { code })
 }
+/** Gives 0, 1, … below `n`, each after a while; then it fails, or ends its worker. */
+export async function* count({ n, sleep_ms: ms, text, code }) {
+  for (let i = 0; i !== n; i++) {
+    if (ms) await sleep(ms)
+    yield i
+  }
+  if (code !== undefined) exit({ code })
+  if (text !== undefined) fail({ text })
+}
 export const odd = () => () => {}
 export const echo = (value) => value
 /** What its argument is here. */

@@ -55,6 +55,19 @@ def fail(call):
     raise error
 
 
+def count(call):
+    """Gives 0, 1, … below `n`, each after a while; then it fails, or ends its worker."""
+    i = 0
+    while i != call["n"]:
+        time.sleep(call.get("sleep_ms", 0) / 1e3)
+        yield i
+        i += 1
+    if "code" in call:
+        exit(call)
+    if "text" in call:
+        fail(call)
+
+
 def odd(_call):
     return time.monotonic, (x for x in ())
 

@@ -71,6 +71,14 @@ typedef struct {
 } channel_entry;
 
 static channel_entry channels[MAX_NAMED];
+
+typedef struct {
+  char *name;
+  offloop_stream *stream; /* NULL once it was closed */
+} stream_entry;
+
+static stream_entry streams[MAX_NAMED];
+static int stream_count;
 static int channel_count; /* under the lock */
 static int delivery_count;
 static int task_count, pool_count, buffer_count, ring_count, freed_count;
@@ -606,6 +614,47 @@ static char *pool_call(pool_entry *pool, const args_t *args) {
   return last_error(status);
 }
 
+/* ---- streams ---- */
+
+static stream_entry *stream_of(const args_t *args) {
+  const char *name = get(args, "stream");
+  for (int i = 0; name != NULL && i < stream_count; i++) {
+    if (strcmp(streams[i].name, name) == 0) return &streams[i];
+  }
+  return NULL;
+}
+
+static void *next_thread(void *arg) {
+  args_t *args = arg;
+  offloop_value *value = NULL;
+  offloop_status status = offloop_stream_next(stream_of(args)->stream, -1, &value);
+  say(args->number, status != OFFLOOP_OK ? last_error(status) : value == NULL ? format("ok end=1") : show(status, value));
+  release(args);
+  return NULL;
+}
+
+static char *stream_verb(pool_entry *pool, args_t *args) {
+  stream_entry *entry = stream_of(args);
+  if (strcmp(args->verb, "stream.open") == 0 && pool != NULL && stream_count < MAX_NAMED) {
+    offloop_submit_options options = OFFLOOP_SUBMIT_OPTIONS_INIT;
+    options.retries = (uint32_t)number(args, "retries", 0);
+    options.timeout_ns = ms(args, "timeout");
+    offloop_value *call = call_of(args, NULL);
+    stream_entry *made = &streams[stream_count];
+    offloop_status status = offloop_process_pool_stream(pool->processes, get(args, "op"), &call, &options, &made->stream);
+    offloop_value_free(call);
+    if (status != OFFLOOP_OK) return last_error(status);
+    made->name = grab(strdup(get(args, "stream")));
+    stream_count++;
+    return format("ok");
+  }
+  if (entry == NULL) return driver_error("no such stream, or no such verb");
+  if (strcmp(args->verb, "stream.next") == 0) return later(next_thread, args);
+  offloop_stream_free(entry->stream);
+  entry->stream = NULL;
+  return format("ok");
+}
+
 /* ---- buffers ---- */
 
 static void foreign_free(void *user) {
@@ -1101,6 +1150,19 @@ static int32_t fail(offloop_task_ctx *ctx, void *arg) {
   return 7;
 }
 
+static int32_t count(offloop_task_ctx *ctx, void *arg) {
+  for (int64_t i = 0; i != whole(ctx, "n"); i++) {
+    offloop_value *n = NULL;
+    usleep(1000 * (useconds_t)whole(ctx, "sleep_ms"));
+    offloop_status status = offloop_value_new_int(i, &n);
+    if (status == OFFLOOP_OK) status = offloop_ctx_give(ctx, &n);
+    offloop_value_free(n);
+    if (status != OFFLOOP_OK) return status == OFFLOOP_ERR_CLOSED ? OFFLOOP_OK : status;
+  }
+  if (option(ctx, "code") != NULL) return leave(ctx, arg);
+  return option(ctx, "text") != NULL ? fail(ctx, arg) : OFFLOOP_OK;
+}
+
 static int32_t echo(offloop_task_ctx *ctx, void *arg) {
   (void)arg;
   return give(ctx, argument(ctx));
@@ -1119,7 +1181,7 @@ static int32_t what(offloop_task_ctx *ctx, void *arg) {
 static int worker(int broken) {
   static const offloop_function good[] = {
       {"noop", noop, NULL}, {"length", length_of, NULL}, {"exit", leave, NULL}, {"kill", kill_self, NULL}, {"fault", fault, NULL}, {"eat", eat, NULL},
-      {"spin", spin, NULL}, {"fail", fail, NULL},        {"echo", echo, NULL},  {"what", what, NULL}};
+      {"spin", spin, NULL}, {"fail", fail, NULL},        {"count", count, NULL}, {"echo", echo, NULL}, {"what", what, NULL}};
   static const offloop_function bad[] = {{"no model", noop, NULL}, {"no model", noop, NULL}};
   if (broken) return offloop_worker_main(bad, 2) != OFFLOOP_OK;
   return offloop_worker_main(good, sizeof good / sizeof *good) != OFFLOOP_OK;
@@ -1133,7 +1195,7 @@ static char *run(args_t *args) {
   pool_entry *pool = pool_of(args);
   task_entry *task;
   if (strcmp(verb, "hello") == 0) {
-    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,processes,names,counts,leaves,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,processes,names,counts,leaves,streams,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
   }
   if (strcmp(verb, "pool.new") == 0) return pool_new(args);
   if (strcmp(verb, "order.take") == 0) {
@@ -1153,6 +1215,7 @@ static char *run(args_t *args) {
   if (strncmp(verb, "buffer.", 7) == 0) return buffer_verb(verb, args);
   if (strncmp(verb, "ring.", 5) == 0) return ring_verb(verb, args);
   if (strncmp(verb, "channel.", 8) == 0) return channel_verb(verb, args);
+  if (strncmp(verb, "stream.", 7) == 0) return stream_verb(pool, args);
   if (strncmp(verb, "task.", 5) == 0) {
     if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
     if (strcmp(verb, "task.wait") == 0 || strcmp(verb, "task.error") == 0) return later(wait_thread, args);

@@ -7,7 +7,7 @@ mod process;
 mod ring;
 
 use offloop::buffer::revoke_token;
-use offloop::pool::{Deliver, OnFull, ProcessPool, SubmitOptions, Work};
+use offloop::pool::{Deliver, OnFull, ProcessPool, Streamed, SubmitOptions, Work};
 use offloop::{Bytes, Error, Task, ThreadPool, TransferBuffer, Value};
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -63,6 +63,7 @@ struct Driver {
     foreign: HashMap<String, Bytes>,
     freed: Arc<AtomicUsize>,
     order: Arc<Mutex<Vec<String>>>,
+    streams: HashMap<String, Arc<Streamed>>,
     rings: ring::Rings,
     channels: channel::Channels,
 }
@@ -320,10 +321,10 @@ impl Driver {
 
     fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
         match verb {
-            "hello" => {
-                Ok("lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,processes,names,classes,counts,leaves,rings,channels"
-                    .into())
-            }
+            "hello" => Ok(
+                "lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,processes,names,classes,counts,leaves,streams,rings,channels"
+                    .into(),
+            ),
             "pool.new" if args.get("worker").is_some() => {
                 let processes = process::pool(args)?;
                 let pool = processes.pool().clone();
@@ -334,6 +335,24 @@ impl Driver {
             "pool.call" => {
                 let pool = self.pool(args)?.processes.clone().ok_or_else(|| missing("pool", "of processes"))?;
                 process::call(id, &pool, args)
+            }
+            "stream.open" => {
+                let pool = self.pool(args)?.processes.clone().ok_or_else(|| missing("pool", "of processes"))?;
+                let request = process::request(&pool, args.text("op")?, process::argument(args, None))?;
+                let streamed = pool.stream(request, Driver::options(args, false)).map_err(|refused| refused.error)?;
+                self.streams.insert(args.text("stream")?.to_owned(), Arc::new(streamed));
+                Ok(String::new())
+            }
+            "stream.next" | "stream.close" => {
+                let name = args.text("stream")?;
+                let stream = self.streams.get(name).cloned().ok_or_else(|| missing("stream", name))?;
+                if verb == "stream.close" {
+                    stream.cancel();
+                    return Ok(String::new());
+                }
+                let id = id.to_owned();
+                std::thread::spawn(move || say(&id, &process::next(&stream)));
+                Ok("later".into())
             }
             "pool.new" => {
                 let mut builder = ThreadPool::builder();

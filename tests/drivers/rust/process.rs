@@ -4,7 +4,7 @@ use crate::{Args, later, missing, say, show, unhex};
 use offloop::codec;
 use offloop::ops::Control;
 use offloop::pool::call::{Call, decode_reply};
-use offloop::pool::{Deliver, PoolOptions, ProcessPool, Running, SubmitOptions, Worker, serve};
+use offloop::pool::{Deliver, PoolOptions, ProcessPool, Running, Streamed, SubmitOptions, Worker, serve};
 use offloop::sys::process::Spec;
 use offloop::value::ErrorValue;
 use offloop::{Error, ErrorKind, Value};
@@ -100,6 +100,19 @@ pub(crate) fn error_fields(outcome: &Outcome) -> String {
     }
 }
 
+/// `stream.next`.
+pub(crate) fn next(stream: &Streamed) -> String {
+    match stream.next(None, decode_reply) {
+        Ok(Some(value)) => show_outcome(value),
+        // The task has ended: with an error, which comes after its values.
+        Ok(None) => match stream.task().try_take().map(outcome) {
+            None | Some(Ok(Ok(_))) => "ok end=1".to_owned(),
+            Some(failure) => show_outcome(failure),
+        },
+        Err(error) => show(Err(error)),
+    }
+}
+
 /// `pool.call`: argument and result are messages.
 pub(crate) fn call(id: &str, pool: &ProcessPool, args: &Args) -> Result<String, Error> {
     let argument = codec::decode(&unhex(args.text("message")?), &mut [], &codec::Options::default())?;
@@ -187,6 +200,24 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
             }
             failure.cause = text("cause").map(|cause| Value::Error(Box::new(ErrorValue::new("Error", cause))));
             Err(Box::new(failure))
+        }
+        "count" => {
+            let n = whole("n");
+            let mut i = 0;
+            while i != n {
+                std::thread::sleep(Duration::from_millis(whole("sleep_ms") as u64));
+                if !running.give(&Value::Int(i)).map_err(|e| error(&e))? {
+                    return Ok(Value::Nil);
+                }
+                i += 1;
+            }
+            if argument.get("code").is_some() {
+                std::process::exit(whole("code") as i32)
+            }
+            match text("text") {
+                Some(text) => Err(Box::new(ErrorValue::new("TypeError", text))),
+                None => Ok(Value::Nil),
+            }
         }
         "echo" => Ok(argument),
         "what" => Ok(Value::str(argument.type_name())),
