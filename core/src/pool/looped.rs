@@ -763,12 +763,16 @@ impl LoopWorker {
                 }
             }
             if self.hand_out(give) == 0 {
-                // Ended, or what comes next has to wait for what runs. Idle workers take it over with a tick.
                 if lock(&self.hand.hold).ended {
                     return Fed::Leave;
                 }
-                self.worker.pool.arm_tick();
-                return self.rest();
+                let pool = &self.worker.pool;
+                if pool.slot(self.worker.me.slot).batch_len.load(Ordering::Relaxed) > 0 {
+                    // What comes next has to wait for what runs. Idle workers take it over with a tick.
+                    pool.arm_tick();
+                    return self.rest();
+                }
+                // All of them had been cancelled: nothing runs that would have it fed again.
             }
         }
     }
@@ -1131,6 +1135,53 @@ mod tests {
             assert_eq!(worker.take(true, &mut |given| assert!(given.begun)), Taken::Tasks(1));
             worker
         }
+    }
+
+    /// The same with lanes, which are boards.
+    #[derive(Default)]
+    struct WithLanes(Kept);
+
+    impl LoopHost for WithLanes {
+        fn has_lanes(&self) -> bool {
+            true
+        }
+        fn start(&self, worker: LoopWorker) -> Result<(), LoopWorker> {
+            self.0.start(worker)
+        }
+        fn end(&self, _: u64) {}
+    }
+
+    #[test]
+    fn a_worker_whose_next_tasks_were_all_cancelled_looks_for_others() {
+        let host = Arc::<WithLanes>::default();
+        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
+        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
+        let submit = |timeout| {
+            let options = SubmitOptions { timeout, ..SubmitOptions::default() };
+            pool.submit(Work::hosted(Box::new(())), options).expect("submit")
+        };
+        let first = submit(None);
+        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
+        let lane = Arc::new(Board::new(held_at_once(1)));
+        worker.set_lane(lane.clone());
+        worker.ready(Box::new(|| {}));
+        let at = std::cell::Cell::new(None);
+        let feed = |worker: &mut LoopWorker| {
+            worker.feed(true, &mut |given| {
+                at.set(Some(given.index));
+                true
+            })
+        };
+        assert_eq!(feed(&mut worker), Fed::Busy);
+        // One with a deadline is not handed out before this one has ended.
+        let next = submit(Some(Duration::from_secs(3600)));
+        assert_eq!(feed(&mut worker), Fed::Busy);
+        assert!(next.cancel());
+        let word = &lane.words()[at.get().expect("the first was handed out")];
+        word.store(CLAIMED, Ordering::Relaxed);
+        word.store(DONE, Ordering::Release);
+        assert_eq!(feed(&mut worker), Fed::Asleep, "nothing is left that would have it fed again");
+        assert!(first.is_done());
     }
 
     #[test]
