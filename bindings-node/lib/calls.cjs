@@ -10,6 +10,7 @@ const { listen, unlisten } = require('./completion.cjs')
 const { flush } = require('./submits.cjs')
 const { runOptions, RUN_OPTIONS, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
+const { leavable } = require('./leaving.cjs')
 const { tracerOf } = require('./trace.cjs')
 
 /** Values that are made ahead of whoever takes them, as long as nothing else is said. */
@@ -143,7 +144,8 @@ class Calls extends EventEmitter {
     // Those of the pool are meant for other calls.
     if (retries !== 0)
       throw fail('Invalid', 'a stream cannot be run again: some of it was taken', { option: 'retries', value: String(retries) })
-    return this.#shared.stream(target, task, { ...run, retries: 0 }, window)
+    const shared = this.#shared
+    return leavable((leaving) => shared.stream(target, task, { ...run, retries: 0 }, window, leaving), shared.cancelGrace)
   }
 
   /** Options of several calls: `run` of each, the `target` of all, and those with other names; an error as `target`, with `run` null. */
@@ -222,6 +224,7 @@ class SharedCalls {
     this.tracer = tracerOf(trace, poolOptions.name)
     /** Calls without options have nothing beside their promise. */
     this.plain = !this.wait && this.tracer === null
+    this.cancelGrace = poolOptions.cancelGrace ?? 1000
     this.maxQueue = poolOptions.maxQueue ?? 65_536
   }
 

@@ -26,14 +26,14 @@ function valueIn(kind, value) {
   return kind === FRAME ? readParts(value) : value
 }
 
-/** Values of the generator; `submit(stream)` begins it and gives the promise of its task. */
-async function* reading(submit) {
-  const came = bell()
+/** Values of the generator; `submit(stream)` begins it and gives the promise of its task. `leaving` as in lib/leaving.cjs. */
+async function* reading(submit, leaving) {
+  const { came } = leaving
   const note = newNote()
   onNote(note, came.ring)
   const stream = native.streamNew(note)
   let outcome = null
-  const settled = submit(stream).then(
+  submit(stream).then(
     () => {
       outcome = { failed: false }
       came.ring()
@@ -43,17 +43,15 @@ async function* reading(submit) {
       came.ring()
     },
   )
-  /** The generator's own `finally` has run before this goes on, and what that throws is thrown here. */
-  const leave = async () => {
-    native.streamStop(stream)
-    await settled
-    if (outcome.failed) throw outcome.error
+  const isOver = () => {
+    if (outcome?.failed) throw outcome.error
+    return outcome !== null
   }
   /** Kinds and values by turns. */
   let line = []
   let at = 0
   try {
-    for (;;) {
+    while (!leaving.isLeft) {
       if (at < line.length) {
         at += 2
         yield valueIn(line[at - 2], line[at - 1])
@@ -70,7 +68,11 @@ async function* reading(submit) {
     }
   } finally {
     try {
-      if (outcome === null) await leave()
+      // Left early: the generator's own `finally` has run before this goes on, and what that throws is thrown here.
+      if (outcome === null) {
+        native.streamStop(stream)
+        await leaving.until(isOver)
+      }
     } finally {
       offNote(note)
     }

@@ -311,6 +311,8 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
   /**
    * Values of a generator, async or not, that the default export, or `name`, gives for `task`. It begins with the first value that is asked for; leaving the
    * loop runs the generator's `finally`. `timeout` counts from start to the end of the generator, with the time that the values wait.
+   * `return()` while a `next()` is pending ends both at once and cancels the task, as a `signal` does; a generator that has not ended `cancelGrace` after
+   * its loop was left is cancelled, too.
    */
   stream(task?: any, options?: WorkerStreamOptions | null): AsyncGenerator<any, void, void>
   /**

@@ -267,8 +267,8 @@ class Shared extends SharedCalls {
     }
   }
 
-  stream(target, task, run, window) {
-    return reading((stream) => this.#submit(target, false, task, run, this.wait, stream, window))
+  stream(target, task, run, window, leaving) {
+    return reading((stream) => this.#submit(target, false, task, { ...run, leaving }, this.wait, stream, window), leaving)
   }
 
   close(grace) {

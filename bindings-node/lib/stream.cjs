@@ -33,11 +33,11 @@ function wrap(value) {
 }
 const unwrap = ({ bytes, value }) => (bytes === undefined ? value : decode(bufferOf(bytes), 0))
 
-/** Values of the generator that `start(message, ports)` calls; at most `window` of them are made ahead. */
-async function* reading(start, window) {
+/** Values of the generator that `start(message, ports)` calls; at most `window` of them are made ahead. `leaving` as in lib/leaving.cjs. */
+async function* reading(start, window, leaving) {
   const { port1: port, port2 } = new MessageChannel()
   const line = []
-  const came = bell()
+  const { came } = leaving
   let end = null
   let closed = false
   let outcome = null
@@ -78,7 +78,7 @@ async function* reading(start, window) {
   }
 
   try {
-    for (;;) {
+    while (!leaving.isLeft) {
       if (line.length > 0) {
         const value = unwrap(line.shift())
         if (++taken * 2 >= window) {
@@ -94,7 +94,7 @@ async function* reading(start, window) {
     if (end === null && outcome === null) {
       port.postMessage({ stop: true })
       try {
-        while (!(await isOver())) await came.wait()
+        await leaving.until(isOver)
       } finally {
         port.close()
       }

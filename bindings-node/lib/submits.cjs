@@ -120,7 +120,10 @@ function flush() {
   if (full) pool.press()
 }
 
-/** A task with options, or of a pool with a tracer: `hand(slot)` gives it to native code, `drop()` is called when it is settled. With `wait` it waits beyond a full queue. */
+/**
+ * A task with options, or of a pool with a tracer: `hand(slot)` gives it to native code, `drop()` is called when it is settled. With `wait` it waits
+ * beyond a full queue. `run.leaving` of a stream is told how to cancel it.
+ */
 function submitOne(pool, target, run, wait, hand, drop = null) {
   const { signal } = run
   const extra = {
@@ -142,6 +145,9 @@ function submitOne(pool, target, run, wait, hand, drop = null) {
     if (wait && pool.inFlight > pool.maxQueue) pool.press()
     hand(slot)
     extra.submitted = true
+    run.leaving?.begun(() => {
+      if (extras[slot] === extra) native.callCancel(slot)
+    })
   } catch (error) {
     if (refuse(slot, error)) pool.press()
   }

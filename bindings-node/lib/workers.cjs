@@ -319,7 +319,6 @@ class Shared extends SharedCalls {
     this.readyTimeout = readyTimeout
     this.concurrency = poolOptions.concurrency ?? 1
     this.idleTimeout = Math.min(poolOptions.idleTimeout ?? 30_000, MAX_TIMER)
-    this.cancelGrace = poolOptions.cancelGrace ?? 1000
     this.note = newNote()
     this.handle = native.workersNew(poolOptions, this.note)
     onNote(this.note, () => this.#onEvents())
@@ -463,12 +462,12 @@ class Shared extends SharedCalls {
     }
   }
 
-  stream(number, task, run, window) {
+  stream(number, task, run, window, leaving) {
     const start = async (channel, ports) => {
       const message = { ...channel, task: stream.wrap(task) }
-      return this.#submit(number, STREAM, message, { ...run, transferList: [...ports, ...(movedIn(task) ?? [])] }, this.wait)
+      return this.#submit(number, STREAM, message, { ...run, leaving, transferList: [...ports, ...(movedIn(task) ?? [])] }, this.wait)
     }
-    return stream.reading(start, window)
+    return stream.reading(start, window, leaving)
   }
 
   close(grace) {
