@@ -5,10 +5,10 @@
 
 const { EventEmitter } = require('node:events')
 const native = require('./native.cjs')
-const { fail, aborted, typeName, checkOptions } = require('./error.cjs')
+const { fail, typeName, checkOptions } = require('./error.cjs')
 const { listen, unlisten } = require('./completion.cjs')
 const { flush } = require('./submits.cjs')
-const { runOptions, RUN_OPTIONS, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
+const { runOptions, RUN_OPTIONS, checkBegin, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { leavable } = require('./leaving.cjs')
 const { tracerOf } = require('./trace.cjs')
@@ -91,10 +91,9 @@ class Calls extends EventEmitter {
   }
 
   runMany(tasks, options) {
-    const { run, target } = this.#many(options, [])
+    const { run, target } = this.#manyNow(options)
     if (run === null) return Promise.reject(target)
     if (!Array.isArray(tasks)) return Promise.reject(fail('Invalid', 'tasks are not an array', { got: typeName(tasks) }))
-    if (run.signal?.aborted) return Promise.reject(aborted(run.signal.reason))
     const { signal, release } = together(run.signal)
     const calls = Array.from(tasks, (task, index) =>
       this.#shared.submit(target, false, task, { ...run, signal }).catch((error) => {
@@ -106,7 +105,7 @@ class Calls extends EventEmitter {
   }
 
   broadcast(task, options) {
-    const { run, target } = this.#many(options, [])
+    const { run, target } = this.#manyNow(options)
     if (run === null) return Promise.reject(target)
     if (run.key !== undefined)
       return Promise.reject(fail('Invalid', 'calls of every worker have no key', { option: 'key', value: run.key }))
@@ -160,6 +159,17 @@ class Calls extends EventEmitter {
       const { run } = runOptions(others, true, RUN_OPTIONS, ['name', ...names].join(' '))
       this.#shared.check(run)
       return { run: { ...this.#defaults, ...run }, target: this.#shared.target(name ?? 'default'), rest }
+    } catch (error) {
+      return { run: null, target: error, rest: null }
+    }
+  }
+
+  /** The same for calls that begin now, also where there are none of them. */
+  #manyNow(options) {
+    const many = this.#many(options, [])
+    try {
+      if (many.run !== null) checkBegin(many.run)
+      return many
     } catch (error) {
       return { run: null, target: error, rest: null }
     }

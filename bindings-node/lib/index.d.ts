@@ -10,7 +10,7 @@ export type * from './ops.js'
  */
 export type Bytes = Uint8Array | ArrayBuffer | SharedArrayBuffer | DataView | TransferBuffer
 
-/** How one task is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one. */
+/** How one task is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one, and 0 is no time at all: `ERR_OFFLOOP_TIMEOUT` at once. */
 export interface RunOptions {
   /** Cancels: a queued task at once, a running one when its op looks. Rejects with `name: 'AbortError'`. */
   signal?: AbortSignal | undefined
@@ -185,7 +185,7 @@ export class ThreadPool implements PoolBase {
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** How one call of a WorkerPool is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one. */
+/** How one call of a WorkerPool is run. Durations are milliseconds; `Infinity` is no limit, 30 days are the longest one, and 0 is no time at all: `ERR_OFFLOOP_TIMEOUT` at once. */
 export interface WorkerRunOptions {
   /** Cancels: a task that waits at once; one that runs sees it in `currentTask().signal`, and its thread is ended after `cancelGrace`. Rejects with `name: 'AbortError'`. */
   signal?: AbortSignal | undefined

@@ -2,7 +2,7 @@
 // Options that every pool has.
 
 const native = require('./native.cjs')
-const { fail, typeName, checkOptions, checkKnown } = require('./error.cjs')
+const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
 
 // Node 20 before 20.5 has no such symbol.
 if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value: Symbol('Symbol.asyncDispose') })
@@ -37,6 +37,13 @@ function runOptions(given, onlyThose, names = RUN_OPTIONS, also = '') {
   return { run, rest }
 }
 
+/** Throws what a call with these options ends with before it is anywhere: its signal was aborted, or it has no time at all. */
+function checkBegin({ signal, timeout, queueTimeout }) {
+  if (signal?.aborted) throw aborted(signal.reason)
+  if (timeout === 0) throw fail('Timeout', 'the task has no time to run', { limit_ms: 0 })
+  if (queueTimeout === 0) throw fail('Timeout', 'the task has no time to wait in the queue', { limit_ms: 0 })
+}
+
 /** The grace of a close in ms, checked before anything is closed. */
 function closeGrace(options) {
   const { grace, ...unknown } = checkOptions(options)
@@ -69,4 +76,4 @@ function madeWhenAsked(make) {
   return made
 }
 
-module.exports = { RUN_OPTIONS, runOptions, closeGrace, resize, madeWhenAsked }
+module.exports = { RUN_OPTIONS, runOptions, checkBegin, closeGrace, resize, madeWhenAsked }

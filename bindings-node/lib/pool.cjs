@@ -7,7 +7,7 @@ const { isUint8Array } = require('node:util').types
 const { setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkObject } = require('./error.cjs')
-const { runOptions, closeGrace, resize } = require('./options.cjs')
+const { runOptions, checkBegin, closeGrace, resize } = require('./options.cjs')
 const { TransferBuffer, beginMove, endMove, takeAway, giveBack, viewOf, lengthOf, notBytes } = require('./buffer.cjs')
 const { runPlain, flush, open, close, whenClosed, listen, unlisten, abortOf } = require('./completion.cjs')
 const { tracerOf } = require('./trace.cjs')
@@ -108,7 +108,7 @@ class ThreadPool {
       const given = params === undefined || params === null ? undefined : native.poolParams(checkObject(params, 'params'))
       const groups = plainGroups(inputs)
       const { moved, views, bytes } = prepare(groups)
-      if (run.signal?.aborted) throw aborted(run.signal.reason)
+      checkBegin(run)
       const shared = this.#shared
       if (shared.closing) throw fail('Closed', 'the pool is closed')
       if (many && groups.length === 0) {

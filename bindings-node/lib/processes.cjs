@@ -3,8 +3,9 @@
 // (core/src/pool/process.rs); this file turns calls into frames and settles promises. lib/worker-main.cjs is the other side.
 
 const native = require('./native.cjs')
-const { OffloopError, fail, aborted, signalName, typeName } = require('./error.cjs')
+const { OffloopError, fail, signalName, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onProcess } = require('./completion.cjs')
+const { checkBegin } = require('./options.cjs')
 const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, wrapBuffer } = require('./buffer.cjs')
@@ -235,7 +236,7 @@ class Shared extends SharedCalls {
 
   #submit(target, spread, value, run, wait, stream, window) {
     try {
-      if (run.signal?.aborted) throw aborted(run.signal.reason)
+      checkBegin(run)
       flush()
       if (!this.isCommon) {
         const last = this.#write(0, target, spread, value, window)

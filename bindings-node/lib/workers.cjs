@@ -8,9 +8,9 @@ const { fileURLToPath, pathToFileURL } = require('node:url')
 const { Worker, MessageChannel } = require('node:worker_threads')
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
-const { fail, aborted, typeName } = require('./error.cjs')
+const { fail, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onCall } = require('./completion.cjs')
-const { RUN_OPTIONS } = require('./options.cjs')
+const { RUN_OPTIONS, checkBegin } = require('./options.cjs')
 const { resolves, rejects, pools, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
@@ -413,7 +413,7 @@ class Shared extends SharedCalls {
   #submit(number, flags, value, run, wait) {
     let beside = 0
     try {
-      if (run.signal?.aborted) throw aborted(run.signal.reason)
+      checkBegin(run)
       flush()
       let bytes
       const list = listOf(run.transferList) ?? movedIn(value)
