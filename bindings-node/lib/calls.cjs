@@ -168,7 +168,9 @@ class Calls extends EventEmitter {
   #manyNow(options) {
     const many = this.#many(options, [])
     try {
-      if (many.run !== null) checkBegin(many.run)
+      if (many.run === null) return many
+      checkBegin(many.run)
+      native.poolCheck(this.#shared.handle)
       return many
     } catch (error) {
       return { run: null, target: error, rest: null }

@@ -317,7 +317,7 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
   stream(task?: any, options?: WorkerStreamOptions | null): AsyncGenerator<any, void, void>
   /**
    * Calls the default export, or `name`, once on each worker that there is now, those that start among them; results in the order of their places.
-   * No worker, no results. The first error rejects it, and the other calls go on; nothing can be moved, and there is no `key`.
+   * No worker, no results; a closed pool is `ERR_OFFLOOP_CLOSED`. The first error rejects it, and the other calls go on; nothing can be moved, and there is no `key`.
    */
   broadcast(task?: any, options?: (WorkerRunOptions & { key?: undefined; name?: string | undefined }) | null): Promise<any[]>
   /**

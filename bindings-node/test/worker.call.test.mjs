@@ -80,7 +80,12 @@ test('what the options of broadcast cannot mean is refused', async (t) => {
     assert.match(error.message, text)
   }
   await pool.close()
-  assert.deepEqual(await pool.broadcast(1), [])
+  const closed = await rejection(pool.run(1))
+  assert.equal(closed.code, 'ERR_OFFLOOP_CLOSED')
+  for (const call of [pool.broadcast(1), pool.options({ timeout: 5 }).broadcast(1), pool.runMany([])]) {
+    const error = await rejection(call)
+    assert.deepEqual([error.code, error.message], [closed.code, closed.message])
+  }
 })
 
 test('an aborted broadcast ends for all', async (t) => {
