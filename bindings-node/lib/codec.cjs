@@ -40,6 +40,8 @@ const OUTSIDE_BUFFER = 18
 
 /** Deeper values go to the serializer, which has the limit of the runtime. */
 const MAX_DEPTH = 64
+/** Most errors inside each other, as in the common form of values. */
+const MAX_ERRORS = 128
 /** So many objects of one value are compared one by one; more go into a Set. */
 const FEW = 8
 /** Strings up to this length are written and read by characters: faster than a call into the runtime. */
@@ -277,37 +279,57 @@ function writeArgs(args) {
   for (let i = 0; i < length; i++) write(args[i], 1)
 }
 
-/** Calls `visit` for each Error in `value`, in an order that a copy of it has too. False when something has a way of its own to be cloned. */
-function survey(value, errors, visited = new Set()) {
+/**
+ * Calls `look` for each object in `value`, in an order that a copy of it has too; for an error it gives what is to be looked at in its place, for others
+ * null. False when something has a way of its own to be cloned.
+ */
+function survey(value, look, errors = 0, visited = new Set()) {
   if (typeof value !== 'object' || value === null || visited.has(value)) return true
   visited.add(value)
   if (value instanceof TransferBuffer) throw notHere()
   if (ArrayBuffer.isView(value)) return !isSharedArrayBuffer(value.buffer)
-  const all = (items) => {
-    for (const item of items) if (!survey(item, errors, visited)) return false
+  const all = (items, errors) => {
+    for (const item of items) if (!survey(item, look, errors, visited)) return false
     return true
   }
-  if (isNativeError(value)) return all(errors(value))
+  const inside = look(value)
+  if (inside !== null) {
+    if (errors === MAX_ERRORS) throw tooDeep()
+    return all(inside, errors + 1)
+  }
   if (value instanceof Map) {
-    for (const [key, item] of value) if (!survey(key, errors, visited) || !survey(item, errors, visited)) return false
+    for (const pair of value) if (!all(pair, errors)) return false
     return true
   }
-  if (value instanceof Set) return all(value)
+  if (value instanceof Set) return all(value, errors)
   for (let at = Object.getPrototypeOf(value); at !== null && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
     for (const symbol of Object.getOwnPropertySymbols(at)) if (symbol.description?.startsWith('messaging_')) return false
   }
-  for (const key of Object.keys(value)) if (!survey(value[key], errors, visited)) return false
+  for (const key of Object.keys(value)) if (!survey(value[key], look, errors, visited)) return false
   return true
 }
 
 const PARTS = new Set(['name', 'message', 'stack', 'cause'])
 
-/** What the serializer does not keep of an error: `[name, hasCause, cause, keys, values]`. */
+const tooDeep = () => fail('TooLarge', 'errors are nested too deeply', { max_depth: MAX_ERRORS })
+
+/**
+ * What the serializer does not keep of an error: `[name, hasCause, cause, keys, values]`, and of a DOMException, of which it keeps nothing, the place in the
+ * value, message, stack and code as well. Null where `error` is neither.
+ */
 function parts(error) {
+  if (error instanceof DOMException) {
+    const keys = Object.keys(error).filter((key) => !PARTS.has(key) && key !== 'code')
+    const { name, message, stack, code, cause } = error
+    const values = keys.map((key) => error[key])
+    return [String(name), Object.hasOwn(error, 'cause'), cause, keys, values, error, String(message), String(stack), code]
+  }
+  if (!isNativeError(error)) return null
   // The runtime writes such a one, and cannot read it.
   const chain = new Set()
   for (let at = error; isNativeError(at); at = at.cause) {
     if (chain.has(at)) throw fail('Unserializable', 'an error is its own cause')
+    if (chain.size === MAX_ERRORS) throw tooDeep()
     chain.add(at)
   }
   const keys = Object.keys(error).filter((key) => !PARTS.has(key))
@@ -320,6 +342,7 @@ function writeCloned(value) {
   const found = []
   const plain = survey(value, (error) => {
     const kept = parts(error)
+    if (kept === null) return null
     found.push(kept)
     return [kept[2], ...kept[4]]
   })
@@ -526,19 +549,26 @@ function read() {
 
 /** Gives the errors in `value` what the serializer did not keep of them. */
 function rebuild(value, found) {
-  const replaced = new Map()
+  // A DOMException is an object without anything, or an error, until it is dealt with.
+  const exceptions = new Set(found.map((kept) => kept[5]).filter((object) => object !== undefined))
   let next = 0
   survey(value, (error) => {
-    const [name, hasCause, cause, names, values] = found[next++]
-    if (name === 'OffloopError' || names.includes('status')) replaced.set(error, null)
+    const isException = exceptions.has(error)
+    if (!isException && !isNativeError(error)) return null
+    const [name, hasCause, cause, names, values, , message, stack, code] = found[next++]
     if (error.name !== name) hide(error, 'name', name)
     if (hasCause) hide(error, 'cause', cause)
     names.forEach((key, i) => {
       if (key === 'errors') hide(error, key, values[i])
       else Object.defineProperty(error, key, { value: values[i], writable: true, enumerable: true, configurable: true })
     })
-    // The class is not the runtime's: ours, and AggregateError.
-    if (typeof error.status === 'number' && String(error.code).startsWith('ERR_OFFLOOP_'))
+    // The class is not the runtime's: DOMException, ours, and AggregateError.
+    if (isException) {
+      hide(error, 'message', message)
+      hide(error, 'stack', stack)
+      hide(error, 'code', code)
+      Object.setPrototypeOf(error, DOMException.prototype)
+    } else if (typeof error.status === 'number' && String(error.code).startsWith('ERR_OFFLOOP_'))
       Object.setPrototypeOf(error, OffloopError.prototype)
     else if (names.includes('errors') && name === 'AggregateError') Object.setPrototypeOf(error, AggregateError.prototype)
     return [cause, ...values]
@@ -615,8 +645,9 @@ function findUnclonable(value, path = '', visited = new Set()) {
   }
 }
 
-/** The error of a `what` that cannot be cloned; `cause` is what the runtime said. */
+/** The error of a `what` that cannot be cloned; `cause` is what the runtime said, or says it all. */
 function unserializable(what, value, cause) {
+  if (cause instanceof OffloopError && cause.code === 'ERR_OFFLOOP_TOO_LARGE') return cause
   let path = null
   let item = value
   try {

@@ -2,6 +2,7 @@
 // The functions of a worker's file, and the errors that they throw.
 
 const { fail } = require('./error.cjs')
+const { isNativeError } = require('node:util').types
 const { encodeInto, unserializable } = require('./codec.cjs')
 
 /** What a file says of `name`: not what every object and every function has. */
@@ -33,36 +34,70 @@ function hookOf(loaded, name) {
 
 const room = Buffer.allocUnsafeSlow(64 * 1024)
 
-/** An error of a task that cannot be cloned, as far as it can. */
-function shown(error) {
-  if (error === null || typeof error !== 'object') return unserializable('what the task threw', error)
-  const text = (name) => {
-    try {
-      return String(error[name])
-    } catch {
-      return ''
-    }
-  }
-  const make = () => {
-    const copy = new Error(text('message'))
-    copy.name = text('name')
-    copy.stack = text('stack')
-    return copy
-  }
-  const copy = make()
-  for (const key of Object.keys(error)) {
-    try {
-      copy[key] = structuredClone(error[key])
-    } catch {
-      // Left out.
-    }
-  }
+/** Most causes of an error that are shown. */
+const MAX_CAUSES = 64
+
+function member(error, name) {
   try {
-    if (encodeInto(room, copy, 0, room.length) !== false) return copy
+    return error[name]
   } catch {
-    // What is left of it cannot be written either: a cycle of causes.
+    return undefined
   }
-  return make()
+}
+
+const isError = (value) => isNativeError(value) || value instanceof DOMException
+
+/** An error with name, message and stack of `error`, and its `code` where it is a DOMException, which hides it. */
+function bare(error) {
+  const text = (name) => String(member(error, name) ?? '')
+  const copy = new Error(text('message'))
+  for (const name of ['name', 'stack']) Object.defineProperty(copy, name, { value: text(name), writable: true, configurable: true })
+  if (error instanceof DOMException) copy.code = member(error, 'code')
+  return copy
+}
+
+/** Whether threads and processes of Node.js can be given `error`. */
+const canTravel = (error) => encodeInto(room, error, 0, room.length) !== false
+
+/** An error of a task that cannot be cloned, as far as it can: with those own properties and causes that `fits` takes. */
+function shown(error, fits = canTravel) {
+  if (error === null || typeof error !== 'object') return unserializable('what the task threw', error)
+  const holds = (value) => {
+    try {
+      return fits(value)
+    } catch {
+      return false
+    }
+  }
+  const copies = []
+  const seen = new Set()
+  let at = error
+  while ((isError(at) || at === error) && !seen.has(at) && copies.length < MAX_CAUSES) {
+    seen.add(at)
+    const copy = bare(at)
+    for (const key of Object.keys(at)) {
+      if (key === 'cause') continue
+      try {
+        copy[key] = structuredClone(at[key])
+      } catch {
+        // Left out, as what follows is.
+      }
+      if (!holds(copy)) delete copy[key]
+    }
+    copies.push(copy)
+    at = member(at, 'cause')
+  }
+  // What ends the chain: a value of another kind, or more errors. One that was there before is left out.
+  let cause
+  if (!seen.has(at)) cause = isError(at) ? new Error(`further causes were left out (max=${MAX_CAUSES})`) : at
+  for (const copy of copies.reverse()) {
+    if (cause !== undefined) {
+      copy.cause = cause
+      if (!holds(copy)) delete copy.cause
+    }
+    cause = copy
+  }
+  return cause
 }
 
 /** Text of an error that ends its worker. */

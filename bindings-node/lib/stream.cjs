@@ -15,6 +15,7 @@ const { setImmediate, now } = require('./clock.cjs')
 const { fail, typeName } = require('./error.cjs')
 const { bell } = require('./mapping.cjs')
 const { movedIn } = require('./move.cjs')
+const { shown } = require('./functions.cjs')
 const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable } = require('./codec.cjs')
 
 /** Longest time in ms without a turn of the worker's loop, as far as the generator allows. */
@@ -203,8 +204,7 @@ function wrapError(error) {
     structuredClone(error)
     return wrapped
   } catch {
-    // Told by its text.
-    return wrap(new Error(String(error?.message ?? typeName(error))))
+    return wrap(shown(error))
   }
 }
 

@@ -102,12 +102,19 @@ function finish(index, failed, value) {
 
 /** The reply to a caller in any language. */
 function answer(index, failed, value) {
-  if (failed && !isNativeError(value)) value = new Error(`thrown: ${textOfValue(value)}`)
+  if (failed && value instanceof DOMException) value = shown(value, isCommonForm)
+  else if (failed && !isNativeError(value)) value = new Error(`thrown: ${textOfValue(value)}`)
   try {
     native.processAnswer(desk, index, failed, value)
   } catch (error) {
-    native.processAnswer(desk, index, true, failed ? shown(value) : error)
+    native.processAnswer(desk, index, true, failed ? shown(value, isCommonForm) : error)
   }
+}
+
+/** Whether a caller in any language can be given `error`. */
+function isCommonForm(error) {
+  native.processEncode(error)
+  return true
 }
 
 function textOfValue(value) {
