@@ -8,7 +8,7 @@ const native = require('./native.cjs')
 const { fail, typeName, checkOptions } = require('./error.cjs')
 const { listen, unlisten } = require('./completion.cjs')
 const { flush } = require('./submits.cjs')
-const { runOptions, RUN_OPTIONS, checkBegin, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
+const { runOptions, unknownOption, wrongType, RUN_OPTIONS, checkBegin, closeGrace, resize, madeWhenAsked } = require('./options.cjs')
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { leavable } = require('./leaving.cjs')
 const { tracerOf } = require('./trace.cjs')
@@ -126,7 +126,7 @@ class Calls extends EventEmitter {
       throw fail('Invalid', 'option is out of range', { option: 'concurrency', value: String(concurrency), min: 1 })
     }
     if (typeof ordered !== 'boolean') {
-      throw fail('Invalid', 'option has the wrong type', { option: 'ordered', want: 'boolean', got: typeName(ordered) })
+      throw wrongType('ordered', 'boolean', ordered)
     }
     const { signal, release } = together(run.signal)
     const call = (item) => this.#shared.submit(target, false, item, { ...run, signal }, true)
@@ -274,7 +274,7 @@ class SharedCalls {
 function poolOptions(options, names) {
   const { run, rest } = runOptions(options, false)
   const unknown = Object.keys(rest).find((name) => !names.includes(name))
-  if (unknown !== undefined) throw fail('Invalid', 'unknown option', { option: unknown, known: [...names, ...RUN_OPTIONS].join(' ') })
+  if (unknown !== undefined) throw unknownOption(unknown, [...names, ...RUN_OPTIONS].join(' '))
   return { run, rest }
 }
 

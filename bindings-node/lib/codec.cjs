@@ -8,7 +8,7 @@
 // A byte array that was written here arrives with an ArrayBuffer of its own, so that a slice of Node's pool does not bring all of it.
 
 const v8 = require('node:v8')
-const { isNativeError, isUint8Array, isSharedArrayBuffer } = require('node:util').types
+const { isNativeError, isGeneratorObject, isUint8Array, isSharedArrayBuffer } = require('node:util').types
 const { OffloopError, fail, typeName } = require('./error.cjs')
 const { TransferBuffer } = require('./buffer.cjs')
 
@@ -648,6 +648,12 @@ function findUnclonable(value, path = '', visited = new Set()) {
 /** The error of a `what` that cannot be cloned; `cause` is what the runtime said, or says it all. */
 function unserializable(what, value, cause) {
   if (cause instanceof OffloopError && cause.code === 'ERR_OFFLOOP_TOO_LARGE') return cause
+  if (isGeneratorObject(value)) {
+    const hint = what === 'result' ? 'a result that is a generator cannot be cloned: stream takes its values' : `${what} cannot be cloned`
+    const error = fail('Unserializable', hint, { got: typeName(value) })
+    error.cause = cause
+    return error
+  }
   let path = null
   let item = value
   try {

@@ -97,7 +97,7 @@ function typeName(value) {
   if (value === null) return 'null'
   if (typeof value !== 'object') return typeof value
   try {
-    return value.constructor?.name ?? 'object'
+    return value.constructor?.name || Object.prototype.toString.call(value).slice(8, -1)
   } catch {
     return 'object'
   }

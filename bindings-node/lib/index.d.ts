@@ -250,7 +250,7 @@ export interface WorkerPoolOptions extends WorkerRunOptions {
   onFull?: 'reject' | 'wait' | undefined
   /** How long a task that nobody waits for may go on before its thread is ended, in ms. Default 1000. */
   cancelGrace?: number | undefined
-  /** How long a worker may take to load its file and run its `init`, in ms. Default 30 000. */
+  /** How long a worker may take to load its file and run its `init`, in ms from 1. Default 30 000. */
   readyTimeout?: number | undefined
   /** Given to `init` and `teardown` of the file, and in `currentTask()`; cloned once per worker. */
   context?: unknown
@@ -294,9 +294,12 @@ export interface WorkerPoolEvents {
  * ArrayBuffer of its own; a TransferBuffer in plain data moves. A worker keeps its event loop: timers run in an idle one, and functions may be async.
  */
 export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implements PoolBase {
-  /** `filename` is a path, from the working directory, or a URL; ESM or CommonJS. A file that is not there is `ERR_OFFLOOP_NOT_FOUND`. */
+  /** `filename` is a path, from the working directory, or a URL (`file:`, `data:`, `node:`); ESM or CommonJS. A file that is not there is `ERR_OFFLOOP_NOT_FOUND`. */
   constructor(filename: string | URL, options?: WorkerPoolOptions)
-  /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
+  /**
+   * Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. An element of `transferList` that cannot be transferred, or is
+   * in it twice, is `ERR_OFFLOOP_UNSERIALIZABLE` with its place, and nothing moves.
+   */
   run(
     task?: any,
     options?: (WorkerRunOptions & { name?: string | undefined; transferList?: readonly TransferListItem[] | undefined }) | null,

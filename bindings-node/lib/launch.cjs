@@ -4,13 +4,12 @@
 const fs = require('node:fs')
 const path = require('node:path')
 const { fail, typeName } = require('./error.cjs')
+const { wrongType, texts, checkEnv } = require('./options.cjs')
 const { urlOf } = require('./workers.cjs')
 
 const MAIN = path.join(__dirname, 'worker-main.cjs')
 /** Flags of this process that are about itself: its program text, its debugger, its tests. */
 const OWN_FLAGS = /^--(input-type|inspect|test|watch|experimental-test|cpu-prof|heap-prof)/
-
-const wrong = (option, want, got) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(got) })
 
 /** What `worker` says, as `{ node: URL }`, `{ python: path }` or `{ command: [...] }`. */
 function checkWorker(worker) {
@@ -21,14 +20,14 @@ function checkWorker(worker) {
   }
   if (known[0] === 'node') return { node: urlOf(worker.node) }
   if (known[0] === 'python') {
-    if (typeof worker.python !== 'string' || worker.python === '') throw wrong('python', 'path', worker.python)
+    if (typeof worker.python !== 'string' || worker.python === '') throw wrongType('python', 'path', worker.python)
     const file = path.resolve(worker.python)
     if (!fs.existsSync(file)) throw fail('NotFound', 'worker file is not there', { filename: file })
     return { python: file }
   }
   const { command } = worker
   if (!Array.isArray(command) || command.length === 0 || command.some((part) => typeof part !== 'string')) {
-    throw wrong('command', 'array of text', command)
+    throw wrongType('command', 'array of text', command)
   }
   return { command }
 }
@@ -57,7 +56,7 @@ function isExecutable(file) {
 function pythonOf(option, env) {
   const looked = []
   if (option !== undefined && option !== null) {
-    if (typeof option !== 'string' || option === '') throw wrong('python', 'path or name of an interpreter', option)
+    if (typeof option !== 'string' || option === '') throw wrongType('python', 'path or name of an interpreter', option)
     if (option.includes('/')) looked.push(path.resolve(option))
     else looked.push(...inPath(option, env))
   } else {
@@ -77,15 +76,9 @@ const inPath = (name, env) =>
     .filter((directory) => directory !== '')
     .map((directory) => path.join(directory, name))
 
-function texts(option, given) {
-  if (given === undefined || given === null) return []
-  if (!Array.isArray(given) || given.some((part) => typeof part !== 'string')) throw wrong(option, 'array of text', given)
-  return given
-}
-
 /** The command of a worker and its environment, as they are now: names and values by turns. */
 function commandOf({ node, python, command }, { argv, execArgv, env = process.env, python: interpreter }) {
-  if (typeof env !== 'object' || env === null || Array.isArray(env)) throw wrong('env', 'object', env)
+  checkEnv(env)
   const args = texts('argv', argv)
   const flags = execArgv === undefined || execArgv === null ? inherited() : texts('execArgv', execArgv)
   const pairs = Object.entries(env).flatMap(([name, value]) => (value === undefined ? [] : [name, String(value)]))

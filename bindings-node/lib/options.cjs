@@ -9,6 +9,44 @@ if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value:
 
 const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 'retries', 'onProgress']
 
+/** Options that only one kind of pool has. */
+const BELONGS_TO = {
+  transferList: 'run of a WorkerPool',
+  resourceLimits: 'WorkerPool',
+  trackUnmanagedFds: 'WorkerPool',
+  maxWorkerMemory: 'ProcessPool',
+  nice: 'ProcessPool',
+  python: 'ProcessPool',
+}
+
+function unknownOption(option, known) {
+  const elsewhere = Object.hasOwn(BELONGS_TO, option) ? { belongs_to: BELONGS_TO[option] } : {}
+  return fail('Invalid', 'unknown option', { option, ...elsewhere, known })
+}
+
+const wrongType = (option, want, got) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(got) })
+
+/** A list of texts, or none. */
+function texts(option, given) {
+  if (given === undefined || given === null) return []
+  if (!Array.isArray(given) || given.some((part) => typeof part !== 'string')) throw wrongType(option, 'array of text', given)
+  return given
+}
+
+/** The environment of a worker: an object, or none. */
+function checkEnv(env) {
+  if (env === undefined || env === null) return
+  if (typeof env !== 'object' || Array.isArray(env)) throw wrongType('env', 'object', env)
+}
+
+/** In ms; longest wait for a worker that starts. */
+function checkReadyTimeout(value) {
+  if (value === undefined || value === null) return
+  if (!(typeof value === 'number' && value >= 1)) {
+    throw fail('Invalid', 'option is out of range', { option: 'readyTimeout', value: String(value), min: 1 })
+  }
+}
+
 /** Splits run options, those with these `names`, from the rest, and checks what native code does not see. `also` is named in errors. */
 function runOptions(given, onlyThose, names = RUN_OPTIONS, also = '') {
   const run = {}
@@ -16,10 +54,10 @@ function runOptions(given, onlyThose, names = RUN_OPTIONS, also = '') {
   for (const [name, value] of Object.entries(checkOptions(given))) {
     if (value === undefined || value === null) continue
     if (names.includes(name)) run[name] = value
-    else if (onlyThose) throw fail('Invalid', 'unknown option', { option: name, known: [...names, also].join(' ').trim() })
+    else if (onlyThose) throw unknownOption(name, [...names, also].join(' ').trim())
     else rest[name] = value
   }
-  const wrong = (option, want) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(run[option]) })
+  const wrong = (option, want) => wrongType(option, want, run[option])
   const { signal, onProgress, retries } = run
   if (
     signal !== undefined &&
@@ -76,4 +114,16 @@ function madeWhenAsked(make) {
   return made
 }
 
-module.exports = { RUN_OPTIONS, runOptions, checkBegin, closeGrace, resize, madeWhenAsked }
+module.exports = {
+  RUN_OPTIONS,
+  unknownOption,
+  wrongType,
+  texts,
+  checkEnv,
+  checkReadyTimeout,
+  runOptions,
+  checkBegin,
+  closeGrace,
+  resize,
+  madeWhenAsked,
+}

@@ -5,7 +5,7 @@
 const native = require('./native.cjs')
 const { OffloopError, fail, signalName, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onProcess } = require('./completion.cjs')
-const { checkBegin } = require('./options.cjs')
+const { checkBegin, checkReadyTimeout } = require('./options.cjs')
 const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, wrapBuffer } = require('./buffer.cjs')
@@ -308,7 +308,8 @@ function errorOf(pid, exitCode, signal, oom, text) {
 class ProcessPool extends Calls {
   constructor(worker, options = {}) {
     const { run, rest } = poolOptions(options, [...POOL_OPTIONS, ...OWN_OPTIONS, ...PROCESS_OPTIONS])
-    const { onFull, trace, context, workerData } = rest
+    const { onFull, trace, context, workerData, readyTimeout } = rest
+    checkReadyTimeout(readyTimeout)
     const kind = checkWorker(worker)
     const { command, env } = commandOf(kind, rest)
     let setup

@@ -5,13 +5,14 @@
 const path = require('node:path')
 const threads = require('node:worker_threads')
 const { syncBuiltinESMExports } = require('node:module')
-const { isNativeError } = require('node:util').types
+const { isNativeError, isGeneratorObject } = require('node:util').types
 const { fileURLToPath, pathToFileURL } = require('node:url')
 const { setImmediate, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
+const { unserializable } = require('./codec.cjs')
 const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
 const { generate } = require('./stream.cjs')
@@ -107,7 +108,8 @@ function answer(index, failed, value) {
   try {
     native.processAnswer(desk, index, failed, value)
   } catch (error) {
-    native.processAnswer(desk, index, true, failed ? shown(value, isCommonForm) : error)
+    const told = isGeneratorObject(value) ? unserializable('result', value, error) : error
+    native.processAnswer(desk, index, true, failed ? shown(value, isCommonForm) : told)
   }
 }
 

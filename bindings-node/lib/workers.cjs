@@ -5,12 +5,12 @@
 const fs = require('node:fs')
 const path = require('node:path')
 const { fileURLToPath, pathToFileURL } = require('node:url')
-const { Worker, MessageChannel } = require('node:worker_threads')
+const { Worker, MessageChannel, SHARE_ENV } = require('node:worker_threads')
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onCall } = require('./completion.cjs')
-const { RUN_OPTIONS, checkBegin } = require('./options.cjs')
+const { RUN_OPTIONS, checkBegin, checkEnv, checkReadyTimeout, texts, wrongType } = require('./options.cjs')
 const { resolves, rejects, pools, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
@@ -77,16 +77,39 @@ function checkMoved({ retries = 0, worker }) {
   if (worker !== undefined) throw fail('Invalid', 'what is moved cannot be given to several workers')
 }
 
+/** Whether this error of the runtime is about what is to be moved. */
+const isOfList = ({ code, message }) =>
+  code === 'ERR_INVALID_TRANSFER_OBJECT' || /^(Transfer list contains|MessagePort in transfer list)/.test(message)
+
+/** The error of `list`, of which the runtime does not say what it refused; null if `error` is about something else. */
+function notMoved(list, error) {
+  if (!isOfList(error)) return null
+  const { port1 } = new MessageChannel()
+  const at = list.findIndex((one, i) => {
+    try {
+      // A function is refused, and nothing moves; but the list is looked at before.
+      port1.postMessage(isOfList, [one])
+      return false
+    } catch (error) {
+      return isOfList(error) || list.indexOf(one) < i
+    }
+  })
+  port1.close()
+  const refused = fail('Unserializable', 'what is to be moved cannot be transferred, or is there twice', { at, got: typeName(list[at]) })
+  refused.cause = error
+  return refused
+}
+
 /** A value that only a message can carry, for one run: in a port, with what it moves. */
 class Moved {
   #port
-  constructor(value, list) {
+  constructor(value, list = []) {
     const { port1, port2 } = new MessageChannel()
     try {
-      port1.postMessage(value, list ?? [])
+      port1.postMessage(value, list)
     } catch (error) {
       port1.close()
-      throw unserializable('argument', value, error)
+      throw notMoved(list, error) ?? unserializable('argument', value, error)
     }
     // What was posted stays with the other end.
     port2.unref()
@@ -116,7 +139,7 @@ class Kept {
   }
 
   take() {
-    return new Moved(this.#value, null).take()
+    return new Moved(this.#value).take()
   }
 
   drop() {}
@@ -346,7 +369,7 @@ class Shared extends SharedCalls {
   checkCall(run) {
     const { transferList } = run
     if (transferList !== undefined && !Array.isArray(transferList)) {
-      throw fail('Invalid', 'option has the wrong type', { option: 'transferList', want: 'array', got: typeName(transferList) })
+      throw wrongType('transferList', 'array', transferList)
     }
     return run
   }
@@ -426,7 +449,7 @@ class Shared extends SharedCalls {
       }
       if (last === false) {
         refuseBuffers(value)
-        beside = keepBeside(run.retries > 0 ? new Kept(value) : new Moved(value, list))
+        beside = keepBeside(run.retries > 0 ? new Kept(value) : new Moved(value, list ?? []))
         flags |= FETCH
         bytes = new Uint8Array(Uint32Array.of(beside).buffer)
       } else {
@@ -498,7 +521,8 @@ class Shared extends SharedCalls {
 function urlOf(filename) {
   if (filename instanceof URL) filename = filename.href
   if (typeof filename !== 'string' || filename === '') throw fail('Invalid', 'filename is no path and no URL', { got: typeName(filename) })
-  if (/^(data|node|https?):/.test(filename)) return filename
+  if (/^https?:/.test(filename)) throw fail('Invalid', 'a worker file is not loaded from the network', { filename })
+  if (/^(data|node):/.test(filename)) return filename
   let file
   try {
     file = filename.startsWith('file:') ? fileURLToPath(filename) : path.resolve(filename)
@@ -511,13 +535,24 @@ function urlOf(filename) {
   return pathToFileURL(file).href
 }
 
+/** Options of the threads whose type the runtime would look at only when one starts. */
+function checkThread({ argv, execArgv, env, resourceLimits, trackUnmanagedFds }) {
+  if (argv !== undefined && !Array.isArray(argv)) throw wrongType('argv', 'array', argv)
+  texts('execArgv', execArgv)
+  if (env !== SHARE_ENV) checkEnv(env)
+  if (resourceLimits !== undefined && (typeof resourceLimits !== 'object' || resourceLimits === null))
+    throw wrongType('resourceLimits', 'object', resourceLimits)
+  if (trackUnmanagedFds !== undefined && typeof trackUnmanagedFds !== 'boolean') {
+    throw wrongType('trackUnmanagedFds', 'boolean', trackUnmanagedFds)
+  }
+}
+
 class WorkerPool extends Calls {
   constructor(filename, options = {}) {
     const { run, rest } = poolOptions(options, [...POOL_OPTIONS, ...OWN_OPTIONS, ...THREAD_OPTIONS])
     const { onFull, trace, context, readyTimeout = READY_TIMEOUT } = rest
-    if (!(typeof readyTimeout === 'number' && readyTimeout > 0)) {
-      throw fail('Invalid', 'option is out of range', { option: 'readyTimeout', value: String(readyTimeout), min: 'above 0' })
-    }
+    checkReadyTimeout(readyTimeout)
+    checkThread(rest)
     const url = urlOf(filename)
     // They are cloned for each thread: better an error here than from each of them.
     for (const name of ['context', 'workerData']) {

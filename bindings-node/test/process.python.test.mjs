@@ -35,6 +35,8 @@ def predict(rows, k):
     return [row * k for row in rows]
 def echo(value):
     return value
+def give_set():
+    return {1}
 def fail():
     raise ValueError("no such row")
 def leave(code):
@@ -57,6 +59,8 @@ test('functions of a Python script are called by name, with values of any langua
   for (const value of [null, 1.5, 'text', new Date(5), new Uint8Array(10), new Uint8Array(1 << 20), new Float64Array(100_000).fill(2.5)]) {
     assert.deepStrictEqual(await pool.exports.echo(value), value)
   }
+  const refused = await rejection(pool.exports.give_set())
+  assert.match(refused.message, /value of this type cannot travel \(type=set\)/)
   assert.deepEqual(await Promise.all(Array.from({ length: 500 }, (_, i) => pool.exports.echo(i))), [...Array(500).keys()])
 })
 
