@@ -17,7 +17,8 @@ export const seen = () => reasons.splice(0)
 export async function untilAborted(flags) {
   const { signal } = currentTask()
   Atomics.add(new Int32Array(flags), 0, 1)
-  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  // It may be late before it begins.
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve))
   reasons.push(signal.reason.code)
 }
 /** A loop that never lets the event loop turn, and looks at its signal. */
@@ -72,6 +73,7 @@ export async function* yieldUntilAborted(flags) {
   const { signal } = currentTask()
   yield 1
   Atomics.add(new Int32Array(flags), 0, 1)
-  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  // It may be late before it begins.
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve))
   reasons.push(signal.reason.code)
 }

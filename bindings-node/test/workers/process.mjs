@@ -145,7 +145,8 @@ export function keep(bytes) {
 export async function untilAborted(file) {
   const { signal } = currentTask()
   fs.appendFileSync(`${file}.began`, `${process.pid}\n`)
-  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  // It may be late before it begins.
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve))
   fs.writeFileSync(file, signal.reason.code)
 }
 /** The same, where nobody asked for a signal as the task began. */
@@ -154,7 +155,8 @@ export async function lateUntilAborted(file) {
   await sleep(5)
   const { signal } = task
   fs.appendFileSync(`${file}.began`, `${process.pid}\n`)
-  await new Promise((resolve) => signal.addEventListener('abort', resolve))
+  // It may be late before it begins.
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve))
   fs.writeFileSync(file, signal.reason.code)
 }
 /** The same in a loop that never lets the event loop turn. */

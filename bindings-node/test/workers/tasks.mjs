@@ -30,7 +30,9 @@ export async function holdSoftly(flags) {
   while (Atomics.load(words, 1) === 0) await sleep(1)
   return 'held'
 }
-export function spin() {
+/** Never ends; `flags` are those of a gate, if there is one. */
+export function spin(flags) {
+  if (flags) Atomics.add(new Int32Array(flags), 0, 1)
   for (;;);
 }
 export async function later(value, ms = 1) {
