@@ -148,7 +148,7 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
     if object.hasattr("__index__")? {
         return convert(&py.import("operator")?.call_method1("index", (object,))?, at.inside());
     }
-    Err(raise(py, &Error::new(ErrorKind::Unserializable, "value of this type cannot be an option").with("type", type_name(object))))
+    Err(raise(py, &Error::new(ErrorKind::Unserializable, "value of this type cannot travel").with("type", type_name(object))))
 }
 
 /// An aware `datetime` as it is, a naive one as local time, as Python itself reads it.
