@@ -202,7 +202,7 @@ class Calls extends EventEmitter {
 
   get stats() {
     flush()
-    return native.poolStats(this.#shared.handle)
+    return this.#shared.last ?? native.poolStats(this.#shared.handle)
   }
 
   close(options = {}) {
@@ -226,6 +226,8 @@ class SharedCalls {
   inFlight = 0
   pressed = false
   closed = null
+  /** Statistics of a pool that is closed and has let go of everything. */
+  last = null
   views = new Set()
   /** `poolOptions` are those that native code has; with `onFull: 'wait'` calls wait beyond a full queue; `trace` is told of each. */
   constructor(poolOptions, onFull = 'reject', trace = undefined) {

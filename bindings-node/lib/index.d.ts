@@ -429,7 +429,7 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   options(options: WorkerRunOptions): this
   resize(options: { minWorkers?: number | undefined; maxWorkers?: number | undefined }): void
   readonly stats: PoolStats
-  /** As of every pool; resolves once the processes have ended, after the `teardown` of their file. */
+  /** As of every pool; resolves once the processes have ended, after the `teardown` of their file. Open files and memory of the pool are let go of then. */
   close(options?: { grace?: number | undefined }): Promise<void>
   [Symbol.asyncDispose](): Promise<void>
 }

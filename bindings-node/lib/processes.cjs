@@ -179,7 +179,7 @@ class Shared extends SharedCalls {
 
   /** A task without options: the hot path. */
   submitPlain(target, spread, value) {
-    if (this.isCommon) return this.submit(target, spread, value, {})
+    if (this.isCommon || this.last !== null) return this.submit(target, spread, value, {})
     const at = collectAt(this)
     let last
     try {
@@ -273,6 +273,7 @@ class Shared extends SharedCalls {
   }
 
   close(grace) {
+    if (this.last !== null) return this.closed
     const closing = whenClosed((note) => native.processClose(this.handle, grace, note))
     if (this.closed !== null) return this.closed
     begin()
@@ -283,6 +284,10 @@ class Shared extends SharedCalls {
       .then(() => (native.processStarted(this.handle) ? stopped : undefined))
       .finally(() => {
         offNote(this.note)
+        // Its files and memory do not wait for the collector. What was collected is refused before.
+        flush()
+        this.last = native.poolStats(this.handle)
+        native.processRelease(this.handle)
         end()
       })
     return this.closed

@@ -86,6 +86,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"processCall", process::common),
     (c"processClose", process::close),
     (c"processStarted", process::started),
+    (c"processRelease", process::release),
     (c"processAttach", process::attach),
     (c"processSetup", process::setup),
     (c"processReady", process::ready),

@@ -10,9 +10,11 @@ use crate::process::{self, Reply};
 use crate::state::State;
 use crate::value;
 use offloop::metrics::Histogram;
-use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, SubmitOptions, Work, priority};
+use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, ProcessPool, SubmitOptions, Work, priority};
 use offloop::{Bytes, Error, ErrorKind, Result, Task, ThreadPool, Value};
+use std::ops::Deref;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Bytes results up to this length go through the scratch array: no Node-API call for them.
@@ -34,11 +36,28 @@ pub(crate) enum Kind {
 /// 32-bit words per drained record: index, entry, kind, offset, length.
 const RECORD: usize = 5;
 
-fn pool<'a>(call: &'a Call<'_>) -> JsResult<&'a ThreadPool> {
+/// The pool of a handle, for one call.
+enum Pool<'a> {
+    Own(&'a ThreadPool),
+    OfProcesses(Rc<ProcessPool>),
+}
+
+impl Deref for Pool<'_> {
+    type Target = ThreadPool;
+
+    fn deref(&self) -> &ThreadPool {
+        match self {
+            Pool::Own(pool) => pool,
+            Pool::OfProcesses(pool) => pool.pool(),
+        }
+    }
+}
+
+fn pool<'a>(call: &'a Call<'_>) -> JsResult<Pool<'a>> {
     match buffer::handle(call, call.arg(0))? {
-        Handle::Pool(p) => Ok(p),
-        Handle::Workers(w) => Ok(&w.pool),
-        Handle::Processes(p) => Ok(p.pool.pool()),
+        Handle::Pool(p) => Ok(Pool::Own(p)),
+        Handle::Workers(w) => Ok(Pool::Own(&w.pool)),
+        Handle::Processes(p) => Ok(Pool::OfProcesses(p.pool()?)),
         _ => Err(Error::invalid("handle is no pool").into()),
     }
 }
@@ -139,7 +158,7 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
     let pool = pool(call)?;
     let (op, slot) = (env.u32(call.arg(1))?, env.u32(call.arg(2))?);
     let inputs = if env.is_nullish(call.arg(3)) { Vec::new() } else { vec![buffer::copy(env, call.arg(3))?.into()] };
-    let work = prepare(call.state, pool, op, inputs)?;
+    let work = prepare(call.state, &pool, op, inputs)?;
     let options = SubmitOptions { deliver: Deliver::Queue(call.state.queue.clone(), tag(0, slot)), ..SubmitOptions::default() };
     pool.submit(work, options).map_err(|e| e.error)?;
     Ok(env.undefined())
@@ -178,7 +197,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
         };
         let prepared = input
             .ok_or_else(|| Error::invalid("collected input is outside its memory").with("offset", at).with("len", len))
-            .and_then(|input| prepare(call.state, pool, op, input));
+            .and_then(|input| prepare(call.state, &pool, op, input));
         match prepared {
             Ok(prepared) => {
                 work.push(prepared);

@@ -115,15 +115,26 @@ impl Told {
 
 /// A pool of worker processes.
 pub(crate) struct Processes {
-    pub(crate) pool: ProcessPool,
+    /// None once it is closed and was released.
+    pool: RefCell<Option<Rc<ProcessPool>>>,
+    name: String,
     told: Arc<Told>,
+}
+
+impl Processes {
+    pub(crate) fn pool(&self) -> Result<Rc<ProcessPool>> {
+        let pool = self.pool.borrow();
+        pool.clone().ok_or_else(|| Error::new(ErrorKind::Closed, "the pool is closed").with("pool", &self.name))
+    }
 }
 
 impl Drop for Processes {
     /// With its environment: nobody waits for a result any more, and the processes have time for their `teardown`.
     fn drop(&mut self) {
         // A pool that is closed, or the parent's, is left alone.
-        let _ = self.pool.close_within(Some(Duration::ZERO), Box::new(|| {}));
+        if let Some(pool) = self.pool.get_mut() {
+            let _ = pool.close_within(Some(Duration::ZERO), Box::new(|| {}));
+        }
     }
 }
 
@@ -168,6 +179,7 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
+    let name = pool.name.clone();
     let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(1))? as usize, events: Mutex::default() });
     let mut command = texts(env, call.arg(2))?;
     if command.is_empty() {
@@ -185,8 +197,8 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
     }
     let setup = buffer::copy(env, call.arg(4))?;
     let builder = builder.options(pool).setup(setup).supervision(supervision).on_event(told.clone().listener());
-    let pool = builder.build(move |_| Ok(spec.clone()))?;
-    buffer::external(env, call.state, Handle::Processes(Processes { pool, told }))
+    let pool = RefCell::new(Some(Rc::new(builder.build(move |_| Ok(spec.clone()))?)));
+    buffer::external(env, call.state, Handle::Processes(Processes { pool, name, told }))
 }
 
 /// `processEvents(pool)`: what happened, each a list that begins with its number.
@@ -210,7 +222,7 @@ fn submit_all(call: &Call<'_>, pool: &ProcessPool, work: Vec<Work>, tags: &[u64]
 /// `refused` gets the slot and the error of each one that the pool did not take.
 pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
-    let pool = &processes(call)?.pool;
+    let pool = processes(call)?.pool()?;
     let (records, bytes) = (buffer::scratch(call, call.arg(1))?, buffer::scratch(call, call.arg(2))?);
     let count = env.u32(call.arg(3))? as usize;
     let (mut work, mut tags) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -233,7 +245,7 @@ pub(crate) fn submit_each(call: &Call<'_>) -> JsResult<Raw> {
             Err(e) => refuse(slot, &e)?,
         }
     }
-    if let Err((error, left)) = submit_all(call, pool, work, &tags) {
+    if let Err((error, left)) = submit_all(call, &pool, work, &tags) {
         for tag in &tags[tags.len() - left..] {
             refuse(*tag as u32, &error)?;
         }
@@ -381,7 +393,7 @@ pub(crate) fn stream_stop(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 fn submit_one(call: &Call<'_>, slot: u32, options: SubmitOptions, request: Request) -> JsResult<Raw> {
-    let pool = &processes(call)?.pool;
+    let pool = processes(call)?.pool()?;
     let request = match stream(call, 11)? {
         Some(stream) => request.streaming(stream),
         None => request,
@@ -396,7 +408,7 @@ fn submit_one(call: &Call<'_>, slot: u32, options: SubmitOptions, request: Reque
 /// `processSubmit(pool, slot, frame, parts, priority, timeout, queueTimeout, key, wait, retries, worker, stream, trace)`: one task; `callCancel(slot)`
 /// knows it until `callForget(slot)`.
 pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
-    let pool = &processes(call)?.pool;
+    let pool = processes(call)?.pool()?;
     let (slot, options) = (call.env.u32(call.arg(1))?, call_options(call, 4)?);
     // SAFETY: as in `Written::new`.
     let frame = unsafe { buffer::view(call.env, call.arg(2))?.as_slice() };
@@ -421,7 +433,7 @@ pub(crate) fn submit(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `processAlloc(pool, len)`: a buffer of zeros in memory that the pool shares with its workers.
 pub(crate) fn alloc(call: &Call<'_>) -> JsResult<Raw> {
-    let part = processes(call)?.pool.share(buffer::length(call, 1)?)?;
+    let part = processes(call)?.pool()?.share(buffer::length(call, 1)?)?;
     buffer::external(call.env, call.state, Handle::Buffer(part.buffer().into()))
 }
 
@@ -431,7 +443,7 @@ pub(crate) fn common(call: &Call<'_>) -> JsResult<Raw> {
     let name = call.env.text(call.arg(2)).unwrap_or_default();
     let Value::Array(args) = value::from_js(call, call.arg(3))? else { return Err(Error::invalid("arguments are no array").into()) };
     let message = call::Call { name, args, named: Vec::new() }.encode()?;
-    let request = processes(call)?.pool.request(&[&message])?;
+    let request = processes(call)?.pool()?.request(&[&message])?;
     submit_one(call, call.env.u32(call.arg(1))?, call_options(call, 4)?, request)
 }
 
@@ -441,13 +453,20 @@ pub(crate) fn close(call: &Call<'_>) -> JsResult<Raw> {
     let grace = call.env.f64(call.arg(1)).and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
     let note = call.env.u32(call.arg(2))? as usize;
     let wake = call.state.wake.clone();
-    processes(call)?.pool.close_within(grace, Box::new(move || wake.notify(note)))?;
+    processes(call)?.pool()?.close_within(grace, Box::new(move || wake.notify(note)))?;
     Ok(call.env.undefined())
 }
 
 /// `processStarted(pool)`: there was a process.
 pub(crate) fn started(call: &Call<'_>) -> JsResult<Raw> {
-    call.env.boolean(processes(call)?.pool.processes().is_some())
+    call.env.boolean(processes(call)?.pool()?.processes().is_some())
+}
+
+/// `processRelease(pool)`: lets go of what a pool has that is closed, and whose processes are gone; whatever it is asked then is `Closed`.
+pub(crate) fn release(call: &Call<'_>) -> JsResult<Raw> {
+    let pool = processes(call)?.pool.borrow_mut().take();
+    drop(pool);
+    Ok(call.env.undefined())
 }
 
 // ---- what is in a frame ----
