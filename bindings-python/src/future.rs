@@ -186,9 +186,9 @@ impl PyFuture {
         self.outcome(py).get(py)
     }
 
-    /// Cancels the task if it was not started, and tells nobody.
-    pub(crate) fn cancel_queued(&self) -> bool {
-        self.task().cancel_queued()
+    /// Cancels the task, started or not. Who hears of the end is told by another thread.
+    pub(crate) fn cancel_task(&self) -> bool {
+        self.task().cancel()
     }
 
     /// The outcome of a task that is done.

@@ -117,6 +117,32 @@ def burst_and_pause(path: str) -> Iterator[int]:
     yield 10
 
 
+def block(path: str, values: int) -> Iterator[int]:
+    """Gives so many values and then none for long; `path` has its process once it gives no more."""
+    yield from range(values)
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+    yield values
+
+
+async def block_async(path: str, values: int) -> AsyncIterator[int]:
+    for i in range(values):
+        yield i
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+    yield values
+
+
+def look(path: str) -> Iterator[int]:
+    """Gives one value, and looks then whether anybody wants another."""
+    yield 0
+    task = offloop.current_task()
+    assert task is not None
+    while not task.cancelled():
+        time.sleep(0.001)
+    Path(path).write_text(str(os.getpid()))
+
+
 def plain(n: int) -> int:
     return n
 
@@ -210,7 +236,7 @@ def test_event_loops_read_streams(processes: offloop.ProcessPool) -> None:
         runner.run(main())
 
 
-def test_a_task_that_waits_for_a_value_can_be_cancelled_and_another_goes_on(processes: offloop.ProcessPool, tmp_path: Path) -> None:
+def test_one_task_at_a_time_waits_and_a_cancelled_wait_closes_the_stream(processes: offloop.ProcessPool, tmp_path: Path) -> None:
     path = tmp_path / "go"
 
     async def main() -> None:
@@ -224,7 +250,6 @@ def test_a_task_that_waits_for_a_value_can_be_cancelled_and_another_goes_on(proc
         with pytest.raises(asyncio.CancelledError):
             await waiting
         path.touch()
-        assert await anext(stream) == 10
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
 
@@ -296,6 +321,199 @@ def test_leaving_a_stream_runs_the_generators_finally(processes: offloop.Process
     # Its worker is free, and was not ended.
     assert processes.stats.lost == 0
     assert processes.submit(inc, 1).result(60) == 2
+
+
+def run_in(loop: str, main: Callable[[], Any]) -> None:
+    if loop == "trio":
+        pytest.importorskip("trio").run(main)
+    elif loop == "anyio":
+        pytest.importorskip("anyio").run(main, backend="asyncio")
+    else:
+        asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[offloop.ProcessPool]:
+    with offloop.ProcessPool(max_workers=1, cancel_grace=0.05) as pool:
+        yield pool
+
+
+def blocked_process(path: Path) -> int:
+    """The process of `block`, once it blocks."""
+    eventually(lambda: path.exists() and path.read_text() != "")
+    return int(path.read_text())
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("fn", [block, block_async])
+@pytest.mark.parametrize("values", [0, 1])
+@pytest.mark.parametrize("how", ["close", "with", "drop"])
+def test_leaving_a_stream_that_blocks_ends_its_worker_after_the_grace(
+    impatient: offloop.ProcessPool, tmp_path: Path, fn: Any, values: int, how: str
+) -> None:
+    path = tmp_path / "blocks"
+
+    def leave() -> int:
+        stream = impatient.stream(fn, str(path), values)
+        with stream if how == "with" else contextlib.nullcontext():
+            assert [next(stream) for _ in range(values)] == list(range(values))
+            pid = blocked_process(path)
+        if how == "close":
+            stream.close()
+            assert list(stream) == []
+        return pid
+
+    pid = leave()
+    gc.collect()
+    assert impatient.submit(inc, 1).result(60) == 2
+    eventually(lambda: is_gone(pid))
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio", "anyio"])
+@pytest.mark.parametrize("how", ["aclose", "async with", "break", "cancel", "timeout"])
+def test_leaving_a_stream_that_blocks_on_an_event_loop_ends_its_worker_after_the_grace(
+    impatient: offloop.ProcessPool, tmp_path: Path, loop: str, how: str
+) -> None:
+    path = tmp_path / "blocks"
+    stream: offloop.Stream | None = impatient.stream(block, str(path), 1)
+
+    async def wait_too_long() -> None:
+        assert stream is not None
+        if loop == "asyncio":
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(stream), 0.01)
+        else:
+            with (sys.modules["trio"] if loop == "trio" else pytest.importorskip("anyio")).move_on_after(0.01):
+                await anext(stream)
+                raise AssertionError("there is no value")
+
+    async def wait_and_be_cancelled() -> None:
+        assert stream is not None
+        if loop != "trio":
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            return
+        trio = sys.modules["trio"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(anext, stream)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    async def main() -> None:
+        nonlocal stream
+        assert stream is not None
+        if how == "break":
+            async for value in stream:
+                assert value == 0
+                break
+            blocked_process(path)
+            stream = None
+            return
+        assert await anext(stream) == 0
+        blocked_process(path)
+        if how == "aclose":
+            await stream.aclose()
+        elif how == "async with":
+            async with stream:
+                pass
+        elif how == "cancel":
+            await wait_and_be_cancelled()
+        else:
+            await wait_too_long()
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    if loop == "trio":
+        pytest.importorskip("trio.testing")
+    run_in(loop, main)
+    assert impatient.submit(inc, 1).result(60) == 2
+    eventually(lambda: is_gone(blocked_process(path)))
+
+
+def test_a_function_hears_at_once_that_its_stream_was_closed(tmp_path: Path) -> None:
+    path = tmp_path / "heard"
+    with offloop.ProcessPool(max_workers=1, cancel_grace=600) as pool:
+        with pool.stream(look, str(path)) as stream:
+            assert next(stream) == 0
+        pid = blocked_process(path)
+        assert pool.submit(os.getpid).result(60) == pid, "its worker stays"
+
+
+def test_close_wakes_whoever_waits_for_a_value(impatient: offloop.ProcessPool, tmp_path: Path) -> None:
+    path = tmp_path / "blocks"
+    stream = impatient.stream(block, str(path), 0)
+    ended: list[Any] = []
+    reader = threading.Thread(target=lambda: ended.append(list(stream)))
+    reader.start()
+    blocked_process(path)
+    time.sleep(0.05)
+    stream.close()
+    reader.join(60)
+    assert ended == [[]]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_close_by_another_thread_wakes_a_task_that_waits(impatient: offloop.ProcessPool, tmp_path: Path, loop: str) -> None:
+    path = tmp_path / "blocks"
+    stream = impatient.stream(block, str(path), 0)
+
+    def close() -> None:
+        blocked_process(path)
+        time.sleep(0.05)
+        stream.close()
+
+    async def main() -> None:
+        threading.Thread(target=close).start()
+        assert [i async for i in stream] == []
+
+    run_in(loop, main)
+
+
+@pytest.mark.parametrize("how", ["shutdown", "cancel_futures", "terminate", "async with"])
+def test_the_end_of_a_pool_does_not_wait_for_a_stream_that_blocks(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "blocks"
+    pool = offloop.ProcessPool(max_workers=1, cancel_grace=0.05)
+    stream = pool.stream(block, str(path), 1)
+    assert next(stream) == 0
+    pid = blocked_process(path)
+    if how == "terminate":
+        pool.terminate()
+    if how == "async with":
+
+        async def main() -> None:
+            async with pool:
+                pass
+
+        asyncio.run(main())
+    else:
+        pool.shutdown(cancel_futures=how == "cancel_futures")
+    assert is_gone(pid)
+    with pytest.raises(offloop.ClosedError, match="before this stream was read"):
+        next(stream)
+
+
+@pytest.mark.parametrize("end", ["", "del stream, pool", "stream.close()", "pool.shutdown(wait=False)"])
+def test_a_program_ends_although_a_stream_blocks(tmp_path: Path, end: str) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import offloop, os, time\n"
+        "def go():\n    yield os.getpid()\n    time.sleep(600)\n    yield 1\n"
+        f"if __name__ == '__main__':\n    pool = offloop.ProcessPool(1, cancel_grace=0.05)\n"
+        f"    stream = pool.stream(go)\n    print(next(stream))\n    {end}\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert is_gone(int(done.stdout))
 
 
 def test_a_stream_that_was_not_started_is_never_run(tmp_path: Path) -> None:

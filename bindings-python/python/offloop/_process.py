@@ -190,17 +190,21 @@ class ProcessPool(_ProcessPool, _Mapping):
         """Calls a generator function, or one that returns another iterable, synchronous or not: what it yields is an iterator here.
 
         For `for` and for `async for`. The function is ahead of the reader by what fits two batches, up to 64 values or 64 KiB each, and
-        waits then. Leaving the loop ends it at its next value. `timeout` of `options` counts from its start to its end, whoever is slow;
-        with `retries` a function that is run again begins anew. `shutdown` does not wait for readers: their streams end with ClosedError.
+        waits then. Leaving the loop cancels it: it ends at its next value, or with its worker after `cancel_grace`. `timeout` of `options`
+        counts from its start to its end, whoever is slow; with `retries` a function that is run again begins anew. `shutdown` does not wait
+        for readers: streams that are open are closed, and end with ClosedError.
         """
         stream = Stream(self._stream(fn, *args, **kwargs), self)
         self._streams.add(stream)
         return stream
 
     def _close(self) -> None:
+        self._leave_out_streams()
+        super()._close()
+
+    def _leave_out_streams(self) -> None:
         for stream in list(self._streams):
             stream._leave_out()
-        super()._close()
 
     def array(self, shape: int | Sequence[int], dtype: Any = float) -> numpy.ndarray[Any, Any]:
         """An array of numpy, all 0, in memory that this process and the workers share.
@@ -270,7 +274,8 @@ class ProcessPool(_ProcessPool, _Mapping):
         self.shutdown(wait=True)
 
     def terminate(self) -> None:
-        """Cancels every task, started or not, and ends the processes now."""
+        """Cancels every task, started or not, and ends the processes now. Streams that are open end with ClosedError."""
+        self._leave_out_streams()
         self._terminate()
 
     def __repr__(self) -> str:

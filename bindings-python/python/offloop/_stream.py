@@ -23,9 +23,11 @@ _TURN = 64
 class Stream:
     """The values of one call, in order: an iterator, and an asynchronous one. `ProcessPool.stream` makes it.
 
-    An error of the function comes after the values before it. Closed, dropped, or left by `with`, it is at its end: a call that was not
-    started is cancelled, and a generator that runs gets `close()` at its next value, whose `finally` is run there while nobody waits for
-    it. One thread or task reads at a time.
+    An error of the function comes after the values before it. Closed (by any thread), dropped, left by `with`, or with an `await` of its
+    next value that was cancelled, it is at its end, and whoever waits for a value sees that: a call that was not started never is, and one
+    that runs is cancelled. `current_task().cancelled()` says so to the function at once, and its generator gets `close()` at its next value,
+    whose `finally` is run there; if it has not returned after the pool's `cancel_grace`, its worker is ended and replaced. One thread or
+    task reads at a time.
     """
 
     def __init__(self, native: _Stream, pool: ProcessPool) -> None:
@@ -60,6 +62,12 @@ class Stream:
         self._waits = True
         try:
             taken = await self._taken()
+        except Exception:
+            raise
+        except BaseException:
+            # Cancelled: as an asynchronous generator, it does not go on.
+            self.close()
+            raise
         finally:
             self._waits = False
         if taken:
@@ -98,7 +106,7 @@ class Stream:
         self.close()
 
     def _leave_out(self) -> None:
-        """The pool closes, and does not wait for whoever reads."""
+        """The pool closes, and does not wait for whoever reads: as `close`, with an error for them."""
         if not self._closed and not self._native._future.done():
             self._left_out = True
             self._native._stop()

@@ -1,4 +1,4 @@
-//! Pools that nobody refers to any more and whose tasks are not done: the interpreter waits for them at its exit.
+//! Pools that nobody refers to any more and whose functions have not returned: the interpreter waits for them at its exit.
 
 use crate::error::raise;
 use crate::wait;
@@ -27,7 +27,7 @@ pub(super) fn close(pool: &ProcessPool) {
         let mut dropped = lock();
         let (busy, done) = std::mem::take(&mut *dropped).into_iter().partition(|p| !p.wait_closed(Some(Duration::ZERO)));
         *dropped = busy;
-        if stats.queued + stats.running > 0 {
+        if stats.queued + stats.running + stats.overdue > 0 {
             dropped.push(pool.clone());
         }
         done

@@ -100,6 +100,7 @@ impl PyStream {
         loop {
             if self.stopped.load(Ordering::Acquire) {
                 (state.frame, state.records) = (None, VecDeque::new());
+                return Ok(Step::End);
             }
             if let Some(range) = state.records.pop_front() {
                 let frame = state.frame.clone().expect("records lie in a frame");
@@ -131,8 +132,11 @@ impl PyStream {
         }
     }
 
-    /// What the end is: the error of the function once, and what it returned.
+    /// What the end is: the error of the function once, and what it returned; nothing of a stream that was stopped.
     fn end<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         if fork::is_current(self.epoch) && std::mem::replace(&mut self.lock().is_over, true) {
             return Ok(None);
         }
@@ -197,13 +201,15 @@ impl PyStream {
         }
     }
 
-    /// Nobody takes any more. What was not started is cancelled; a function that runs ends at its next value.
+    /// Nobody takes any more: the task is cancelled. A function that runs hears of it at its next value, and when it looks; the worker of one
+    /// that runs on is ended after the pool's grace.
     fn _stop(&self) {
         if !fork::is_current(self.epoch) || self.stopped.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.future.get().cancel_queued();
+        self.future.get().cancel_task();
         self.stream.stop();
+        // Who waits for a value waits for nothing.
         self.news.tell();
     }
 
