@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -43,6 +44,21 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+class Slow:
+    """A callable whose name can be told only when the pool has nothing to do: after a submit, when it has run."""
+
+    pool = None
+
+    def __call__(self, *args):
+        return list(args)
+
+    def __getattr__(self, name):
+        if name == "__qualname__" and self.pool is not None:
+            until(lambda: (stats := self.pool.stats).queued + stats.running == 0)
+            return "slow"
+        raise AttributeError(name)
 
 
 class Told:
@@ -272,3 +288,36 @@ def test_a_pool_that_its_hook_refers_to_is_collected(kind):
     del owner
     # The thread that calls the hook may be about to return from it.
     until(lambda: gc.collect() >= 0 and gone() is None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("callables", "submit"), ("processes", "submit"), ("processes", "submit_many"), ("processes", "stream"), ("processes", "broadcast")],
+)
+def test_a_hook_that_wants_to_end_the_program_takes_no_future_away(kind, how, monkeypatch):
+    def hook(task):
+        raise SystemExit(task.name)
+
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: heard.append(told.exc_value.code))
+    with open_pool(kind, trace=hook) as pool:
+        monkeypatch.setattr(Slow, "pool", pool)
+        if how == "submit":
+            got = [pool.submit(Slow(), 1).result(60)]
+        elif how == "submit_many":
+            got = [future.result(60) for future in pool.submit_many(Slow(), [1, 1])]
+        elif how == "stream":
+            got = [list(pool.stream(Slow(), 1))]
+        else:
+            got = pool.broadcast(Slow(), 1)
+    want = [1] if how == "stream" else [[1], [1]] if how == "submit_many" else [[1]]
+    assert got == ([want] if how == "stream" else want)
+    assert heard == ["slow"] * len(want)
+
+
+def test_chunks_of_a_map_have_the_name_of_the_function():
+    told = Told()
+    with offloop.ProcessPool(1, trace=told) as pool:
+        assert list(pool.map(pause, [0] * 5, chunksize=2)) == [0] * 5
+        assert list(pool.map(functools.partial(pow, 2), [1, 2], chunksize=2)) == [2, 4]
+        assert [task.name for task in told.first(4)] == ["pause", "pause", "pause", "pow"]

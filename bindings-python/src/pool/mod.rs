@@ -66,14 +66,14 @@ impl PyPool {
             handle.pools.ask_line(py, &handle.defaults, "finish_line")?;
             let task = handle.submit_one(py, handle.op(&name, args, kwargs)?, on_full, &|| Deliver::Wait)?;
             let future = Bound::new(py, PyFuture::of(task))?;
-            handle.defaults.follow(&first, &future)?;
+            handle.defaults.follow(&first, &future);
             return Ok(future);
         }
         handle.pools.check_callable(&first)?;
         let future = Bound::new(py, PyFuture::pending())?;
         let work = handle.call(args.clone(), kwargs, Target::Future(future.clone().unbind()))?;
         future.get().set_task(handle.submit_one(py, Job::Call(work), on_full, &|| Deliver::Wait)?);
-        handle.defaults.follow(&first, &future)?;
+        handle.defaults.follow(&first, &future);
         Ok(future)
     }
 
@@ -115,7 +115,7 @@ impl PyPool {
             Ok(tasks) => {
                 let made = |task| {
                     let future = Bound::new(py, PyFuture::of(task))?;
-                    handle.defaults.follow(called, &future)?;
+                    handle.defaults.follow(called, &future);
                     Ok(future)
                 };
                 PyList::new(py, tasks.into_iter().map(made).collect::<PyResult<Vec<_>>>()?)
@@ -145,7 +145,7 @@ impl PyPool {
         let tasks = handle.place_many(py, work, &handle.pools.calls).map_err(|(e, _)| e)?;
         for (future, task) in futures.iter().zip(tasks) {
             future.get().set_task(task);
-            handle.defaults.follow(call, future)?;
+            handle.defaults.follow(call, future);
         }
         handle.pools.hosting.try_start_wanted(py)?;
         PyList::new(py, futures)

@@ -117,11 +117,12 @@ impl Defaults {
         told.map_err(|e| e.write_unraisable(py, Some(call))).ok()
     }
 
-    /// Has the tracer told of the end of `future`, whose task was submitted.
-    pub(crate) fn follow(&self, call: &Bound<'_, PyAny>, future: &Bound<'_, PyFuture>) -> PyResult<()> {
-        match self.teller(call) {
-            Some(told) => PyFuture::add_done_callback(future, told),
-            None => Ok(()),
+    /// Has the tracer told of the end of `future`, whose task was submitted: its caller has it, whatever becomes of that.
+    pub(crate) fn follow(&self, call: &Bound<'_, PyAny>, future: &Bound<'_, PyFuture>) {
+        if let Some(told) = self.teller(call)
+            && let Err(e) = PyFuture::add_done_callback(future, told)
+        {
+            e.write_unraisable(call.py(), Some(call));
         }
     }
 

@@ -250,7 +250,7 @@ impl PyProcessPool {
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
         let future = Bound::new(py, PyFuture::of_process(task))?;
-        defaults.follow(&function, &future)?;
+        defaults.follow(&function, &future);
         Ok(future)
     }
 }
@@ -410,7 +410,7 @@ impl PyProcessPool {
         })?;
         let made = |task| {
             let future = Bound::new(py, PyFuture::of_process(task))?;
-            defaults.follow(r#fn, &future)?;
+            defaults.follow(r#fn, &future);
             Ok(future)
         };
         PyList::new(py, tasks.into_iter().map(made).collect::<PyResult<Vec<_>>>()?)
@@ -430,7 +430,7 @@ impl PyProcessPool {
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
         let stream = opening.of(py, task)?;
-        defaults.follow(&function, stream.get().future.bind(py))?;
+        defaults.follow(&function, stream.get().future.bind(py));
         Ok(stream)
     }
 
@@ -475,7 +475,7 @@ impl PyProcessPool {
                 shared.pool.pool().submit(one, options)
             })?;
             let future = Bound::new(py, PyFuture::of_process(task))?;
-            defaults.follow(&function, &future)?;
+            defaults.follow(&function, &future);
             futures.push(future);
         }
         Ok(futures)
