@@ -18,7 +18,7 @@ from ._native import InvalidError, NotFoundError, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
-from ._trace import tracer_of
+from ._trace import name_of, tracer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -161,8 +161,8 @@ class ProcessPool(_ProcessPool, _Mapping):
         lengths = [len(i) for i in iterables if isinstance(i, collections.abc.Sized)]
         rows = zip(*iterables)
         chunks = _SizedChunks(rows, chunksize, min(lengths)) if lengths else _Chunks(rows, chunksize)
-        calls = super().map(_run_chunk, itertools.repeat(fn), chunks, itertools.repeat(kwargs), timeout=timeout, ordered=ordered)
-        results = _Flat(calls)
+        calls = _Calls(name_of(fn))
+        results = _Flat(super().map(calls, itertools.repeat(fn), chunks, itertools.repeat(kwargs), timeout=timeout, ordered=ordered))
         return results if bar is None else _progress.Shown(results, bar)
 
     def options(
@@ -424,8 +424,15 @@ class _SizedChunks(_Chunks):
         return self._length
 
 
-def _run_chunk(fn: Callable[..., Any], rows: list[tuple[Any, ...]], kwargs: dict[str, Any]) -> list[Any]:
-    return [fn(*row, **kwargs) for row in rows]
+class _Calls:
+    """Calls a function with several rows. Traces have the function's name for it."""
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+
+    # The function is an argument: what it refers to travels as arguments do.
+    def __call__(self, fn: Callable[..., Any], rows: list[tuple[Any, ...]], kwargs: dict[str, Any]) -> list[Any]:
+        return [fn(*row, **kwargs) for row in rows]
 
 
 class _Flat:

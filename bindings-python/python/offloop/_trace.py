@@ -54,7 +54,7 @@ class Tracer:
 
     def begin(self, call: Any) -> Callable[[Future[Any] | _Awaitable], None]:
         """What is to be called with the future, or what `run` awaits, once it is done."""
-        return functools.partial(self._tell, next(self._ids), _name_of(call), contextvars.copy_context())
+        return functools.partial(self._tell, next(self._ids), name_of(call), contextvars.copy_context())
 
     def _tell(self, identity: int, name: str, context: contextvars.Context, ended: Future[Any] | _Awaitable) -> None:
         times = ended._trace()
@@ -74,7 +74,8 @@ class Tracer:
             logging.getLogger("offloop").exception("the trace hook of pool %r failed", self._pool)
 
 
-def _name_of(call: Any) -> str:
+def name_of(call: Any) -> str:
+    """The op, the export, or the callable's `__qualname__`."""
     while isinstance(call, functools.partial):
         call = call.func
     if isinstance(call, str):
