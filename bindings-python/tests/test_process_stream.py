@@ -281,6 +281,30 @@ def test_values_do_not_wait_for_the_next_one(processes: offloop.ProcessPool, tmp
     assert list(stream) == [10]
 
 
+def test_a_value_that_waits_for_room_holds_up_no_other_task_of_its_worker(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import numpy as np, offloop, resource, time\n"
+        "LONG = 40 << 20\n"
+        "def long():\n    return np.ones(LONG, 'u1')\n"
+        "def go():\n    yield 'begin'\n    yield np.ones(LONG, 'u1')\n"
+        "if __name__ == '__main__':\n"
+        # With so little room for results, one of them is as much as there may be.
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100 << 20, 100 << 20))\n"
+        "    with offloop.ProcessPool(1, concurrency=2) as pool:\n"
+        "        kept = pool.submit(long).result(60)\n"
+        "        stream = pool.stream(go)\n"
+        "        assert next(stream) == 'begin'\n"
+        "        for _ in range(20):\n            pool.submit(time.sleep, 0.02).result(60)\n"
+        "        assert not stream._native._future.done()\n"
+        "        del kept\n"
+        "        assert len(next(stream)) == LONG\n"
+        "        assert list(stream) == []\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # ---- ends ----
 
 

@@ -25,6 +25,8 @@ const LOOK_OFTEN: Duration = Duration::from_micros(100);
 #[pyclass(name = "_Give", module = "offloop._native", frozen)]
 pub(super) struct PyGive {
     sending: Arc<Sending>,
+    /// Of the job.
+    index: usize,
     /// Set once the thread was started.
     thread: OnceLock<()>,
     /// This thread alone waits for the bell.
@@ -35,6 +37,7 @@ pub(super) struct PyGive {
 
 struct Sending {
     worker: Worker,
+    /// Held by who sends, who may wait for room as long as that takes: not locked with the GIL but where nobody has it.
     kept: Mutex<Kept>,
     changed: Condvar,
 }
@@ -108,6 +111,26 @@ impl PyGive {
         Ok(message.with_parts(&front, |parts| parts.concat()))
     }
 
+    /// Keeps a record that cannot be sent now, without waiting for anything: whether the function is to wait then. Else gives it back.
+    fn keep(&self, record: Vec<u8>) -> Result<bool, Vec<u8>> {
+        let worker = &self.sending.worker;
+        match self.sending.kept.try_lock() {
+            Ok(mut kept) if kept.failed.is_none() && worker.is_streamed(self.index) && !worker.is_taken(self.index) => {
+                kept.records.keep(record);
+                Ok(kept.records.is_full())
+            }
+            _ => Err(record),
+        }
+    }
+
+    /// Sends a record, or keeps it and says whether the function is to wait then.
+    fn push(&self, record: Vec<u8>) -> Result<(Sent, bool), Error> {
+        let mut kept = lock(&self.sending.kept);
+        kept.failed.take().map_or(Ok(()), Err)?;
+        let sent = kept.records.push(&self.sending.worker, record)?;
+        Ok((sent, kept.records.is_full()))
+    }
+
     fn keep_going(&self) -> Result<(), Error> {
         if self.thread.get().is_none() {
             let sending = Arc::clone(&self.sending);
@@ -127,11 +150,9 @@ impl PyGive {
     /// False if nobody takes any more.
     fn __call__(&self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<bool> {
         let record = self.record(py, value)?;
-        let (sent, is_full) = {
-            let mut kept = lock(&self.sending.kept);
-            let failed = kept.failed.take();
-            let sent = failed.map_or(Ok(()), Err).and_then(|()| kept.records.push(&self.sending.worker, record));
-            (sent.map_err(|e| raise(py, &e))?, kept.records.is_full())
+        let (sent, is_full) = match self.keep(record) {
+            Ok(is_full) => (Sent::NotYet, is_full),
+            Err(record) => wait::detached(py, || self.push(record)).map_err(|e| raise(py, &e))?,
         };
         match sent {
             Sent::Sent => Ok(true),
@@ -158,12 +179,15 @@ pub(super) fn give_all<'py>(
     let kept = Kept { records: Records::new(index), failed: None, is_over: false };
     let sending = Arc::new(Sending { worker: worker.clone(), kept: Mutex::new(kept), changed: Condvar::new() });
     let has_bell = worker.concurrency() == 1;
-    let give = Bound::new(py, PyGive { sending: Arc::clone(&sending), thread: OnceLock::new(), has_bell, common })?;
+    let give = Bound::new(py, PyGive { sending: Arc::clone(&sending), index, thread: OnceLock::new(), has_bell, common })?;
     let returned = helper(py, &GIVE, "give_all").and_then(|f| f.call1((values, give)));
     // What it gave comes before its end, whichever that is.
-    let given = wait::detached(py, || sending.flush(has_bell));
-    lock(&sending.kept).is_over = true;
-    sending.changed.notify_one();
+    let given = wait::detached(py, || {
+        let given = sending.flush(has_bell);
+        lock(&sending.kept).is_over = true;
+        sending.changed.notify_one();
+        given
+    });
     let returned = returned?;
     given.map_err(|e| raise(py, &e))?;
     Ok(returned)

@@ -89,9 +89,14 @@ impl Records {
     /// # Errors
     /// As [`Worker::try_frame`]: what there was is dropped, this record included.
     pub fn push(&mut self, worker: &Worker, record: Vec<u8>) -> Result<Sent> {
+        self.keep(record);
+        self.send(worker)
+    }
+
+    /// Adds a record, for the next [`send`](Self::send).
+    pub fn keep(&mut self, record: Vec<u8>) {
         self.bytes += record.len();
         self.kept.push(record);
-        self.send(worker)
     }
 
     /// Has so much that the function is to wait.
