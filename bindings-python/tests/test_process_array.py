@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -87,6 +88,44 @@ def test_an_array_is_one_of_numpy_and_all_zero(processes: offloop.ProcessPool, s
     assert (array.tobytes(), array.shape, array.dtype) == (np.zeros(shape, dtype).tobytes(), np.zeros(shape).shape, np.dtype(dtype))
     assert array.flags.writeable
     assert processes.submit(facts, array).result(60) == (array.shape, array.strides, str(array.dtype), True)
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that this process has touched."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssShmem:")[1].split()[0]) << 10
+
+
+def memory_of_files(name: str) -> int:
+    """Bytes that the memfds of this process with that name have."""
+    found = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        # The one that lists them is gone by now.
+        with contextlib.suppress(OSError):
+            found += fd.stat().st_blocks * 512 if name in os.readlink(fd) else 0
+    return found
+
+
+def test_an_array_takes_memory_only_where_it_is_written() -> None:
+    with offloop.ProcessPool(max_workers=1) as pool:
+        before = shared_memory()
+        array = pool.array(1 << 30, "u1")
+        array[:: 1 << 28] = 1
+        assert shared_memory() - before < 1 << 20
+        assert pool.submit(add, array[-(1 << 28) :: 1 << 27]).result(60) == 3
+        assert memory_of_files("offloop-shared") < 1 << 20
+        # What was written is zero for the next one.
+        del array
+        array = pool.array(1 << 30, "u1")
+        assert array[:: 1 << 27].tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**40,), 2**35 + 1, (0, 2**70)], ids=str)
+def test_an_array_that_no_pool_can_share_is_refused_with_its_shape(processes: offloop.ProcessPool, shape: Any) -> None:
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    with pytest.raises(offloop.TooLargeError) as refused:
+        processes.array(shape, "u1")
+    assert f"shape={sizes}, dtype=uint8, len={np.prod(sizes, dtype=object)}, max={2**35}" in str(refused.value)
 
 
 def test_a_worker_writes_the_memory_that_the_host_reads(processes: offloop.ProcessPool) -> None:

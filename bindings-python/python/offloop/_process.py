@@ -14,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _pickling, _progress, _threads, _trio
-from ._native import InvalidError, NotFoundError, _ProcessPool
+from ._native import InvalidError, NotFoundError, TooLargeError, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
@@ -213,8 +213,9 @@ class ProcessPool(_ProcessPool, _Mapping):
         process writes the others see. Nothing orders such writes but the begin and the end of tasks. In a result it is a copy, as it is
         for another pool.
 
-        The memory is free when the last array over it is gone, here, in tasks and in workers. TooLargeError, Full or OsError when there
-        is not as much; a worker that keeps 128 arguments gets no further shared array (Full, of its task).
+        Pages of it take memory when they are first written, as those of `numpy.zeros`. It is free when the last array over it is gone,
+        here, in tasks and in workers. TooLargeError for more than a pool can share, Full when others have it; a worker that keeps 128
+        arguments gets no further shared array (Full, of its task).
         """
         try:
             import numpy
@@ -226,7 +227,15 @@ class ProcessPool(_ProcessPool, _Mapping):
         sizes = [operator.index(n) for n in (shape if hasattr(shape, "__iter__") else (shape,))]
         if any(n < 0 for n in sizes):
             raise InvalidError(f"invalid: option is out of range (option=shape, value={shape!r}, min=0)")
-        return numpy.ndarray(sizes, kind, memoryview(self._share(math.prod(sizes) * kind.itemsize)))
+        length = math.prod(sizes) * kind.itemsize
+        try:
+            # No dimension is longer, of an array without elements either.
+            memory = self._share(min(max([length, *(n for n in sizes if n > sys.maxsize)]), sys.maxsize))
+        except TooLargeError as e:
+            context = {"shape": tuple(sizes), "dtype": str(kind), "len": length, "max": e.context["max"]}
+            about = ", ".join(f"{name}={value}" for name, value in context.items())
+            raise TooLargeError(f"too large: array is longer than the memory that a pool shares ({about})") from None
+        return numpy.ndarray(sizes, kind, memoryview(memory))
 
     def broadcast(self, fn: Any, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a function once in each live worker, and in one at least, and returns the results in the order of the workers.

@@ -230,7 +230,8 @@ impl ProcessPool {
         self.0.host.payloads().request(parts, shared)
     }
 
-    /// `len` bytes, all 0, of memory that this process and the workers write.
+    /// `len` bytes, all 0, of memory that this process and the workers write. Pages take memory when they are first written; where there is
+    /// none left by then, that ends the process which writes.
     ///
     /// # Errors
     /// As [`request`](Self::request).

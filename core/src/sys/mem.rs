@@ -220,13 +220,12 @@ pub fn reserve_range(fd: BorrowedFd<'_>, at: usize, len: usize) -> Result<()> {
     fallocate(fd, at as libc::off_t, len as libc::off_t)
 }
 
-/// Gives the memory of a part back to the kernel; its bytes are zero afterwards, and not reserved.
-pub fn punch(fd: BorrowedFd<'_>, at: usize, len: usize) {
-    // Without it (a filter of system calls) the memory stays; that is all.
+/// Gives the memory of a part back to the kernel; its bytes are zero afterwards, and not reserved. False where that is denied (by a filter of
+/// system calls): it stays as it is.
+pub fn punch(fd: BorrowedFd<'_>, at: usize, len: usize) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: a plain call on an fd that the caller owns.
-    unsafe {
-        libc::fallocate(fd.as_raw_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at as libc::off_t, len as libc::off_t)
-    };
+    unsafe { libc::fallocate(fd.as_raw_fd(), mode, at as libc::off_t, len as libc::off_t) == 0 }
 }
 
 /// Makes a memfd of `len` bytes that only this mapping can write: whoever else maps it may read it. Its size is sealed.

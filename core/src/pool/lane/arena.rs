@@ -18,6 +18,8 @@ const PAGE: usize = 4096;
 const KEEP: usize = 64 << 20;
 /// Memory is reserved in steps of this.
 const STEP: usize = 1 << 20;
+/// So much that was used is given back to the kernel instead of being overwritten with zeros.
+const PUNCH: usize = 1 << 20;
 
 /// What is free. Pure.
 #[derive(Debug)]
@@ -29,11 +31,13 @@ struct Space {
     top: usize,
     /// Memory is reserved up to here.
     reserved: usize,
+    /// What lies from here on is 0.
+    used: usize,
 }
 
 impl Space {
     fn new(len: usize) -> Space {
-        Space { len, gaps: BTreeMap::new(), top: 0, reserved: 0 }
+        Space { len, gaps: BTreeMap::new(), top: 0, reserved: 0, used: 0 }
     }
 
     /// Where `len` bytes are free, and whether that is at the top.
@@ -88,6 +92,8 @@ pub(super) struct Arena {
     fd: OwnedFd,
     /// Where the arena begins in the mapping.
     base: usize,
+    /// Nothing is reserved: pages take memory when they are written.
+    lazy: bool,
     space: Mutex<Space>,
     epoch: u64,
 }
@@ -95,7 +101,13 @@ pub(super) struct Arena {
 impl Arena {
     /// The bytes of `map` from `base` on, `len` of them, of which none is reserved.
     pub(super) fn new(map: Arc<MmapRaw>, fd: OwnedFd, base: usize, len: usize) -> Arena {
-        Arena { map, fd, base, space: Mutex::new(Space::new(len)), epoch: fork::epoch() }
+        Arena { map, fd, base, lazy: false, space: Mutex::new(Space::new(len)), epoch: fork::epoch() }
+    }
+
+    /// As [`new`](Self::new), for spans that are long and may never be written: a page takes memory when it is, and where there is none left
+    /// by then, that ends the process.
+    pub(super) fn lazy(map: Arc<MmapRaw>, fd: OwnedFd, base: usize, len: usize) -> Arena {
+        Arena { lazy: true, ..Arena::new(map, fd, base, len) }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -116,6 +128,24 @@ impl Arena {
     /// # Errors
     /// `TooLarge` for more than the arena, `Full` when others have what would be needed, `Os` (`ENOMEM`, `ENOSPC`).
     pub(super) fn alloc(self: &Arc<Arena>, len: usize) -> Result<Span> {
+        self.alloc_used(len).map(|(span, _)| span)
+    }
+
+    /// As [`alloc`](Self::alloc), of zeros: what was never used has no other bytes.
+    ///
+    /// # Errors
+    /// As [`alloc`](Self::alloc).
+    pub(super) fn alloc_zeroed(self: &Arc<Arena>, len: usize) -> Result<Span> {
+        let (span, used) = self.alloc_used(len)?;
+        if used < PUNCH || !mem::punch(self.fd.as_fd(), self.base + span.at, used) {
+            // SAFETY: the span has as many bytes, and nobody else has it.
+            unsafe { span.as_ptr().write_bytes(0, used) };
+        }
+        Ok(span)
+    }
+
+    /// A span, and how many bytes from its begin on may have been used before.
+    fn alloc_used(self: &Arc<Arena>, len: usize) -> Result<(Span, usize)> {
         let mut space = lock(&self.space);
         if len > space.len {
             return Err(Error::new(ErrorKind::TooLarge, "payload is longer than the pool's shared memory")
@@ -126,15 +156,19 @@ impl Arena {
         let Some(at) = space.find(size) else {
             return Err(Error::new(ErrorKind::Full, "the pool's shared memory is in use").with("len", len).with("max", space.len));
         };
+        let used = space.used.saturating_sub(at).min(size);
         if at + size > space.reserved {
             // Under the lock: whoever comes next needs it as well.
             let want = (at + size).next_multiple_of(STEP).min(space.len);
             let from = space.reserved;
-            mem::reserve_range(self.fd.as_fd(), self.base + from, want - from)?;
+            if !self.lazy {
+                mem::reserve_range(self.fd.as_fd(), self.base + from, want - from)?;
+            }
             space.reserved = want;
         }
+        space.used = space.used.max(at + size);
         space.take(at, size);
-        Ok(Span { arena: Arc::clone(self), at, size, len })
+        Ok((Span { arena: Arc::clone(self), at, size, len }, used))
     }
 }
 
@@ -173,7 +207,9 @@ impl Drop for Span {
         space.give_back(self.at, self.size);
         if let Some((at, len)) = space.surplus() {
             // Under the lock: nobody may reserve it meanwhile.
-            mem::punch(self.arena.fd.as_fd(), self.arena.base + at, len);
+            if mem::punch(self.arena.fd.as_fd(), self.arena.base + at, len) {
+                space.used = space.used.min(at);
+            }
         }
     }
 }
@@ -227,6 +263,35 @@ mod tests {
         assert_eq!(arena.alloc(1).expect_err("in use").kind(), ErrorKind::Full);
         drop(all);
         arena.alloc(1 << 20).expect("again");
+    }
+
+    #[test]
+    fn a_lazy_arena_takes_memory_only_for_what_is_written_and_gives_zeros() {
+        let (fd, map) = mem::create_sparse(c"arena", 0, 1 << 30).expect("memfd");
+        let arena = Arc::new(Arena::lazy(Arc::new(map), fd, 0, 1 << 30));
+        let resident = || mem_blocks(arena.fd());
+        // SAFETY: the place lies inside of the span, which is this test's own.
+        let write = |span: &Span, at: usize| unsafe { span.as_ptr().add(at).write_volatile(7) };
+        // SAFETY: as above.
+        let read = |span: &Span, at: usize| unsafe { span.as_ptr().add(at).read_volatile() };
+        let long = 100 << 20;
+        for _ in 0..2 {
+            let (first, last) = (arena.alloc_zeroed(long).expect("100 MiB"), arena.alloc_zeroed(3 * PAGE).expect("three pages"));
+            assert!(resident() < STEP, "{}", resident());
+            let places = [0, long / 2, long - 1];
+            assert_eq!(places.map(|at| read(&first, at)), [0; 3]);
+            places.iter().for_each(|at| write(&first, *at));
+            write(&last, 0);
+            // What was written is there again, below another span: as a long one, and as a short one.
+            drop(first);
+            let again = arena.alloc_zeroed(long).expect("the same");
+            assert_eq!(places.map(|at| read(&again, at)), [0; 3]);
+            assert!(resident() < STEP, "{}", resident());
+            write(&again, 5);
+            drop(again);
+            assert_eq!(read(&arena.alloc_zeroed(10).expect("ten bytes"), 5), 0);
+            assert_eq!(read(&last, 0), 7);
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Payloads {
         let (fd, map, len) = sparse(c"offloop-payloads", 0, PAYLOADS)?;
         let arena = Arc::new(Arena::new(Arc::new(map), fd, 0, len));
         let (fd, map, len) = sparse(c"offloop-shared", 0, SHARED)?;
-        Ok(Payloads { arena, sharing: Arc::new(Arena::new(Arc::new(map), fd, 0, len)), shared: Arc::default() })
+        Ok(Payloads { arena, sharing: Arc::new(Arena::lazy(Arc::new(map), fd, 0, len)), shared: Arc::default() })
     }
 
     /// Memory that requests may refer to.

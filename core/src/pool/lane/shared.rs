@@ -37,10 +37,7 @@ pub struct SharedPart(Arc<Entry>);
 
 impl SharedPart {
     pub(super) fn new(arena: &Arc<Arena>, table: &Arc<Table>, len: usize) -> Result<SharedPart> {
-        let span = arena.alloc(len)?;
-        // What was there before is nobody's business.
-        // SAFETY: the span is as long and nobody else has it.
-        unsafe { span.as_ptr().write_bytes(0, len) };
+        let span = arena.alloc_zeroed(len)?;
         let at = span.at();
         let part = Arc::new(Entry { span, table: Arc::clone(table), epoch: fork::epoch() });
         lock(&table.0).insert(at, Arc::downgrade(&part));
