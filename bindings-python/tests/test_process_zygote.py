@@ -196,6 +196,25 @@ def test_shutdown_and_terminate_leave_no_process() -> None:
         assert [pid for pid in pids if is_alive(pid)] == []
 
 
+@pytest.mark.parametrize("how", ["shutdown", "terminate", "cancel_futures"])
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_pool_ends_although_the_process_that_its_workers_are_forked_from_stands_still(how: str, busy: bool) -> None:
+    pool = offloop.ProcessPool(max_workers=1, preload=["wave"], cancel_grace=0.05)
+    worker, zygote = pool.submit(family, 0).result(60)
+    os.kill(zygote, signal.SIGSTOP)
+    running = pool.submit(time.sleep, 0.2)
+    futures = [pool.submit(family, 0) for _ in range(3)] if busy else []
+    if how == "cancel_futures":
+        # What it ran is lost, and what it was to run next would need another worker.
+        eventually(running.running)
+        os.kill(worker, signal.SIGKILL)
+    if how == "terminate":
+        pool.terminate()
+    pool.shutdown(cancel_futures=how == "cancel_futures")
+    assert [pid for pid in (worker, zygote) if is_alive(pid)] == []
+    assert all(future.cancelled() == (how != "shutdown") for future in futures)
+
+
 def children() -> set[int]:
     tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
     return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}

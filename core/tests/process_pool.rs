@@ -706,6 +706,26 @@ fn a_pool_that_closes_ends_what_goes_on_after_its_grace() {
 }
 
 #[test]
+fn a_pool_that_closes_waits_for_no_process_whose_tasks_were_cancelled() {
+    let _alone = alone();
+    let supervision = supervisor::Options { boot_timeout: 10 * WATCHDOG, hang_timeout: Duration::ZERO, workers: 0, ..Default::default() };
+    // It never says that it is ready.
+    let launch = |_| {
+        let mut spec = Spec::new("/bin/sleep");
+        spec.args = vec!["600".into()];
+        Ok(spec)
+    };
+    let pool = ProcessPool::builder().options(options(1)).supervision(supervision).build(launch).unwrap();
+    let task = submit(&pool, "echo", vec![Value::Nil]);
+    eventually("it is started", || children() == 1);
+    pool.close_within(None, Box::new(|| {})).unwrap();
+    std::thread::sleep(ms(50));
+    assert_eq!(pool.pool().cancel_queued(), 1);
+    assert!(task.is_done() && pool.wait_closed(Some(WATCHDOG)));
+    close(&pool);
+}
+
+#[test]
 fn a_worker_with_work_ahead_hears_of_the_job_that_it_runs() {
     let _alone = alone();
     let pool = build(ProcessPool::builder().options(options(1)).cancel_grace(WATCHDOG), "listens");

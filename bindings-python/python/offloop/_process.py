@@ -274,7 +274,7 @@ class ProcessPool(_ProcessPool, _Mapping):
         if cancel_futures:
             self._cancel_queued()
         if wait:
-            self._wait_closed()
+            self._wait_closed(cancels=cancel_futures)
 
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         # A terminal's Ctrl-C reaches the workers of ProcessPoolExecutor too; these are in groups of their own, and end by this.

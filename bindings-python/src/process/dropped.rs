@@ -40,13 +40,19 @@ pub(super) fn close(pool: &ProcessPool) {
 fn _finish_dropped(py: Python<'_>) -> PyResult<()> {
     loop {
         let Some(pool) = lock().pop() else { return Ok(()) };
-        wait_closed(py, &pool)?;
+        wait_closed(py, &pool, false)?;
     }
 }
 
-/// Waits until a closing pool has run what it took in and its processes have ended.
-pub(super) fn wait_closed(py: Python<'_>, pool: &ProcessPool) -> PyResult<()> {
-    wait::until(py, None, |slice| Ok(pool.wait_closed(Some(slice))))?;
+/// Waits until a closing pool has run what it took in and its processes have ended. `cancels`: what waits, or comes back from a worker that was
+/// lost, is not run.
+pub(super) fn wait_closed(py: Python<'_>, pool: &ProcessPool, cancels: bool) -> PyResult<()> {
+    wait::until(py, None, |slice| {
+        if cancels {
+            pool.pool().cancel_queued();
+        }
+        Ok(pool.wait_closed(Some(slice)))
+    })?;
     match wait::detached(py, || pool.shutdown(None)) {
         Err(e) if e.kind() != ErrorKind::Forked => Err(raise(py, &e)),
         _ => Ok(()),

@@ -523,9 +523,11 @@ impl PyProcessPool {
         Ok(())
     }
 
-    /// Waits until a closing pool has run what it took in and its processes have ended. Ctrl-C ends the wait.
-    fn _wait_closed(&self, py: Python<'_>) -> PyResult<()> {
-        dropped::wait_closed(py, &self.shared()?.pool)
+    /// Waits until a closing pool has run what it took in and its processes have ended. Ctrl-C ends the wait. `cancels`: nothing is started
+    /// any more.
+    #[pyo3(signature = (*, cancels = false))]
+    fn _wait_closed(&self, py: Python<'_>, cancels: bool) -> PyResult<()> {
+        dropped::wait_closed(py, &self.shared()?.pool, cancels)
     }
 
     /// Ends every task and every process now.

@@ -234,7 +234,7 @@ impl ProcessPool {
     /// none left by then, that ends the process which writes.
     ///
     /// # Errors
-    /// As [`request`](Self::request).
+    /// `TooLarge` for more than the pool can share, `Full` when that is in use, `Forked`.
     pub fn share(&self, len: usize) -> Result<SharedPart> {
         self.check_fork()?;
         self.0.host.payloads().share(len)
@@ -346,7 +346,12 @@ impl ProcessPool {
     /// tasks are its parent's.
     #[must_use]
     pub fn wait_closed(&self, timeout: Option<Duration>) -> bool {
-        self.check_fork().is_err() || self.0.pool.wait_closed(timeout)
+        if self.check_fork().is_err() {
+            return true;
+        }
+        // Whoever waits for a process may have nothing to do by now: what it was for was cancelled.
+        self.0.host.bell().signal();
+        self.0.pool.wait_closed(timeout)
     }
 
     /// Cancels everything that has no outcome yet, refuses new tasks, and kills the processes.
