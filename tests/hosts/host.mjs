@@ -9,14 +9,21 @@ const args = Object.fromEntries(process.argv.slice(2).map((part) => part.split('
 const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]()
 const worker = new URL('./work.mjs', import.meta.url)
 
-/** The runner looks at this process while nothing runs. What a collection finds is given back in later turns of the loop, a closed pool after seconds. */
+/** The runner looks at this process while nothing runs. What a collection finds is given back in later
+ * turns of the loop, a closed pool after seconds. */
 async function mark(name, ms = 60) {
   for (let left = ms; left > 0; left -= 20) {
     collect()
     await after(20)
   }
   console.log(`mark ${name}`)
-  await answers.next()
+  const answered = answers.next()
+  let looks = true
+  answered.then(() => (looks = false))
+  while (looks) {
+    collect()
+    await Promise.race([answered, after(100)])
+  }
 }
 
 /** mulberry32, by seed. */
