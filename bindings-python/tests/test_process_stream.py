@@ -27,6 +27,20 @@ def processes() -> Iterator[offloop.ProcessPool]:
         yield pool
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], str]:
+    """Runs a program from a file, which is to end well and in silence on stderr, and gives what it prints."""
+
+    def run(text: str) -> str:
+        script = tmp_path / "program.py"
+        script.write_text(text)
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
+
+
 def eventually(done: Callable[[], bool]) -> None:
     until = time.monotonic() + 60
     while not done():
@@ -281,9 +295,8 @@ def test_values_do_not_wait_for_the_next_one(processes: offloop.ProcessPool, tmp
     assert list(stream) == [10]
 
 
-def test_a_value_that_waits_for_room_holds_up_no_other_task_of_its_worker(tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(
+def test_a_value_that_waits_for_room_holds_up_no_other_task_of_its_worker(program: Callable[[str], str]) -> None:
+    program(
         "import numpy as np, offloop, resource, time\n"
         "LONG = 40 << 20\n"
         "def long():\n    return np.ones(LONG, 'u1')\n"
@@ -301,8 +314,6 @@ def test_a_value_that_waits_for_room_holds_up_no_other_task_of_its_worker(tmp_pa
         "        assert len(next(stream)) == LONG\n"
         "        assert list(stream) == []\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- ends ----
@@ -527,17 +538,14 @@ def test_the_end_of_a_pool_does_not_wait_for_a_stream_that_blocks(tmp_path: Path
 
 
 @pytest.mark.parametrize("end", ["", "del stream, pool", "stream.close()", "pool.shutdown(wait=False)"])
-def test_a_program_ends_although_a_stream_blocks(tmp_path: Path, end: str) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(
+def test_a_program_ends_although_a_stream_blocks(program: Callable[[str], str], end: str) -> None:
+    printed = program(
         "import offloop, os, time\n"
         "def go():\n    yield os.getpid()\n    time.sleep(600)\n    yield 1\n"
         f"if __name__ == '__main__':\n    pool = offloop.ProcessPool(1, cancel_grace=0.05)\n"
         f"    stream = pool.stream(go)\n    print(next(stream))\n    {end}\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert is_gone(int(done.stdout))
+    assert is_gone(int(printed))
 
 
 def test_a_stream_that_was_not_started_is_never_run(tmp_path: Path) -> None:
@@ -610,15 +618,13 @@ def test_shutdown_does_not_wait_for_readers(tmp_path: Path) -> None:
         next(stream)
 
 
-def test_a_program_that_leaves_a_stream_unread_ends(tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(
+def test_a_program_that_leaves_a_stream_unread_ends(program: Callable[[str], str]) -> None:
+    printed = program(
         "import itertools, offloop\n"
         "def go():\n    yield from itertools.count()\n"
         "if __name__ == '__main__':\n    pool = offloop.ProcessPool(1)\n    stream = pool.stream(go)\n    print(next(stream), next(stream))\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0 1\n", "")
+    assert printed == "0 1\n"
 
 
 def test_a_stream_keeps_its_pool() -> None:
@@ -627,9 +633,8 @@ def test_a_stream_keeps_its_pool() -> None:
     assert list(stream) == list(range(5000))
 
 
-def test_a_forked_child_is_told(tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(
+def test_a_forked_child_is_told(program: Callable[[str], str]) -> None:
+    program(
         "import itertools, offloop, os\n"
         "def go():\n    yield from itertools.count()\n"
         "if __name__ == '__main__':\n"
@@ -640,8 +645,6 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3\n"
         "    assert [next(stream) for _ in range(100)] == list(range(1, 101))\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)})
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_progress_and_values_go_side_by_side(processes: offloop.ProcessPool) -> None:
