@@ -323,6 +323,10 @@ def transfer_cases():
 # ---- worker processes ----
 
 
+def same(array):
+    return array
+
+
 def twice(array):
     array *= 2
     return array
@@ -370,11 +374,12 @@ def process_cases():
         duel("py.process_noop_executor", {**ours, **theirs}, batches)
         trips = {"offloop": lambda: pool.submit(noop).result(), "multiprocessing.Pool": lambda: old.apply(noop)}
         duel("py.process_trip", trips, round_trip_us)
-        arrays = {
-            "offloop": lambda: pool.submit(twice, array).result(),
-            "ProcessPoolExecutor": lambda: executor.submit(twice, array).result(),
-        }
-        duel("py.process_array_16m", arrays, gigabytes)
+        for name, function in (("py.process_array_16m", same), ("py.process_array_changed_16m", twice)):
+            arrays = {
+                "offloop": lambda function=function: pool.submit(function, array).result(),
+                "ProcessPoolExecutor": lambda function=function: executor.submit(function, array).result(),
+            }
+            duel(name, arrays, gigabytes)
         shared = pool.array(array.shape)
         references = {
             "offloop": lambda: pool.submit(touch, shared).result(),

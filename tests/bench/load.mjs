@@ -1,5 +1,7 @@
 // What the benchmarks of Node.js have in common: ours and the peers in turns, one line `R case who value` per round.
 
+import { setTimeout as pause } from 'node:timers/promises'
+
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const MS = Number(process.env.MS ?? 500)
 const IN_FLIGHT = 1000
@@ -67,6 +69,21 @@ export async function single(name, sides, times = 9, perMs = 1) {
         took.push(performance.now() - start)
       }
       print(name, who, took.sort((a, b) => a - b)[times >> 1] * perMs)
+    }
+  }
+}
+
+/** Milliseconds from the making of a pool to its first result; sides are name, make, call. */
+export async function first(name, sides) {
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [who, make, call] of sides) {
+      const start = performance.now()
+      const pool = make()
+      await call(pool)
+      print(name, who, performance.now() - start)
+      // A worker of piscina that is ended while it loads can abort the process.
+      await pause(100)
+      await pool.close()
     }
   }
 }

@@ -1,9 +1,8 @@
-// Node.js: ProcessPool beside children of child_process.fork, two workers each, and beside piscina for the first result.
+// Node.js: ProcessPool beside children of child_process.fork, two workers each.
 import { fork } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import { Piscina } from 'piscina'
 import { ProcessPool, TransferBuffer } from '../../bindings-node/lib/index.mjs'
-import { duel, print, saturate, single } from './load.mjs'
+import { duel, first, print, saturate, single } from './load.mjs'
 
 const file = fileURLToPath(new URL('processes_task.mjs', import.meta.url))
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
@@ -59,19 +58,11 @@ const buffers = Array.from({ length: 4 }, () => ours.alloc(mega.length))
 const trip = async () => void buffers.push(await ours.run(buffers.pop()))
 await large('node.process_mega_moved', [['offloop', trip], ['fork', () => advanced.call(mega, true)]])
 
-/** From nothing to the first result of a pool of two. */
-async function first(make) {
-  const start = performance.now()
-  const pool = make()
-  await pool.run(1)
-  const took = performance.now() - start
-  await pool.close()
-  return took
-}
-for (let round = 0; round < ROUNDS; round++) {
-  print('node.process_first', 'offloop', await first(() => new ProcessPool(file, { minWorkers: 2, maxWorkers: 2 })))
-  print('node.process_first', 'piscina', await first(() => new Piscina({ filename: file, minThreads: 2, maxThreads: 2 })))
-}
+/** From nothing to the first result of two workers. */
+await first('node.process_first', [
+  ['offloop', () => new ProcessPool(file, { minWorkers: 2, maxWorkers: 2 }), (pool) => pool.run(1)],
+  ['fork', () => forked('json'), (pair) => Promise.race([pair.call(1), pair.call(1)])],
+])
 
 await ours.close()
 json.close()

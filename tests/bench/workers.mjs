@@ -4,7 +4,7 @@ import { Piscina } from 'piscina'
 import { FixedThreadPool } from 'poolifier'
 import { WorkerPool } from '../../bindings-node/lib/index.mjs'
 import { Piscina as Compatible } from '../../bindings-node/lib/piscina.mjs'
-import { duel, single } from './load.mjs'
+import { duel, first, single } from './load.mjs'
 
 const file = fileURLToPath(new URL('workers_task.mjs', import.meta.url))
 const ours = new WorkerPool(file, { minWorkers: 2, maxWorkers: 2 })
@@ -30,6 +30,10 @@ await duel('node.worker_bytes', [us(bytes), them(bytes)])
 await duel('node.worker_async', [us(1, 'later'), them(1, 'later')])
 await duel('node.worker_compatible', [['offloop', () => compatible.run(object)], them(object)])
 await single('node.worker_trip', [us(1), them(1), others(1)], 501, 1000)
+await first('node.worker_first', [
+  ['offloop', () => new WorkerPool(file, { minWorkers: 2, maxWorkers: 2 }), (pool) => pool.run(1)],
+  ['piscina', () => new Piscina({ filename: file, minThreads: 2, maxThreads: 2 }), (pool) => pool.run(1)],
+])
 
 await ours.close()
 await compatible.close()
