@@ -17,6 +17,7 @@ use offloop::error::{Error, ErrorKind};
 use offloop::sys::fork;
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError, PyStopIteration};
+use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -72,6 +73,18 @@ impl Outcome {
                 Outcome::Error(error.into_value(py))
             }
             other => other,
+        }
+    }
+
+    /// The collector looks into it.
+    fn is_collected(&self, py: Python<'_>) -> bool {
+        match self {
+            Outcome::Value(v) => {
+                // SAFETY: the type of an object.
+                let flags = unsafe { ffi::PyType_GetFlags(v.bind(py).get_type().as_type_ptr()) };
+                flags & ffi::Py_TPFLAGS_HAVE_GC != 0
+            }
+            Outcome::Error(_) | Outcome::Cancelled(_) => true,
         }
     }
 
@@ -147,16 +160,34 @@ impl State {
 
 impl PyFuture {
     pub(crate) fn pending() -> PyFuture {
-        PyFuture { task: OnceLock::new(), outcome: OnceLock::new(), is_reply: false, state: Mutex::default() }
+        PyFuture::new(OnceLock::new(), false)
     }
 
     pub(crate) fn of(task: Task) -> PyFuture {
-        PyFuture { task: OnceLock::from(task), outcome: OnceLock::new(), is_reply: false, state: Mutex::default() }
+        PyFuture::new(OnceLock::from(task), false)
     }
 
-    /// Of a task of a process pool.
-    pub(crate) fn of_process(task: Task) -> PyFuture {
-        PyFuture { is_reply: true, ..PyFuture::of(task) }
+    /// Of a task of a process pool. Most of these never refer to anything that could refer to them, and there are many: the collector
+    /// leaves them out until one does. (What has callbacks is held by its task, until they were called and are gone.)
+    pub(crate) fn of_process(py: Python<'_>, task: Task) -> PyResult<Bound<'_, PyFuture>> {
+        let future = Bound::new(py, PyFuture::new(OnceLock::from(task), true))?;
+        // SAFETY: a new object, which the collector tracks; `track` comes before it gets a reference that could close a cycle.
+        unsafe { ffi::PyObject_GC_UnTrack(future.as_ptr().cast()) };
+        Ok(future)
+    }
+
+    /// The collector looks at this object from here on.
+    fn track(slf: &Bound<'_, Self>) {
+        // SAFETY: an object of a type that the collector knows.
+        unsafe {
+            if ffi::PyObject_GC_IsTracked(slf.as_ptr()) == 0 {
+                ffi::PyObject_GC_Track(slf.as_ptr().cast());
+            }
+        }
+    }
+
+    fn new(task: OnceLock<Task>, is_reply: bool) -> PyFuture {
+        PyFuture { task, outcome: OnceLock::new(), is_reply, state: Mutex::default() }
     }
 
     pub(crate) fn set_task(&self, task: Task) {
@@ -182,8 +213,8 @@ impl PyFuture {
     }
 
     /// What a task that is done came to.
-    pub(crate) fn outcome_of(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self.outcome(py).get(py)
+    pub(crate) fn outcome_of(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        Self::outcome(slf).get(slf.py())
     }
 
     /// Cancels the task, started or not. Who hears of the end is told by another thread.
@@ -192,32 +223,37 @@ impl PyFuture {
     }
 
     /// The outcome of a task that is done.
-    fn outcome(&self, py: Python<'_>) -> &Outcome {
+    fn outcome<'a>(slf: &'a Bound<'_, Self>) -> &'a Outcome {
+        let (py, this) = (slf.py(), slf.get());
         late::collect(py);
-        if let Some(outcome) = self.outcome.get() {
+        if let Some(outcome) = this.outcome.get() {
             return outcome;
         }
-        if let Some(result) = self.task().try_take() {
-            let host = self.lock().host.take();
+        if let Some(result) = this.task().try_take() {
+            let host = this.lock().host.take();
             let outcome = match result {
-                Ok(reply) if self.is_reply => process::outcome(py, reply),
+                Ok(reply) if this.is_reply => process::outcome(py, reply),
                 result => Outcome::new(py, result, host),
             };
-            let _ = self.outcome.set(outcome);
+            if outcome.is_collected(py) {
+                Self::track(slf);
+            }
+            let _ = this.outcome.set(outcome);
         }
         // Taken by another thread, which may be copying it without the GIL.
-        wait::detached_if(py, self.outcome.get().is_none(), || self.outcome.wait())
+        wait::detached_if(py, this.outcome.get().is_none(), || this.outcome.wait())
     }
 
-    fn wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<&Outcome> {
-        if !self.is_done() {
-            let task = self.task();
+    fn wait<'a>(slf: &'a Bound<'_, Self>, timeout: Option<Duration>) -> PyResult<&'a Outcome> {
+        let (py, this) = (slf.py(), slf.get());
+        if !this.is_done() {
+            let task = this.task();
             let _waits = if timeout.is_none() { task.begin_wait().map_err(|e| raise(py, &e))? } else { None };
             if !wait::until(py, timeout, |slice| Ok(task.wait_slice(slice)))? {
                 return Err(wait::timed_out(py, "the task is not done yet", timeout));
             }
         }
-        Ok(self.outcome(py))
+        Ok(Self::outcome(slf))
     }
 
     /// Makes sure that a Python thread hears of the end.
@@ -243,7 +279,7 @@ impl PyFuture {
         };
         if !loops.is_empty() {
             // What is long is copied here, and not on the thread of a loop.
-            slf.get().outcome(py);
+            Self::outcome(slf);
         }
         if let Some(condition) = condition
             && let Err(e) = Self::publish(slf, condition.bind(py))
@@ -283,7 +319,7 @@ impl PyFuture {
             // Once, and not by whoever waited for the condition meanwhile: a waiter counts what it is told.
             state.stdlib.as_mut().and_then(|s| (!std::mem::replace(&mut s.published, true)).then(|| s.waiters.clone_ref(py)))
         };
-        let method = match slf.get().outcome(py) {
+        let method = match Self::outcome(slf) {
             Outcome::Value(_) => "add_result",
             Outcome::Error(_) => "add_exception",
             Outcome::Cancelled(_) => "add_cancelled",
@@ -345,16 +381,17 @@ pub(crate) fn seconds(py: Python<'_>, name: &'static str, value: Option<f64>) ->
 impl PyFuture {
     /// The result, or raises what the task raised. Waits at most `timeout` seconds, then TimeoutError. Ctrl-C ends the wait.
     #[pyo3(signature = (timeout = None))]
-    fn result(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
-        let timeout = seconds(py, "timeout", timeout)?;
-        self.wait(py, timeout)?.get(py)
+    fn result(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let timeout = seconds(slf.py(), "timeout", timeout)?;
+        Self::wait(slf, timeout)?.get(slf.py())
     }
 
     /// What the task raised, or None. Raises CancelledError for a cancelled task.
     #[pyo3(signature = (timeout = None))]
-    fn exception(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+    fn exception(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Option<Py<PyAny>>> {
+        let py = slf.py();
         let timeout = seconds(py, "timeout", timeout)?;
-        match self.wait(py, timeout)? {
+        match Self::wait(slf, timeout)? {
             Outcome::Value(_) => Ok(None),
             Outcome::Error(e) => Ok(Some(e.clone_ref(py).into_any())),
             cancelled @ Outcome::Cancelled(_) => cancelled.get(py).map(Some),
@@ -363,13 +400,12 @@ impl PyFuture {
 
     /// Cancels a task that was not started. True if it never will be.
     fn cancel(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        let py = slf.py();
         let this = slf.get();
         if this.task().cancel_queued() {
             Self::tell(slf)?;
             return Ok(true);
         }
-        Ok(this.is_done() && matches!(this.outcome(py), Outcome::Cancelled(_)))
+        Ok(this.is_done() && matches!(Self::outcome(slf), Outcome::Cancelled(_)))
     }
 
     /// Stops a task, started or not. True if that decided its outcome, which is CancelledError.
@@ -385,8 +421,8 @@ impl PyFuture {
     }
 
     /// Whether the task was cancelled or killed.
-    fn cancelled(&self, py: Python<'_>) -> bool {
-        self.is_done() && matches!(self.outcome(py), Outcome::Cancelled(_))
+    fn cancelled(slf: &Bound<'_, Self>) -> bool {
+        slf.get().is_done() && matches!(Self::outcome(slf), Outcome::Cancelled(_))
     }
 
     /// Whether the task was started and has no outcome yet.
@@ -452,7 +488,7 @@ impl PyFuture {
         let what = if !this.is_done() {
             if this.task().is_running() { "running" } else { "pending" }.to_owned()
         } else {
-            match this.outcome(py) {
+            match Self::outcome(slf) {
                 Outcome::Value(v) => format!("finished returned {}", v.bind(py).get_type().name()?),
                 Outcome::Error(e) => format!("finished raised {}", e.bind(py).get_type().name()?),
                 Outcome::Cancelled(_) => "cancelled".to_owned(),
@@ -480,6 +516,7 @@ impl PyFuture {
         if let Some(s) = this.lock().stdlib() {
             return Ok(s.condition.clone_ref(py));
         }
+        Self::track(slf);
         let condition = py.import("threading")?.call_method0("Condition")?.unbind();
         let waiters = PyList::empty(py).unbind();
         let (watch, parents) = {
@@ -508,12 +545,13 @@ impl PyFuture {
     }
 
     #[getter]
-    fn _state(&self, py: Python<'_>) -> &'static str {
-        let published = self.lock().stdlib().is_none_or(|s| s.published);
-        if published && self.is_done() {
-            return if matches!(self.outcome(py), Outcome::Cancelled(_)) { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
+    fn _state(slf: &Bound<'_, Self>) -> &'static str {
+        let this = slf.get();
+        let published = this.lock().stdlib().is_none_or(|s| s.published);
+        if published && this.is_done() {
+            return if matches!(Self::outcome(slf), Outcome::Cancelled(_)) { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
         }
-        if self.task().is_running() { "RUNNING" } else { "PENDING" }
+        if this.task().is_running() { "RUNNING" } else { "PENDING" }
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -116,6 +116,39 @@ def test_a_cycle_is_collected(make):
     assert gone() is None
 
 
+class Waiter:
+    """As the stdlib's `wait` leaves one."""
+
+    def __init__(self, holder):
+        self.holder = holder
+
+    def add_result(self, future):
+        pass
+
+
+def of_a_process_by(way):
+    """A future of a process pool, which the collector does not know from the beginning, in a cycle."""
+    holder = Holder()
+    with offloop.ProcessPool(1) as pool:
+        if way == "waiters":
+            holder.future = pool.submit(int)
+            holder.future._waiters.append(Waiter(holder))
+        elif way == "result":
+            holder.future = pool.submit(list, "ab")
+            holder.future.result().append(holder)
+        else:
+            holder.future = pool.submit(int, "x")
+            holder.future.exception().holder = holder
+    return holder
+
+
+@pytest.mark.parametrize("way", ["waiters", "result", "exception"])
+def test_a_cycle_by_a_future_of_a_process_is_collected(way):
+    gone = weakref.ref(of_a_process_by(way))
+    gc.collect()
+    assert gone() is None
+
+
 def test_a_pool_that_nobody_holds_lives_until_its_callables_ran(gate):
     holder = Holder()
     holder.pool = offloop.ThreadPool(1, context=holder)

@@ -156,48 +156,40 @@ impl Message {
         Ok(true)
     }
 
-    /// Everything before the buffers.
-    pub(super) fn front(&self, head: &[u8]) -> Vec<u8> {
-        let before = FIXED + 16 * self.buffers.len();
-        let mut out = Vec::with_capacity(before + head.len() + self.stream.len());
-        out.extend_from_slice(&[PYTHON | self.failed, self.kind, self.flags, self.count]);
-        out.extend_from_slice(&(head.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(self.stream.len() as u64).to_le_bytes());
-        out.extend_from_slice(&(self.buffers.len() as u64).to_le_bytes());
-        let mut at = before + head.len() + self.stream.len();
+    /// Calls `f` with all parts in order.
+    pub(super) fn with_parts<R>(&self, head: &[u8], f: impl FnOnce(&[&[u8]]) -> R) -> R {
+        let fixed = self.fixed(head);
+        if self.buffers.is_empty() {
+            return f(&[&fixed, head, &self.stream]);
+        }
+        let mut at = FIXED + 16 * self.buffers.len() + head.len() + self.stream.len();
+        let mut table = Vec::with_capacity(16 * self.buffers.len());
+        let mut long: Vec<&[u8]> = Vec::with_capacity(2 * self.buffers.len());
         for buffer in &self.buffers {
             let (place, len) = match buffer {
                 Part::Here(_) => {
                     let begin = at.next_multiple_of(ALIGN);
+                    long.extend([&ZEROS[..begin - at], buffer.as_slice()]);
                     at = begin + buffer.len();
                     (begin as u64, buffer.len())
                 }
                 Part::Shared { at, len, .. } => (at | SHARED, *len),
             };
-            out.extend_from_slice(&place.to_le_bytes());
-            out.extend_from_slice(&(len as u64).to_le_bytes());
+            table.extend_from_slice(&place.to_le_bytes());
+            table.extend_from_slice(&(len as u64).to_le_bytes());
         }
-        out.extend_from_slice(head);
-        out.extend_from_slice(&self.stream);
-        out
+        let mut parts: Vec<&[u8]> = vec![&fixed, &table, head, &self.stream];
+        parts.append(&mut long);
+        f(&parts)
     }
 
-    /// Calls `f` with all parts in order, `front` first.
-    pub(super) fn with_parts<R>(&self, front: &[u8], f: impl FnOnce(&[&[u8]]) -> R) -> R {
-        if self.buffers.is_empty() { f(&[front]) } else { f(&self.parts(front)) }
-    }
-
-    /// All parts in order, `front` first.
-    fn parts<'a>(&'a self, front: &'a [u8]) -> Vec<&'a [u8]> {
-        let mut parts = Vec::with_capacity(1 + 2 * self.buffers.len());
-        parts.push(front);
-        let mut at = front.len();
-        for buffer in self.buffers.iter().filter(|b| matches!(b, Part::Here(_))) {
-            parts.push(&ZEROS[..at.next_multiple_of(ALIGN) - at]);
-            parts.push(buffer.as_slice());
-            at = at.next_multiple_of(ALIGN) + buffer.len();
-        }
-        parts
+    fn fixed(&self, head: &[u8]) -> [u8; FIXED] {
+        let mut fixed = [0; FIXED];
+        fixed[..4].copy_from_slice(&[PYTHON | self.failed, self.kind, self.flags, self.count]);
+        fixed[4..8].copy_from_slice(&(head.len() as u32).to_le_bytes());
+        fixed[8..16].copy_from_slice(&(self.stream.len() as u64).to_le_bytes());
+        fixed[16..].copy_from_slice(&(self.buffers.len() as u64).to_le_bytes());
+        fixed
     }
 
     /// What it refers to.

@@ -107,8 +107,7 @@ impl PyGive {
         if !message.push(value)? {
             message = pickled(helper(py, &DUMP, "dump_result")?.call1((value,))?, None)?;
         }
-        let front = message.front(&[]);
-        Ok(message.with_parts(&front, |parts| parts.concat()))
+        Ok(message.with_parts(&[], |parts| parts.concat()))
     }
 
     /// Keeps a record that cannot be sent now, without waiting for anything: whether the function is to wait then. Else gives it back.

@@ -156,10 +156,10 @@ impl Shared {
             message = worker::pickled(parts, Some(&self.pool))?;
         }
         message.flags = flags | more;
-        let front = message.front(pickle.as_bytes());
         let long = message.long() >= crate::copy::SLICE;
         let shared = message.shared();
-        message.with_parts(&front, |parts| wait::detached_if(py, long, || self.pool.request_with(parts, shared))).map_err(|e| raise(py, &e))
+        let request = message.with_parts(pickle.as_bytes(), |parts| wait::detached_if(py, long, || self.pool.request_with(parts, shared)));
+        request.map_err(|e| raise(py, &e))
     }
 
     /// The request of a call that any language understands.
@@ -184,12 +184,11 @@ impl Shared {
     fn place<T: Send>(
         &self,
         py: Python<'_>,
-        requests: Vec<Request>,
+        work: Vec<Work>,
         on_full: Option<OnFull>,
         submit: impl Fn(Vec<Work>, OnFull) -> Result<T, SubmitError> + Sync,
     ) -> PyResult<T> {
         late::collect(py);
-        let work = requests.into_iter().map(|r| Work::hosted(Box::new(r))).collect();
         let submit = |work, on_full| self.pool.submitting(work, |work| submit(work, on_full));
         let mut refused = match submit(work, on_full.unwrap_or(OnFull::Reject)) {
             Ok(done) => return Ok(done),
@@ -211,6 +210,10 @@ impl Shared {
             py.check_signals()?;
         }
     }
+}
+
+fn work_of(request: Request) -> Work {
+    Work::hosted(Box::new(request))
 }
 
 fn split<'py>(args: &Bound<'py, PyTuple>) -> PyResult<(Bound<'py, PyAny>, Vec<Bound<'py, PyAny>>)> {
@@ -245,11 +248,11 @@ impl PyProcessPool {
         shared.check_open(py)?;
         let (function, args) = split(args)?;
         let request = shared.request(&function, &args, kwargs)?;
-        let task = shared.place(py, vec![request], on_full, |mut work, on_full| {
+        let task = shared.place(py, vec![work_of(request)], on_full, |mut work, on_full| {
             let one = work.pop().expect("one task is submitted");
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
-        let future = Bound::new(py, PyFuture::of_process(task))?;
+        let future = PyFuture::of_process(py, task)?;
         defaults.follow(&function, &future);
         Ok(future)
     }
@@ -405,11 +408,11 @@ impl PyProcessPool {
         let Handle { shared, defaults } = self.inner()?;
         shared.check_open(py)?;
         let requests = items.try_iter()?.map(|item| shared.request(r#fn, &[item?], kwargs)).collect::<PyResult<Vec<_>>>()?;
-        let tasks = shared.place(py, requests, None, |work, on_full| {
+        let tasks = shared.place(py, requests.into_iter().map(work_of).collect(), None, |work, on_full| {
             shared.pool.pool().submit_many(work, &defaults.submit_options(on_full, Deliver::Wait))
         })?;
         let made = |task| {
-            let future = Bound::new(py, PyFuture::of_process(task))?;
+            let future = PyFuture::of_process(py, task)?;
             defaults.follow(r#fn, &future);
             Ok(future)
         };
@@ -425,7 +428,7 @@ impl PyProcessPool {
         let (function, args) = split(args)?;
         let opening = Opening::new();
         let request = shared.request_as(&function, &args, kwargs, STREAM)?.streaming(&opening.stream);
-        let task = shared.place(py, vec![request], None, |mut work, on_full| {
+        let task = shared.place(py, vec![work_of(request)], None, |mut work, on_full| {
             let one = work.pop().expect("one task is submitted");
             shared.pool.pool().submit(one, defaults.submit_options(on_full, Deliver::Wait))
         })?;
@@ -443,7 +446,7 @@ impl PyProcessPool {
         let (function, args) = split(args)?;
         let request = shared.request(&function, &args, kwargs)?;
         let awaitable = Port::start_process(py, |deliver| {
-            shared.place(py, vec![request], Some(OnFull::Admit), |mut work, on_full| {
+            shared.place(py, vec![work_of(request)], Some(OnFull::Admit), |mut work, on_full| {
                 let one = work.pop().expect("one task is submitted");
                 shared.pool.pool().submit(one, defaults.submit_options(on_full, deliver()))
             })
@@ -469,12 +472,12 @@ impl PyProcessPool {
         let requests = places.iter().map(|_| shared.request(&function, &args, kwargs)).collect::<PyResult<Vec<_>>>()?;
         let mut futures = Vec::with_capacity(places.len());
         for (place, request) in places.into_iter().zip(requests) {
-            let task = shared.place(py, vec![request], Some(OnFull::Admit), |mut work, on_full| {
+            let task = shared.place(py, vec![work_of(request)], Some(OnFull::Admit), |mut work, on_full| {
                 let one = work.pop().expect("one task is submitted");
                 let options = SubmitOptions { worker: place, ..defaults.submit_options(on_full, Deliver::Wait) };
                 shared.pool.pool().submit(one, options)
             })?;
-            let future = Bound::new(py, PyFuture::of_process(task))?;
+            let future = PyFuture::of_process(py, task)?;
             defaults.follow(&function, &future);
             futures.push(future);
         }

@@ -53,7 +53,7 @@ impl Opening {
     pub(super) fn of(self, py: Python<'_>, task: offloop::Task) -> PyResult<Bound<'_, PyStream>> {
         let news = Arc::clone(&self.news);
         task.on_done_inline(move |_| news.tell());
-        let future = Bound::new(py, PyFuture::of_process(task))?.unbind();
+        let future = PyFuture::of_process(py, task)?.unbind();
         let (stream, news) = (self.stream, self.news);
         let state = Mutex::new(State { frame: None, records: VecDeque::new(), is_over: false });
         Bound::new(py, PyStream { stream, news, future, state, stopped: AtomicBool::new(false), epoch: fork::epoch() })
@@ -140,7 +140,7 @@ impl PyStream {
         if fork::is_current(self.epoch) && std::mem::replace(&mut self.lock().is_over, true) {
             return Ok(None);
         }
-        self.future.get().outcome_of(py).map(|value| Some(value.into_bound(py)))
+        PyFuture::outcome_of(self.future.bind(py)).map(|value| Some(value.into_bound(py)))
     }
 }
 

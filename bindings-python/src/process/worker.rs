@@ -259,11 +259,8 @@ impl PyWorkerProcess {
 
     /// `Err(Some)`: there is no memory for this reply.
     fn send(&self, py: Python<'_>, job: &Job, message: &Message, head: &[u8]) -> Result<(), Option<Error>> {
-        let front = message.front(head);
         let long = message.long() >= crate::copy::SLICE;
-        message
-            .with_parts(&front, |parts| wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, parts)))
-            .map_err(Some)
+        message.with_parts(head, |parts| wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, parts))).map_err(Some)
     }
 
     /// Runs a call that any language can make.

@@ -39,6 +39,7 @@ use crate::sys::{fork, futex};
 use crate::value::Value;
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -378,7 +379,7 @@ impl Core {
             }
             if waiters & HAS_LISTENERS != 0 {
                 for listener in std::mem::take(&mut *lock(&self.rare().listeners)) {
-                    listener.tell(Task(self.clone()), on_worker);
+                    listener.tell(Task::of(self.clone()), on_worker);
                 }
             }
         }
@@ -429,15 +430,15 @@ impl Core {
     }
 }
 
-/// Memory of finished tasks, kept by the thread that drains them, which as a rule is the one that submits the next.
+/// Memory of finished tasks, kept by the thread that takes their outcomes, which as a rule is the one that submits the next.
 mod spare {
     use super::Core;
     use std::cell::RefCell;
     use std::mem::MaybeUninit;
     use std::sync::Arc;
 
-    /// As many as a drain commonly takes at once.
-    const MAX: usize = 512;
+    /// As many as are commonly taken at once.
+    const MAX: usize = 1024;
 
     thread_local! {
         static SPARE: RefCell<Vec<Arc<MaybeUninit<Core>>>> = const { RefCell::new(Vec::new()) };
@@ -493,7 +494,17 @@ impl Control for Core {
 
 /// One submitted call. Clones are handles on the same task; dropping them all lets it run on.
 #[derive(Clone)]
-pub struct Task(pub(super) Arc<Core>);
+pub struct Task(pub(super) ManuallyDrop<Arc<Core>>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // SAFETY: taken once, and `self` is not used again.
+        let core = unsafe { ManuallyDrop::take(&mut self.0) };
+        if core.state.load(Ordering::Acquire) == DONE {
+            spare::keep(core);
+        }
+    }
+}
 
 impl std::fmt::Debug for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -507,6 +518,15 @@ fn forked() -> Error {
 }
 
 impl Task {
+    pub(super) fn of(core: Arc<Core>) -> Task {
+        Task(ManuallyDrop::new(core))
+    }
+
+    pub(super) fn into_core(self) -> Arc<Core> {
+        // SAFETY: taken once: `self` is not dropped.
+        unsafe { ManuallyDrop::take(&mut ManuallyDrop::new(self).0) }
+    }
+
     /// Has its outcome. In a forked child every task of the parent has one: what it came to before, else `Forked`.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -548,7 +568,7 @@ impl Task {
         if self.is_done() {
             return Ok(None);
         }
-        stuck::begin(&self.0.pool, stuck::For::Task(self.0.clone()))
+        stuck::begin(&self.0.pool, stuck::For::Task(Arc::clone(&self.0)))
     }
 
     /// Waits at most so long; true if the task is done. Ends early when a signal handler ran.

@@ -266,12 +266,12 @@ impl ThreadPool {
     /// the caller gives up with the submit, or reads in its callback, is settled by then.
     pub(crate) fn submit_with<R>(&self, work: Work, options: SubmitOptions, commit: impl FnOnce(&Task) -> R) -> Result<R, SubmitError> {
         let queue_timeout = options.queue_timeout;
-        let task = Task(self.admit_one(work, options)?);
+        let task = Task::of(self.admit_one(work, options)?);
         let committed = commit(&task);
         if let Some(limit) = queue_timeout {
             service::arm(Due::QueueTimeout, &task.0, task.0.submitted_ns, limit);
         }
-        self.inner().launch(task.0);
+        self.inner().launch(task.into_core());
         Ok(committed)
     }
 
@@ -334,11 +334,11 @@ impl ThreadPool {
         let tasks = self.admit_many(work, options)?;
         let committed = commit(&tasks);
         if let Some(limit) = options.queue_timeout {
-            for Task(core) in &tasks {
-                service::arm(Due::QueueTimeout, core, core.submitted_ns, limit);
+            for task in &tasks {
+                service::arm(Due::QueueTimeout, &task.0, task.0.submitted_ns, limit);
             }
         }
-        self.inner().launch_all(tasks.into_iter().map(|task| task.0).collect());
+        self.inner().launch_all(tasks.into_iter().map(Task::into_core).collect());
         Ok(committed)
     }
 
@@ -382,7 +382,7 @@ impl ThreadPool {
                     retries: options.retries,
                     trace: options.trace,
                 };
-                Task(Core::new(inner.clone(), new))
+                Task::of(Core::new(inner.clone(), new))
             })
             .collect();
         inner.metrics.add(Counter::Submitted, n as u64);

@@ -82,7 +82,8 @@ impl Payloads {
         let len = parts.iter().map(|p| p.len()).sum();
         // What refers to something has a ticket, which says how long the worker does.
         if len <= CELL && shared.is_empty() {
-            return Ok(Request { body: Body::Short(parts.concat().into()), stream: None });
+            let body = if len <= TINY { Body::Tiny(Tiny::concat(parts)) } else { Body::Short(parts.concat().into()) };
+            return Ok(Request { body, stream: None });
         }
         let span = self.arena.alloc(len)?;
         let mut at = 0;
@@ -104,8 +105,35 @@ pub struct Request {
 
 #[derive(Clone, Debug)]
 enum Body {
+    Tiny(Tiny),
     Short(Box<[u8]>),
     Long(Arc<Long>),
+}
+
+/// Requests up to this length have no memory of their own: the thread that frees it is not the one that takes the next.
+const TINY: usize = 127;
+
+#[derive(Clone, Debug)]
+struct Tiny {
+    len: u8,
+    bytes: [u8; TINY],
+}
+
+impl Tiny {
+    /// Of parts that have [`TINY`] bytes at most.
+    fn concat(parts: &[&[u8]]) -> Tiny {
+        let mut tiny = Tiny { len: 0, bytes: [0; TINY] };
+        for part in parts {
+            let at = usize::from(tiny.len);
+            tiny.bytes[at..at + part.len()].copy_from_slice(part);
+            tiny.len += part.len() as u8;
+        }
+        tiny
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
 }
 
 #[derive(Debug)]
@@ -120,6 +148,7 @@ impl Request {
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.body {
+            Body::Tiny(tiny) => tiny.len.into(),
             Body::Short(bytes) => bytes.len(),
             Body::Long(long) => long.span.len(),
         }
@@ -271,14 +300,8 @@ impl Lane {
         let place_at = self.map.request_places + PLACE * index;
         let mut sending = lock(&self.sending);
         let place = match &request.body {
-            Body::Short(bytes) => {
-                // SAFETY: the cell lies inside of the mapping and is as long as any short request; the worker reads it after `tail` says so.
-                unsafe {
-                    let cell = self.requests.as_mut_ptr().add(self.map.request_cells + CELL * index);
-                    cell.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-                }
-                Place { at: 0, len: bytes.len() as u64, ticket: 0 }
-            }
+            Body::Tiny(tiny) => self.put_short(index, tiny.as_slice()),
+            Body::Short(bytes) => self.put_short(index, bytes),
             Body::Long(long) => {
                 let Some(ticket) = sending.free.pop() else { return false };
                 sending.out[ticket as usize] = Some(Arc::clone(long));
@@ -296,6 +319,17 @@ impl Lane {
         self.begin_stream(&mut sending, index, request.stream.as_ref());
         sending.tail = tail + 1;
         true
+    }
+
+    /// Writes a request of at most [`CELL`] bytes.
+    fn put_short(&self, index: usize, bytes: &[u8]) -> Place {
+        assert!(bytes.len() <= CELL, "a short request fits a cell");
+        // SAFETY: the cell lies inside of the mapping and is long enough, as asserted; the worker reads it after `tail` says so.
+        unsafe {
+            let cell = self.requests.as_mut_ptr().add(self.map.request_cells + CELL * index);
+            cell.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        }
+        Place { at: 0, len: bytes.len() as u64, ticket: 0 }
     }
 
     /// The task of this number has this stream, and begins with as many frames taken as there were before it.
