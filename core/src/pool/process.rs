@@ -693,7 +693,6 @@ impl Host {
             }
             Event::Ready { worker, .. } => {
                 let mut seats = lock(&self.seats);
-                seats.degraded = None;
                 let Some(seat) = seats.all.get(worker).cloned() else { return };
                 match seats.pending.pop_front() {
                     Some(worker) => {

@@ -494,8 +494,14 @@ impl Plan {
     fn release(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         // Also when it has ended: then its slot is not started again.
         let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.generation, |p| p.id.generation) == id.generation;
-        if self.slots.get(id.slot as usize).is_some_and(holds) {
+        if let Some(slot) = self.slots.get(id.slot as usize).filter(|s| holds(s)) {
+            // Its owner has used it and lets it go: it has proved itself, however short it was there.
+            let served = |since: u64| slot.main.as_ref().is_some_and(|p| p.is_watched() && p.ready_at.is_some_and(|at| at >= since));
+            let recovers = self.degraded.as_ref().is_some_and(|d| served(d.since));
             self.unwant(id.slot as usize, out);
+            if recovers {
+                self.recover(out);
+            }
         }
     }
 

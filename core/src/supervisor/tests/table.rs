@@ -373,6 +373,34 @@ fn too_many_unstable_ends_degrade_and_a_stable_probe_recovers() {
 }
 
 #[test]
+fn a_worker_that_its_owner_lets_go_has_proved_itself() {
+    let mut s = Story::new();
+    s.tell(Input::Scale(3));
+    s.ready(id(0, 1));
+    while !s.plan.stats().degraded {
+        let live: Vec<WorkerId> = s.plan.procs().map(|(id, _)| id).filter(|id| id.slot != 0).collect();
+        live.iter().for_each(|id| drop(s.exit(*id)));
+        s.until(s.now + 50);
+    }
+    let live: Vec<WorkerId> = s.plan.procs().map(|(id, _)| id).filter(|id| id.slot != 0).collect();
+    live.iter().for_each(|id| drop(s.exit(*id)));
+    let recovers = |out: Vec<Action>| reports(&out).contains(&Event::Recovered);
+    assert!(!recovers(s.tell(Input::Release(id(0, 1)))), "one of before says nothing of what fails now");
+    s.exit(id(0, 1));
+    let probe = deeds(&s.until(s.now + 30_000));
+    let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
+    assert!(!recovers(s.tell(Input::Release(id(slot, generation)))), "it never was ready");
+    s.exit(id(slot, generation));
+    s.tell(Input::Scale(2));
+    let probe = deeds(&s.until(s.now + 30_000));
+    let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
+    s.ready(id(slot, generation));
+    let out = s.tell(Input::Release(id(slot, generation)));
+    assert!(deeds(&out).iter().any(|d| matches!(d, Spawn(..))), "the other slot starts at once");
+    assert!(recovers(out));
+}
+
+#[test]
 fn an_app_that_crashes_at_once_is_started_a_few_times_in_its_first_minute() {
     for workers in [1, 2, 6] {
         let mut s = Story::new();
