@@ -1018,3 +1018,24 @@ def test_the_worker_program_says_who_starts_it() -> None:
     done = program(["-m", "offloop.worker"], check=False)
     assert done.returncode == 2
     assert "ProcessPool" in done.stderr
+
+
+def come_back_twice(how: str) -> int:
+    child = os.fork()
+    if child == 0 and how == "leave":
+        sys.exit(0)
+    if child == 0 and how == "raise":
+        raise KeyError("in the child")
+    return child
+
+
+@pytest.mark.parametrize("how", ["return", "leave", "raise"])
+def test_a_child_that_a_function_forks_is_no_worker(how: str) -> None:
+    with offloop.ProcessPool(1) as pool:
+        for _ in range(2):
+            child = pool.submit(come_back_twice, how).result()
+            assert child > 0
+            assert list(pool.map(abs, range(300))) == list(range(300))
+            while (stat := Path(f"/proc/{child}/stat")).exists() and ") Z " not in stat.read_text():
+                time.sleep(0.01)
+        assert pool.stats.workers == 1

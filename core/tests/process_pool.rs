@@ -79,7 +79,11 @@ fn worker_part() {
             let _ = worker.wait(None);
             end(3);
         }
-        _ => serve(&worker, &mut function).unwrap(),
+        _ => {
+            if let Err(e) = serve(&worker, &mut function) {
+                end(if e.kind() == ErrorKind::Forked && worker.is_forked() { 0 } else { 1 });
+            }
+        }
     }
     end(0);
 }
@@ -89,6 +93,7 @@ fn end(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+#[expect(clippy::disallowed_methods, reason = "what a user's function may do")]
 fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>> {
     let number = call.args.first().and_then(Value::as_int);
     let sleep = |n: Option<i64>| std::thread::sleep(ms(u64::try_from(n.unwrap_or(0)).unwrap()));
@@ -100,6 +105,9 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
             Ok(Value::Int(i64::from(std::process::id())))
         }
         "fail" => Err(Box::new(ErrorValue::new("RangeError", "no such row"))),
+        // Comes back twice.
+        // SAFETY: the child returns to the loop of a worker, and ends.
+        "fork" => Ok(Value::Int(i64::from(unsafe { libc::fork() }))),
         "exit" => end(number.unwrap_or(0) as i32),
         "signal" => {
             // SAFETY: ends this process of the test.
@@ -817,6 +825,22 @@ fn a_function_waits_for_whoever_takes_its_values() {
     assert!((10..1000).contains(&given), "{given} were given ahead of 10 that were taken");
     assert_eq!(stream.next(Some(WATCHDOG), |_| ()).unwrap(), None, "a stream that was stopped has no more values");
     close(&pool);
+}
+
+#[test]
+fn a_child_that_a_function_leaves_behind_is_no_worker() {
+    let _alone = alone();
+    let pool = pool(1);
+    for _ in 0..3 {
+        let child = value(&submit(&pool, "fork", vec![])).as_int().unwrap();
+        assert!(child > 0, "the child's reply came: {child}");
+        for i in 0..200 {
+            assert_eq!(value(&submit(&pool, "echo", vec![Value::Int(i)])).as_int(), Some(i));
+        }
+        let ended = || std::fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |stat| stat.contains(") Z "));
+        eventually("the child ends", ended);
+    }
+    pool.shutdown(None).unwrap();
 }
 
 #[test]

@@ -136,11 +136,32 @@ static int32_t gives(offloop_task_ctx *ctx, void *arg) {
   return result(ctx, int_value(i - 1));
 }
 
+/* Comes back in a child as well: what that process says is nobody's. */
+static int32_t forks(offloop_task_ctx *ctx, void *arg) {
+  pid_t child = fork();
+  (void)arg;
+  CHECK(child >= 0);
+  return result(ctx, int_value(child ? child : -1));
+}
+/* Runs this program, as a worker may run any: it is nobody's worker. */
+static int32_t starts_itself(offloop_task_ctx *ctx, void *arg) {
+  pid_t child = fork();
+  int status = 0;
+  (void)arg;
+  if (!child) {
+    execl("/proc/self/exe", "test", "worker", "nobodys", (char *)NULL);
+    _exit(1);
+  }
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  return result(ctx, int_value(WEXITSTATUS(status)));
+}
+
 int process_child(const char *how) {
   static int hundred = 100;
   static const offloop_function good[] = {
     {"echo", echo, NULL}, {"add", add, &hundred}, {"pid", pid, NULL}, {"where", where, NULL}, {"fail", fail, NULL}, {"leave", leave, NULL},
-    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"gives", gives, NULL}, {"tells", tells, NULL}, {"context", context, NULL}};
+    {"shoot", shoot, NULL}, {"once", once, NULL}, {"stubborn", stubborn, NULL}, {"listens", listens, NULL}, {"gives", gives, NULL}, {"tells", tells, NULL}, {"context", context, NULL},
+    {"forks", forks, NULL}, {"starts itself", starts_itself, NULL}};
   static const offloop_function twice[] = {{"echo", echo, NULL}, {"echo", add, &hundred}};
   if (how && !strcmp(how, "early")) { /* asks before it is a worker, and again afterwards */
     offloop_value *v = NULL;
@@ -150,6 +171,7 @@ int process_child(const char *how) {
     OK(offloop_worker_main(good, sizeof good / sizeof *good));
     return offloop_worker_context(&v) == OFFLOOP_ERR_IN_USE ? 0 : 7;
   }
+  if (how && !strcmp(how, "nobodys")) return offloop_worker_main(good, 1) == OFFLOOP_ERR_UNSUPPORTED ? 42 : 43;
   if (how) return offloop_worker_main(twice, 2) == OFFLOOP_ERR_EXISTS ? 3 : 4;
   if (offloop_worker_main(good, sizeof good / sizeof *good)) return 5;
   return offloop_worker_main(good, 1) == OFFLOOP_ERR_IN_USE ? 0 : 6;
@@ -699,6 +721,16 @@ static void losses(void) {
   end(p);
 }
 
+static void children_of_workers(void) {
+  offloop_process_pool *p = procs(1);
+  int i;
+  CHECK(ask(p, "starts itself", NULL) == 42);
+  for (i = 0; i < 3; i++) CHECK(ask(p, "forks", NULL) > 0);
+  for (i = 0; i < 500; i++) CHECK(ask(p, "echo", int_value(i)) == i);
+  CHECK(stats_of(p).workers == 1);
+  end(p);
+}
+
 static void deadlines(void) {
   offloop_process_pool_options stern = options_of(1), mild = options_of(1);
   offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
@@ -861,6 +893,7 @@ void process_pools(void) {
   counts();
   deliveries();
   losses();
+  children_of_workers();
   deadlines();
   streams();
   starts();

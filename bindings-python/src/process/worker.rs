@@ -13,7 +13,7 @@ use offloop::ops::Control;
 use offloop::pool::call::{self, Call, FAILED, PYTHON};
 use offloop::pool::{Job, ProcessPool, Woken, Worker};
 use offloop::value::ErrorValue;
-use pyo3::exceptions::PyBaseException;
+use pyo3::exceptions::{PyBaseException, PySystemExit};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -162,6 +162,10 @@ impl PyWorkerProcess {
         hosted::enter(py, running.clone(), host)?;
         let reply = if job.request().first() == Some(&PYTHON) {
             let returned = self.call(py, &mut job);
+            if self.worker.is_forked() {
+                // The function has forked and come back twice. Here it is the child, which nobody waits for: it ends as a program would.
+                return Err(returned.err().unwrap_or_else(|| PySystemExit::new_err(0)));
+            }
             // Pickling a result may run code of the user, which may still say how far it is.
             encode(py, returned)
         } else {
@@ -178,7 +182,7 @@ impl PyWorkerProcess {
             Ok(()) => Ok(()),
         };
         running.over.store(true, Ordering::Release);
-        sent.map_err(|e| raise(py, &e))
+        sent.map_err(|e| if e.kind() == ErrorKind::Forked { PySystemExit::new_err(0) } else { raise(py, &e) })
     }
 
     /// Runs a call in Python's own form.

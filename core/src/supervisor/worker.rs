@@ -35,7 +35,8 @@ static ATTACHED: ForkCell<AtomicBool> = ForkCell::new();
 static EVER: AtomicBool = AtomicBool::new(false);
 
 /// Makes this process the worker that its supervisor started, and starts the native thread that shows its life and watches that of the
-/// supervisor. `None` when the environment names no supervisor. The two inherited fds are taken over.
+/// supervisor. `None` when the environment names no supervisor, or names fds that are not there: a program that a worker starts inherits
+/// its variables, but not its fds. The two inherited fds are taken over.
 ///
 /// From here on the end of the supervisor ends this process after `orphan_grace`: [`Worker::drain_fd`] tells before. Call it on the first
 /// thread: what else would end the process at once (`PR_SET_PDEATHSIG`) is kept per thread, and switched off here.
@@ -46,12 +47,21 @@ static EVER: AtomicBool = AtomicBool::new(false);
 pub fn attach() -> Result<Option<Worker>> {
     match std::env::var_os(ENV) {
         None => Ok(None),
-        Some(text) => attach_as(&text.to_string_lossy()).map(Some),
+        Some(text) => {
+            let fds = parse_env(&text.to_string_lossy())?;
+            let inherited = [fds.0, fds.1].into_iter().any(is_inherited);
+            if inherited || EVER.load(Ordering::Relaxed) { attach_to(fds).map(Some) } else { Ok(None) }
+        }
     }
 }
 
-fn attach_as(text: &str) -> Result<Worker> {
-    let (page, lifeline) = parse_env(text)?;
+/// The fd is open, and not one that this program has opened itself.
+fn is_inherited(fd: i32) -> bool {
+    // SAFETY: a plain query.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 && !fork::is_owned(fd) }
+}
+
+fn attach_to((page, lifeline): (i32, i32)) -> Result<Worker> {
     let attached = ATTACHED.get(AtomicBool::default);
     if attached.swap(true, Ordering::Relaxed) {
         return Err(Error::new(ErrorKind::InUse, "process is attached to its supervisor already"));
@@ -69,11 +79,8 @@ fn attach_as(text: &str) -> Result<Worker> {
 }
 
 fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
-    for fd in [page_fd, lifeline_fd] {
-        // SAFETY: a plain query.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 || fork::is_owned(fd) {
-            return Err(Error::invalid("fd of the supervisor is not there").with("fd", fd));
-        }
+    if let Some(fd) = [page_fd, lifeline_fd].into_iter().find(|fd| !is_inherited(*fd)) {
+        return Err(Error::invalid("fd of the supervisor is not there").with("fd", fd));
     }
     // SAFETY: both are open, as was asked, and stay so: nobody else knows them.
     let (page_at, lifeline_at) = unsafe { (BorrowedFd::borrow_raw(page_fd), BorrowedFd::borrow_raw(lifeline_fd)) };
@@ -247,17 +254,17 @@ mod tests {
 
     #[test]
     fn what_no_supervisor_left_is_refused() {
-        let kind = |text: &str| attach_as(text).expect_err(text).kind();
+        let kind = |text: &str| parse_env(text).and_then(attach_to).expect_err(text).kind();
         assert_eq!(kind("nonsense"), ErrorKind::Invalid);
         assert_eq!(kind("1000000,1000001"), ErrorKind::Invalid);
         let (a, b) = socket::pair().expect("pair");
-        let e = attach_as(&format!("{},{}", a.as_raw_fd(), b.as_raw_fd())).expect_err("no page");
+        let e = attach_to((a.as_raw_fd(), b.as_raw_fd())).expect_err("no page");
         assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
         // Neither was taken over: both still close here.
         let header = Header { minor: 0, slot: 0, generation: 1, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
         let (page, _mapped) = Page::create(&header).expect("page");
         let null = std::fs::File::open("/dev/null").expect("null");
-        let e = attach_as(&format!("{},{}", page.as_raw_fd(), null.as_raw_fd())).expect_err("no lifeline");
+        let e = attach_to((page.as_raw_fd(), null.as_raw_fd())).expect_err("no lifeline");
         assert!(e.to_string().contains("lifeline"), "{e}");
     }
 }

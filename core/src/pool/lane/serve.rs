@@ -59,7 +59,8 @@ pub type Function<'a> = dyn FnMut(Call, &Running<'_>) -> Result<Value, Box<Error
 /// Runs the calls that come with `function`, one after the other, until the pool lets this worker go.
 ///
 /// # Errors
-/// `Os` when there is no memory even for the message that there is none: the process is to end.
+/// `Os` when there is no memory even for the message that there is none, `Forked` in a child that a function forked and came back in: the
+/// process is to end.
 pub fn serve(worker: &Worker, function: &mut Function<'_>) -> Result<()> {
     worker.ready();
     loop {

@@ -34,7 +34,8 @@ const FULL: Duration = Duration::from_secs(30);
 pub enum Woken {
     /// There may be a job.
     Work,
-    /// No more jobs come: finish what there is, call [`Worker::drained`], and end the process.
+    /// No more jobs come: finish what there is, call [`Worker::drained`], and end the process. In a forked child always: its jobs are its
+    /// parent's.
     Drain,
     /// The time is over, or a signal handler ran.
     Timeout,
@@ -51,7 +52,8 @@ pub enum Sent {
     Stopped,
 }
 
-/// This process as a worker of a process pool. Copies of the handle are the same worker; any thread may use it.
+/// This process as a worker of a process pool. Copies of the handle are the same worker; any thread may use it. A forked child, which a
+/// function may leave behind that comes back twice, is no worker: it gets no job, and nothing that it says is heard.
 #[derive(Clone, Debug)]
 pub struct Worker(Arc<Inner>);
 
@@ -187,16 +189,14 @@ unsafe fn write(mut to: *mut u8, parts: &[&[u8]]) {
 }
 
 impl Worker {
-    /// Makes this process the worker that its pool started. `None` when the environment names no pool. See [`supervisor::worker::attach`].
+    /// Makes this process the worker that its pool started. `None` when no pool did. See [`supervisor::worker::attach`].
     ///
     /// # Errors
     /// `Invalid` when the variables or the fds are not what a pool leaves, `Corrupt`, `Version`, `InUse` at a second call, `Os`.
     pub fn attach() -> Result<Option<Worker>> {
         let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
         let numbers = parse_env(&text.to_string_lossy())?;
-        let Some(supervisor) = supervisor::worker::attach()? else {
-            return Err(Error::invalid("a lane without a supervisor").with("name", ENV));
-        };
+        let Some(supervisor) = supervisor::worker::attach()? else { return Ok(None) };
         Worker::attach_at(supervisor, numbers).map(Some)
     }
 
@@ -270,15 +270,32 @@ impl Worker {
         &self.0.supervisor
     }
 
+    /// This is a forked child of the worker's process.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        !fork::is_current(self.0.epoch)
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if self.is_forked() {
+            return Err(Error::new(ErrorKind::Forked, "worker is the parent of this forked process"));
+        }
+        Ok(())
+    }
+
     /// Says that the program is loaded: jobs come from now on.
     pub fn ready(&self) {
-        self.0.supervisor.beat();
-        self.0.supervisor.ready();
+        if !self.is_forked() {
+            self.0.supervisor.beat();
+            self.0.supervisor.ready();
+        }
     }
 
     /// Leaves the reason why this worker cannot start, for the pool's caller; the process is to end afterwards.
     pub fn fail(&self, text: &str) {
-        self.0.supervisor.fail(text);
+        if !self.is_forked() {
+            self.0.supervisor.fail(text);
+        }
     }
 
     /// The `len` bytes that lie `at` in the memory that the pool shares with all of its workers. They stay while the [`Payload`] of the
@@ -338,6 +355,10 @@ impl Worker {
     /// The next job, if there is one now.
     #[must_use]
     pub fn try_take(&self) -> Option<Job> {
+        // Before any lock: another thread of the parent may have had it.
+        if self.is_forked() {
+            return None;
+        }
         let inner = &*self.0;
         let mut taking = lock(&inner.taking);
         while taking.head != self.tail() {
@@ -420,8 +441,9 @@ impl Worker {
     /// Tells the caller how far a job is. Only the latest value counts.
     ///
     /// # Errors
-    /// `TooLarge` above [`SHORT`].
+    /// `TooLarge` above [`SHORT`], `Forked`.
     pub fn progress(&self, index: usize, bytes: &[u8]) -> Result<()> {
+        self.check_fork()?;
         if bytes.len() > SHORT {
             return Err(Error::new(ErrorKind::TooLarge, "progress is longer than the limit").with("len", bytes.len()).with("max", SHORT));
         }
@@ -446,7 +468,7 @@ impl Worker {
     /// Somebody takes what this job says while it runs.
     #[must_use]
     pub fn is_streamed(&self, index: usize) -> bool {
-        self.taken(index) & STOP == 0 && self.is_cancelled(index).is_none()
+        self.taken(index) & STOP == 0 && self.is_cancelled(index).is_none() && !self.is_forked()
     }
 
     fn taken(&self, index: usize) -> u32 {
@@ -503,7 +525,7 @@ impl Worker {
     /// Ends a job: with the result that `parts` are, one after the other, or, with `failed`, with an error of the function.
     ///
     /// # Errors
-    /// `TooLarge`, `Full`, `Os`: there is no memory for so long a reply; the job has not ended.
+    /// `TooLarge`, `Full`, `Os`: there is no memory for so long a reply; the job has not ended. `Forked`.
     pub fn finish(&self, job: &Job, failed: bool, parts: &[&[u8]]) -> Result<()> {
         let len = parts.iter().map(|p| p.len()).sum();
         let reserved = self.reserve(job.index, len)?;
@@ -518,6 +540,7 @@ impl Worker {
     /// # Errors
     /// As [`finish`](Self::finish).
     pub fn reserve(&self, index: usize, len: usize) -> Result<*mut u8> {
+        self.check_fork()?;
         let inner = &*self.0;
         assert!(index < inner.map.tasks, "an index of a job");
         let place_at = inner.map.reply_places + PLACE * index;
@@ -581,6 +604,9 @@ impl Worker {
 
     /// Ends a job whose reply was written to what [`reserve`](Self::reserve) gave.
     pub fn commit(&self, index: usize, run_ns: u64, failed: bool) {
+        if self.is_forked() {
+            return;
+        }
         let inner = &*self.0;
         word64(&inner.replies, inner.map.run + 8 * index).store(run_ns, Ordering::Relaxed);
         // Release: reply, place and run time come first. Pairs with the Acquire of `Hand::collect`.
@@ -615,6 +641,9 @@ impl Worker {
     pub fn wait(&self, timeout: Option<Duration>) -> Woken {
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
+            if self.is_forked() {
+                return Woken::Drain;
+            }
             if !self.arm() {
                 return Woken::Work;
             }
@@ -676,6 +705,8 @@ impl Worker {
 
     /// Says that all jobs are finished; the process is to end by itself now.
     pub fn drained(&self) {
-        self.0.supervisor.drained();
+        if !self.is_forked() {
+            self.0.supervisor.drained();
+        }
     }
 }
