@@ -172,27 +172,48 @@ fn function(call: Call, running: &Running<'_>) -> Result<Value, Box<ErrorValue>>
     }
 }
 
-/// Says of every task that it never was, or is in a state that there is not.
+/// Does its job, and writes before that what it may not: of what the request says, in the first process only.
 fn scribble(worker: &Worker) -> ! {
+    use offloop::wire::lane::{Header, PLACE, reply};
+    use std::os::unix::fs::FileExt;
+    const TASKS: u32 = 33;
+    let map = Header { minor: 0, tasks: TASKS, concurrency: 1, setup: 0, payloads: 0, results: 1, shared: 0 }.map();
+    let fd = std::env::var("OFFLOOP_LANE").unwrap().split(',').nth(1).unwrap().to_owned();
+    let file = std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}")).unwrap();
+    let put = |at: usize, bytes: &[u8]| file.write_all_at(bytes, at as u64).unwrap();
+    let word_at = |index: usize| reply::WORDS + 4 * index;
     worker.ready();
     loop {
-        let _ = worker.wait(None);
-        if let Some(job) = worker.try_take() {
-            let text = String::from_utf8_lossy(job.request()).into_owned();
-            let numbers = std::env::var("OFFLOOP_LANE").unwrap();
-            let fd: i32 = numbers.split(',').nth(1).unwrap().parse().unwrap();
-            let file = format!("/proc/self/fd/{fd}");
-            let word = if text.contains("free") { 0u32 } else { 0xDEAD_BEEF };
-            use std::os::unix::fs::FileExt;
-            let file = std::fs::OpenOptions::new().write(true).open(file);
-            let words: Vec<u8> = (0..33).flat_map(|_| word.to_le_bytes()).collect();
-            if let Ok(file) = file {
-                file.write_at(&words, 320).unwrap();
+        while let Some(job) = worker.try_take() {
+            let what = String::from_utf8_lossy(&job.request()[..5]).into_owned();
+            let others = (0..TASKS as usize).filter(|i| *i != job.index);
+            match what.as_str() {
+                _ if worker.supervisor().id().generation > 1 => {}
+                "state" => put(word_at(job.index), &0xDEAD_BEEFu32.to_le_bytes()),
+                "never" => put(word_at(job.index), &0u32.to_le_bytes()),
+                // READY: tasks that it was never given.
+                "ready" => others.for_each(|i| put(word_at(i), &1u32.to_le_bytes())),
+                // Long requests that it never had, or had often.
+                "given" => (1..=256).for_each(|ticket| put(map.returned + 4 * ticket, &0x7FFF_FFFFu32.to_le_bytes())),
+                // A reply of holes, and that it is there.
+                "holes" => {
+                    let (at, len, ticket) = (0u64, 1u64 << 30, 1u64);
+                    put(map.reply_places + PLACE * job.index, &[at, len, ticket].map(u64::to_le_bytes).concat());
+                    put(word_at(job.index), &6u32.to_le_bytes());
+                }
+                // That nobody has to be rung for.
+                "quiet" => put(reply::POOL_SLEEPS, &0u32.to_le_bytes()),
+                _ => {}
             }
-            // Whoever scribbles may ring as well: for a number that it has left alone.
-            worker.progress(33, b"").unwrap();
-            std::thread::sleep(WATCHDOG);
+            if matches!(what.as_str(), "state" | "never" | "holes") && worker.supervisor().id().generation == 1 {
+                // Whoever scribbles may ring as well: for a number that it has left alone.
+                worker.progress(TASKS as usize, b"").unwrap();
+                std::thread::sleep(WATCHDOG);
+            }
+            let reply = offloop::pool::call::encode_reply(Ok(Value::Int(job.request().len() as i64))).unwrap();
+            worker.finish(&job, false, &[&reply]).unwrap();
         }
+        let _ = worker.wait(None);
     }
 }
 
@@ -965,13 +986,29 @@ fn a_worker_that_cannot_start_fails_the_tasks_with_its_own_words() {
 #[test]
 fn a_worker_that_scribbles_on_its_lane_is_ended_and_harms_only_its_own_tasks() {
     let _alone = alone();
-    for what in ["state", "free"] {
+    for what in ["state", "never", "ready", "given", "holes", "quiet"] {
         let pool = build(ProcessPool::builder().options(options(1)), "scribble");
-        let request = pool.request(&[what.as_bytes()]).unwrap();
-        let task = pool.submit(request, SubmitOptions::default()).unwrap();
-        let e = outcome(&task).expect_err("scribbled");
-        assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::WorkerLost), "{what}: {e}");
-        eventually("it is ended", || pool.processes().unwrap().exits.total() == 1);
+        let ask = |text: &str| {
+            let request = pool.request(&[text.as_bytes(), &[7; 5000]]).unwrap();
+            outcome(&pool.submit(request, SubmitOptions::default()).unwrap())
+        };
+        let first = ask(what);
+        if matches!(what, "state" | "never" | "holes") {
+            let e = first.expect_err("scribbled");
+            assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::WorkerLost), "{what}: {e}");
+        } else {
+            assert_eq!(first.unwrap().unwrap().as_int(), Some(5005), "{what}");
+        }
+        // The next ones are served, by another process if this one was found out.
+        for _ in 0..300 {
+            if let Ok(reply) = ask("plain") {
+                assert_eq!(reply.unwrap().as_int(), Some(5005), "{what}");
+            }
+        }
+        assert_eq!(ask("plain").unwrap().unwrap().as_int(), Some(5005), "{what}");
+        if what != "quiet" {
+            eventually("it is ended", || pool.processes().unwrap().exits.total() == 1);
+        }
         pool.terminate().unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::supervisor;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
-use crate::sys::process::Spec;
+use crate::sys::process::{Spec, own_env};
 use crate::value::{ErrorValue, Value};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, OsString, c_char, c_void};
@@ -139,7 +139,7 @@ unsafe fn spec(o: &offloop_process_pool_options) -> Result<Spec<'static>> {
     let mut command = command.into_iter();
     let program = command.next().ok_or_else(|| Error::invalid("process pool has no command").with("option", "command"))?;
     // Now, on the caller's thread: the program may change its environment while the supervisors' thread would read it.
-    let mut env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    let mut env = own_env();
     for text in added {
         let bytes = text.as_bytes();
         let at = bytes.iter().position(|b| *b == b'=').filter(|at| *at > 0);

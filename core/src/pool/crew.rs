@@ -94,6 +94,11 @@ impl Inner {
         lock(&slot.local).hand.clone()
     }
 
+    /// The worker of a loop has the task and has not begun it.
+    pub(super) fn has_ahead(&self, core: &Arc<Core>) -> bool {
+        self.hand_of(self.slot(Turn::of(core).slot)).is_some_and(|hand| hand.has_ahead(core))
+    }
+
     /// A worker of a loop takes long to start: no more at a time than tasks wait, and none soon after one that did not.
     fn may_start_loop(&self) -> bool {
         let starting = self.starting.load(Ordering::SeqCst);
@@ -193,12 +198,19 @@ impl Inner {
             successor.dismiss();
         }
         self.check_closed(state);
+        if self.closing.load(Ordering::SeqCst) {
+            // Who sleeps because this one had something left looks whether it may leave too.
+            Idle::publish();
+            self.wake_all();
+        }
     }
 
-    /// Some worker holds tasks that it has not started.
+    /// Some worker holds tasks that it has not started, and that another one may take over.
     pub(super) fn has_batches(&self) -> bool {
+        // What is bound to its worker is the last of a batch; none is ahead in a hand, because it begins when it is handed out.
+        let batch = |s: &Slot| s.batch_len.load(Ordering::Relaxed) > 0 && lock(&s.local).batch.back().is_some_and(|core| !core.is_bound());
         let ahead = |s: &Slot| self.hand_of(s).is_some_and(|hand| hand.ahead() > 0);
-        self.slots().any(|s| s.batch_len.load(Ordering::Relaxed) > 0 || ahead(s))
+        self.slots().any(|s| batch(s) || ahead(s))
     }
 
     /// Has the pool looked at in a millisecond: the batch of a worker whose task takes longer than expected goes to others.
@@ -212,6 +224,9 @@ impl Inner {
     pub(super) fn on_tick(self: &Arc<Inner>) -> bool {
         let work = || self.has_waiting_work() || self.has_batches();
         let behind = self.config.looped.is_some() && self.collect_ended();
+        if behind {
+            self.recall();
+        }
         let orphans = self.orphans();
         for slot in &orphans {
             self.wake_slot(*slot);

@@ -219,6 +219,7 @@ impl Inner {
             let mut local = lock(&slot.local);
             taken.extend(local.batch.drain(..));
             slot.batch_len.store(0, Ordering::SeqCst);
+            taken.extend(local.hand.as_ref().map(|hand| self.take_ahead(hand)).unwrap_or_default());
         }
         drop(state);
         self.forget_tombstones(dropped);
@@ -238,10 +239,16 @@ impl Inner {
     pub(super) fn end_waiting(self: &Arc<Inner>, state: MutexGuard<'_, State>, error: &Error) -> usize {
         let mut ended = 0;
         for core in self.take_waiting(state) {
-            ended += usize::from(self.end_queued(&core, error.clone()));
-            // Buried before or here: either way it is a tombstone that nobody will find in the queue.
-            self.tombstones.fetch_sub(1, Ordering::SeqCst);
+            ended += usize::from(self.end_unqueued(&core, error.clone()));
         }
+        ended
+    }
+
+    /// Ends a task that waits and is in no queue any more. False if somebody else did.
+    pub(super) fn end_unqueued(self: &Arc<Inner>, core: &Arc<Core>, error: Error) -> bool {
+        let ended = self.end_queued(core, error);
+        // Buried before or here: either way it is a tombstone that nobody will find in the queue.
+        self.tombstones.fetch_sub(1, Ordering::SeqCst);
         ended
     }
 

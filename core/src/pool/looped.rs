@@ -97,6 +97,8 @@ impl std::fmt::Debug for LoopOptions {
 pub const MAX_CONCURRENCY: usize = 4096;
 /// Most tasks that are handed out at once.
 pub const AHEAD: usize = 32;
+/// Ticks, of a millisecond, after which a task takes too long for others to wait behind it.
+const HELD_UP: u32 = 4;
 /// Bytes of results that wait in a board.
 const OUT: usize = 64 * 1024;
 
@@ -226,6 +228,11 @@ struct Hold {
     order: u64,
     /// Its thread is being ended: it gets nothing more.
     ended: bool,
+    /// Tasks that have ended, and how many of them a tick has seen.
+    done: u64,
+    seen: u64,
+    /// Ticks in a row at which something was ahead, something ran, and nothing had ended.
+    still: u32,
     /// Its worker wrote what it may not.
     unsound: bool,
 }
@@ -312,6 +319,31 @@ impl Hand {
         hold.held[index].take()
     }
 
+    /// What runs takes long, and something waits behind it.
+    fn is_held_up(&self) -> bool {
+        let (ahead, at_work) = (self.ahead(), self.at_work());
+        let mut hold = lock(&self.hold);
+        if ahead == 0 || at_work == 0 || hold.seen != hold.done {
+            (hold.seen, hold.still) = (hold.done, 0);
+            return false;
+        }
+        hold.still += 1;
+        hold.still >= HELD_UP
+    }
+
+    /// As the last tick had it, and nothing has ended since.
+    fn was_held_up(&self) -> bool {
+        let hold = lock(&self.hold);
+        hold.still >= HELD_UP && hold.seen == hold.done
+    }
+
+    /// It was handed out and has not begun.
+    pub(super) fn has_ahead(&self, core: &Arc<Core>) -> bool {
+        let hold = lock(&self.hold);
+        let index = hold.held.iter().position(|h| h.as_ref().is_some_and(|h| Arc::ptr_eq(&h.core, core)));
+        index.is_some_and(|i| self.words()[i].load(Ordering::Relaxed) == READY)
+    }
+
     /// Takes back what has not begun, all of it or the later half of it, in order.
     fn revoke_ahead(&self, half: bool) -> Vec<Held> {
         let mut hold = lock(&self.hold);
@@ -353,15 +385,17 @@ impl Hand {
         for (index, word) in board.words().iter().enumerate() {
             let state = word.load(Ordering::Acquire);
             if state < DONE {
-                // Both are changed under the lock, so who has the word has the task.
-                sound &= hold.held[index].is_none() || !matches!(state, FREE | REVOKED);
+                // Both are changed under the lock, so who has the word has the task, and who has none has no task.
+                sound &= hold.held[index].is_none() == matches!(state, FREE | REVOKED);
                 continue;
             }
             if let Some(held) = hold.held[index].take() {
                 let (run_ns, result) = if state <= FAILED { board.result(index) } else { (0, Err(no_such_state(state))) };
-                sound &= result.is_ok();
+                // One that this process has no memory for is nobody's lie.
+                sound &= !result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt);
                 ended.push(Ended { held, failed: state != DONE, run_ns, result });
                 hold.free.push(index);
+                hold.done += 1;
             }
             word.store(FREE, Ordering::Relaxed);
         }
@@ -428,6 +462,33 @@ impl Inner {
         unstart(self, hand.revoke_ahead(true))
     }
 
+    /// All that the worker of a loop has ahead.
+    pub(super) fn take_ahead(&self, hand: &Hand) -> Vec<Arc<Core>> {
+        unstart(self, hand.revoke_ahead(false))
+    }
+
+    /// A task that was handed out and has not begun waits again, but in no queue. False if it has begun, or has its outcome.
+    pub(super) fn take_back(&self, core: &Arc<Core>) -> bool {
+        let hand = self.hand_of(self.slot(Turn::of(core).slot));
+        let Some(payload) = hand.and_then(|hand| hand.revoke_one(core)) else { return false };
+        let waits = core.unstart(WorkKind::Hosted(payload));
+        if !waits {
+            self.drop_decided(core);
+        }
+        waits
+    }
+
+    /// What was sent ahead behind a task that takes long is queued again: who comes next is the scheduler's to say.
+    pub(super) fn recall(&self) {
+        for (at, slot) in self.slots().enumerate() {
+            if let Some(hand) = self.hand_of(slot).filter(|hand| hand.is_held_up()) {
+                let mut state = lock(&self.state);
+                let tasks = self.take_ahead(&hand);
+                self.give_back(&mut state, at, tasks);
+            }
+        }
+    }
+
     /// A function goes on although nobody has waited for it since the grace began: its thread ends, with what it has begun.
     pub(super) fn end_loop(self: &Arc<Inner>, core: &Arc<Core>, host: &dyn LoopHost) {
         let slot = Turn::of(core).slot;
@@ -440,7 +501,7 @@ impl Inner {
                 return;
             }
         }
-        let mut tasks = unstart(self, hand.revoke_ahead(false));
+        let mut tasks = self.take_ahead(&hand);
         {
             let mut state = lock(&self.state);
             let place = self.slot(slot);
@@ -736,7 +797,7 @@ impl LoopWorker {
                 }
             }
             let ahead = self.hand.ahead();
-            if ahead > AHEAD / 2 {
+            if ahead > AHEAD / 2 || (self.hand.was_held_up() && ahead + self.hand.at_work() >= self.concurrency) {
                 return self.rest();
             }
             let slot = self.worker.pool.slot(self.worker.me.slot);
@@ -810,7 +871,7 @@ impl LoopWorker {
     /// Its pool ends, and nothing waits that it could do.
     pub(super) fn is_needless(&self) -> bool {
         let pool = &self.worker.pool;
-        pool.closing.load(Ordering::SeqCst) && !pool.has_waiting_work() && lock(&pool.state).sched.len() == 0
+        pool.closing.load(Ordering::SeqCst) && !pool.has_waiting_work() && !pool.has_batches() && lock(&pool.state).sched.len() == 0
     }
 
     /// Moves tasks of the slot's batch into the board.

@@ -40,6 +40,8 @@ use std::time::{Duration, Instant};
 
 /// What a worker process has for its `teardown` when the pool is done with it.
 const TEARDOWN: Duration = Duration::from_secs(5);
+/// How often lanes are looked at that nobody rings for: a worker may write over the word by which it knows that it has to.
+const RELOOK: Duration = Duration::from_secs(1);
 /// How often the memory of the processes is looked at.
 const WEIGH: Duration = Duration::from_secs(1);
 /// The numbers that a lane's fds have in a worker, from this one on.
@@ -552,13 +554,17 @@ impl LoopHost for Host {
             seats.iter().for_each(|seat| seat.lane.sleep(WAITER_BELL));
             fence(Ordering::SeqCst);
             seats.iter().for_each(|seat| self.feed(seat));
-            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            let slept = Instant::now();
+            let left = end.map(|e| e.saturating_duration_since(slept));
             if done() || left.is_some_and(|l| l.is_zero()) {
                 break;
             }
             let mut fds = [poll::readable(bell.fd().as_raw_fd())];
-            poll::wait_readable(&mut fds, left);
+            poll::wait_readable(&mut fds, Some(left.map_or(RELOOK, |l| l.min(RELOOK))));
             if !poll::is_ready(&fds[0]) {
+                if slept.elapsed() >= RELOOK {
+                    continue;
+                }
                 break; // late, or a signal handler ran
             }
             bell.clear();
@@ -870,7 +876,7 @@ impl Host {
 
     /// True if the worker has left its pool.
     fn feed_locked(&self, seat: &Seat, worker: &mut LoopWorker) -> bool {
-        seat.lane.sweep();
+        let returns_its_own = seat.lane.sweep();
         worker.read_progress(|index| seat.lane.progress(index).map(|bytes| Value::Bytes(bytes.into())));
         let in_order = seat.lane.read_frames();
         let woken = seat.poked.swap(false, Ordering::SeqCst);
@@ -890,7 +896,7 @@ impl Host {
                 self.bell().signal();
             }
         }
-        if (fed == Fed::Corrupt || !in_order)
+        if (fed == Fed::Corrupt || !in_order || !returns_its_own)
             && let Some(supervisor) = self.supervisor.get()
         {
             let _ = supervisor.kill(seat.id);
@@ -955,6 +961,7 @@ impl Host {
             if wait.is_none() && lock(&self.seats).all.values().any(|s| s.idle_since.load(Ordering::SeqCst) != 0) {
                 continue;
             }
+            let wait = if seats.is_empty() { wait } else { Some(wait.map_or(RELOOK, |w| w.min(RELOOK))) };
             let wait = match self.max_memory {
                 None => wait,
                 Some(limit) => {

@@ -536,7 +536,8 @@ impl Task {
     /// Was started and has no outcome yet.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.0.state.load(Ordering::Relaxed) == RUNNING && !self.0.is_forked()
+        let core = &self.0;
+        core.state.load(Ordering::Relaxed) == RUNNING && !core.is_forked() && !core.pool.has_ahead(core)
     }
 
     /// Waits for the outcome and takes it. The task goes on when the wait times out.
@@ -629,7 +630,18 @@ impl Task {
 
     /// Cancels only while queued (`Future.cancel` of Python's stdlib). True if it will never start.
     pub fn cancel_queued(&self) -> bool {
-        !self.0.is_forked() && self.0.pool.end_queued(&self.0, Error::new(ErrorKind::Cancelled, "the task was cancelled"))
+        let core = &self.0;
+        let error = || Error::new(ErrorKind::Cancelled, "the task was cancelled");
+        if core.is_forked() {
+            return false;
+        }
+        if core.pool.end_queued(core, error()) {
+            return true;
+        }
+        if core.state.load(Ordering::Relaxed) != RUNNING || !core.pool.take_back(core) {
+            return false;
+        }
+        core.pool.end_unqueued(core, error())
     }
 
     /// Calls `f` once the task is done, soon if it is, on a thread of offloop that is no pool's: it may wait, for tasks too.

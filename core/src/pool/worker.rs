@@ -237,7 +237,8 @@ impl Worker {
         let surplus = self.me.slot >= max && state.sched.keyed_len(self.me.slot) == 0;
         // What only other slots may run is theirs; the pool ends when the last worker has left.
         let mine = state.sched.free_len() + state.sched.keyed_len(self.me.slot);
-        let over = mine == 0 && pool.closing.load(Ordering::SeqCst) && pool.injector.is_empty();
+        // Nor does a worker leave who can help another one.
+        let over = mine == 0 && pool.closing.load(Ordering::SeqCst) && pool.injector.is_empty() && !pool.has_batches();
         let leave = !busy && (surplus || over);
         if leave {
             self.end_search();
@@ -386,7 +387,7 @@ impl Worker {
         let lent = no_permit && lock(&pool.state).lent > 0;
         // A worker of a loop that runs something looks when that has ended.
         let holds = pool.hand_of(slot).is_some_and(|hand| hand.holds());
-        (!lent && (work || (!holds && pool.closing.load(Ordering::SeqCst))))
+        (!lent && (work || (!holds && pool.closing.load(Ordering::SeqCst) && !pool.has_batches())))
             || (!holds && self.me.slot >= pool.max_workers())
             || slot.turn.load(Ordering::SeqCst) != self.me.turn
     }

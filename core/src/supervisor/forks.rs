@@ -37,7 +37,7 @@ pub(super) struct Kit {
 fn exec(spec: Spec<'_>, extra: Vec<(OsString, OsString)>, fds: &[(BorrowedFd<'_>, RawFd)]) -> Result<Child> {
     let mut spec: Spec<'_> = spec;
     spec.fds.extend(fds);
-    let mut env = spec.env.take().unwrap_or_else(|| std::env::vars_os().collect());
+    let mut env = spec.env.take().unwrap_or_else(process::own_env);
     // This process's own is not the worker's.
     env.retain(|(name, _)| name != ENV && extra.iter().all(|(other, _)| other != name));
     env.extend(extra);

@@ -137,6 +137,12 @@ pub fn file_len(fd: BorrowedFd<'_>) -> Result<usize> {
     Ok(usize::try_from(stat(fd)?.st_size).unwrap_or(0))
 }
 
+/// A memfd has as many bytes of memory, wherever in it; the rest of its size is holes.
+pub(crate) fn has_memory(fd: &OwnedFd, len: usize) -> bool {
+    // In units of 512 bytes, whatever the block size is (stat(2)).
+    stat(fd.as_fd()).is_ok_and(|st| u64::try_from(st.st_blocks).unwrap_or(0).saturating_mul(512) >= len as u64)
+}
+
 /// Fixes the size of a memfd for good.
 ///
 /// # Errors

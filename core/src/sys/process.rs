@@ -46,7 +46,8 @@ pub struct Spec<'a> {
     pub fds: Vec<(BorrowedFd<'a>, RawFd)>,
     /// Sent to the child when the *thread* that starts it ends (`PR_SET_PDEATHSIG`): start from a thread that lives on.
     pub death_signal: Option<i32>,
-    /// Makes the child the leader of a process group of its own, out of reach of a terminal's Ctrl-C.
+    /// Makes the child the leader of a process group of its own, out of reach of a terminal's Ctrl-C, and without a controlling terminal that
+    /// could stop it.
     pub new_group: bool,
     /// Added to the niceness.
     pub nice: i32,
@@ -176,6 +177,23 @@ fn errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
+/// Gives up the controlling terminal, of this process alone: in a group in its background, `SIGTTOU` and `SIGTTIN` would stop whoever writes or
+/// reads there. Not `setsid`: a group that is stopped when its session's other processes end is continued and hung up by the kernel, and a
+/// session of its own would lose that.
+///
+/// # Safety
+/// In a child that has not exec'ed yet; async-signal-safe.
+unsafe fn leave_terminal() {
+    // SAFETY: plain calls.
+    unsafe {
+        let terminal = libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        if terminal >= 0 {
+            libc::ioctl(terminal, libc::TIOCNOTTY);
+            libc::close(terminal);
+        }
+    }
+}
+
 /// The child's side, on a stack of its own in the parent's memory.
 extern "C" fn child_main(plan: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `spawn` passes its `Plan` and is suspended until this function has ended or exec'ed.
@@ -219,8 +237,11 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
                 libc::_exit(127);
             }
         }
-        if plan.new_group && libc::setpgid(0, 0) != 0 {
-            return "setpgid";
+        if plan.new_group {
+            if libc::setpgid(0, 0) != 0 {
+                return "setpgid";
+            }
+            leave_terminal();
         }
         if plan.nice != 0 {
             *libc::__errno_location() = 0;
@@ -326,6 +347,12 @@ fn close_on_exec_by_list(plan: &Plan) -> bool {
     true
 }
 
+/// The environment of this process, but entries whose name begins with '=': no program can ask for one, and some shells leave them.
+#[must_use]
+pub fn own_env() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| !name.as_bytes().starts_with(b"=")).collect()
+}
+
 /// Starts a process and returns when its program runs.
 ///
 /// # Errors
@@ -342,7 +369,7 @@ pub fn spawn(spec: &Spec<'_>) -> Result<Child> {
     let env: Vec<CString> = spec
         .env
         .clone()
-        .unwrap_or_else(|| std::env::vars_os().collect())
+        .unwrap_or_else(own_env)
         .into_iter()
         .map(|(k, v)| {
             if k.is_empty() || k.as_bytes().contains(&b'=') {

@@ -17,7 +17,7 @@ use crate::wire::lane::{
     CELL, ENV, FDS, FIXED_LEN, Header, MAX_SETUP, MAX_TASKS, MINOR, Map, PLACE, POOL_BELL, SHORT, STOP, TICKETS, reply, request,
 };
 use memmap2::MmapRaw;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 /// Addresses for long payloads and for shared memory of one pool, and for long results of one lane: what a process may have at most at once. Memory is taken
@@ -29,6 +29,8 @@ const RESULTS: usize = 8 << 30;
 const MAX_KEPT: usize = TICKETS / 2;
 /// Frames up to this length are copied, so that nobody has to give their memory back.
 const COPIED: usize = 16 << 10;
+/// A reply that is longer is looked at: whether there is so much memory at all.
+const HOLE: usize = 64 << 10;
 /// With less than this no lane can be made.
 const LEAST: usize = 64 << 20;
 
@@ -210,6 +212,8 @@ pub(in crate::pool) struct Lane {
     requests: Arc<MmapRaw>,
     replies: Arc<MmapRaw>,
     results: usize,
+    /// The memory of `replies`.
+    replies_fd: OwnedFd,
     /// Long replies that are still in use.
     kept: Arc<AtomicUsize>,
     /// The worker's.
@@ -256,6 +260,7 @@ impl Lane {
         }
         let bell = EventFd::new()?;
         let copy = |fd: BorrowedFd<'_>| crate::sys::poll::duplicate(fd);
+        let own_replies_fd = copy(replies_fd.as_fd())?;
         let ends = Ends {
             fds: [
                 requests_fd,
@@ -283,6 +288,7 @@ impl Lane {
             requests: Arc::new(requests),
             replies: Arc::new(replies),
             results,
+            replies_fd: own_replies_fd,
             kept: Arc::default(),
             bell,
             sending: Mutex::new(sending),
@@ -448,23 +454,32 @@ impl Lane {
         }
     }
 
-    /// Takes payloads back that the worker reads no more.
-    pub(in crate::pool) fn sweep(&self) {
+    /// Takes payloads back that the worker reads no more. False if it says of one what cannot be.
+    #[must_use]
+    pub(in crate::pool) fn sweep(&self) -> bool {
         let mut back = Vec::new();
+        let mut sound = true;
         {
             let mut sending = lock(&self.sending);
             if sending.free.len() == TICKETS {
-                return;
+                return true;
             }
             for ticket in 1..=TICKETS {
-                let returned = word32(&self.replies, self.map.returned + 4 * ticket);
-                if sending.out[ticket].is_some() && returned.load(Ordering::Acquire) == sending.uses[ticket] {
-                    back.push(sending.out[ticket].take());
-                    sending.free.push(ticket as u32);
+                if sending.out[ticket].is_none() {
+                    continue;
+                }
+                let returned = word32(&self.replies, self.map.returned + 4 * ticket).load(Ordering::Acquire);
+                match sending.uses[ticket].wrapping_sub(returned) {
+                    0 => {
+                        back.push(sending.out[ticket].take());
+                        sending.free.push(ticket as u32);
+                    }
+                    uses => sound &= uses == 1,
                 }
             }
         }
         drop(back);
+        sound
     }
 
     /// What a running task said last, if it is news.
@@ -474,7 +489,7 @@ impl Lane {
         let before = sequence.load(Ordering::Acquire);
         if before.is_multiple_of(2) && before != 0 && lock(&self.sending).progress[index] != before {
             let len = word64(&self.replies, cell + 8).load(Ordering::Relaxed) as usize;
-            let bytes = (len <= SHORT).then(|| self.copy(cell + 16, len))?;
+            let bytes = (len <= SHORT).then(|| self.copy(cell + 16, len).ok())??;
             // Pairs with the fences of `Worker::progress` and `Worker::reserve`: what was copied is whole if the sequence is what it was.
             fence(Ordering::Acquire);
             if sequence.load(Ordering::Relaxed) == before {
@@ -500,9 +515,13 @@ impl Lane {
             kept: Arc::clone(&self.kept),
             epoch: fork::epoch(),
         };
+        if len > HOLE && !mem::has_memory(&self.replies_fd, len) {
+            // Reading it would fill the holes with memory of this process.
+            return Err(Error::new(ErrorKind::Corrupt, "reply is longer than the memory that its worker has").with("len", len));
+        }
         if self.kept.fetch_add(1, Ordering::Relaxed) >= MAX_KEPT || len <= copied {
             // Whoever keeps so many may keep them for good, and the worker has no more tickets than these twice.
-            return Ok(Value::Bytes(self.copy(self.map.results + at, len).into()));
+            return Ok(Value::Bytes(self.copy(self.map.results + at, len)?.into()));
         }
         // SAFETY: the results lie inside of the mapping, and this reply inside of them, as checked; the guard keeps the mapping.
         let buffer = unsafe {
@@ -513,15 +532,19 @@ impl Lane {
     }
 
     /// A private copy of what the worker may be writing.
-    fn copy(&self, at: usize, len: usize) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// `Os`: no memory.
+    fn copy(&self, at: usize, len: usize) -> Result<Vec<u8>> {
         assert!(at + len <= self.replies.len(), "a copy lies inside of the mapping");
-        let mut bytes = Vec::with_capacity(len);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| Error::os("malloc", libc::ENOMEM).with("len", len))?;
         // SAFETY: inside of the mapping, as asserted. A worker that writes meanwhile breaks its own bytes, which are judged afterwards.
         unsafe {
             std::ptr::copy_nonoverlapping(self.replies.as_ptr().add(at), bytes.as_mut_ptr(), len);
             bytes.set_len(len);
         }
-        bytes
+        Ok(bytes)
     }
 }
 
@@ -538,7 +561,8 @@ impl Shared for Lane {
             return (run, Err(e));
         }
         if place.ticket == 0 && place.len <= SHORT as u64 {
-            return (run, Ok(Value::Bytes(self.copy(self.map.reply_cells + CELL * index + 16, place.len as usize).into())));
+            let copied = self.copy(self.map.reply_cells + CELL * index + 16, place.len as usize);
+            return (run, copied.map(|bytes| Value::Bytes(bytes.into())));
         }
         (run, self.long(place, 0))
     }

@@ -197,7 +197,9 @@ impl Worker {
         let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
         let numbers = parse_env(&text.to_string_lossy())?;
         let Some(supervisor) = supervisor::worker::attach()? else { return Ok(None) };
-        Worker::attach_at(supervisor, numbers).map(Some)
+        // The pool's callers get the reason.
+        let told = supervisor.clone();
+        Worker::attach_at(supervisor, numbers).inspect_err(|e| told.fail(&e.to_string())).map(Some)
     }
 
     fn attach_at(supervisor: supervisor::Worker, numbers: [RawFd; FDS]) -> Result<Worker> {
