@@ -4,7 +4,7 @@ use crate::copy;
 use crate::error::{invalid, number, raise, text};
 use crate::late::Late;
 use crate::wait;
-use offloop::buffer::{self, TransferToken};
+use offloop::buffer::{self, Region, TransferToken};
 use offloop::error::{Error, ErrorKind};
 use offloop::{Bytes, TransferBuffer};
 use pyo3::buffer::PyUntypedBuffer;
@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyType};
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Immutable `bytes` up to here are copied: cheaper than keeping the object alive and releasing it later.
 const BORROW_FROM: usize = 16 << 10;
@@ -51,6 +51,11 @@ impl PyTransferBuffer {
         state.check_movable()?;
         state.buffer.view()?;
         Ok(std::mem::take(&mut state.buffer))
+    }
+
+    /// First byte and length; the region keeps them.
+    pub(crate) fn view(&self) -> Result<(Arc<Region>, *mut u8, usize), Error> {
+        self.lock().buffer.view()
     }
 
     /// Undoes [`take`](Self::take).
@@ -314,9 +319,7 @@ fn borrow(bytes: &Bound<'_, PyBytes>) -> Bytes {
 
 /// Bytes of a result as a Python object.
 pub(crate) fn to_pybytes<'py>(py: Python<'py>, bytes: &Bytes) -> PyResult<Bound<'py, PyAny>> {
-    let src = bytes.as_slice();
-    // SAFETY: `src` is borrowed during the call.
-    unsafe { copy::to_bytes(py, src.as_ptr(), src.len()) }
+    copy::bytes_of(py, bytes.as_slice())
 }
 
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {

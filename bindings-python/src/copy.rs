@@ -10,10 +10,10 @@ use crate::wait;
 use offloop::error::Error;
 use offloop::{Bytes, TransferBuffer};
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyMemoryError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyMemoryView, PyString};
+use pyo3::types::{PyList, PyMemoryView, PyString};
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,10 +33,60 @@ pub(crate) unsafe fn copy(py: Python<'_>, from: *const u8, to: *mut u8, len: usi
     wait::detached_if(py, len >= SLICE, || unsafe { ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) });
 }
 
+/// What there is no memory for. Whoever sent it chose the length, in bytes.
+#[cold]
+pub(crate) fn no_memory(len: usize) -> PyErr {
+    PyMemoryError::new_err(format!("no memory for a value (len={len})"))
+}
+
+/// An empty vector with room for `len` items.
+///
+/// # Errors
+/// MemoryError.
+pub(crate) fn room<T>(len: usize) -> PyResult<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).map_err(|_| no_memory(len.saturating_mul(size_of::<T>())))?;
+    Ok(out)
+}
+
+/// A new object of `len` bytes; a bare MemoryError of the interpreter gets the length.
+///
+/// # Safety
+/// `object` is a new reference, or null with an exception set.
+unsafe fn made(py: Python<'_>, object: *mut ffi::PyObject, len: usize) -> PyResult<Bound<'_, PyAny>> {
+    // SAFETY: by the contract.
+    let made = unsafe { Bound::from_owned_ptr_or_err(py, object) };
+    made.map_err(|e| if e.is_instance_of::<PyMemoryError>(py) { no_memory(len) } else { e })
+}
+
+/// A `str`. pyo3's own panics where there is no memory.
+pub(crate) fn to_str<'py>(py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: copies what `text` has.
+    unsafe { made(py, ffi::PyUnicode_FromStringAndSize(text.as_ptr().cast(), text.len() as ffi::Py_ssize_t), text.len()) }
+}
+
+/// A `bytearray`, as [`to_str`].
+pub(crate) fn to_bytearray<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: copies what `bytes` has.
+    unsafe { made(py, ffi::PyByteArray_FromStringAndSize(bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t), bytes.len()) }
+}
+
+/// A `list`, as [`to_str`].
+pub(crate) fn to_list<'py>(py: Python<'py>, items: Vec<Bound<'py, PyAny>>) -> PyResult<Bound<'py, PyList>> {
+    let len = items.len();
+    // SAFETY: a new list.
+    let list = unsafe { made(py, ffi::PyList_New(len as ffi::Py_ssize_t), len.saturating_mul(size_of::<*mut ffi::PyObject>()))? };
+    for (i, item) in items.into_iter().enumerate() {
+        // SAFETY: a list that nobody has seen, with a place of this number; it takes the reference.
+        unsafe { ffi::PyList_SetItem(list.as_ptr(), i as ffi::Py_ssize_t, item.into_ptr()) };
+    }
+    Ok(list.cast_into()?)
+}
+
 /// New `bytes` that nobody has seen, and where to write their content.
 fn unwritten(py: Python<'_>, len: usize) -> PyResult<(Bound<'_, PyAny>, *mut u8)> {
-    // SAFETY: makes a new object of that size; a null pointer is a raised MemoryError.
-    let object = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(ptr::null(), len as ffi::Py_ssize_t))? };
+    // SAFETY: makes a new object of that size.
+    let object = unsafe { made(py, ffi::PyBytes_FromStringAndSize(ptr::null(), len as ffi::Py_ssize_t), len)? };
     // SAFETY: `object` is bytes.
     let at = unsafe { ffi::PyBytes_AsString(object.as_ptr()) };
     Ok((object, at.cast()))
@@ -49,13 +99,19 @@ fn unwritten(py: Python<'_>, len: usize) -> PyResult<(Bound<'_, PyAny>, *mut u8)
 #[inline]
 pub(crate) unsafe fn to_bytes(py: Python<'_>, from: *const u8, len: usize) -> PyResult<Bound<'_, PyAny>> {
     if len < SLICE {
-        // SAFETY: copies `len` readable bytes, by the contract; a null pointer is a raised MemoryError.
-        return unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(from.cast(), len as ffi::Py_ssize_t)) };
+        // SAFETY: copies `len` readable bytes, by the contract.
+        return unsafe { made(py, ffi::PyBytes_FromStringAndSize(from.cast(), len as ffi::Py_ssize_t), len) };
     }
     let (object, to) = unwritten(py, len)?;
     // SAFETY: readable by the contract; nobody else has the object yet.
     unsafe { copy(py, from, to, len) };
     Ok(object)
+}
+
+/// As [`to_bytes`], of memory that is borrowed.
+pub(crate) fn bytes_of<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: borrowed during the call.
+    unsafe { to_bytes(py, bytes.as_ptr(), bytes.len()) }
 }
 
 /// A `bytes` that an event loop makes of a long result, a slice at a time.

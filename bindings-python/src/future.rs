@@ -6,15 +6,19 @@
 //! The stdlib's `wait` and `as_completed` reach into `_condition`, `_waiters` and `_state`. They hold the condition while
 //! they look, and expect that nothing changes meanwhile. A native task does not ask, so once `_condition` was handed out,
 //! `_state` says what was *published* under it, while `done()` and `result()` say what is.
+//!
+//! The result of a task is read by the first thread that asks for it. That may run code of the user (unpickling), which may take long, ask for
+//! this very future, be interrupted by a signal handler, or panic: [`State::reading`] says who reads, the others wait for their turn as long as
+//! they like, and what was interrupted is kept in [`State::unread`] for whoever asks next.
 
 use crate::dispatch::{self, Item, Pending, Role};
 use crate::error::{self, invalid, raise};
 use crate::late;
-use crate::process;
+use crate::process::{self, Reply};
 use crate::value;
 use crate::wait;
 use offloop::error::{Error, ErrorKind};
-use offloop::sys::fork;
+use offloop::sys::{fork, futex};
 use offloop::{Task, Value};
 use pyo3::exceptions::{PyBaseException, PyException, PyRuntimeError, PyStopIteration};
 use pyo3::ffi;
@@ -23,8 +27,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyFunction, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a callable returned or raised.
 pub(crate) type Returned = Result<Py<PyAny>, Py<PyBaseException>>;
@@ -40,20 +47,6 @@ impl Outcome {
     pub(crate) fn of_error(py: Python<'_>, error: &Error) -> Outcome {
         let exception = raise(py, error).into_value(py);
         if error.kind() == ErrorKind::Cancelled { Outcome::Cancelled(exception) } else { Outcome::Error(exception) }
-    }
-
-    /// `result`: what core says; `host`: what a callable returned or raised, if it was one.
-    pub(crate) fn new(py: Python<'_>, result: Result<Value, Error>, host: Option<Returned>) -> Outcome {
-        match (result, host) {
-            (Ok(_), Some(Ok(v))) => Outcome::Value(v),
-            (Err(e), Some(Err(raised))) if e.kind() == ErrorKind::TaskFailed => Outcome::Error(raised),
-            (Ok(v), None) => match value::to_python(py, v) {
-                Ok(v) => Outcome::Value(v.unbind()),
-                Err(e) => Outcome::Error(e.into_value(py)),
-            },
-            (Ok(_), Some(Err(raised))) => Outcome::Error(raised),
-            (Err(e), _) => Outcome::of_error(py, &e),
-        }
     }
 
     pub(crate) fn get(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
@@ -96,6 +89,59 @@ impl Outcome {
     }
 }
 
+/// What core says that a task came to, not read yet.
+pub(crate) enum Unread {
+    Value(Value),
+    /// Of a worker process.
+    Reply(Reply),
+    Error(Error),
+}
+
+impl Unread {
+    pub(crate) fn new(result: Result<Value, Error>, is_reply: bool) -> Unread {
+        match result {
+            Ok(reply) if is_reply => Unread::Reply(Reply::Raw(reply)),
+            Ok(value) => Unread::Value(value),
+            Err(e) => Unread::Error(e),
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Unread::Error(e) if e.kind() == ErrorKind::Cancelled)
+    }
+
+    /// The outcome; `host`: what a callable returned or raised, if it was one. A panic is one, too.
+    ///
+    /// # Errors
+    /// What is no `Exception` and came from the reading itself, as KeyboardInterrupt of a signal handler: not the task's. It can be read again.
+    pub(crate) fn read(&mut self, py: Python<'_>, host: Option<Returned>) -> PyResult<Outcome> {
+        let read = catch_unwind(AssertUnwindSafe(|| match (&mut *self, host) {
+            (Unread::Error(e), Some(Err(raised))) if e.kind() == ErrorKind::TaskFailed => Ok(Outcome::Error(raised)),
+            (Unread::Error(e), _) => Ok(Outcome::of_error(py, e)),
+            (_, Some(Ok(v))) => Ok(Outcome::Value(v)),
+            (_, Some(Err(raised))) => Ok(Outcome::Error(raised)),
+            (Unread::Value(v), None) => {
+                value::prepare(py, v)?;
+                Ok(match value::to_python(py, std::mem::take(v)) {
+                    Ok(v) => Outcome::Value(v.unbind()),
+                    Err(e) => Outcome::Error(e.into_value(py)),
+                })
+            }
+            (Unread::Reply(reply), None) => reply.read(py),
+        }));
+        match read {
+            Ok(Err(e)) if e.is_instance_of::<PyException>(py) => Ok(Outcome::Error(e.into_value(py))),
+            Ok(read) => read,
+            Err(panic) => Ok(Outcome::of_error(py, &panicked(&*panic))),
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    Error::new(ErrorKind::Panic, "reading the result panicked").with("panic", text.unwrap_or("?"))
+}
+
 /// What `_trace.Tracer` reads.
 pub(crate) type Times = (f64, f64, f64, &'static str, Option<usize>);
 
@@ -122,8 +168,10 @@ pub(crate) fn visit_returned(returned: &Option<Returned>, visit: &PyVisit<'_>) -
 pub(crate) struct PyFuture {
     /// Set once, right after the task was accepted.
     task: OnceLock<Task>,
-    /// Set by whoever took it from the task. A cell that ran the conversion itself would be stuck in a child that is forked meanwhile.
+    /// Set by whoever has [`State::reading`].
     outcome: OnceLock<Outcome>,
+    /// Times that a thread has ended reading: what the others sleep on.
+    turns: AtomicU32,
     /// The result is the raw reply of a worker process.
     is_reply: bool,
     state: Mutex<State>,
@@ -133,6 +181,9 @@ pub(crate) struct PyFuture {
 struct State {
     /// What the callable returned or raised, until core says that it counts.
     host: Option<Returned>,
+    reading: Option<Reading>,
+    /// Taken from the task, and nobody reads it.
+    unread: Option<Box<Unread>>,
     callbacks: Vec<Py<PyAny>>,
     /// Callbacks by which asyncio hears of the end: they only ring a loop.
     loops: Vec<Py<PyAny>>,
@@ -141,6 +192,54 @@ struct State {
     /// A native callback will bring this future to a Python thread when it is done.
     watched: bool,
     stdlib: Option<Box<Stdlib>>,
+}
+
+/// A thread makes the outcome.
+#[derive(Clone, Copy)]
+struct Reading {
+    thread: u64,
+    epoch: u64,
+    /// What it will come to.
+    is_cancelled: bool,
+    /// Somebody sleeps until it has ended.
+    is_awaited: bool,
+    /// Then the end of the task is to be announced.
+    is_announced: bool,
+}
+
+/// The number of this thread, which it keeps in a forked child.
+fn this_thread() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|n| *n)
+}
+
+/// Where the outcome of a task is that is done.
+enum Look<'a> {
+    There(&'a Outcome),
+    /// Another thread makes it: `turns` changes when that has ended.
+    Elsewhere(u32),
+    /// This thread does, further up its stack.
+    Here,
+}
+
+/// What its thread has of a [`Reading`]: ends it, however that comes to be.
+struct Turn<'a, 'py>(&'a Bound<'py, PyFuture>);
+
+impl Drop for Turn<'_, '_> {
+    fn drop(&mut self) {
+        let this = self.0.get();
+        let reading = this.lock().reading.take();
+        this.turns.fetch_add(1, Ordering::SeqCst);
+        if reading.is_some_and(|r| r.is_awaited) {
+            futex::wake(&this.turns, u32::MAX);
+        }
+        if reading.is_some_and(|r| r.is_announced) {
+            dispatch::push(Item::Done(self.0.clone().unbind()));
+        }
+    }
 }
 
 struct Stdlib {
@@ -155,6 +254,11 @@ impl State {
     /// done there, so nobody waits for the new one.
     fn stdlib(&self) -> Option<&Stdlib> {
         self.stdlib.as_deref().filter(|s| fork::is_current(s.epoch))
+    }
+
+    /// Who reads. A forked child has none of its parent's threads but the one that forked.
+    fn reading(&mut self) -> Option<&mut Reading> {
+        self.reading.as_mut().filter(|r| fork::is_current(r.epoch) || r.thread == this_thread())
     }
 }
 
@@ -187,7 +291,7 @@ impl PyFuture {
     }
 
     fn new(task: OnceLock<Task>, is_reply: bool) -> PyFuture {
-        PyFuture { task, outcome: OnceLock::new(), is_reply, state: Mutex::default() }
+        PyFuture { task, outcome: OnceLock::new(), turns: AtomicU32::new(0), is_reply, state: Mutex::default() }
     }
 
     pub(crate) fn set_task(&self, task: Task) {
@@ -214,7 +318,12 @@ impl PyFuture {
 
     /// What a task that is done came to.
     pub(crate) fn outcome_of(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        Self::outcome(slf).get(slf.py())
+        Self::wait(slf, None)?.get(slf.py())
+    }
+
+    /// The outcome was made, and stays.
+    pub(crate) fn has_outcome(&self) -> bool {
+        self.outcome.get().is_some()
     }
 
     /// Cancels the task, started or not. Who hears of the end is told by another thread.
@@ -222,30 +331,103 @@ impl PyFuture {
         self.task().cancel()
     }
 
-    /// The outcome of a task that is done.
-    fn outcome<'a>(slf: &'a Bound<'_, Self>) -> &'a Outcome {
+    /// What core says, taken once.
+    fn take_unread(&self, state: &mut State) -> Unread {
+        match state.unread.take() {
+            Some(unread) => *unread,
+            None => {
+                let result = self.task().try_take();
+                // Taken and neither made an outcome nor put back.
+                let lost = || Err(Error::new(ErrorKind::Panic, "reading the result panicked"));
+                Unread::new(result.unwrap_or_else(lost), self.is_reply)
+            }
+        }
+    }
+
+    /// The outcome of a task that is done, made here unless somebody else does.
+    ///
+    /// # Errors
+    /// As [`Unread::read`].
+    fn look<'a>(slf: &'a Bound<'_, Self>) -> PyResult<Look<'a>> {
         let (py, this) = (slf.py(), slf.get());
         late::collect(py);
         if let Some(outcome) = this.outcome.get() {
-            return outcome;
+            return Ok(Look::There(outcome));
         }
-        if let Some(result) = this.task().try_take() {
-            let host = this.lock().host.take();
-            let outcome = match result {
-                Ok(reply) if this.is_reply => process::outcome(py, reply),
-                result => Outcome::new(py, result, host),
-            };
-            if outcome.is_collected(py) {
-                Self::track(slf);
+        let thread = this_thread();
+        let (mut unread, host) = {
+            let mut state = this.lock();
+            if let Some(reading) = state.reading() {
+                if reading.thread == thread {
+                    return Ok(Look::Here);
+                }
+                reading.is_awaited = true;
+                return Ok(Look::Elsewhere(this.turns.load(Ordering::SeqCst)));
             }
-            let _ = this.outcome.set(outcome);
+            let unread = this.take_unread(&mut state);
+            let is_cancelled = unread.is_cancelled();
+            state.reading = Some(Reading { thread, epoch: fork::epoch(), is_cancelled, is_awaited: false, is_announced: false });
+            (unread, state.host.take())
+        };
+        let _turn = Turn(slf);
+        match unread.read(py, host) {
+            Ok(outcome) => Self::set_outcome(slf, outcome),
+            Err(e) => {
+                this.lock().unread = Some(Box::new(unread));
+                return Err(e);
+            }
         }
-        // Taken by another thread, which may be copying it without the GIL.
-        wait::detached_if(py, this.outcome.get().is_none(), || this.outcome.wait())
+        Ok(Look::There(this.outcome.get().expect("set above")))
+    }
+
+    fn set_outcome(slf: &Bound<'_, Self>, outcome: Outcome) {
+        if outcome.is_collected(slf.py()) {
+            Self::track(slf);
+        }
+        // Set once: by whoever reads, of whom there is one at a time.
+        let _ = slf.get().outcome.set(outcome);
+    }
+
+    /// Makes the outcome, for nobody that could be told of a KeyboardInterrupt: it is the outcome then. False if somebody else is about to make
+    /// it, who has it announced.
+    fn settle(slf: &Bound<'_, Self>) -> bool {
+        loop {
+            match Self::look(slf) {
+                Ok(Look::There(_)) => return true,
+                Ok(Look::Elsewhere(_) | Look::Here) => {
+                    dispatch::ensure(slf.py(), Role::Results);
+                    if let Some(reading) = slf.get().lock().reading() {
+                        reading.is_announced = true;
+                        return false;
+                    }
+                }
+                Err(e) => {
+                    let unread = slf.get().lock().unread.take();
+                    Self::set_outcome(slf, Outcome::Error(e.into_value(slf.py())));
+                    drop(unread);
+                }
+            }
+        }
+    }
+
+    /// Whether a task that is done was cancelled. Reads nothing: what there is to read was not.
+    fn was_cancelled(&self) -> bool {
+        if let Some(outcome) = self.outcome.get() {
+            return matches!(outcome, Outcome::Cancelled(_));
+        }
+        let mut state = self.lock();
+        if let Some(reading) = state.reading() {
+            return reading.is_cancelled;
+        }
+        let unread = self.take_unread(&mut state);
+        let is_cancelled = unread.is_cancelled();
+        state.unread = Some(Box::new(unread));
+        is_cancelled
     }
 
     fn wait<'a>(slf: &'a Bound<'_, Self>, timeout: Option<Duration>) -> PyResult<&'a Outcome> {
         let (py, this) = (slf.py(), slf.get());
+        let end = timeout.and_then(|t| Instant::now().checked_add(t));
         if !this.is_done() {
             let task = this.task();
             let _waits = if timeout.is_none() { task.begin_wait().map_err(|e| raise(py, &e))? } else { None };
@@ -253,7 +435,22 @@ impl PyFuture {
                 return Err(wait::timed_out(py, "the task is not done yet", timeout));
             }
         }
-        Ok(Self::outcome(slf))
+        loop {
+            let seen = match Self::look(slf)? {
+                Look::There(outcome) => return Ok(outcome),
+                Look::Elsewhere(seen) => seen,
+                // Whatever time there is: it cannot end before this call has.
+                Look::Here => return Err(raise(py, &Error::invalid("the result is being read by this very thread"))),
+            };
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            let came = wait::until(py, left, |slice| {
+                futex::wait(&this.turns, seen, Some(slice));
+                Ok(this.turns.load(Ordering::SeqCst) != seen)
+            })?;
+            if !came {
+                return Err(wait::timed_out(py, "the result is not read yet", timeout));
+            }
+        }
     }
 
     /// Makes sure that a Python thread hears of the end.
@@ -272,15 +469,19 @@ impl PyFuture {
     /// left; `told` gets the first KeyboardInterrupt or SystemExit.
     fn announce(slf: &Bound<'_, Self>, told: &mut PyResult<()>) -> bool {
         let py = slf.py();
+        let is_asked = {
+            let state = slf.get().lock();
+            !state.loops.is_empty() || state.stdlib().is_some_and(|s| !s.published)
+        };
+        // The stdlib's waiters tell results from errors; and what is long is copied here, and not on the thread of a loop.
+        if is_asked && !Self::settle(slf) {
+            return false;
+        }
         let (condition, loops) = {
             let mut state = slf.get().lock();
             let condition = state.stdlib().filter(|s| !s.published).map(|s| s.condition.clone_ref(py));
             (condition, std::mem::take(&mut state.loops))
         };
-        if !loops.is_empty() {
-            // What is long is copied here, and not on the thread of a loop.
-            Self::outcome(slf);
-        }
         if let Some(condition) = condition
             && let Err(e) = Self::publish(slf, condition.bind(py))
         {
@@ -319,7 +520,7 @@ impl PyFuture {
             // Once, and not by whoever waited for the condition meanwhile: a waiter counts what it is told.
             state.stdlib.as_mut().and_then(|s| (!std::mem::replace(&mut s.published, true)).then(|| s.waiters.clone_ref(py)))
         };
-        let method = match Self::outcome(slf) {
+        let method = match slf.get().outcome.get().expect("made before it is published") {
             Outcome::Value(_) => "add_result",
             Outcome::Error(_) => "add_exception",
             Outcome::Cancelled(_) => "add_cancelled",
@@ -379,7 +580,8 @@ pub(crate) fn seconds(py: Python<'_>, name: &'static str, value: Option<f64>) ->
 
 #[pymethods]
 impl PyFuture {
-    /// The result, or raises what the task raised. Waits at most `timeout` seconds, then TimeoutError. Ctrl-C ends the wait.
+    /// The result, or raises what the task raised. Waits at most `timeout` seconds, then TimeoutError. Ctrl-C ends the wait, and the reading of
+    /// a result that came: the next call reads it again. InvalidError inside code that reading this very result runs.
     #[pyo3(signature = (timeout = None))]
     fn result(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         let timeout = seconds(slf.py(), "timeout", timeout)?;
@@ -405,7 +607,7 @@ impl PyFuture {
             Self::tell(slf)?;
             return Ok(true);
         }
-        Ok(this.is_done() && matches!(Self::outcome(slf), Outcome::Cancelled(_)))
+        Ok(this.is_done() && this.was_cancelled())
     }
 
     /// Stops a task, started or not. True if that decided its outcome, which is CancelledError.
@@ -421,8 +623,8 @@ impl PyFuture {
     }
 
     /// Whether the task was cancelled or killed.
-    fn cancelled(slf: &Bound<'_, Self>) -> bool {
-        slf.get().is_done() && matches!(Self::outcome(slf), Outcome::Cancelled(_))
+    fn cancelled(&self) -> bool {
+        self.is_done() && self.was_cancelled()
     }
 
     /// Whether the task was started and has no outcome yet.
@@ -488,10 +690,11 @@ impl PyFuture {
         let what = if !this.is_done() {
             if this.task().is_running() { "running" } else { "pending" }.to_owned()
         } else {
-            match Self::outcome(slf) {
-                Outcome::Value(v) => format!("finished returned {}", v.bind(py).get_type().name()?),
-                Outcome::Error(e) => format!("finished raised {}", e.bind(py).get_type().name()?),
-                Outcome::Cancelled(_) => "cancelled".to_owned(),
+            match Self::look(slf)? {
+                Look::There(Outcome::Value(v)) => format!("finished returned {}", v.bind(py).get_type().name()?),
+                Look::There(Outcome::Error(e)) => format!("finished raised {}", e.bind(py).get_type().name()?),
+                Look::There(Outcome::Cancelled(_)) => "cancelled".to_owned(),
+                Look::Elsewhere(_) | Look::Here => "finished".to_owned(),
             }
         };
         Ok(format!("<Future at {:#x} state={what}>", slf.as_ptr() as usize))
@@ -549,7 +752,7 @@ impl PyFuture {
         let this = slf.get();
         let published = this.lock().stdlib().is_none_or(|s| s.published);
         if published && this.is_done() {
-            return if matches!(Self::outcome(slf), Outcome::Cancelled(_)) { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
+            return if this.was_cancelled() { "CANCELLED_AND_NOTIFIED" } else { "FINISHED" };
         }
         if this.task().is_running() { "RUNNING" } else { "PENDING" }
     }

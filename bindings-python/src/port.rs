@@ -12,13 +12,12 @@
 use crate::copy::{self, Growing};
 use crate::dispatch::{self, Item, Role};
 use crate::fast;
-use crate::future::{self, Outcome, Returned, Times, visit_returned};
+use crate::future::{self, Outcome, Returned, Times, Unread, visit_returned};
 use crate::late::{self, Late};
-use crate::process;
 use offloop::error::{Error, ErrorKind};
 use offloop::pool::{CompletionQueue, Deliver, Event};
 use offloop::{Task, Value};
-use pyo3::exceptions::{PyException, PyStopIteration};
+use pyo3::exceptions::{PyException, PyKeyboardInterrupt, PyStopIteration, PySystemExit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -63,7 +62,7 @@ struct PortState {
     waiting: Vec<Option<Py<PyAwaitable>>>,
     free: Vec<usize>,
     /// Taken from the queue and not delivered yet; at most a chunk.
-    ready: VecDeque<(Py<PyAwaitable>, Result<Value, Error>)>,
+    ready: VecDeque<(Py<PyAwaitable>, Unread)>,
     /// A long result, of which each drain copies as much as fits its time. What is ready waits behind it, so that results come in order.
     growing: Option<(Py<PyAwaitable>, Growing)>,
 }
@@ -219,7 +218,7 @@ impl Port {
                 }
             }
             let ready = this.lock().ready.pop_front();
-            let Some((awaitable, result)) = ready else {
+            let Some((awaitable, mut unread)) = ready else {
                 if started.elapsed() > SLICE {
                     // The queue may hold events for which it has rung already.
                     return Self::soon(slf);
@@ -231,22 +230,34 @@ impl Port {
             };
             Self::soon_unless_idle(slf)?;
             let host = awaitable.get().lock().host.take();
-            match result {
-                _ if awaitable.get().is_cancelled() => PyAwaitable::tell(awaitable.bind(py))?,
-                Ok(reply) if awaitable.get().is_reply => {
-                    let outcome = process::outcome(py, reply);
-                    // Unpickling may have run code that cancelled it.
-                    if awaitable.get().is_cancelled() {
-                        PyAwaitable::tell(awaitable.bind(py))?;
-                    } else {
-                        PyAwaitable::finish(awaitable.bind(py), outcome)?;
-                    }
-                }
-                Ok(Value::Bytes(bytes)) if bytes.len() > copy::SLICE => match Growing::new(py, bytes) {
+            if awaitable.get().is_cancelled() {
+                PyAwaitable::tell(awaitable.bind(py))?;
+                continue;
+            }
+            if let Unread::Value(Value::Bytes(bytes)) = &mut unread
+                && bytes.len() > copy::SLICE
+            {
+                match Growing::new(py, std::mem::take(bytes)) {
                     Ok(bytes) => this.lock().growing = Some((awaitable, bytes)),
                     Err(e) => PyAwaitable::finish(awaitable.bind(py), Outcome::Error(e.into_value(py)))?,
-                },
-                result => PyAwaitable::finish(awaitable.bind(py), Outcome::new(py, result, host))?,
+                }
+                continue;
+            }
+            let outcome = match unread.read(py, host) {
+                Ok(outcome) => outcome,
+                // They end the loop. One that runs on begins with what they interrupted.
+                Err(e) if e.is_instance_of::<PyKeyboardInterrupt>(py) || e.is_instance_of::<PySystemExit>(py) => {
+                    this.lock().ready.push_front((awaitable, unread));
+                    Self::soon(slf)?;
+                    return Err(e);
+                }
+                Err(e) => Outcome::Error(e.into_value(py)),
+            };
+            // Unpickling may have run code that cancelled it.
+            if awaitable.get().is_cancelled() {
+                PyAwaitable::tell(awaitable.bind(py))?;
+            } else {
+                PyAwaitable::finish(awaitable.bind(py), outcome)?;
             }
         }
     }
@@ -264,7 +275,8 @@ impl Port {
             if let Event::Done { tag, result } = event
                 && let Some(awaitable) = state.take(tag)
             {
-                state.ready.push_back((awaitable, result));
+                let unread = Unread::new(result, awaitable.get().is_reply);
+                state.ready.push_back((awaitable, unread));
             }
         }) > 0
     }

@@ -8,7 +8,7 @@ use offloop::codec::{self, Options};
 use offloop::error::{Error, ErrorKind};
 use offloop::value::{BigInt, DType, Date, ErrorValue, MAX_HOST_ITEMS, TypedArray, Value};
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::{PyBaseException, PyOverflowError, PyTypeError};
+use pyo3::exceptions::{PyBaseException, PyException, PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMemoryView, PyString, PyTuple};
 use std::cell::{Cell, RefCell};
@@ -272,15 +272,18 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: Value) -> PyResult<Bound<'p
         Value::Bool(b) => PyBool::new(py, b).to_owned().into_any(),
         Value::Int(i) => i.into_pyobject(py)?.into_any(),
         Value::Big(b) => {
-            let int = py.get_type::<PyInt>().call_method1("from_bytes", (PyBytes::new(py, &b.magnitude), "little"))?;
+            let int = py.get_type::<PyInt>().call_method1("from_bytes", (copy::bytes_of(py, &b.magnitude)?, "little"))?;
             if b.negative { int.neg()? } else { int }
         }
         Value::Float(f) => PyFloat::new(py, f).into_any(),
-        Value::Str(s) => PyString::new(py, &s).into_any(),
+        Value::Str(s) => copy::to_str(py, &s)?,
         Value::Bytes(b) => buffer::to_pybytes(py, &b)?,
         Value::Array(items) => {
-            let items = items.into_iter().map(|i| to_python(py, i)).collect::<PyResult<Vec<_>>>()?;
-            PyList::new(py, items)?.into_any()
+            let mut list = copy::room(items.len())?;
+            for item in items {
+                list.push(to_python(py, item)?);
+            }
+            copy::to_list(py, list)?.into_any()
         }
         Value::Map(pairs) => {
             let dict = PyDict::new(py);
@@ -385,17 +388,40 @@ pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(_decode_value, m)?)
 }
 
+/// numpy, where it can be had. Loading it takes long enough to be interrupted.
+fn numpy(py: Python<'_>) -> PyResult<Option<Bound<'_, PyModule>>> {
+    match py.import("numpy") {
+        Ok(numpy) => Ok(Some(numpy)),
+        Err(e) if e.is_instance_of::<PyException>(py) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Loads what [`to_python`] needs for `value`, which runs no code of Python then.
+///
+/// # Errors
+/// What is no `Exception`: KeyboardInterrupt.
+pub(crate) fn prepare(py: Python<'_>, value: &Value) -> PyResult<()> {
+    match value {
+        Value::Typed(_) => numpy(py).map(drop),
+        Value::Date(_) => epoch(py).map(drop).or_else(|e| if e.is_instance_of::<PyException>(py) { Ok(()) } else { Err(e) }),
+        Value::Array(items) => items.iter().try_for_each(|item| prepare(py, item)),
+        Value::Map(pairs) => pairs.iter().try_for_each(|(k, v)| prepare(py, k).and_then(|()| prepare(py, v))),
+        _ => Ok(()),
+    }
+}
+
 /// A numpy array where numpy is installed, else a memoryview of the same format and shape.
 fn typed<'py>(py: Python<'py>, array: TypedArray) -> PyResult<Bound<'py, PyAny>> {
     let (format, numpy_name) = format_of(array.dtype);
     let bytes = if array.bytes.len() < VIEW_FROM {
-        PyByteArray::new(py, &array.bytes).into_any()
+        copy::to_bytearray(py, &array.bytes)?
     } else {
         let buffer = TransferBuffer::from_bytes(array.bytes).map_err(|e| raise(py, &e))?;
         Bound::new(py, PyTransferBuffer::new(buffer))?.into_any()
     };
     let shape = PyTuple::new(py, &array.shape)?;
-    if let Ok(numpy) = py.import("numpy") {
+    if let Some(numpy) = numpy(py)? {
         return numpy.call_method1("frombuffer", (bytes, numpy_name))?.call_method1("reshape", (shape,));
     }
     if array.shape.len() > 1 && array.shape.contains(&0) {

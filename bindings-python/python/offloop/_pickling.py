@@ -271,6 +271,8 @@ def dump_raised(error: BaseException) -> tuple[bytes, bytes]:
 def load_result(data: bytes, buffers: list[memoryview]) -> Any:
     try:
         return pickle.loads(data, buffers=buffers)
+    except MemoryError:
+        raise
     except Exception as e:
         raise UnserializableError(f"unserializable: the result cannot be rebuilt here ({type(e).__name__}: {e})") from e
 

@@ -16,7 +16,6 @@
 //! A value is a tag and what it needs: none, false, true, int (i64), float (f64), str and bytes (u32 length, bytes), long bytes (the next buffer).
 //! Numbers are little-endian.
 
-use crate::buffer::PyTransferBuffer;
 use crate::copy;
 use crate::error::raise;
 use offloop::error::{Error, ErrorKind};
@@ -25,7 +24,7 @@ use offloop::pool::{ProcessPool, SharedPart};
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyFloat, PyInt, PyMemoryView, PySlice, PyString};
+use pyo3::types::{PyBool, PyBytes, PyFloat, PyInt, PyList, PyMemoryView, PySlice, PyString};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -230,16 +229,19 @@ enum Place {
 
 /// Copies bytes out of memory that a peer may write.
 ///
+/// # Errors
+/// MemoryError: the peer chose the length.
+///
 /// # Safety
 /// `at..at + len` stay readable from `from` on during the call.
-unsafe fn take(from: *const u8, at: usize, len: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(len);
+pub(super) unsafe fn take(from: *const u8, at: usize, len: usize) -> PyResult<Vec<u8>> {
+    let mut out = copy::room(len)?;
     // SAFETY: readable by the contract, and `out` has room.
     unsafe {
         std::ptr::copy_nonoverlapping(from.add(at), out.as_mut_ptr(), len);
         out.set_len(len);
     }
-    out
+    Ok(out)
 }
 
 impl<'a> Reader<'a> {
@@ -249,7 +251,7 @@ impl<'a> Reader<'a> {
     /// CorruptError for what is no message of this form.
     pub(super) fn of(py: Python<'_>, message: &'a [u8]) -> PyResult<Reader<'a>> {
         // SAFETY: the slice is borrowed during the call.
-        unsafe { Reader::from_parts(py, message.as_ptr(), message.len(), |end| Cow::Borrowed(&message[..end])) }
+        unsafe { Reader::from_parts(py, message.as_ptr(), message.len(), |end| Ok(Cow::Borrowed(&message[..end]))) }
     }
 
     /// Of a message that its writer may write on.
@@ -261,7 +263,7 @@ impl<'a> Reader<'a> {
     /// `len` bytes stay readable at `from` during the call.
     pub(super) unsafe fn new(py: Python<'_>, from: *const u8, len: usize) -> PyResult<Reader<'static>> {
         // SAFETY: by the contract; the front is at most as long.
-        unsafe { Reader::from_parts(py, from, len, |end| Cow::Owned(take(from, 0, end))) }
+        unsafe { Reader::from_parts(py, from, len, |end| take(from, 0, end).map(Cow::Owned)) }
     }
 
     /// `front(end)`: what the reader keeps of the first `end` bytes, of which there are as many.
@@ -272,7 +274,7 @@ impl<'a> Reader<'a> {
         py: Python<'_>,
         from: *const u8,
         len: usize,
-        front: impl FnOnce(usize) -> Cow<'b, [u8]>,
+        front: impl FnOnce(usize) -> PyResult<Cow<'b, [u8]>>,
     ) -> PyResult<Reader<'b>> {
         let short = || corrupt(py, "message of a worker is shorter than it says", len);
         if len < FIXED {
@@ -286,17 +288,20 @@ impl<'a> Reader<'a> {
         let count = usize::try_from(u64_at(&fixed, 16)).unwrap_or(usize::MAX);
         let table = count.checked_mul(16).and_then(|n| n.checked_add(FIXED)).filter(|n| *n <= len).ok_or_else(short)?;
         let end = table.checked_add(head).and_then(|n| n.checked_add(stream)).filter(|n| *n <= len).ok_or_else(short)?;
-        let front = front(end);
-        let buffers = (0..count)
-            .map(|i| {
-                let (at, size) = (u64_at(&front, FIXED + 16 * i), u64_at(&front, FIXED + 16 * i + 8));
-                if at & SHARED != 0 {
-                    return Ok(Place::Shared(at & !SHARED, size));
-                }
-                let (at, size) = (usize::try_from(at).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(usize::MAX));
-                if at > len || size > len - at { Err(short()) } else { Ok(Place::Here(at, size)) }
-            })
-            .collect::<PyResult<_>>()?;
+        let front = front(end)?;
+        let mut buffers = copy::room(count)?;
+        for i in 0..count {
+            let (at, size) = (u64_at(&front, FIXED + 16 * i), u64_at(&front, FIXED + 16 * i + 8));
+            if at & SHARED != 0 {
+                buffers.push(Place::Shared(at & !SHARED, size));
+                continue;
+            }
+            let (at, size) = (usize::try_from(at).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(usize::MAX));
+            if at > len || size > len - at {
+                return Err(short());
+            }
+            buffers.push(Place::Here(at, size));
+        }
         Ok(Reader {
             kind: fixed[1],
             flags: fixed[2],
@@ -348,9 +353,9 @@ impl<'a> Reader<'a> {
                     rest = after;
                     if *tag == STR {
                         let text = std::str::from_utf8(bytes).map_err(|_| corrupt(py, "text of a worker is not UTF-8", bytes.len()))?;
-                        PyString::new(py, text).into_any()
+                        copy::to_str(py, text)?
                     } else {
-                        PyBytes::new(py, bytes).into_any()
+                        copy::bytes_of(py, bytes)?
                     }
                 }
                 LONG_BYTES => {
@@ -370,9 +375,9 @@ impl<'a> Reader<'a> {
         py: Python<'py>,
         memory: Option<&Memory<'_, 'py>>,
         shared: impl Fn(u64, u64) -> PyResult<Bound<'py, PyAny>>,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    ) -> PyResult<Bound<'py, PyList>> {
         if self.buffers.is_empty() {
-            return Ok(Vec::new());
+            return Ok(PyList::empty(py));
         }
         let whole = memory.map(|memory| PyMemoryView::from(memory.owner)).transpose()?;
         let view = |place: &Place| match (*place, &whole) {
@@ -380,7 +385,11 @@ impl<'a> Reader<'a> {
             (Place::Here(..), None) => Err(corrupt(py, "buffers of a worker's message lie nowhere", self.front.len())),
             (Place::Shared(at, len), _) => shared(at, len),
         };
-        self.buffers.iter().map(view).collect()
+        let mut views = copy::room(self.buffers.len())?;
+        for place in &self.buffers {
+            views.push(view(place)?);
+        }
+        copy::to_list(py, views)
     }
 }
 
@@ -388,11 +397,6 @@ impl<'a> Reader<'a> {
 pub(super) struct Memory<'a, 'py> {
     pub(super) owner: &'a Bound<'py, PyAny>,
     pub(super) ptr: *const u8,
-}
-
-/// The object that exports a reply.
-pub(super) fn owner_of<'py>(py: Python<'py>, buffer: offloop::TransferBuffer) -> PyResult<Bound<'py, PyAny>> {
-    Ok(Bound::new(py, PyTransferBuffer::new(buffer))?.into_any())
 }
 
 /// A long request in the memory of its pool; whoever has a view of it keeps it there.

@@ -19,7 +19,7 @@ mod stream;
 mod worker;
 mod zygote;
 
-pub(crate) use reply::{outcome, progress};
+pub(crate) use reply::{Reply, progress};
 
 use crate::error::{duration, invalid, number_option, raise, text, text_option};
 use crate::future::PyFuture;

@@ -9,7 +9,7 @@ use offloop::error::Result;
 use offloop::pool::{Stream, frame};
 use offloop::sys::eventfd::EventFd;
 use offloop::sys::{fork, futex};
-use pyo3::exceptions::PyStopIteration;
+use pyo3::exceptions::{PyException, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
@@ -55,7 +55,7 @@ impl Opening {
         task.on_done_inline(move |_| news.tell());
         let future = PyFuture::of_process(py, task)?.unbind();
         let (stream, news) = (self.stream, self.news);
-        let state = Mutex::new(State { frame: None, records: VecDeque::new(), is_over: false });
+        let state = Mutex::new(State { frame: None, records: VecDeque::new(), again: Vec::new(), is_over: false });
         Bound::new(py, PyStream { stream, news, future, state, stopped: AtomicBool::new(false), epoch: fork::epoch() })
     }
 }
@@ -64,6 +64,8 @@ impl Opening {
 struct State {
     frame: Option<Arc<Vec<u8>>>,
     records: VecDeque<Range<usize>>,
+    /// Records whose reading was interrupted, the first one last: they come before the others.
+    again: Vec<(Arc<Vec<u8>>, Range<usize>)>,
     /// The outcome was told.
     is_over: bool,
 }
@@ -99,8 +101,11 @@ impl PyStream {
         let mut state = self.lock();
         loop {
             if self.stopped.load(Ordering::Acquire) {
-                (state.frame, state.records) = (None, VecDeque::new());
+                (state.frame, state.records, state.again) = (None, VecDeque::new(), Vec::new());
                 return Ok(Step::End);
+            }
+            if let Some((frame, range)) = state.again.pop() {
+                return Ok(Step::Record(frame, range));
             }
             if let Some(range) = state.records.pop_front() {
                 let frame = state.frame.clone().expect("records lie in a frame");
@@ -126,7 +131,16 @@ impl PyStream {
     /// The next value; None at the end, `Err(count)` if there is nothing yet.
     fn advance<'py>(&self, py: Python<'py>) -> PyResult<std::result::Result<Option<Bound<'py, PyAny>>, u32>> {
         match self.step().map_err(|e| raise(py, &e))? {
-            Step::Record(frame, range) => reply::record(py, &frame[range]).map(|value| Ok(Some(value))),
+            Step::Record(frame, range) => match reply::record(py, &frame[range.clone()]) {
+                Err(e) if !e.is_instance_of::<PyException>(py) => {
+                    // Not the task's, as KeyboardInterrupt of a signal handler. Who goes on gets the value.
+                    if fork::is_current(self.epoch) {
+                        self.lock().again.push((frame, range));
+                    }
+                    Err(e)
+                }
+                read => read.map(|value| Ok(Some(value))),
+            },
             Step::NotYet(seen) => Ok(Err(seen)),
             Step::End => Ok(Ok(None)),
         }
@@ -140,7 +154,12 @@ impl PyStream {
         if fork::is_current(self.epoch) && std::mem::replace(&mut self.lock().is_over, true) {
             return Ok(None);
         }
-        PyFuture::outcome_of(self.future.bind(py)).map(|value| Some(value.into_bound(py)))
+        let outcome = PyFuture::outcome_of(self.future.bind(py));
+        if outcome.is_err() && !self.future.get().has_outcome() && fork::is_current(self.epoch) {
+            // Interrupted, so that it was not told.
+            self.lock().is_over = false;
+        }
+        outcome.map(|value| Some(value.into_bound(py)))
     }
 }
 

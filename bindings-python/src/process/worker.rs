@@ -6,7 +6,7 @@ use super::reply::helper;
 use super::shared::PySharedView;
 use crate::error::raise;
 use crate::hosted::{self, PyHost};
-use crate::{late, value, wait};
+use crate::{copy, late, value, wait};
 use offloop::Value;
 use offloop::error::{Error, ErrorKind};
 use offloop::ops::Control;
@@ -203,7 +203,7 @@ impl PyWorkerProcess {
                 let request = job.request();
                 reader = Reader::of(py, request)?;
                 if reader.has_buffers() {
-                    payload = pyo3::types::PyByteArray::new(py, request).into_any();
+                    payload = copy::to_bytearray(py, request)?;
                     // SAFETY: the object is a bytearray, which nobody resizes: only views of it are handed out.
                     let ptr = unsafe { pyo3::ffi::PyByteArray_AsString(payload.as_ptr()).cast_const().cast() };
                     Some(Memory { owner: &payload, ptr })
@@ -224,8 +224,8 @@ impl PyWorkerProcess {
             return returned.and_then(give);
         }
         let shared = |at, len| self.shared(py, at, len, kept);
-        let views = PyList::new(py, reader.views(py, memory.as_ref(), shared)?)?;
-        let loaded = helper(py, &LOAD_CALL, "load_call")?.call1((PyBytes::new(py, reader.stream()), views))?;
+        let views = reader.views(py, memory.as_ref(), shared)?;
+        let loaded = helper(py, &LOAD_CALL, "load_call")?.call1((copy::bytes_of(py, reader.stream())?, views))?;
         let (args, kwargs): (Bound<'py, PyTuple>, Bound<'py, PyDict>) = loaded.extract()?;
         function.call(args, Some(&kwargs)).and_then(give)
     }
@@ -248,7 +248,7 @@ impl PyWorkerProcess {
         {
             return Ok(function);
         }
-        let function = helper(py, &LOAD, "load_function")?.call1((PyBytes::new(py, pickle),))?;
+        let function = helper(py, &LOAD, "load_function")?.call1((copy::bytes_of(py, pickle)?,))?;
         if flags & BY_NAME != 0 {
             let old = {
                 let mut functions = lock(&self.functions);
@@ -263,7 +263,7 @@ impl PyWorkerProcess {
 
     /// `Err(Some)`: there is no memory for this reply.
     fn send(&self, py: Python<'_>, job: &Job, message: &Message, head: &[u8]) -> Result<(), Option<Error>> {
-        let long = message.long() >= crate::copy::SLICE;
+        let long = message.long() >= copy::SLICE;
         message.with_parts(head, |parts| wait::detached_if(py, long, || self.worker.finish(job, message.failed != 0, parts))).map_err(Some)
     }
 
