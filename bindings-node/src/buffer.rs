@@ -220,9 +220,20 @@ pub(crate) fn view(env: Env, value: Raw) -> JsResult<View> {
     Ok(View { ptr: data.cast(), len: len * size, kind })
 }
 
-fn reserve(len: usize) -> JsResult<Vec<u8>> {
+/// An empty vector with room for `len` bytes, which are more than there is memory for if another process says so.
+///
+/// # Errors
+/// `Os` (`ENOMEM`).
+pub(crate) fn reserve(len: usize) -> Result<Vec<u8>, Error> {
     let mut out = Vec::new();
     out.try_reserve_exact(len).map_err(|_| Error::os("malloc", 12).with("len", len))?;
+    Ok(out)
+}
+
+/// A copy of bytes, as [`reserve`].
+pub(crate) fn copied(bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut out = reserve(bytes.len())?;
+    out.extend_from_slice(bytes);
     Ok(out)
 }
 
@@ -375,7 +386,7 @@ pub(crate) fn typedarray(env: Env, state: &State, bytes: Bytes, kind: sys::napi_
     let buffer = if len < EXTERNAL_MIN || !state.external_allowed() {
         copied_arraybuffer(env, &bytes)?
     } else {
-        let bytes = if bytes.is_private() { bytes } else { Bytes::from(bytes.to_vec()) };
+        let bytes = if bytes.is_private() { bytes } else { Bytes::from(copied(&bytes)?) };
         let ptr = bytes.as_slice().as_ptr().cast_mut();
         match external_arraybuffer(env, ptr, len, Guard::Bytes(bytes)) {
             Ok(buffer) => buffer,

@@ -547,7 +547,7 @@ impl Memory for FromPool<'_> {
         }
         let ptr = self.desk.worker.shared(place, len)?;
         // SAFETY: readable while the task that refers to it runs, as it does now. Whoever writes it meanwhile changes what is copied.
-        TransferBuffer::from_slice(&unsafe { copied(ptr, len as usize) })
+        TransferBuffer::from_slice(&unsafe { copied(ptr, len as usize)? })
     }
 }
 
@@ -583,7 +583,7 @@ unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, memory: &
         return Err(Error::new(ErrorKind::Unsupported, "the reply is in another language's own form").with("form", form).into());
     }
     // SAFETY: by this function's contract.
-    let message = unsafe { copied(at.add(1), len - 1) };
+    let message = unsafe { copied(at.add(1), len - 1)? };
     let value = codec::decode_owned(message.into(), &mut [], &Options::default())?;
     match (form & FAILED != 0, value) {
         (false, value) => value::to_js(env, state, value).map(Reply::Value),
@@ -592,16 +592,19 @@ unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, memory: &
     }
 }
 
+/// # Errors
+/// `Os` (`ENOMEM`): the other side chose the length.
+///
 /// # Safety
 /// `at` is readable for `len` bytes.
-unsafe fn copied(at: *const u8, len: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(len);
+unsafe fn copied(at: *const u8, len: usize) -> Result<Vec<u8>> {
+    let mut out = buffer::reserve(len)?;
     // SAFETY: by this function's contract; `out` has room.
     unsafe {
         std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), len);
         out.set_len(len);
     }
-    out
+    Ok(out)
 }
 
 /// `[head, part, …]` of the frame at `at`, which the other side may be writing: what says where parts are is copied before it is judged.
@@ -612,7 +615,7 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn M
         return Err(corrupt().into());
     }
     // SAFETY: readable, as the callers say, for `len` bytes.
-    let fixed = unsafe { copied(at, HEAD) };
+    let fixed = unsafe { at.cast::<[u8; HEAD]>().read_unaligned() };
     let parts = u32::from(u16::from_ne_bytes([fixed[2], fixed[3]]));
     let table = u32::from_ne_bytes(fixed[4..8].try_into().expect("four bytes")) as usize;
     let end = table + 8 * parts as usize;
@@ -620,7 +623,7 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn M
         return Err(corrupt().into());
     }
     // SAFETY: as above.
-    let head = unsafe { copied(at, end) };
+    let head = unsafe { copied(at, end)? };
     let lengths: Vec<u64> = head[table..].chunks_exact(8).map(|n| u64::from_ne_bytes(n.try_into().expect("eight bytes"))).collect();
     let out = env.array(1 + parts as usize)?;
     env.set_at(out, 0, buffer::uint8array(env, state, head.into())?)?;
@@ -636,17 +639,17 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn M
         let copy = |len| unsafe { copied(part, len) };
         offset += stored;
         let made = if entry & SHARED != 0 {
-            let place = u64::from_ne_bytes(copy(8).try_into().expect("eight bytes"));
+            let place = u64::from_ne_bytes(copy(8)?.try_into().expect("eight bytes"));
             buffer::external(env, state, Handle::Buffer(memory.shared(place, size)?.into()))?
         } else if entry & BUFFER != 0 {
             let made = if stored < IN_PLACE { None } else { memory.part(part, stored)? };
-            let made = made.map_or_else(|| TransferBuffer::from_slice(&copy(stored)), Ok)?;
+            let made = made.map_or_else(|| TransferBuffer::from_slice(&copy(stored)?), Ok)?;
             buffer::external(env, state, Handle::Buffer(made.into()))?
         } else {
             let keep = if stored < IN_PLACE { None } else { memory.keep() };
             match keep.and_then(|keep| buffer::outside_memory(env, state, part.cast_mut(), stored, keep)) {
                 Some(memory) => buffer::bytes_of(env, memory, stored)?,
-                None => buffer::uint8array(env, state, copy(stored).into())?,
+                None => buffer::uint8array(env, state, copy(stored)?.into())?,
             }
         };
         env.set_at(out, i, made)?;

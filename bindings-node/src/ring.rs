@@ -590,12 +590,25 @@ pub(crate) fn wait_record(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `consumerShow(consumer)`: `[copy of the oldest record, redelivered, delivery]`, or null. It stays the oldest until `consumerRelease`.
 pub(crate) fn show(call: &Call<'_>) -> JsResult<Raw> {
-    shown_by(call, |side| Ok(side.peek()?.map(|record| (record.to_vec(), record.is_redelivered(), record.delivery()))))
+    shown_by(call, |side| side.peek()?.map(|record| Ok((copied(record)?, record.is_redelivered(), record.delivery()))).transpose())
 }
 
 /// `consumerTake(consumer)`: as `consumerShow`, and lets go of it.
 pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
-    shown_by(call, |side| Ok(side.try_pop()?.map(|record| (record.to_vec(), record.is_redelivered(), record.delivery()))))
+    shown_by(call, |side| {
+        side.try_pop()?.map(|record| Ok((copied(record.payload())?, record.is_redelivered(), record.delivery()))).transpose()
+    })
+}
+
+/// A private copy, of a length that its producer chose.
+fn copied(record: RecordRef<'_>) -> Result<Vec<u8>> {
+    let mut out = buffer::reserve(record.len())?;
+    // SAFETY: `len` bytes are readable, `out` has room for them; no reference to the source is made.
+    unsafe {
+        record.as_ptr().copy_to_nonoverlapping(out.as_mut_ptr(), record.len());
+        out.set_len(record.len());
+    }
+    Ok(out)
 }
 
 fn shown_by(call: &Call<'_>, look: impl FnOnce(&mut Consumer) -> Result<Option<(Vec<u8>, bool, u64)>>) -> JsResult<Raw> {

@@ -24,6 +24,8 @@ use offloop::{Error, ErrorKind, TransferBuffer, Value};
 use std::cell::{Cell, RefCell};
 
 const MAX_SAFE: i64 = (1 << 53) - 1;
+/// V8's longest has 2^30 bits.
+const MAX_BIGINT_WORDS: usize = 1 << 24;
 /// ECMA-262, 21.4.1.1: a Date beyond is an invalid one.
 const MAX_DATE_MS: f64 = 8.64e15;
 
@@ -234,8 +236,13 @@ pub(crate) fn to_js(env: Env, state: &State, value: Value) -> JsResult<Raw> {
         Value::Int(i) if i.unsigned_abs() <= MAX_SAFE.unsigned_abs() => env.number(i as f64),
         Value::Int(i) => env.bigint(i < 0, &[i.unsigned_abs()]),
         Value::Big(b) => {
-            let words: Vec<u64> =
-                b.magnitude.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
+            let chunks = b.magnitude.chunks(8);
+            // What has more is no BigInt: it is not copied.
+            let len = chunks.len();
+            if len > MAX_BIGINT_WORDS {
+                return Err(Error::new(ErrorKind::TooLarge, "integer is longer than a BigInt").with("words", len).into());
+            }
+            let words: Vec<u64> = chunks.map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
             env.bigint(b.negative, &words)
         }
         Value::Float(f) => env.number(f),

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { ProcessPool } from '../lib/index.mjs'
 import { commonWorker, directory, door, openProcesses } from './processes.mjs'
-import { rejection, until, workerFile } from './support.mjs'
+import { rejection, script, until, workerFile } from './support.mjs'
 
 const file = workerFile('process.mjs')
 
@@ -134,4 +134,27 @@ test('a worker in another language loses its tasks in the same way', async (t) =
   const error = await rejection(pool.exports.exit(4))
   assert.deepEqual([error.code, error.exitCode], ['ERR_OFFLOOP_WORKER_LOST', 4])
   assert.equal(await pool.exports.add(2, 3), 5)
+})
+
+test('a reply that there is no memory for is an error of its task', async () => {
+  const { code, signal, out, err } = await script(`
+    import { execFileSync } from 'node:child_process'
+    import fs from 'node:fs'
+    const { ProcessPool } = await import(offloopUrl)
+    const pool = new ProcessPool(new URL(${JSON.stringify(file)}), { maxWorkers: 1 })
+    const common = new ProcessPool(${JSON.stringify(commonWorker())}, { maxWorkers: 1 })
+    const pools = [pool, common]
+    for (const pool of pools) console.log(await pool.run(3, { name: 'text' }))
+    const used = Number(/VmSize:\\s+(\\d+)/.exec(fs.readFileSync('/proc/self/status', 'utf8'))[1]) * 1024
+    execFileSync('prlimit', ['--pid', String(process.pid), '--as=' + (used + (150 << 20))])
+    for (const pool of pools) {
+      const error = await pool.run(200 << 20, { name: 'text' }).catch((error) => error)
+      console.log(error.code, error.errno, /len=2097152\\d\\d/.test(error.message))
+      console.log(await pool.run(3, { name: 'text' }))
+    }
+    for (const pool of pools) await pool.close()
+  `)
+  assert.deepEqual([code, signal, err], [0, null, ''])
+  const each = ['ERR_OFFLOOP_OS 12 true', 'xxx']
+  assert.deepEqual(out.trim().split('\n'), ['xxx', 'xxx', ...each, ...each])
 })

@@ -267,3 +267,4 @@ export async function* yieldUntilAborted(file) {
     if (signal.aborted) fs.writeFileSync(file, signal.reason.code)
   }
 }
+export const text = (length) => 'x'.repeat(length)
