@@ -28,6 +28,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyFunction, PyList, PyType};
 use pyo3::{PyTraverseError, PyVisit};
 use std::any::Any;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -170,7 +171,7 @@ pub(crate) struct PyFuture {
     task: OnceLock<Task>,
     /// Set by whoever has [`State::reading`].
     outcome: OnceLock<Outcome>,
-    /// Times that a thread has ended reading: what the others sleep on.
+    /// Times that a thread has ended reading for which others wait: what they sleep on.
     turns: AtomicU32,
     /// The result is the raw reply of a worker process.
     is_reply: bool,
@@ -209,11 +210,14 @@ struct Reading {
 
 /// The number of this thread, which it keeps in a forked child.
 fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static NEXT: AtomicU64 = AtomicU64::new(1);
     thread_local! {
-        static NUMBER: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
+        static NUMBER: Cell<u64> = const { Cell::new(0) };
     }
-    NUMBER.with(|n| *n)
+    if NUMBER.get() == 0 {
+        NUMBER.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    NUMBER.get()
 }
 
 /// Where the outcome of a task is that is done.
@@ -232,8 +236,8 @@ impl Drop for Turn<'_, '_> {
     fn drop(&mut self) {
         let this = self.0.get();
         let reading = this.lock().reading.take();
-        this.turns.fetch_add(1, Ordering::SeqCst);
         if reading.is_some_and(|r| r.is_awaited) {
+            this.turns.fetch_add(1, Ordering::SeqCst);
             futex::wake(&this.turns, u32::MAX);
         }
         if reading.is_some_and(|r| r.is_announced) {

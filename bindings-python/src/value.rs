@@ -318,22 +318,30 @@ const REMOTE: &str = "_remote";
 
 /// An error of elsewhere: the class of its kind when it is one of offloop's own, else a TaskFailedError.
 pub(crate) fn exception(py: Python<'_>, e: ErrorValue) -> PyResult<Bound<'_, PyAny>> {
+    // Who raised it chose how long they are.
+    let name = copy::to_str(py, &e.name)?;
+    let message = copy::to_str(py, &e.message)?;
+    let stack = copy::to_str(py, &e.stack)?;
     let made = match e.kind() {
-        Some(kind) => crate::error::error_class(py, kind.status())?.call1((&e.message,))?,
+        Some(kind) => crate::error::error_class(py, kind.status())?.call1((&message,))?,
         None => {
-            let text = if e.name.is_empty() { e.message.clone() } else { format!("{}: {}", e.name, e.message) };
-            crate::error::exception(py, &Error::new(ErrorKind::TaskFailed, text))?
+            let row = ErrorKind::TaskFailed.row();
+            let mut text = PyString::new(py, row.text).add(": ")?;
+            if !e.name.is_empty() {
+                text = text.add(&name)?.add(": ")?;
+            }
+            crate::error::error_class(py, row.status)?.call1((text.add(&message)?,))?
         }
     };
     let properties = PyDict::new(py);
     for (name, value) in e.properties {
         properties.set_item(name, to_python(py, value)?)?;
     }
-    made.setattr("name", &e.name)?;
-    made.setattr("message", &e.message)?;
-    made.setattr("stack", &e.stack)?;
+    made.setattr("name", &name)?;
+    made.setattr("message", &message)?;
+    made.setattr("stack", &stack)?;
     made.setattr("properties", &properties)?;
-    made.setattr(REMOTE, (e.name, e.message, e.stack, properties))?;
+    made.setattr(REMOTE, (name, message, stack, properties))?;
     if let Some(cause) = e.cause {
         let cause = to_python(py, cause)?;
         // Python only chains exceptions.
