@@ -849,6 +849,62 @@ fn a_function_waits_for_whoever_takes_its_values() {
 }
 
 #[test]
+fn a_closing_pool_shares_what_waits_among_its_workers_and_starts_no_more_than_these() {
+    let _alone = alone();
+    // New ones, and some that have already run tasks as long as these.
+    for warm in [0, 4] {
+        let pool = pool(4);
+        let first: Vec<Task> = (0..warm).map(|_| submit(&pool, "sleep", vec![Value::Int(200)])).collect();
+        first.iter().for_each(|task| drop(value(task)));
+        let tasks: Vec<Task> = (0..8).map(|_| submit(&pool, "sleep", vec![Value::Int(300)])).collect();
+        pool.close_within(None, Box::new(|| {})).unwrap();
+        let by: HashSet<i64> = tasks.iter().map(|task| value(task).as_int().unwrap()).collect();
+        assert_eq!(by.len(), 4, "workers that ran something, warm={warm}");
+        assert!(pool.wait_closed(Some(WATCHDOG)));
+        let started = pool.processes().unwrap().spawned;
+        assert_eq!(started, 4, "processes, warm={warm}");
+    }
+}
+
+#[test]
+fn tasks_that_were_sent_ahead_of_a_long_one_are_still_waiting() {
+    let _alone = alone();
+    let pool = pool(1);
+    let tasks: Vec<Task> = (0..8).map(|_| submit(&pool, "sleep", vec![Value::Int(700)])).collect();
+    eventually("the first one runs", || tasks[0].is_running());
+    assert_eq!(tasks.iter().filter(|t| t.is_running()).count(), 1);
+    // At once, and when a tick has seen that the first one is long.
+    assert!(tasks[7].cancel_queued() && !tasks[0].cancel_queued());
+    std::thread::sleep(ms(50));
+    assert!(tasks[6].cancel_queued() && tasks[6].is_done());
+    let urgent = submit_with(&pool, "pid", vec![], SubmitOptions { priority: 1, ..SubmitOptions::default() });
+    let _ = value(&urgent);
+    assert!(!tasks[2].is_done(), "what is urgent came second, not eighth");
+    // A pool that is to end at once cancels all but what runs.
+    pool.pool().close();
+    assert!(pool.pool().cancel_queued() >= 3);
+    assert!(tasks[3].is_done() && outcome(&tasks[3]).unwrap_err().kind() == ErrorKind::Cancelled);
+    assert!(pool.wait_closed(Some(WATCHDOG)));
+    let stats = pool.pool().stats();
+    assert_eq!((stats.queued, stats.running), (0, 0));
+    assert_eq!(stats.completed + stats.cancelled, 9, "one outcome each");
+}
+
+#[test]
+fn tasks_of_one_key_start_no_process_that_may_not_run_them() {
+    let _alone = alone();
+    let o = PoolOptions { idle_timeout: ms(50), ..options(4) };
+    let pool = build(ProcessPool::builder().options(o), "serve");
+    let keyed = || SubmitOptions { key: Some("one".to_owned()), ..SubmitOptions::default() };
+    let tasks: Vec<Task> = (0..6).map(|_| submit_with(&pool, "sleep", vec![Value::Int(100)], keyed())).collect();
+    let by: HashSet<i64> = tasks.iter().map(|task| value(task).as_int().unwrap()).collect();
+    assert_eq!(by.len(), 1);
+    let started = pool.processes().unwrap().spawned;
+    assert!(started <= 4, "{started} processes");
+    pool.shutdown(None).unwrap();
+}
+
+#[test]
 fn a_child_that_a_function_leaves_behind_is_no_worker() {
     let _alone = alone();
     let pool = pool(1);
