@@ -1,6 +1,8 @@
 'use strict'
 // `map` of a WorkerPool: calls for the items of an iterable, a bounded number of them ahead of whoever takes the results.
 
+const { checkNext } = require('./settle.cjs')
+
 /** Items that are under way or wait to be taken, as long as nothing else is said. */
 const WINDOW = 256
 
@@ -58,7 +60,7 @@ async function* mapping(call, items, window, ordered, end) {
           continue
         }
         const next = iterator.next()
-        const { done, value } = typeof next?.then === 'function' ? await next : next
+        const { done, value } = checkNext(typeof next?.then === 'function' ? await next : next)
         if (done || over) break
         begin(typeof value?.then === 'function' ? await value : value)
       }
@@ -94,7 +96,7 @@ async function* mapping(call, items, window, ordered, end) {
     end()
     // Before its end, as a loop that is left does; what it throws then matters only if nothing else went wrong.
     if (early) {
-      const closed = Promise.resolve(iterator.return?.())
+      const closed = (async () => iterator.return?.())()
       if (failed) closed.catch(() => {})
       else await closed
     }

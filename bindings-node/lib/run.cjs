@@ -16,6 +16,7 @@ const inline = require('./inline.cjs')
 const functions = require('./functions.cjs')
 const { beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
+const { promiseOf, whenSettled } = require('./settle.cjs')
 const tasks = require('./task.cjs')
 
 const { READY, CLAIMED, REVOKED, CANCELLED, LATE, DONE, FAILED: THREW } = native.workerWords()
@@ -219,12 +220,14 @@ function call(index, number, flags, value, started) {
       if ((flags & SPREAD) === 0) result = f(value)
       else result = value.length === 1 ? f(value[0]) : f(...value)
     } else result = tasks.run(task, f, (flags & SPREAD) !== 0 ? value : [value])
-    if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
-      running++
-      result.then(
+    const promise = promiseOf(result)
+    if (promise !== null) {
+      whenSettled(
+        promise,
         (value) => settled(index, false, value, started, task),
         (error) => settled(index, true, error, started, task),
       )
+      running++
       return
     }
   } catch (error) {

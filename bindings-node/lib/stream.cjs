@@ -16,6 +16,7 @@ const { fail, typeName } = require('./error.cjs')
 const { bell } = require('./mapping.cjs')
 const { movedIn } = require('./move.cjs')
 const { shown } = require('./functions.cjs')
+const { checkNext } = require('./settle.cjs')
 const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable } = require('./codec.cjs')
 
 /** Longest time in ms without a turn of the worker's loop, as far as the generator allows. */
@@ -129,6 +130,7 @@ async function generate(make, run, sink) {
           next = await next
           since = now()
         }
+        checkNext(next)
       } catch (thrown) {
         // It is over by itself.
         iterator = null

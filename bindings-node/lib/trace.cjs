@@ -3,6 +3,7 @@
 
 const { AsyncResource } = require('node:async_hooks')
 const { fail, typeName } = require('./error.cjs')
+const { promiseOf, whenSettled } = require('./settle.cjs')
 const { textOf } = require('./functions.cjs')
 
 class Tracer {
@@ -47,7 +48,8 @@ class Tracer {
     if (failed !== undefined && outcome === 'completed') outcome = 'failed'
     try {
       const answer = this.#hook({ id, pool: this.#pool, name, submitted, queueTime, runTime, outcome, worker, ...failed })
-      if (typeof answer?.then === 'function') answer.then(undefined, (error) => this.#warn(error))
+      const promise = promiseOf(answer)
+      if (promise !== null) whenSettled(promise, undefined, (error) => this.#warn(error))
     } catch (error) {
       this.#warn(error)
     }

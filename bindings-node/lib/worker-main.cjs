@@ -17,6 +17,7 @@ const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
 const { generate } = require('./stream.cjs')
 const { Sink } = require('./frames.cjs')
+const { promiseOf, whenSettled } = require('./settle.cjs')
 const tasks = require('./task.cjs')
 
 // Flags of a frame; the same numbers as in lib/processes.cjs.
@@ -181,12 +182,14 @@ function call(index, name, flags, value) {
     if (task !== null) result = tasks.run(task, f, spread ? value : [value])
     else if (!spread) result = f(value)
     else result = value.length === 1 ? f(value[0]) : f(...value)
-    if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
-      running++
-      result.then(
+    const promise = promiseOf(result)
+    if (promise !== null) {
+      whenSettled(
+        promise,
         (value) => settled(index, false, value, task),
         (error) => settled(index, true, error, task),
       )
+      running++
       return
     }
   } catch (error) {

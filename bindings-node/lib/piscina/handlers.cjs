@@ -9,6 +9,7 @@ const path = require('node:path')
 const { pathToFileURL } = require('node:url')
 const { threadId } = require('node:worker_threads')
 const { move } = require('../move.cjs')
+const { promiseOf, whenSettled } = require('../settle.cjs')
 const { clock, record } = require('./timing.cjs')
 const { movedParts } = require('./transfer.cjs')
 const state = require('./state.cjs')
@@ -76,17 +77,20 @@ function call(handler, filename, task) {
   if (handler === null) throw new Error(`No handler function exported from ${filename}`)
   const started = runTime === null ? 0 : clock()
   let result
+  let promise
   try {
     result = handler(task)
+    promise = promiseOf(result)
   } catch (error) {
     ended(started)
     throw error
   }
-  if (typeof result?.then !== 'function') {
+  if (promise === null) {
     ended(started)
     return withMoved(result)
   }
-  return Promise.resolve(result).then(
+  return whenSettled(
+    promise,
     (value) => {
       ended(started)
       return withMoved(value)
