@@ -3,7 +3,36 @@
 
 const { fail } = require('./error.cjs')
 const { isNativeError } = require('node:util').types
+const { fileURLToPath } = require('node:url')
 const { encodeInto, unserializable } = require('./codec.cjs')
+
+/** Codes of what `require` says of a file that only `import` can load, which has failed, or that it cannot load either. */
+const NOT_REQUIRED = /^ERR_(REQUIRE_\w+|INTERNAL_ASSERTION|UNKNOWN_FILE_EXTENSION)$/
+
+/** Whether `error` says that `require` has no loader for `file`, and not what is wrong with it; before the stack the parser puts the place. */
+const hasNoLoader = (error, file) =>
+  NOT_REQUIRED.test(error?.code) || (error instanceof SyntaxError && String(error.stack).startsWith(file))
+
+/** The namespace of the module at `url`, or an object like one. */
+async function load(url) {
+  try {
+    return await import(url)
+  } catch (error) {
+    if (error?.code !== 'ERR_UNKNOWN_FILE_EXTENSION' || !url.startsWith('file:')) throw error
+    // A loader may be there for `require` alone, as tsx is in the threads of Node.js 20.
+    const file = fileURLToPath(url)
+    let exported
+    try {
+      exported = require(file)
+    } catch (thrown) {
+      if (!hasNoLoader(thrown, file)) throw thrown
+      // It may be the same one, or say so by its cause: an error that is its own cause cannot leave a thread.
+      if (thrown !== error && thrown.cause === undefined) error.cause = thrown
+      throw error
+    }
+    return exported?.__esModule ? exported : { default: exported }
+  }
+}
 
 /** What a file says of `name`: not what every object and every function has. */
 function memberOf(object, name) {
@@ -110,4 +139,4 @@ function textOf(error) {
   }
 }
 
-module.exports = { functionOf, hookOf, shown, textOf }
+module.exports = { load, functionOf, hookOf, shown, textOf }

@@ -387,7 +387,7 @@ port.on('message', (message) => {
 async function start() {
   tasks.isWorker = true
   tasks.progress = tellProgress
-  loaded = await import(url)
+  loaded = await functions.load(url)
   await functions.hookOf(loaded, 'init')?.(context)
   const note = newNote()
   onNote(note, wake)

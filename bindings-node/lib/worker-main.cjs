@@ -13,7 +13,7 @@ const { fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { unserializable } = require('./codec.cjs')
-const { functionOf, hookOf, shown, textOf } = require('./functions.cjs')
+const { load, functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
 const { generate } = require('./stream.cjs')
 const { Sink } = require('./frames.cjs')
@@ -326,7 +326,7 @@ async function start() {
   tasks.onAwaited = () => {
     if (running >= concurrency) native.processArm(desk, true)
   }
-  const file = await import(argumentsOf(process.argv.slice(2)))
+  const file = await load(argumentsOf(process.argv.slice(2)))
   await hookOf(file, 'init')?.(context)
   loaded = file
   native.processReady(desk)

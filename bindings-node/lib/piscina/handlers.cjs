@@ -8,6 +8,7 @@ const os = require('node:os')
 const path = require('node:path')
 const { pathToFileURL } = require('node:url')
 const { threadId } = require('node:worker_threads')
+const functions = require('../functions.cjs')
 const { move } = require('../move.cjs')
 const { promiseOf, whenSettled } = require('../settle.cjs')
 const { clock, record } = require('./timing.cjs')
@@ -45,7 +46,7 @@ async function open(file) {
       if (error.code !== 'ERR_REQUIRE_ESM' && error.code !== 'ERR_REQUIRE_ASYNC_MODULE') throw error
     }
   }
-  return import(pathToFileURL(file).href)
+  return functions.load(pathToFileURL(file).href)
 }
 
 async function load(filename, name) {
