@@ -279,6 +279,19 @@ function writeArgs(args) {
   for (let i = 0; i < length; i++) write(args[i], 1)
 }
 
+/** What the runtime's serializer writes, and only a message can read; there is none where WebAssembly is off. */
+const Module = globalThis.WebAssembly?.Module
+
+/** Whether only a message can carry `value`, and only within its process: memory that is shared, and what has a way of its own to be cloned. */
+function hasOwnWay(value) {
+  if (ArrayBuffer.isView(value)) return isSharedArrayBuffer(value.buffer)
+  if (isSharedArrayBuffer(value) || (Module !== undefined && value instanceof Module)) return true
+  for (let at = Object.getPrototypeOf(value); at !== null && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
+    for (const symbol of Object.getOwnPropertySymbols(at)) if (symbol.description?.startsWith('messaging_')) return true
+  }
+  return false
+}
+
 /**
  * Calls `look` for each object in `value`, in an order that a copy of it has too; for an error it gives what is to be looked at in its place, for others
  * null. False when something has a way of its own to be cloned.
@@ -302,9 +315,7 @@ function survey(value, look, errors = 0, visited = new Set()) {
     return true
   }
   if (value instanceof Set) return all(value, errors)
-  for (let at = Object.getPrototypeOf(value); at !== null && at !== Object.prototype; at = Object.getPrototypeOf(at)) {
-    for (const symbol of Object.getOwnPropertySymbols(at)) if (symbol.description?.startsWith('messaging_')) return false
-  }
+  if (hasOwnWay(value)) return false
   for (const key of Object.keys(value)) if (!survey(value[key], look, errors, visited)) return false
   return true
 }
@@ -606,13 +617,13 @@ function decodeBeside(bytes, offset, give) {
 
 // ---- what cannot travel ----
 
-/** Where in `value` something is that cannot be cloned, as text: `.rows[3].done`. */
-function findUnclonable(value, path = '', visited = new Set()) {
+/** Where in `value` something is that cannot be cloned, or that `stays`, as text: `.rows[3].done`. */
+function findUnclonable(value, stays, path = '', visited = new Set()) {
   if (typeof value === 'function' || typeof value === 'symbol') return path
   if (typeof value !== 'object' || value === null || visited.has(value)) return null
   visited.add(value)
-  if (value instanceof TransferBuffer) return path
-  const inside = (item, name) => findUnclonable(item, path + name, visited)
+  if (value instanceof TransferBuffer || stays(value)) return path
+  const inside = (item, name) => findUnclonable(item, stays, path + name, visited)
   if (Array.isArray(value)) {
     for (let i = 0; i < value.length; i++) {
       const found = inside(value[i], `[${i}]`)
@@ -645,8 +656,8 @@ function findUnclonable(value, path = '', visited = new Set()) {
   }
 }
 
-/** The error of a `what` that cannot be cloned; `cause` is what the runtime said, or says it all. */
-function unserializable(what, value, cause) {
+/** The error of a `what` that cannot be cloned; `cause` is what the runtime said, or says it all. What `stays` here is the reason as well. */
+function unserializable(what, value, cause, stays = () => false) {
   if (cause instanceof OffloopError && cause.code === 'ERR_OFFLOOP_TOO_LARGE') return cause
   if (isGeneratorObject(value)) {
     const hint = what === 'result' ? 'a result that is a generator cannot be cloned: stream takes its values' : `${what} cannot be cloned`
@@ -657,7 +668,7 @@ function unserializable(what, value, cause) {
   let path = null
   let item = value
   try {
-    path = findUnclonable(value)
+    path = findUnclonable(value, stays)
     if (path === '') item = value
     else if (path !== null) item = undefined
   } catch {
@@ -669,6 +680,13 @@ function unserializable(what, value, cause) {
   return error
 }
 
+/** The error of a `what` that has come and cannot be read. */
+function unreadable(what, thrown) {
+  const error = fail('Unserializable', `${what} cannot be read`, { why: thrown?.message })
+  error.cause = thrown
+  return error
+}
+
 module.exports = {
   encode,
   encodeInto,
@@ -677,7 +695,9 @@ module.exports = {
   written,
   shrink,
   decode,
+  hasOwnWay,
   unserializable,
+  unreadable,
   encodeBeside,
   decodeBeside,
   BESIDE,

@@ -6,7 +6,7 @@
 const { isUint8Array, isSharedArrayBuffer } = require('node:util').types
 const { fail } = require('./error.cjs')
 const { TransferBuffer, beginMove, endMove, wrapBuffer } = require('./buffer.cjs')
-const { encodeBeside, decodeBeside, unserializable } = require('./codec.cjs')
+const { encodeBeside, decodeBeside, hasOwnWay, unserializable } = require('./codec.cjs')
 
 /** First byte; the same numbers as in core/src/pool/lane/call.rs. */
 const NODE = 3
@@ -81,7 +81,7 @@ class Writer {
       // A getter of the user, or a proxy that was revoked.
       throw unserializable(what, value, error)
     }
-    if (last === false) throw unserializable(what, value, new Error('a value like this cannot leave its process'))
+    if (last === false) throw unserializable(what, value, new Error('a value like this cannot leave its process'), hasOwnWay)
     if (last === null) return null
     const table = last - at
     const parts = this.parts

@@ -10,6 +10,7 @@
 const { isUint8Array } = require('node:util').types
 const native = require('./native.cjs')
 const { newNote, onNote, offNote } = require('./completion.cjs')
+const { unreadable } = require('./codec.cjs')
 const { takeAway } = require('./buffer.cjs')
 const { bell } = require('./mapping.cjs')
 const { Writer, views, moved, readParts, NODE } = require('./frame.cjs')
@@ -23,7 +24,12 @@ const TAKEN = 2
 
 function valueIn(kind, value) {
   if (kind === THROWN) throw value
-  return kind === FRAME ? readParts(value) : value
+  if (kind !== FRAME) return value
+  try {
+    return readParts(value)
+  } catch (error) {
+    throw unreadable('yielded value', error)
+  }
 }
 
 /** Values of the generator; `submit(stream)` begins it and gives the promise of its task. `leaving` as in lib/leaving.cjs. */

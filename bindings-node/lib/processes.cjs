@@ -9,6 +9,7 @@ const { checkBegin, checkReadyTimeout } = require('./options.cjs')
 const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, wrapBuffer } = require('./buffer.cjs')
+const { unreadable } = require('./codec.cjs')
 const { sourceOf } = require('./inline.cjs')
 const { reading } = require('./frames.cjs')
 const { Writer, views, moved, read, readParts, NODE, FAILED, HEAD } = require('./frame.cjs')
@@ -92,7 +93,7 @@ function settleFrame(slot, first, valueIn) {
     if ((first & FAILED) !== 0) rejects[slot](value)
     else resolves[slot](value)
   } catch (error) {
-    rejects[slot](error)
+    rejects[slot](unreadable('result', error))
   }
 }
 

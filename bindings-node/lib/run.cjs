@@ -10,7 +10,19 @@ const { setImmediate, setTimeout, now } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { newNote, onNote, report } = require('./completion.cjs')
-const { encode, encodeInto, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const {
+  encode,
+  encodeInto,
+  takeMoving,
+  refuseBuffers,
+  written,
+  shrink,
+  decode,
+  unserializable,
+  unreadable,
+  BESIDE,
+  FAILED,
+} = require('./codec.cjs')
 const { sending, unwrap } = require('./stream.cjs')
 const inline = require('./inline.cjs')
 const functions = require('./functions.cjs')
@@ -122,8 +134,9 @@ function writeError(error) {
 /** A result that only a message can carry. */
 function postResult(value, list) {
   if (outAt + 9 > out.length) return null
+  // Without gaps: the number of one that cannot be read there is that of the next one.
+  port.postMessage({ kind: 'result', value }, list ?? [])
   lastBeside++
-  port.postMessage({ kind: 'result', number: lastBeside, value }, list ?? [])
   out[outAt] = BESIDE
   out.writeUInt32LE(id, outAt + 1)
   out.writeUInt32LE(lastBeside, outAt + 5)
@@ -205,8 +218,7 @@ function begin(index, number, flags, at, started) {
       value = decode(inbox, records[at + 3], buffersOf(index, flags))
     }
   } catch (error) {
-    const refused = fail('Unserializable', 'argument cannot be read', { why: error.message })
-    return finish(index, true, refused, now() - started)
+    return finish(index, true, unreadable('argument', error), now() - started)
   }
   call(index, number, flags, value, started)
 }
@@ -244,7 +256,7 @@ function send(index, number, message, started) {
   const run = task === null ? (f) => f() : (f) => tasks.run(task, f, [])
   const isStopped = () => Atomics.load(board, index) !== CLAIMED
   running++
-  sending(message, () => functionOf(number)(unwrap(message.task)), run, isStopped).then(
+  sending(message, () => functionOf(number)(unwrap(message.task, 'argument')), run, isStopped).then(
     (sent) => settled(index, false, sent, started, task),
     (error) => settled(index, true, error, started, task),
   )
@@ -371,14 +383,16 @@ port.on('message', (message) => {
     finish(message.index, true, fail('Cancelled', 'nobody waits for the task'), 0)
   } else {
     let value
+    let refused = null
     try {
       value = threads.receiveMessageOnPort(message.port).message
-      message.port.close()
-      if ((flags & STREAM) !== 0) send(message.index, number, value, started)
-      else call(message.index, number, flags, value, started)
     } catch (error) {
-      finish(message.index, true, error, now() - started)
+      refused = unreadable('argument', error)
     }
+    message.port.close()
+    if (refused !== null) finish(message.index, true, refused, now() - started)
+    else if ((flags & STREAM) !== 0) send(message.index, number, value, started)
+    else call(message.index, number, flags, value, started)
   }
   turnStart = now()
   pump()

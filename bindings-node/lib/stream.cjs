@@ -17,7 +17,7 @@ const { bell } = require('./mapping.cjs')
 const { movedIn } = require('./move.cjs')
 const { shown } = require('./functions.cjs')
 const { checkNext } = require('./settle.cjs')
-const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable } = require('./codec.cjs')
+const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable, unreadable } = require('./codec.cjs')
 
 /** Longest time in ms without a turn of the worker's loop, as far as the generator allows. */
 const TURN = 1
@@ -33,7 +33,16 @@ function wrap(value) {
   shrink()
   return wrapped
 }
-const unwrap = ({ bytes, value }) => (bytes === undefined ? value : decode(bufferOf(bytes), 0))
+/** The value of what `wrap` gave; `what` it is goes into the error. `unread` is why the runtime could not read it. */
+function unwrap({ bytes, value, unread }, what) {
+  if (unread !== undefined) throw unreadable(what, unread)
+  if (bytes === undefined) return value
+  try {
+    return decode(bufferOf(bytes), 0)
+  } catch (error) {
+    throw unreadable(what, error)
+  }
+}
 
 /** Values of the generator that `start(message, ports)` calls; at most `window` of them are made ahead. `leaving` as in lib/leaving.cjs. */
 async function* reading(start, window, leaving) {
@@ -47,6 +56,10 @@ async function* reading(start, window, leaving) {
   port.on('message', (message) => {
     if (message.end) end = message
     else line.push(message)
+    came.ring()
+  })
+  port.on('messageerror', (unread) => {
+    line.push({ unread })
     came.ring()
   })
   port.on('close', () => {
@@ -75,14 +88,14 @@ async function* reading(start, window, leaving) {
     await settled
     if (outcome.failed && outcome.error !== null) throw outcome.error
     if (end === null) throw fail('WorkerLost', 'the worker ended before its stream did')
-    if (end.failed) throw unwrap(end)
+    if (end.failed) throw unwrap(end, 'error')
     return true
   }
 
   try {
     while (!leaving.isLeft) {
       if (line.length > 0) {
-        const value = unwrap(line.shift())
+        const value = unwrap(line.shift(), 'yielded value')
         if (++taken * 2 >= window) {
           port.postMessage({ more: taken })
           taken = 0

@@ -12,7 +12,7 @@ const native = require('./native.cjs')
 const { fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
-const { unserializable } = require('./codec.cjs')
+const { unserializable, unreadable } = require('./codec.cjs')
 const { load, functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
 const { generate } = require('./stream.cjs')
@@ -148,7 +148,7 @@ function begin(taken) {
       value = read(frame, first.end, parts).value
     }
   } catch (error) {
-    return finish(index, true, fail('Unserializable', 'argument cannot be read', { why: error.message }))
+    return finish(index, true, unreadable('argument', error))
   }
   if (streams) send(index, name, value, WINDOW)
   else if ((flags & STREAM) !== 0) send(index, name[1], [value], name[0])

@@ -17,7 +17,7 @@ const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
 const { movedIn } = require('./move.cjs')
 const { INLINE, sourceOf } = require('./inline.cjs')
 const stream = require('./stream.cjs')
-const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable, BESIDE, FAILED } = require('./codec.cjs')
+const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable, unreadable, BESIDE, FAILED } = require('./codec.cjs')
 
 /** Of a WorkerPool: has a function called with each `Worker` that is started. For the rest of this package, whichever module loaded this one first. */
 const ON_THREAD = Symbol.for('offloop.onThread')
@@ -186,7 +186,7 @@ function settle(slot, failed, bytes, offset) {
       if (tag === FAILED) rejects[slot](decode(from, offset + 1))
       else resolves[slot](decode(from, offset, buffers))
     } catch (error) {
-      rejects[slot](error)
+      rejects[slot](unreadable('result', error))
     }
   }
   release(slot)
@@ -201,20 +201,20 @@ function settleBeside(slot, from, offset) {
     return false
   }
   besides.delete(key)
-  resolves[slot](came.value)
+  came.settle(slot)
   release(slot)
   return true
 }
 
-/** A result that travelled beside its task. */
-function cameBeside(key, value) {
+/** A result that travelled beside its task; `settle(slot)` has it. */
+function cameBeside(key, settle) {
   const waiting = besides.get(key)
   if (waiting === undefined) {
-    besides.set(key, { value })
+    besides.set(key, { settle })
     return
   }
   besides.delete(key)
-  resolves[waiting.slot](value)
+  settle(waiting.slot)
   release(waiting.slot)
   end()
 }
@@ -223,6 +223,8 @@ function cameBeside(key, value) {
 class Thread {
   ready = false
   leaving = false
+  /** Results that came beside their task. */
+  results = 0
   error = null
   notReady = null
   timer = null
@@ -240,6 +242,8 @@ class Thread {
     })
     this.threadId = this.worker.threadId
     port1.on('message', (message) => this.#on(message))
+    // What cannot be read here is a result: nothing else that comes is the user's.
+    port1.on('messageerror', (error) => this.#cameBeside((slot) => rejects[slot](unreadable('result', error))))
     this.worker.on('error', (error) => {
       this.error = error
       if (this.ready) pool.emit('workerError', error)
@@ -251,6 +255,11 @@ class Thread {
     this.timer = setTimeout(() => this.#late(), Math.min(pool.readyTimeout, MAX_TIMER))
     this.timer.unref()
     pool.onThread?.(this.worker)
+  }
+
+  /** They come in the order of their numbers. */
+  #cameBeside(settle) {
+    cameBeside(`${this.id}:${++this.results}`, settle)
   }
 
   #late() {
@@ -275,7 +284,7 @@ class Thread {
         break
       }
       case 'result':
-        cameBeside(`${this.id}:${message.number}`, message.value)
+        this.#cameBeside((slot) => resolves[slot](message.value))
         break
       case 'leaving':
         this.leaving = true
