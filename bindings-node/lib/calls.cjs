@@ -242,8 +242,13 @@ class SharedCalls {
     this.maxQueue = poolOptions.maxQueue ?? 65_536
   }
 
-  callOptions = RUN_OPTIONS
+  /** Options of `run`. */
+  callOptions = [...RUN_OPTIONS, 'transferList']
   checkCall(run) {
+    const { transferList } = run
+    if (transferList !== undefined && !Array.isArray(transferList)) {
+      throw wrongType('transferList', 'array', transferList)
+    }
     return run
   }
 

@@ -13,6 +13,7 @@ const { newNote, onNote, offNote } = require('./completion.cjs')
 const { unreadable } = require('./codec.cjs')
 const { takeAway } = require('./buffer.cjs')
 const { bell } = require('./mapping.cjs')
+const { memoryOf, detach } = require('./move.cjs')
 const { Writer, views, moved, readParts, NODE } = require('./frame.cjs')
 
 // Kinds of records; the same numbers as in src/pool.rs.
@@ -129,6 +130,7 @@ class Sink {
   }
 
   add(value) {
+    const memory = memoryOf(value)
     let record
     let parts = null
     if (this.#isCommon) record = native.processEncode(value)
@@ -140,11 +142,13 @@ class Sink {
     try {
       if (this.#records.length === 0 && this.#send([record], [views(parts)])) {
         moved(parts)
+        detach(memory)
         return
       }
       // What the generator does with it from now on is not seen.
       this.#records.push(copyOf(record))
       this.#parts.push(parts?.map((part) => (isUint8Array(part) ? copyOf(part) : takeAway(part))))
+      detach(memory)
     } finally {
       writer.shrink()
     }

@@ -208,7 +208,8 @@ export interface WorkerRunOptions {
 
 /**
  * Marks `value` to be moved, not copied, by the next call of a WorkerPool that has it among its arguments, or the result that has it: `list`
- * names what goes along (ArrayBuffers, MessagePorts, …), by default `value` itself, or the buffer of a view. It may lie anywhere inside.
+ * names what goes along (ArrayBuffers, MessagePorts, …), by default `value` itself, or the buffer of a view. It may lie anywhere inside. Between processes
+ * ArrayBuffers are copied, and detached where they were.
  */
 export function move<T extends object>(value: T, list?: readonly TransferListItem[]): T
 
@@ -407,8 +408,16 @@ export interface ProcessPoolEvents {
 export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implements PoolBase {
   /** `worker` is a file for Node.js, as of a WorkerPool, or says what else is started. What is not there is `ERR_OFFLOOP_NOT_FOUND`. */
   constructor(worker: ProcessWorker, options?: ProcessPoolOptions)
-  /** Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. */
-  run(task?: any, options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any>
+  /**
+   * Calls the default export (`module.exports` of CommonJS), or the export `name`, with `task`. What is in `transferList`, or marked by `move`, is copied, and
+   * detached here once the call was taken; anything but ArrayBuffers and TransferBuffers, or one twice, is `ERR_OFFLOOP_UNSERIALIZABLE`, and nothing is detached.
+   */
+  run(
+    task?: any,
+    options?:
+      | (WorkerRunOptions & { name?: string | undefined; transferList?: readonly (ArrayBuffer | TransferBuffer)[] | undefined })
+      | null,
+  ): Promise<any>
   /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */
   runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
   /** As of a WorkerPool. */

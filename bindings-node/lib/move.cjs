@@ -1,7 +1,7 @@
 'use strict'
 // `move`: marks what a call, or a result, gives away instead of copying it.
 
-const { isAnyArrayBuffer } = require('node:util').types
+const { isAnyArrayBuffer, isArrayBuffer } = require('node:util').types
 const { fail, typeName } = require('./error.cjs')
 const { TransferBuffer } = require('./buffer.cjs')
 
@@ -45,4 +45,29 @@ function look(value, found, visited) {
   else for (const key of Object.keys(value)) look(value[key], found, visited)
 }
 
-module.exports = { move, movedIn }
+/**
+ * What a value gives away to another process, marked in it or in its `transferList`: memory, which `detach` takes away here once it was copied. A
+ * TransferBuffer moves by itself. Throws for what cannot leave its process.
+ */
+function memoryOf(value, transferList) {
+  const list = transferList ?? movedIn(value)
+  if (list === null) return null
+  const memory = list.filter((one) => !(one instanceof TransferBuffer))
+  const at = list.findIndex((one, i) => !(one instanceof TransferBuffer || isArrayBuffer(one)) || list.indexOf(one) < i)
+  if (at >= 0)
+    throw fail('Unserializable', 'what is to be moved cannot leave its process, or is there twice', { at, got: typeName(list[at]) })
+  return memory
+}
+
+/** Takes the memory away from whoever had it; what the runtime does not give away, such as the pool of `Buffer`, stays. */
+function detach(memory) {
+  for (const buffer of memory ?? []) {
+    try {
+      structuredClone(undefined, { transfer: [buffer] })
+    } catch {
+      // It was copied.
+    }
+  }
+}
+
+module.exports = { move, movedIn, memoryOf, detach }

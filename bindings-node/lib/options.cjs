@@ -11,7 +11,7 @@ const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 're
 
 /** Options that only one kind of pool has. */
 const BELONGS_TO = {
-  transferList: 'run of a WorkerPool',
+  transferList: 'run',
   resourceLimits: 'WorkerPool',
   trackUnmanagedFds: 'WorkerPool',
   maxWorkerMemory: 'ProcessPool',

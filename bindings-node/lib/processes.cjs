@@ -9,6 +9,7 @@ const { checkBegin, checkReadyTimeout } = require('./options.cjs')
 const { resolves, rejects, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, wrapBuffer } = require('./buffer.cjs')
+const { memoryOf, detach } = require('./move.cjs')
 const { unreadable } = require('./codec.cjs')
 const { sourceOf } = require('./inline.cjs')
 const { reading } = require('./frames.cjs')
@@ -109,6 +110,8 @@ function progress(slot, value, isFrame = false) {
 
 onProcess(settle)
 
+const notForMany = () => fail('Invalid', 'what is moved cannot be given to several workers')
+
 /** A function that is sent as its source. */
 class Inline {
   constructor(source, name) {
@@ -184,11 +187,13 @@ class Shared extends SharedCalls {
     const at = collectAt(this)
     let last
     try {
+      const memory = memoryOf(value)
+      if (memory !== null) return this.submit(target, spread, value, { transferList: memory })
       last = this.#write(at, target, spread, value)
     } catch (error) {
       return Promise.reject(error)
     }
-    if (writer.parts !== null) return this.#submitFrame(target, at, last, {}, false)
+    if (writer.parts !== null) return this.#submitFrame(target, at, last, {}, false, null)
     return collect(this, 0, 0, last)
   }
 
@@ -200,8 +205,8 @@ class Shared extends SharedCalls {
     }
   }
 
-  /** The frame from `at` to `last`, with its parts. */
-  #submitFrame(target, at, last, run, wait, stream) {
+  /** The frame from `at` to `last`, with its parts; `memory` is given away. */
+  #submitFrame(target, at, last, run, wait, memory, stream) {
     const frame = writer.memory.subarray(at, last)
     const parts = writer.takeParts()
     // In their order.
@@ -225,6 +230,7 @@ class Shared extends SharedCalls {
         traced,
       )
       moved(parts)
+      detach(memory)
     })
     writer.shrink()
     return submitted
@@ -239,15 +245,17 @@ class Shared extends SharedCalls {
     try {
       checkBegin(run)
       flush()
+      const memory = memoryOf(value, run.transferList)
+      const isGiven = memory !== null && memory.length > 0
       if (!this.isCommon) {
         const last = this.#write(0, target, spread, value, window)
-        if (run.worker !== undefined && writer.parts?.some((part) => part instanceof TransferBuffer))
-          throw fail('Invalid', 'what is moved cannot be given to several workers')
-        return this.#submitFrame(target, 0, last, run, wait, stream)
+        if (run.worker !== undefined && (isGiven || writer.parts?.some((part) => part instanceof TransferBuffer))) throw notForMany()
+        return this.#submitFrame(target, 0, last, run, wait, memory, stream)
       }
+      if (run.worker !== undefined && isGiven) throw notForMany()
       const args = spread ? value : value === undefined ? [] : [value]
       const { priority, timeout, queueTimeout, key, retries, worker } = run
-      return submitOne(this, target, run, wait, (slot) =>
+      return submitOne(this, target, run, wait, (slot) => {
         native.processCall(
           this.handle,
           slot,
@@ -262,8 +270,9 @@ class Shared extends SharedCalls {
           worker,
           stream,
           this.tracer !== null,
-        ),
-      )
+        )
+        detach(memory)
+      })
     } catch (error) {
       return Promise.reject(error)
     }

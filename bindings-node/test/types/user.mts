@@ -173,8 +173,9 @@ new ProcessPool({ python: 'scoring.py' }, { python: '/usr/bin/python3' })
 new ProcessPool({ command: ['./worker', 'argument'] })
 // @ts-expect-error a worker of a language that nobody has
 new ProcessPool({ ruby: 'w.rb' })
+await processes.run(1, { transferList: [new ArrayBuffer(8), TransferBuffer.alloc(8)] })
 // @ts-expect-error what a process cannot be given
-await processes.run(1, { transferList: [] })
+await processes.run(1, { transferList: [new MessageChannel().port1] })
 const by_many: string[] = await typed.runMany([1, 2], { name: 'add', onProgress: (value) => value })
 for await (const one of typed.map(new Set([1]), { concurrency: 4, ordered: false, name: 'add' })) {
   const text: string = one
