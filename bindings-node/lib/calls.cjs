@@ -267,13 +267,18 @@ class SharedCalls {
     this.emit('backpressure')
   }
 
-  /** Listeners run after what is under way here, and throw as those of any emitter that nobody called. */
+  /** Listeners run after what is under way here, and throw as those of any emitter that nobody called. Whether there is one. */
   emit(event, ...args) {
+    let heard = false
     for (const view of this.views) {
       const emitter = view.deref()
       if (emitter === undefined) this.views.delete(view)
-      else if (emitter.listenerCount(event) > 0) queueMicrotask(() => emitter.emit(event, ...args))
+      else if (emitter.listenerCount(event) > 0) {
+        heard = true
+        queueMicrotask(() => emitter.emit(event, ...args))
+      }
     }
+    return heard
   }
 }
 

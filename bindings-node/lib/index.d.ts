@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events'
+import type { Readable } from 'node:stream'
 import type { ResourceLimits, TransferListItem, WorkerOptions } from 'node:worker_threads'
 import type { Encoded, OpParams, OpResults, Ops } from './ops.js'
 
@@ -266,6 +267,9 @@ export interface WorkerPoolOptions extends WorkerRunOptions {
   env?: WorkerOptions['env'] | undefined
   resourceLimits?: ResourceLimits | undefined
   trackUnmanagedFds?: boolean | undefined
+  /** Output of the threads does not go to that of this process, but to streams that `workerReady` has; it is dropped if nobody listens to that. Default false. */
+  stdout?: boolean | undefined
+  stderr?: boolean | undefined
 }
 
 /** The functions of a worker file `M` as they are called from outside. */
@@ -282,7 +286,8 @@ export interface WorkerPoolEvents {
   backpressure: []
   /** After `backpressure`: no more calls have no outcome than half of `maxQueue`. */
   drain: []
-  workerReady: [worker: { threadId: number }]
+  /** `stdout` and `stderr` are there with the options of these names. */
+  workerReady: [worker: { threadId: number; stdout?: Readable; stderr?: Readable }]
   workerExit: [worker: { threadId: number; exitCode: number }]
   /** An exception that nobody caught has ended a worker. */
   workerError: [error: unknown]

@@ -12,6 +12,8 @@ const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 're
 /** Options that only one kind of pool has. */
 const BELONGS_TO = {
   transferList: 'run',
+  stdout: 'WorkerPool',
+  stderr: 'WorkerPool',
   resourceLimits: 'WorkerPool',
   trackUnmanagedFds: 'WorkerPool',
   maxWorkerMemory: 'ProcessPool',
@@ -19,9 +21,16 @@ const BELONGS_TO = {
   python: 'ProcessPool',
 }
 
+const MEANT_FOR = {
+  run: 'option is for a call, not for a pool or for several calls',
+  WorkerPool: 'option is for threads of JavaScript, which this pool does not have',
+  ProcessPool: 'option is for worker processes, which this pool does not have',
+}
+
 function unknownOption(option, known) {
-  const elsewhere = Object.hasOwn(BELONGS_TO, option) ? { belongs_to: BELONGS_TO[option] } : {}
-  return fail('Invalid', 'unknown option', { option, ...elsewhere, known })
+  const belongs = Object.hasOwn(BELONGS_TO, option) ? BELONGS_TO[option] : undefined
+  if (belongs === undefined) return fail('Invalid', 'unknown option', { option, known })
+  return fail('Invalid', MEANT_FOR[belongs], { option, belongs_to: belongs, known })
 }
 
 const wrongType = (option, want, got) => fail('Invalid', 'option has the wrong type', { option, want, got: typeName(got) })

@@ -22,7 +22,7 @@ const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializab
 /** Of a WorkerPool: has a function called with each `Worker` that is started. For the rest of this package, whichever module loaded this one first. */
 const ON_THREAD = Symbol.for('offloop.onThread')
 /** Options of the threads, which worker_threads checks. */
-const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits', 'trackUnmanagedFds']
+const THREAD_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'resourceLimits', 'trackUnmanagedFds', 'stdout', 'stderr']
 const POOL_OPTIONS = [
   'minWorkers',
   'maxWorkers',
@@ -261,6 +261,15 @@ class Thread {
     cameBeside(`${this.id}:${++this.results}`, settle)
   }
 
+  /** With its output, if that was asked for. */
+  #tellReady() {
+    const { pool, worker } = this
+    const output = {}
+    for (const name of ['stdout', 'stderr']) if (pool.threadOptions[name]) output[name] = worker[name]
+    // What nobody can take does not pile up.
+    if (!pool.emit('workerReady', { threadId: this.threadId, ...output })) for (const name of Object.keys(output)) output[name].resume()
+  }
+
   #late() {
     this.notReady = `it was not ready after ${this.pool.readyTimeout} ms`
     this.end()
@@ -274,7 +283,7 @@ class Thread {
         this.pool.failures = 0
         this.pool.degraded = false
         this.pool.startError = null
-        this.pool.emit('workerReady', { threadId: this.threadId })
+        this.#tellReady()
         break
       case 'fetch': {
         // Settled meanwhile: nobody waits for it.
@@ -535,14 +544,14 @@ function urlOf(filename) {
 }
 
 /** Options of the threads whose type the runtime would look at only when one starts. */
-function checkThread({ argv, execArgv, env, resourceLimits, trackUnmanagedFds }) {
+function checkThread({ argv, execArgv, env, resourceLimits, ...flags }) {
   if (argv !== undefined && !Array.isArray(argv)) throw wrongType('argv', 'array', argv)
   texts('execArgv', execArgv)
   if (env !== SHARE_ENV) checkEnv(env)
   if (resourceLimits !== undefined && (typeof resourceLimits !== 'object' || resourceLimits === null))
     throw wrongType('resourceLimits', 'object', resourceLimits)
-  if (trackUnmanagedFds !== undefined && typeof trackUnmanagedFds !== 'boolean') {
-    throw wrongType('trackUnmanagedFds', 'boolean', trackUnmanagedFds)
+  for (const name of ['trackUnmanagedFds', 'stdout', 'stderr']) {
+    if (flags[name] !== undefined && typeof flags[name] !== 'boolean') throw wrongType(name, 'boolean', flags[name])
   }
 }
 

@@ -34,12 +34,15 @@ test('a generator as a result of run is refused, and says that stream takes it',
 test('an option is refused under the name that was typed, with the pool that has it', async () => {
   for (const [Pool, other] of [
     [WorkerPool, { maxWorkerMemory: 1e9, nice: 1, python: 'python3' }],
-    [ProcessPool, { resourceLimits: {}, trackUnmanagedFds: true }],
+    [ProcessPool, { resourceLimits: {}, trackUnmanagedFds: true, stdout: true, stderr: true }],
   ]) {
     for (const value of [0, -1, Number.NaN, '5']) await refused(make(Pool, { readyTimeout: value }), /option=readyTimeout, value=.*, min=1/)
-    const name = Pool === WorkerPool ? 'ProcessPool' : 'WorkerPool'
+    const [name, what] = Pool === WorkerPool ? ['ProcessPool', 'worker processes'] : ['WorkerPool', 'threads of JavaScript']
     for (const [option, value] of Object.entries(other)) {
-      await refused(make(Pool, { [option]: value }), new RegExp(`unknown option \\(option=${option}, belongs_to=${name}, known=`))
+      await refused(
+        make(Pool, { [option]: value }),
+        new RegExp(`option is for ${what}, which this pool does not have \\(option=${option}, belongs_to=${name}, known=`),
+      )
     }
     await refused(make(Pool, { transferList: [] }), /option=transferList, belongs_to=run, /)
     await refused(make(Pool, { toString: 1 }), /unknown option \(option=toString, known=/)
@@ -57,7 +60,9 @@ test('what a worker is started with is looked at when the pool is made', async (
     await make(Pool, { env: {}, execArgv: [], argv: [] })
   }
   await refused(make(WorkerPool, { resourceLimits: 64 }), /option=resourceLimits, want=object/)
-  await refused(make(WorkerPool, { trackUnmanagedFds: 'yes' }), /option=trackUnmanagedFds, want=boolean/)
+  for (const option of ['trackUnmanagedFds', 'stdout', 'stderr']) {
+    await refused(make(WorkerPool, { [option]: 'yes' }), new RegExp(`option=${option}, want=boolean`))
+  }
   await make(WorkerPool, { env: SHARE_ENV, resourceLimits: { maxOldGenerationSizeMb: 64 }, trackUnmanagedFds: true })
 })
 
