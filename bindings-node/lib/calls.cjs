@@ -12,6 +12,7 @@ const { runOptions, unknownOption, wrongType, RUN_OPTIONS, checkBegin, closeGrac
 const { mapping, WINDOW } = require('./mapping.cjs')
 const { leavable } = require('./leaving.cjs')
 const { tracerOf } = require('./trace.cjs')
+const { urlOf } = require('./files.cjs')
 
 /** Values that are made ahead of whoever takes them, as long as nothing else is said. */
 const STREAM_WINDOW = 16
@@ -64,13 +65,15 @@ class Calls extends EventEmitter {
   #call(name, spread, value, options) {
     const shared = this.#shared
     let run = this.#defaults ?? {}
+    let file
     try {
       if (options !== undefined && options !== null) {
-        const { name: given, ...others } = checkOptions(options)
+        const { name: given, filename, ...others } = checkOptions(options)
         if (given !== undefined && given !== null) name = given
-        run = { ...run, ...shared.checkCall(runOptions(others, true, shared.callOptions, 'name').run) }
+        if (filename !== undefined && filename !== null) file = urlOf(filename)
+        run = { ...run, ...shared.checkCall(runOptions(others, true, shared.callOptions, 'name filename').run) }
       }
-      return this.#submit(shared.target(name), spread, value, run)
+      return this.#submit(shared.target(name, file), spread, value, run)
     } catch (error) {
       return Promise.reject(error)
     }

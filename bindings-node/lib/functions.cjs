@@ -61,6 +61,46 @@ function hookOf(loaded, name) {
   return typeof found === 'function' ? found : undefined
 }
 
+/** Files that calls name, each loaded once by the first of them, with its own `init`. */
+class Files {
+  #context
+  /** By URL: promises of namespaces. */
+  #opened = new Map()
+  constructor(context) {
+    this.#context = context
+  }
+
+  #open(url) {
+    let opened = this.#opened.get(url)
+    if (opened === undefined) {
+      opened = this.#load(url)
+      this.#opened.set(url, opened)
+      // The next call tries it again.
+      opened.catch(() => this.#opened.delete(url))
+    }
+    return opened
+  }
+
+  async #load(url) {
+    const loaded = await load(url)
+    await hookOf(loaded, 'init')?.(this.#context)
+    return loaded
+  }
+
+  /** A function that calls the one which `url` exports as `name`; `found` is told of that once it is there. */
+  functionOf(url, name, found) {
+    return async (...args) => {
+      const call = functionOf(await this.#open(url), name)
+      found(call)
+      return call(...args)
+    }
+  }
+
+  async teardown() {
+    for (const opened of this.#opened.values()) await hookOf(await opened, 'teardown')?.(this.#context)
+  }
+}
+
 const room = Buffer.allocUnsafeSlow(64 * 1024)
 
 /** Most causes of an error that are shown. */
@@ -139,4 +179,4 @@ function textOf(error) {
   }
 }
 
-module.exports = { load, functionOf, hookOf, shown, textOf }
+module.exports = { load, Files, functionOf, hookOf, shown, textOf }

@@ -214,6 +214,17 @@ export interface WorkerRunOptions {
  */
 export function move<T extends object>(value: T, list?: readonly TransferListItem[]): T
 
+/** What `run` of a WorkerPool calls. */
+export interface WorkerTarget {
+  /** The export to call; default: the default export. */
+  name?: string | undefined
+  /**
+   * Another worker file, as the pool's is named: a worker loads it with the first call that names it, and runs its `init`, and its `teardown` at the end.
+   * What it throws then is the error of the call. Not of a worker in another language (`ERR_OFFLOOP_UNSUPPORTED`).
+   */
+  filename?: string | URL | undefined
+}
+
 /** How `map` of a WorkerPool runs its calls. */
 export interface WorkerMapOptions extends WorkerRunOptions {
   /** The export to call; default: the default export. */
@@ -308,7 +319,9 @@ export class WorkerPool<M = any> extends EventEmitter<WorkerPoolEvents> implemen
    */
   run(
     task?: any,
-    options?: (WorkerRunOptions & { name?: string | undefined; transferList?: readonly TransferListItem[] | undefined }) | null,
+    options?:
+      | (WorkerRunOptions & WorkerTarget & { transferList?: readonly TransferListItem[] | undefined })
+      | null,
   ): Promise<any>
   /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */
   runMany(tasks: readonly any[], options?: (WorkerRunOptions & { name?: string | undefined }) | null): Promise<any[]>
@@ -420,7 +433,7 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   run(
     task?: any,
     options?:
-      | (WorkerRunOptions & { name?: string | undefined; transferList?: readonly (ArrayBuffer | TransferBuffer)[] | undefined })
+      | (WorkerRunOptions & WorkerTarget & { transferList?: readonly (ArrayBuffer | TransferBuffer)[] | undefined })
       | null,
   ): Promise<any>
   /** Calls the default export, or `name`, with each task. The first error rejects it (with `index`) and cancels the rest. */

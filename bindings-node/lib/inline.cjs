@@ -7,6 +7,16 @@ const { fail, typeName } = require('./error.cjs')
 /** No name of an export that a caller may give begins so. */
 const INLINE = '\0'
 
+/** In that table: an export of a file that the call names, as IN_FILE, its URL, NUL and the name. No source begins with NUL. */
+const IN_FILE = '\0\0'
+const inFile = (url, name) => `${IN_FILE}${url}\0${name}`
+
+/** `[url, name]` of what `inFile` gave. */
+function partsOf(text) {
+  const at = text.indexOf('\0', IN_FILE.length)
+  return [text.slice(IN_FILE.length, at), text.slice(at + 1)]
+}
+
 const expression = (source) => `(${source}\n)`
 
 /** The source of `fn`, which means the same elsewhere as far as `fn` uses nothing from outside. */
@@ -30,4 +40,4 @@ function sourceOf(fn) {
 // biome-ignore lint/security/noGlobalEval: what this file is for; an indirect one sees the global scope, and `import()` works in it
 const functionOf = (source) => globalThis.eval(expression(source))
 
-module.exports = { INLINE, sourceOf, functionOf }
+module.exports = { INLINE, IN_FILE, inFile, partsOf, sourceOf, functionOf }

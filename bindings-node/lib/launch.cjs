@@ -5,7 +5,7 @@ const fs = require('node:fs')
 const path = require('node:path')
 const { fail, typeName } = require('./error.cjs')
 const { wrongType, texts, checkEnv } = require('./options.cjs')
-const { urlOf } = require('./workers.cjs')
+const { urlOf } = require('./files.cjs')
 
 const MAIN = path.join(__dirname, 'worker-main.cjs')
 /** Flags of this process that are about itself: its program text, its debugger, its tests. */

@@ -12,6 +12,7 @@ const RUN_OPTIONS = ['signal', 'timeout', 'queueTimeout', 'priority', 'key', 're
 /** Options that only one kind of pool has. */
 const BELONGS_TO = {
   transferList: 'run',
+  filename: 'run',
   stdout: 'WorkerPool',
   stderr: 'WorkerPool',
   resourceLimits: 'WorkerPool',

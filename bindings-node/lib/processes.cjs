@@ -36,10 +36,11 @@ const OWN_OPTIONS = ['onFull', 'context', 'trace']
 const PROCESS_OPTIONS = ['workerData', 'argv', 'execArgv', 'env', 'python']
 
 // Flags of a frame: the value is a list of arguments; the name is the source of a function; the name is that of a generator, behind the window of its
-// stream. The same numbers as in lib/worker-main.cjs.
+// stream; the name is behind the URL of its file. The same numbers as in lib/worker-main.cjs.
 const SPREAD = 1
 const SOURCE = 2
 const STREAM = 4
+const FILE = 8
 
 // What `processEvents` tells; the same numbers as in src/process.rs.
 const READY = 0
@@ -120,13 +121,23 @@ class Inline {
   }
 }
 
+/** A function of a file that the call names. */
+class InFile {
+  constructor(url, name) {
+    this.url = url
+    this.name = name
+  }
+}
+
 /** What a pool and its views share. */
 class Shared extends SharedCalls {
   onStopped = null
   inlines = new WeakMap()
-  constructor(command, env, isCommon, setup, poolOptions, { onFull, trace }) {
+  /** `url` is that of the file, undefined where workers are in another language. */
+  constructor(command, env, url, setup, poolOptions, { onFull, trace }) {
     super(poolOptions, onFull, trace)
-    this.isCommon = isCommon
+    this.url = url
+    this.isCommon = url === undefined
     this.note = newNote()
     this.handle = native.processNew(poolOptions, this.note, command, env, setup)
     onNote(this.note, () => this.#onEvents())
@@ -153,9 +164,11 @@ class Shared extends SharedCalls {
     }
   }
 
-  target(name) {
+  target(name, url = this.url) {
     if (typeof name !== 'string') throw fail('Invalid', 'name of an export is not text', { got: typeName(name) })
-    return name
+    if (url === this.url) return name
+    if (this.isCommon) throw fail('Unsupported', 'a worker in another language loads no other file', { option: 'filename' })
+    return new InFile(url, name)
   }
 
   inline(fn) {
@@ -173,12 +186,13 @@ class Shared extends SharedCalls {
   #write(at, target, spread, value, window = 0) {
     const flags = spread ? SPREAD : 0
     if (window > 0) return writer.write(at, NODE, STREAM, [window, target], value, 'argument')
+    if (target instanceof InFile) return writer.write(at, NODE, flags | FILE, [target.url, target.name], value, 'argument', spread)
     if (typeof target === 'string') return writer.write(at, NODE, flags, target, value, 'argument', spread)
     return writer.write(at, NODE, flags | SOURCE, target.source, value, 'argument', spread)
   }
 
   nameOf(target) {
-    return target instanceof Inline ? target.name : target
+    return typeof target === 'string' ? target : target.name
   }
 
   /** A task without options: the hot path. */
@@ -336,7 +350,7 @@ class ProcessPool extends Calls {
       const length = first.write(0, NODE, 0, null, { context, workerData }, 'context or workerData')
       setup = first.memory.subarray(0, length)
     }
-    const shared = new Shared(command, env, kind.node === undefined, setup, pick(rest, POOL_OPTIONS), { onFull, trace })
+    const shared = new Shared(command, env, kind.node, setup, pick(rest, POOL_OPTIONS), { onFull, trace })
     shared.check(run)
     super(shared, run)
   }

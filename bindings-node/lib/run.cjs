@@ -60,6 +60,7 @@ let runTimes
 let places
 let out
 let loaded
+const files = new functions.Files(context)
 /** Functions by number. */
 const known = []
 
@@ -80,6 +81,11 @@ let lastBeside = 0
 function functionOf(number) {
   if (known[number] !== undefined) return known[number]
   const name = native.workerExport(seat, number)
+  if (name.startsWith(inline.IN_FILE)) {
+    return files.functionOf(...inline.partsOf(name), (found) => {
+      known[number] = found
+    })
+  }
   if (name.startsWith(inline.INLINE)) {
     known[number] = inline.functionOf(name.slice(inline.INLINE.length))
     return known[number]
@@ -370,6 +376,7 @@ async function leave() {
   port.postMessage({ kind: 'leaving' })
   try {
     await functions.hookOf(loaded, 'teardown')?.(context)
+    await files.teardown()
   } finally {
     process.exit()
   }

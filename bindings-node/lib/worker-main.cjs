@@ -13,7 +13,7 @@ const { OffloopError, fail } = require('./error.cjs')
 const { begin: stayAlive, newNote, onNote, report } = require('./completion.cjs')
 const { Writer, views, moved, read, readParts, bufferOf, NODE, FAILED, HEAD } = require('./frame.cjs')
 const { unserializable, unreadable } = require('./codec.cjs')
-const { load, functionOf, hookOf, shown, textOf } = require('./functions.cjs')
+const { load, Files, functionOf, hookOf, shown, textOf } = require('./functions.cjs')
 const inline = require('./inline.cjs')
 const { memoryOf, detach } = require('./move.cjs')
 const { generate } = require('./stream.cjs')
@@ -25,6 +25,7 @@ const tasks = require('./task.cjs')
 const SPREAD = 1
 const SOURCE = 2
 const STREAM = 4
+const FILE = 8
 /** Values that a stream makes ahead for a caller that says nothing of it. */
 const WINDOW = 64
 /** A job in the common form whose caller takes values while it runs; the same number as in src/process.rs. */
@@ -49,6 +50,7 @@ let desk
 let concurrency = 1
 let context
 let loaded
+let files
 const functions = new Map()
 /** Functions that came as their source. */
 const inlines = new Map()
@@ -71,6 +73,14 @@ function find(name) {
     functions.set(name, found)
   }
   return found
+}
+
+/** A function of a file that the call names. */
+function findIn([url, name]) {
+  const key = inline.inFile(url, name)
+  const found = functions.get(key)
+  if (found !== undefined) return found
+  return files.functionOf(url, name, (found) => functions.set(key, found))
 }
 
 function findInline(source) {
@@ -193,7 +203,7 @@ function call(index, name, flags, value) {
   let result
   const task = tasks.storage === null ? null : new tasks.Task(null, index, CANCELLED, LATE, context)
   try {
-    const f = (flags & SOURCE) === 0 ? find(name) : findInline(name)
+    const f = (flags & FILE) !== 0 ? findIn(name) : (flags & SOURCE) === 0 ? find(name) : findInline(name)
     if (task !== null) result = tasks.run(task, f, spread ? value : [value])
     else if (!spread) result = f(value)
     else result = value.length === 1 ? f(value[0]) : f(...value)
@@ -300,6 +310,7 @@ async function leave() {
   gone = true
   try {
     await hookOf(loaded, 'teardown')?.(context)
+    await files.teardown()
   } finally {
     native.processDrained(desk)
     process.exit()
@@ -335,6 +346,7 @@ async function start() {
       syncBuiltinESMExports()
     } else context = setup[0]
   }
+  files = new Files(context)
   tasks.isWorker = true
   tasks.progress = tellProgress
   tasks.outcome = (index) => native.processOutcome(desk, index)

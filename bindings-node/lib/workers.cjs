@@ -2,9 +2,7 @@
 // WorkerPool: functions of a JavaScript file on worker_threads. The core queues, schedules, times and cancels (core/src/pool/looped.rs); this
 // file turns calls into submits, starts and ends threads when the core says so, and settles promises. lib/run.cjs is the other side.
 
-const fs = require('node:fs')
 const path = require('node:path')
-const { fileURLToPath, pathToFileURL } = require('node:url')
 const { Worker, MessageChannel, SHARE_ENV } = require('node:worker_threads')
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const native = require('./native.cjs')
@@ -14,8 +12,9 @@ const { checkBegin, checkEnv, checkReadyTimeout, texts, wrongType } = require('.
 const { resolves, rejects, pools, extras, release, collectAt, collect, flush, submitOne } = require('./submits.cjs')
 const { Calls, SharedCalls, sharedOf, poolOptions, pick } = require('./calls.cjs')
 const { TransferBuffer, beginMove, endMove } = require('./buffer.cjs')
+const { urlOf } = require('./files.cjs')
 const { movedIn } = require('./move.cjs')
-const { INLINE, sourceOf } = require('./inline.cjs')
+const { INLINE, inFile, sourceOf } = require('./inline.cjs')
 const stream = require('./stream.cjs')
 const { encode, takeMoving, refuseBuffers, written, shrink, decode, unserializable, unreadable, BESIDE, FAILED } = require('./codec.cjs')
 
@@ -382,15 +381,16 @@ class Shared extends SharedCalls {
     }
   }
 
-  /** The number of an export. */
-  target(name) {
-    let number = this.exports.get(name)
+  /** The number of an export, of the pool's file or of the one at `url`. */
+  target(name, url = this.url) {
+    const key = url === this.url ? name : inFile(url, name)
+    let number = this.exports.get(key)
     if (number === undefined) {
       if (typeof name !== 'string') throw fail('Invalid', 'name of an export is not text', { got: typeName(name) })
       // A name may come from anywhere, a source may not.
       if (name.startsWith(INLINE)) throw fail('Invalid', 'name of an export begins with NUL')
-      number = native.workersExport(this.handle, name)
-      this.exports.set(name, number)
+      number = native.workersExport(this.handle, key)
+      this.exports.set(key, number)
       this.names[number] = name
     }
     return number
@@ -525,24 +525,6 @@ class Shared extends SharedCalls {
   }
 }
 
-/** Where a worker file is, as a URL. A path is taken from the working directory. */
-function urlOf(filename) {
-  if (filename instanceof URL) filename = filename.href
-  if (typeof filename !== 'string' || filename === '') throw fail('Invalid', 'filename is no path and no URL', { got: typeName(filename) })
-  if (/^https?:/.test(filename)) throw fail('Invalid', 'a worker file is not loaded from the network', { filename })
-  if (/^(data|node):/.test(filename)) return filename
-  let file
-  try {
-    file = filename.startsWith('file:') ? fileURLToPath(filename) : path.resolve(filename)
-  } catch (error) {
-    const invalid = fail('Invalid', 'filename is no path and no URL', { filename })
-    invalid.cause = error
-    throw invalid
-  }
-  if (!fs.existsSync(file)) throw fail('NotFound', 'worker file is not there', { filename: file })
-  return pathToFileURL(file).href
-}
-
 /** Options of the threads whose type the runtime would look at only when one starts. */
 function checkThread({ argv, execArgv, env, resourceLimits, ...flags }) {
   if (argv !== undefined && !Array.isArray(argv)) throw wrongType('argv', 'array', argv)
@@ -580,4 +562,4 @@ class WorkerPool extends Calls {
   }
 }
 
-module.exports = { WorkerPool, urlOf }
+module.exports = { WorkerPool }
