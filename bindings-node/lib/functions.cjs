@@ -34,11 +34,10 @@ async function load(url) {
   }
 }
 
-/** What a file says of `name`: not what every object and every function has. */
-function memberOf(object, name) {
-  const found = object[name]
-  return name === '__proto__' || found === Object.prototype[name] || found === Function.prototype[name] ? undefined : found
-}
+/** What a file says of `name`: not what its object has from a class, as every function has a `constructor`. */
+const memberOf = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined)
+
+const isObject = (value) => (typeof value === 'object' && value !== null) || typeof value === 'function'
 
 /** The function that is exported as `name`. */
 function functionOf(loaded, name) {
@@ -46,7 +45,7 @@ function functionOf(loaded, name) {
   if (typeof found !== 'function') {
     const inner = loaded.default
     // CommonJS: `module.exports` is the default export, and what a compiler made of `export default` is inside of it.
-    if (inner !== null && (typeof inner === 'object' || typeof inner === 'function')) found = memberOf(inner, name)
+    if (isObject(inner)) found = memberOf(inner, name)
   }
   if (typeof found !== 'function') {
     const has = Object.keys(loaded).filter((key) => typeof loaded[key] === 'function')
@@ -57,7 +56,7 @@ function functionOf(loaded, name) {
 
 /** `init` or `teardown`, if the file has one. */
 function hookOf(loaded, name) {
-  const found = loaded[name] ?? loaded.default?.[name]
+  const found = memberOf(loaded, name) ?? (isObject(loaded.default) ? memberOf(loaded.default, name) : undefined)
   return typeof found === 'function' ? found : undefined
 }
 

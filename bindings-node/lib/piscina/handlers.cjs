@@ -116,16 +116,22 @@ function withMoved(result) {
 
 const ready = () => {}
 
+function exported(key) {
+  if (key === 'init') return init
+  if (key === 'ready') return ready
+  if (typeof key !== 'string' || !key.startsWith('[')) return undefined
+  const [form, filename, name] = JSON.parse(key)
+  const run = runner(filename, name)
+  return form === 'spread' ? run : (parts) => run(...parts)
+}
+
 module.exports = new Proxy(
   {},
   {
-    get(_, key) {
-      if (key === 'init') return init
-      if (key === 'ready') return ready
-      if (typeof key !== 'string' || !key.startsWith('[')) return undefined
-      const [form, filename, name] = JSON.parse(key)
-      const run = runner(filename, name)
-      return form === 'spread' ? run : (parts) => run(...parts)
+    get: (_, key) => exported(key),
+    getOwnPropertyDescriptor(_, key) {
+      const value = exported(key)
+      return value === undefined ? undefined : { value, writable: true, enumerable: true, configurable: true }
     },
   },
 )
