@@ -50,6 +50,10 @@ async function* reading(submit, leaving) {
       came.ring()
     },
   )
+  leaving.onDrop(() => {
+    native.streamStop(stream)
+    offNote(note)
+  })
   const isOver = () => {
     if (outcome?.failed) throw outcome.error
     return outcome !== null
@@ -74,6 +78,7 @@ async function* reading(submit, leaving) {
       else return
     }
   } finally {
+    leaving.over()
     try {
       // Left early: the generator's own `finally` has run before this goes on, and what that throws is thrown here.
       if (outcome === null) {

@@ -4,10 +4,15 @@
 //   a `next` is pending:  it is over at once, and the task is cancelled, as by a signal
 //   none is:              the generator over there ends; after the grace the task is cancelled as well
 //
+//   its object was collected: as if none was pending, with nobody who hears of it
+//
 // A cancelled task is told by its signal, and its worker is ended after `cancelGrace`, as after any cancel.
 
 const { setTimeout, clearTimeout, MAX_TIMER } = require('./clock.cjs')
 const { bell } = require('./mapping.cjs')
+
+/** Of streams that nobody can take a value of any more: what is left to do. It holds nothing that holds the stream. */
+const dropped = new FinalizationRegistry((leaving) => leaving.drop())
 
 class Leaving {
   /** Rung when there may be something new. */
@@ -17,6 +22,7 @@ class Leaving {
   #grace
   #cancel = null
   #isCancelled = false
+  #stop = null
   constructor(grace) {
     this.#grace = grace
   }
@@ -24,6 +30,21 @@ class Leaving {
   /** The task was submitted: `cancel()` cancels it, and does nothing once it has its outcome. */
   begun(cancel) {
     this.#cancel = cancel
+  }
+
+  /** From now on `stop()` ends the generator over there, and lets go of what the stream has, as `over` says that its own code has done. */
+  onDrop(stop) {
+    this.#stop = stop
+  }
+
+  over() {
+    this.#stop = null
+  }
+
+  drop() {
+    if (this.#stop === null) return
+    setTimeout(() => this.#cancelNow(), Math.min(this.#grace, MAX_TIMER)).unref()
+    this.#stop()
   }
 
   leave() {
@@ -77,6 +98,7 @@ function leavable(make, grace) {
     },
   }
   Object.setPrototypeOf(own, Object.getPrototypeOf(values))
+  dropped.register(values, leaving)
   return Object.setPrototypeOf(values, own)
 }
 

@@ -77,6 +77,8 @@ async function* reading(start, window, leaving) {
     },
   )
 
+  // The other end of a port that is closed stops.
+  leaving.onDrop(() => port.close())
   /** Whether it is over; throws what ended it. */
   const isOver = async () => {
     if (end === null) {
@@ -105,6 +107,7 @@ async function* reading(start, window, leaving) {
       else if (line.length === 0) await came.wait()
     }
   } finally {
+    leaving.over()
     // Left early: the generator's own `finally` has run before this goes on, and what that throws is thrown here.
     if (end === null && outcome === null) {
       port.postMessage({ stop: true })

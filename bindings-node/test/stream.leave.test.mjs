@@ -5,8 +5,16 @@ import fs from 'node:fs'
 import path from 'node:path'
 import { Readable } from 'node:stream'
 import { test } from 'node:test'
+import { setImmediate as turn } from 'node:timers/promises'
 import { directory, openProcesses } from './processes.mjs'
-import { openWorkers, rejection, until, workerFile } from './support.mjs'
+import { openWorkers, rejection, script, until, workerFile } from './support.mjs'
+
+/** Collects until `check()`. */
+const collected = (check) =>
+  until(() => {
+    globalThis.gc()
+    return check()
+  })
 
 const NAMES = ['stuckAfter', 'spinAfter', 'untilAborted']
 const OVER = { done: true, value: undefined }
@@ -109,5 +117,64 @@ for (const [kind, open] of [
     const error = await next
     assert.deepEqual([error.name, error.cause.message], ['AbortError', 'enough'])
     assert.deepEqual(await stream.return(), OVER)
+  })
+
+  test(`${kind}: a stream that was dropped is left once it is collected; one that is held is not`, async (t) => {
+    const pool = open(t, { cancelGrace: 60_000, concurrency: 4 })
+    const file = path.join(directory(t), 'stream')
+    const held = pool.stream({ file: `${file}.held` }, { name: 'endless', window: 2 })
+    assert.equal((await held.next()).value, 0)
+    for (const taken of [1, 5]) {
+      const at = `${file}.${taken}`
+      // In a function of its own, of which nothing stays.
+      await (async () => {
+        const stream = pool.stream({ file: at }, { name: 'endless', window: 2 })
+        for (let i = 0; i < taken; i++) assert.equal((await stream.next()).value, i)
+      })()
+      await collected(() => fs.existsSync(`${at}.ended`) && pool.stats.running === 1)
+    }
+    for (let i = 1; i < 10; i++) assert.equal((await held.next()).value, i)
+    await held.return()
+    assert.deepEqual([fs.existsSync(`${file}.held.ended`), pool.stats.completed, pool.stats.cancelled], [true, 3, 0])
+  })
+
+  test(`${kind}: a dropped stream whose generator does not end is cancelled after cancelGrace`, async (t) => {
+    const pool = open(t, { cancelGrace: 1 })
+    const exited = once(pool, 'workerExit')
+    await (async () => {
+      const { began } = await waiting(t, pool, 'stuckAfter', 2)
+      await began()
+    })()
+    await collected(() => pool.stats.cancelled === 1)
+    await exited
+    assert.equal(await pool.run(1), 1)
+  })
+
+  test(`${kind}: a stream that nobody has begun, or whose values ended, leaves nothing to a collector`, async (t) => {
+    const pool = open(t)
+    await (async () => {
+      pool.stream({ n: 1 }, { name: 'endless' })
+      const file = path.join(directory(t), 'stream')
+      for await (const value of pool.stream({ file }, { name: 'endless' })) if (value === 3) break
+    })()
+    for (let i = 0; i < 5; i++) {
+      globalThis.gc()
+      await turn()
+    }
+    assert.equal(await pool.run(1), 1)
+    assert.deepEqual([pool.stats.submitted, pool.stats.completed], [2, 2])
+  })
+
+  test(`${kind}: a program ends once a stream that it dropped is collected`, async () => {
+    const code = `
+      const { WorkerPool, ProcessPool } = await import(offloopUrl)
+      const pool = new ${kind}(${JSON.stringify(workerFile('leave.mjs').href)}, { maxWorkers: 1 })
+      await pool.stream({ file: '/nowhere/file' }, { name: 'endless' }).next()
+      const look = setInterval(() => {
+        globalThis.gc()
+        if (pool.stats.running === 0) clearInterval(look)
+      }, 1)`
+    const { code: exitCode, signal } = await script(code, { args: ['--expose-gc'] })
+    assert.deepEqual([exitCode, signal], [0, null])
   })
 }

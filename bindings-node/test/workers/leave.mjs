@@ -30,3 +30,11 @@ export async function* untilAborted(task) {
     fs.writeFileSync(`${task.file}.ended`, signal.reason?.code ?? 'not aborted')
   }
 }
+/** Without an end; says by a file that it was left. */
+export function* endless({ file }) {
+  try {
+    for (let i = 0; ; i++) yield i
+  } finally {
+    fs.writeFileSync(`${file}.ended`, '')
+  }
+}
