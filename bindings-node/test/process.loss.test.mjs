@@ -158,3 +158,16 @@ test('a reply that there is no memory for is an error of its task', async () => 
   const each = ['ERR_OFFLOOP_OS 12 true', 'xxx']
   assert.deepEqual(out.trim().split('\n'), ['xxx', 'xxx', ...each, ...each])
 })
+
+test('a worker that runs out of the heap of its runtime ends by SIGABRT, of which the system does not say why', async () => {
+  const hoard = 'export default () => { const all = []; for (;;) all.push(new Array(1e5).fill(Math.random())) }'
+  const { out, err } = await script(`
+    const { ProcessPool } = await import(offloopUrl)
+    const url = 'data:text/javascript,' + encodeURIComponent(${JSON.stringify(hoard)})
+    const pool = new ProcessPool(url, { maxWorkers: 1, execArgv: ['--max-old-space-size=20'] })
+    const { code, signal, oom } = await pool.run().catch((error) => error)
+    console.log(code, signal, oom)
+    await pool.close()`)
+  assert.equal(out, 'ERR_OFFLOOP_WORKER_LOST SIGABRT false\n')
+  assert.match(err, /heap out of memory/)
+})
