@@ -30,7 +30,11 @@ class OffloopError extends Error {
 hidden(OffloopError.prototype, 'name', 'OffloopError')
 
 // Of two names of one number (SIGABRT and SIGIOT, SIGIO and SIGPOLL) the first is the one that child_process says.
-const signals = new Map(Object.entries(constants.signals).reverse().map(([name, number]) => [number, name]))
+const signals = new Map(
+  Object.entries(constants.signals)
+    .reverse()
+    .map(([name, number]) => [number, name]),
+)
 /** As Node.js names signals; one that has no name is its number, as text. */
 const signalName = (number) => signals.get(number) ?? String(number)
 
