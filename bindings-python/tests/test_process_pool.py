@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures as cf
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -971,6 +972,54 @@ def test_exports_of_another_program_are_called_by_name(tmp_path: Path) -> None:
             assert await pool.run("predict", 1) == {"y": 1, "ready": True}
 
         asyncio.run(main())
+
+
+CONTEXTS = """
+from offloop import current_task
+
+def init(context):
+    global given
+    given = context
+
+def contexts():
+    return [given, current_task().context]
+"""
+
+CONTEXTS_OF_NODE = """
+import { currentTask } from 'offloop/worker'
+let given
+export function init (context) { given = context }
+export const contexts = () => [given, currentTask().context]
+"""
+
+
+def of_python(directory: Path) -> dict[str, Any]:
+    script = directory / "contexts.py"
+    script.write_text(CONTEXTS)
+    return {"command": command(script), "env": {"PYTHONPATH": str(PACKAGE)}}
+
+
+def of_node(directory: Path) -> dict[str, Any]:
+    package = Path(__file__).parents[2] / "bindings-node"
+    if shutil.which("node") is None or not list(package.glob("*.node")):
+        pytest.skip("the Node.js library is not built")
+    (directory / "node_modules").mkdir()
+    (directory / "node_modules" / "offloop").symlink_to(package)
+    script = directory / "contexts.mjs"
+    script.write_text(CONTEXTS_OF_NODE)
+    return {"node": script}
+
+
+@pytest.mark.parametrize("workers", [of_python, of_node])
+def test_workers_of_another_program_have_the_context(tmp_path: Path, workers: Callable[[Path], dict[str, Any]]) -> None:
+    options = workers(tmp_path)
+    context = {"region": "eu", "limits": [1, 2.5], "key": b"\0\1"}
+    for given in (context, [False], None):
+        with offloop.ProcessPool(1, **options, context=given) as pool:
+            assert pool.submit("contexts").result(60) == [given, given]
+    for given, named in ((object(), "type=object"), ({"f": inc}, "type=function")):
+        with pytest.raises(offloop.UnserializableError, match=named):
+            offloop.ProcessPool(1, **options, context=given)
 
 
 def test_a_script_that_cannot_be_loaded_is_a_start_error_with_its_text(tmp_path: Path) -> None:

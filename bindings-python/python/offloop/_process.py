@@ -14,7 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _pickling, _progress, _threads, _trio
-from ._native import InvalidError, NotFoundError, TooLargeError, _ProcessPool
+from ._native import InvalidError, NotFoundError, TooLargeError, _encode_value, _ProcessPool
 from ._pool import _Mapping
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
@@ -45,7 +45,8 @@ class ProcessPool(_ProcessPool, _Mapping):
 
     `initializer(*initargs)` runs in each worker before its first task, `teardown()` after its last. `preload`: names of modules;
     workers are forks of one process that has imported them, starts with the pool and has no threads (default: none; each worker is
-    started by exec). `"__main__"` is this program's script. `context`: what `current_task().context` is there. `env`: variables that are added to this process's, or removed by
+    started by exec). `"__main__"` is this program's script. `context`: what `current_task().context` is there; of workers of another program,
+    which also get it in `init(context)`, a value that crosses languages. `env`: variables that are added to this process's, or removed by
     None. `nice` (default 0) is added to the niceness. `name`: in metrics. `cancel_grace` (default 1 s): what a running task has to see
     that it was killed, or that its timeout has passed, before its worker is ended and replaced. `trace`: as of a ThreadPool.
 
@@ -106,7 +107,8 @@ class ProcessPool(_ProcessPool, _Mapping):
             started = _node_command(os.fspath(node))
         else:
             started = _python_command(python)
-        setup = b"" if by_name else _setup(python is not None, initializer, tuple(initargs), teardown, context, modules)
+        own = (initializer, tuple(initargs), teardown, context, modules)
+        setup = _common_setup(context) if by_name else _setup(python is not None, *own)
         options = {
             "max_workers": max_workers,
             "min_workers": min_workers,
@@ -410,6 +412,11 @@ def _setup(
         "teardown": None if teardown is None else _pickling.dump_setup("teardown", teardown),
     }
     return b"\x02" + pickle.dumps(given, 5)
+
+
+def _common_setup(context: Any) -> bytes:
+    """What each worker of another program reads at its start: the context in the form that any language has."""
+    return b"" if context is None else b"\x01" + _encode_value(context)
 
 
 class _Chunks:
