@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipapp
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -785,6 +786,60 @@ def test_functions_of_a_script_work(tmp_path: Path) -> None:
         [sys.executable, "-m", "pkg.prog"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(PACKAGE)}
     )
     assert done.stdout == "fine\n", done.stderr
+
+
+def main_py(directory: Path, body: str) -> Path:
+    """A package `app` whose `__main__.py` has this."""
+    package = directory / "app"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "other.py").write_text("def say(text):\n    return text\n")
+    (package / "__main__.py").write_text(body)
+    return package
+
+
+@pytest.mark.parametrize("how", ["package", "directory", "archive"])
+@pytest.mark.parametrize("preload", ["", "preload=['__main__']"], ids=["exec", "zygote"])
+def test_functions_of_a_main_py_work(tmp_path: Path, how: str, preload: str) -> None:
+    package = main_py(tmp_path, BODY.replace("ProcessPool(1)", f"ProcessPool(1, {preload})"))
+    if how == "archive":
+        zipapp.create_archive(package, tmp_path / "app.pyz")
+        shutil.rmtree(package)
+    args = {"package": ["-m", "app"], "directory": ["app"], "archive": ["app.pyz"]}[how]
+    env = {"PYTHONPATH": f"{Path(__file__).parent / 'no_cloudpickle'}:{PACKAGE}"}
+    done = subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_main_py_without_a_guard_runs_in_a_worker_only_for_its_functions(tmp_path: Path) -> None:
+    main_py(
+        tmp_path,
+        """
+import offloop, sys
+from app.other import say
+
+def own(n):
+    return n
+
+print("runs", flush=True)
+if __name__ != "__main__":
+    sys.exit(3)
+with offloop.ProcessPool(1) as pool:
+    assert pool.submit(say, "__main__").result(60) == "__main__"
+    assert pool.submit(say, ["__main__"]).result(60) == ["__main__"]
+    print("said", flush=True)
+    try:
+        pool.submit(own, 1).result(60)
+    except offloop.InvalidError as e:
+        print(e)
+""",
+    )
+    env = {"PYTHONPATH": str(PACKAGE)}
+    done = subprocess.run([sys.executable, "-m", "app"], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["runs", "said", "runs"]
+    assert "if __name__ == '__main__':" in lines[3]
 
 
 def test_functions_of_a_command_line_and_of_stdin_work_with_cloudpickle() -> None:

@@ -1,8 +1,8 @@
 """Pickles of calls and results between a ProcessPool and its workers; native code calls these.
 
 The functions of `__main__` are not importable in a worker. A script's are found by importing the script again, under the name
-`__mp_main__` as multiprocessing does, when a pickle first names one. Those of `python -c`, stdin and notebooks have no file: they
-travel by value, which needs cloudpickle.
+`__mp_main__` as multiprocessing does, when a pickle first names one, and so are those of a `__main__.py`. Those of `python -c`, stdin
+and notebooks have no file: they travel by value, which needs cloudpickle.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections import ChainMap
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ._native import TaskFailedError, UnserializableError, _SharedMemory
+from ._native import InvalidError, TaskFailedError, UnserializableError, _SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How a worker gets the functions of its host's `__main__`: ("name", module), ("path", file), or None.
+# How a worker gets the functions of its host's `__main__`: ("name", module), ("path", file); of a `__main__.py` ("package", module) or
+# ("directory", path of a directory or an archive); or None.
 Main = tuple[str, str] | None
 
 # A worker's: what its pool said, until the first pickle needs it.
@@ -39,9 +40,12 @@ def main_of_host() -> Main:
         return _main
     module = sys.modules.get("__main__")
     name = getattr(getattr(module, "__spec__", None), "name", None)
-    if name is not None:
-        return ("name", name)
     path = getattr(module, "__file__", None)
+    if name == "__main__":
+        # `python directory` and `python archive`, which has no such file.
+        return None if path is None else ("directory", os.path.dirname(path))
+    if name is not None:
+        return ("package" if name.endswith(".__main__") else "name", name)
     if path is None or not os.path.isfile(path):
         return None
     return ("path", os.path.abspath(path))
@@ -72,22 +76,58 @@ def load_main() -> None:
     try:
         if kind == "name":
             spawn._fixup_main_from_name(what)  # type: ignore[attr-defined]
-        else:
+        elif kind == "path":
             spawn._fixup_main_from_path(what)  # type: ignore[attr-defined]
+        else:
+            _run_main(kind, what)
+    except SystemExit as e:
+        text = "a worker imports the main module, which ended the program then: put that under `if __name__ == '__main__':`"
+        raise InvalidError(f"invalid: {text}") from e
     finally:
         _loading = False
+
+
+def _run_main(kind: str, what: str) -> None:
+    """As multiprocessing does it for scripts; it leaves out each `__main__.py`, which as a rule has no guard, and no functions either."""
+    import runpy
+
+    given = (
+        runpy.run_module(what, run_name="__mp_main__", alter_sys=True)
+        if kind == "package"
+        else runpy.run_path(what, run_name="__mp_main__")
+    )
+    module = ModuleType("__mp_main__")
+    vars(module).update(given)
+    # The names of a module are gone with it, and code of the old one runs.
+    _replaced.append(sys.modules["__main__"])
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+_replaced: list[ModuleType] = []
+
+
+class _Unpickler(pickle.Unpickler):
+    """Runs the host's `__main__` when a pickle has something of it, and not for a text that says so: a `__main__.py` may have no guard."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("__main__", "__mp_main__"):
+            load_main()
+        return super().find_class(module, name)
 
 
 def _loads(data: bytes, **options: Any) -> Any:
     """Loads what a host pickled, with what it expects to be there."""
     global _authkey
-    if _names_main(data):
+    unguarded = _main is not None and _main[0] in ("package", "directory")
+    if _names_main(data) and not unguarded:
         load_main()
     if _authkey is not None and b"multiprocessing" in data:
         from multiprocessing.process import current_process
 
         # Proxies of a manager open a connection as they are loaded.
         current_process().authkey, _authkey = _authkey, None
+    if unguarded and _names_main(data):
+        return _Unpickler(io.BytesIO(data), **options).load()
     return pickle.loads(data, **options)
 
 
