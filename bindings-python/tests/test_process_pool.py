@@ -842,6 +842,26 @@ with offloop.ProcessPool(1) as pool:
     assert "if __name__ == '__main__':" in lines[3]
 
 
+def test_a_program_whose_directory_was_removed_has_workers() -> None:
+    code = """
+import math, os, sys, tempfile
+import offloop
+
+gone = tempfile.mkdtemp()
+os.chdir(gone)
+os.rmdir(gone)
+sys.path.insert(0, "")
+for preload in [], ["json"]:
+    with offloop.ProcessPool(1, preload=preload) as pool:
+        assert pool.submit(math.sqrt, 9).result(60) == 3
+try:
+    offloop.ProcessPool(node="render.mjs")
+except offloop.NotFoundError as e:
+    print(e)
+"""
+    assert program(["-c", code]).stdout == "not found: there is no such script (option=node, value=render.mjs)\n"
+
+
 def test_functions_of_a_command_line_and_of_stdin_work_with_cloudpickle() -> None:
     pytest.importorskip("cloudpickle")
     assert program(["-c", BODY]).stdout == "fine\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import itertools
 import math
 import operator
@@ -342,9 +343,9 @@ def _python_command(python: str | os.PathLike[str] | None) -> list[str]:
 
 def _node_command(script: str) -> list[str]:
     """Node.js, the worker's program of the npm package `offloop` that the script would import, and the script."""
-    path = os.path.abspath(script)
-    if not os.path.isfile(path):
+    if not os.path.isfile(script):
         raise NotFoundError(f"not found: there is no such script (option=node, value={script})")
+    path = os.path.abspath(script)
     found = shutil.which("node")
     if found is None:
         raise NotFoundError("not found: there is no `node` in PATH (option=node)")
@@ -374,8 +375,10 @@ def _modules(preload: Iterable[str]) -> list[str]:
 
 
 def _surroundings(elsewhere: bool, modules: list[str]) -> dict[str, Any]:
-    # The empty entry is the working directory of this process now.
-    path = [entry or os.getcwd() for entry in sys.path]
+    path = list(sys.path)
+    # The empty entry is the working directory of this process now. One that was removed holds no modules.
+    with contextlib.suppress(FileNotFoundError):
+        path = [entry or os.getcwd() for entry in path]
     return {
         "main": _pickling.main_of_host(),
         "sys_path": None if elsewhere else path,
