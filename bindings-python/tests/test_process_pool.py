@@ -465,6 +465,11 @@ def test_no_process_is_forked_and_that_is_said() -> None:
         ({"preload": [3]}, "preload"),
         ({"node": "a.mjs", "python": "python3"}, "exclude"),
         ({"command": []}, "command is empty"),
+        ({"mp_context": 5}, "option=mp_context, value=5, want=spawn forkserver"),
+        ({"mp_context": "thread"}, "option=mp_context, value=thread, want=spawn forkserver"),
+        ({"env": {"A": 5}}, "option=env, name='A', value=5"),
+        ({"env": {5: "A"}}, "option=env, name=5, value='A'"),
+        ({"env": ["A=5"]}, "option=env, value=.'A=5'., want=a mapping"),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -540,6 +545,15 @@ def test_map_has_the_order_of_its_items(processes: offloop.ProcessPool) -> None:
     with pytest.raises(offloop.InvalidError, match="chunksize"):
         processes.map(inc, [1], chunksize=0)
     assert [f.result(60) for f in processes.submit_many(inc, range(10))] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("make", [offloop.ThreadPool, offloop.ProcessPool])
+@pytest.mark.parametrize(
+    ("size", "named"), [("x", "value='x', want=an integer"), (1.5, r"value=1\.5, want=an integer"), (0, "value=0, min=1")]
+)
+def test_a_bad_chunksize_is_named(make: Any, size: Any, named: str) -> None:
+    with make(1) as pool, pytest.raises(offloop.InvalidError, match=f"option=chunksize, {named}"):
+        pool.map(inc, [1, 2], chunksize=size)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

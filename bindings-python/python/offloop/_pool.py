@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import functools
 import itertools
+import operator
 import os
 import sys
 import threading
@@ -35,6 +36,19 @@ T = TypeVar("T")
 _WINDOW_PER_WORKER = 64
 _WINDOW_MIN = 1024
 _BATCH = 64
+
+
+def chunk_size(given: Any) -> int | None:
+    """The option `chunksize` of `map`."""
+    if given is None:
+        return None
+    try:
+        size = operator.index(given)
+    except TypeError:
+        raise InvalidError(f"invalid: option has the wrong type (option=chunksize, value={given!r}, want=an integer)") from None
+    if size < 1:
+        raise InvalidError(f"invalid: chunksize is out of range (option=chunksize, value={given!r}, min=1)")
+    return size
 
 
 class _Mapping(concurrent.futures.Executor):
@@ -74,8 +88,7 @@ class _Mapping(concurrent.futures.Executor):
         the results of the items before it. Closing the iterator cancels what was not started. `progress=True` shows a bar of tqdm or
         rich, whichever is installed, that counts the results that were taken; NotFoundError when neither is.
         """
-        if chunksize is not None and chunksize < 1:
-            raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
+        chunk_size(chunksize)
         bar = _progress.bar_of(iterables) if progress else None
         end = None if timeout is None else time.monotonic() + timeout
         source = _Source(self, fn, zip(*iterables), kwargs, any(hasattr(i, "__len__") for i in iterables))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _pickling, _progress, _threads, _trio
 from ._native import InvalidError, NotFoundError, TooLargeError, _encode_value, _ProcessPool
-from ._pool import _Mapping
+from ._pool import _Mapping, chunk_size
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
 from ._trace import name_of, tracer_of
@@ -156,10 +156,9 @@ class ProcessPool(_ProcessPool, _Mapping):
         Tasks are sent in batches by themselves. `chunksize` (default: none) makes one task of so many calls, of which the first error
         is the outcome, as ProcessPoolExecutor has it; many chunks are in flight. Everything else is as in `ThreadPool.map`.
         """
+        chunksize = chunk_size(chunksize)
         if chunksize is None or chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, ordered=ordered, progress=progress, **kwargs)
-        if chunksize < 1:
-            raise InvalidError(f"invalid: chunksize is out of range (value={chunksize!r}, min=1)")
         bar = _progress.bar_of(iterables) if progress else None
         lengths = [len(i) for i in iterables if isinstance(i, collections.abc.Sized)]
         rows = zip(*iterables)
@@ -315,14 +314,16 @@ class Exports:
 def _check_start_method(mp_context: Any) -> None:
     if mp_context is None:
         return
-    method = mp_context if isinstance(mp_context, str) else mp_context.get_start_method()
+    method = mp_context if isinstance(mp_context, str) else getattr(mp_context, "get_start_method", lambda: None)()
     if method == "fork":
         raise InvalidError(
             "invalid: workers are never forks of this process, whose threads and locks a fork would take along half: use spawn or "
             "forkserver, or leave mp_context out (option=mp_context, value=fork)"
         )
     if method not in ("spawn", "forkserver"):
-        raise InvalidError(f"invalid: option is not one of its words (option=mp_context, value={method}, want=spawn forkserver)")
+        raise InvalidError(
+            f"invalid: option is not one of its words (option=mp_context, value={method or repr(mp_context)}, want=spawn forkserver)"
+        )
 
 
 # The package may have been found by a change of `sys.path` that a new interpreter does not know.
@@ -362,6 +363,12 @@ def _node_command(script: str) -> list[str]:
 def _environment(env: Mapping[str, str | None] | None) -> list[tuple[str, str]] | None:
     if env is None:
         return None
+    if not isinstance(env, collections.abc.Mapping):
+        raise InvalidError(f"invalid: option has the wrong type (option=env, value={env!r}, want=a mapping)")
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str | None):
+            want = "texts by names, None to remove one"
+            raise InvalidError(f"invalid: option has the wrong type (option=env, name={name!r}, value={value!r}, want={want})")
     whole: dict[str, str | None] = {**os.environ, **env}
     return [(name, value) for name, value in whole.items() if value is not None]
 
