@@ -339,12 +339,12 @@ async function start() {
   const [most, setup] = native.processSetup(desk)
   concurrency = most
   if (setup !== null) {
-    if (setup[0] instanceof Uint8Array) {
+    if (setup[0] !== null) {
       const said = readParts(setup)
       context = said.context
       threads.workerData = said.workerData
       syncBuiltinESMExports()
-    } else context = setup[0]
+    } else context = setup[1]
   }
   files = new Files(context)
   tasks.isWorker = true

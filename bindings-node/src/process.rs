@@ -713,7 +713,7 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
 }
 
 /// `processSetup(desk)`: `[concurrency, what the pool says to each of its workers]`: a frame as of [`read_frame`], a common value as
-/// `[value]`, or null.
+/// `[null, value]`, or null.
 pub(crate) fn setup(call: &Call<'_>) -> JsResult<Raw> {
     let (env, desk) = (call.env, desk(call)?);
     let said = desk.worker.setup();
@@ -722,8 +722,9 @@ pub(crate) fn setup(call: &Call<'_>) -> JsResult<Raw> {
         Some(_) => match reply(env, call.state, u32::MAX, Value::Bytes(said.into()))? {
             Reply::Frame(frame) => frame,
             Reply::Value(value) | Reply::Thrown(value) => {
-                let wrapped = env.array(1)?;
-                env.set_at(wrapped, 0, value)?;
+                let wrapped = env.array(2)?;
+                env.set_at(wrapped, 0, env.null())?;
+                env.set_at(wrapped, 1, value)?;
                 wrapped
             }
         },

@@ -1103,7 +1103,7 @@ def of_node(directory: Path) -> dict[str, Any]:
 def test_workers_of_another_program_have_the_context(tmp_path: Path, workers: Callable[[Path], dict[str, Any]]) -> None:
     options = workers(tmp_path)
     context = {"region": "eu", "limits": [1, 2.5], "key": b"\0\1"}
-    for given in (context, [False], None):
+    for given in (context, [False], b"xy", None):
         with offloop.ProcessPool(1, **options, context=given) as pool:
             assert pool.submit("contexts").result(60) == [given, given]
     for given, named in ((object(), "type=object"), ({"f": inc}, "type=function")):
