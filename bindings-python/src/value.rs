@@ -128,18 +128,21 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
         let format = view.format().to_owned();
         let (dtype, shape) = (dtype_of(&format), view.shape().iter().map(|n| *n as u64).collect());
         drop(view);
-        let bytes = copy::to_vec(object)?.into();
         return match dtype {
-            Some(dtype) => Ok(TypedArray { dtype, shape, bytes }.into()),
-            None => {
-                let e = Error::new(ErrorKind::Unserializable, "array has an element type that is not supported");
-                Err(raise(py, &e.with("type", type_name(object)).with("format", format.to_string_lossy())))
-            }
+            Some(dtype) => Ok(TypedArray { dtype, shape, bytes: copy::to_vec(object)?.into() }.into()),
+            None => Err(no_array(object, Some(&format))),
         };
     }
     // A numpy scalar, or an array of no dimensions: its one element. `item` of a type that Python lacks gives it back.
     if object.hasattr("dtype")? && object.hasattr("item")? {
+        if object.hasattr("ndim")? && object.getattr("ndim")?.ne(0)? {
+            return Err(no_array(object, None));
+        }
         let item = object.call_method0("item")?;
+        // A time whose unit Python lacks is given as the number of these units alone.
+        if item.is_instance_of::<PyInt>() && object.getattr("dtype")?.getattr("kind").is_ok_and(|kind| is_time(&kind)) {
+            return Err(no_array(object, None));
+        }
         if !item.is(object) && !item.get_type().is(object.get_type()) {
             return convert(&item, at.inside());
         }
@@ -149,6 +152,23 @@ fn convert(object: &Bound<'_, PyAny>, at: Place<'_>) -> PyResult<Value> {
         return convert(&py.import("operator")?.call_method1("index", (object,))?, at.inside());
     }
     Err(raise(py, &Error::new(ErrorKind::Unserializable, "value of this type cannot travel").with("type", type_name(object))))
+}
+
+/// Why an array cannot travel, or a scalar of its library.
+fn no_array(array: &Bound<'_, PyAny>, format: Option<&CStr>) -> PyErr {
+    let mut e = Error::new(ErrorKind::Unserializable, "array has an element type that is not supported").with("type", type_name(array));
+    if let Ok(dtype) = array.getattr("dtype").and_then(|d| d.str().map(|d| d.to_string_lossy().into_owned())) {
+        e = e.with("dtype", dtype);
+    }
+    if let Some(format) = format {
+        e = e.with("format", format.to_string_lossy());
+    }
+    raise(array.py(), &e)
+}
+
+/// Of numpy's kinds of elements those of `datetime64` and `timedelta64`.
+fn is_time(kind: &Bound<'_, PyAny>) -> bool {
+    kind.extract::<char>().is_ok_and(|kind| matches!(kind, 'M' | 'm'))
 }
 
 /// An aware `datetime` as it is, a naive one as local time, as Python itself reads it.
@@ -235,7 +255,7 @@ fn dtype_of(format: &CStr) -> Option<DType> {
     };
     // `l` is 64 bits wide in native mode on every supported target; `=l` and `<l` are 32, but nobody exports them here.
     Some(match code {
-        b'B' | b'?' | b'c' => DType::U8,
+        b'B' | b'c' => DType::U8,
         b'b' => DType::I8,
         b'H' => DType::U16,
         b'h' => DType::I16,
@@ -361,7 +381,7 @@ fn to_key(py: Python<'_>, key: Value) -> PyResult<Bound<'_, PyAny>> {
     }
 }
 
-/// The message of a value; for tests.
+/// The message of a value.
 #[pyfunction]
 fn _encode_value<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let py = value.py();

@@ -161,6 +161,39 @@ def test_numpy_scalars_are_plain_values():
         encode(numpy.void(b"x").dtype)
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (numpy.array([True, False]), "bool"),
+        (numpy.zeros(0, "?"), "bool"),
+        (numpy.zeros(2, "f2"), "float16"),
+        (numpy.zeros(2, "g"), "float128"),
+        (numpy.zeros(2, "c16"), "complex128"),
+        (numpy.zeros(2, ">i4"), ">i4"),
+        (numpy.zeros(2, "U1"), "<U1"),
+        (numpy.zeros(2, "S1"), "|S1"),
+        (numpy.zeros(2, "O"), "object"),
+        (numpy.zeros(2, [("a", "i4"), ("b", "f8")]), "[('a', '<i4'), ('b', '<f8')]"),
+        (numpy.zeros(2, "M8[ns]"), "datetime64[ns]"),
+        (numpy.zeros(1, "M8[ns]"), "datetime64[ns]"),
+        (numpy.zeros(0, "M8[us]"), "datetime64[us]"),
+        (numpy.zeros(1, "m8[ns]"), "timedelta64[ns]"),
+        (numpy.datetime64(5, "ns"), "datetime64[ns]"),
+        (numpy.timedelta64(5, "ns"), "timedelta64[ns]"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_elements_that_other_languages_lack_are_refused_by_name(value, dtype):
+    with pytest.raises(offloop.UnserializableError) as e:
+        encode([value])
+    assert f"type={type(value).__name__}, dtype={dtype}" in str(e.value)
+
+
+def test_a_view_of_booleans_is_refused():
+    with pytest.raises(offloop.UnserializableError, match=r"type=memoryview, format=\?"):
+        encode(memoryview(b"\0\1").cast("?"))
+
+
 def test_arrays_arrive_without_numpy_too(monkeypatch):
     message = encode([numpy.arange(6, dtype="i2").reshape(2, 3), numpy.zeros(1000)])
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
