@@ -8,13 +8,17 @@ and notebooks have no file: they travel by value, which needs cloudpickle.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copyreg
 import io
 import os
 import pickle
 import sys
+import threading
 import traceback
+import weakref
 from collections import ChainMap
+from collections.abc import Coroutine
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -255,12 +259,68 @@ def dump_result(value: Any) -> tuple[bytes, list[memoryview]]:
     return data, [buffer.raw() for buffer in buffers]
 
 
-def give_all(values: Any, give: Callable[[Any], bool]) -> Any:
-    """Gives what a stream's function yields, and returns what it returns. Its `finally` has run then, whoever ended it."""
-    if hasattr(values, "__aiter__"):
+def settled(returned: Any) -> Any:
+    """What a function returned; a coroutine, which an `async def` returns, is run to its end."""
+    return _run(returned) if isinstance(returned, Coroutine) else returned
+
+
+# Of each thread: `runner`, once something asynchronous was run there.
+_of_thread = threading.local()
+_loops: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """As `asyncio.run`, on a loop that the thread keeps: what a function leaves there (sessions, connections) is of use to the next one."""
+    runner = getattr(_of_thread, "runner", None)
+    if runner is None:
         import asyncio
 
-        return asyncio.run(_give_all_of_async(values, give))
+        runner = asyncio.Runner()
+        _loops.add(runner.get_loop())
+        _of_thread.runner, _of_thread.process = runner, os.getpid()
+    # A copy for each: the runner has one context for all otherwise, that of its first.
+    return runner.run(_run_and_settle(coroutine), context=contextvars.copy_context())
+
+
+async def _run_and_settle(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
+    try:
+        return await coroutine
+    finally:
+        # An asynchronous generator that it has dropped is closed by a task: one turn to start that, another for what it does.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def end_thread() -> None:
+    """Cancels what is left on this thread's loop, and closes it."""
+    runner = getattr(_of_thread, "runner", None)
+    # A child by fork leaves the parent's tasks alone.
+    if runner is not None and _of_thread.process == os.getpid():
+        del _of_thread.runner
+        runner.close()
+
+
+def _after_fork_in_child() -> None:
+    """A child has an epoll of its own: what it closed in the one that it shares with its parent would be gone there."""
+    for loop in list(_loops):
+        selector: Any = getattr(loop, "_selector", None)
+        if hasattr(selector, "fileno"):
+            import select
+
+            with select.epoll() as own:
+                os.dup2(own.fileno(), selector.fileno(), inheritable=False)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def give_all(values: Any, give: Callable[[Any], bool]) -> Any:
+    """Gives what a stream's function yields, and returns what it returns. Its `finally` has run then, whoever ended it."""
+    values = settled(values)
+    if hasattr(values, "__aiter__"):
+        return _run(_give_all_of_async(values, give))
     iterator = iter(values)
     try:
         while True:

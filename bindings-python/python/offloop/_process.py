@@ -458,7 +458,7 @@ class _Calls:
 
     # The function is an argument: what it refers to travels as arguments do.
     def __call__(self, fn: Callable[..., Any], rows: list[tuple[Any, ...]], kwargs: dict[str, Any]) -> list[Any]:
-        return [fn(*row, **kwargs) for row in rows]
+        return [_pickling.settled(fn(*row, **kwargs)) for row in rows]
 
 
 class _Flat:

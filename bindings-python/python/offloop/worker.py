@@ -157,12 +157,19 @@ def _is_public(module: ModuleType, name: str, value: Any) -> bool:
 
 
 def _serve(lane: _WorkerProcess, exports: dict[str, Callable[..., Any]], context: Any) -> None:
-    others = [threading.Thread(target=lane.run, args=(exports, context), name="offloop-task") for _ in range(lane.concurrency - 1)]
+    others = [threading.Thread(target=_run, args=(lane, exports, context), name="offloop-task") for _ in range(lane.concurrency - 1)]
     for thread in others:
         thread.start()
-    lane.run(exports, context)
+    _run(lane, exports, context)
     for thread in others:
         thread.join()
+
+
+def _run(lane: _WorkerProcess, exports: dict[str, Callable[..., Any]], context: Any) -> None:
+    try:
+        lane.run(exports, context)
+    finally:
+        _pickling.end_thread()
 
 
 if __name__ == "__main__":

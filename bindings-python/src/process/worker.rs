@@ -14,6 +14,7 @@ use offloop::pool::call::{self, Call, FAILED, PYTHON};
 use offloop::pool::{Job, ProcessPool, Woken, Worker};
 use offloop::value::ErrorValue;
 use pyo3::exceptions::{PyBaseException, PySystemExit};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -216,7 +217,7 @@ impl PyWorkerProcess {
         if is_stream && !self.worker.is_streamed(job.index) {
             return Ok(py.None().into_bound(py));
         }
-        let give = |returned| if is_stream { give_all(py, &self.worker, job.index, returned, false) } else { Ok(returned) };
+        let give = |returned| if is_stream { give_all(py, &self.worker, job.index, returned, false) } else { settled(returned) };
         let function = self.function(py, reader.head(), reader.flags)?;
         if reader.kind == form::VALUES {
             let returned =
@@ -279,10 +280,12 @@ impl PyWorkerProcess {
             for (name, v) in call.named {
                 kwargs.set_item(value::to_python(py, name)?, value::to_python(py, v)?)?;
             }
-            let mut returned = function.call(PyTuple::new(py, args)?, Some(&kwargs))?;
-            if self.worker.is_streamed(job.index) {
-                returned = give_all(py, &self.worker, job.index, returned, true)?;
-            }
+            let returned = function.call(PyTuple::new(py, args)?, Some(&kwargs))?;
+            let returned = if self.worker.is_streamed(job.index) {
+                give_all(py, &self.worker, job.index, returned, true)?
+            } else {
+                settled(returned)?
+            };
             value::from_python(&returned)
         });
         let result = result.map_err(|e| {
@@ -304,6 +307,15 @@ impl PyWorkerProcess {
             self.worker.finish(job, true, &[&bytes])
         })
     }
+}
+
+/// What a function returned; of an `async def` what its coroutine comes to.
+fn settled(returned: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    static SETTLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let py = returned.py();
+    // SAFETY: the object keeps its type; static types can be asked for their slots since Python 3.10.
+    let awaits = unsafe { ffi::PyType_GetSlot(returned.get_type_ptr(), ffi::Py_am_await) };
+    if awaits.is_null() { Ok(returned) } else { helper(py, &SETTLED, "settled")?.call1((returned,)) }
 }
 
 /// The reply to a call in Python's own form, and its head; None when not even the error has one.
