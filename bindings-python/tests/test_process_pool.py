@@ -1030,6 +1030,15 @@ def total(array):
 def fail(text):
     raise LookupError(text)
 
+class NoRow(Exception):
+    pass
+
+class Scale:
+    def __call__(self, x):
+        return 10 * x
+
+scale = Scale()
+
 def _hidden():
     return 1
 """
@@ -1049,7 +1058,8 @@ def test_exports_of_another_program_are_called_by_name(tmp_path: Path) -> None:
         with pytest.raises(offloop.TaskFailedError, match="LookupError: 'no row'|LookupError: no row") as caught:
             pool.submit("fail", "no row").result(60)
         assert "in fail" in caught.value.stack  # type: ignore[attr-defined]
-        for name in ("_hidden", "init", "np", "nothing"):
+        assert pool.submit("scale", 4).result(60) == 40
+        for name in ("_hidden", "init", "np", "NoRow", "Scale", "nothing"):
             with pytest.raises(offloop.NotFoundError, match=f"name={name}"):
                 pool.submit(name).result(60)
         with pytest.raises(offloop.InvalidError, match="name of an export"):
@@ -1061,6 +1071,12 @@ def test_exports_of_another_program_are_called_by_name(tmp_path: Path) -> None:
             assert await pool.run("predict", 1) == {"y": 1, "ready": True}
 
         asyncio.run(main())
+    script.write_text(SCRIPT + '__all__ = ["NoRow", "total"]\n')
+    with offloop.ProcessPool(1, command=command(script), env={"PYTHONPATH": str(PACKAGE)}) as pool:
+        assert pool.submit("total", [1, 2]).result(60) == 3
+        assert pool.exports.NoRow("text").result(60).name == "NoRow"
+        with pytest.raises(offloop.NotFoundError, match="name=predict"):
+            pool.submit("predict", 1).result(60)
 
 
 CONTEXTS = """

@@ -153,7 +153,9 @@ def _load(script: str, context: Any) -> tuple[dict[str, Callable[..., Any]], Cal
 
 
 def _is_public(module: ModuleType, name: str, value: Any) -> bool:
-    return not name.startswith("_") and name not in ("init", "teardown") and getattr(value, "__module__", None) == module.__name__
+    if name.startswith("_") or name in ("init", "teardown") or isinstance(value, type):
+        return False
+    return getattr(value, "__module__", None) == module.__name__
 
 
 def _serve(lane: _WorkerProcess, exports: dict[str, Callable[..., Any]], context: Any) -> None:
