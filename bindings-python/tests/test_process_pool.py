@@ -902,6 +902,28 @@ def test_lambdas_and_closures_work_with_cloudpickle(processes: offloop.ProcessPo
     assert [processes.submit(count).result(60) for _ in range(3)] == [1, 1, 1]
 
 
+def test_an_open_file_is_refused_with_cloudpickle_too(processes: offloop.ProcessPool, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    path = tmp_path / "rows"
+    path.write_text("1\n")
+    with path.open() as text, path.open("rb") as raw:
+        for file in (text, raw):
+            for argument in (file, [file, inc]):
+                with pytest.raises(offloop.UnserializableError, match=f"cannot pickle .*{type(file).__name__}"):
+                    processes.submit(echo, argument)
+
+        def read() -> str:
+            return text.read()
+
+        with pytest.raises(offloop.UnserializableError, match="cannot pickle"):
+            processes.submit(read)
+    with pytest.raises(offloop.UnserializableError, match="TextIOWrapper"):
+        processes.submit(lambda: open(path)).result(60)
+    # The process's own streams are known by their names.
+    assert sys.__stderr__ is not None
+    assert processes.submit(lambda own=sys.__stderr__: own is sys.stderr).result(60)
+
+
 def test_a_script_without_a_guard_says_what_is_missing(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(BODY.replace('if __name__ == "__main__":\n    main()', "main()"))

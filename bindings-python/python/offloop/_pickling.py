@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copyreg
+import functools
 import io
 import os
 import pickle
@@ -147,18 +148,31 @@ def _by_name(value: Any, arena: object, **options: Any) -> bytes:
 
 
 def _by_value(value: Any, arena: object = None, **options: Any) -> bytes:
-    import cloudpickle
+    pickler = _pickler_by_value()
+    if arena is not None:
+        pickler = type("Pickler", (pickler,), {"dispatch_table": ChainMap(_shared_arrays(arena), pickler.dispatch_table)})
+    file = io.BytesIO()
+    pickler(file, 5, **options).dump(value)
+    return file.getvalue()
 
-    if arena is None:
-        return cloudpickle.dumps(value, 5, **options)  # type: ignore[no-any-return]
+
+@functools.cache
+def _pickler_by_value() -> Any:
+    import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         # Of the class: an instance's own is not looked at.
-        dispatch_table = ChainMap(_shared_arrays(arena), cloudpickle.Pickler.dispatch_table)
+        dispatch_table = ChainMap({io.TextIOWrapper: _reduce_file}, cloudpickle.Pickler.dispatch_table)
 
-    file = io.BytesIO()
-    Pickler(file, 5, **options).dump(value)
-    return file.getvalue()
+    return Pickler
+
+
+def _reduce_file(file: io.TextIOWrapper) -> Any:
+    """A stream of the process by its name, others not: cloudpickle would read the file, and send an `io.StringIO` of it."""
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError("cannot pickle '_io.TextIOWrapper' object")
 
 
 def _shared_arrays(arena: object) -> dict[type, Any]:
