@@ -34,8 +34,19 @@ async function load(url) {
   }
 }
 
-/** What a file says of `name`: not what its object has from a class, as every function has a `constructor`. */
-const memberOf = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined)
+/** What JavaScript itself gives to objects and to functions of each kind. */
+const BUILT_IN = new Set(
+  [{}, () => {}, async () => {}, function* () {}, async function* () {}].map((example) => Object.getPrototypeOf(example)),
+)
+
+/** What a file says of `name`, by an object of its own or that object's class. A class is no export for being the `constructor`. */
+function memberOf(object, name) {
+  if (Object.hasOwn(object, name)) return object[name]
+  for (let from = object; (from = Object.getPrototypeOf(from)) !== null && !BUILT_IN.has(from); ) {
+    if (Object.hasOwn(from, name)) return name === 'constructor' ? undefined : object[name]
+  }
+  return undefined
+}
 
 const isObject = (value) => (typeof value === 'object' && value !== null) || typeof value === 'function'
 

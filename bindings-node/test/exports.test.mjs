@@ -31,7 +31,7 @@ for (const [kind, open] of [
   ['WorkerPool', (t, file) => openWorkers(t, file, { maxWorkers: 1 })],
   ['ProcessPool', (t, file) => openProcesses(t, file, { maxWorkers: 1 })],
 ]) {
-  test(`${kind}: what a function or an object inherits is no export`, async (t) => {
+  test(`${kind}: what every function or object inherits is no export`, async (t) => {
     for (const source of FILES) {
       const pool = open(t, data(source))
       for (const name of NAMES) {
@@ -47,7 +47,10 @@ for (const [kind, open] of [
     }
   })
 
-  test(`${kind}: an export may have the name of what others inherit`, async (t) => {
+  test(`${kind}: an export may be of a class, or have the name of what others inherit`, async (t) => {
+    const service = open(t, data('class Base { twice(x) { return 2 * x } } export default new (class extends Base {})()'))
+    assert.equal(await service.run(5, { name: 'twice' }), 10)
+    assert.equal((await rejection(service.run(5, { name: 'constructor' }))).code, 'ERR_OFFLOOP_NOT_FOUND')
     const pool = open(t, data('export const toString = (x) => ["own", x]; const f = (x) => ["f", x]; export { f as constructor }'))
     assert.deepEqual(await pool.run(1, { name: 'toString' }), ['own', 1])
     assert.deepEqual(await pool.run(1, { name: 'constructor' }), ['f', 1])
