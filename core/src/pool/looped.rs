@@ -1058,9 +1058,16 @@ impl LoopWorker {
 
     /// Its thread could not be started, or ended before it was ready. If no other worker is left, what waits fails with `error`; the next one
     /// is started after a pause that doubles with each failure in a row.
-    pub fn not_started(mut self, error: Error) {
+    pub fn not_started(self, error: Error) {
+        self.worker.pool.back_off();
+        self.refused(error);
+    }
+
+    /// As [`not_started`](Self::not_started) without the pause: who starts its thread has said that there is none to be had, and keeps pauses of
+    /// its own. What is submitted meanwhile hears the same at once.
+    pub(super) fn refused(mut self, error: Error) {
         let pool = self.worker.pool.clone();
-        pool.back_off(error.clone());
+        lock(&pool.state).start_error = Some(error.clone());
         self.end(&error);
         drop(self);
         pool.end_stranded();
@@ -1149,8 +1156,7 @@ impl Inner {
         None
     }
 
-    pub(super) fn back_off(self: &Arc<Inner>, error: Error) {
-        lock(&self.state).start_error = Some(error);
+    pub(super) fn back_off(self: &Arc<Inner>) {
         let failures = self.start_failures.fetch_add(1, Ordering::SeqCst).min(16);
         let pause = (BACK_OFF * (1 << failures)).min(MAX_BACK_OFF);
         self.backing_off.fetch_add(1, Ordering::SeqCst);

@@ -523,7 +523,7 @@ impl LoopHost for Host {
         let mut seats = lock(&self.seats);
         if let Some(error) = seats.hopeless() {
             drop(seats);
-            worker.not_started(error);
+            worker.refused(error);
             return Ok(());
         }
         if let Some(seat) = seats.spare.pop().and_then(|id| seats.all.get(&id).cloned()) {
@@ -748,7 +748,9 @@ impl Host {
             }
             std::mem::take(&mut seats.pending)
         };
-        pending.into_iter().for_each(|worker| worker.not_started(error.clone()));
+        for worker in pending {
+            if for_good { worker.refused(error.clone()) } else { worker.not_started(error.clone()) }
+        }
     }
 
     fn exited(&self, id: WorkerId, cause: Cause, ended: &Ended, text: Option<&str>) {

@@ -238,7 +238,9 @@ impl Inner {
         }
         let Some(worker) = LoopWorker::succeeding(self, slot, looped, hand) else { return };
         if let Err(worker) = looped.host.start(worker) {
-            self.back_off(Error::new(ErrorKind::StartFailed, "the host has no thread for a worker"));
+            let error = Error::new(ErrorKind::StartFailed, "the host has no thread for a worker");
+            lock(&self.state).start_error = Some(error);
+            self.back_off();
             // It may have got the place meanwhile, which it then leaves.
             drop(worker);
         }
