@@ -1215,3 +1215,40 @@ def test_a_child_that_a_function_forks_is_no_worker(how: str) -> None:
             while (stat := Path(f"/proc/{child}/stat")).exists() and ") Z " not in stat.read_text():
                 time.sleep(0.01)
         assert pool.stats.workers == 1
+
+
+IN_A_TERMINAL = """
+import os, sys, termios
+import offloop
+
+def talk():
+    print("said by the worker", flush=True)
+    try:
+        open("/dev/tty")
+    except OSError as e:
+        return e.strerror
+
+if __name__ == "__main__":
+    settings = termios.tcgetattr(0)
+    settings[3] |= termios.TOSTOP
+    termios.tcsetattr(0, termios.TCSANOW, settings)
+    with offloop.ProcessPool(1) as pool:
+        print("worker:", pool.submit(talk).result(timeout=30), flush=True)
+"""
+
+
+def test_a_terminal_does_not_stop_a_worker_that_writes_or_would_read_there(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(IN_A_TERMINAL)
+    spawn = f"import pty; raise SystemExit(pty.spawn([{sys.executable!r}, {str(program)!r}]))"
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    ran = subprocess.run([sys.executable, "-c", spawn], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert "said by the worker" in ran.stdout, ran
+    assert "worker: No such device or address" in ran.stdout, ran
+
+
+def test_a_variable_that_no_program_can_ask_for_does_not_matter() -> None:
+    source = "import offloop\nif __name__ == '__main__':\n with offloop.ProcessPool(1) as pool: print(pool.submit(abs, -1).result())"
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    ran = subprocess.run(["env", "=a=b", sys.executable, "-c", source], env=env, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "1\n", ran
