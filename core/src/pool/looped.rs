@@ -12,7 +12,8 @@
 //! ```
 //!
 //! For the core a task that was handed out is RUNNING, whatever its word says. A task with READY has not begun: an idle worker,
-//! somebody who cancels it and the end of its worker all take it back by the same CAS, so a task behind a long one is never stuck,
+//! somebody who cancels it, a tick that finds the task before it running for 4 ms, and the end of its worker all take it back by the same
+//! CAS, so a task behind a long one is never stuck and waits where the scheduler orders it,
 //! and a thread that ends loses only what it had begun; of that, what has `retries` left waits again, before the rest. What has a deadline or a key is handed out alone, and CLAIMED at once.
 //!
 //! Results lie in the board too, so that anybody may collect them: the worker with its next call, a tick for those that lie behind a long
