@@ -1247,8 +1247,9 @@ def test_a_terminal_does_not_stop_a_worker_that_writes_or_would_read_there(tmp_p
     assert "worker: No such device or address" in ran.stdout, ran
 
 
-def test_a_variable_that_no_program_can_ask_for_does_not_matter() -> None:
-    source = "import offloop\nif __name__ == '__main__':\n with offloop.ProcessPool(1) as pool: print(pool.submit(abs, -1).result())"
+@pytest.mark.parametrize("options", ["", ", env={'MINE': '1'}"])
+def test_a_variable_that_no_program_can_ask_for_does_not_matter(options: str) -> None:
+    source = f"import offloop\nif __name__ == '__main__':\n with offloop.ProcessPool(1{options}) as p: print(p.submit(abs, -1).result())"
     env = {**os.environ, "PYTHONPATH": str(PACKAGE)}
     ran = subprocess.run(["env", "=a=b", sys.executable, "-c", source], env=env, capture_output=True, text=True, timeout=60)
     assert ran.stdout == "1\n", ran

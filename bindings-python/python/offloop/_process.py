@@ -369,7 +369,9 @@ def _environment(env: Mapping[str, str | None] | None) -> list[tuple[str, str]] 
         if not isinstance(name, str) or not isinstance(value, str | None):
             want = "texts by names, None to remove one"
             raise InvalidError(f"invalid: option has the wrong type (option=env, name={name!r}, value={value!r}, want={want})")
-    whole: dict[str, str | None] = {**os.environ, **env}
+    # As core does it for an environment that nobody adds to: an entry without a name, which some shells leave, is no program's.
+    own = {name: value for name, value in os.environ.items() if name}
+    whole: dict[str, str | None] = {**own, **env}
     return [(name, value) for name, value in whole.items() if value is not None]
 
 
