@@ -230,10 +230,17 @@ pub(crate) fn reserve(len: usize) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
-/// A copy of bytes, as [`reserve`].
-pub(crate) fn copied(bytes: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut out = reserve(bytes.len())?;
-    out.extend_from_slice(bytes);
+/// A copy of memory that another process may be writing, as [`reserve`]; no reference to it is made.
+///
+/// # Safety
+/// `at` is readable for `len` bytes.
+pub(crate) unsafe fn copied(at: *const u8, len: usize) -> Result<Vec<u8>, Error> {
+    let mut out = reserve(len)?;
+    // SAFETY: by this function's contract; `out` has room.
+    unsafe {
+        std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), len);
+        out.set_len(len);
+    }
     Ok(out)
 }
 
@@ -386,7 +393,12 @@ pub(crate) fn typedarray(env: Env, state: &State, bytes: Bytes, kind: sys::napi_
     let buffer = if len < EXTERNAL_MIN || !state.external_allowed() {
         copied_arraybuffer(env, &bytes)?
     } else {
-        let bytes = if bytes.is_private() { bytes } else { Bytes::from(copied(&bytes)?) };
+        let bytes = if bytes.is_private() {
+            bytes
+        } else {
+            // SAFETY: borrowed during the call.
+            unsafe { copied(bytes.as_ptr(), bytes.len()) }?.into()
+        };
         let ptr = bytes.as_slice().as_ptr().cast_mut();
         match external_arraybuffer(env, ptr, len, Guard::Bytes(bytes)) {
             Ok(buffer) => buffer,

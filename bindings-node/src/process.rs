@@ -547,7 +547,7 @@ impl Memory for FromPool<'_> {
         }
         let ptr = self.desk.worker.shared(place, len)?;
         // SAFETY: readable while the task that refers to it runs, as it does now. Whoever writes it meanwhile changes what is copied.
-        TransferBuffer::from_slice(&unsafe { copied(ptr, len as usize)? })
+        TransferBuffer::from_slice(&unsafe { buffer::copied(ptr, len as usize)? })
     }
 }
 
@@ -583,28 +583,13 @@ unsafe fn reply_at(env: Env, state: &State, at: *const u8, len: usize, memory: &
         return Err(Error::new(ErrorKind::Unsupported, "the reply is in another language's own form").with("form", form).into());
     }
     // SAFETY: by this function's contract.
-    let message = unsafe { copied(at.add(1), len - 1)? };
+    let message = unsafe { buffer::copied(at.add(1), len - 1)? };
     let value = codec::decode_owned(message.into(), &mut [], &Options::default())?;
     match (form & FAILED != 0, value) {
         (false, value) => value::to_js(env, state, value).map(Reply::Value),
         (true, error @ Value::Error(_)) => value::to_js(env, state, error).map(Reply::Thrown),
         (true, _) => Err(shape().into()),
     }
-}
-
-/// # Errors
-/// `Os` (`ENOMEM`): the other side chose the length.
-///
-/// # Safety
-/// `at` is readable for `len` bytes.
-unsafe fn copied(at: *const u8, len: usize) -> Result<Vec<u8>> {
-    let mut out = buffer::reserve(len)?;
-    // SAFETY: by this function's contract; `out` has room.
-    unsafe {
-        std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), len);
-        out.set_len(len);
-    }
-    Ok(out)
 }
 
 /// `[head, part, …]` of the frame at `at`, which the other side may be writing: what says where parts are is copied before it is judged.
@@ -623,7 +608,7 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn M
         return Err(corrupt().into());
     }
     // SAFETY: as above.
-    let head = unsafe { copied(at, end)? };
+    let head = unsafe { buffer::copied(at, end)? };
     let lengths: Vec<u64> = head[table..].chunks_exact(8).map(|n| u64::from_ne_bytes(n.try_into().expect("eight bytes"))).collect();
     let out = env.array(1 + parts as usize)?;
     env.set_at(out, 0, buffer::uint8array(env, state, head.into())?)?;
@@ -636,7 +621,7 @@ fn read_frame(env: Env, state: &State, at: *const u8, len: usize, memory: &dyn M
         // SAFETY: inside of the frame.
         let part = unsafe { at.add(offset) };
         // SAFETY: as above.
-        let copy = |len| unsafe { copied(part, len) };
+        let copy = |len| unsafe { buffer::copied(part, len) };
         offset += stored;
         let made = if entry & SHARED != 0 {
             let place = u64::from_ne_bytes(copy(8)?.try_into().expect("eight bytes"));

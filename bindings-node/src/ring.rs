@@ -602,13 +602,8 @@ pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
 
 /// A private copy, of a length that its producer chose.
 fn copied(record: RecordRef<'_>) -> Result<Vec<u8>> {
-    let mut out = buffer::reserve(record.len())?;
-    // SAFETY: `len` bytes are readable, `out` has room for them; no reference to the source is made.
-    unsafe {
-        record.as_ptr().copy_to_nonoverlapping(out.as_mut_ptr(), record.len());
-        out.set_len(record.len());
-    }
-    Ok(out)
+    // SAFETY: a record is readable as long as it is.
+    unsafe { buffer::copied(record.as_ptr(), record.len()) }
 }
 
 fn shown_by(call: &Call<'_>, look: impl FnOnce(&mut Consumer) -> Result<Option<(Vec<u8>, bool, u64)>>) -> JsResult<Raw> {
