@@ -61,6 +61,15 @@ fn is_inherited(fd: i32) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 && !fork::is_owned(fd) }
 }
 
+/// # Errors
+/// `Invalid` for the first of them that is not inherited.
+pub(super) fn check_inherited(fds: [i32; 2]) -> Result<()> {
+    match fds.into_iter().find(|fd| !is_inherited(*fd)) {
+        Some(fd) => Err(Error::invalid("fd of the supervisor is not there").with("fd", fd)),
+        None => Ok(()),
+    }
+}
+
 fn attach_to((page, lifeline): (i32, i32)) -> Result<Worker> {
     let attached = ATTACHED.get(AtomicBool::default);
     if attached.swap(true, Ordering::Relaxed) {
@@ -79,9 +88,7 @@ fn attach_to((page, lifeline): (i32, i32)) -> Result<Worker> {
 }
 
 fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
-    if let Some(fd) = [page_fd, lifeline_fd].into_iter().find(|fd| !is_inherited(*fd)) {
-        return Err(Error::invalid("fd of the supervisor is not there").with("fd", fd));
-    }
+    check_inherited([page_fd, lifeline_fd])?;
     // SAFETY: both are open, as was asked, and stay so: nobody else knows them.
     let (page_at, lifeline_at) = unsafe { (BorrowedFd::borrow_raw(page_fd), BorrowedFd::borrow_raw(lifeline_fd)) };
     let (page, header) = Page::attach(page_at)?;

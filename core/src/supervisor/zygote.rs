@@ -13,6 +13,7 @@
 //! Its fork copies one thread only, so what others hold is lost in a worker: with a second thread that no handler of `pthread_atfork` ends,
 //! it refuses, and the supervisor starts workers by exec.
 
+use super::worker::check_inherited;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::fork::{self, PrivateFd};
@@ -74,12 +75,7 @@ fn attach_as(text: &str) -> Result<Zygote> {
     let (socket_fd, setup_fd, len) = parse_env(text)?;
     // The first handler that is registered runs last before a fork.
     let _ = fork::epoch();
-    for fd in [socket_fd, setup_fd] {
-        // SAFETY: a plain query.
-        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 || fork::is_owned(fd) {
-            return Err(Error::invalid("fd of the supervisor is not there").with("fd", fd));
-        }
-    }
+    check_inherited([socket_fd, setup_fd])?;
     // SAFETY: both are open, as was asked, and stay so: nobody else knows them.
     let (socket_at, setup_at) = unsafe { (BorrowedFd::borrow_raw(socket_fd), BorrowedFd::borrow_raw(setup_fd)) };
     socket::check_kind(socket_at).map_err(|_| Error::invalid("fd is not the socket of a zygote").with("fd", socket_fd))?;
