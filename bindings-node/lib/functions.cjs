@@ -42,7 +42,7 @@ const BUILT_IN = new Set(
 /** What a file says of `name`, by an object of its own or that object's class. A class is no export for being the `constructor`. */
 function memberOf(object, name) {
   if (Object.hasOwn(object, name)) return object[name]
-  for (let from = object; (from = Object.getPrototypeOf(from)) !== null && !BUILT_IN.has(from); ) {
+  for (let from = Object.getPrototypeOf(object); from !== null && !BUILT_IN.has(from); from = Object.getPrototypeOf(from)) {
     if (Object.hasOwn(from, name)) return name === 'constructor' ? undefined : object[name]
   }
   return undefined

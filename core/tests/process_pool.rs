@@ -188,7 +188,7 @@ fn scribble(worker: &Worker) -> ! {
             let what = String::from_utf8_lossy(&job.request()[..5]).into_owned();
             let others = (0..TASKS as usize).filter(|i| *i != job.index);
             match what.as_str() {
-                _ if worker.supervisor().id().generation > 1 => {}
+                _ if worker.supervisor().id().incarnation > 1 => {}
                 "state" => put(word_at(job.index), &0xDEAD_BEEFu32.to_le_bytes()),
                 "never" => put(word_at(job.index), &0u32.to_le_bytes()),
                 // READY: tasks that it was never given.
@@ -205,7 +205,7 @@ fn scribble(worker: &Worker) -> ! {
                 "quiet" => put(reply::POOL_SLEEPS, &0u32.to_le_bytes()),
                 _ => {}
             }
-            if matches!(what.as_str(), "state" | "never" | "holes") && worker.supervisor().id().generation == 1 {
+            if matches!(what.as_str(), "state" | "never" | "holes") && worker.supervisor().id().incarnation == 1 {
                 // Whoever scribbles may ring as well: for a number that it has left alone.
                 worker.progress(TASKS as usize, b"").unwrap();
                 std::thread::sleep(WATCHDOG);
@@ -261,7 +261,7 @@ fn overwrite(worker: &Worker) -> ! {
             let first = payload.as_ref()[0];
             // SAFETY: a payload is the holder's to write.
             unsafe { payload.as_ptr().write_bytes(99, payload.len()) };
-            if worker.supervisor().id().generation == 1 {
+            if worker.supervisor().id().incarnation == 1 {
                 end(1);
             }
             let reply = offloop::pool::call::encode_reply(Ok(Value::Int(i64::from(first)))).unwrap();

@@ -198,8 +198,8 @@ impl Watched {
     }
 }
 
-fn id(slot: u32, generation: u64) -> WorkerId {
-    WorkerId { slot, generation }
+fn id(slot: u32, incarnation: u64) -> WorkerId {
+    WorkerId { slot, incarnation }
 }
 
 fn send_signal(pid: i32, signal: i32) {
@@ -281,13 +281,13 @@ fn dropping_a_supervisor_kills_its_workers() {
 fn a_worker_that_crashes_is_replaced_at_once_and_then_with_delay() {
     let _alone = alone();
     let mut w = watch(quick(), "crashes:1");
-    for generation in 1..=3 {
-        assert_eq!(w.ready(), id(0, generation));
+    for incarnation in 1..=3 {
+        assert_eq!(w.ready(), id(0, incarnation));
         let (worker, cause, ended, forced) = w.exited();
-        assert_eq!((worker, cause, forced), (id(0, generation), Cause::Crash, false));
+        assert_eq!((worker, cause, forced), (id(0, incarnation), Cause::Crash, false));
         assert_eq!(ended, Ended { exit: Exit { code: Some(3), signal: None, core_dumped: false }, oom: false });
         let delay = w.until(|e| if let Event::BackOff { delay, .. } = e { Some(*delay) } else { None });
-        match generation {
+        match incarnation {
             1 => assert_eq!(delay, Duration::ZERO),
             2 => assert!((ms(80)..=ms(120)).contains(&delay), "{delay:?}"),
             _ => assert!((ms(160)..=ms(240)).contains(&delay), "{delay:?}"),
@@ -313,8 +313,8 @@ fn an_exit_that_was_charged_to_a_task_is_replaced_without_delay_however_often() 
     let supervisor = builder.build(|_| Ok(again("worker_part", "segfaults:30").into())).unwrap();
     own.set(supervisor.clone()).unwrap();
     let mut w = Watched { supervisor, events, seen: Vec::new() };
-    for generation in 1..=8 {
-        assert_eq!(w.ready(), id(0, generation));
+    for incarnation in 1..=8 {
+        assert_eq!(w.ready(), id(0, incarnation));
         let (_, _, ended, _) = w.exited();
         assert_eq!(ended.exit.signal, Some(libc::SIGSEGV));
     }

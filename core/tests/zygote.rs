@@ -417,10 +417,10 @@ fn the_zygote_is_there_before_a_worker_is_wanted_and_after_the_last_has_left() {
     let mut w = watch(quick().workers(0), "good/good");
     let zygote = w.zygote_ready();
     assert_eq!(children(), [zygote.to_string()]);
-    for generation in 1..=2 {
+    for incarnation in 1..=2 {
         w.supervisor.scale(1).unwrap();
         let worker = w.ready();
-        assert_eq!((worker.generation, parent(w.pid(worker))), (generation, zygote));
+        assert_eq!((worker.incarnation, parent(w.pid(worker))), (incarnation, zygote));
         w.supervisor.scale(0).unwrap();
         assert_eq!(w.exited(), (worker, Cause::Scale, Ended { exit: code(0), oom: false }));
     }
@@ -493,7 +493,7 @@ fn a_worker_that_was_forked_by_a_zygote_that_died_meanwhile_is_kept() {
     let mut w = watch(quick().workers(1), "dies after the fork/good");
     let worker = w.ready();
     w.zygote_ended();
-    assert_eq!((worker.generation, w.supervisor.stats().unwrap().zygotes), (1, 1));
+    assert_eq!((worker.incarnation, w.supervisor.stats().unwrap().zygotes), (1, 1));
     w.stop(WATCHDOG);
 }
 

@@ -1056,7 +1056,7 @@ mod tests {
     fn a_seat_whose_worker_has_left_is_woken_for_nothing() {
         let pool = ProcessPool::builder().build(|_| Ok(Spec::new("/bin/true"))).expect("pool");
         let host = pool.0.host.clone();
-        let id = WorkerId { slot: 0, generation: 1 };
+        let id = WorkerId { slot: 0, generation: 1, incarnation: 1 };
         drop(host.launch(id, &mut |_| Ok(Spec::new("/bin/true"))).expect("launch"));
         let seat = lock(&host.seats).all.get(&id).cloned().expect("a launch makes a seat");
         seat.poked.store(true, Ordering::SeqCst);

@@ -285,7 +285,7 @@ impl Machine {
             header: Header {
                 minor: MINOR,
                 slot: 0,
-                generation: 0,
+                incarnation: 0,
                 beat_ns: nanos(options.beat),
                 hang_ns: nanos(options.hang_timeout),
                 orphan_ns: nanos(options.orphan_grace),
@@ -574,7 +574,7 @@ impl Machine {
         let launch = catch_unwind(AssertUnwindSafe(|| (self.launch)(id)))
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Panic, "the function that launches workers panicked")))?;
         let Launch { spec, mut env, mut fds } = launch;
-        let header = Header { slot: id.slot, generation: id.generation, ..self.header };
+        let header = Header { slot: id.slot, incarnation: id.incarnation, ..self.header };
         let (page_fd, page) = Page::create(&header)?;
         let mut theirs = None;
         let lifeline = PrivateFd::open(|| {

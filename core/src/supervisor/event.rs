@@ -11,12 +11,12 @@ pub struct WorkerId {
     /// The place, from 0 on; a restart keeps it.
     pub slot: u32,
     /// Goes up with each process of the slot, from 1 on.
-    pub generation: u64,
+    pub incarnation: u64,
 }
 
 impl fmt::Display for WorkerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.slot, self.generation)
+        write!(f, "{}.{}", self.slot, self.incarnation)
     }
 }
 

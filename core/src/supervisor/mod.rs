@@ -285,7 +285,7 @@ impl Supervisor {
         Ok(lock(&self.0.shared.board).stats)
     }
 
-    /// Each slot with its last generation and where it stands.
+    /// Each slot with its last incarnation and where it stands.
     ///
     /// # Errors
     /// `Forked`.

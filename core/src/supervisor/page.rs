@@ -64,7 +64,7 @@ impl Page {
         }
         if shown != state::NONE {
             let proto = self.word32(word::PROTO).load(Ordering::Relaxed);
-            if proto & 0xFFFF != u32::from(MAJOR) || self.word64(word::ECHO).load(Ordering::Relaxed) != id.generation {
+            if proto & 0xFFFF != u32::from(MAJOR) || self.word64(word::ECHO).load(Ordering::Relaxed) != id.incarnation {
                 return None;
             }
         }
@@ -95,8 +95,8 @@ impl Page {
     // ---- the worker's side ----
 
     /// Says that the worker is attached.
-    pub(super) fn hello(&self, generation: u64) {
-        self.word64(word::ECHO).store(generation, Ordering::Relaxed);
+    pub(super) fn hello(&self, incarnation: u64) {
+        self.word64(word::ECHO).store(incarnation, Ordering::Relaxed);
         self.word32(word::PROTO).store(u32::from(MAJOR) | u32::from(MINOR) << 16, Ordering::Relaxed);
         self.show(state::HELLO);
     }
@@ -142,10 +142,10 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    const ID: WorkerId = WorkerId { slot: 1, generation: 9 };
+    const ID: WorkerId = WorkerId { slot: 1, incarnation: 9 };
 
     fn pair() -> (Page, Page) {
-        let header = Header { minor: 0, slot: 1, generation: 9, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
+        let header = Header { minor: 0, slot: 1, incarnation: 9, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
         let (fd, own) = Page::create(&header).expect("page");
         let (theirs, seen) = Page::attach(fd.as_fd()).expect("attach");
         assert_eq!(seen, header);
@@ -171,7 +171,7 @@ mod tests {
         let (own, theirs) = pair();
         theirs.hello(9);
         assert!(own.look(state::READY, ID).is_none(), "it went back");
-        assert!(own.look(0, WorkerId { generation: 10, ..ID }).is_none(), "another generation");
+        assert!(own.look(0, WorkerId { incarnation: 10, ..ID }).is_none(), "another incarnation");
         theirs.word32(word::PROTO).store(2, Ordering::Relaxed);
         assert!(own.look(0, ID).is_none(), "another protocol");
         let (own, theirs) = pair();

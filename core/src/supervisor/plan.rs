@@ -15,7 +15,7 @@
 //! A slot has one process, and a second one while it is being replaced: the successor starts first, then the predecessor drains. One
 //! slot at a time is replaced.
 //!
-//! * Each message names slot and generation; one about a process that is gone is counted and dropped.
+//! * Each message names slot and incarnation; one about a process that is gone is counted and dropped.
 //! * DEAD lasts until the next [`Input::Tick`]: the owner hears of the exit first and may say that it was charged to a task. Such an
 //!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
 //! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] once with `Spawned` or `SpawnFailed`,
@@ -170,7 +170,7 @@ impl Proc {
 
 /// How a failure may be taken back, until the slot's next process has ended.
 struct Undo {
-    generation: u64,
+    incarnation: u64,
     cause: Cause,
     back_off: BackOff,
     /// Its time, if it was unstable.
@@ -181,7 +181,7 @@ struct Undo {
 struct Slot {
     wanted: bool,
     /// Of the last process.
-    generation: u64,
+    incarnation: u64,
     /// Who has the slot.
     main: Option<Proc>,
     /// Its successor, or a predecessor that drains.
@@ -209,7 +209,7 @@ impl Slot {
     /// A successor is on its way.
     fn has_successor(&self) -> bool {
         // A successor whose predecessor is gone has the slot.
-        self.main.as_ref().zip(self.other.as_ref()).is_some_and(|(main, other)| other.id.generation > main.id.generation)
+        self.main.as_ref().zip(self.other.as_ref()).is_some_and(|(main, other)| other.id.incarnation > main.id.incarnation)
     }
 }
 
@@ -395,7 +395,7 @@ impl Plan {
         }
     }
 
-    /// Each slot's last generation and where it stands.
+    /// Each slot's last incarnation and where it stands.
     pub(super) fn states(&self) -> impl Iterator<Item = (WorkerId, State)> {
         self.slots.iter().enumerate().map(|(i, slot)| {
             let state = match &slot.main {
@@ -405,8 +405,8 @@ impl Plan {
                 None if slot.quarantined => State::Quarantined,
                 None => State::BackOff,
             };
-            let generation = slot.main.as_ref().map_or(slot.generation, |p| p.id.generation);
-            (WorkerId { slot: i as u32, generation }, state)
+            let incarnation = slot.main.as_ref().map_or(slot.incarnation, |p| p.id.incarnation);
+            (WorkerId { slot: i as u32, incarnation }, state)
         })
     }
 
@@ -493,7 +493,7 @@ impl Plan {
 
     fn release(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         // Also when it has ended: then its slot is not started again.
-        let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.generation, |p| p.id.generation) == id.generation;
+        let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.incarnation, |p| p.id.incarnation) == id.incarnation;
         if let Some(slot) = self.slots.get(id.slot as usize).filter(|s| holds(s)) {
             // Its owner has used it and lets it go: it has proved itself, however short it was there.
             let served = |since: u64| slot.main.as_ref().is_some_and(|p| p.is_watched() && p.ready_at.is_some_and(|at| at >= since));
@@ -543,7 +543,7 @@ impl Plan {
             return;
         }
         // It was settled without the owner's word.
-        let Some(undo) = slot.undo.take_if(|u| u.generation == id.generation) else {
+        let Some(undo) = slot.undo.take_if(|u| u.incarnation == id.incarnation) else {
             self.stats.late += 1;
             return;
         };
@@ -618,7 +618,7 @@ impl Plan {
         slot.undo = None;
         // The kernel's count may be another's: whom we have killed it did not need to.
         let ended = Ended { oom: ended.oom && !proc.killed, ..ended };
-        if was_main && slot.other.as_ref().is_some_and(|p| p.id.generation > id.generation) {
+        if was_main && slot.other.as_ref().is_some_and(|p| p.id.incarnation > id.incarnation) {
             slot.main = slot.other.take();
         }
         if slot.other.is_none() {
@@ -760,7 +760,7 @@ impl Plan {
         let slot = &mut self.slots[id.slot as usize];
         // While the slot has another worker, or is to have none, nobody is missing.
         let unstable = slot.wanted && slot.main.is_none() && uptime.is_none_or(|u| u < self.rules.min_uptime);
-        let undo = |cause| Undo { generation: id.generation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now) };
+        let undo = |cause| Undo { incarnation: id.incarnation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now) };
         // A task can only be blamed for who has been ready.
         slot.undo = uptime.and(cause).map(undo);
         let delay = slot.back_off.failed(uptime, &self.rules.delays, &mut self.random);
@@ -823,8 +823,8 @@ impl Plan {
     fn spawn(&mut self, at: usize, out: &mut Vec<Action>) -> Proc {
         let slot = &mut self.slots[at];
         slot.owed = false;
-        slot.generation += 1;
-        let id = WorkerId { slot: at as u32, generation: slot.generation };
+        slot.incarnation += 1;
+        let id = WorkerId { slot: at as u32, incarnation: slot.incarnation };
         out.push(Action::Spawn(id));
         Proc {
             id,
@@ -870,7 +870,7 @@ impl Plan {
         let unsettled = |i: usize| self.dead.iter().any(|d| d.id.slot as usize == i);
         let may = |s: &Slot| s.wanted && s.main.is_none() && !s.quarantined && s.until <= self.now;
         let due = self.slots.iter().enumerate().filter(|(i, s)| may(s) && !unsettled(*i));
-        due.min_by_key(|(i, s)| (s.generation > 0, s.until, *i)).map(|(i, _)| i)
+        due.min_by_key(|(i, s)| (s.incarnation > 0, s.until, *i)).map(|(i, _)| i)
     }
 
     /// Lets one slot try, when it is time and nobody else starts.

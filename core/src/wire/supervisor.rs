@@ -8,7 +8,7 @@
 //!              ├───────┴───────┼───┼───┼───────┼───────────────┼───────┬───────┤
 //!            0 │ magic         │maj│min│ len   │ layout        │ slot  │ 0     │  written before the worker exists
 //!              ├───────────────┼───┴───┴───────┼───────────────┼───────┴───────┤
-//!           32 │ generation    │ beat_ns       │ hang_ns       │ orphan_ns     │
+//!           32 │ incarnation    │ beat_ns       │ hang_ns       │ orphan_ns     │
 //!              ├───────────────┴───────────────┴───────────────┼───────────────┤
 //!           64 │ 0                                             │ 0             │
 //!           96 │ 0                                             │ check         │
@@ -25,7 +25,7 @@
 //! ```
 //!
 //! * `check` is FNV-1a over bytes 8…119, `layout` is [`LAYOUT`]. The worker copies the fixed part once.
-//! * `state` only grows: [`state`]. It is stored with Release, after `proto` (`major | minor << 16`) and `echo` (the generation that the
+//! * `state` only grows: [`state`]. It is stored with Release, after `proto` (`major | minor << 16`) and `echo` (the incarnation that the
 //!   worker read); the supervisor loads it with Acquire. Another value, or one that shrinks, ends the worker.
 //! * `loop_beat` and `native_beat` are counters: whether they change is what counts. READY is believed with a `loop_beat` that is not 0.
 //! * `text` is what the worker says of its failure, UTF-8; `txt_len` is stored with Release after it and read when the worker has ended.
@@ -58,7 +58,7 @@ pub mod word {
     pub const STATE: usize = 256;
     /// `major | minor << 16`; 32 bits.
     pub const PROTO: usize = 260;
-    /// The generation that the worker has read; 64 bits.
+    /// The incarnation that the worker has read; 64 bits.
     pub const ECHO: usize = 264;
     /// 64 bits.
     pub const LOOP_BEAT: usize = 384;
@@ -106,8 +106,8 @@ pub struct Header {
     pub minor: u16,
     /// The worker's slot.
     pub slot: u32,
-    /// Its generation.
-    pub generation: u64,
+    /// Its incarnation.
+    pub incarnation: u64,
     /// How often it shows that it lives, nanoseconds.
     pub beat_ns: u64,
     /// How long its loop may show nothing, nanoseconds; 0: as long as it likes.
@@ -132,7 +132,7 @@ impl Header {
         put(12, &(PAGE_LEN as u32).to_le_bytes());
         put(16, &LAYOUT.to_le_bytes());
         put(24, &self.slot.to_le_bytes());
-        put(32, &self.generation.to_le_bytes());
+        put(32, &self.incarnation.to_le_bytes());
         put(40, &self.beat_ns.to_le_bytes());
         put(48, &self.hang_ns.to_le_bytes());
         put(56, &self.orphan_ns.to_le_bytes());
@@ -171,13 +171,13 @@ impl Header {
         let header = Header {
             minor: u16_at(10),
             slot: u32_at(24),
-            generation: u64_at(32),
+            incarnation: u64_at(32),
             beat_ns: u64_at(40),
             hang_ns: u64_at(48),
             orphan_ns: u64_at(56),
         };
-        if header.generation == 0 || header.beat_ns == 0 {
-            return Err(corrupt("page has no generation or no beat").with("generation", header.generation).with("beat_ns", header.beat_ns));
+        if header.incarnation == 0 || header.beat_ns == 0 {
+            return Err(corrupt("page has no incarnation or no beat").with("incarnation", header.incarnation).with("beat_ns", header.beat_ns));
         }
         Ok(header)
     }
@@ -199,7 +199,7 @@ pub fn parse_env(text: &str) -> Result<(i32, i32)> {
 mod tests {
     use super::*;
 
-    const SAMPLE: Header = Header { minor: 0, slot: 3, generation: 0x0102, beat_ns: 1_000_000_000, hang_ns: 10, orphan_ns: 5 };
+    const SAMPLE: Header = Header { minor: 0, slot: 3, incarnation: 0x0102, beat_ns: 1_000_000_000, hang_ns: 10, orphan_ns: 5 };
 
     #[test]
     fn a_page_begins_with_these_bytes() {
@@ -237,17 +237,17 @@ mod tests {
 
     #[test]
     fn lies_with_a_valid_check_sum_are_refused() {
-        for (at, lie, text) in [(8, 2u8, "major=2"), (10, 0, ""), (13, 0, "len=0"), (16, 0, "layout"), (32, 0, "generation=256")] {
+        for (at, lie, text) in [(8, 2u8, "major=2"), (10, 0, ""), (13, 0, "len=0"), (16, 0, "layout"), (32, 0, "incarnation=256")] {
             let mut bad = SAMPLE.encode();
             bad[at] = lie;
             let check = checksum(&bad);
             bad[120..].copy_from_slice(&check.to_le_bytes());
             match Header::decode(&bad, PAGE_LEN) {
-                Ok(header) => assert!(text.is_empty() || header.generation == 256, "{at}"),
+                Ok(header) => assert!(text.is_empty() || header.incarnation == 256, "{at}"),
                 Err(e) => assert!(e.to_string().contains(text), "{at}: {e}"),
             }
         }
-        for none in [Header { generation: 0, ..SAMPLE }, Header { beat_ns: 0, ..SAMPLE }] {
+        for none in [Header { incarnation: 0, ..SAMPLE }, Header { beat_ns: 0, ..SAMPLE }] {
             assert_eq!(Header::decode(&none.encode(), PAGE_LEN).expect_err("refused").kind(), ErrorKind::Corrupt);
         }
         assert!(Header::decode(&SAMPLE.encode(), 4097).expect_err("longer").to_string().contains("file_len=4097"));

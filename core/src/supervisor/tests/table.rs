@@ -9,8 +9,8 @@ use std::time::Duration;
 
 const MS: u64 = 1_000_000;
 
-fn id(slot: u32, generation: u64) -> WorkerId {
-    WorkerId { slot, generation }
+fn id(slot: u32, incarnation: u64) -> WorkerId {
+    WorkerId { slot, incarnation }
 }
 
 fn code(code: i32) -> Ended {
@@ -34,9 +34,9 @@ enum Deed {
 
 fn deeds(actions: &[Action]) -> Vec<Deed> {
     let deed = |a: &Action| match a {
-        Action::Spawn(id) => Some(Deed::Spawn(id.slot, id.generation)),
+        Action::Spawn(id) => Some(Deed::Spawn(id.slot, id.incarnation)),
         Action::Signal(id, signal) => Some(Deed::Signal(id.slot, *signal)),
-        Action::Drain(id) => Some(Deed::Drain(id.slot, id.generation)),
+        Action::Drain(id) => Some(Deed::Drain(id.slot, id.incarnation)),
         Action::Dump(id, signal) => Some(Deed::Dump(id.slot, *signal)),
         Action::Report(_) => None,
     };
@@ -132,7 +132,7 @@ fn a_worker_is_ready_after_hello_and_ready_and_in_no_other_order() {
 }
 
 #[test]
-fn messages_of_a_dead_generation_are_counted_and_dropped() {
+fn messages_of_a_dead_incarnation_are_counted_and_dropped() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
     s.ready(id(0, 1));
@@ -160,15 +160,15 @@ fn the_delays_of_a_slot_double_and_begin_anew_after_half_a_minute() {
     let mut s = Story::with(&options, 8);
     s.tell(Input::Scale(1));
     let mut delays = Vec::new();
-    for generation in 1..=12 {
-        s.ready(id(0, generation));
-        let out = s.exit(id(0, generation));
+    for incarnation in 1..=12 {
+        s.ready(id(0, incarnation));
+        let out = s.exit(id(0, incarnation));
         delays.extend(reports(&out).into_iter().filter_map(|e| if let Event::BackOff { delay, .. } = e { Some(delay) } else { None }));
-        if generation > 1 {
+        if incarnation > 1 {
             assert_eq!(s.state(0), State::BackOff);
             let next = s.plan.next_deadline().expect("it rests").div_ceil(MS);
             assert_eq!(deeds(&s.until(next - 1)), []);
-            assert_eq!(deeds(&s.until(next)), [Spawn(0, generation + 1)]);
+            assert_eq!(deeds(&s.until(next)), [Spawn(0, incarnation + 1)]);
         }
     }
     for (delay, ms) in delays.iter().zip([0, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000]) {
@@ -357,12 +357,12 @@ fn too_many_unstable_ends_degrade_and_a_stable_probe_recovers() {
         assert!((0..workers as u32).all(|slot| s.state(slot) == State::Quarantined));
         assert_eq!(deeds(&s.until(degraded_at + 29_999)), []);
         let probe = deeds(&s.until(degraded_at + 30_000));
-        let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
-        s.exit(id(slot, generation));
+        let [Spawn(slot, incarnation)] = probe[..] else { panic!("{probe:?}") };
+        s.exit(id(slot, incarnation));
         assert_eq!(deeds(&s.until(degraded_at + 59_999)), []);
         let probe = deeds(&s.until(degraded_at + 60_000));
-        let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
-        let good = id(slot, generation);
+        let [Spawn(slot, incarnation)] = probe[..] else { panic!("{probe:?}") };
+        let good = id(slot, incarnation);
         s.ready(good);
         assert_eq!(s.beating(degraded_at + 64_999, &[good], true), [], "not stable yet");
         let out = s.beating(degraded_at + 65_000, &[good], true);
@@ -388,14 +388,14 @@ fn a_worker_that_its_owner_lets_go_has_proved_itself() {
     assert!(!recovers(s.tell(Input::Release(id(0, 1)))), "one of before says nothing of what fails now");
     s.exit(id(0, 1));
     let probe = deeds(&s.until(s.now + 30_000));
-    let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
-    assert!(!recovers(s.tell(Input::Release(id(slot, generation)))), "it never was ready");
-    s.exit(id(slot, generation));
+    let [Spawn(slot, incarnation)] = probe[..] else { panic!("{probe:?}") };
+    assert!(!recovers(s.tell(Input::Release(id(slot, incarnation)))), "it never was ready");
+    s.exit(id(slot, incarnation));
     s.tell(Input::Scale(2));
     let probe = deeds(&s.until(s.now + 30_000));
-    let [Spawn(slot, generation)] = probe[..] else { panic!("{probe:?}") };
-    s.ready(id(slot, generation));
-    let out = s.tell(Input::Release(id(slot, generation)));
+    let [Spawn(slot, incarnation)] = probe[..] else { panic!("{probe:?}") };
+    s.ready(id(slot, incarnation));
+    let out = s.tell(Input::Release(id(slot, incarnation)));
     assert!(deeds(&out).iter().any(|d| matches!(d, Spawn(..))), "the other slot starts at once");
     assert!(recovers(out));
 }
@@ -421,10 +421,10 @@ fn an_app_that_crashes_at_once_is_started_a_few_times_in_its_first_minute() {
 fn stable_ends_are_replaced_and_degrade_nobody() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
-    for generation in 1..=20 {
-        s.ready(id(0, generation));
-        s.beating(s.now + 5000, &[id(0, generation)], true);
-        s.exit(id(0, generation));
+    for incarnation in 1..=20 {
+        s.ready(id(0, incarnation));
+        s.beating(s.now + 5000, &[id(0, incarnation)], true);
+        s.exit(id(0, incarnation));
         s.until(s.now + 40_000);
     }
     assert_eq!(s.plan.stats().degradations, 0);
@@ -443,8 +443,8 @@ fn a_charged_exit_counts_for_nothing_whenever_it_is_said() {
     for when in [When::Before, When::Between, When::After] {
         let mut s = Story::new();
         s.tell(Input::Scale(1));
-        for generation in 1..=30 {
-            let id = id(0, generation);
+        for incarnation in 1..=30 {
+            let id = id(0, incarnation);
             s.ready(id);
             if when == When::Before {
                 s.tell(Input::Charged(id));
@@ -458,7 +458,7 @@ fn a_charged_exit_counts_for_nothing_whenever_it_is_said() {
             if when == When::After {
                 out.extend(s.tell(Input::Charged(id)));
             }
-            assert_eq!(deeds(&out), [Spawn(0, generation + 1)], "{when:?} {generation}");
+            assert_eq!(deeds(&out), [Spawn(0, incarnation + 1)], "{when:?} {incarnation}");
         }
         let stats = s.plan.stats();
         assert_eq!((stats.exits.charged, stats.exits.crash, stats.degradations), (30, 0, 0), "{when:?}");
@@ -469,10 +469,10 @@ fn a_charged_exit_counts_for_nothing_whenever_it_is_said() {
 fn an_exit_before_ready_cannot_be_charged() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
-    for generation in 1..=6 {
-        s.tell(Input::Charged(id(0, generation)));
-        s.exit(id(0, generation));
-        s.tell(Input::Charged(id(0, generation)));
+    for incarnation in 1..=6 {
+        s.tell(Input::Charged(id(0, incarnation)));
+        s.exit(id(0, incarnation));
+        s.tell(Input::Charged(id(0, incarnation)));
         s.until(s.now + 4000);
     }
     let stats = s.plan.stats();
@@ -483,10 +483,10 @@ fn an_exit_before_ready_cannot_be_charged() {
 fn a_late_charge_ends_a_degradation_that_was_none() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
-    for generation in 1..=6 {
-        s.ready(id(0, generation));
-        s.exit(id(0, generation));
-        if generation < 6 {
+    for incarnation in 1..=6 {
+        s.ready(id(0, incarnation));
+        s.exit(id(0, incarnation));
+        if incarnation < 6 {
             s.until(s.now + 4000);
         }
     }
@@ -517,10 +517,10 @@ fn a_replacement_that_fails_leaves_the_old_worker_alone() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
     s.ready(id(0, 1));
-    for generation in 2..=30 {
+    for incarnation in 2..=30 {
         s.tell(Input::Retire(0));
         s.beating(s.now + 40_000, &[id(0, 1)], true);
-        assert!(reports(&s.exit(id(0, generation))).contains(&Event::RetireFailed { slot: 0 }));
+        assert!(reports(&s.exit(id(0, incarnation))).contains(&Event::RetireFailed { slot: 0 }));
     }
     let stats = s.plan.stats();
     assert_eq!((s.state(0), stats.degradations, stats.retire_failed), (State::Ready, 0, 29));
@@ -666,14 +666,14 @@ fn a_kill_for_want_of_memory_is_told_unless_the_kill_was_ours() {
 fn a_worker_that_is_killed_by_its_owner_is_replaced_without_delay() {
     let mut s = Story::new();
     s.tell(Input::Scale(1));
-    for generation in 1..=20 {
-        let worker = id(0, generation);
-        if generation % 2 == 0 {
+    for incarnation in 1..=20 {
+        let worker = id(0, incarnation);
+        if incarnation % 2 == 0 {
             s.ready(worker);
         }
         assert_eq!(deeds(&s.tell(Input::Kill(worker))), [Signal(0, libc::SIGKILL)]);
         assert_eq!(deeds(&s.tell(Input::Kill(worker))), []);
-        assert_eq!(deeds(&s.exit(worker)), [Spawn(0, generation + 1)]);
+        assert_eq!(deeds(&s.exit(worker)), [Spawn(0, incarnation + 1)]);
     }
     let stats = s.plan.stats();
     assert_eq!((stats.exits.killed, stats.degradations), (20, 0));

@@ -86,7 +86,7 @@ struct World {
     mail: VecDeque<Input>,
     procs: BTreeMap<WorkerId, Model>,
     gone: BTreeSet<WorkerId>,
-    generations: HashMap<u32, u64>,
+    incarnations: HashMap<u32, u64>,
     max_starting: usize,
     wanted: usize,
     /// At any time since the last check, and at any time.
@@ -182,7 +182,7 @@ impl World {
             mail: VecDeque::new(),
             procs: BTreeMap::new(),
             gone: BTreeSet::new(),
-            generations: HashMap::new(),
+            incarnations: HashMap::new(),
             max_starting,
             wanted: 0,
             most: 0,
@@ -407,7 +407,7 @@ impl World {
                 let slot = self.random.below(7) as u32;
                 let id = match self.random.below(3) {
                     0 => self.any(),
-                    1 => self.generations.get(&slot).map(|generation| WorkerId { slot, generation: *generation }),
+                    1 => self.incarnations.get(&slot).map(|incarnation| WorkerId { slot, incarnation: *incarnation }),
                     _ => {
                         let n = self.random.below(self.gone.len().max(1) as u64) as usize;
                         self.gone.iter().nth(n).copied()
@@ -458,7 +458,7 @@ impl World {
             _ => {
                 // Messages about processes that are gone, or never were.
                 let known = self.gone.iter().next_back().copied();
-                let id = known.unwrap_or(WorkerId { slot: self.random.below(9) as u32, generation: 0 });
+                let id = known.unwrap_or(WorkerId { slot: self.random.below(9) as u32, incarnation: 0 });
                 let exit = Exit { code: Some(0), signal: None, core_dumped: false };
                 let input = match self.random.below(7) {
                     6 => Input::SpawnFailed(id, Error::os("fork", libc::EAGAIN)),
@@ -492,9 +492,9 @@ impl World {
 
     /// Who has the slot: its oldest process that has no ready successor, or else the last that was started.
     fn holder(&self, slot: u32) -> Option<WorkerId> {
-        let replaced = |id: &WorkerId| self.were_ready.iter().any(|o| o.slot == slot && o.generation > id.generation);
+        let replaced = |id: &WorkerId| self.were_ready.iter().any(|o| o.slot == slot && o.incarnation > id.incarnation);
         let alive = self.procs.keys().find(|id| id.slot == slot && !replaced(id)).copied();
-        alive.or_else(|| self.generations.get(&slot).map(|generation| WorkerId { slot, generation: *generation }))
+        alive.or_else(|| self.incarnations.get(&slot).map(|incarnation| WorkerId { slot, incarnation: *incarnation }))
     }
 
     fn tell(&mut self, input: Input) {
@@ -600,8 +600,8 @@ impl World {
     }
 
     fn spawned(&mut self, id: WorkerId) {
-        let last = self.generations.insert(id.slot, id.generation).unwrap_or(0);
-        self.must(id.generation > last, || format!("{id} is started after generation {last}"));
+        let last = self.incarnations.insert(id.slot, id.incarnation).unwrap_or(0);
+        self.must(id.incarnation > last, || format!("{id} is started after incarnation {last}"));
         self.must(!self.stop_heard, || format!("{id} is started after the stop"));
         self.must((id.slot as usize) < self.peak, || format!("{id} has a slot that nobody needs"));
         self.spawns.entry(id.slot).or_default().push(self.now);
@@ -659,7 +659,7 @@ impl World {
 
     /// Its slot has a later one that was ready.
     fn was_replaced(&self, id: WorkerId) -> bool {
-        self.were_ready.iter().any(|o| o.slot == id.slot && o.generation > id.generation)
+        self.were_ready.iter().any(|o| o.slot == id.slot && o.incarnation > id.incarnation)
     }
 
     fn signalled(&mut self, id: WorkerId, signal: i32) {
@@ -723,7 +723,7 @@ impl World {
             }
             Event::Draining { worker, cause } => {
                 let drain = if cause == Cause::Stop { 10 * SECOND } else { nanos(self.options.drain_timeout) };
-                let successor = self.procs.iter().any(|(id, m)| id.slot == worker.slot && id.generation > worker.generation && m.ready);
+                let successor = self.procs.iter().any(|(id, m)| id.slot == worker.slot && id.incarnation > worker.incarnation && m.ready);
                 self.must(cause != Cause::Retire || successor, || format!("{worker} retires before its successor is ready"));
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
                 (model.draining, model.suspected) = (true, false);
