@@ -199,7 +199,7 @@ impl Watched {
 }
 
 fn id(slot: u32, incarnation: u64) -> WorkerId {
-    WorkerId { slot, incarnation }
+    WorkerId { slot, generation: 1, incarnation }
 }
 
 fn send_signal(pid: i32, signal: i32) {

@@ -4,7 +4,7 @@
 //! ties to the thread that started it, comes with the process's end only. It waits in one epoll for pidfds, lifelines, and a bell for
 //! orders. It reads a worker's page when the lifeline rings, when the worker has ended, and before any time-out is judged.
 
-use super::event::{Cause, Ended, Event, State, Stats, WorkerId};
+use super::event::{Cause, Ended, Event, Reloaded, State, Stats, WorkerId};
 use super::forks::{Forks, Kit, News};
 use super::options::Options;
 use super::page::Page;
@@ -33,6 +33,7 @@ pub(super) enum Order {
     Scale(usize),
     Release(WorkerId),
     Retire(u32),
+    Reload(u32),
     Charged(WorkerId),
     Kill(WorkerId),
     Stop(u64),
@@ -45,6 +46,7 @@ impl From<Order> for Input {
             Order::Scale(n) => Input::Scale(n),
             Order::Release(id) => Input::Release(id),
             Order::Retire(slot) => Input::Retire(slot),
+            Order::Reload(generation) => Input::Reload(generation),
             Order::Charged(id) => Input::Charged(id),
             Order::Kill(id) => Input::Kill(id),
             Order::Stop(grace) => Input::Stop(grace),
@@ -61,9 +63,21 @@ pub(super) struct Board {
     /// Calls of `scale` that the plan has not heard of.
     pub(super) scaling: usize,
     pub(super) start_error: Option<Error>,
+    /// The last generation that was asked for.
+    pub(super) generation: u32,
+    pub(super) reloading: bool,
+    /// What became of the last reload that is over.
+    pub(super) reloaded: Option<(u32, Result<Reloaded>)>,
     /// `stop` was called.
     pub(super) closing: bool,
     pub(super) stopped: bool,
+}
+
+impl Board {
+    fn end_reload(&mut self, generation: u32, outcome: Result<Reloaded>) {
+        self.reloading = false;
+        self.reloaded = Some((generation, outcome));
+    }
 }
 
 /// What a handle and the thread share.
@@ -75,7 +89,11 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new() -> Shared {
-        Shared { orders: Mutex::default(), board: Mutex::new(Board { scaling: 1, ..Board::default() }), changed: Condvar::new() }
+        Shared {
+            orders: Mutex::default(),
+            board: Mutex::new(Board { scaling: 1, generation: 1, ..Board::default() }),
+            changed: Condvar::new(),
+        }
     }
 }
 
@@ -285,6 +303,7 @@ impl Machine {
             header: Header {
                 minor: MINOR,
                 slot: 0,
+                generation: 0,
                 incarnation: 0,
                 beat_ns: nanos(options.beat),
                 hang_ns: nanos(options.hang_timeout),
@@ -558,6 +577,8 @@ impl Machine {
         match event {
             Event::StartFailed { error } => lock(&self.shared.board).start_error = Some(error.clone()),
             Event::Ready { .. } => lock(&self.shared.board).start_error = None,
+            Event::Reloaded(report) => lock(&self.shared.board).end_reload(report.generation, Ok(*report)),
+            Event::ReloadFailed { generation, error, .. } => lock(&self.shared.board).end_reload(*generation, Err(error.clone())),
             _ => {}
         }
         if self.listener.is_some() {
@@ -574,7 +595,7 @@ impl Machine {
         let launch = catch_unwind(AssertUnwindSafe(|| (self.launch)(id)))
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Panic, "the function that launches workers panicked")))?;
         let Launch { spec, mut env, mut fds } = launch;
-        let header = Header { slot: id.slot, incarnation: id.incarnation, ..self.header };
+        let header = Header { slot: id.slot, generation: id.generation, incarnation: id.incarnation, ..self.header };
         let (page_fd, page) = Page::create(&header)?;
         let mut theirs = None;
         let lifeline = PrivateFd::open(|| {

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct WorkerId {
     /// The place, from 0 on; a restart keeps it.
     pub slot: u32,
+    /// Of the (re)load that it belongs to, from 1 on ([`Supervisor::reload`](super::Supervisor::reload)).
+    pub generation: u32,
     /// Goes up with each process of the slot, from 1 on.
     pub incarnation: u64,
 }
@@ -183,6 +185,29 @@ pub enum Event {
         /// Which.
         slot: u32,
     },
+    /// All workers are replaced by a new generation, one after the other.
+    Reloading {
+        /// The new one.
+        generation: u32,
+    },
+    /// They were.
+    Reloaded(Reloaded),
+    /// The first one came up and a later one did not: those that were replaced are replaced back.
+    RollingBack {
+        /// The new one.
+        generation: u32,
+        /// Why.
+        error: Error,
+    },
+    /// The reload failed; all workers are of the old generation, which goes on.
+    ReloadFailed {
+        /// The new one.
+        generation: u32,
+        /// Why: the worker's own error, if it has left any.
+        error: Error,
+        /// Slots that could not go back; they are started with the old generation when they end.
+        stuck: usize,
+    },
     /// Each wanted worker failed to start, and none ever was ready. Starting goes on.
     StartFailed {
         /// The last worker's own error.
@@ -230,6 +255,19 @@ pub enum Event {
     },
     /// The last event: no process is left.
     Stopped,
+}
+
+/// What a reload has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reloaded {
+    /// The new generation.
+    pub generation: u32,
+    /// Slots that have it.
+    pub replaced: usize,
+    /// Old workers that did not finish in time, and were signalled.
+    pub forced: u64,
+    /// From its beginning to the end of the last old worker.
+    pub took: Duration,
 }
 
 /// Ends by cause.
@@ -311,6 +349,10 @@ pub struct Stats {
     pub retired: u64,
     /// Replacements that failed.
     pub retire_failed: u64,
+    /// Reloads that succeeded.
+    pub reloads: u64,
+    /// Reloads that failed, and were rolled back.
+    pub reloads_failed: u64,
     /// Times it became degraded.
     pub degradations: u64,
     /// Times it recovered.

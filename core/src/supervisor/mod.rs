@@ -23,13 +23,14 @@ mod forks;
 mod options;
 mod page;
 mod plan;
+mod reload;
 mod restart;
 #[cfg(test)]
 mod tests;
 pub mod worker;
 pub mod zygote;
 
-pub use event::{Cause, Ended, Event, Exits, State, Stats, WorkerId};
+pub use event::{Cause, Ended, Event, Exits, Reloaded, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
 pub use worker::Worker;
 
@@ -215,6 +216,48 @@ impl Supervisor {
     /// `Closed` after `stop`, `Forked`.
     pub fn retire(&self, slot: u32) -> Result<()> {
         self.order(Order::Retire(slot))
+    }
+
+    /// Replaces all workers by a new generation, whose number is returned, without being fewer at any time: the new worker of a slot starts
+    /// beside the old one, and when it was ready for `min_ready` the old one finishes its work; one slot after the other. What `launch` gives for the new [`generation`](WorkerId::generation) is what runs.
+    /// The first new worker is the canary: if it fails, nothing was changed. If a later one fails three times, or too many workers fail, those
+    /// that were replaced are replaced back. Workers of a zygote are still its forks.
+    ///
+    /// # Errors
+    /// `InUse` while a reload is under way, `Closed` after `stop`, `Forked`.
+    pub fn reload(&self) -> Result<u32> {
+        self.check_fork()?;
+        let mut board = lock(&self.0.shared.board);
+        if board.closing {
+            return Err(Error::new(ErrorKind::Closed, "supervisor was stopped"));
+        }
+        if board.reloading {
+            return Err(Error::new(ErrorKind::InUse, "a reload is under way").with("generation", board.generation));
+        }
+        board.generation += 1;
+        board.reloading = true;
+        let generation = board.generation;
+        drop(board);
+        self.0.hub.order(&self.0.shared, Order::Reload(generation));
+        Ok(generation)
+    }
+
+    /// Waits until the reload to this generation is over, at most `timeout` (`None`: without end).
+    ///
+    /// # Errors
+    /// What made it fail: `StartFailed` with the worker's own error, `Degraded`. `NotFound` for one that a later reload has followed, or that never was; `Timeout`,
+    /// `Closed` after `stop`, `Forked`.
+    pub fn wait_reload(&self, generation: u32, timeout: Option<Duration>) -> Result<Reloaded> {
+        self.wait(timeout, |board| {
+            if let Some((_, outcome)) = board.reloaded.as_ref().filter(|(last, _)| *last == generation) {
+                Some(outcome.clone())
+            } else if board.closing || board.stopped {
+                Some(Err(Error::new(ErrorKind::Closed, "supervisor was stopped")))
+            } else {
+                let under_way = board.reloading && board.generation == generation;
+                (!under_way).then(|| Err(Error::new(ErrorKind::NotFound, "no such reload").with("generation", generation)))
+            }
+        })?
     }
 
     /// Says that the end of this worker, now, soon or past, is to be put down to a task that it ran: it is replaced without delay and counts

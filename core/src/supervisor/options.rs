@@ -83,6 +83,8 @@ durations! {
     kill_grace = ms(2000), ms(0);
     /// What a worker whose supervisor died has to finish its work. Default 5 s.
     orphan_grace = ms(5000), ms(0);
+    /// A worker that replaces another has to be ready for so long before that one is asked to finish. Default 0.
+    min_ready = ms(0), ms(0);
     /// A worker that ends before it was ready for so long is unstable. Default 5 s.
     min_uptime = ms(5000), ms(0);
     /// A worker that was ready for so long starts without delay again. Default 30 s.

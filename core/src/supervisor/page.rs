@@ -142,10 +142,10 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    const ID: WorkerId = WorkerId { slot: 1, incarnation: 9 };
+    const ID: WorkerId = WorkerId { slot: 1, generation: 1, incarnation: 9 };
 
     fn pair() -> (Page, Page) {
-        let header = Header { minor: 0, slot: 1, incarnation: 9, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
+        let header = Header { minor: 0, slot: 1, generation: 1, incarnation: 9, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
         let (fd, own) = Page::create(&header).expect("page");
         let (theirs, seen) = Page::attach(fd.as_fd()).expect("attach");
         assert_eq!(seen, header);

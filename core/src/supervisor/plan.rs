@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A slot has one process, and a second one while it is being replaced: the successor starts first, then the predecessor drains. One
-//! slot at a time is replaced.
+//! slot at a time is replaced: `reload` has the order of a rolling reload.
 //!
 //! * Each message names slot and incarnation; one about a process that is gone is counted and dropped.
 //! * DEAD lasts until the next [`Input::Tick`]: the owner hears of the exit first and may say that it was charged to a task. Such an
@@ -22,8 +22,9 @@
 //!   there and then or later: until then nothing else is told of that worker, and what would signal it makes it `SpawnFailed`. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
 //! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
 
-use super::event::{Cause, Ended, Event, State, Stats, WorkerId};
+use super::event::{Cause, Ended, Event, Reloaded, State, Stats, WorkerId};
 use super::options::{Options, ScaleDown};
+use super::reload::{Failed, Reload};
 use super::restart::{BackOff, Delays, Intensity, Random};
 use crate::error::{Error, ErrorKind};
 use std::collections::VecDeque;
@@ -38,6 +39,8 @@ pub(super) enum Input {
     Release(WorkerId),
     /// Replace the slot's worker.
     Retire(u32),
+    /// Replace all workers by this generation. One at a time.
+    Reload(u32),
     /// The exit of this worker was, or will be, over a task.
     Charged(WorkerId),
     /// End this worker now.
@@ -81,6 +84,7 @@ struct Rules {
     abort_grace: u64,
     drain: u64,
     kill_grace: u64,
+    min_ready: u64,
     min_uptime: u64,
     delays: Delays,
     window: u64,
@@ -177,11 +181,12 @@ struct Undo {
     unstable_at: Option<u64>,
 }
 
-#[derive(Default)]
 struct Slot {
     wanted: bool,
-    /// Of the last process.
-    incarnation: u64,
+    /// What it is started with.
+    generation: u32,
+    /// Its last process; incarnation 0 before the first.
+    last: WorkerId,
     /// Who has the slot.
     main: Option<Proc>,
     /// Its successor, or a predecessor that drains.
@@ -198,6 +203,22 @@ struct Slot {
 }
 
 impl Slot {
+    fn new(slot: u32) -> Slot {
+        Slot {
+            wanted: false,
+            generation: 0,
+            last: WorkerId { slot, generation: 0, incarnation: 0 },
+            main: None,
+            other: None,
+            until: 0,
+            quarantined: false,
+            owed: false,
+            failed_first: false,
+            back_off: BackOff::default(),
+            undo: None,
+        }
+    }
+
     fn procs(&self) -> impl Iterator<Item = &Proc> {
         self.main.iter().chain(&self.other)
     }
@@ -206,10 +227,15 @@ impl Slot {
         self.main.iter_mut().chain(&mut self.other)
     }
 
+    /// Its second process is the one that was started last.
+    fn has_newer(&self) -> bool {
+        self.other.as_ref().is_some_and(|p| p.id == self.last)
+    }
+
     /// A successor is on its way.
     fn has_successor(&self) -> bool {
         // A successor whose predecessor is gone has the slot.
-        self.main.as_ref().zip(self.other.as_ref()).is_some_and(|(main, other)| other.id.incarnation > main.id.incarnation)
+        self.main.is_some() && self.has_newer()
     }
 }
 
@@ -217,6 +243,7 @@ impl Slot {
 struct Dead {
     id: WorkerId,
     cause: Cause,
+    ended: Ended,
     charged: bool,
     uptime: Option<u64>,
     /// It was not the one that had the slot.
@@ -235,6 +262,9 @@ pub(super) struct Plan {
     rules: Rules,
     slots: Vec<Slot>,
     wanted: usize,
+    /// Of the last reload that succeeded; from 1 on.
+    generation: u32,
+    reload: Option<Reload>,
     random: Random,
     intensity: Intensity,
     degraded: Option<Degraded>,
@@ -263,6 +293,7 @@ impl Plan {
                 abort_grace: nanos(o.abort_grace),
                 drain: nanos(o.drain_timeout),
                 kill_grace: nanos(o.kill_grace),
+                min_ready: nanos(o.min_ready),
                 min_uptime: nanos(o.min_uptime),
                 delays: Delays { first: nanos(o.back_off), cap: nanos(o.max_back_off), stable: nanos(o.stable_uptime) },
                 window: nanos(o.window),
@@ -274,6 +305,8 @@ impl Plan {
             },
             slots: Vec::new(),
             wanted: 0,
+            generation: 1,
+            reload: None,
             random: Random::new(seed),
             intensity: Intensity::default(),
             degraded: None,
@@ -298,6 +331,7 @@ impl Plan {
             Input::Scale(n) => self.scale(n, out),
             Input::Release(id) => self.release(id, out),
             Input::Retire(slot) => self.retire(slot),
+            Input::Reload(generation) => self.begin_reload(generation, out),
             Input::Charged(id) => self.charged(id, out),
             Input::Kill(id) => {
                 if let Some((proc, rules)) = self.proc(id) {
@@ -338,6 +372,7 @@ impl Plan {
             Input::Exited(id, ended, text) => self.exited(id, ended, text, out),
             Input::Tick => self.tick(skipped, out),
         }
+        self.prove(out);
         self.fill(out);
         if self.stopping && !self.stopped && self.dead.is_empty() && self.slots.iter().all(|s| s.procs().next().is_none()) {
             self.stopped = true;
@@ -353,7 +388,8 @@ impl Plan {
         // What is due already waits for something else than time: `fill` has looked.
         let later = |at: u64| (at > self.now).then_some(at);
         let resting = |(i, slot): (usize, &Slot)| {
-            let waits = slot.main.is_none() || self.retiring.contains(&(i as u32));
+            let retried = self.reload.as_ref().is_some_and(|r| r.is_retrying(i as u32));
+            let waits = slot.main.is_none() || retried || self.retiring.contains(&(i as u32));
             (slot.wanted && !slot.quarantined && waits).then_some(slot.until).and_then(later)
         };
         let slots = self.slots.iter().enumerate().filter_map(resting).min();
@@ -361,7 +397,8 @@ impl Plan {
             let probe = later(d.probe_at).filter(|_| self.slots.iter().any(|s| s.wanted && s.quarantined));
             probe.into_iter().chain(self.probation()).min()
         });
-        [self.watch_deadline(), slots, degraded].into_iter().flatten().min()
+        let proof = self.proof_deadline().filter_map(later).min();
+        [self.watch_deadline(), slots, degraded, proof].into_iter().flatten().min()
     }
 
     /// The earliest time at which a process is judged or looked at.
@@ -405,8 +442,7 @@ impl Plan {
                 None if slot.quarantined => State::Quarantined,
                 None => State::BackOff,
             };
-            let incarnation = slot.main.as_ref().map_or(slot.incarnation, |p| p.id.incarnation);
-            (WorkerId { slot: i as u32, incarnation }, state)
+            (slot.main.as_ref().map_or(slot.last, |p| p.id), state)
         })
     }
 
@@ -454,15 +490,18 @@ impl Plan {
             let free = self.slots.iter().enumerate().filter(|(_, s)| !s.wanted);
             let at = free.min_by_key(|(i, s)| (s.procs().count(), *i)).map_or(self.slots.len(), |(i, _)| i);
             if at == self.slots.len() {
-                self.slots.push(Slot::default());
+                self.slots.push(Slot::new(at as u32));
             }
             let slot = &mut self.slots[at];
-            slot.wanted = true;
+            (slot.wanted, slot.generation) = (true, self.generation);
             slot.quarantined = self.degraded.is_some() && slot.main.is_none();
             if slot.quarantined {
                 out.push(Action::Report(Event::Quarantined { slot: at as u32 }));
             }
             self.wanted += 1;
+            if let Some(reload) = &mut self.reload {
+                reload.add(at as u32);
+            }
         }
         while self.wanted > n {
             let oldest_first = self.rules.scale_down == ScaleDown::Oldest;
@@ -484,6 +523,9 @@ impl Plan {
     fn unwant(&mut self, at: usize, out: &mut Vec<Action>) {
         self.wanted -= 1;
         self.retiring.retain(|s| *s as usize != at);
+        if let Some(reload) = &mut self.reload {
+            reload.forget(at as u32);
+        }
         let slot = &mut self.slots[at];
         (slot.wanted, slot.quarantined) = (false, false);
         for proc in slot.procs_mut() {
@@ -493,7 +535,7 @@ impl Plan {
 
     fn release(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         // Also when it has ended: then its slot is not started again.
-        let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.incarnation, |p| p.id.incarnation) == id.incarnation;
+        let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.last, |p| p.id) == id;
         if let Some(slot) = self.slots.get(id.slot as usize).filter(|s| holds(s)) {
             // Its owner has used it and lets it go: it has proved itself, however short it was there.
             let served = |since: u64| slot.main.as_ref().is_some_and(|p| p.is_watched() && p.ready_at.is_some_and(|at| at >= since));
@@ -517,6 +559,7 @@ impl Plan {
         self.wanted = 0;
         self.degraded = None;
         self.retiring.clear();
+        self.reload = None;
         for slot in &mut self.slots {
             (slot.wanted, slot.quarantined) = (false, false);
             for proc in slot.procs_mut() {
@@ -580,11 +623,124 @@ impl Plan {
         }
         let slot = &mut self.slots[id.slot as usize];
         slot.failed_first = false;
-        if slot.has_successor() && slot.other.as_ref().is_some_and(|p| p.id == id) {
+    }
+
+    /// Who was ready for `min_ready` takes over.
+    fn prove(&mut self, out: &mut Vec<Action>) {
+        let (now, min_ready) = (self.now, self.rules.min_ready);
+        let has_proved = |p: &Proc| p.state == State::Ready && p.ready_at.is_some_and(|at| at.saturating_add(min_ready) <= now);
+        // Only one slot at a time has a successor.
+        if let Some(slot) = self.slots.iter_mut().find(|s| s.has_successor() && s.other.as_ref().is_some_and(has_proved)) {
             self.stats.retired += 1;
             std::mem::swap(&mut slot.main, &mut slot.other);
+            slot.generation = slot.main.as_ref().map_or(slot.generation, |p| p.id.generation);
             if let Some(old) = &mut slot.other {
                 old.end(Cause::Retire, self.rules.drain, now, &self.rules, out);
+            }
+        }
+        if let Some(reload) = &mut self.reload
+            && let Some(id) = reload.step()
+            && self.slots[id.slot as usize].main.as_ref().is_some_and(|p| p.id == id && has_proved(p))
+        {
+            reload.done(id.slot);
+            self.slots[id.slot as usize].generation = id.generation;
+            self.retiring.retain(|s| *s != id.slot);
+        }
+    }
+
+    /// When somebody may have proved itself.
+    fn proof_deadline(&self) -> impl Iterator<Item = u64> {
+        let step = self.reload.as_ref().and_then(Reload::step);
+        let successors = self.slots.iter().filter(|s| s.has_successor()).filter_map(|s| s.other.as_ref());
+        let mains = self.slots.iter().filter_map(|s| s.main.as_ref()).filter(move |p| Some(p.id) == step);
+        let ready = successors.chain(mains).filter(|p| p.state == State::Ready).filter_map(|p| p.ready_at);
+        ready.map(|at| at.saturating_add(self.rules.min_ready))
+    }
+
+    // ---- reload ----
+
+    fn begin_reload(&mut self, generation: u32, out: &mut Vec<Action>) {
+        if self.stopping || self.reload.is_some() {
+            return;
+        }
+        let wanted = self.slots.iter().enumerate().filter(|(_, s)| s.wanted).map(|(i, _)| i as u32);
+        self.reload = Some(Reload::new(self.generation, generation, wanted, self.now, self.stats.forced));
+        out.push(Action::Report(Event::Reloading { generation }));
+    }
+
+    /// Starts the next slot's new process, if it may be started now.
+    fn reload_step(&mut self, out: &mut Vec<Action>) {
+        let Some(reload) = &self.reload else { return };
+        if reload.is_over() {
+            self.end_reload(out);
+            return;
+        }
+        let Some(at) = reload.next() else { return };
+        let (generation, retries) = (reload.target(), reload.is_retrying(at));
+        let unsettled = self.dead.iter().any(|d| d.id.slot == at);
+        let slot = &self.slots[at as usize];
+        let dies = slot.main.as_ref().is_some_and(|p| matches!(p.state, State::Draining | State::Aborting | State::Killing));
+        if unsettled || dies || slot.other.is_some() || (retries && slot.until > self.now) {
+            return;
+        }
+        let proc = self.spawn(at as usize, generation, out);
+        if let Some(reload) = &mut self.reload {
+            reload.begin_step(proc.id);
+        }
+        let slot = &mut self.slots[at as usize];
+        if slot.main.is_none() {
+            slot.quarantined = false;
+            slot.main = Some(proc);
+        } else {
+            slot.other = Some(proc);
+            self.recycling = Some(at);
+        }
+    }
+
+    /// A process has ended, or did not start.
+    fn reload_failed(&mut self, id: WorkerId, error: impl FnOnce() -> Error, out: &mut Vec<Action>) {
+        let Some(reload) = self.reload.as_mut().filter(|r| r.step() == Some(id)) else { return };
+        match reload.step_failed() {
+            Failed::Retry | Failed::Stuck => {}
+            Failed::GoBack => self.go_back(error(), out),
+            Failed::Over => {
+                reload.go_back(error(), std::iter::empty());
+                self.end_reload(out);
+            }
+        }
+    }
+
+    fn go_back(&mut self, error: Error, out: &mut Vec<Action>) {
+        let Some(reload) = &mut self.reload else { return };
+        let (from, to) = (reload.from, reload.to);
+        out.push(Action::Report(Event::RollingBack { generation: to, error: error.clone() }));
+        let has = |s: &Slot| s.main.as_ref().map_or(s.generation, |p| p.id.generation) == to;
+        reload.go_back(error, self.slots.iter().enumerate().filter(|(_, s)| s.wanted && has(s)).map(|(i, _)| i as u32));
+        for slot in &mut self.slots {
+            // Who is started from here on is of the old one.
+            slot.generation = from;
+            if slot.has_successor()
+                && let Some(new) = slot.other.as_mut().filter(|p| p.id.generation == to)
+            {
+                new.end(Cause::Retire, self.rules.drain, self.now, &self.rules, out);
+            }
+        }
+    }
+
+    fn end_reload(&mut self, out: &mut Vec<Action>) {
+        let Some(reload) = self.reload.take() else { return };
+        let (generation, replaced, stuck) = (reload.to, reload.replaced, reload.stuck);
+        let forced = self.stats.forced - reload.forced;
+        let took = Duration::from_nanos(self.now.saturating_sub(reload.began));
+        match reload.into_error() {
+            None => {
+                self.generation = generation;
+                self.stats.reloads += 1;
+                out.push(Action::Report(Event::Reloaded(Reloaded { generation, replaced, forced, took })));
+            }
+            Some(error) => {
+                self.stats.reloads_failed += 1;
+                out.push(Action::Report(Event::ReloadFailed { generation, error, stuck }));
             }
         }
     }
@@ -618,7 +774,7 @@ impl Plan {
         slot.undo = None;
         // The kernel's count may be another's: whom we have killed it did not need to.
         let ended = Ended { oom: ended.oom && !proc.killed, ..ended };
-        if was_main && slot.other.as_ref().is_some_and(|p| p.id.incarnation > id.incarnation) {
+        if was_main && slot.has_newer() {
             slot.main = slot.other.take();
         }
         if slot.other.is_none() {
@@ -629,7 +785,16 @@ impl Plan {
         let error = uptime.is_none().then(|| boot_error(id, cause, &ended, text.as_deref(), self.rules.boot));
         self.stats.oom += u64::from(ended.oom);
         self.stats.forced += u64::from(proc.forced);
-        self.dead.push_back(Dead { id, cause, charged: proc.charged, uptime, successor, predecessor: !was_main && !successor, error });
+        self.dead.push_back(Dead {
+            id,
+            cause,
+            ended,
+            charged: proc.charged,
+            uptime,
+            successor,
+            predecessor: !was_main && !successor,
+            error,
+        });
         let uptime = uptime.map(Duration::from_nanos);
         out.push(Action::Report(Event::Exited { worker: id, cause, ended, forced: proc.forced, text, uptime }));
     }
@@ -642,6 +807,10 @@ impl Plan {
             self.stats.late += 1;
             return;
         };
+        if !successor && slot.has_newer() {
+            slot.main = slot.other.take();
+            self.recycling = self.recycling.filter(|s| *s != id.slot);
+        }
         self.stats.spawn_failed += 1;
         out.push(Action::Report(Event::SpawnFailed { worker: id, error: error.clone() }));
         let asked = proc.cause.is_some_and(Cause::is_asked);
@@ -651,6 +820,7 @@ impl Plan {
                 self.retire_failed(id.slot, out);
             }
         }
+        self.reload_failed(id, || error.clone(), out);
         if asked || proc.cause == Some(Cause::Killed) {
             // It was given up before it was there.
             let slot = &mut self.slots[id.slot as usize];
@@ -741,6 +911,8 @@ impl Plan {
         if dead.successor && !cause.is_asked() {
             self.retire_failed(dead.id.slot, out);
         }
+        let error = || dead.error.clone().unwrap_or_else(|| ended_error(dead.id, cause, &dead.ended));
+        self.reload_failed(dead.id, error, out);
         if dead.predecessor {
             // It was replaced: its slot does not depend on it.
             return;
@@ -798,6 +970,10 @@ impl Plan {
         self.stats.degradations += 1;
         self.degraded = Some(Degraded { since: self.now, probe_at: self.now.saturating_add(self.rules.probe) });
         out.push(Action::Report(Event::Degraded { failures, window: Duration::from_nanos(self.rules.window) }));
+        if self.reload.as_ref().is_some_and(|r| r.replaced > 0 && !r.is_going_back()) {
+            let error = Error::new(ErrorKind::Degraded, "too many workers fail").with("failures", failures);
+            self.go_back(error, out);
+        }
         for (i, slot) in self.slots.iter_mut().enumerate() {
             // An exit that is not settled yet may turn out to be nobody's fault.
             let unsettled = self.dead.iter().any(|d| d.id.slot as usize == i && !d.predecessor);
@@ -820,11 +996,11 @@ impl Plan {
 
     // ---- starts ----
 
-    fn spawn(&mut self, at: usize, out: &mut Vec<Action>) -> Proc {
+    fn spawn(&mut self, at: usize, generation: u32, out: &mut Vec<Action>) -> Proc {
         let slot = &mut self.slots[at];
         slot.owed = false;
-        slot.incarnation += 1;
-        let id = WorkerId { slot: at as u32, incarnation: slot.incarnation };
+        let id = WorkerId { slot: at as u32, generation, incarnation: slot.last.incarnation + 1 };
+        slot.last = id;
         out.push(Action::Spawn(id));
         Proc {
             id,
@@ -856,12 +1032,21 @@ impl Plan {
         while places > 0
             && let Some(at) = self.next_start()
         {
-            let proc = self.spawn(at, out);
+            if let Some(reload) = self.reload.as_mut().filter(|r| r.takes(at as u32)) {
+                self.slots[at].generation = reload.target();
+                reload.done(at as u32);
+            }
+            let proc = self.spawn(at, self.slots[at].generation, out);
             self.slots[at].main = Some(proc);
             places -= 1;
         }
-        if places > 0 && self.recycling.is_none() && self.degraded.is_none() {
-            self.recycle(out);
+        if places == 0 || self.recycling.is_some() {
+            return;
+        }
+        match &self.reload {
+            Some(_) => self.reload_step(out),
+            None if self.degraded.is_none() => self.recycle(out),
+            None => {}
         }
     }
 
@@ -869,8 +1054,10 @@ impl Plan {
     fn next_start(&self) -> Option<usize> {
         let unsettled = |i: usize| self.dead.iter().any(|d| d.id.slot as usize == i);
         let may = |s: &Slot| s.wanted && s.main.is_none() && !s.quarantined && s.until <= self.now;
-        let due = self.slots.iter().enumerate().filter(|(i, s)| may(s) && !unsettled(*i));
-        due.min_by_key(|(i, s)| (s.incarnation > 0, s.until, *i)).map(|(i, _)| i)
+        // The reload starts its own slot.
+        let next = self.reload.as_ref().filter(|_| self.recycling.is_none()).and_then(Reload::next);
+        let due = self.slots.iter().enumerate().filter(|(i, s)| may(s) && !unsettled(*i) && next != Some(*i as u32));
+        due.min_by_key(|(i, s)| (s.last.incarnation > 0, s.until, *i)).map(|(i, _)| i)
     }
 
     /// Lets one slot try, when it is time and nobody else starts.
@@ -901,9 +1088,15 @@ impl Plan {
         let Some(i) = self.retiring.iter().position(|s| self.slots[*s as usize].until <= self.now) else { return };
         let Some(slot) = self.retiring.remove(i) else { return };
         self.recycling = Some(slot);
-        let proc = self.spawn(slot as usize, out);
+        let proc = self.spawn(slot as usize, self.slots[slot as usize].generation, out);
         self.slots[slot as usize].other = Some(proc);
     }
+}
+
+/// How a worker ended that had been ready, and was to replace another.
+fn ended_error(id: WorkerId, cause: Cause, ended: &Ended) -> Error {
+    let error = Error::new(ErrorKind::StartFailed, "worker ended before it had proved itself").with("slot", id.slot);
+    with_exit(error.with("cause", format_args!("{cause:?}")), ended)
 }
 
 /// What `start` fails with: the worker's own words, if it has left any.
@@ -915,7 +1108,10 @@ fn boot_error(id: WorkerId, cause: Cause, ended: &Ended, text: Option<&str>, boo
         }
         (None, _) => Error::new(ErrorKind::StartFailed, "worker ended before it was ready"),
     };
-    let error = error.with("slot", id.slot);
+    with_exit(error.with("slot", id.slot), ended)
+}
+
+fn with_exit(error: Error, ended: &Ended) -> Error {
     match (ended.exit.code, ended.exit.signal) {
         (Some(code), _) => error.with("exit_code", code),
         (_, Some(signal)) => error.with("signal", signal).with("oom", ended.oom),

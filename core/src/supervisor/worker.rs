@@ -134,10 +134,11 @@ fn be_killed_before_the_host() {
 }
 
 impl Worker {
-    /// Slot and incarnation.
+    /// Slot, generation and incarnation.
     #[must_use]
     pub fn id(&self) -> WorkerId {
-        WorkerId { slot: self.0.header.slot, incarnation: self.0.header.incarnation }
+        let Header { slot, generation, incarnation, .. } = self.0.header;
+        WorkerId { slot, generation, incarnation }
     }
 
     /// How often the loop is to call [`beat`](Self::beat).
@@ -268,7 +269,7 @@ mod tests {
         let e = attach_to((a.as_raw_fd(), b.as_raw_fd())).expect_err("no page");
         assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
         // Neither was taken over: both still close here.
-        let header = Header { minor: 0, slot: 0, incarnation: 1, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
+        let header = Header { minor: 0, slot: 0, generation: 1, incarnation: 1, beat_ns: 1, hang_ns: 0, orphan_ns: 0 };
         let (page, _mapped) = Page::create(&header).expect("page");
         let null = std::fs::File::open("/dev/null").expect("null");
         let e = attach_to((page.as_raw_fd(), null.as_raw_fd())).expect_err("no lifeline");

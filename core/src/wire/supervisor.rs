@@ -6,9 +6,9 @@
 //! ```text
 //!  page        0       4       8   10  12      16              24              32
 //!              ├───────┴───────┼───┼───┼───────┼───────────────┼───────┬───────┤
-//!            0 │ magic         │maj│min│ len   │ layout        │ slot  │ 0     │  written before the worker exists
+//!            0 │ magic         │maj│min│ len   │ layout        │ slot  │ gener.│  written before the worker exists
 //!              ├───────────────┼───┴───┴───────┼───────────────┼───────┴───────┤
-//!           32 │ incarnation    │ beat_ns       │ hang_ns       │ orphan_ns     │
+//!           32 │ incarnation   │ beat_ns       │ hang_ns       │ orphan_ns     │
 //!              ├───────────────┴───────────────┴───────────────┼───────────────┤
 //!           64 │ 0                                             │ 0             │
 //!           96 │ 0                                             │ check         │
@@ -106,7 +106,9 @@ pub struct Header {
     pub minor: u16,
     /// The worker's slot.
     pub slot: u32,
-    /// Its incarnation.
+    /// The (re)load that it belongs to.
+    pub generation: u32,
+    /// Which process of its slot it is.
     pub incarnation: u64,
     /// How often it shows that it lives, nanoseconds.
     pub beat_ns: u64,
@@ -132,6 +134,7 @@ impl Header {
         put(12, &(PAGE_LEN as u32).to_le_bytes());
         put(16, &LAYOUT.to_le_bytes());
         put(24, &self.slot.to_le_bytes());
+        put(28, &self.generation.to_le_bytes());
         put(32, &self.incarnation.to_le_bytes());
         put(40, &self.beat_ns.to_le_bytes());
         put(48, &self.hang_ns.to_le_bytes());
@@ -171,13 +174,17 @@ impl Header {
         let header = Header {
             minor: u16_at(10),
             slot: u32_at(24),
+            generation: u32_at(28),
             incarnation: u64_at(32),
             beat_ns: u64_at(40),
             hang_ns: u64_at(48),
             orphan_ns: u64_at(56),
         };
-        if header.incarnation == 0 || header.beat_ns == 0 {
-            return Err(corrupt("page has no incarnation or no beat").with("incarnation", header.incarnation).with("beat_ns", header.beat_ns));
+        if header.generation == 0 || header.incarnation == 0 || header.beat_ns == 0 {
+            return Err(corrupt("page has no generation, no incarnation or no beat")
+                .with("generation", header.generation)
+                .with("incarnation", header.incarnation)
+                .with("beat_ns", header.beat_ns));
         }
         Ok(header)
     }
@@ -199,7 +206,8 @@ pub fn parse_env(text: &str) -> Result<(i32, i32)> {
 mod tests {
     use super::*;
 
-    const SAMPLE: Header = Header { minor: 0, slot: 3, incarnation: 0x0102, beat_ns: 1_000_000_000, hang_ns: 10, orphan_ns: 5 };
+    const SAMPLE: Header =
+        Header { minor: 0, slot: 3, generation: 4, incarnation: 0x0102, beat_ns: 1_000_000_000, hang_ns: 10, orphan_ns: 5 };
 
     #[test]
     fn a_page_begins_with_these_bytes() {
@@ -208,6 +216,7 @@ mod tests {
             w[..16].copy_from_slice(b"OFLWORK1\x01\0\0\0\0\x10\0\0");
             w[16..24].copy_from_slice(&GOLDEN_LAYOUT.to_le_bytes());
             w[24] = 3;
+            w[28] = 4;
             w[32..34].copy_from_slice(&[2, 1]);
             w[40..44].copy_from_slice(&[0x00, 0xca, 0x9a, 0x3b]);
             w[48] = 10;
@@ -221,7 +230,7 @@ mod tests {
 
     /// Written down when the layout was: a change of it shows here.
     const GOLDEN_LAYOUT: u64 = 0xf0f7_77f4_a32b_2ced;
-    const GOLDEN_CHECK: u64 = 0x65ec_1216_0177_e151;
+    const GOLDEN_CHECK: u64 = 0x65c4_0a07_b9a9_66cd;
 
     #[test]
     fn any_flipped_bit_is_refused() {
@@ -247,7 +256,7 @@ mod tests {
                 Err(e) => assert!(e.to_string().contains(text), "{at}: {e}"),
             }
         }
-        for none in [Header { incarnation: 0, ..SAMPLE }, Header { beat_ns: 0, ..SAMPLE }] {
+        for none in [Header { generation: 0, ..SAMPLE }, Header { incarnation: 0, ..SAMPLE }, Header { beat_ns: 0, ..SAMPLE }] {
             assert_eq!(Header::decode(&none.encode(), PAGE_LEN).expect_err("refused").kind(), ErrorKind::Corrupt);
         }
         assert!(Header::decode(&SAMPLE.encode(), 4097).expect_err("longer").to_string().contains("file_len=4097"));

@@ -1,6 +1,6 @@
 //! Single stories, with an exact clock.
 
-use super::super::event::{Cause, Ended, Event, State, WorkerId};
+use super::super::event::{Cause, Ended, Event, Reloaded, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan};
 use crate::error::{Error, ErrorKind};
@@ -10,7 +10,7 @@ use std::time::Duration;
 const MS: u64 = 1_000_000;
 
 fn id(slot: u32, incarnation: u64) -> WorkerId {
-    WorkerId { slot, incarnation }
+    WorkerId { slot, generation: 1, incarnation }
 }
 
 fn code(code: i32) -> Ended {
@@ -809,4 +809,184 @@ fn a_successor_that_was_not_there_leaves_its_predecessor() {
     s.tell(Input::SpawnFailed(id(0, 2), unwanted()));
     s.tell(Input::SpawnFailed(id(7, 2), unwanted()));
     assert_eq!((s.state(0), s.plan.stats().spawn_failed), (State::Ready, 1));
+}
+
+/// A process of that generation.
+fn of(slot: u32, generation: u32, incarnation: u64) -> WorkerId {
+    WorkerId { slot, generation, incarnation }
+}
+
+fn reloading(workers: usize, options: &Options) -> Story {
+    let mut s = Story::with(options, 8);
+    s.tell(Input::Scale(workers));
+    for slot in 0..workers as u32 {
+        s.ready(id(slot, 1));
+    }
+    s
+}
+
+#[test]
+fn a_reload_replaces_slot_by_slot_and_is_over_with_the_last_old_worker() {
+    let mut s = reloading(2, &Options::default());
+    let out = s.tell(Input::Reload(2));
+    assert_eq!(reports(&out)[0], Event::Reloading { generation: 2 });
+    assert_eq!(out.iter().filter(|a| matches!(a, Action::Spawn(_))).collect::<Vec<_>>(), [&Action::Spawn(of(0, 2, 2))]);
+    assert_eq!(deeds(&s.ready(of(0, 2, 2))), [Drain(0, 1)]);
+    // The next slot waits for the old worker's end.
+    assert_eq!(deeds(&s.exit(id(0, 1))), [Spawn(1, 2)]);
+    s.now = 700;
+    assert_eq!(deeds(&s.ready(of(1, 2, 2))), [Drain(1, 1)]);
+    let out = s.exit(id(1, 1));
+    let report = Reloaded { generation: 2, replaced: 2, forced: 0, took: Duration::from_millis(700) };
+    assert_eq!(reports(&out).last(), Some(&Event::Reloaded(report)));
+    // From here on the new one is what is started.
+    assert!(s.exit(of(0, 2, 2)).contains(&Action::Spawn(of(0, 2, 3))));
+    assert_eq!((s.plan.stats().reloads, s.plan.stats().reloads_failed), (1, 0));
+}
+
+#[test]
+fn a_new_worker_has_to_be_ready_for_a_while_before_the_old_one_finishes() {
+    let options = Options { min_ready: Duration::from_secs(1), ..Options::default() };
+    let mut s = reloading(1, &options);
+    s.tell(Input::Reload(2));
+    assert_eq!(deeds(&s.ready(of(0, 2, 2))), []);
+    assert_eq!(deeds(&s.until(999)), []);
+    assert_eq!(deeds(&s.until(1000)), [Drain(0, 1)]);
+    // It has proved itself: what befalls it now is no longer the reload's.
+    assert!(s.exit(of(0, 2, 2)).contains(&Action::Spawn(of(0, 2, 3))));
+    let out = s.exit(id(0, 1));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Reloaded(r) if r.replaced == 1)), "{out:?}");
+}
+
+#[test]
+fn a_canary_that_fails_changes_nothing() {
+    for min_ready in [0, 1000] {
+        let options = Options { min_ready: Duration::from_millis(min_ready), ..Options::default() };
+        let mut s = reloading(2, &options);
+        s.tell(Input::Reload(2));
+        if min_ready > 0 {
+            // It comes up, and falls over.
+            s.ready(of(0, 2, 2));
+        }
+        s.tell(Input::Exited(of(0, 2, 2), code(1), Some("cannot find module".to_owned())));
+        let out = s.until(10);
+        assert_eq!(deeds(&out), []);
+        let failed = reports(&out).into_iter().find_map(|e| match e {
+            Event::ReloadFailed { generation: 2, error, stuck: 0 } => Some(error),
+            _ => None,
+        });
+        let error = failed.expect("the reload failed");
+        let words = if min_ready > 0 { "before it had proved itself" } else { "cannot find module" };
+        assert!(error.kind() == ErrorKind::StartFailed && error.to_string().contains(words), "{error}");
+        assert_eq!((s.state(0), s.state(1)), (State::Ready, State::Ready));
+        s.exit(id(0, 1));
+        assert!(s.until(200).contains(&Action::Spawn(of(0, 1, 3))), "the old generation goes on");
+        // The next one may succeed, and has another number.
+        s.ready(of(0, 1, 3));
+        assert!(s.tell(Input::Reload(3)).contains(&Action::Spawn(of(0, 3, 4))));
+    }
+}
+
+#[test]
+fn a_later_slot_that_fails_three_times_takes_all_back() {
+    let mut s = reloading(3, &Options::default());
+    s.tell(Input::Reload(2));
+    s.ready(of(0, 2, 2));
+    assert_eq!(deeds(&s.exit(id(0, 1))), [Spawn(1, 2)]);
+    // At once, then with back-off.
+    assert_eq!(deeds(&s.exit(of(1, 2, 2))), [Spawn(1, 3)]);
+    assert_eq!(deeds(&s.exit(of(1, 2, 3))), []);
+    assert_eq!(deeds(&s.until(200)), [Spawn(1, 4)]);
+    let out = s.exit(of(1, 2, 4));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::RollingBack { generation: 2, .. })), "{out:?}");
+    assert!(out.contains(&Action::Spawn(of(0, 1, 3))), "{out:?}");
+    assert_eq!(deeds(&s.ready(of(0, 1, 3))), [Drain(0, 2)]);
+    let out = s.exit(of(0, 2, 2));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::ReloadFailed { generation: 2, stuck: 0, .. })), "{out:?}");
+    assert_eq!(deeds(&out), [], "slots 1 and 2 never left the old one");
+    assert_eq!((s.state(0), s.state(1), s.state(2)), (State::Ready, State::Ready, State::Ready));
+}
+
+#[test]
+fn who_cannot_go_back_stays() {
+    let mut s = reloading(2, &Options { hang_timeout: Duration::ZERO, ..Options::default() });
+    s.tell(Input::Reload(2));
+    s.ready(of(0, 2, 2));
+    s.exit(id(0, 1));
+    for incarnation in 2..=4 {
+        s.exit(of(1, 2, incarnation));
+        s.until(s.now + 500);
+    }
+    for incarnation in 3..=5 {
+        let out = s.exit(of(0, 1, incarnation));
+        let failed = reports(&out).iter().any(|e| matches!(e, Event::ReloadFailed { stuck: 1, .. }));
+        assert_eq!(failed, incarnation == 5, "{out:?}");
+        s.until(s.now + 5000);
+    }
+    assert_eq!(s.state(0), State::Ready);
+    s.exit(of(0, 2, 2));
+    assert!(s.until(s.now + 5000).contains(&Action::Spawn(of(0, 1, 6))), "its next one is of the old generation");
+}
+
+#[test]
+fn who_crashes_during_a_reload_is_started_as_far_as_it_got() {
+    let mut s = reloading(3, &Options::default());
+    s.tell(Input::Reload(2));
+    // The canary is not past.
+    assert!(s.exit(id(2, 1)).contains(&Action::Spawn(of(2, 1, 2))));
+    s.ready(of(2, 1, 2));
+    s.ready(of(0, 2, 2));
+    let out = s.exit(id(1, 1));
+    assert!(out.contains(&Action::Spawn(of(1, 2, 2))), "{out:?}");
+    s.ready(of(1, 2, 2));
+    // Slot 1 is done: slot 2 is next.
+    let out = s.exit(id(0, 1));
+    assert!(out.contains(&Action::Spawn(of(2, 2, 3))), "{out:?}");
+    s.ready(of(2, 2, 3));
+    let out = s.exit(of(2, 1, 2));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Reloaded(r) if r.replaced == 3)), "{out:?}");
+}
+
+#[test]
+fn a_reload_cures_a_degraded_supervisor() {
+    let options = Options { max_failures: Some(1), ..Options::default() };
+    let mut s = Story::with(&options, 8);
+    s.tell(Input::Scale(1));
+    s.exit(id(0, 1));
+    s.exit(id(0, 2));
+    assert_eq!(s.state(0), State::Quarantined);
+    let out = s.tell(Input::Reload(2));
+    assert!(out.contains(&Action::Spawn(of(0, 2, 3))), "{out:?}");
+    let out = s.ready(of(0, 2, 3));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Reloaded(_))), "{out:?}");
+    s.beating(6000, &[of(0, 2, 3)], true);
+    assert!(!s.plan.stats().degraded);
+}
+
+#[test]
+fn slots_come_and_go_during_a_reload() {
+    let mut s = reloading(2, &Options::default());
+    s.tell(Input::Reload(2));
+    s.ready(of(0, 2, 2));
+    // A new slot is of the new generation; one that leaves is not waited for.
+    assert!(s.tell(Input::Scale(3)).contains(&Action::Spawn(of(2, 2, 1))));
+    s.tell(Input::Release(id(1, 1)));
+    let out = s.exit(id(0, 1));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Reloaded(r) if r.replaced == 2)), "{out:?}");
+    // Nothing is left of one that a stop has ended.
+    s.tell(Input::Reload(3));
+    let out = s.tell(Input::Stop(0));
+    assert!(!reports(&out).iter().any(|e| matches!(e, Event::ReloadFailed { .. })), "{out:?}");
+}
+
+#[test]
+fn too_many_failures_take_a_reload_back() {
+    let options = Options { max_failures: Some(1), ..Options::default() };
+    let mut s = reloading(3, &options);
+    s.tell(Input::Reload(2));
+    s.ready(of(0, 2, 2));
+    // Two old workers crash while the first one drains, and their successors fail.
+    s.exit(id(1, 1));
+    let out = s.exit(id(2, 1));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::RollingBack { generation: 2, .. })), "{out:?}");
 }

@@ -86,7 +86,8 @@ struct World {
     mail: VecDeque<Input>,
     procs: BTreeMap<WorkerId, Model>,
     gone: BTreeSet<WorkerId>,
-    incarnations: HashMap<u32, u64>,
+    /// Each slot's last process.
+    last: HashMap<u32, WorkerId>,
     max_starting: usize,
     wanted: usize,
     /// At any time since the last check, and at any time.
@@ -99,10 +100,21 @@ struct World {
     degraded: bool,
     probed_at: u64,
     ever_ready: bool,
+    /// Of the last reload that succeeded, and of the one that is under way; the last that the owner has named.
+    generation: u32,
+    reload: Option<u32>,
+    rolling_back: bool,
+    /// Some are still of a generation that failed.
+    stuck: bool,
+    last_generation: u32,
+    /// Generations whose workers seldom come up.
+    broken: BTreeSet<u32>,
     /// Unstable ends: who, when, and whether its slot had another worker.
     unstable: Vec<(WorkerId, u64, bool)>,
     last_failure: HashMap<u32, WorkerId>,
     were_ready: BTreeSet<WorkerId>,
+    /// They were for `min_ready`.
+    proved: BTreeSet<WorkerId>,
     /// Slots whose next start is nobody's fault.
     owed: BTreeSet<u32>,
     charged: BTreeSet<WorkerId>,
@@ -138,6 +150,11 @@ struct Figures {
     boot_cancelled: u64,
     start_failed: u64,
     retire_failed: u64,
+    reloaded: u64,
+    rolled_back: u64,
+    reload_failed: u64,
+    /// Slots that were left with the new generation.
+    stuck: u64,
     /// Owner's releases of a live worker, of one that had ended, and of one whose slot had another or was not wanted.
     released: u64,
     released_dead: u64,
@@ -157,6 +174,7 @@ impl World {
             kill_grace: pick(&[0, 500 * MS, 2 * SECOND]),
             abort_grace: pick(&[0, 2 * SECOND]),
             drain_timeout: pick(&[0, 3 * SECOND, 30 * SECOND]),
+            min_ready: pick(&[0, SECOND]),
             scale_down: if pick(&[0, 1]).is_zero() { ScaleDown::Oldest } else { ScaleDown::Youngest },
             dump_signal: if pick(&[0, 1]).is_zero() { None } else { Some(libc::SIGUSR2) },
             ..Options::default()
@@ -182,7 +200,7 @@ impl World {
             mail: VecDeque::new(),
             procs: BTreeMap::new(),
             gone: BTreeSet::new(),
-            incarnations: HashMap::new(),
+            last: HashMap::new(),
             max_starting,
             wanted: 0,
             most: 0,
@@ -193,9 +211,16 @@ impl World {
             degraded: false,
             probed_at: 0,
             ever_ready: false,
+            generation: 1,
+            reload: None,
+            rolling_back: false,
+            stuck: false,
+            last_generation: 1,
+            broken: BTreeSet::new(),
             unstable: Vec::new(),
             last_failure: HashMap::new(),
             were_ready: BTreeSet::new(),
+            proved: BTreeSet::new(),
             owed: BTreeSet::new(),
             charged: BTreeSet::new(),
             spawns: HashMap::new(),
@@ -253,6 +278,10 @@ impl World {
         if self.rare(6) {
             // Before its hello: a lie.
             self.at(self.now % hello, What::Ready(id));
+        }
+        if self.broken.contains(&id.generation) && self.chance(70) {
+            let when = self.between(0, ready + SECOND);
+            self.at(when, What::Die(id, 1, 0));
         }
         if self.rare(30) {
             let (when, code) = (self.between(0, 3 * SECOND), self.between(0, 2) as i32);
@@ -402,12 +431,21 @@ impl World {
             }
             return;
         }
-        match self.random.below(13) {
+        match self.random.below(15) {
+            13 if self.reload.is_none() => {
+                self.last_generation += 1;
+                let generation = self.last_generation;
+                if self.chance(40) {
+                    self.broken.insert(generation);
+                }
+                self.note(|| format!("reload {generation}"));
+                self.mail.push_back(Input::Reload(generation));
+            }
             12 => {
                 let slot = self.random.below(7) as u32;
                 let id = match self.random.below(3) {
                     0 => self.any(),
-                    1 => self.incarnations.get(&slot).map(|incarnation| WorkerId { slot, incarnation: *incarnation }),
+                    1 => self.last.get(&slot).copied(),
                     _ => {
                         let n = self.random.below(self.gone.len().max(1) as u64) as usize;
                         self.gone.iter().nth(n).copied()
@@ -458,7 +496,7 @@ impl World {
             _ => {
                 // Messages about processes that are gone, or never were.
                 let known = self.gone.iter().next_back().copied();
-                let id = known.unwrap_or(WorkerId { slot: self.random.below(9) as u32, incarnation: 0 });
+                let id = known.unwrap_or(WorkerId { slot: self.random.below(9) as u32, generation: 1, incarnation: 0 });
                 let exit = Exit { code: Some(0), signal: None, core_dumped: false };
                 let input = match self.random.below(7) {
                     6 => Input::SpawnFailed(id, Error::os("fork", libc::EAGAIN)),
@@ -490,11 +528,18 @@ impl World {
 
     // ---- the supervisor ----
 
-    /// Who has the slot: its oldest process that has no ready successor, or else the last that was started.
+    /// Who has the slot: its oldest process that has no successor which has proved itself, or else the last that was started.
     fn holder(&self, slot: u32) -> Option<WorkerId> {
-        let replaced = |id: &WorkerId| self.were_ready.iter().any(|o| o.slot == slot && o.incarnation > id.incarnation);
-        let alive = self.procs.keys().find(|id| id.slot == slot && !replaced(id)).copied();
-        alive.or_else(|| self.incarnations.get(&slot).map(|incarnation| WorkerId { slot, incarnation: *incarnation }))
+        let replaced = |id: &WorkerId| self.was_replaced(*id);
+        let alive = self.procs.keys().filter(|id| id.slot == slot && !replaced(id)).min_by_key(|id| id.incarnation).copied();
+        alive.or_else(|| self.last.get(&slot).copied())
+    }
+
+    fn prove(&mut self) {
+        let min_ready = nanos(self.options.min_ready);
+        let takes_work = |m: &Model| m.ready && !m.draining && !m.suspected && m.signalled.is_none();
+        let proved = self.procs.iter().filter(|(_, m)| takes_work(m) && m.ready_at + min_ready <= self.now);
+        self.proved.extend(proved.map(|(id, _)| *id));
     }
 
     fn tell(&mut self, input: Input) {
@@ -532,7 +577,9 @@ impl World {
         if let Some(slot) = released {
             let leaves = |s: State| matches!(s, State::Draining | State::Aborting | State::Killing);
             let all = self.plan.procs().filter(|(id, _)| id.slot == slot).all(|(_, state)| leaves(state));
-            self.must(all && !self.plan.wants(slot), || format!("slot {slot} stays, which was released"));
+            self.must(all && !self.plan.wants(slot), || {
+                format!("slot {slot} stays, which was released: {:?}", self.plan.procs().collect::<Vec<_>>())
+            });
         }
         let stats = self.plan.stats();
         let wanted = (0..7).filter(|slot| self.plan.wants(*slot)).count();
@@ -547,6 +594,7 @@ impl World {
                 self.perform(action);
             }
         }
+        self.prove();
     }
 
     /// As the driver does it.
@@ -600,13 +648,18 @@ impl World {
     }
 
     fn spawned(&mut self, id: WorkerId) {
-        let last = self.incarnations.insert(id.slot, id.incarnation).unwrap_or(0);
+        let last = self.last.insert(id.slot, id).map_or(0, |last| last.incarnation);
         self.must(id.incarnation > last, || format!("{id} is started after incarnation {last}"));
         self.must(!self.stop_heard, || format!("{id} is started after the stop"));
         self.must((id.slot as usize) < self.peak, || format!("{id} has a slot that nobody needs"));
         self.spawns.entry(id.slot).or_default().push(self.now);
         let owed = self.owed.remove(&id.slot);
-        if self.degraded && !owed {
+        self.must(id.generation == self.generation || Some(id.generation) == self.reload, || {
+            format!("{id} is of generation {}", id.generation)
+        });
+        self.must(!self.rolling_back || id.generation == self.generation, || format!("{id} is of a generation that is rolled back"));
+        // A reload is what a degraded supervisor is cured by.
+        if self.degraded && !owed && self.reload.is_none() {
             let probe = nanos(self.options.probe_interval);
             self.must(self.now >= self.probed_at + probe, || format!("{id} is started while degraded"));
             self.probed_at = self.now;
@@ -657,9 +710,9 @@ impl World {
         self.last_failure.remove(&id.slot);
     }
 
-    /// Its slot has a later one that was ready.
+    /// Its slot has a later one that has proved itself.
     fn was_replaced(&self, id: WorkerId) -> bool {
-        self.were_ready.iter().any(|o| o.slot == id.slot && o.incarnation > id.incarnation)
+        self.proved.iter().any(|o| o.slot == id.slot && o.incarnation > id.incarnation)
     }
 
     fn signalled(&mut self, id: WorkerId, signal: i32) {
@@ -723,8 +776,15 @@ impl World {
             }
             Event::Draining { worker, cause } => {
                 let drain = if cause == Cause::Stop { 10 * SECOND } else { nanos(self.options.drain_timeout) };
-                let successor = self.procs.iter().any(|(id, m)| id.slot == worker.slot && id.incarnation > worker.incarnation && m.ready);
-                self.must(cause != Cause::Retire || successor, || format!("{worker} retires before its successor is ready"));
+                let proved = nanos(self.options.min_ready);
+                let follows = |id: &WorkerId, m: &Model| {
+                    id.slot == worker.slot && id.incarnation > worker.incarnation && m.ready && m.ready_at + proved <= now
+                };
+                let successor = self.procs.iter().any(|(id, m)| follows(id, m));
+                let goes_back = self.rolling_back && Some(worker.generation) == self.reload;
+                self.must(cause != Cause::Retire || successor || goes_back, || {
+                    format!("{worker} retires before its successor has proved itself")
+                });
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
                 (model.draining, model.suspected) = (true, false);
                 model.judged_by = Some(now + drain);
@@ -757,6 +817,35 @@ impl World {
             }
             Event::Quarantined { slot } => self.must(self.degraded, || format!("slot {slot} is quarantined")),
             Event::RetireFailed { .. } => self.figures.retire_failed += 1,
+            Event::Reloading { generation } => {
+                self.must(self.reload.is_none() && generation > self.generation, || format!("reload {generation} begins"));
+                self.reload = Some(generation);
+                self.excuse_all(3);
+            }
+            Event::RollingBack { generation, .. } => {
+                self.figures.rolled_back += 1;
+                let was_ready = self.were_ready.iter().any(|id| id.generation == generation);
+                self.must(self.reload == Some(generation) && !self.rolling_back && was_ready, || format!("reload {generation} goes back"));
+                self.rolling_back = true;
+                self.excuse_all(4);
+            }
+            Event::Reloaded(report) => {
+                self.figures.reloaded += 1;
+                self.must(self.reload == Some(report.generation) && !self.rolling_back, || format!("{report:?}"));
+                self.must(report.replaced >= self.wanted.min(1), || format!("{report:?}"));
+                (self.generation, self.reload, self.stuck) = (report.generation, None, false);
+                self.check_generation();
+            }
+            Event::ReloadFailed { generation, stuck, .. } => {
+                self.figures.reload_failed += 1;
+                self.figures.stuck += stuck as u64;
+                self.must(self.reload == Some(generation) && (stuck == 0 || self.rolling_back), || format!("reload {generation} fails"));
+                (self.reload, self.rolling_back) = (None, false);
+                self.stuck |= stuck > 0;
+                if !self.stuck {
+                    self.check_generation();
+                }
+            }
             Event::StartFailed { .. } => {
                 self.figures.start_failed += 1;
                 self.must(!self.ever_ready, || "the start fails after a worker was ready".to_owned());
@@ -773,7 +862,9 @@ impl World {
                 self.figures.recovered += 1;
                 self.must(self.degraded, || "recovered from nothing".to_owned());
                 self.degraded = false;
-                self.unstable.clear();
+                // An end of this moment may be settled before or after.
+                self.unstable.retain(|(_, at, _)| *at == now);
+                self.unstable.iter_mut().for_each(|(_, _, other)| *other = true);
                 for slot in 0..7 {
                     self.excuses.entry(slot).or_default().push(now);
                 }
@@ -788,6 +879,23 @@ impl World {
                 self.stopped = true;
             }
             _ => {}
+        }
+    }
+
+    /// Starts that a reload adds.
+    fn excuse_all(&mut self, times: usize) {
+        for slot in 0..7 {
+            self.excuses.entry(slot).or_default().extend(std::iter::repeat_n(self.now, times));
+        }
+    }
+
+    /// Whoever has not been asked to end is of the generation that is wanted.
+    fn check_generation(&self) {
+        let leaves = |s: State| matches!(s, State::Draining | State::Aborting | State::Killing);
+        for (id, state) in self.plan.procs() {
+            self.must(leaves(state) || id.generation == self.generation, || {
+                format!("{id} of generation {} is {state:?}, and {} is wanted", id.generation, self.generation)
+            });
         }
     }
 
@@ -1014,6 +1122,10 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.boot_cancelled += f.boot_cancelled;
         sum.start_failed += f.start_failed;
         sum.retire_failed += f.retire_failed;
+        sum.reloaded += f.reloaded;
+        sum.rolled_back += f.rolled_back;
+        sum.reload_failed += f.reload_failed;
+        sum.stuck += f.stuck;
         sum.released += f.released;
         sum.released_dead += f.released_dead;
         sum.released_late += f.released_late;
@@ -1024,6 +1136,7 @@ fn in_every_world_the_invariants_hold_after_each_step() {
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
     let Figures { answered, cancelled, boot_cancelled, .. } = sum;
     let Figures { skipped, spawn_failed, start_failed, retire_failed, released, released_dead, released_late, stopped, late, .. } = sum;
+    let Figures { reloaded, rolled_back, reload_failed, stuck, .. } = sum;
     let each = [
         steps,
         ready,
@@ -1042,11 +1155,14 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         boot_cancelled,
         start_failed,
         retire_failed,
+        reloaded,
+        rolled_back,
+        reload_failed,
         released,
         released_dead,
         released_late,
         stopped,
         late,
     ];
-    assert!(each.iter().all(|n| *n >= 100), "a world in which too little happens: {sum:?}");
+    assert!(each.iter().all(|n| *n >= 100) && stuck >= 10, "a world in which too little happens: {sum:?}");
 }
