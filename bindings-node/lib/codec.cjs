@@ -567,7 +567,7 @@ function rebuild(value, found) {
     const isException = exceptions.has(error)
     if (!isException && !isNativeError(error)) return null
     const [name, hasCause, cause, names, values, , message, stack, code] = found[next++]
-    if (error.name !== name) hide(error, 'name', name)
+    if (isException || error.name !== name) hide(error, 'name', name)
     if (hasCause) hide(error, 'cause', cause)
     names.forEach((key, i) => {
       if (key === 'errors') hide(error, key, values[i])
