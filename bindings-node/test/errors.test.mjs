@@ -4,7 +4,7 @@ import { test } from 'node:test'
 import { inspect } from 'node:util'
 import { commonWorker, openProcesses } from './processes.mjs'
 import { openWorkers, rejection, workerFile } from './support.mjs'
-import { nest } from './workers/errors.mjs'
+import { abortedFetch, nest } from './workers/errors.mjs'
 
 const POOLS = [
   ['WorkerPool', (t) => openWorkers(t, 'errors.mjs', { maxWorkers: 1 }), false],
@@ -27,8 +27,8 @@ for (const [kind, open, isCommon] of POOLS) {
       const error = await rejection(pool.run(undefined, { name }))
       assert.deepEqual([error.name, error.message, error.code, error instanceof Error], [...want, true])
       assert.equal(error instanceof DOMException, !isCommon)
-      // Node.js 24 gives the error of an aborted signal no frames.
-      const frames = name === 'dataClone' || AbortSignal.abort().reason.stack.includes('\n')
+      // The error of an aborted fetch has no frames on Node.js 24.
+      const frames = name === 'dataClone' || (await rejection(abortedFetch())).stack.includes('\n')
       assert.match(error.stack, isCommon || !frames ? /Error: / : /errors\.mjs|node:internal/)
     }
     const outer = await rejection(pool.run(undefined, { name: 'wrapped' }))
