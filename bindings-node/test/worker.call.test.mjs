@@ -71,7 +71,10 @@ test('what the options of broadcast cannot mean is refused', async (t) => {
   for (const [call, text] of [
     [pool.broadcast(1, { key: 'k' }), /calls of every worker have no key/],
     [pool.options({ key: 'k' }).broadcast(1), /calls of every worker have no key/],
-    [pool.broadcast(1, { transferList: [] }), /option is for a call, not for a pool or for several calls \(option=transferList, belongs_to=run/],
+    [
+      pool.broadcast(1, { transferList: [] }),
+      /option is for a call, not for a pool or for several calls \(option=transferList, belongs_to=run/,
+    ],
     [pool.broadcast(move(new Uint8Array(3))), /what is moved cannot be given to several workers/],
     [pool.broadcast(1, 5), /options are not an object/],
   ]) {
