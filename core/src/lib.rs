@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi supervisor  ←  pool  ←  capi cli, bindings
+//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi supervisor  ←  pool cluster  ←  capi cli, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -15,6 +15,7 @@ pub mod capi;
 pub mod channel;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod cluster;
 pub mod codec;
 pub mod error;
 pub mod metrics;
@@ -29,6 +30,7 @@ pub mod wire;
 
 pub use buffer::{Bytes, TransferBuffer, TransferToken};
 pub use channel::Channel;
+pub use cluster::Cluster;
 pub use error::{Error, ErrorKind, Result, Retry};
 pub use pool::{CompletionQueue, Task, ThreadPool};
 pub use ring::RingBuffer;

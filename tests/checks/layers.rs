@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["codec", "ops"],
     &["channel"],
     &["abi", "supervisor"],
-    &["pool"],
+    &["cluster", "pool"],
     &["capi", "cli"],
     &["bin"],
 ];

@@ -76,6 +76,9 @@ pub(super) struct Board {
 impl Board {
     fn end_reload(&mut self, generation: u32, outcome: Result<Reloaded>) {
         self.reloading = false;
+        if outcome.is_ok() {
+            self.stats.generation = generation;
+        }
         self.reloaded = Some((generation, outcome));
     }
 }

@@ -319,6 +319,8 @@ impl Exits {
 pub struct Stats {
     /// Workers wanted.
     pub wanted: usize,
+    /// Of the last (re)load that succeeded.
+    pub generation: u32,
     /// Processes that have not ended.
     pub live: usize,
     /// Processes that take work.

@@ -425,6 +425,7 @@ impl Plan {
         let procs = || self.slots.iter().flat_map(Slot::procs);
         Stats {
             wanted: self.wanted,
+            generation: self.generation,
             live: procs().count(),
             ready: procs().filter(|p| p.is_watched()).count(),
             degraded: self.degraded.is_some(),

@@ -15,6 +15,7 @@ pub mod fork;
 pub mod futex;
 pub mod mem;
 pub mod membarrier;
+pub mod net;
 pub mod ofd;
 pub mod pidfd;
 pub mod poll;

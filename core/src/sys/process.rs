@@ -51,6 +51,8 @@ pub struct Spec<'a> {
     pub new_group: bool,
     /// Added to the niceness.
     pub nice: i32,
+    /// A variable of its environment whose value is the child's own process id, as `LISTEN_PID` is.
+    pub pid_variable: Option<&'static str>,
 }
 
 impl Spec<'_> {
@@ -65,6 +67,7 @@ impl Spec<'_> {
             death_signal: None,
             new_group: false,
             nice: 0,
+            pid_variable: None,
         }
     }
 }
@@ -116,6 +119,8 @@ struct Plan {
     candidates: Vec<CString>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
+    /// Where [`PID_DIGITS`] bytes and a NUL wait for the child's process id; null: nowhere.
+    pid_at: *mut u8,
     cwd: Option<CString>,
     /// `(fd, number, duplicate)`
     fds: Vec<(RawFd, RawFd, RawFd)>,
@@ -128,6 +133,26 @@ struct Plan {
     new_group: bool,
     nice: i32,
     failed: Option<(&'static str, i32)>,
+}
+
+/// Digits of the largest process id.
+const PID_DIGITS: usize = 10;
+
+/// Writes the calling process's id as decimal digits and a NUL. Allocates nothing.
+///
+/// # Safety
+/// `at` has [`PID_DIGITS`] + 1 writable bytes.
+unsafe fn write_pid(at: *mut u8) {
+    // SAFETY: a plain query.
+    let mut left = unsafe { libc::getpid() }.unsigned_abs();
+    let digits = left.checked_ilog10().unwrap_or(0) as usize + 1;
+    for i in (0..digits).rev() {
+        // SAFETY: a number of 32 bits has no more digits than there is room for.
+        unsafe { at.add(i).write(b'0' + (left % 10) as u8) };
+        left /= 10;
+    }
+    // SAFETY: as above; the byte behind the last digit.
+    unsafe { at.add(digits).write(0) };
 }
 
 fn c_string(what: &'static str, text: &OsStr) -> Result<CString> {
@@ -289,6 +314,9 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
         {
             return "chdir";
         }
+        if !plan.pid_at.is_null() {
+            write_pid(plan.pid_at);
+        }
         let mut none = MaybeUninit::<libc::sigset_t>::zeroed();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
@@ -371,6 +399,7 @@ pub fn spawn(spec: &Spec<'_>) -> Result<Child> {
         .clone()
         .unwrap_or_else(own_env)
         .into_iter()
+        .filter(|(k, _)| spec.pid_variable.is_none_or(|name| k != name))
         .map(|(k, v)| {
             if k.is_empty() || k.as_bytes().contains(&b'=') {
                 return Err(Error::invalid("name of an environment variable is empty or contains '='").with("name", k.display()));
@@ -378,11 +407,18 @@ pub fn spawn(spec: &Spec<'_>) -> Result<Child> {
             c_string("environment", &OsString::from_vec([k.as_bytes(), b"=", v.as_bytes()].concat()))
         })
         .collect::<Result<_>>()?;
-    let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain(std::iter::once(ptr::null())).collect();
+    let mut pid = spec.pid_variable.map(|name| [name.as_bytes(), b"=", &[0; PID_DIGITS + 1]].concat());
+    let pid_at = match (&mut pid, spec.pid_variable) {
+        // SAFETY: behind the name and the '=' there is room for the digits.
+        (Some(pid), Some(name)) => unsafe { pid.as_mut_ptr().add(name.len() + 1) },
+        _ => ptr::null_mut(),
+    };
+    let pointers = |list: &[CString]| list.iter().map(|s| s.as_ptr()).chain(std::iter::once(ptr::null())).collect::<Vec<_>>();
     let mut plan = Plan {
         candidates: candidates(spec)?,
         argv: pointers(&args),
-        envp: pointers(&env),
+        envp: pid.iter().map(|pid| pid.as_ptr().cast()).chain(pointers(&env)).collect(),
+        pid_at,
         cwd: spec.cwd.as_ref().map(|d| c_string("cwd", d.as_os_str())).transpose()?,
         fds: spec.fds.iter().map(|(fd, n)| (fd.as_raw_fd(), *n, -1)).collect(),
         gaps: gaps(numbers),

@@ -53,7 +53,7 @@ pub fn own_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-fn own(fd: RawFd, call: &'static str) -> Result<OwnedFd> {
+pub(super) fn own(fd: RawFd, call: &'static str) -> Result<OwnedFd> {
     if fd < 0 {
         return Err(Error::last_os(call));
     }

@@ -1,6 +1,7 @@
 //! Byte layouts that another process or language reads.
 
 pub mod channel;
+pub mod cluster;
 mod fnv;
 pub mod lane;
 pub mod metrics;

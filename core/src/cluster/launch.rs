@@ -1,0 +1,100 @@
+//! What a worker of a cluster is started with.
+
+use crate::error::{Error, Result};
+use crate::supervisor::{Launch, WorkerId};
+use crate::sys::poll;
+use crate::sys::process::{Spec, own_env};
+use crate::wire::cluster::{ENV, FIRST_FD};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::listen::Socket;
+
+/// The program that workers run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments. `{fd}` in an argument is replaced by the number of the first listening socket, `{fd1}` by that of the second.
+    pub args: Vec<OsString>,
+    /// Variables beside this process's own; `None`: not that one.
+    pub env: Vec<(OsString, Option<OsString>)>,
+    /// Working directory; this process's.
+    pub cwd: Option<PathBuf>,
+    /// Added to the niceness.
+    pub nice: i32,
+}
+
+impl Command {
+    /// # Errors
+    /// `Invalid` without a program.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.args.first().is_none_or(|program| program.is_empty()) {
+            return Err(Error::invalid("cluster has no program to run").with("exec", ""));
+        }
+        Ok(())
+    }
+
+    /// For the worker `id`, which gets these sockets from [`FIRST_FD`] on, and its end of the gate behind them.
+    pub(super) fn launch(&self, id: WorkerId, sockets: &[Arc<Socket>], gate: OwnedFd) -> Result<Launch> {
+        let mut args = self.args.iter().map(|arg| with_numbers(arg, sockets.len()));
+        let mut spec = Spec::new(args.next().unwrap_or_default());
+        spec.args = args.collect();
+        spec.cwd.clone_from(&self.cwd);
+        spec.nice = self.nice;
+        // Ctrl-C at a terminal is for the cluster, which drains its workers.
+        spec.new_group = true;
+        let mut env = own_env();
+        env.retain(|(name, _)| self.env.iter().all(|(other, _)| other != name));
+        env.extend(self.env.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))));
+        env.retain(|(name, _)| name.to_str().is_none_or(|name| !name.starts_with("LISTEN_")));
+        let gate_number = FIRST_FD + sockets.len() as i32;
+        let mut own = vec![(ENV, format!("{gate_number},{}", sockets.len())), ("OFFLOOP_SLOT", id.slot.to_string())];
+        if !sockets.is_empty() {
+            own.push(("LISTEN_FDS", sockets.len().to_string()));
+            own.push(("LISTEN_FDNAMES", sockets.iter().map(|s| s.bound.to_string().replace(':', "-")).collect::<Vec<_>>().join(":")));
+            spec.pid_variable = Some("LISTEN_PID");
+        }
+        spec.env = Some(env);
+        let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((poll::duplicate(socket.fd.as_fd())?, number)));
+        let mut fds = copies.collect::<Result<Vec<_>>>()?;
+        fds.push((gate, gate_number));
+        Ok(Launch { spec, env: own.into_iter().map(|(name, value)| (name.into(), value.into())).collect(), fds })
+    }
+}
+
+/// `{fd}` and `{fdN}` are numbers of sockets; anything else stays, also where there is no such socket.
+fn with_numbers(arg: &OsStr, sockets: usize) -> OsString {
+    let mut out = Vec::new();
+    let mut rest = arg.as_bytes();
+    while let Some(open) = rest.windows(3).position(|w| w == b"{fd") {
+        let Some(close) = rest[open..].iter().position(|b| *b == b'}').map(|at| open + at) else { break };
+        let digits = std::str::from_utf8(&rest[open + 3..close]).unwrap_or("x");
+        let index = if digits.is_empty() { Some(0) } else { digits.parse::<usize>().ok() };
+        out.extend_from_slice(&rest[..open]);
+        match index.filter(|i| *i < sockets) {
+            Some(index) => out.extend_from_slice((FIRST_FD as usize + index).to_string().as_bytes()),
+            None => out.extend_from_slice(&rest[open..=close]),
+        }
+        rest = &rest[close + 1..];
+    }
+    out.extend_from_slice(rest);
+    OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_sockets_take_their_places() {
+        let of = |arg: &str, n| with_numbers(arg.as_ref(), n).into_string().expect("text");
+        assert_eq!(of("--fd={fd}", 1), "--fd=3");
+        assert_eq!(of("fd://{fd},fd://{fd1}", 2), "fd://3,fd://4");
+        for same in ["{fd2}", "{fdx}", "{fd", "{}", "plain", "{ fd}"] {
+            assert_eq!(of(same, 2), same);
+        }
+        assert_eq!(of("{fd}", 0), "{fd}");
+    }
+}

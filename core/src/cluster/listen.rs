@@ -1,0 +1,215 @@
+//! Where a cluster listens: addresses as text, and the sockets, which are bound once and stay until the cluster ends.
+
+use crate::error::{Error, Result};
+use crate::sync::lock;
+use crate::sys::net::{self, Bound};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+/// Connections that wait to be accepted, where nothing else is said; the system's own limit (`net.core.somaxconn`) may be lower.
+pub const QUEUE: i32 = 4096;
+/// Sockets of one cluster, at most.
+pub const MAX_SOCKETS: usize = 256;
+
+/// Where to listen. As text: `3000` or `:3000` (every address, of version 6 and 4), `127.0.0.1:3000`, `[::1]:3000`, `localhost:3000` (the first address that
+/// the name has is not looked up: `localhost` is 127.0.0.1), `unix:/path` or `/path`. Port 0 is one that the system chooses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Every address of this machine.
+    Any(u16),
+    /// One address.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Address> {
+        let wrong = || Error::invalid("not an address to listen at: PORT, HOST:PORT or unix:PATH").with("listen", text);
+        if let Some(path) = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text)) {
+            return if path.is_empty() { Err(wrong()) } else { Ok(Address::Unix(path.into())) };
+        }
+        let text = text.strip_prefix("tcp:").unwrap_or(text);
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Address::Tcp(address));
+        }
+        let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+        let port = port.parse().map_err(|_| wrong())?;
+        match host {
+            "" | "*" => Ok(Address::Any(port)),
+            "localhost" => Ok(Address::Tcp((Ipv4Addr::LOCALHOST, port).into())),
+            _ => host.parse::<IpAddr>().map(|ip| Address::Tcp((ip, port).into())).map_err(|_| wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Any(port) => write!(f, ":{port}"),
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// One socket.
+#[derive(Debug)]
+pub(super) struct Socket {
+    /// What was asked for.
+    asked: Address,
+    /// Where it is.
+    pub(super) bound: Address,
+    pub(super) fd: OwnedFd,
+    /// Device and inode of a unix socket that this process has made.
+    file: Option<(u64, u64)>,
+}
+
+impl Socket {
+    fn open(asked: &Address, queue: i32) -> Result<Socket> {
+        let named = |e: Error| e.with("listen", asked);
+        let fd = match asked {
+            Address::Any(port) => match net::listen_tcp((Ipv6Addr::UNSPECIFIED, *port).into(), queue, false) {
+                // This machine has no version 6.
+                Err(e) if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+                    net::listen_tcp((Ipv4Addr::UNSPECIFIED, *port).into(), queue, false)
+                }
+                other => other,
+            },
+            Address::Tcp(address) => net::listen_tcp(*address, queue, true),
+            Address::Unix(path) => net::listen_unix(path, queue),
+        }
+        .map_err(named)?;
+        let bound = match (net::bound(fd.as_fd())?, asked) {
+            (Bound::Tcp(address), Address::Any(_)) => Address::Any(address.port()),
+            (Bound::Tcp(address), _) => Address::Tcp(address),
+            (Bound::Unix(_), _) => asked.clone(),
+        };
+        let file = if let Address::Unix(path) = asked { net::file_at(path) } else { None };
+        Ok(Socket { asked: asked.clone(), bound, fd, file })
+    }
+
+    /// Whoever asks for `address` means this one.
+    fn is_for(&self, address: &Address) -> bool {
+        let port = |a: &Address| match a {
+            Address::Any(port) => Some(*port),
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) => None,
+        };
+        // A port of every address is that port of each.
+        let whole = matches!(self.bound, Address::Any(_)) && port(&self.bound) == port(address);
+        &self.asked == address || &self.bound == address || whole
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Only the file that was made here: another may have taken its place.
+        if let (Address::Unix(path), Some(_)) = (&self.asked, self.file)
+            && net::file_at(path) == self.file
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// All sockets of a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Sockets(Mutex<Vec<Arc<Socket>>>);
+
+impl Sockets {
+    /// The socket that listens at `address`; a new one if there is none yet.
+    pub(super) fn at(&self, address: &Address, queue: i32) -> Result<Arc<Socket>> {
+        let mut all = lock(&self.0);
+        if let Some(found) = all.iter().find(|s| s.is_for(address)) {
+            return Ok(Arc::clone(found));
+        }
+        if all.len() == MAX_SOCKETS {
+            return Err(Error::new(crate::error::ErrorKind::Full, "cluster has too many listening sockets").with("max", MAX_SOCKETS));
+        }
+        let socket = Arc::new(Socket::open(address, queue)?);
+        all.push(Arc::clone(&socket));
+        Ok(socket)
+    }
+
+    /// Where they are, in the order in which they were asked for.
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        lock(&self.0).iter().map(|s| s.bound.clone()).collect()
+    }
+
+    /// Nobody listens any more, as far as this process goes.
+    pub(super) fn close(&self) {
+        lock(&self.0).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_shown() {
+        for (text, shown) in [
+            ("3000", ":3000"),
+            (":0", ":0"),
+            ("*:80", ":80"),
+            ("127.0.0.1:3000", "127.0.0.1:3000"),
+            ("localhost:3000", "127.0.0.1:3000"),
+            ("[::1]:3000", "[::1]:3000"),
+            ("tcp:10.0.0.1:80", "10.0.0.1:80"),
+            ("/run/app.sock", "unix:/run/app.sock"),
+            ("unix:app.sock", "unix:app.sock"),
+        ] {
+            let address: Address = text.parse().expect(text);
+            assert_eq!(address.to_string(), shown);
+            assert_eq!(shown.parse::<Address>().expect(shown), address);
+        }
+        for bad in ["", ":", "x", "unix:", "1.2.3.4", "1.2.3.4:x", "example.org:80", "::1:80:", "65536", "-1"] {
+            let e = bad.parse::<Address>().expect_err(bad);
+            assert!(e.to_string().contains(&format!("listen={bad}")), "{e}");
+        }
+    }
+
+    #[test]
+    fn one_socket_serves_all_who_mean_it() {
+        let sockets = Sockets::default();
+        let first = sockets.at(&Address::Any(0), QUEUE).expect("bound");
+        let Address::Any(port) = first.bound else { panic!("{:?}", first.bound) };
+        assert_ne!(port, 0);
+        for same in [Address::Any(0), Address::Any(port), Address::Tcp((Ipv4Addr::LOCALHOST, port).into())] {
+            assert!(Arc::ptr_eq(&first, &sockets.at(&same, QUEUE).expect("found")), "{same}");
+        }
+        let other = sockets.at(&Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()), QUEUE).expect("bound");
+        assert!(!Arc::ptr_eq(&first, &other));
+        assert_eq!(sockets.addresses(), [first.bound.clone(), other.bound.clone()]);
+        let e = Sockets::default().at(&other.bound, QUEUE).expect_err("in use");
+        assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE) && e.to_string().contains(&other.bound.to_string()), "{e}");
+    }
+
+    #[test]
+    fn a_unix_socket_replaces_one_that_is_left_over_and_leaves_nothing() {
+        let dir = std::env::temp_dir().join(format!("offloop-listen-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("directory");
+        let at = Address::Unix(dir.join("a.sock"));
+        let Address::Unix(path) = &at else { unreachable!() };
+        // Left over by a process that died.
+        drop(std::os::unix::net::UnixListener::bind(path).expect("bind"));
+        assert!(path.exists());
+        let sockets = Sockets::default();
+        sockets.at(&at, QUEUE).expect("replaced");
+        let e = Sockets::default().at(&at, QUEUE).expect_err("somebody listens");
+        assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE), "{e}");
+        sockets.close();
+        assert!(!path.exists());
+        // What is no socket stays.
+        std::fs::write(path, "mine").expect("write");
+        assert!(Sockets::default().at(&at, QUEUE).is_err() && path.exists());
+        std::fs::remove_dir_all(&dir).expect("clean");
+    }
+}

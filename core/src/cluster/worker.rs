@@ -1,0 +1,102 @@
+//! The worker's side: [`attach`], then [`Worker::listen`] or the sockets that it inherited, and what every supervised process does.
+
+use super::listen::{Address, QUEUE};
+use crate::error::{Error, ErrorKind, Result};
+use crate::supervisor;
+use crate::sync::lock;
+use crate::sys::{fork, net, poll, socket};
+use crate::wire::cluster::{ENV, FIRST_FD, LISTEN, MAX_LEN, decode_reply, encode_request, parse_env};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a worker waits for its cluster's answer, which comes from a thread that has nothing else to do.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// This process as a worker of a cluster. Copies of the handle are the same worker.
+#[derive(Clone, Debug)]
+pub struct Worker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    supervised: supervisor::Worker,
+    gate: Mutex<OwnedFd>,
+    sockets: usize,
+    epoch: u64,
+}
+
+/// Makes this process the worker that its cluster started: see [`supervisor::worker::attach`]. `None` when it is none. The sockets that it inherited are kept from the programs that it starts.
+///
+/// # Errors
+/// Those of [`supervisor::worker::attach`]; `Invalid` when the variable or the fds are not what a cluster leaves.
+pub fn attach() -> Result<Option<Worker>> {
+    let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
+    // First: a program that a worker starts inherits the variables and none of the fds.
+    let Some(supervised) = supervisor::worker::attach()? else { return Ok(None) };
+    let (gate, sockets) = parse_env(&text.to_string_lossy())?;
+    let missing = |fd: i32| Error::invalid("fd of the cluster is not there").with("fd", fd);
+    for fd in (FIRST_FD..).take(sockets).chain([gate]) {
+        if !net::keep_on_exec(fd) {
+            return Err(missing(fd));
+        }
+    }
+    // SAFETY: it is open, as was seen, and was inherited for this purpose.
+    let gate = unsafe { net::take_over(gate) };
+    socket::check_kind(gate.as_fd())?;
+    socket::adopt(gate.as_fd())?;
+    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, epoch: fork::epoch() }))))
+}
+
+impl Worker {
+    /// Slot, generation, beats, readiness, draining.
+    #[must_use]
+    pub fn supervisor(&self) -> &supervisor::Worker {
+        &self.0.supervised
+    }
+
+    /// The sockets of the cluster's option `listen`, in its order. They belong to whoever uses them first; closing one keeps nobody else from it.
+    #[must_use]
+    pub fn fds(&self) -> Vec<i32> {
+        (FIRST_FD..).take(self.0.sockets).collect()
+    }
+
+    /// A socket that listens at `address`, which all workers that ask for it share, and where it is: non-blocking, close-on-exec. Waits for the cluster's answer.
+    ///
+    /// # Errors
+    /// `Os` with what the bind failed with (`EADDRINUSE`, `EACCES` …), `Invalid` for an address that is none, `PeerDied` when the cluster is gone, `Forked`.
+    pub fn listen(&self, address: &str, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
+        if !fork::is_current(self.0.epoch) {
+            return Err(Error::new(ErrorKind::Forked, "process is a child of a worker"));
+        }
+        let gone = || Error::new(ErrorKind::PeerDied, "the cluster of this worker is gone");
+        let gate = lock(&self.0.gate);
+        let request = encode_request(LISTEN, queue.unwrap_or(QUEUE), address);
+        if socket::send(gate.as_fd(), &request, &[])? != socket::Sent::Whole {
+            return Err(gone());
+        }
+        let until = Instant::now() + ANSWER;
+        let mut bytes = [0; MAX_LEN];
+        let (len, mut fds) = loop {
+            match socket::peek(gate.as_fd(), &mut bytes)? {
+                socket::Received::Datagram(len, fds) => break (len, fds),
+                socket::Received::End => return Err(gone()),
+                socket::Received::Nothing => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new(ErrorKind::Timeout, "the cluster does not answer").with("listen", address));
+            }
+            poll::wait_readable(&mut [poll::readable(gate.as_raw_fd())], Some(left));
+        };
+        socket::skip(gate.as_fd());
+        match decode_reply(&bytes[..len.min(MAX_LEN)]) {
+            Some((0, text)) => match fds.pop() {
+                Some(fd) => Ok((fd, text.parse()?)),
+                None => Err(Error::new(ErrorKind::Corrupt, "the cluster answers without a socket")),
+            },
+            Some((libc::EINVAL, text)) => Err(Error::invalid(text.to_owned())),
+            Some((errno, _)) => Err(Error::os("bind", errno).with("listen", address)),
+            None => Err(Error::new(ErrorKind::Corrupt, "the cluster's answer is none")),
+        }
+    }
+}

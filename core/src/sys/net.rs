@@ -1,0 +1,125 @@
+//! Sockets that listen: TCP of both versions, and unix streams. Close-on-exec and non-blocking, as their loops want them.
+
+use super::socket::own;
+use crate::error::{Error, Result};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt, listen, setsockopt, socket,
+    sockopt,
+};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Where a socket listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix socket; `None` where it has no path.
+    Unix(Option<PathBuf>),
+}
+
+fn failed(call: &'static str, errno: nix::errno::Errno) -> Error {
+    Error::os(call, errno as i32)
+}
+
+fn backlog(len: i32) -> Backlog {
+    Backlog::new(len.clamp(0, libc::SOMAXCONN)).unwrap_or(Backlog::MAXCONN)
+}
+
+fn open(family: AddressFamily) -> Result<OwnedFd> {
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).map_err(|e| failed("socket", e))?;
+    own(fd.into_raw_fd(), "socket")
+}
+
+/// Listens at `address`; port 0 is one that the system chooses. `only_v6`: an address of version 6 takes no connection of version 4.
+/// What is accepted has `TCP_NODELAY`, which it inherits.
+///
+/// # Errors
+/// `Os` with `EADDRINUSE`, `EACCES`, `EADDRNOTAVAIL`, `EAFNOSUPPORT`, `EMFILE`.
+pub fn listen_tcp(address: SocketAddr, queue: i32, only_v6: bool) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = open(family)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(|e| failed("setsockopt", e))?;
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &only_v6).map_err(|e| failed("setsockopt", e))?;
+    }
+    setsockopt(&fd, sockopt::TcpNoDelay, &true).map_err(|e| failed("setsockopt", e))?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(|e| failed("bind", e))?;
+    listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
+    Ok(fd)
+}
+
+/// Listens at `path`. What is there already is replaced if it is a socket that nobody listens at.
+///
+/// # Errors
+/// `Os` with `EADDRINUSE`, `EACCES`, `ENOENT`; `Invalid` for a path that no socket can have.
+pub fn listen_unix(path: &Path, queue: i32) -> Result<OwnedFd> {
+    let address = UnixAddr::new(path).map_err(|_| Error::invalid("no socket can have this path").with("path", path.display()))?;
+    let fd = open(AddressFamily::Unix)?;
+    let mut bound = bind(fd.as_raw_fd(), &address);
+    if bound == Err(nix::errno::Errno::EADDRINUSE) && is_left_over(path, &address) {
+        // Whoever else finds it left over meanwhile fails at the bind.
+        let _ = std::fs::remove_file(path);
+        bound = bind(fd.as_raw_fd(), &address);
+    }
+    bound.map_err(|e| failed("bind", e))?;
+    listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
+    Ok(fd)
+}
+
+/// A socket that refuses connections: its process is gone.
+fn is_left_over(path: &Path, address: &UnixAddr) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    let refuses = || {
+        open(AddressFamily::Unix).is_ok_and(|fd| nix::sys::socket::connect(fd.as_raw_fd(), address) == Err(nix::errno::Errno::ECONNREFUSED))
+    };
+    is_socket && refuses()
+}
+
+/// Device and inode of the file at `path`, by which its maker knows it again.
+#[must_use]
+pub fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+/// Where a socket that this process was given listens.
+///
+/// # Errors
+/// `Invalid` when it is not one, or of another kind.
+pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
+    let refuse = |what| Error::invalid("fd is no socket that listens").with("fd", fd.as_raw_fd()).with("is", what);
+    match getsockopt(&fd, sockopt::AcceptConn) {
+        Ok(true) => {}
+        Ok(false) => return Err(refuse("a socket that does not listen")),
+        Err(_) => return Err(refuse("not a socket")),
+    }
+    let address: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(|e| failed("getsockname", e))?;
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Ok(Bound::Tcp(SocketAddr::V4((*v4).into())));
+    }
+    if let Some(v6) = address.as_sockaddr_in6() {
+        return Ok(Bound::Tcp(SocketAddr::V6((*v6).into())));
+    }
+    match address.as_unix_addr() {
+        Some(unix) => Ok(Bound::Unix(unix.path().map(Path::to_path_buf))),
+        None => Err(refuse("a socket of another family")),
+    }
+}
+
+/// Keeps an inherited fd from the programs that this process starts. True if it is there.
+pub fn keep_on_exec(fd: i32) -> bool {
+    // SAFETY: a plain call; a number that is not open gives EBADF.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0 }
+}
+
+/// Takes over an inherited fd.
+///
+/// # Safety
+/// It is open, and nobody else owns it.
+#[must_use]
+pub unsafe fn take_over(fd: i32) -> OwnedFd {
+    // SAFETY: the caller says so.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
