@@ -15,6 +15,7 @@ function load() {
   const { move } = require('./move.cjs')
   const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
   const { Channel } = require('./channel.cjs')
+  const { Cluster } = require('./clusters.cjs')
   const { ops } = require('./ops.cjs')
 
   const metrics = (format) => native.metrics(format)
@@ -33,6 +34,7 @@ function load() {
     Consumer,
     Delivery,
     Channel,
+    Cluster,
     OffloopError,
     metrics,
   }

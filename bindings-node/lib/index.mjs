@@ -15,6 +15,7 @@ export const {
   Consumer,
   Delivery,
   Channel,
+  Cluster,
   OffloopError,
   metrics,
 } = offloop

@@ -92,4 +92,4 @@ function commandOf({ node, python, command }, { argv, execArgv, env = process.en
   return { command: [...command, ...args], env: pairs }
 }
 
-module.exports = { checkWorker, commandOf }
+module.exports = { checkWorker, commandOf, inherited }

@@ -3,6 +3,7 @@
 
 const { threadId } = require('node:worker_threads')
 const { move } = require('./move.cjs')
+const member = require('./member.cjs')
 const tasks = require('./task.cjs')
 
 const storage = tasks.enable()
@@ -11,6 +12,7 @@ const currentTask = () => storage.getStore() ?? null
 
 let worker = null
 function currentWorker() {
+  if (member.current() !== null) return member.current()
   if (worker === null && tasks.isWorker) worker = Object.freeze({ threadId, pid: process.pid })
   return worker
 }

@@ -5,6 +5,7 @@
 //!   `ArrayBuffer` is collected, not when it is detached, so the count outlives every use.
 
 use crate::channel::{Accepting, ChannelEnd};
+use crate::cluster::{Clustered, Member};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::process::{Desk, Processes};
 use crate::ring::{End, RingHandle};
@@ -52,6 +53,9 @@ pub(crate) enum Handle {
     Consumer(Rc<End<Consumer>>),
     Channel(Rc<ChannelEnd>),
     Listener(Rc<Accepting>),
+    Cluster(Clustered),
+    /// This process, as the worker of a cluster.
+    Member(Rc<Member>),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however

@@ -12,6 +12,7 @@
 
 mod buffer;
 mod channel;
+mod cluster;
 mod js;
 mod pool;
 mod process;
@@ -177,6 +178,23 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"listenerNext", channel::accept),
     (c"listenerArm", channel::arm_listener),
     (c"listenerClose", channel::close_listener),
+    (c"clusterCheck", cluster::check),
+    (c"clusterStart", cluster::start),
+    (c"clusterEvents", cluster::events),
+    (c"clusterReload", cluster::reload),
+    (c"clusterScale", cluster::scale),
+    (c"clusterStop", cluster::stop),
+    (c"clusterKill", cluster::kill),
+    (c"clusterStats", cluster::stats),
+    (c"clusterAddresses", cluster::where_it_listens),
+    (c"clusterRelease", cluster::release),
+    (c"memberAttach", cluster::attach),
+    (c"memberListen", cluster::listen),
+    (c"memberBeat", cluster::beat),
+    (c"memberReady", cluster::ready),
+    (c"memberFail", cluster::fail),
+    (c"memberDrained", cluster::drained),
+    (c"memberState", cluster::state),
     (c"cli", cli),
 ];
 

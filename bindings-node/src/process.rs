@@ -145,7 +145,7 @@ fn processes<'a>(call: &'a Call<'_>) -> JsResult<&'a Processes> {
     }
 }
 
-fn texts(env: Env, array: Raw) -> JsResult<Vec<OsString>> {
+pub(crate) fn texts(env: Env, array: Raw) -> JsResult<Vec<OsString>> {
     (0..env.len(array)?).map(|i| Ok(env.text(env.at(array, i)?).unwrap_or_default().into())).collect()
 }
 

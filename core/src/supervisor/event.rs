@@ -79,6 +79,24 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// As hosts show it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Cause::Crash => "crash",
+            Cause::Boot => "boot",
+            Cause::BootTimeout => "bootTimeout",
+            Cause::Blocked => "blocked",
+            Cause::Frozen => "frozen",
+            Cause::Corrupt => "corrupt",
+            Cause::Charged => "charged",
+            Cause::Killed => "killed",
+            Cause::Scale => "scale",
+            Cause::Retire => "retire",
+            Cause::Stop => "stop",
+        }
+    }
+
     /// Ended by request: nothing went wrong.
     #[must_use]
     pub const fn is_asked(self) -> bool {

@@ -1,0 +1,365 @@
+'use strict'
+// Cluster: N copies of a server on the same sockets. The core keeps the processes, binds, reloads and drains (core/src/cluster); this
+// file turns its events into those of Node.js. lib/member.cjs is the worker's side.
+
+const { EventEmitter } = require('node:events')
+const fs = require('node:fs')
+const path = require('node:path')
+const { fileURLToPath } = require('node:url')
+const native = require('./native.cjs')
+const { OffloopError, fail, signalName, checkOptions, checkKnown } = require('./error.cjs')
+const { begin, end, newNote, onNote, offNote } = require('./completion.cjs')
+const { wrongType, texts, checkEnv, closeGrace } = require('./options.cjs')
+const { inherited } = require('./launch.cjs')
+
+/** What every worker in Node.js loads before its script. */
+const PRELOAD = path.join(__dirname, 'register.cjs')
+/** Options of the command that workers run. */
+const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
+const KNOWN = `${COMMAND.join(' ')} workers listen readyTimeout minReady drainTimeout killGrace heartbeat`
+
+function checkCommand({ exec, args, execArgv, env, cwd }) {
+  texts('args', args)
+  texts('execArgv', execArgv)
+  checkEnv(env)
+  if (cwd !== undefined && (typeof cwd !== 'string' || cwd === '')) throw wrongType('cwd', 'path', cwd)
+  if (Array.isArray(exec)) {
+    if (exec.length === 0 || exec.some((part) => typeof part !== 'string')) throw wrongType('exec', 'file or array of text', exec)
+    if (args !== undefined || execArgv !== undefined) throw fail('Invalid', 'a command has its arguments in exec', { option: args ? 'args' : 'execArgv' })
+    return
+  }
+  if (!(exec instanceof URL) && (typeof exec !== 'string' || exec === '')) throw wrongType('exec', 'file or array of text', exec)
+  const file = fileOf(exec, cwd)
+  if (!fs.existsSync(file)) throw fail('NotFound', 'script is not there', { exec: file })
+}
+
+const fileOf = (exec, cwd) => (exec instanceof URL ? fileURLToPath(exec) : path.resolve(cwd ?? '.', exec))
+
+/** What native code takes: program and arguments, names and values by turns, directory. */
+function commandOf({ exec, args = [], execArgv = [], env = {}, cwd }) {
+  const variables = Object.entries(env).flatMap(([name, value]) => [name, value === undefined || value === null ? undefined : String(value)])
+  if (Array.isArray(exec)) return [exec, variables, cwd]
+  return [[process.execPath, ...inherited(), ...execArgv, '--require', PRELOAD, fileOf(exec, cwd), ...args], variables, cwd]
+}
+
+/** Where to listen, as text. */
+function addressOf(listen) {
+  if (typeof listen === 'number' || typeof listen === 'string') return String(listen)
+  if (listen === null || typeof listen !== 'object') throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
+  const { port, host, path: file, ...unknown } = listen
+  checkKnown(unknown, 'port host path')
+  if (file !== undefined) return `unix:${file}`
+  if (host === undefined) return `:${port}`
+  return String(host).includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+}
+
+function checkHeartbeat(heartbeat) {
+  if (heartbeat === undefined || heartbeat === null) return {}
+  if (heartbeat === false) return { hang: 0 }
+  if (typeof heartbeat !== 'object') throw wrongType('heartbeat', '{ interval, timeout } or false', heartbeat)
+  const { interval, timeout, ...unknown } = heartbeat
+  checkKnown(unknown, 'interval timeout')
+  return { beat: interval, hang: timeout }
+}
+
+/** One worker as its cluster sees it. */
+class ClusterWorker {
+  /** `starting`, `ready`, `unresponsive`, `draining` or `exited`. */
+  state = 'starting'
+  #incarnation
+  constructor(slot, generation, incarnation, pid) {
+    this.slot = slot
+    this.generation = generation
+    this.pid = pid
+    this.#incarnation = incarnation
+  }
+
+  static incarnationOf(worker) {
+    return worker.#incarnation
+  }
+}
+
+class Cluster extends EventEmitter {
+  #options
+  #listen
+  #command
+  #handle = null
+  #note = 0
+  /** By slot and incarnation: every process that has not ended. */
+  #processes = new Map()
+  #workers = new Map()
+  #started = null
+  #reloading = null
+  #scaling = 0
+  /** `[holds, resolve, reject]` of those who wait for a state. */
+  #waits = []
+  #stopped = null
+  #onStopped = null
+  #last = null
+
+  constructor(options) {
+    super()
+    const { workers, listen = [], readyTimeout, minReady, drainTimeout, killGrace, heartbeat, ...rest } = checkOptions(options)
+    const { exec, args, execArgv, env, cwd, ...unknown } = rest
+    checkKnown(unknown, KNOWN)
+    this.#command = { exec, args, execArgv, env, cwd }
+    checkCommand(this.#command)
+    if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
+    if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
+    this.#listen = listen.map(addressOf)
+    this.#options = {
+      workers: workers === 'auto' ? undefined : workers,
+      readyTimeout,
+      minReady,
+      drainTimeout,
+      killGrace,
+      ...checkHeartbeat(heartbeat),
+    }
+    native.clusterCheck(this.#options, this.#listen)
+  }
+
+  /** Binds, starts the workers, and resolves when all are ready. */
+  start() {
+    if (this.#started !== null) return this.#started
+    this.#started = this.#start()
+    return this.#started
+  }
+
+  async #start() {
+    this.#note = newNote()
+    onNote(this.#note, () => this.#onEvents())
+    try {
+      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...commandOf(this.#command))
+    } catch (error) {
+      offNote(this.#note)
+      throw error
+    }
+    begin()
+    try {
+      await this.#until((stats) => stats.wanted > 0 && stats.ready >= stats.wanted)
+    } catch (error) {
+      await this.#end(null)
+      throw error
+    }
+  }
+
+  #until(holds) {
+    return new Promise((resolve, reject) => {
+      this.#waits.push([holds, resolve, reject])
+      this.#look()
+    })
+  }
+
+  /** Who waits for what is so by now. */
+  #look() {
+    if (this.#waits.length === 0 || this.#handle === null) return
+    const stats = this.stats
+    this.#waits = this.#waits.filter(([holds, resolve]) => {
+      if (!holds(stats)) return true
+      resolve()
+      return false
+    })
+  }
+
+  #fail(error) {
+    for (const [, , reject] of this.#waits.splice(0)) reject(error)
+  }
+
+  #onEvents() {
+    if (this.#handle === null) return
+    for (const [what, ...rest] of native.clusterEvents(this.#handle)) {
+      try {
+        this.#onEvent(what, rest)
+      } catch (error) {
+        // A listener's own error is its own.
+        queueMicrotask(() => {
+          throw error
+        })
+      }
+    }
+    this.#look()
+  }
+
+  #workerOf([slot, generation, incarnation, pid]) {
+    const key = `${slot}.${incarnation}`
+    let worker = this.#processes.get(key)
+    if (worker === undefined) {
+      worker = new ClusterWorker(slot, generation, incarnation, pid)
+      this.#processes.set(key, worker)
+    }
+    return worker
+  }
+
+  #onEvent(what, rest) {
+    switch (what) {
+      case 'fork':
+      case 'online':
+        this.emit(what, this.#workerOf(rest))
+        break
+      case 'listening':
+        this.emit('listening', this.#workerOf(rest), rest[4])
+        break
+      case 'ready':
+      case 'responsive': {
+        const worker = this.#workerOf(rest)
+        worker.state = 'ready'
+        this.#workers.set(worker.slot, worker)
+        this.emit(what, worker)
+        break
+      }
+      case 'unresponsive': {
+        const worker = this.#workerOf(rest)
+        worker.state = 'unresponsive'
+        this.emit('unresponsive', worker, { cause: rest[4] })
+        break
+      }
+      case 'draining': {
+        const worker = this.#workerOf(rest)
+        worker.state = 'draining'
+        this.emit('draining', worker, { cause: rest[4] })
+        break
+      }
+      case 'exit': {
+        const worker = this.#workerOf(rest)
+        const [exitCode, number, cause, forced, oom, text, uptime] = rest.slice(4)
+        worker.state = 'exited'
+        this.#processes.delete(`${rest[0]}.${rest[2]}`)
+        if (this.#workers.get(worker.slot) === worker) this.#workers.delete(worker.slot)
+        const signal = number === null ? null : signalName(number)
+        this.emit('exit', worker, { exitCode, signal, cause, forced, oom, text, uptime })
+        break
+      }
+      case 'startError':
+        this.#processes.delete(`${rest[0]}.${rest[2]}`)
+        this.emit('startError', new OffloopError(rest[4], rest[5]))
+        break
+      case 'backOff':
+        this.emit('backOff', { slot: rest[0], delay: rest[1] })
+        break
+      case 'reloading':
+        this.emit('reloading', { generation: rest[0] })
+        break
+      case 'rollback':
+        this.emit('rollback', { generation: rest[0], error: new OffloopError(rest[1], rest[2]) })
+        break
+      case 'reloaded': {
+        const [generation, replaced, forced, took] = rest
+        const report = { generation, replaced, forced, took }
+        this.#reloading?.resolve(report)
+        this.#reloading = null
+        this.emit('reload', report)
+        break
+      }
+      case 'reloadFailed': {
+        const error = new OffloopError(rest[1], rest[2])
+        this.#reloading?.reject(error)
+        this.#reloading = null
+        this.emit('reloadFailed', { generation: rest[0], error })
+        break
+      }
+      case 'startFailed':
+        this.#fail(new OffloopError(rest[0], rest[1]))
+        break
+      case 'degraded':
+        this.#fail(fail('Degraded', 'too many workers fail', { failures: rest[0] }))
+        this.emit('degraded', { failures: rest[0] })
+        break
+      case 'recovered':
+        this.emit('recovered')
+        break
+      case 'stopped':
+        this.#onStopped?.()
+        break
+    }
+  }
+
+  #open() {
+    if (this.#handle === null) throw fail('Closed', this.#started === null ? 'the cluster was not started' : 'the cluster has ended')
+    return this.#handle
+  }
+
+  /**
+   * Replaces all workers by a new generation, one after the other, without being fewer at any time. `exec`, `args`, `execArgv`, `env` and `cwd` are those
+   * of the new one; each that is not given stays.
+   */
+  async reload(options = {}) {
+    const { exec, args, execArgv, env, cwd, ...unknown } = checkOptions(options)
+    checkKnown(unknown, COMMAND.join(' '))
+    const given = Object.entries({ exec, args, execArgv, env, cwd }).filter(([, value]) => value !== undefined)
+    const next = { ...this.#command, ...Object.fromEntries(given) }
+    checkCommand(next)
+    native.clusterReload(this.#open(), ...commandOf(next))
+    const report = await new Promise((resolve, reject) => {
+      this.#reloading = { resolve, reject }
+    })
+    this.#command = next
+    return report
+  }
+
+  /** So many workers from now on; resolves when they are ready, and those that leave have ended. */
+  async scale(workers) {
+    if (typeof workers !== 'number') throw wrongType('workers', 'number', workers)
+    native.clusterScale(this.#open(), workers)
+    this.#scaling = workers
+    // A later call may have another number in mind.
+    await this.#until((stats) => this.#scaling !== workers || (stats.wanted === workers && stats.ready >= workers && stats.live <= workers))
+  }
+
+  /** Ends all workers, which have `grace` ms to finish what they do (default: `drainTimeout`); 0: at once. */
+  async stop(options = {}) {
+    const given = closeGrace(options)
+    if (this.#started === null) this.#started = Promise.reject(fail('Closed', 'the cluster was stopped before it was started'))
+    this.#started.catch(() => {})
+    if (this.#handle === null) return this.#stopped ?? undefined
+    return this.#end(given === 0 ? null : given === Number.POSITIVE_INFINITY ? (this.#options.drainTimeout ?? 30_000) : given)
+  }
+
+  #end(grace) {
+    native.clusterStop(this.#handle, grace)
+    this.#stopped ??= new Promise((resolve) => {
+      this.#onStopped = resolve
+    }).then(() => {
+      this.#last = this.stats
+      const closed = fail('Closed', 'the cluster was stopped')
+      this.#fail(closed)
+      this.#reloading?.reject(closed)
+      this.#reloading = null
+      offNote(this.#note)
+      native.clusterRelease(this.#handle)
+      this.#handle = null
+      end()
+      this.emit('stopped')
+    })
+    return this.#stopped
+  }
+
+  /** Ends the worker of `slot` at once; another takes its place. */
+  kill(slot) {
+    const handle = this.#open()
+    const worker = this.#workers.get(slot)
+    if (worker === undefined) throw fail('NotFound', 'slot has no ready worker', { slot })
+    native.clusterKill(handle, worker.slot, worker.generation, ClusterWorker.incarnationOf(worker))
+  }
+
+  /** The ready workers by slot. */
+  get workers() {
+    return this.#workers
+  }
+
+  /** Where it listens. */
+  get addresses() {
+    return this.#handle === null ? [] : native.clusterAddresses(this.#handle)
+  }
+
+  get stats() {
+    if (this.#handle !== null) return Object.fromEntries(native.clusterStats(this.#handle))
+    if (this.#last !== null) return this.#last
+    throw fail('Closed', 'the cluster was not started')
+  }
+
+  [Symbol.asyncDispose]() {
+    return this.stop()
+  }
+}
+
+module.exports = { Cluster }

@@ -1,0 +1,187 @@
+'use strict'
+// This process as the worker of a Cluster: its servers listen on the cluster's sockets, its event loop shows that it turns, and when it is to
+// leave its servers finish what they do. lib/clusters.cjs is the other side.
+
+const net = require('node:net')
+const { constants } = require('node:os')
+const threads = require('node:worker_threads')
+const native = require('./native.cjs')
+const { fail, typeName } = require('./error.cjs')
+const { newNote, onNote } = require('./completion.cjs')
+const { textOf } = require('./functions.cjs')
+
+/** Of the flags that a server listens with: no connection of version 4. */
+const IPV6_ONLY = 1
+
+let member = null
+/** Servers that listen, and those that drain. */
+const servers = new Set()
+
+class ClusterMember {
+  #handle
+  #ready = false
+  #drains = null
+  #callbacks = []
+
+  constructor([handle, slot, generation, beat, fds]) {
+    this.#handle = handle
+    /** Its place, from 0 on. */
+    this.slot = slot
+    /** The (re)load that it belongs to, from 1 on. */
+    this.generation = generation
+    this.pid = process.pid
+    this.threadId = threads.threadId
+    /** The sockets of the cluster's `listen`. */
+    this.fds = fds
+    // Twice as often as is looked at; it keeps no process alive.
+    setInterval(() => native.memberBeat(handle), beat / 2).unref()
+    process.on('uncaughtExceptionMonitor', (error) => {
+      if (process.listenerCount('uncaughtException') === 0) native.memberFail(handle, textOf(error))
+    })
+  }
+
+  /** Says that it takes work. It is said by itself when the first server listens. */
+  ready() {
+    if (this.#ready) return
+    this.#ready = true
+    // A turn later: what the script does now is a part of its start.
+    setImmediate(() => native.memberReady(this.#handle))
+  }
+
+  /** It is to finish what it has. */
+  get draining() {
+    return this.#drains !== null
+  }
+
+  /** Calls `fn` when the worker is to finish what it has; what it returns is waited for, as long as the cluster's `drainTimeout` allows. */
+  onDrain(fn) {
+    if (typeof fn !== 'function') throw fail('Invalid', 'what is called at the drain is no function', { got: typeName(fn) })
+    if (this.#drains === null) this.#callbacks.push(fn)
+    else this.#drains = Promise.allSettled([this.#drains, this.#call(fn)])
+  }
+
+  async #call(fn) {
+    try {
+      await fn()
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error
+      })
+    }
+  }
+
+  /** A socket that listens at `address`, which all workers share. */
+  listen(address, queue) {
+    return native.memberListen(this.#handle, address, queue)
+  }
+
+  drain() {
+    if (this.#drains !== null || !native.memberState(this.#handle)[0]) return
+    this.#drains = Promise.allSettled([...[...servers].map(finish), ...this.#callbacks.map((fn) => this.#call(fn))])
+    this.#leave()
+  }
+
+  async #leave() {
+    // What is added meanwhile is waited for, too.
+    for (let seen = null; seen !== this.#drains; ) {
+      seen = this.#drains
+      await seen
+    }
+    native.memberDrained(this.#handle)
+    await Promise.all([process.stdout, process.stderr].map(flushed))
+    process.exit()
+  }
+}
+
+/** What was written to a pipe is on its way. */
+const flushed = (stream) => new Promise((resolve) => (stream.writableLength > 0 ? stream.write('', resolve) : resolve()))
+
+/** Takes no connection any more, and resolves when the last one has ended. Idle ones stay until their next request, which is told that it is the last. */
+function finish(server) {
+  return new Promise((resolve) => {
+    if (server.listenerCount('request') > 0) server.prependListener('request', last)
+    for (const session of server[SESSIONS] ?? []) session.close()
+    // Not that of http: it would close idle connections, on which a request may be on its way.
+    net.Server.prototype.close.call(server, resolve)
+  })
+}
+
+function last(_request, response) {
+  if (response.shouldKeepAlive) response.shouldKeepAlive = false
+}
+
+const SESSIONS = Symbol('offloop.sessions')
+
+/** Sessions of HTTP/2, which end with a GOAWAY. */
+function watchSessions(server) {
+  server[SESSIONS] = new Set()
+  server.on('session', (session) => {
+    server[SESSIONS].add(session)
+    session.once('close', () => server[SESSIONS].delete(session))
+    if (member.draining) session.close()
+  })
+}
+
+/** Where a server listens, as the cluster writes it; undefined for what each worker has for itself. */
+function addressOf(address, port, type, flags) {
+  if (type === -1) return typeof address === 'string' && address !== '' && !address.startsWith('\0') ? `unix:${address}` : undefined
+  if (address === null || address === undefined || address === '') return `:${port}`
+  if (type !== 6) return `${address}:${port}`
+  return address === '::' && (flags & IPV6_ONLY) === 0 ? `:${port}` : `[${address}]:${port}`
+}
+
+/** As the runtime reports what a bind fails with. */
+function listenError(error, address, port) {
+  const code = codeOf(error)
+  const where = port > 0 ? `${address ?? '::'}:${port}` : String(address)
+  const text = code === 'EADDRINUSE' ? 'address already in use' : code === 'EACCES' ? 'permission denied' : error.message
+  return Object.assign(new Error(`listen ${code}: ${text} ${where}`, { cause: error }), {
+    code,
+    errno: error.errno === undefined ? undefined : -error.errno,
+    syscall: 'listen',
+    address: address ?? '::',
+    ...(port > 0 ? { port } : {}),
+  })
+}
+
+const codeOf = ({ errno }) => Object.keys(constants.errno).find((name) => constants.errno[name] === errno) ?? 'EINVAL'
+
+/** Servers of this process listen on the cluster's sockets. */
+function patch() {
+  const listen = net.Server.prototype._listen2
+  net.Server.prototype._listen2 = function (address, port, type, queue, fd, flags) {
+    const isOpen = typeof fd === 'number' && fd >= 0
+    const where = isOpen ? undefined : addressOf(address, port, type, flags)
+    let own = isOpen ? fd : undefined
+    if (where !== undefined) {
+      try {
+        own = member.listen(where, queue)[0]
+      } catch (error) {
+        process.nextTick(() => this.emit('error', listenError(error, address, port)))
+        return
+      }
+    }
+    if (own === undefined) listen.call(this, address, port, type, queue, fd, flags)
+    else listen.call(this, null, null, null, queue, own, flags)
+    if (!this._handle) return
+    servers.add(this)
+    this.once('close', () => servers.delete(this))
+    if (this[SESSIONS] === undefined) watchSessions(this)
+    this.once('listening', () => member.ready())
+  }
+}
+
+/** Attaches, if a cluster started this process. */
+function enter() {
+  if (member !== null || !threads.isMainThread || process.env.OFFLOOP_CLUSTER === undefined) return
+  const note = newNote()
+  const attached = native.memberAttach(note)
+  if (attached === null) return
+  member = new ClusterMember(attached)
+  onNote(note, () => member.drain())
+  // Programs that this one starts are nobody's worker.
+  for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', 'LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']) delete process.env[name]
+  patch()
+}
+
+module.exports = { enter, current: () => member }

@@ -1,0 +1,398 @@
+//! Clusters, and this process as the worker of one. lib/clusters.cjs and lib/member.cjs are the other side.
+
+use crate::buffer::{self, Handle};
+use crate::js::{Call, Env, JsResult, Raw};
+use crate::pool::{bad, count, duration, shown};
+use crate::process::texts;
+use crate::state::Wake;
+use crate::value;
+use offloop::cluster::{Address, Cluster, Command, Event, Worker, worker};
+use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
+use offloop::sys::watch::Watch;
+use offloop::{Error, ErrorKind, Result, Value};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::IntoRawFd;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Events that JavaScript has not taken yet.
+struct Told {
+    wake: Arc<Wake>,
+    note: usize,
+    events: Mutex<Vec<Value>>,
+}
+
+impl Told {
+    fn tell(&self, event: Vec<Value>) {
+        let first = {
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            events.push(Value::Array(event));
+            events.len() == 1
+        };
+        if first {
+            self.wake.notify(self.note);
+        }
+    }
+
+    /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
+    fn listener(self: Arc<Told>) -> impl FnMut(&Event) + Send {
+        let mut pids = HashMap::<WorkerId, i32>::new();
+        move |event| {
+            let of = |pids: &HashMap<WorkerId, i32>, name: &'static str, id: &WorkerId, rest: Vec<Value>| {
+                let pid = pids.get(id).copied().unwrap_or(0);
+                let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
+                let mut all = vec![Value::from(name.to_owned())];
+                all.extend(known);
+                all.extend(rest);
+                all
+            };
+            let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
+            let said = match event {
+                Event::Listening { worker, address } => of(&pids, "listening", worker, vec![Value::from(address.to_string())]),
+                Event::Worker(event) => match event {
+                    Of::Spawned { worker, pid } => {
+                        pids.insert(*worker, *pid);
+                        of(&pids, "fork", worker, vec![])
+                    }
+                    Of::Starting { worker } => of(&pids, "online", worker, vec![]),
+                    Of::Ready { worker, after } => of(&pids, "ready", worker, vec![ms(*after)]),
+                    Of::Suspect { worker, cause } => of(&pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
+                    Of::Resumed { worker } => of(&pids, "responsive", worker, vec![]),
+                    Of::Draining { worker, cause } => of(&pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
+                    Of::Exited { worker, cause, ended, forced, text, uptime } => {
+                        let number = |n: Option<i32>| n.map_or(Value::Nil, int);
+                        let said = of(
+                            &pids,
+                            "exit",
+                            worker,
+                            vec![
+                                number(ended.exit.code),
+                                number(ended.exit.signal),
+                                Value::from(cause.name().to_owned()),
+                                Value::Bool(*forced),
+                                Value::Bool(ended.oom),
+                                text.clone().map_or(Value::Nil, Value::from),
+                                uptime.map_or(Value::Nil, ms),
+                            ],
+                        );
+                        pids.remove(worker);
+                        said
+                    }
+                    Of::SpawnFailed { worker, error } => of(&pids, "startError", worker, failure(error)),
+                    Of::BackOff { slot, delay } => plain("backOff", vec![int(*slot), ms(*delay)]),
+                    Of::Reloading { generation } => plain("reloading", vec![int(*generation)]),
+                    Of::RollingBack { generation, error } => {
+                        plain("rollback", std::iter::once(int(*generation)).chain(failure(error)).collect())
+                    }
+                    Of::Reloaded(r) => {
+                        plain("reloaded", vec![int(r.generation), Value::Int(r.replaced as i64), Value::Int(r.forced as i64), ms(r.took)])
+                    }
+                    Of::ReloadFailed { generation, error, .. } => {
+                        plain("reloadFailed", std::iter::once(int(*generation)).chain(failure(error)).collect())
+                    }
+                    Of::StartFailed { error } => plain("startFailed", failure(error)),
+                    Of::Degraded { failures, .. } => plain("degraded", vec![Value::Int(*failures as i64)]),
+                    Of::Recovered => plain("recovered", vec![]),
+                    Of::Stopped => plain("stopped", vec![]),
+                    _ => return,
+                },
+                _ => return,
+            };
+            self.tell(said);
+        }
+    }
+}
+
+fn int(n: impl Into<i64>) -> Value {
+    Value::Int(n.into())
+}
+
+fn ms(d: Duration) -> Value {
+    Value::Float(d.as_secs_f64() * 1e3)
+}
+
+fn failure(error: &Error) -> Vec<Value> {
+    vec![int(error.status()), Value::from(error.to_string())]
+}
+
+/// A cluster; none once it has ended, or before it was started.
+pub(crate) struct Clustered(RefCell<Option<(Cluster, Arc<Told>)>>);
+
+impl Drop for Clustered {
+    /// With its environment, or with the collector: its workers finish as they would without their cluster's process.
+    fn drop(&mut self) {
+        if let Some((cluster, _)) = self.0.get_mut() {
+            let _ = cluster.stop(Duration::ZERO);
+        }
+    }
+}
+
+fn handle<'a>(call: &'a Call<'_>) -> JsResult<&'a Clustered> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Cluster(c) => Ok(c),
+        _ => Err(Error::invalid("handle is no cluster").into()),
+    }
+}
+
+fn cluster(call: &Call<'_>) -> JsResult<Cluster> {
+    let cluster = handle(call)?.0.borrow();
+    let (cluster, _) = cluster.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the cluster has ended"))?;
+    Ok(cluster.clone())
+}
+
+/// What JavaScript calls the options of the supervisor.
+const NAMES: &[(&str, &str)] = &[
+    ("boot_timeout", "readyTimeout"),
+    ("min_ready", "minReady"),
+    ("drain_timeout", "drainTimeout"),
+    ("kill_grace", "killGrace"),
+    ("beat", "heartbeat.interval"),
+    ("hang_timeout", "heartbeat.timeout"),
+];
+
+/// The same error with the names that were given.
+fn renamed(error: &Error) -> Error {
+    error.context().iter().fold(Error::new(error.kind(), error.message().to_owned()), |e, (name, value)| {
+        let known = NAMES.iter().find(|(core, _)| *name == "option" && core == value);
+        e.with(name, known.map_or(value.as_str(), |(_, js)| js))
+    })
+}
+
+struct Wanted {
+    workers: Option<usize>,
+    supervision: supervisor::Options,
+}
+
+fn options(env: Env, given: Raw) -> JsResult<Wanted> {
+    let mut supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+    let mut workers = None;
+    let keys = env.keys(given)?;
+    for i in 0..env.len(keys)? {
+        let key = env.at(keys, i)?;
+        let value = env.get(given, key)?;
+        if env.is_nullish(value) {
+            continue;
+        }
+        let time = |name| Ok::<_, crate::js::Fail>(duration(env, value, name)?.unwrap_or(MAX_DURATION));
+        match env.text(key).unwrap_or_default().as_str() {
+            "workers" => workers = Some(count(env, value, "workers")?),
+            "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
+            "minReady" => supervision.min_ready = time("minReady")?,
+            "drainTimeout" => supervision.drain_timeout = time("drainTimeout")?,
+            "killGrace" => supervision.kill_grace = time("killGrace")?,
+            "beat" => supervision.beat = time("heartbeat.interval")?,
+            "hang" => supervision.hang_timeout = time("heartbeat.timeout")?,
+            other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
+        }
+    }
+    let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
+    checked.check().map_err(|e| renamed(&e))?;
+    if workers == Some(0) {
+        let error = Error::invalid("option is out of range").with("option", "workers").with("value", 0);
+        return Err(error.with("min", 1).with("max", supervisor::MAX_WORKERS).into());
+    }
+    Ok(Wanted { workers, supervision })
+}
+
+fn addresses(env: Env, given: Raw) -> JsResult<Vec<Address>> {
+    texts(env, given)?.iter().map(|text| Ok(text.to_string_lossy().parse()?)).collect()
+}
+
+/// Program and arguments; names and values of variables by turns, a value that is no text removes its variable; a directory or nothing.
+fn command(env: Env, [args, variables, cwd]: [Raw; 3]) -> JsResult<Command> {
+    let mut command = Command { args: texts(env, args)?, ..Command::default() };
+    for i in (0..env.len(variables)?).step_by(2) {
+        let name = env.text(env.at(variables, i)?).ok_or_else(|| bad("env", "a name", "text"))?;
+        command.env.push((name.into(), env.text(env.at(variables, i + 1)?).map(Into::into)));
+    }
+    command.cwd = env.text(cwd).map(Into::into);
+    if command.args.first().is_none_or(|program| program.is_empty()) {
+        return Err(bad("exec", shown(env, args), "a file or a command"));
+    }
+    Ok(command)
+}
+
+/// `clusterCheck(options, listen)`: throws for what `clusterStart` would refuse without trying.
+pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
+    options(call.env, call.arg(0))?;
+    addresses(call.env, call.arg(1))?;
+    Ok(call.env.undefined())
+}
+
+/// `clusterStart(options, listen, note, args, env, cwd)`: binds and starts; `note` is told when there are events.
+pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let Wanted { workers, supervision } = options(env, call.arg(0))?;
+    let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(2))? as usize, events: Mutex::default() });
+    let mut builder = Cluster::builder().supervision(supervision).on_event(Arc::clone(&told).listener());
+    if let Some(workers) = workers {
+        builder = builder.workers(workers);
+    }
+    for address in addresses(env, call.arg(1))? {
+        builder = builder.listen(address);
+    }
+    let cluster = builder.build(command(env, [call.arg(3), call.arg(4), call.arg(5)])?)?;
+    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some((cluster, told))))))
+}
+
+/// `clusterEvents(cluster)`: what happened.
+pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
+    let told = handle(call)?.0.borrow().as_ref().map(|(_, told)| Arc::clone(told));
+    let events = told.map(|told| std::mem::take(&mut *told.events.lock().unwrap_or_else(PoisonError::into_inner)));
+    value::to_js(call.env, call.state, Value::Array(events.unwrap_or_default()))
+}
+
+/// `clusterReload(cluster, args, env, cwd)`: the generation; without `args` the same command.
+pub(crate) fn reload(call: &Call<'_>) -> JsResult<Raw> {
+    let given = if call.env.is_nullish(call.arg(1)) { None } else { Some(command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?) };
+    call.env.number(cluster(call)?.reload(given)?.into())
+}
+
+/// `clusterScale(cluster, workers)`.
+pub(crate) fn scale(call: &Call<'_>) -> JsResult<Raw> {
+    cluster(call)?.scale(count(call.env, call.arg(1), "workers")?)?;
+    Ok(call.env.undefined())
+}
+
+/// `clusterStop(cluster, grace)`: ms; null ends all now.
+pub(crate) fn stop(call: &Call<'_>) -> JsResult<Raw> {
+    let cluster = cluster(call)?;
+    match duration(call.env, call.arg(1), "grace")? {
+        None if call.env.is_nullish(call.arg(1)) => cluster.stop_now()?,
+        grace => cluster.stop(grace.unwrap_or(MAX_DURATION))?,
+    }
+    Ok(call.env.undefined())
+}
+
+/// `clusterKill(cluster, slot, generation, incarnation)`.
+pub(crate) fn kill(call: &Call<'_>) -> JsResult<Raw> {
+    let number = |i| call.env.u32(call.arg(i));
+    cluster(call)?.kill(WorkerId { slot: number(1)?, generation: number(2)?, incarnation: number(3)?.into() })?;
+    Ok(call.env.undefined())
+}
+
+/// `clusterStats(cluster)`: pairs of name and value.
+pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
+    let s = cluster(call)?.stats()?;
+    let count = |n: usize| Value::Int(n as i64);
+    let total = |n: u64| Value::Int(n as i64);
+    let crashed = s.exits.total() - s.exits.scale - s.exits.retire - s.exits.stop;
+    let all = [
+        ("generation", int(s.generation)),
+        ("wanted", count(s.wanted)),
+        ("live", count(s.live)),
+        ("ready", count(s.ready)),
+        ("degraded", Value::Bool(s.degraded)),
+        ("spawned", total(s.spawned)),
+        ("crashed", total(crashed)),
+        ("oom", total(s.oom)),
+        ("forced", total(s.forced)),
+        ("unresponsive", total(s.suspected)),
+        ("reloads", total(s.reloads)),
+        ("reloadsFailed", total(s.reloads_failed)),
+    ];
+    let pairs = all.into_iter().map(|(name, value)| Value::Array(vec![Value::from(name.to_owned()), value])).collect();
+    value::to_js(call.env, call.state, Value::Array(pairs))
+}
+
+/// `clusterAddresses(cluster)`.
+pub(crate) fn where_it_listens(call: &Call<'_>) -> JsResult<Raw> {
+    let all = cluster(call)?.addresses().iter().map(|a| Value::from(a.to_string())).collect();
+    value::to_js(call.env, call.state, Value::Array(all))
+}
+
+/// `clusterRelease(cluster)`: lets go of one that has stopped.
+pub(crate) fn release(call: &Call<'_>) -> JsResult<Raw> {
+    drop(handle(call)?.0.borrow_mut().take());
+    Ok(call.env.undefined())
+}
+
+// ---- this process as a worker ----
+
+/// This process, as the worker of a cluster.
+pub(crate) struct Member {
+    worker: Worker,
+    /// "Take no more work."
+    _drain: Watch,
+}
+
+fn member(call: &Call<'_>) -> JsResult<Rc<Member>> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Member(member) => Ok(Rc::clone(member)),
+        _ => Err(Error::invalid("handle is no worker of a cluster").into()),
+    }
+}
+
+/// `memberAttach(note)`: `[handle, slot, generation, ms between beats, fds]`, null when no cluster started this process; `note` is told when it is to drain.
+pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let Some(worker) = worker::attach()? else { return Ok(env.null()) };
+    let note = env.u32(call.arg(0))? as usize;
+    let wake = call.state.wake.clone();
+    let drain = Watch::new(worker.supervisor().drain_fd(), move || wake.notify(note))?;
+    drain.arm()?;
+    let (id, beat, fds) = (worker.supervisor().id(), worker.supervisor().beat_interval(), worker.fds());
+    let out = env.array(5)?;
+    env.set_at(out, 0, buffer::external(env, call.state, Handle::Member(Rc::new(Member { worker, _drain: drain })))?)?;
+    env.set_at(out, 1, env.number(id.slot.into())?)?;
+    env.set_at(out, 2, env.number(id.generation.into())?)?;
+    env.set_at(out, 3, env.number(beat.as_secs_f64() * 1e3)?)?;
+    env.set_at(out, 4, value::to_js(env, call.state, Value::Array(fds.into_iter().map(int).collect()))?)?;
+    Ok(out)
+}
+
+/// `memberListen(member, address, queue)`: `[fd, where]`. The fd is the caller's.
+pub(crate) fn listen(call: &Call<'_>) -> JsResult<Raw> {
+    let address = call.env.text(call.arg(1)).ok_or_else(|| bad("listen", shown(call.env, call.arg(1)), "text"))?;
+    let queue = call.env.f64(call.arg(2)).filter(|n| *n > 0.0).map(|n| n as i32);
+    let (fd, at) = member(call)?.worker.listen(&address, queue)?;
+    value::to_js(call.env, call.state, Value::Array(vec![int(fd.into_raw_fd()), Value::from(at.to_string())]))
+}
+
+fn with(call: &Call<'_>, act: impl FnOnce(&supervisor::Worker) -> Result<()>) -> JsResult<Raw> {
+    act(member(call)?.worker.supervisor())?;
+    Ok(call.env.undefined())
+}
+
+/// `memberBeat(member)`.
+pub(crate) fn beat(call: &Call<'_>) -> JsResult<Raw> {
+    with(call, |w| {
+        w.beat();
+        Ok(())
+    })
+}
+
+/// `memberReady(member)`.
+pub(crate) fn ready(call: &Call<'_>) -> JsResult<Raw> {
+    with(call, |w| {
+        w.ready();
+        w.beat();
+        Ok(())
+    })
+}
+
+/// `memberFail(member, text)`.
+pub(crate) fn fail(call: &Call<'_>) -> JsResult<Raw> {
+    let text = call.env.text(call.arg(1)).unwrap_or_default();
+    with(call, |w| {
+        w.fail(&text);
+        Ok(())
+    })
+}
+
+/// `memberDrained(member)`.
+pub(crate) fn drained(call: &Call<'_>) -> JsResult<Raw> {
+    with(call, |w| {
+        w.drained();
+        Ok(())
+    })
+}
+
+/// `memberState(member)`: `[draining, orphan]`.
+pub(crate) fn state(call: &Call<'_>) -> JsResult<Raw> {
+    let member = member(call)?;
+    let w = member.worker.supervisor();
+    value::to_js(call.env, call.state, Value::Array(vec![Value::Bool(w.is_draining()), Value::Bool(w.is_orphan())]))
+}
