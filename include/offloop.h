@@ -135,6 +135,61 @@ enum {
 #define OFFLOOP_ON_FULL_WAIT 1
 
 /**
+ * A worker was started.
+ */
+#define OFFLOOP_CLUSTER_FORK 1
+
+/**
+ * It got a socket that it has asked for: `text` says where.
+ */
+#define OFFLOOP_CLUSTER_LISTENING 2
+
+/**
+ * It takes connections.
+ */
+#define OFFLOOP_CLUSTER_READY 3
+
+/**
+ * Its loop shows nothing: it is ended, unless it goes on.
+ */
+#define OFFLOOP_CLUSTER_UNRESPONSIVE 4
+
+/**
+ * It is to finish what it has.
+ */
+#define OFFLOOP_CLUSTER_DRAINING 5
+
+/**
+ * It has ended: `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
+ */
+#define OFFLOOP_CLUSTER_EXIT 6
+
+/**
+ * All workers are of `generation` now.
+ */
+#define OFFLOOP_CLUSTER_RELOADED 7
+
+/**
+ * The reload to `generation` failed: `text` says why.
+ */
+#define OFFLOOP_CLUSTER_RELOAD_FAILED 8
+
+/**
+ * Too many workers fail.
+ */
+#define OFFLOOP_CLUSTER_DEGRADED 9
+
+/**
+ * It goes on after having been degraded.
+ */
+#define OFFLOOP_CLUSTER_RECOVERED 10
+
+/**
+ * No process is left. The last event.
+ */
+#define OFFLOOP_CLUSTER_STOPPED 11
+
+/**
  * Most fds, those of buffers that move included, in one message.
  */
 #define OFFLOOP_CHANNEL_MAX_FDS 253
@@ -179,6 +234,11 @@ typedef struct offloop_buffer offloop_buffer;
  * One end of a two-way connection between two processes.
  */
 typedef struct offloop_channel offloop_channel;
+
+/**
+ * N copies of a server on the same sockets.
+ */
+typedef struct offloop_cluster offloop_cluster;
 
 /**
  * Pops records from a ring.
@@ -664,6 +724,212 @@ typedef struct {
    */
   void *arg;
 } offloop_function;
+
+/**
+ * What happened in a cluster. It and its text are gone when the callback returns.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_cluster_event) of the library.
+   */
+  size_t struct_size;
+  /**
+   * OFFLOOP_CLUSTER_...; one that this program does not know is to be ignored.
+   */
+  int32_t kind;
+  /**
+   * The worker's place, from 0 on, where the event is about one.
+   */
+  uint32_t slot;
+  /**
+   * The (re)load that it belongs to, from 1 on.
+   */
+  uint32_t generation;
+  /**
+   * Its process id, or 0.
+   */
+  int32_t pid;
+  /**
+   * Its exit code, or -1.
+   */
+  int32_t exit_code;
+  /**
+   * The signal that ended it, or 0.
+   */
+  int32_t signal;
+  /**
+   * 1: it did not finish in time when it was to, and was signalled.
+   */
+  int32_t forced;
+  /**
+   * 1: the kernel killed it for want of memory.
+   */
+  int32_t oom;
+  /**
+   * NUL-terminated, or NULL.
+   */
+  const char *text;
+} offloop_cluster_event;
+
+/**
+ * Hears of events.
+ */
+typedef void (*offloop_cluster_event_fn)(const offloop_cluster_event *event, void *user);
+
+/**
+ * How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_cluster_options).
+   */
+  size_t struct_size;
+  /**
+   * What each worker runs: a program (a path, or a name to look for in PATH), its arguments, NULL. "{fd}" in an argument is replaced by the number
+   * of the first listening socket, "{fd1}" by that of the second.
+   */
+  const char *const *command;
+  /**
+   * Texts "NAME=VALUE", NULL: added to this process's environment. Default: none.
+   */
+  const char *const *env;
+  /**
+   * Working directory of the workers. Default: this process's.
+   */
+  const char *cwd;
+  /**
+   * Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
+   */
+  const char *const *listen;
+  /**
+   * Workers, 1 to 1024. Default: usable cores.
+   */
+  int64_t workers;
+  /**
+   * From the start of a worker until it is ready, in nanoseconds. Default 30 s.
+   */
+  int64_t ready_timeout_ns;
+  /**
+   * How long a new worker has to be ready before the old one is asked to finish, in nanoseconds. Default 1 s.
+   */
+  int64_t min_ready_ns;
+  /**
+   * What a worker that leaves has to finish, in nanoseconds. Default 30 s.
+   */
+  int64_t drain_timeout_ns;
+  /**
+   * From SIGTERM to SIGKILL, in nanoseconds. Default 2 s.
+   */
+  int64_t kill_grace_ns;
+  /**
+   * How often a worker's loop is to call offloop_worker_beat, in nanoseconds, from 10 ms. Default 1 s.
+   */
+  int64_t beat_ns;
+  /**
+   * How long it may call it not before it is ended, in nanoseconds, at least four times beat_ns; below 0: for ever. Default 10 s.
+   */
+  int64_t hang_timeout_ns;
+  /**
+   * Added to the niceness of the workers. Default 0.
+   */
+  int32_t nice;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Called with each event on threads of the library, one call at a time. Default: none.
+   */
+  offloop_cluster_event_fn on_event;
+  /**
+   * Passed to it.
+   */
+  void *event_user;
+  /**
+   * Called with event_user when no event can come any more. May be NULL.
+   */
+  void (*event_user_free)(void*);
+} offloop_cluster_options;
+
+/**
+ * What a reload has done.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_reload_report), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * The new generation.
+   */
+  uint32_t generation;
+  /**
+   * Workers that were replaced.
+   */
+  uint32_t replaced;
+  /**
+   * Old workers that did not finish within drain_timeout_ns.
+   */
+  uint64_t forced;
+  /**
+   * From its beginning to the end of the last old worker, in nanoseconds.
+   */
+  int64_t took_ns;
+} offloop_reload_report;
+
+/**
+ * Counts of a cluster.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_cluster_counts), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * Of the last (re)load that succeeded.
+   */
+  uint32_t generation;
+  /**
+   * 1: too many workers fail.
+   */
+  int32_t degraded;
+  /**
+   * Workers wanted, processes, workers that take connections.
+   */
+  uint64_t wanted;
+  /**
+   * Processes.
+   */
+  uint64_t live;
+  /**
+   * Workers that take connections.
+   */
+  uint64_t ready;
+  /**
+   * Processes started.
+   */
+  uint64_t spawned;
+  /**
+   * Ends that nobody has asked for.
+   */
+  uint64_t crashed;
+  /**
+   * Workers that did not finish in time.
+   */
+  uint64_t forced;
+  /**
+   * Times that a loop was found to show nothing.
+   */
+  uint64_t unresponsive;
+  /**
+   * Reloads that succeeded.
+   */
+  uint64_t reloads;
+  /**
+   * Reloads that failed.
+   */
+  uint64_t reloads_failed;
+} offloop_cluster_counts;
 
 /**
  * How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -1658,6 +1924,124 @@ offloop_status offloop_stream_next(offloop_stream *stream,
 void offloop_stream_free(offloop_stream *stream);
 
 /**
+ * Makes a cluster. Nothing is bound and no process starts before offloop_cluster_start. OFFLOOP_ERR_INVALID names the option, its value and its limits.
+ */
+offloop_status offloop_cluster_new(const offloop_cluster_options *options,
+                                   offloop_cluster **out);
+
+/**
+ * Binds the sockets, starts the workers, and waits until all are ready, at most `timeout_ns` (below 0: for ever). Called again, it waits only. OFFLOOP_ERR_OS with the
+ * address for a socket that cannot be bound: then the handle is only good to be freed. OFFLOOP_ERR_START_FAILED with the worker's own words when none comes up, OFFLOOP_ERR_DEGRADED,
+ * OFFLOOP_ERR_TIMEOUT: the cluster goes on trying until offloop_cluster_stop.
+ */
+offloop_status offloop_cluster_start(offloop_cluster *cluster,
+                                     int64_t timeout_ns);
+
+/**
+ * Replaces all workers by a new generation, one after the other, and waits for the end of it, at most `timeout_ns` (below 0: for ever). `command`: what the new ones run, with
+ * the environment of before; NULL: the same. The first new worker is tried before any old one is asked to finish: if it fails, that is OFFLOOP_ERR_START_FAILED with its
+ * own words, and nothing has changed. OFFLOOP_ERR_IN_USE while a reload is under way, OFFLOOP_ERR_TIMEOUT while it goes on. `report_io` may be NULL.
+ */
+offloop_status offloop_cluster_reload(offloop_cluster *cluster,
+                                      const char *const *command,
+                                      int64_t timeout_ns,
+                                      offloop_reload_report *report_io);
+
+/**
+ * So many workers from now on, 1 to 1024; offloop_cluster_start waits for them. Who is one too many finishes what it has.
+ */
+offloop_status offloop_cluster_scale(offloop_cluster *cluster,
+                                     int64_t workers);
+
+/**
+ * Ends all workers, which have `grace_ns` to finish what they have (0: none, they are killed; below 0: drain_timeout's default, 30 s), and waits until no
+ * process is left. Later calls get OFFLOOP_ERR_CLOSED.
+ */
+offloop_status offloop_cluster_stop(offloop_cluster *cluster,
+                                    int64_t grace_ns);
+
+/**
+ * Writes where the socket `index` listens, as a NUL-terminated text, into `text`, which has room for `len` bytes: those of the option first, then those that workers have asked
+ * for. OFFLOOP_ERR_NOT_FOUND behind the last, OFFLOOP_ERR_TOO_LARGE where there is no room.
+ */
+offloop_status offloop_cluster_address(offloop_cluster *cluster,
+                                       size_t index,
+                                       char *text,
+                                       size_t len);
+
+/**
+ * Reads counts.
+ */
+offloop_status offloop_cluster_stats(offloop_cluster *cluster, offloop_cluster_counts *counts_io);
+
+/**
+ * Frees the handle; workers that still run are killed. NULL is allowed.
+ */
+void offloop_cluster_free(offloop_cluster *cluster);
+
+/**
+ * This worker's place in its cluster, from 0 on. OFFLOOP_ERR_UNSUPPORTED when no cluster has started this process, so that a program can be both. The first
+ * call of any offloop_worker_ function of a cluster starts a thread that shows the cluster that this process lives; call it on the first thread.
+ */
+offloop_status offloop_worker_slot(uint32_t *out);
+
+/**
+ * The (re)load that this worker belongs to, from 1 on. OFFLOOP_ERR_UNSUPPORTED as for offloop_worker_slot.
+ */
+offloop_status offloop_worker_generation(uint32_t *out);
+
+/**
+ * How many listening sockets the cluster's option listen has; 0 also where no cluster has started this process.
+ */
+size_t offloop_worker_fd_count(void);
+
+/**
+ * The listening socket `index` of the cluster's option listen, -1 where there is none. Non-blocking, close-on-exec, and this process's own: closing it keeps no other worker
+ * from it.
+ */
+int offloop_worker_fd(size_t index);
+
+/**
+ * A socket that listens at `address` ("PORT", "HOST:PORT", "unix:PATH"), which all workers that ask for it share; the first that asks has it bound. The caller's to close.
+ * OFFLOOP_ERR_OS with what the bind failed with, OFFLOOP_ERR_INVALID for an address that is none, OFFLOOP_ERR_PEER_DIED when the cluster is gone.
+ */
+offloop_status offloop_worker_listen(const char *address,
+                                     int *out);
+
+/**
+ * Says that this worker takes connections. It is ready with this and the first offloop_worker_beat.
+ */
+offloop_status offloop_worker_ready(void);
+
+/**
+ * Shows that the event loop turns: call it from a timer of the loop that does the work, as often as the cluster's beat_ns says, and from no other thread.
+ */
+offloop_status offloop_worker_beat(void);
+
+/**
+ * An fd that is readable from when this worker is to accept nothing more and to finish what it has, and for good: poll it, do not read or close it. -1 where no cluster has
+ * started this process.
+ */
+int offloop_worker_drain_fd(void);
+
+/**
+ * Calls `on_drain` once, on a thread of the library, when this worker is to finish what it has. `user_free` is called with `user` afterwards, or never if the call failed.
+ */
+offloop_status offloop_worker_on_drain(void (*on_drain)(void *user),
+                                       void *user,
+                                       void (*user_free)(void *user));
+
+/**
+ * Says that everything is finished: the process is to end now.
+ */
+offloop_status offloop_worker_drained(void);
+
+/**
+ * Leaves the reason of a failure for the cluster, at most 3,072 bytes; the process is to end afterwards.
+ */
+offloop_status offloop_worker_fail(const char *text);
+
+/**
  * Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
  * the death of either side. `options` may be NULL: all defaults.
  */
@@ -2055,6 +2439,15 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
 /** All defaults. */
 #define OFFLOOP_PROCESS_POOL_OPTIONS_INIT \
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
+/** All defaults. */
+#define OFFLOOP_CLUSTER_OPTIONS_INIT \
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0 }
+/** All defaults. */
+#define OFFLOOP_CLUSTER_COUNTS_INIT \
+  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_RELOAD_REPORT_INIT \
+  { sizeof(offloop_reload_report), 0, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

@@ -25,7 +25,8 @@ function checkCommand({ exec, args, execArgv, env, cwd }) {
   if (cwd !== undefined && (typeof cwd !== 'string' || cwd === '')) throw wrongType('cwd', 'path', cwd)
   if (Array.isArray(exec)) {
     if (exec.length === 0 || exec.some((part) => typeof part !== 'string')) throw wrongType('exec', 'file or array of text', exec)
-    if (args !== undefined || execArgv !== undefined) throw fail('Invalid', 'a command has its arguments in exec', { option: args ? 'args' : 'execArgv' })
+    if (args !== undefined || execArgv !== undefined)
+      throw fail('Invalid', 'a command has its arguments in exec', { option: args ? 'args' : 'execArgv' })
     return
   }
   if (!(exec instanceof URL) && (typeof exec !== 'string' || exec === '')) throw wrongType('exec', 'file or array of text', exec)
@@ -37,7 +38,10 @@ const fileOf = (exec, cwd) => (exec instanceof URL ? fileURLToPath(exec) : path.
 
 /** What native code takes: program and arguments, names and values by turns, directory. */
 function commandOf({ exec, args = [], execArgv = [], env = {}, cwd }) {
-  const variables = Object.entries(env).flatMap(([name, value]) => [name, value === undefined || value === null ? undefined : String(value)])
+  const variables = Object.entries(env).flatMap(([name, value]) => [
+    name,
+    value === undefined || value === null ? undefined : String(value),
+  ])
   if (Array.isArray(exec)) return [exec, variables, cwd]
   return [[process.execPath, ...inherited(), ...execArgv, '--require', PRELOAD, fileOf(exec, cwd), ...args], variables, cwd]
 }

@@ -461,6 +461,155 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   [Symbol.asyncDispose](): Promise<void>
 }
 
+/** Where a cluster listens: a port of every address, `'host:port'`, `'unix:/path'`, or the same as an object. Port 0 is one that the system chooses. */
+export type ClusterListen = number | string | { port: number; host?: string | undefined } | { path: string }
+
+/** What workers run. */
+export interface ClusterCommand {
+  /** A script for this Node.js, which need not know of the cluster, or a command as it is: `{fd}` in it is replaced by the number of the first listening socket. */
+  exec: string | URL | readonly string[]
+  /** Arguments of the script. */
+  args?: readonly string[] | undefined
+  /** Flags of Node.js beside those of this process. */
+  execArgv?: readonly string[] | undefined
+  /** Variables beside those of this process; undefined removes one. */
+  env?: Record<string, string | number | undefined> | undefined
+  cwd?: string | undefined
+}
+
+/** Times in ms. */
+export interface ClusterOptions extends ClusterCommand {
+  /** 1 to 1,024. Default `'auto'`: as many as there are usable cores. */
+  workers?: number | 'auto' | undefined
+  /** Sockets that are bound before the first worker starts, and inherited from fd 3 on. Servers of a script need none: they listen where they ask to. */
+  listen?: readonly ClusterListen[] | undefined
+  /** From the start of a worker until it is ready: 30,000. */
+  readyTimeout?: number | undefined
+  /** How long a new worker has to be ready before, in a reload, the old one is asked to finish: 1,000. */
+  minReady?: number | undefined
+  /** What a worker that leaves has to finish: 30,000. */
+  drainTimeout?: number | undefined
+  /** From SIGTERM to SIGKILL: 2,000. */
+  killGrace?: number | undefined
+  /**
+   * How often a worker's event loop shows that it turns (1,000, from 10), and how long it may show nothing (10,000, at least four times as long) before the worker is ended and
+   * replaced. `false`: it may block for as long as it likes.
+   */
+  heartbeat?: { interval?: number | undefined; timeout?: number | undefined } | false | undefined
+}
+
+/** A worker of a cluster, as its cluster sees it. */
+export interface ClusterWorker {
+  /** Its place, from 0 on; whoever replaces it has the same. */
+  readonly slot: number
+  /** The (re)load that it belongs to, from 1 on. */
+  readonly generation: number
+  readonly pid: number
+  readonly state: 'starting' | 'ready' | 'unresponsive' | 'draining' | 'exited'
+}
+
+/** How a worker ended. */
+export interface ClusterExit {
+  exitCode: number | null
+  signal: string | null
+  /** Why: `crash`, `boot`, `bootTimeout`, `blocked`, `frozen`, `corrupt`, `killed`, `scale`, `retire` (a reload) or `stop`. */
+  cause: string
+  /** It did not finish within `drainTimeout`, and was signalled. */
+  forced: boolean
+  /** The kernel killed it for want of memory. */
+  oom: boolean
+  /** Its own last words: the error that nobody caught. */
+  text: string | null
+  /** ms since it was ready; null if it never was. */
+  uptime: number | null
+}
+
+/** What a reload has done. */
+export interface ReloadReport {
+  generation: number
+  /** Workers that were replaced. */
+  replaced: number
+  /** Old workers that did not finish within `drainTimeout`. */
+  forced: number
+  /** ms from its beginning to the end of the last old worker. */
+  took: number
+}
+
+export interface ClusterStats {
+  /** Of the last (re)load that succeeded. */
+  generation: number
+  wanted: number
+  /** Processes. */
+  live: number
+  ready: number
+  degraded: boolean
+  /** Since the start. */
+  spawned: number
+  crashed: number
+  oom: number
+  forced: number
+  unresponsive: number
+  reloads: number
+  reloadsFailed: number
+}
+
+export interface ClusterEvents {
+  /** A process was started, has attached, got a socket that it listens at, takes connections, is to finish. */
+  fork: [worker: ClusterWorker]
+  online: [worker: ClusterWorker]
+  listening: [worker: ClusterWorker, address: string]
+  ready: [worker: ClusterWorker]
+  draining: [worker: ClusterWorker, why: { cause: string }]
+  /** Its loop has shown nothing for so long; it is ended, unless it goes on in time (`responsive`). `cause`: `blocked`, or `frozen` where the whole process stands still. */
+  unresponsive: [worker: ClusterWorker, why: { cause: string }]
+  responsive: [worker: ClusterWorker]
+  exit: [worker: ClusterWorker, how: ClusterExit]
+  /** A process could not be started. */
+  startError: [error: OffloopError]
+  /** A slot that failed rests for so many ms before its next start. */
+  backOff: [rest: { slot: number; delay: number }]
+  reloading: [reload: { generation: number }]
+  reload: [report: ReloadReport]
+  /** A later worker of the new generation failed: those that were replaced are replaced back. */
+  rollback: [reload: { generation: number; error: OffloopError }]
+  reloadFailed: [reload: { generation: number; error: OffloopError }]
+  /** Too many workers fail: one is tried every 30 s. A reload cures it. */
+  degraded: [why: { failures: number }]
+  recovered: []
+  stopped: []
+}
+
+/**
+ * N copies of a server on the same sockets: kept alive, watched, scaled, and reloaded without losing a request. The script is an ordinary server, which need not know of it; in it
+ * `currentWorker()` of `offloop/worker` says more. A cluster that was started keeps this process alive until it has stopped; when this process dies, so do its workers.
+ */
+export class Cluster extends EventEmitter<ClusterEvents> implements AsyncDisposable {
+  /** Bad options, and a script that is not there, are errors at once; nothing is bound or started. */
+  constructor(options: ClusterOptions)
+  /**
+   * Binds, starts the workers, and resolves when all are ready. `ERR_OFFLOOP_OS` for a socket that cannot be bound, `ERR_OFFLOOP_START_FAILED` with the worker's own error when none
+   * comes up; then nothing is left.
+   */
+  start(): Promise<void>
+  /**
+   * Replaces all workers by a new generation, one after the other, and is never short of one. What is given replaces what they ran; the rest stays. The first new worker is tried before any
+   * old one is touched: if it fails, the error is its own and nothing has changed; if a later one fails three times, all go back. `ERR_OFFLOOP_IN_USE` while a reload is under way.
+   */
+  reload(command?: Partial<ClusterCommand>): Promise<ReloadReport>
+  /** So many workers from now on; resolves when they are ready, and those that leave have ended. */
+  scale(workers: number): Promise<void>
+  /** Ends all workers, which have `grace` ms to finish (default `drainTimeout`; 0: at once), and unbinds. */
+  stop(options?: { grace?: number | undefined }): Promise<void>
+  /** Ends the worker of this slot with SIGKILL; another takes its place. */
+  kill(slot: number): void
+  /** The ready workers by slot. */
+  readonly workers: ReadonlyMap<number, ClusterWorker>
+  /** Where it listens. */
+  readonly addresses: string[]
+  readonly stats: ClusterStats
+  [Symbol.asyncDispose](): Promise<void>
+}
+
 /** One typed function per native op, on the default pool: `await ops.sha256(data)`. */
 export const ops: Ops
 

@@ -16,6 +16,8 @@ const IPV6_ONLY = 1
 let member = null
 /** Servers that listen, and those that drain. */
 const servers = new Set()
+/** By address: how many sockets this process has there. */
+const held = new Map()
 
 class ClusterMember {
   #handle
@@ -70,9 +72,16 @@ class ClusterMember {
     }
   }
 
-  /** A socket that listens at `address`, which all workers share. */
-  listen(address, queue) {
-    return native.memberListen(this.#handle, address, queue)
+  /** A socket that listens at `address`, which all workers share; `server` has it until it closes. */
+  listen(server, address, queue) {
+    const all = held.get(address) ?? new Set()
+    held.set(address, all)
+    let nth = 0
+    while (all.has(nth)) nth++
+    const [fd] = native.memberListen(this.#handle, address, nth, queue)
+    all.add(nth)
+    server.once('close', () => all.delete(nth))
+    return fd
   }
 
   drain() {
@@ -155,7 +164,7 @@ function patch() {
     let own = isOpen ? fd : undefined
     if (where !== undefined) {
       try {
-        own = member.listen(where, queue)[0]
+        own = member.listen(this, where, queue)
       } catch (error) {
         process.nextTick(() => this.emit('error', listenError(error, address, port)))
         return

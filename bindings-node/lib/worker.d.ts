@@ -16,5 +16,27 @@ export interface CurrentTask {
 /** The task that this code runs in, also after an `await` and beside others; null outside of a pool's function. */
 export function currentTask(): CurrentTask | null
 
-/** This thread, or this process, as the worker of a WorkerPool or a ProcessPool; null elsewhere. */
-export function currentWorker(): { readonly threadId: number; readonly pid: number } | null
+/** This thread, or this process, as the worker of a WorkerPool or a ProcessPool. */
+export interface PoolWorker {
+  readonly threadId: number
+  readonly pid: number
+}
+
+/** This process as the worker of a Cluster. Its servers listen on the cluster's sockets; when it is to leave they take no more connections, answer the next request on each that is open, and the process ends with the last. */
+export interface ClusterMember extends PoolWorker {
+  /** Its place, from 0 on. */
+  readonly slot: number
+  /** The (re)load that it belongs to, from 1 on. */
+  readonly generation: number
+  /** The sockets of the cluster's option `listen`: `server.listen({ fd: worker.fds[0] })`. */
+  readonly fds: readonly number[]
+  /** It is to finish what it has. */
+  readonly draining: boolean
+  /** Says that it takes work; the first server that listens says so, too. */
+  ready(): void
+  /** Calls `fn` when the worker is to finish; what it returns is waited for, within the cluster's `drainTimeout`. */
+  onDrain(fn: () => unknown): void
+}
+
+/** This thread, or this process, as a worker; null elsewhere. */
+export function currentWorker(): PoolWorker | ClusterMember | null

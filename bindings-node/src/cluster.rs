@@ -6,7 +6,7 @@ use crate::pool::{bad, count, duration, shown};
 use crate::process::texts;
 use crate::state::Wake;
 use crate::value;
-use offloop::cluster::{Address, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Result, Value};
@@ -160,12 +160,7 @@ fn renamed(error: &Error) -> Error {
     })
 }
 
-struct Wanted {
-    workers: Option<usize>,
-    supervision: supervisor::Options,
-}
-
-fn options(env: Env, given: Raw) -> JsResult<Wanted> {
+fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
     let mut workers = None;
     let keys = env.keys(given)?;
@@ -187,13 +182,12 @@ fn options(env: Env, given: Raw) -> JsResult<Wanted> {
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
-    let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
-    checked.check().map_err(|e| renamed(&e))?;
-    if workers == Some(0) {
-        let error = Error::invalid("option is out of range").with("option", "workers").with("value", 0);
-        return Err(error.with("min", 1).with("max", supervisor::MAX_WORKERS).into());
+    let mut builder = Cluster::builder().supervision(supervision);
+    if let Some(workers) = workers {
+        builder = builder.workers(workers);
     }
-    Ok(Wanted { workers, supervision })
+    builder.check().map_err(|e| renamed(&e))?;
+    Ok(builder)
 }
 
 fn addresses(env: Env, given: Raw) -> JsResult<Vec<Address>> {
@@ -224,12 +218,9 @@ pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
 /// `clusterStart(options, listen, note, args, env, cwd)`: binds and starts; `note` is told when there are events.
 pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
-    let Wanted { workers, supervision } = options(env, call.arg(0))?;
+    let mut builder = options(env, call.arg(0))?;
     let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(2))? as usize, events: Mutex::default() });
-    let mut builder = Cluster::builder().supervision(supervision).on_event(Arc::clone(&told).listener());
-    if let Some(workers) = workers {
-        builder = builder.workers(workers);
-    }
+    builder = builder.on_event(Arc::clone(&told).listener());
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
@@ -343,11 +334,11 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     Ok(out)
 }
 
-/// `memberListen(member, address, queue)`: `[fd, where]`. The fd is the caller's.
+/// `memberListen(member, address, nth, queue)`: `[fd, where]`. The fd is the caller's; `nth` is how many of that address it has.
 pub(crate) fn listen(call: &Call<'_>) -> JsResult<Raw> {
     let address = call.env.text(call.arg(1)).ok_or_else(|| bad("listen", shown(call.env, call.arg(1)), "text"))?;
-    let queue = call.env.f64(call.arg(2)).filter(|n| *n > 0.0).map(|n| n as i32);
-    let (fd, at) = member(call)?.worker.listen(&address, queue)?;
+    let queue = call.env.f64(call.arg(3)).filter(|n| *n > 0.0).map(|n| n as i32);
+    let (fd, at) = member(call)?.worker.listen(&address, call.env.u32(call.arg(2))?, queue)?;
     value::to_js(call.env, call.state, Value::Array(vec![int(fd.into_raw_fd()), Value::from(at.to_string())]))
 }
 

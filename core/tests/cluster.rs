@@ -60,7 +60,7 @@ fn be_worker(mode: &str) -> ! {
         end(1);
     }
     let listener: OwnedFd = match mode.strip_prefix("asks ") {
-        Some(address) => match worker.listen(address, None) {
+        Some(address) => match worker.listen(address, 0, None) {
             Ok((fd, _)) => fd,
             Err(e) => {
                 worker.supervisor().fail(&e.to_string());

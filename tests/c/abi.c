@@ -1,4 +1,4 @@
-/* The C ABI under good and bad use; rings are in rings.c, channels in channels.c, process pools in processes.c, threads that get in each other's way in waits.c. `abi` runs every section,
+/* The C ABI under good and bad use; rings are in rings.c, channels in channels.c, process pools in processes.c, clusters in clusters.c, threads that get in each other's way in waits.c. `abi` runs every section,
  * `abi SECTION…` some; `abi child FD` is the other process of the buffer test. Compiled with -DFAILPOINTS against a library with that
  * feature, it also makes every export panic. */
 #define _GNU_SOURCE
@@ -1087,7 +1087,7 @@ static void cycles(void) {
 
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } all[] = {
-    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"reentry", reentry}, {"signals", signals}, {"frees", frees}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings}, {"channels", channels}, {"process_pools", process_pools},
+    {"functions", functions}, {"ops", ops}, {"families", families}, {"completion", completion}, {"reentry", reentry}, {"signals", signals}, {"frees", frees}, {"values", values}, {"codec", codec}, {"bad_inputs", bad_inputs}, {"rings", rings}, {"channels", channels}, {"process_pools", process_pools}, {"clusters", clusters},
 #ifdef FAILPOINTS
     {"panics", panics}, {"ring_panics", ring_panics}, {"channel_panics", channel_panics}, {"process_panics", process_panics},
 #endif
@@ -1097,6 +1097,7 @@ int main(int argc, char **argv) {
   setvbuf(stdout, NULL, _IONBF, 0);
   alarm(600); /* a watchdog: a hang ends here and not at somebody's patience */
   if (argc == 3 && !strcmp(argv[1], "child")) return child(argv[2]);
+  if (argc == 3 && !strcmp(argv[1], "member")) return member_child(argv[2]);
   if (argc > 1 && !strcmp(argv[1], "worker")) return process_child(argc > 2 ? argv[2] : NULL);
   if (argc == 3 && !strcmp(argv[1], "channel")) return channel_child(argv[2]);
   if (argc > 2 && !strcmp(argv[1], "ring")) return ring_child(argc - 2, argv + 2);

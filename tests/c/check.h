@@ -44,4 +44,8 @@ void channel_panics(void);
 void process_pools(void);
 int process_child(const char *how);
 void process_panics(void);
+
+/* clusters.c */
+void clusters(void);
+int member_child(const char *how);
 #endif

@@ -8,7 +8,7 @@ out="$target/c"
 mkdir -p "$out"
 CC=${CC:-cc} CXX=${CXX:-c++}
 strict=(-Wall -Wextra -Werror -pedantic -Iinclude)
-suite=(-std=c99 -g -O1 -Wall -Wextra -Werror -Wno-misleading-indentation -Iinclude tests/c/abi.c tests/c/rings.c tests/c/channels.c tests/c/processes.c tests/c/waits.c)
+suite=(-std=c99 -g -O1 -Wall -Wextra -Werror -Wno-misleading-indentation -Iinclude tests/c/abi.c tests/c/rings.c tests/c/channels.c tests/c/processes.c tests/c/clusters.c tests/c/waits.c)
 
 step() { # NAME COMMAND…
     local name="$1" from to
@@ -22,7 +22,7 @@ step() { # NAME COMMAND…
 if [ "$1" = --asan ]; then
     step "compile and link with ASan" "$CC" "${suite[@]}" -fsanitize=address -DFAILPOINTS "$2" -o "$out/abi-asan" -lpthread -ldl -lm
     # The backtraces of the panics that the suite provokes are noise; a sanitizer's report is not.
-    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion reentry signals frees values codec bad_inputs rings channels process_pools panics ring_panics channel_panics process_panics random_handles 2>"$out/asan.log" ||
+    asan() { RUST_BACKTRACE=0 "$out/abi-asan" functions ops families completion reentry signals frees values codec bad_inputs rings channels process_pools clusters panics ring_panics channel_panics process_panics random_handles 2>"$out/asan.log" ||
         { grep -v 'panicked at\|^failpoint$\|^note: run with\|^$' "$out/asan.log" | head -60 >&2; return 1; }; }
     step "ABI suite under ASan and LSan" asan
     exit
@@ -34,7 +34,7 @@ ln -sf liboffloop.so.0 "$out/liboffloop.so"
 link=(-L"$out" -loffloop -lpthread -Wl,-rpath,"$out")
 
 headers() {
-    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; offloop_ring_options r = OFFLOOP_RING_OPTIONS_INIT; offloop_producer_options w = OFFLOOP_PRODUCER_OPTIONS_INIT;\n offloop_consumer_options c = OFFLOOP_CONSUMER_OPTIONS_INIT; offloop_channel_options h = OFFLOOP_CHANNEL_OPTIONS_INIT; offloop_process_pool_options q = OFFLOOP_PROCESS_POOL_OPTIONS_INIT; return (int)(o.priority + p.nice) + (int)(d.reserved + r.capacity + w.batch + (c.ack != 0) + h.capacity + (q.command != 0)); }\n' >"$out/header.c"
+    printf '#include <offloop.h>\n#include <offloop.h>\nint main(void) { offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT; offloop_pool_options p = OFFLOOP_POOL_OPTIONS_INIT;\n offloop_op_def d = OFFLOOP_OP_DEF_INIT; offloop_ring_options r = OFFLOOP_RING_OPTIONS_INIT; offloop_producer_options w = OFFLOOP_PRODUCER_OPTIONS_INIT;\n offloop_consumer_options c = OFFLOOP_CONSUMER_OPTIONS_INIT; offloop_channel_options h = OFFLOOP_CHANNEL_OPTIONS_INIT; offloop_process_pool_options q = OFFLOOP_PROCESS_POOL_OPTIONS_INIT;\n offloop_cluster_options k = OFFLOOP_CLUSTER_OPTIONS_INIT; return (int)(o.priority + p.nice) + (int)(d.reserved + r.capacity + w.batch + (c.ack != 0) + h.capacity + (q.command != 0) + (k.command != 0)); }\n' >"$out/header.c"
     "$CC" -std=c99 "${strict[@]}" -c "$out/header.c" -o "$out/header.o" && "$CXX" -x c++ -std=c++17 "${strict[@]}" -c "$out/header.c" -o "$out/header.o"
 }
 symbols() { # exactly the functions of the header, nothing else

@@ -42,10 +42,11 @@ pub enum Kind {
     Listener,
     ProcessPool,
     Stream,
+    Cluster,
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 15] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -60,6 +61,7 @@ impl Kind {
         Kind::Listener,
         Kind::ProcessPool,
         Kind::Stream,
+        Kind::Cluster,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -84,6 +86,7 @@ impl Kind {
             Kind::Listener => "listener",
             Kind::ProcessPool => "process pool",
             Kind::Stream => "stream",
+            Kind::Cluster => "cluster",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The C ABI of pools, tasks, completion queues, rings, channels and process pools (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
+//! The C ABI of pools, tasks, completion queues, rings, channels, process pools and clusters (feature `capi`). Values, buffers and task contexts are in `crate::abi`,
 //! because plugins need them in every build.
 //!
 //! `include/offloop.h` is written from these two modules and from the tables of errors, types and options:
@@ -11,7 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 pub mod channel;
+pub mod cluster;
 pub mod completion;
+pub mod member;
 pub mod metrics;
 pub mod pool;
 pub mod process;
@@ -79,6 +81,12 @@ pub struct offloop_listener {
     _opaque: (),
 }
 
+/// N copies of a server on the same sockets.
+#[derive(Debug)]
+pub struct offloop_cluster {
+    _opaque: (),
+}
+
 crate::abi::kinds!(
     offloop_pool = Pool,
     offloop_task = Task,
@@ -89,7 +97,8 @@ crate::abi::kinds!(
     offloop_channel = Channel,
     offloop_listener = Listener,
     offloop_process_pool = ProcessPool,
-    offloop_stream = Stream
+    offloop_stream = Stream,
+    offloop_cluster = Cluster
 );
 
 /// # Safety

@@ -96,7 +96,7 @@ pub(super) fn lookup(pool: *const offloop_process_pool) -> Result<Arc<ProcessPoo
 ///
 /// # Safety
 /// `text` is NULL or NUL-terminated.
-unsafe fn os(text: *const c_char) -> Option<OsString> {
+pub(super) unsafe fn os(text: *const c_char) -> Option<OsString> {
     // SAFETY: not NULL, NUL-terminated by contract.
     (!text.is_null()).then(|| OsStr::from_bytes(unsafe { CStr::from_ptr(text) }.to_bytes()).to_owned())
 }
@@ -105,7 +105,7 @@ unsafe fn os(text: *const c_char) -> Option<OsString> {
 ///
 /// # Safety
 /// `list` is NULL, or an array of NUL-terminated texts that ends with NULL.
-unsafe fn texts(list: *const *const c_char, what: &'static str) -> Result<Vec<OsString>> {
+pub(super) unsafe fn texts(list: *const *const c_char, what: &'static str) -> Result<Vec<OsString>> {
     let mut all = Vec::new();
     if list.is_null() {
         return Ok(all);
@@ -129,6 +129,14 @@ unsafe fn moved_opt(place: *mut *mut offloop_value, what: &'static str) -> Resul
     (!place.is_null()).then(|| unsafe { ffi::moved(place, what) }).transpose()
 }
 
+/// Name and value of a text "NAME=VALUE".
+pub(super) fn variable(text: &OsStr) -> Result<(OsString, OsString)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=').filter(|at| *at > 0);
+    let at = at.ok_or_else(|| Error::invalid("text is not NAME=VALUE").with("option", "env").with("text", text.display()))?;
+    Ok((OsStr::from_bytes(&bytes[..at]).to_owned(), OsStr::from_bytes(&bytes[at + 1..]).to_owned()))
+}
+
 /// What is started for each worker.
 ///
 /// # Safety
@@ -141,12 +149,9 @@ unsafe fn spec(o: &offloop_process_pool_options) -> Result<Spec<'static>> {
     // Now, on the caller's thread: the program may change its environment while the supervisors' thread would read it.
     let mut env = own_env();
     for text in added {
-        let bytes = text.as_bytes();
-        let at = bytes.iter().position(|b| *b == b'=').filter(|at| *at > 0);
-        let at = at.ok_or_else(|| Error::invalid("text is not NAME=VALUE").with("option", "env").with("text", text.display()))?;
-        let (name, value) = (OsStr::from_bytes(&bytes[..at]), OsStr::from_bytes(&bytes[at + 1..]));
-        env.retain(|(known, _)| known != name);
-        env.push((name.to_owned(), value.to_owned()));
+        let (name, value) = variable(&text)?;
+        env.retain(|(known, _)| *known != name);
+        env.push((name, value));
     }
     Ok(Spec { args: command.collect(), env: Some(env), cwd: cwd.map(PathBuf::from), ..Spec::new(program) })
 }

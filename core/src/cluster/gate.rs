@@ -106,7 +106,7 @@ fn serve(id: WorkerId, gate: BorrowedFd<'_>, sockets: &Sockets, listener: &Liste
     };
     socket::skip(gate);
     let answered = match decode_request(&bytes[..len.min(MAX_LEN)]) {
-        Some((LISTEN, queue, text)) => text.parse::<Address>().and_then(|address| sockets.at(&address, queue)),
+        Some((LISTEN, queue, nth, text)) => text.parse::<Address>().and_then(|address| sockets.at(&address, nth, queue)),
         _ => Err(Error::invalid("worker asks for what no cluster has")),
     };
     let sent = match &answered {

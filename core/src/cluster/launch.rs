@@ -27,9 +27,11 @@ pub struct Command {
 }
 
 impl Command {
+    /// Checks what needs no process.
+    ///
     /// # Errors
     /// `Invalid` without a program.
-    pub(super) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.args.first().is_none_or(|program| program.is_empty()) {
             return Err(Error::invalid("cluster has no program to run").with("exec", ""));
         }

@@ -62,8 +62,9 @@ impl fmt::Display for Address {
 /// One socket.
 #[derive(Debug)]
 pub(super) struct Socket {
-    /// What was asked for.
+    /// What was asked for, and how many the worker had of it.
     asked: Address,
+    nth: u32,
     /// Where it is.
     pub(super) bound: Address,
     pub(super) fd: OwnedFd,
@@ -72,7 +73,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    fn open(asked: &Address, queue: i32) -> Result<Socket> {
+    fn open(asked: &Address, nth: u32, queue: i32) -> Result<Socket> {
         let named = |e: Error| e.with("listen", asked);
         let fd = match asked {
             Address::Any(port) => match net::listen_tcp((Ipv6Addr::UNSPECIFIED, *port).into(), queue, false) {
@@ -92,11 +93,14 @@ impl Socket {
             (Bound::Unix(_), _) => asked.clone(),
         };
         let file = if let Address::Unix(path) = asked { net::file_at(path) } else { None };
-        Ok(Socket { asked: asked.clone(), bound, fd, file })
+        Ok(Socket { asked: asked.clone(), nth, bound, fd, file })
     }
 
-    /// Whoever asks for `address` means this one.
-    fn is_for(&self, address: &Address) -> bool {
+    /// Whoever asks for `address`, and has so many of it, means this one.
+    fn is_for(&self, address: &Address, nth: u32) -> bool {
+        if nth != self.nth {
+            return false;
+        }
         let port = |a: &Address| match a {
             Address::Any(port) => Some(*port),
             Address::Tcp(address) => Some(address.port()),
@@ -125,15 +129,15 @@ pub(super) struct Sockets(Mutex<Vec<Arc<Socket>>>);
 
 impl Sockets {
     /// The socket that listens at `address`; a new one if there is none yet.
-    pub(super) fn at(&self, address: &Address, queue: i32) -> Result<Arc<Socket>> {
+    pub(super) fn at(&self, address: &Address, nth: u32, queue: i32) -> Result<Arc<Socket>> {
         let mut all = lock(&self.0);
-        if let Some(found) = all.iter().find(|s| s.is_for(address)) {
+        if let Some(found) = all.iter().find(|s| s.is_for(address, nth)) {
             return Ok(Arc::clone(found));
         }
         if all.len() == MAX_SOCKETS {
             return Err(Error::new(crate::error::ErrorKind::Full, "cluster has too many listening sockets").with("max", MAX_SOCKETS));
         }
-        let socket = Arc::new(Socket::open(address, queue)?);
+        let socket = Arc::new(Socket::open(address, nth, queue)?);
         all.push(Arc::clone(&socket));
         Ok(socket)
     }
@@ -179,16 +183,20 @@ mod tests {
     #[test]
     fn one_socket_serves_all_who_mean_it() {
         let sockets = Sockets::default();
-        let first = sockets.at(&Address::Any(0), QUEUE).expect("bound");
+        let first = sockets.at(&Address::Any(0), 0, QUEUE).expect("bound");
         let Address::Any(port) = first.bound else { panic!("{:?}", first.bound) };
         assert_ne!(port, 0);
         for same in [Address::Any(0), Address::Any(port), Address::Tcp((Ipv4Addr::LOCALHOST, port).into())] {
-            assert!(Arc::ptr_eq(&first, &sockets.at(&same, QUEUE).expect("found")), "{same}");
+            assert!(Arc::ptr_eq(&first, &sockets.at(&same, 0, QUEUE).expect("found")), "{same}");
         }
-        let other = sockets.at(&Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()), QUEUE).expect("bound");
+        let second = sockets.at(&Address::Any(0), 1, QUEUE).expect("bound");
+        assert_ne!(second.bound, first.bound, "the second of a port of the system's choice");
+        let e = sockets.at(&first.bound, 1, QUEUE).expect_err("in use");
+        assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE), "{e}");
+        let other = sockets.at(&Address::Tcp((Ipv4Addr::LOCALHOST, 0).into()), 0, QUEUE).expect("bound");
         assert!(!Arc::ptr_eq(&first, &other));
-        assert_eq!(sockets.addresses(), [first.bound.clone(), other.bound.clone()]);
-        let e = Sockets::default().at(&other.bound, QUEUE).expect_err("in use");
+        assert_eq!(sockets.addresses(), [first.bound.clone(), second.bound.clone(), other.bound.clone()]);
+        let e = Sockets::default().at(&other.bound, 0, QUEUE).expect_err("in use");
         assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE) && e.to_string().contains(&other.bound.to_string()), "{e}");
     }
 
@@ -202,14 +210,14 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(path).expect("bind"));
         assert!(path.exists());
         let sockets = Sockets::default();
-        sockets.at(&at, QUEUE).expect("replaced");
-        let e = Sockets::default().at(&at, QUEUE).expect_err("somebody listens");
+        sockets.at(&at, 0, QUEUE).expect("replaced");
+        let e = Sockets::default().at(&at, 0, QUEUE).expect_err("somebody listens");
         assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE), "{e}");
         sockets.close();
         assert!(!path.exists());
         // What is no socket stays.
         std::fs::write(path, "mine").expect("write");
-        assert!(Sockets::default().at(&at, QUEUE).is_err() && path.exists());
+        assert!(Sockets::default().at(&at, 0, QUEUE).is_err() && path.exists());
         std::fs::remove_dir_all(&dir).expect("clean");
     }
 }

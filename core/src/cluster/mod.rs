@@ -106,20 +106,27 @@ impl Builder {
         self
     }
 
+    /// Checks every option but those that only the system can judge.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the option, its value and the limits.
+    pub fn check(&self) -> Result<()> {
+        check_workers(self.workers.unwrap_or(1))?;
+        supervisor::Options { workers: 1, ..self.supervision.clone() }.check()
+    }
+
     /// Binds the sockets and starts the workers.
     ///
     /// # Errors
     /// `Invalid` for an option; `Os` with the address for a socket that cannot be bound, or when an fd or a thread cannot be made.
     pub fn build(self, command: Command) -> Result<Cluster> {
         command.check()?;
-        let workers = self.workers.unwrap_or_else(cpu::usable_cores);
-        check_workers(workers)?;
-        let options = supervisor::Options { workers, ..self.supervision };
-        options.check()?;
+        self.check()?;
+        let options = supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision };
         let sockets = Arc::new(Sockets::default());
         let mut listen = Vec::with_capacity(self.listen.len());
         for address in &self.listen {
-            listen.push(sockets.at(address, QUEUE)?);
+            listen.push(sockets.at(address, 0, QUEUE)?);
         }
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
         let gates = Gates::open(Arc::clone(&sockets), listener.clone())?;
@@ -219,12 +226,20 @@ impl Cluster {
         // Held until the number is known: the launcher asks under this lock.
         let mut commands = lock(&self.inner.commands);
         let generation = self.supervisor.reload()?;
-        let command = match command {
-            Some(command) => Arc::new(command),
-            None => Arc::clone(commands.get(&self.supervisor.stats()?.generation).expect("the generation that runs has a command")),
-        };
+        let command = command.map_or_else(|| self.current(&commands), Arc::new);
         commands.insert(generation, command);
         Ok(generation)
+    }
+
+    /// What its workers run: that of the last (re)load that succeeded.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        Command::clone(&self.current(&lock(&self.inner.commands)))
+    }
+
+    fn current(&self, commands: &HashMap<u32, Arc<Command>>) -> Arc<Command> {
+        let generation = self.supervisor.stats().map_or(1, |stats| stats.generation).max(1);
+        Arc::clone(commands.get(&generation).expect("the generation that runs has a command"))
     }
 
     /// Waits until a reload is over: see [`Supervisor::wait_reload`].

@@ -60,17 +60,18 @@ impl Worker {
         (FIRST_FD..).take(self.0.sockets).collect()
     }
 
-    /// A socket that listens at `address`, which all workers that ask for it share, and where it is: non-blocking, close-on-exec. Waits for the cluster's answer.
+    /// A socket that listens at `address`, which all workers that ask for it share, and where it is: non-blocking, close-on-exec. `nth` is how many of that address this worker has open already:
+    /// with a port of the system's choice (0) each is another socket, with a certain port the second one is in use. Waits for the cluster's answer.
     ///
     /// # Errors
     /// `Os` with what the bind failed with (`EADDRINUSE`, `EACCES` …), `Invalid` for an address that is none, `PeerDied` when the cluster is gone, `Forked`.
-    pub fn listen(&self, address: &str, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
+    pub fn listen(&self, address: &str, nth: u32, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
         if !fork::is_current(self.0.epoch) {
             return Err(Error::new(ErrorKind::Forked, "process is a child of a worker"));
         }
         let gone = || Error::new(ErrorKind::PeerDied, "the cluster of this worker is gone");
         let gate = lock(&self.0.gate);
-        let request = encode_request(LISTEN, queue.unwrap_or(QUEUE), address);
+        let request = encode_request(LISTEN, queue.unwrap_or(QUEUE), nth, address);
         if socket::send(gate.as_fd(), &request, &[])? != socket::Sent::Whole {
             return Err(gone());
         }

@@ -4,7 +4,7 @@
 //! option `listen` are the fds from 3 on, so many, as `LISTEN_FDS` says too. All integers are little-endian.
 //!
 //! ```text
-//!  request   u32 op = LISTEN │ i32 queue │ address, UTF-8: host:port, :port, or unix:path
+//!  request   u32 op = LISTEN │ i32 queue │ u32 nth │ address, UTF-8: host:port, :port, or unix:path
 //!  reply     i32 errno, or 0 │ text, UTF-8: where it listens, or why it does not          + the listening socket
 //! ```
 //!
@@ -21,7 +21,7 @@ pub const LISTEN: u32 = 1;
 /// Longest datagram.
 pub const MAX_LEN: usize = 1024;
 /// Bytes of a request before its text.
-const REQUEST: usize = 8;
+const REQUEST: usize = 12;
 /// Bytes of a reply before its text.
 const REPLY: usize = 4;
 
@@ -39,19 +39,19 @@ fn head<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// As bytes; the text is cut where the datagram would be too long.
+/// As bytes; the text is cut where the datagram would be too long. `nth`: how many sockets of that address the worker has already.
 #[must_use]
-pub fn encode_request(op: u32, queue: i32, address: &str) -> Vec<u8> {
-    let mut out = [op.to_le_bytes(), queue.to_le_bytes()].concat();
+pub fn encode_request(op: u32, queue: i32, nth: u32, address: &str) -> Vec<u8> {
+    let mut out = [op.to_le_bytes(), queue.to_le_bytes(), nth.to_le_bytes()].concat();
     out.extend_from_slice(&address.as_bytes()[..address.floor_char_boundary(MAX_LEN - REQUEST)]);
     out
 }
 
-/// `(op, queue, address)`; `None` for what is no request.
+/// `(op, queue, nth, address)`; `None` for what is no request.
 #[must_use]
-pub fn decode_request(bytes: &[u8]) -> Option<(u32, i32, &str)> {
+pub fn decode_request(bytes: &[u8]) -> Option<(u32, i32, u32, &str)> {
     let text = std::str::from_utf8(bytes.get(REQUEST..)?).ok()?;
-    Some((u32::from_le_bytes(head(bytes, 0)?), i32::from_le_bytes(head(bytes, 4)?), text))
+    Some((u32::from_le_bytes(head(bytes, 0)?), i32::from_le_bytes(head(bytes, 4)?), u32::from_le_bytes(head(bytes, 8)?), text))
 }
 
 /// As bytes; the text is cut where the datagram would be too long.
@@ -75,17 +75,17 @@ mod tests {
 
     #[test]
     fn messages_have_these_bytes() {
-        assert_eq!(encode_request(LISTEN, 511, ":3000"), b"\x01\0\0\0\xff\x01\0\0:3000");
-        assert_eq!(decode_request(b"\x01\0\0\0\xff\x01\0\0:3000"), Some((LISTEN, 511, ":3000")));
+        assert_eq!(encode_request(LISTEN, 511, 2, ":3000"), b"\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000");
+        assert_eq!(decode_request(b"\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000"), Some((LISTEN, 511, 2, ":3000")));
         assert_eq!(encode_reply(98, "taken"), b"b\0\0\0taken");
         assert_eq!(decode_reply(b"b\0\0\0taken"), Some((98, "taken")));
         let long = "ü".repeat(MAX_LEN);
-        assert!(encode_request(1, 0, &long).len() <= MAX_LEN && encode_reply(0, &long).len() <= MAX_LEN);
+        assert!(encode_request(1, 0, 0, &long).len() <= MAX_LEN && encode_reply(0, &long).len() <= MAX_LEN);
     }
 
     #[test]
     fn what_is_no_message_is_none() {
-        for bad in [&b""[..], b"\x01\0\0\0\0\0\0", b"\x01\0\0\0\0\0\0\0\xff"] {
+        for bad in [&b""[..], b"\x01\0\0\0\0\0\0\0\0\0\0", b"\x01\0\0\0\0\0\0\0\0\0\0\0\xff"] {
             assert_eq!(decode_request(bad), None);
         }
         for bad in [&b""[..], b"\0\0\0", b"\0\0\0\0\xff"] {

@@ -23,6 +23,8 @@ const SOURCES: &[&str] = &[
     "capi/task.rs",
     "capi/process.rs",
     "capi/stream.rs",
+    "capi/cluster.rs",
+    "capi/member.rs",
     "capi/ring.rs",
     "capi/channel.rs",
     "capi/metrics.rs",
@@ -39,6 +41,9 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_consumer_options", "OFFLOOP_CONSUMER_OPTIONS_INIT"),
     ("offloop_channel_options", "OFFLOOP_CHANNEL_OPTIONS_INIT"),
     ("offloop_process_pool_options", "OFFLOOP_PROCESS_POOL_OPTIONS_INIT"),
+    ("offloop_cluster_options", "OFFLOOP_CLUSTER_OPTIONS_INIT"),
+    ("offloop_cluster_counts", "OFFLOOP_CLUSTER_COUNTS_INIT"),
+    ("offloop_reload_report", "OFFLOOP_RELOAD_REPORT_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 

@@ -1,0 +1,331 @@
+// Clusters of servers that know nothing of it: they listen as ever.
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import fs from 'node:fs'
+import http from 'node:http'
+import http2 from 'node:http2'
+import net from 'node:net'
+import path from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { Cluster } from '../lib/index.mjs'
+import { directory, isAlive } from './processes.mjs'
+import { rejection, until } from './support.mjs'
+
+const file = (name) => fileURLToPath(new URL(`clusters/${name}`, import.meta.url))
+const LOCAL = [0, '127.0.0.1']
+
+async function open(t, options = {}, listen = LOCAL) {
+  const { env, ...rest } = options
+  const cluster = new Cluster({
+    exec: file('server.mjs'),
+    workers: 2,
+    minReady: 0,
+    ...rest,
+    env: { LISTEN: JSON.stringify(listen), ...env },
+  })
+  t.after(() => cluster.stop({ grace: 0 }))
+  await cluster.start()
+  return cluster
+}
+
+const portOf = (cluster) => Number(cluster.addresses[0].match(/:(\d+)$/)[1])
+
+/** One request; `[body, headers]`. Nothing is sent twice. */
+function ask(port, options = {}) {
+  return new Promise((resolve, reject) => {
+    const request = http.request({ host: '127.0.0.1', port, agent: false, ...options }, async (response) => {
+      try {
+        let body = ''
+        for await (const chunk of response) body += chunk
+        resolve([body, response.headers])
+      } catch (error) {
+        reject(error)
+      }
+    })
+    request.on('error', reject)
+    request.end(options.body)
+  })
+}
+
+const pids = (cluster) => [...cluster.workers.values()].map((worker) => worker.pid)
+
+test('an unmodified server runs in each worker, on one port', async (t) => {
+  const told = []
+  const cluster = new Cluster({ exec: file('server.mjs'), workers: 2, minReady: 0, env: { LISTEN: JSON.stringify(LOCAL) } })
+  t.after(() => cluster.stop({ grace: 0 }))
+  for (const event of ['fork', 'online', 'listening', 'ready']) cluster.on(event, (worker) => told.push(`${event} ${worker.slot}`))
+  await cluster.start()
+  assert.equal(cluster.start(), cluster.start(), 'a second start is the first one')
+  assert.deepEqual([...cluster.workers.keys()].sort(), [0, 1])
+  for (const slot of [0, 1]) {
+    const own = told.filter((text) => text.endsWith(` ${slot}`)).map((text) => text.split(' ')[0])
+    assert.deepEqual(own, ['fork', 'online', 'listening', 'ready'])
+  }
+  const [address] = cluster.addresses
+  assert.equal(cluster.addresses.length, 1, 'both asked for one port of the system’s choice, and have the same')
+  assert.match(address, /^127\.0\.0\.1:\d+$/)
+  const seen = new Set()
+  while (seen.size < 2) {
+    const [body, headers] = await ask(portOf(cluster))
+    assert.equal(body, 'first 0')
+    seen.add(headers['x-worker'].split(' ')[0])
+  }
+  const { wanted, ready, live, generation } = cluster.stats
+  assert.deepEqual({ wanted, ready, live, generation }, { wanted: 2, ready: 2, live: 2, generation: 1 })
+})
+
+test('a stop leaves no process, no socket and no file', async (t) => {
+  const at = path.join(directory(t), 'a.sock')
+  const cluster = await open(t, {}, [{ path: at }])
+  assert.deepEqual(cluster.addresses, [`unix:${at}`])
+  const all = pids(cluster)
+  const [body] = await ask(undefined, { socketPath: at, host: undefined })
+  assert.equal(body, 'first 0')
+  const exits = []
+  cluster.on('exit', (_, { exitCode, cause, forced }) => exits.push([exitCode, cause, forced]))
+  await Promise.all([cluster.stop(), cluster.stop()])
+  assert.deepEqual(exits, [
+    [0, 'stop', false],
+    [0, 'stop', false],
+  ])
+  assert.ok(!fs.existsSync(at))
+  assert.ok(all.length === 2 && !all.some(isAlive))
+  assert.deepEqual([cluster.workers.size, cluster.addresses, cluster.stats.live], [0, [], 0])
+  assert.equal((await rejection(cluster.reload())).code, 'ERR_OFFLOOP_CLOSED')
+  assert.equal((await rejection(cluster.scale(1))).code, 'ERR_OFFLOOP_CLOSED')
+  await cluster.stop()
+})
+
+test('a reload replaces every worker, and a strict client loses nothing', async (t) => {
+  const cluster = await open(t)
+  const port = portOf(cluster)
+  let over = false
+  let asked = 0
+  const agents = [false, new http.Agent({ keepAlive: true, maxSockets: 4 })]
+  const clients = Array.from({ length: 8 }, async (_, i) => {
+    const agent = agents[i % 2]
+    const post = i >= 6 ? { method: 'POST', body: 'x'.repeat(16_384) } : {}
+    while (!over) {
+      const [body] = await ask(port, { agent, ...post })
+      assert.match(body, post.body ? / 16384$/ : / 0$/)
+      asked++
+    }
+  })
+  const all = Promise.all(clients)
+  for (let generation = 2; generation <= 5; generation++) {
+    const before = pids(cluster)
+    const report = await Promise.race([cluster.reload({ env: { LISTEN: JSON.stringify(LOCAL), VERSION: `v${generation}` } }), all])
+    assert.deepEqual([report.generation, report.replaced, report.forced], [generation, 2, 0])
+    assert.ok(!before.some(isAlive))
+  }
+  over = true
+  await all
+  agents[1].destroy()
+  assert.ok(asked > 100)
+  const [body, headers] = await ask(port)
+  assert.deepEqual([body, headers['x-worker'].split(' ')[2]], ['v5 0', '5'])
+})
+
+test('the next request on a kept connection is answered, as the last one', async (t) => {
+  const hold = path.join(directory(t), 'hold')
+  const cluster = await open(t, { workers: 1, env: { HOLD: hold } })
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 })
+  t.after(() => agent.destroy())
+  const [, first] = await ask(portOf(cluster), { agent })
+  assert.equal(first.connection, 'keep-alive')
+  const [worker] = cluster.workers.values()
+  const reloading = cluster.reload()
+  await until(() => fs.existsSync(`${hold}.drained`))
+  assert.equal(worker.state, 'draining')
+  const [, second] = await ask(portOf(cluster), { agent })
+  assert.deepEqual([second.connection, second['x-worker']], ['close', first['x-worker']])
+  const [, third] = await ask(portOf(cluster), { agent })
+  assert.notEqual(third['x-worker'], first['x-worker'])
+  await reloading
+  assert.equal(worker.state, 'exited')
+})
+
+test('a worker that drains finishes what it has, and calls what was to be called', async (t) => {
+  const hold = path.join(directory(t), 'hold')
+  const cluster = await open(t, { workers: 1, env: { HOLD: hold } })
+  const slow = ask(portOf(cluster), { path: '/slow' })
+  await until(() => fs.existsSync(`${hold}.began`))
+  const [old] = pids(cluster)
+  const reloading = cluster.reload()
+  await until(() => fs.existsSync(`${hold}.drained`))
+  assert.ok(isAlive(old))
+  fs.writeFileSync(`${hold}.open`, '')
+  assert.equal((await slow)[0], 'slow')
+  assert.equal((await reloading).forced, 0)
+  assert.equal(fs.readFileSync(`${hold}.drained`, 'utf8'), `${old}\n`)
+})
+
+test('who does not finish in time is made to, and the report says so', async (t) => {
+  const hold = path.join(directory(t), 'hold')
+  const cluster = await open(t, { workers: 1, drainTimeout: 50, killGrace: 50, env: { HOLD: hold } })
+  const slow = rejection(ask(portOf(cluster), { path: '/slow' }))
+  await until(() => fs.existsSync(`${hold}.began`))
+  assert.equal((await cluster.reload()).forced, 1)
+  assert.equal((await slow).code, 'ECONNRESET')
+})
+
+test('a broken version fails with its own words, and the old one goes on', async (t) => {
+  const cluster = await open(t)
+  const before = pids(cluster).sort()
+  const failed = once(cluster, 'reloadFailed')
+  const error = await rejection(cluster.reload({ env: { VERSION: 'broken' } }))
+  assert.equal(error.code, 'ERR_OFFLOOP_START_FAILED')
+  assert.match(error.message, /SyntaxError: no such version[\s\S]*server\.mjs/)
+  assert.equal((await failed)[0].error.message, error.message)
+  assert.match((await rejection(cluster.reload({ env: { VERSION: 'exits' } }))).message, /ended before it was ready.*exit_code=3/)
+  assert.equal((await rejection(cluster.reload({ exec: '/no/such/file.mjs' }))).code, 'ERR_OFFLOOP_NOT_FOUND')
+  assert.deepEqual(pids(cluster).sort(), before)
+  const reloading = cluster.reload()
+  assert.equal((await rejection(cluster.reload())).code, 'ERR_OFFLOOP_IN_USE')
+  await reloading
+  assert.equal((await ask(portOf(cluster)))[0], 'first 0', 'what is reloaded next is what was good')
+})
+
+test('a worker that ends is replaced, and how it ended is told', async (t) => {
+  const cluster = await open(t)
+  const port = portOf(cluster)
+  const next = async () => {
+    const [worker, how] = await once(cluster, 'exit')
+    await once(cluster, 'ready')
+    assert.ok(!isAlive(worker.pid))
+    return how
+  }
+  let ended = next()
+  await rejection(ask(port, { path: '/exit' }))
+  const { exitCode, signal, cause } = await ended
+  assert.deepEqual([exitCode, signal, cause], [5, null, 'crash'])
+  ended = next()
+  await rejection(ask(port, { path: '/throw' }))
+  assert.match((await ended).text, /RangeError: nobody catches this/)
+  ended = next()
+  cluster.kill(0)
+  assert.deepEqual(await ended.then((how) => [how.signal, how.cause]), ['SIGKILL', 'killed'])
+  assert.throws(() => cluster.kill(7), { code: 'ERR_OFFLOOP_NOT_FOUND', message: /slot=7/ })
+  assert.equal((await ask(port))[0], 'first 0')
+})
+
+test('a blocked loop is noticed, and its worker replaced', async (t) => {
+  const cluster = await open(t, { workers: 1, heartbeat: { interval: 50, timeout: 500 } })
+  const [blocked] = pids(cluster)
+  const suspected = once(cluster, 'unresponsive')
+  const exited = once(cluster, 'exit')
+  const lost = rejection(ask(portOf(cluster), { path: '/block' }))
+  const [worker, { cause }] = await suspected
+  assert.deepEqual([worker.pid, cause], [blocked, 'blocked'])
+  const [, how] = await exited
+  assert.deepEqual([how.cause, how.signal], ['blocked', 'SIGABRT'])
+  await lost
+  await once(cluster, 'ready')
+  assert.equal((await ask(portOf(cluster)))[0], 'first 0')
+})
+
+test('more and fewer workers', async (t) => {
+  const cluster = await open(t, { workers: 1 })
+  await cluster.scale(3)
+  assert.deepEqual([cluster.workers.size, cluster.stats.ready], [3, 3])
+  await Promise.all([cluster.scale(2), cluster.scale(1)])
+  assert.deepEqual([cluster.workers.size, cluster.stats.live], [1, 1])
+  await cluster.scale(1)
+  assert.equal((await rejection(cluster.scale(0))).message, 'invalid: option is out of range (option=workers, value=0, min=1, max=1024)')
+  assert.equal((await rejection(cluster.scale(10_000))).code, 'ERR_OFFLOOP_INVALID')
+  assert.equal((await rejection(cluster.scale('2'))).code, 'ERR_OFFLOOP_INVALID')
+  assert.equal((await ask(portOf(cluster)))[0], 'first 0')
+})
+
+test('servers of every kind share the sockets, and a bind that fails is an error of its server', async (t) => {
+  const at = directory(t)
+  const [said, echo] = [path.join(at, 'said'), path.join(at, 'echo.sock')]
+  const taken = net.createServer().listen(0, '127.0.0.1')
+  await once(taken, 'listening')
+  t.after(() => taken.close())
+  const { port: busy } = taken.address()
+  const cluster = new Cluster({
+    exec: file('sockets.mjs'),
+    workers: 2,
+    minReady: 0,
+    listen: [{ path: echo }],
+    env: { HOLD: said, TAKEN: busy },
+  })
+  t.after(() => cluster.stop({ grace: 0 }))
+  await cluster.start()
+  const all = () =>
+    fs
+      .readFileSync(said, 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line))
+  await until(() => all().length === 8)
+  const of = (name) =>
+    all()
+      .filter((line) => name in line)
+      .map((line) => line[name].port)
+  for (const name of ['plain', 'second']) assert.equal(new Set(of(name)).size, 1, name)
+  const [failed] = all().filter((line) => line.code)
+  assert.deepEqual(
+    { ...failed, message: undefined },
+    { code: 'EADDRINUSE', syscall: 'listen', address: '127.0.0.1', port: busy, message: undefined },
+  )
+  assert.equal(failed.message, `listen EADDRINUSE: address already in use 127.0.0.1:${busy}`)
+  const socket = net.connect(echo).end('over and out')
+  assert.equal(String(await once(socket, 'data')), 'over and out')
+  assert.equal((await ask(of('plain')[0]))[0], 'plain')
+  const session = http2.connect(`http://127.0.0.1:${of('second')[0]}`)
+  const stream = session.request({ ':path': '/' })
+  assert.equal(String(await once(stream, 'data')), 'second')
+  // An HTTP/2 connection is told to go, and ends with its last stream.
+  const gone = once(session, 'goaway')
+  await Promise.all([cluster.reload(), gone])
+  session.close()
+})
+
+test('a start that fails rejects with the worker’s own words, and leaves nothing', async (t) => {
+  for (const [options, code, message] of [
+    [{ env: { VERSION: 'broken' } }, 'ERR_OFFLOOP_START_FAILED', /SyntaxError: no such version/],
+    [{ exec: ['/bin/sh', '-c', 'exit 4'] }, 'ERR_OFFLOOP_START_FAILED', /exit_code=4/],
+    [{ exec: ['/no/such/program'] }, 'ERR_OFFLOOP_NOT_FOUND', /no such program.*\/no\/such\/program/],
+  ]) {
+    const cluster = new Cluster({ exec: file('server.mjs'), workers: 1, env: { LISTEN: '[0]' }, ...options })
+    const error = await rejection(cluster.start())
+    assert.equal(error.code, code)
+    assert.match(error.message, message)
+    assert.equal(cluster.stats.live, 0)
+  }
+  const taken = net.createServer().listen(0, '127.0.0.1')
+  await once(taken, 'listening')
+  t.after(() => taken.close())
+  const cluster = new Cluster({ exec: file('server.mjs'), listen: [`127.0.0.1:${taken.address().port}`] })
+  const error = await rejection(cluster.start())
+  assert.deepEqual([error.code, error.syscall], ['ERR_OFFLOOP_OS', 'bind'])
+  assert.match(error.message, new RegExp(`listen=127.0.0.1:${taken.address().port}`))
+})
+
+test('bad options are refused before anything starts', () => {
+  const exec = file('server.mjs')
+  for (const [options, message] of [
+    [{}, /option has the wrong type \(option=exec/],
+    [{ exec: '/no/such.mjs' }, /not found: script is not there \(exec=\/no\/such\.mjs/],
+    [{ exec: [] }, /option=exec/],
+    [{ exec: ['node', 'a.mjs'], args: ['x'] }, /a command has its arguments in exec \(option=args/],
+    [{ exec, workers: 0 }, /option=workers, value=0, min=1, max=1024/],
+    [{ exec, workers: 10_000 }, /option=workers, value=10000, .*max=1024/],
+    [{ exec, workers: 'many' }, /option=workers/],
+    [{ exec, listen: 3000 }, /option=listen/],
+    [{ exec, listen: ['nonsense'] }, /not an address to listen at.*listen=nonsense/],
+    [{ exec, listen: [{ port: 1, hots: 'x' }] }, /unknown option \(option=hots/],
+    [{ exec, heartbeat: { interval: 1 } }, /option=heartbeat\.interval, value_ms=1, min_ms=10/],
+    [{ exec, heartbeat: { interval: 100, timeout: 200 } }, /option=heartbeat\.timeout, value_ms=200, min_ms=400/],
+    [{ exec, readyTimeout: 0 }, /option=readyTimeout/],
+    [{ exec, drainTimeout: -1 }, /drainTimeout/],
+    [{ exec, wrokers: 2 }, /unknown option \(option=wrokers, known=exec args/],
+    [{ exec, env: 'A=b' }, /option=env/],
+  ]) {
+    assert.throws(() => new Cluster(options), { name: 'OffloopError', message }, JSON.stringify(options))
+  }
+  assert.throws(() => new Cluster({ exec }).stats, { code: 'ERR_OFFLOOP_CLOSED' })
+})

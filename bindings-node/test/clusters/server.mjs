@@ -1,0 +1,40 @@
+// A server as anybody writes one. What it does at a path is what the tests ask for.
+import fs from 'node:fs'
+import http from 'node:http'
+import { currentWorker } from '../../lib/worker.mjs'
+
+const { VERSION = 'first', HOLD } = process.env
+if (VERSION === 'broken') throw new SyntaxError('no such version')
+if (VERSION === 'exits') process.exit(3)
+
+const worker = currentWorker()
+worker?.onDrain(() => HOLD && fs.appendFileSync(`${HOLD}.drained`, `${process.pid}\n`))
+
+const server = http.createServer(async (request, response) => {
+  const { pathname } = new URL(request.url, 'http://host')
+  response.setHeader('x-worker', `${process.pid} ${worker?.slot} ${worker?.generation}`)
+  switch (pathname) {
+    case '/exit':
+      process.exit(5)
+      break
+    case '/throw':
+      setImmediate(() => {
+        throw new RangeError('nobody catches this')
+      })
+      break
+    case '/block':
+      for (;;);
+    case '/slow':
+      // Until the test says so.
+      fs.appendFileSync(`${HOLD}.began`, `${process.pid}\n`)
+      while (!fs.existsSync(`${HOLD}.open`)) await new Promise((resolve) => setTimeout(resolve, 5))
+      response.end('slow')
+      break
+    default: {
+      let length = 0
+      for await (const chunk of request) length += chunk.length
+      response.end(`${VERSION} ${length}`)
+    }
+  }
+})
+server.listen(...JSON.parse(process.env.LISTEN))

@@ -1,0 +1,480 @@
+//! Clusters for C: the side that keeps the workers. `capi/member.rs` is the worker's.
+
+use crate::abi::ffi::{self, Options, UserArg, offloop_status};
+use crate::abi::handle::{self, Place};
+use crate::capi::offloop_cluster;
+use crate::capi::pool::{count, duration};
+use crate::capi::process::{os, texts, variable};
+use crate::cluster::{Address, Builder, Cluster, Command, Event};
+use crate::error::{Error, ErrorKind, Result};
+use crate::supervisor::{self, Event as Of, WorkerId};
+use crate::sync::lock;
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_void};
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+/// A worker was started.
+pub const OFFLOOP_CLUSTER_FORK: i32 = 1;
+/// It got a socket that it has asked for: `text` says where.
+pub const OFFLOOP_CLUSTER_LISTENING: i32 = 2;
+/// It takes connections.
+pub const OFFLOOP_CLUSTER_READY: i32 = 3;
+/// Its loop shows nothing: it is ended, unless it goes on.
+pub const OFFLOOP_CLUSTER_UNRESPONSIVE: i32 = 4;
+/// It is to finish what it has.
+pub const OFFLOOP_CLUSTER_DRAINING: i32 = 5;
+/// It has ended: `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
+pub const OFFLOOP_CLUSTER_EXIT: i32 = 6;
+/// All workers are of `generation` now.
+pub const OFFLOOP_CLUSTER_RELOADED: i32 = 7;
+/// The reload to `generation` failed: `text` says why.
+pub const OFFLOOP_CLUSTER_RELOAD_FAILED: i32 = 8;
+/// Too many workers fail.
+pub const OFFLOOP_CLUSTER_DEGRADED: i32 = 9;
+/// It goes on after having been degraded.
+pub const OFFLOOP_CLUSTER_RECOVERED: i32 = 10;
+/// No process is left. The last event.
+pub const OFFLOOP_CLUSTER_STOPPED: i32 = 11;
+
+/// What happened in a cluster. It and its text are gone when the callback returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_cluster_event {
+    /// sizeof(offloop_cluster_event) of the library.
+    pub struct_size: usize,
+    /// OFFLOOP_CLUSTER_...; one that this program does not know is to be ignored.
+    pub kind: i32,
+    /// The worker's place, from 0 on, where the event is about one.
+    pub slot: u32,
+    /// The (re)load that it belongs to, from 1 on.
+    pub generation: u32,
+    /// Its process id, or 0.
+    pub pid: i32,
+    /// Its exit code, or -1.
+    pub exit_code: i32,
+    /// The signal that ended it, or 0.
+    pub signal: i32,
+    /// 1: it did not finish in time when it was to, and was signalled.
+    pub forced: i32,
+    /// 1: the kernel killed it for want of memory.
+    pub oom: i32,
+    /// NUL-terminated, or NULL.
+    pub text: *const c_char,
+}
+
+/// Hears of events.
+pub type offloop_cluster_event_fn = Option<unsafe extern "C" fn(event: *const offloop_cluster_event, user: *mut c_void)>;
+
+/// How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_cluster_options {
+    /// sizeof(offloop_cluster_options).
+    pub struct_size: usize,
+    /// What each worker runs: a program (a path, or a name to look for in PATH), its arguments, NULL. "{fd}" in an argument is replaced by the number
+    /// of the first listening socket, "{fd1}" by that of the second.
+    pub command: *const *const c_char,
+    /// Texts "NAME=VALUE", NULL: added to this process's environment. Default: none.
+    pub env: *const *const c_char,
+    /// Working directory of the workers. Default: this process's.
+    pub cwd: *const c_char,
+    /// Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
+    pub listen: *const *const c_char,
+    /// Workers, 1 to 1024. Default: usable cores.
+    pub workers: i64,
+    /// From the start of a worker until it is ready, in nanoseconds. Default 30 s.
+    pub ready_timeout_ns: i64,
+    /// How long a new worker has to be ready before the old one is asked to finish, in nanoseconds. Default 1 s.
+    pub min_ready_ns: i64,
+    /// What a worker that leaves has to finish, in nanoseconds. Default 30 s.
+    pub drain_timeout_ns: i64,
+    /// From SIGTERM to SIGKILL, in nanoseconds. Default 2 s.
+    pub kill_grace_ns: i64,
+    /// How often a worker's loop is to call offloop_worker_beat, in nanoseconds, from 10 ms. Default 1 s.
+    pub beat_ns: i64,
+    /// How long it may call it not before it is ended, in nanoseconds, at least four times beat_ns; below 0: for ever. Default 10 s.
+    pub hang_timeout_ns: i64,
+    /// Added to the niceness of the workers. Default 0.
+    pub nice: i32,
+    /// 0.
+    pub reserved: u32,
+    /// Called with each event on threads of the library, one call at a time. Default: none.
+    pub on_event: offloop_cluster_event_fn,
+    /// Passed to it.
+    pub event_user: *mut c_void,
+    /// Called with event_user when no event can come any more. May be NULL.
+    pub event_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
+}
+
+// SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
+unsafe impl Options for offloop_cluster_options {
+    const MIN_SIZE: usize = size_of::<offloop_cluster_options>();
+    const NAME: &'static str = "offloop_cluster_options";
+}
+
+/// Counts of a cluster.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_cluster_counts {
+    /// sizeof(offloop_cluster_counts), set by the caller.
+    pub struct_size: usize,
+    /// Of the last (re)load that succeeded.
+    pub generation: u32,
+    /// 1: too many workers fail.
+    pub degraded: i32,
+    /// Workers wanted, processes, workers that take connections.
+    pub wanted: u64,
+    /// Processes.
+    pub live: u64,
+    /// Workers that take connections.
+    pub ready: u64,
+    /// Processes started.
+    pub spawned: u64,
+    /// Ends that nobody has asked for.
+    pub crashed: u64,
+    /// Workers that did not finish in time.
+    pub forced: u64,
+    /// Times that a loop was found to show nothing.
+    pub unresponsive: u64,
+    /// Reloads that succeeded.
+    pub reloads: u64,
+    /// Reloads that failed.
+    pub reloads_failed: u64,
+}
+
+// SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
+unsafe impl Options for offloop_cluster_counts {
+    const MIN_SIZE: usize = size_of::<offloop_cluster_counts>();
+    const NAME: &'static str = "offloop_cluster_counts";
+}
+
+/// What a reload has done.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_reload_report {
+    /// sizeof(offloop_reload_report), set by the caller.
+    pub struct_size: usize,
+    /// The new generation.
+    pub generation: u32,
+    /// Workers that were replaced.
+    pub replaced: u32,
+    /// Old workers that did not finish within drain_timeout_ns.
+    pub forced: u64,
+    /// From its beginning to the end of the last old worker, in nanoseconds.
+    pub took_ns: i64,
+}
+
+// SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
+unsafe impl Options for offloop_reload_report {
+    const MIN_SIZE: usize = size_of::<offloop_reload_report>();
+    const NAME: &'static str = "offloop_reload_report";
+}
+
+/// One that may not have been started yet.
+struct Held {
+    /// Until it is started.
+    made: Mutex<Option<(Builder, Command)>>,
+    cluster: OnceLock<Cluster>,
+}
+
+impl Held {
+    fn cluster(&self) -> Result<&Cluster> {
+        self.cluster.get().ok_or_else(|| Error::new(ErrorKind::Closed, "the cluster was not started"))
+    }
+}
+
+fn lookup(cluster: *const offloop_cluster) -> Result<Arc<Held>> {
+    handle::shared(cluster)
+}
+
+/// The host's callback, and what it knows a worker by.
+struct Teller {
+    call: unsafe extern "C" fn(*const offloop_cluster_event, *mut c_void),
+    user: UserArg,
+    pids: HashMap<WorkerId, i32>,
+}
+
+impl Teller {
+    fn tell(&mut self, event: &Event) {
+        let none = offloop_cluster_event {
+            struct_size: size_of::<offloop_cluster_event>(),
+            kind: 0,
+            slot: 0,
+            generation: 0,
+            pid: 0,
+            exit_code: -1,
+            signal: 0,
+            forced: 0,
+            oom: 0,
+            text: ptr::null(),
+        };
+        if let Event::Worker(Of::Spawned { worker, pid }) = event {
+            self.pids.insert(*worker, *pid);
+        }
+        let of = |kind, id: &WorkerId| offloop_cluster_event {
+            kind,
+            slot: id.slot,
+            generation: id.generation,
+            pid: self.pids.get(id).copied().unwrap_or(0),
+            ..none
+        };
+        let mut text = None;
+        let mut told = match event {
+            Event::Listening { worker, address } => {
+                text = Some(address.to_string());
+                of(OFFLOOP_CLUSTER_LISTENING, worker)
+            }
+            Event::Worker(event) => match event {
+                Of::Spawned { worker, .. } => of(OFFLOOP_CLUSTER_FORK, worker),
+                Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
+                Of::Suspect { worker, .. } => of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker),
+                Of::Draining { worker, .. } => of(OFFLOOP_CLUSTER_DRAINING, worker),
+                Of::Exited { worker, ended, forced, text: words, .. } => {
+                    text.clone_from(words);
+                    offloop_cluster_event {
+                        exit_code: ended.exit.code.unwrap_or(-1),
+                        signal: ended.exit.signal.unwrap_or(0),
+                        forced: (*forced).into(),
+                        oom: ended.oom.into(),
+                        ..of(OFFLOOP_CLUSTER_EXIT, worker)
+                    }
+                }
+                Of::Reloaded(report) => offloop_cluster_event { kind: OFFLOOP_CLUSTER_RELOADED, generation: report.generation, ..none },
+                Of::ReloadFailed { generation, error, .. } => {
+                    text = Some(error.to_string());
+                    offloop_cluster_event { kind: OFFLOOP_CLUSTER_RELOAD_FAILED, generation: *generation, ..none }
+                }
+                Of::Degraded { .. } => offloop_cluster_event { kind: OFFLOOP_CLUSTER_DEGRADED, ..none },
+                Of::Recovered => offloop_cluster_event { kind: OFFLOOP_CLUSTER_RECOVERED, ..none },
+                Of::Stopped => offloop_cluster_event { kind: OFFLOOP_CLUSTER_STOPPED, ..none },
+                _ => return,
+            },
+        };
+        if let Event::Worker(Of::Exited { worker, .. }) = event {
+            self.pids.remove(worker);
+        }
+        // A NUL in what a worker says would end the text.
+        let text = text.and_then(|text| CString::new(text.replace('\0', "\u{FFFD}")).ok());
+        told.text = text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+        // SAFETY: the caller of offloop_cluster_new says that it may be called so; the event outlives the call.
+        unsafe { (self.call)(&raw const told, self.user.get()) };
+    }
+}
+
+/// # Safety
+/// The texts are as the fields of the options say.
+unsafe fn command(o: &offloop_cluster_options, args: *const *const c_char) -> Result<Command> {
+    // SAFETY: this function's contract.
+    let (args, added, cwd) = unsafe { (texts(args, "command")?, texts(o.env, "env")?, os(o.cwd)) };
+    let env = added.iter().map(|text| variable(text).map(|(name, value)| (name, Some(value)))).collect::<Result<_>>()?;
+    let command = Command { args, env, cwd: cwd.map(PathBuf::from), nice: o.nice };
+    command.check()?;
+    Ok(command)
+}
+
+/// Makes a cluster. Nothing is bound and no process starts before offloop_cluster_start. OFFLOOP_ERR_INVALID names the option, its value and its limits.
+///
+/// # Safety
+/// `options` is as long as it says, its texts as its fields say; on_event may be called with event_user on any thread; `out` is valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_options, out: *mut *mut offloop_cluster) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        // SAFETY: this function's contract.
+        let o = unsafe { ffi::options(options) }?;
+        // SAFETY: this function's contract.
+        let (command, listen) = unsafe { (command(&o, o.command)?, texts(o.listen, "listen")?) };
+        let defaults = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+        let time = |name, ns, default| Ok::<_, Error>(duration(name, ns)?.unwrap_or(default));
+        let supervision = supervisor::Options {
+            boot_timeout: time("ready_timeout_ns", o.ready_timeout_ns, defaults.boot_timeout)?,
+            min_ready: time("min_ready_ns", o.min_ready_ns, defaults.min_ready)?,
+            drain_timeout: time("drain_timeout_ns", o.drain_timeout_ns, defaults.drain_timeout)?,
+            kill_grace: time("kill_grace_ns", o.kill_grace_ns, defaults.kill_grace)?,
+            beat: time("beat_ns", o.beat_ns, defaults.beat)?,
+            hang_timeout: match o.hang_timeout_ns {
+                ..0 => Duration::ZERO,
+                ns => time("hang_timeout_ns", ns, defaults.hang_timeout)?,
+            },
+            ..defaults
+        };
+        supervision.check()?;
+        let mut builder = Cluster::builder().supervision(supervision);
+        if let Some(workers) = count("workers", o.workers)? {
+            builder = builder.workers(workers);
+        }
+        for text in listen {
+            builder = builder.listen(text.to_string_lossy().parse::<Address>()?);
+        }
+        builder.check()?;
+        let place = Place::new()?;
+        if let Some(call) = o.on_event {
+            let mut teller = Teller { call, user: UserArg::new(o.event_user, o.event_user_free), pids: HashMap::new() };
+            builder = builder.on_event(move |event| teller.tell(event));
+        }
+        out.set(place.fill_shared(Arc::new(Held { made: Mutex::new(Some((builder, command))), cluster: OnceLock::new() })));
+        Ok(())
+    })
+}
+
+/// Binds the sockets, starts the workers, and waits until all are ready, at most `timeout_ns` (below 0: for ever). Called again, it waits only. OFFLOOP_ERR_OS with the
+/// address for a socket that cannot be bound: then the handle is only good to be freed. OFFLOOP_ERR_START_FAILED with the worker's own words when none comes up, OFFLOOP_ERR_DEGRADED,
+/// OFFLOOP_ERR_TIMEOUT: the cluster goes on trying until offloop_cluster_stop.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_start(cluster: *mut offloop_cluster, timeout_ns: i64) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        {
+            let mut made = lock(&held.made);
+            if let Some((builder, command)) = made.take() {
+                let _ = held.cluster.set(builder.build(command)?);
+            }
+        }
+        held.cluster()?.wait_ready(ffi::forever_or(timeout_ns))
+    })
+}
+
+/// Replaces all workers by a new generation, one after the other, and waits for the end of it, at most `timeout_ns` (below 0: for ever). `command`: what the new ones run, with
+/// the environment of before; NULL: the same. The first new worker is tried before any old one is asked to finish: if it fails, that is OFFLOOP_ERR_START_FAILED with its
+/// own words, and nothing has changed. OFFLOOP_ERR_IN_USE while a reload is under way, OFFLOOP_ERR_TIMEOUT while it goes on. `report_io` may be NULL.
+///
+/// # Safety
+/// `command` is NULL or texts that end with NULL, `report_io` is NULL or as long as it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_reload(
+    cluster: *mut offloop_cluster,
+    command: *const *const c_char,
+    timeout_ns: i64,
+    report_io: *mut offloop_reload_report,
+) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        // SAFETY: this function's contract.
+        let place = if report_io.is_null() { None } else { Some(unsafe { ffi::filled(report_io) }?) };
+        let new = if command.is_null() {
+            None
+        } else {
+            // SAFETY: this function's contract.
+            Some(Command { args: unsafe { texts(command, "command") }?, ..cluster.command() })
+        };
+        let generation = cluster.reload(new)?;
+        let report = cluster.wait_reload(generation, ffi::forever_or(timeout_ns))?;
+        if let Some(place) = place {
+            let took_ns = i64::try_from(report.took.as_nanos()).unwrap_or(i64::MAX);
+            let replaced = report.replaced as u32;
+            let struct_size = place.struct_size;
+            place.set(offloop_reload_report { struct_size, generation, replaced, forced: report.forced, took_ns });
+        }
+        Ok(())
+    })
+}
+
+/// So many workers from now on, 1 to 1024; offloop_cluster_start waits for them. Who is one too many finishes what it has.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_scale(cluster: *mut offloop_cluster, workers: i64) -> offloop_status {
+    ffi::call(|| lookup(cluster)?.cluster()?.scale(usize::try_from(workers).unwrap_or(0)))
+}
+
+/// Ends all workers, which have `grace_ns` to finish what they have (0: none, they are killed; below 0: drain_timeout's default, 30 s), and waits until no
+/// process is left. Later calls get OFFLOOP_ERR_CLOSED.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_stop(cluster: *mut offloop_cluster, grace_ns: i64) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        match u64::try_from(grace_ns) {
+            Ok(0) => cluster.stop_now()?,
+            Ok(ns) => cluster.stop(Duration::from_nanos(ns))?,
+            Err(_) => cluster.stop(supervisor::Options::default().drain_timeout)?,
+        }
+        cluster.wait_stopped(None)
+    })
+}
+
+/// Writes where the socket `index` listens, as a NUL-terminated text, into `text`, which has room for `len` bytes: those of the option first, then those that workers have asked
+/// for. OFFLOOP_ERR_NOT_FOUND behind the last, OFFLOOP_ERR_TOO_LARGE where there is no room.
+///
+/// # Safety
+/// `text` is valid for writing `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_address(
+    cluster: *mut offloop_cluster,
+    index: usize,
+    text: *mut c_char,
+    len: usize,
+) -> offloop_status {
+    ffi::call(|| {
+        let _ = ffi::out(text, "text")?; // for NULL
+        let held = lookup(cluster)?;
+        let all = held.cluster()?.addresses();
+        let address = all.get(index).map(ToString::to_string);
+        let address = address
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index).with("sockets", all.len()))?;
+        if address.len() >= len {
+            return Err(Error::new(ErrorKind::TooLarge, "text has no room for the address")
+                .with("len", len)
+                .with("need", address.len() + 1));
+        }
+        // SAFETY: `len` writable bytes by this function's contract, of which these are fewer.
+        unsafe {
+            ptr::copy_nonoverlapping(address.as_ptr().cast(), text, address.len());
+            text.add(address.len()).write(0);
+        }
+        Ok(())
+    })
+}
+
+/// Reads counts.
+///
+/// # Safety
+/// `counts_io` is as long as it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, counts_io: *mut offloop_cluster_counts) -> offloop_status {
+    ffi::call(|| {
+        // SAFETY: this function's contract.
+        let place = unsafe { ffi::filled(counts_io) }?;
+        let held = lookup(cluster)?;
+        let s = held.cluster()?.stats()?;
+        let asked = s.exits.scale + s.exits.retire + s.exits.stop;
+        let struct_size = place.struct_size;
+        place.set(offloop_cluster_counts {
+            struct_size,
+            generation: s.generation,
+            degraded: s.degraded.into(),
+            wanted: s.wanted as u64,
+            live: s.live as u64,
+            ready: s.ready as u64,
+            spawned: s.spawned,
+            crashed: s.exits.total() - asked,
+            forced: s.forced,
+            unresponsive: s.suspected,
+            reloads: s.reloads,
+            reloads_failed: s.reloads_failed,
+        });
+        Ok(())
+    })
+}
+
+/// Frees the handle; workers that still run are killed. NULL is allowed.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_free(cluster: *mut offloop_cluster) {
+    if !cluster.is_null() {
+        ffi::call(|| handle::free(cluster));
+    }
+}

@@ -1,0 +1,169 @@
+/* Clusters under good and bad use. `abi member` is a worker of one that serves, `abi member broken` one that does not come up. */
+#define _GNU_SOURCE
+#include "check.h"
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define MS 1000000LL
+
+static int says(const char *text) { return strstr(offloop_last_error(), text) != NULL; }
+
+/* ---- the worker's part: answers each connection with slot and generation ---- */
+
+static atomic_int drained_calls;
+static void on_drain(void *user) { atomic_fetch_add((atomic_int *)user, 1); }
+
+int member_child(const char *how) {
+  uint32_t slot = 0, generation = 0;
+  char text[64];
+  OK(offloop_worker_slot(&slot));
+  OK(offloop_worker_generation(&generation));
+  if (!strcmp(how, "broken")) {
+    OK(offloop_worker_fail("this version is broken"));
+    return 1;
+  }
+  CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(0) == 3 && offloop_worker_fd(1) == -1);
+  int fd = offloop_worker_fd(0), own = -1;
+  OK(offloop_worker_listen("127.0.0.1:0", &own)); /* the one that the cluster has bound */
+  CHECK(own > 3 && close(own) == 0);
+  IS(offloop_worker_listen("nonsense", &own), INVALID);
+  OK(offloop_worker_on_drain(on_drain, &drained_calls, NULL));
+  OK(offloop_worker_ready());
+  snprintf(text, sizeof text, "%u %u", slot, generation);
+  for (;;) {
+    struct pollfd polls[2] = {{fd, POLLIN, 0}, {offloop_worker_drain_fd(), POLLIN, 0}};
+    OK(offloop_worker_beat());
+    poll(polls, 2, 20);
+    if (polls[1].revents) break;
+    int connection = accept(fd, NULL, NULL);
+    if (connection < 0) continue;
+    CHECK(write(connection, text, strlen(text)) > 0);
+    close(connection);
+  }
+  while (!atomic_load(&drained_calls)) usleep(1000);
+  OK(offloop_worker_drained());
+  return 0;
+}
+
+/* ---- the host's part ---- */
+
+static struct { atomic_int seen[16]; char text[256]; atomic_int freed; } heard;
+static void hear(const offloop_cluster_event *event, void *user) {
+  CHECK(user == &heard && event->struct_size == sizeof *event);
+  if (event->kind == OFFLOOP_CLUSTER_EXIT && event->text) snprintf(heard.text, sizeof heard.text, "%s", event->text);
+  if (event->kind == OFFLOOP_CLUSTER_FORK) CHECK(event->pid > 0 && event->generation > 0);
+  if (event->kind < 16) atomic_fetch_add(&heard.seen[event->kind], 1);
+}
+static void freed(void *user) { (void)user; atomic_fetch_add(&heard.freed, 1); }
+
+static void ask(const char *address, char *answer, size_t len) {
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  const char *port = strrchr(address, ':');
+  CHECK(port != NULL);
+  to.sin_port = htons((uint16_t)atoi(port + 1));
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0);
+  ssize_t n = read(fd, answer, len - 1);
+  CHECK(n > 0);
+  answer[n] = 0;
+  close(fd);
+}
+
+void clusters(void) {
+  static const char *const listen_at[] = {"127.0.0.1:0", NULL}, *const bad_at[] = {"nonsense", NULL}, *const none[] = {NULL};
+  offloop_cluster_options o = OFFLOOP_CLUSTER_OPTIONS_INIT;
+  offloop_cluster_counts counts = OFFLOOP_CLUSTER_COUNTS_INIT;
+  offloop_reload_report report = OFFLOOP_RELOAD_REPORT_INIT;
+  offloop_cluster *c = NULL;
+  uint32_t slot = 7;
+  char address[64], tiny[4], answer[64], self[4096];
+  const char *const by_path[] = {self, "member", "serves", NULL}, *const broken_path[] = {self, "member", "broken", NULL};
+  ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+  CHECK(n > 0);
+  self[n] = 0;
+
+  /* No cluster started this process. */
+  IS(offloop_worker_slot(&slot), UNSUPPORTED);
+  CHECK(slot == 7 && offloop_worker_fd_count() == 0 && offloop_worker_fd(0) == -1 && offloop_worker_drain_fd() == -1);
+  IS(offloop_worker_ready(), UNSUPPORTED);
+  IS(offloop_worker_slot(NULL), INVALID);
+
+  /* Refused before anything starts. */
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  o.command = none;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  o.command = by_path;
+  o.workers = 1025;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=workers, value=1025, min=1, max=1024"));
+  o.workers = 2;
+  o.listen = bad_at;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("listen=nonsense"));
+  o.listen = listen_at;
+  o.beat_ns = MS;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=beat"));
+  IS(offloop_cluster_new(&o, NULL), INVALID);
+  IS(offloop_cluster_start(FORGED, 0), INVALID);
+  offloop_cluster_free(NULL);
+
+  o.beat_ns = 50 * MS;
+  o.min_ready_ns = 1;
+  o.on_event = hear;
+  o.event_user = &heard;
+  o.event_user_free = freed;
+  OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_stats(c, &counts), CLOSED);
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_stats(c, &counts));
+  CHECK(counts.wanted == 2 && counts.ready == 2 && counts.live == 2 && counts.generation == 1);
+  OK(offloop_cluster_address(c, 0, address, sizeof address));
+  IS(offloop_cluster_address(c, 1, address, sizeof address), NOT_FOUND);
+  IS(offloop_cluster_address(c, 0, tiny, sizeof tiny), TOO_LARGE);
+  ask(address, answer, sizeof answer);
+  CHECK(strstr(answer, " 1") != NULL);
+
+  OK(offloop_cluster_reload(c, NULL, -1, &report));
+  CHECK(report.generation == 2 && report.replaced == 2 && report.forced == 0 && report.took_ns > 0);
+  ask(address, answer, sizeof answer);
+  CHECK(strstr(answer, " 2") != NULL);
+  IS(offloop_cluster_reload(c, broken_path, -1, NULL), START_FAILED);
+  CHECK(says("this version is broken") && !strcmp(heard.text, "this version is broken"));
+  IS(offloop_cluster_reload(c, none, -1, NULL), INVALID);
+  ask(address, answer, sizeof answer);
+  CHECK(strstr(answer, " 2") != NULL);
+
+  OK(offloop_cluster_scale(c, 3));
+  OK(offloop_cluster_start(c, -1));
+  IS(offloop_cluster_scale(c, 0), INVALID);
+  IS(offloop_cluster_scale(c, -5), INVALID);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  OK(offloop_cluster_stats(c, &counts));
+  CHECK(counts.live == 0 && counts.reloads == 1 && counts.reloads_failed == 1 && counts.forced == 0);
+  IS(offloop_cluster_reload(c, NULL, -1, NULL), CLOSED);
+  IS(offloop_cluster_scale(c, 1), CLOSED);
+  OK(offloop_cluster_stop(c, 0));
+  CHECK(heard.seen[OFFLOOP_CLUSTER_STOPPED] == 1 && heard.seen[OFFLOOP_CLUSTER_RELOADED] == 1 && heard.seen[OFFLOOP_CLUSTER_RELOAD_FAILED] == 1);
+  CHECK(heard.seen[OFFLOOP_CLUSTER_FORK] == heard.seen[OFFLOOP_CLUSTER_EXIT] && heard.freed == 1);
+  offloop_cluster_free(c);
+  IS(offloop_cluster_stats(c, &counts), INVALID);
+
+  /* A start that fails says why. */
+  o.command = broken_path;
+  o.workers = 1;
+  o.on_event = NULL;
+  OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_start(c, -1), START_FAILED);
+  CHECK(says("this version is broken"));
+  offloop_cluster_free(c);
+  /* One that was never started. */
+  OK(offloop_cluster_new(&o, &c));
+  offloop_cluster_free(c);
+}
