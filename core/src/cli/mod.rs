@@ -1,5 +1,6 @@
 //! The `offloop` command. The binary of this crate and the commands of the npm and PyPI packages all call [`run`].
 
+mod bench;
 mod ring;
 
 use crate::error::{Error, ErrorKind};
@@ -18,6 +19,10 @@ const USAGE: u8 = 2;
 /// Why a command ended early.
 enum Stop {
     Failed(Error),
+    /// The command was not understood, though each part of it was.
+    Usage(Error),
+    /// Its report says what failed.
+    Told,
     /// Whoever reads the output has seen enough (`offloop … | head`), or its place is full.
     Output(io::Error),
 }
@@ -63,6 +68,7 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(ring)
+        .subcommand(bench::command())
 }
 
 fn dispatch(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Stop> {
@@ -70,6 +76,10 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Stop> {
         Some(("ring", ring)) => match ring.subcommand() {
             Some(("stat", args)) => ring::stat(args, out),
             Some(("tail", args)) => ring::tail(args, out),
+            _ => unreachable!("clap requires a known subcommand"),
+        },
+        Some(("bench", bench)) => match bench.subcommand() {
+            Some(("http", args)) => bench::http(args, out),
             _ => unreachable!("clap requires a known subcommand"),
         },
         _ => unreachable!("clap requires a known subcommand"),
@@ -94,13 +104,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     match dispatch(&matches, out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => SUCCESS,
         Err(Stop::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => SUCCESS,
+        Err(Stop::Told) => FAILURE,
         Err(stop) => {
-            let e = match stop {
-                Stop::Failed(e) => e,
-                Stop::Output(e) => Error::new(ErrorKind::Os, "output cannot be written").with("error", e),
+            let (e, status) = match stop {
+                Stop::Usage(e) => (e, USAGE),
+                Stop::Failed(e) => (e, FAILURE),
+                Stop::Output(e) => (Error::new(ErrorKind::Os, "output cannot be written").with("error", e), FAILURE),
+                Stop::Told => unreachable!("it has an arm of its own"),
             };
             let _ = writeln!(err, "offloop: {e}");
-            FAILURE
+            status
         }
     }
 }

@@ -54,20 +54,43 @@ pub struct Histogram {
     pub max_ns: u64,
 }
 
-/// The summed buckets of several shards.
+/// The summed buckets of several shards, or what one thread records for itself.
 #[derive(Clone, Debug)]
-pub(super) struct Totals {
+pub struct Totals {
     pub(super) buckets: Box<[u64]>,
     pub(super) sum_ns: u64,
     pub(super) max_ns: u64,
 }
 
+impl Default for Totals {
+    fn default() -> Totals {
+        Totals::new()
+    }
+}
+
 impl Totals {
-    pub(super) fn new() -> Totals {
+    /// Without any duration.
+    #[must_use]
+    pub fn new() -> Totals {
         Totals { buckets: vec![0; BUCKETS].into_boxed_slice(), sum_ns: 0, max_ns: 0 }
     }
 
-    pub(super) fn merge(&mut self, other: &Totals) {
+    /// Adds a duration.
+    #[inline]
+    pub fn record(&mut self, ns: u64) {
+        self.buckets[bucket_of(ns)] += 1;
+        self.sum_ns = self.sum_ns.saturating_add(ns);
+        self.max_ns = self.max_ns.max(ns);
+    }
+
+    /// Forgets every duration.
+    pub fn clear(&mut self) {
+        self.buckets.fill(0);
+        (self.sum_ns, self.max_ns) = (0, 0);
+    }
+
+    /// Adds those of another one.
+    pub fn merge(&mut self, other: &Totals) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine = mine.saturating_add(*theirs);
         }
@@ -108,7 +131,9 @@ impl Totals {
         max
     }
 
-    pub(super) fn histogram(&self) -> Histogram {
+    /// Count, mean, quantiles and maximum.
+    #[must_use]
+    pub fn histogram(&self) -> Histogram {
         let count = self.count();
         if count == 0 {
             return Histogram::default();
@@ -143,11 +168,7 @@ mod tests {
 
     fn totals(values: &[u64]) -> Totals {
         let mut t = Totals::new();
-        for v in values {
-            t.buckets[bucket_of(*v)] += 1;
-            t.sum_ns = t.sum_ns.saturating_add(*v);
-            t.max_ns = t.max_ns.max(*v);
-        }
+        values.iter().for_each(|v| t.record(*v));
         t
     }
 

@@ -19,7 +19,7 @@ mod reader;
 mod tests;
 
 pub use export::{Format, export};
-pub use histogram::{Histogram, bucket_of, bucket_range};
+pub use histogram::{Histogram, Totals, bucket_of, bucket_range};
 pub use pool::{PoolMetrics, Snapshot, Writer};
 pub use reader::Reader;
 

@@ -22,6 +22,7 @@ pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod socket;
+pub mod stream;
 pub mod thread;
 pub mod watch;
 pub mod words;

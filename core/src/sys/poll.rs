@@ -170,6 +170,15 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN as u32 | libc::EPOLLONESHOT as u32, token)
     }
 
+    /// Whether a member is told of when it has room to be written as well, and not only when it is readable.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM`.
+    pub fn want_room(&self, fd: BorrowedFd<'_>, token: u64, room: bool) -> Result<()> {
+        let room = if room { libc::EPOLLOUT as u32 } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN as u32 | room, token)
+    }
+
     /// Removes a member.
     pub fn remove(&self, fd: BorrowedFd<'_>) {
         // Fails only for what is no member.
