@@ -271,7 +271,8 @@ pub fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
     poll::is_ready(&entry[0])
 }
 
-fn address(path: &Path) -> Result<(libc::sockaddr_un, libc::socklen_t)> {
+/// A unix socket's address.
+pub(super) fn address(path: &Path) -> Result<(libc::sockaddr_un, libc::socklen_t)> {
     // SAFETY: plain data, all-zero is valid.
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;

@@ -1,9 +1,7 @@
 //! Stream sockets of a client, TCP and unix: non-blocking, close-on-exec, never a `SIGPIPE`.
 
-use super::poll;
+use super::{poll, socket};
 use crate::error::{Error, Result};
-use nix::errno::Errno;
-use nix::sys::socket::{SockaddrLike, SockaddrStorage, UnixAddr};
 use std::mem::{MaybeUninit, size_of};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -47,7 +45,7 @@ pub enum Moved {
 ///
 /// # Errors
 /// `Os` with `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM` or, without that family, `EAFNOSUPPORT`.
-pub fn socket(peer: &Peer) -> Result<OwnedFd> {
+pub fn open(peer: &Peer) -> Result<OwnedFd> {
     let family = match peer {
         Peer::Tcp(SocketAddr::V4(_)) => libc::AF_INET,
         Peer::Tcp(SocketAddr::V6(_)) => libc::AF_INET6,
@@ -82,17 +80,7 @@ fn set(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c
 /// # Errors
 /// `TooLarge` for more bytes than an address has room for, `Invalid` for a NUL byte.
 pub fn check_path(path: &Path) -> Result<()> {
-    unix_address(path).map(drop)
-}
-
-fn unix_address(path: &Path) -> Result<UnixAddr> {
-    UnixAddr::new(path).map_err(|e| match e {
-        Errno::ENAMETOOLONG => Error::new(crate::error::ErrorKind::TooLarge, "path is too long for a socket")
-            .with("path", path.display())
-            .with("len", path.as_os_str().len())
-            .with("max", 107),
-        _ => Error::invalid("path is none that a socket can have").with("path", path.display()),
-    })
+    socket::address(path).map(drop)
 }
 
 fn errno() -> i32 {
@@ -103,7 +91,7 @@ fn errno() -> i32 {
 #[must_use]
 pub fn connect(fd: BorrowedFd<'_>, peer: &Peer) -> Connect {
     let begin = |address: *const libc::sockaddr, len: libc::socklen_t| {
-        // SAFETY: `address` has `len` readable bytes, as both callers below see to.
+        // SAFETY: `address` has `len` readable bytes, as each call below sees to.
         if unsafe { libc::connect(fd.as_raw_fd(), address, len) } == 0 {
             return Connect::Begun;
         }
@@ -114,12 +102,27 @@ pub fn connect(fd: BorrowedFd<'_>, peer: &Peer) -> Connect {
         }
     };
     match peer {
-        Peer::Tcp(address) => {
-            let address = SockaddrStorage::from(*address);
-            begin(address.as_ptr(), address.len())
+        Peer::Tcp(SocketAddr::V4(to)) => {
+            let address = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: to.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(to.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            begin((&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
         }
-        Peer::Unix(path) => match unix_address(path) {
-            Ok(address) => begin(address.as_ptr().cast(), address.len()),
+        Peer::Tcp(SocketAddr::V6(to)) => {
+            let address = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: to.port().to_be(),
+                sin6_flowinfo: to.flowinfo(),
+                sin6_addr: libc::in6_addr { s6_addr: to.ip().octets() },
+                sin6_scope_id: to.scope_id(),
+            };
+            begin((&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
+        }
+        Peer::Unix(path) => match socket::address(path) {
+            Ok((address, len)) => begin((&raw const address).cast(), len),
             Err(_) => Connect::Failed(libc::ENAMETOOLONG),
         },
     }
@@ -166,7 +169,7 @@ pub fn receive(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> Moved {
 /// # Errors
 /// `Os` when there is no fd for it.
 pub fn accepts(peer: &Peer, timeout: Duration) -> Result<bool> {
-    let fd = socket(peer)?;
+    let fd = open(peer)?;
     match connect(fd.as_fd(), peer) {
         // The queue of somebody who does accept.
         Connect::Full => return Ok(true),
@@ -196,7 +199,7 @@ mod tests {
     }
 
     fn opened(peer: &Peer) -> OwnedFd {
-        let fd = socket(peer).expect("socket");
+        let fd = open(peer).expect("socket");
         assert_eq!(connect(fd.as_fd(), peer), Connect::Begun);
         fd
     }
@@ -244,11 +247,31 @@ mod tests {
         ready(&fd);
         assert_eq!(send(fd.as_fd(), b"x"), Moved::Failed(libc::ECONNREFUSED));
         let nowhere = Peer::Unix("/nowhere/at-all".into());
-        assert_eq!(connect(socket(&nowhere).expect("socket").as_fd(), &nowhere), Connect::Failed(libc::ENOENT));
+        assert_eq!(connect(open(&nowhere).expect("socket").as_fd(), &nowhere), Connect::Failed(libc::ENOENT));
         assert!(!accepts(&nowhere, Duration::ZERO).expect("probe"));
         let long = PathBuf::from("x".repeat(108));
         assert!(check_path(&long).is_err() && check_path(Path::new(&"x".repeat(107))).is_ok() && check_path(Path::new("a\0b")).is_err());
-        assert_eq!(connect(socket(&nowhere).expect("socket").as_fd(), &Peer::Unix(long)), Connect::Failed(libc::ENAMETOOLONG));
+        assert_eq!(connect(open(&nowhere).expect("socket").as_fd(), &Peer::Unix(long)), Connect::Failed(libc::ENAMETOOLONG));
+    }
+
+    #[test]
+    fn a_small_buffer_holds_up_who_sends() {
+        let (listener, big) = (TcpListener::bind("127.0.0.1:0").expect("bind"), vec![0; 64 << 20]);
+        let peer = Peer::Tcp(listener.local_addr().expect("address"));
+        let mut taken = [0; 2];
+        for (small, taken) in [true, false].into_iter().zip(&mut taken) {
+            let fd = open(&peer).expect("socket");
+            if small {
+                keep_small(fd.as_fd(), 4096);
+            }
+            assert_eq!(connect(fd.as_fd(), &peer), Connect::Begun);
+            let (server, _) = listener.accept().expect("accept");
+            server.set_nonblocking(true).expect("non-blocking");
+            // What the kernel takes at once lies in one of the two buffers.
+            let Moved::Bytes(n) = send(server.as_fd(), &big) else { panic!("nothing was taken") };
+            *taken = n;
+        }
+        assert!(taken[0] < taken[1], "{taken:?}");
     }
 
     #[test]

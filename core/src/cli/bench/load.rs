@@ -423,7 +423,7 @@ impl Load<'_> {
             return self.send(at, now);
         }
         (client.carried, client.idle) = (0, 0);
-        match stream::socket(&self.plan.peer) {
+        match stream::open(&self.plan.peer) {
             Ok(fd) => {
                 if client.behaviour == Behaviour::SlowRead {
                     stream::keep_small(fd.as_fd(), SMALL_BUFFER);

@@ -289,7 +289,7 @@ impl Report<'_> {
         if self.plan.events.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\n  runs     failed    took ms p50    max    requests     failed   raced     max ms")?;
+        writeln!(out, "\n  runs  not exit 0  took ms p50    max    requests     failed   raced     max ms   command")?;
         for (at, event) in self.plan.events.iter().enumerate() {
             let mut took: Vec<u64> = self.runs(at).filter_map(|run| run.ended.as_ref().map(|(end, _)| end - run.at)).collect();
             took.sort_unstable();
@@ -297,7 +297,7 @@ impl Report<'_> {
             let sum = |of: fn(&Run) -> u64| self.runs(at).map(of).sum::<u64>();
             writeln!(
                 out,
-                "{:>6}  {wrong:>9}  {:>13.1}  {:>5.0}  {:>10}  {:>9}  {:>6}  {:>9.2}   {}",
+                "{:>6}  {wrong:>10}  {:>11.1}  {:>5.0}  {:>10}  {:>9}  {:>6}  {:>9.2}   {}",
                 self.runs(at).count(),
                 took.get(took.len() / 2).map_or(0.0, |ns| *ns as f64 / 1e6),
                 took.last().map_or(0.0, |ns| *ns as f64 / 1e6),

@@ -263,9 +263,11 @@ fn a_close_that_meets_a_connection_idle_beyond_the_limit_is_raced_and_no_failure
     // The same below the limit; and what had begun to be answered is a failure however idle it was.
     let (status, report) = bench(&[&resets(), "-c", "1", "-n", "6", "--mix", "keep", "--pause", "30"]);
     assert_eq!((status, failures(&report), report["raced"].as_u64()), (1, vec![("reset".to_owned(), 3)], Some(0)));
-    let begins = server(|asked| if asked.before_here == 0 { Do::Write(OK.to_owned()) } else { Do::WriteAndClose("HTTP/1.1 2".to_owned()) });
-    let (_, report) = bench(&[&begins, "-c", "1", "-n", "6", "--mix", "keep", "--pause", "30", "--idle-limit", "0.03"]);
-    assert_eq!((failures(&report), report["raced"].as_u64()), (vec![("truncated".to_owned(), 3)], Some(0)));
+    for (ends, kind) in [(Do::WriteAndClose as fn(String) -> Do, "truncated"), (Do::WriteAndReset, "reset")] {
+        let begins = server(move |asked| if asked.before_here == 0 { Do::Write(OK.to_owned()) } else { ends("HTTP/1.1 2".to_owned()) });
+        let (_, report) = bench(&[&begins, "-c", "1", "-n", "6", "--mix", "keep", "--pause", "30", "--idle-limit", "0.03"]);
+        assert_eq!((failures(&report), report["raced"].as_u64()), (vec![(kind.to_owned(), 3)], Some(0)));
+    }
 }
 
 #[test]
