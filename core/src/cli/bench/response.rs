@@ -444,6 +444,7 @@ mod tests {
             ("HTTP/1.1 201 OK\r\ncontent-length:5\r\n\r\naabaaXX", 2, 201, "", true),
             ("HTTP/1.1 200\r\nContent-Length: 2, 2\r\nContent-Length: 2\r\n\r\nab", 0, 200, "", false),
             ("HTTP/1.1 503 Busy\nContent-Length: 0\n\n", 0, 503, "", false),
+            ("HTTP/1.1 200 OK\r\nx-worker:7 \r\nX-Worker: 8\r\nContent-Length: 0\r\n\r\n", 0, 200, "7", false),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, 200, "", false),
         ] {
             assert_eq!(good(text), some(text.len() - left, status, true, value, found), "{text}");
@@ -575,6 +576,15 @@ mod tests {
         assert!(!response.began() && response.end() == End::Nothing && response.value().is_empty() && !response.has_text(&look));
         assert_eq!(response.feed(&look, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), Ok(Some(38)));
         assert_eq!(seen(&response, 38), (38, 200, true, String::new(), false));
+    }
+
+    #[test]
+    fn text_is_found_behind_what_looks_like_it() {
+        // The border of the border of a prefix is needed here.
+        let look = Look::new(None, Some("aabaaaa"));
+        let mut response = Response::new();
+        assert_eq!(response.feed(&look, b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\naabaaabaaaa"), Ok(Some(50)));
+        assert!(response.has_text(&look));
     }
 
     #[test]

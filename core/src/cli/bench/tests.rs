@@ -362,6 +362,11 @@ fn answers_are_counted_by_the_value_of_a_field() {
     assert_eq!((status, answers["requests_max_min"].as_f64(), answers["connections_max_min"].as_f64()), (0, Some(3.0), Some(3.0)));
     assert_eq!((&answers["values"][0]["value"], &answers["values"][0]["requests"]), (&"a".into(), &30.into()));
     assert_eq!((&answers["values"][1]["connections"], &answers["field"]), (&10.into(), &"x-worker".into()));
+    // One connection is that of its first answer.
+    let (_, report) = bench(&[&url, "-c", "1", "-n", "8", "--mix", "keep", "--count-header", "x-worker"]);
+    let values = &report["answers"]["values"];
+    assert_eq!((&values[0]["connections"], &values[1]["requests"], &values[1]["connections"]), (&1.into(), &2.into(), &0.into()));
+    assert_eq!(report["answers"]["connections_max_min"], Value::Null);
 }
 
 #[test]
@@ -396,6 +401,11 @@ fn a_command_that_fails_fails_the_run_and_one_that_does_not_end_is_skipped_and_k
     let (status, report) = bench(&args);
     assert_eq!((status, report["failed"].as_u64(), report["events"].as_array().map(Vec::len)), (1, Some(0), Some(3)), "{report}");
     assert_eq!((&report["events"][2]["ended"], &report["events"][2]["ok"]), (&"exit 3".into(), &false.into()));
+    // No oftener, though the load goes on.
+    let args = [&url, "-c", "1", "--mix", "keep", "--pause", "5", "--every", "0.02", "--run", "true", "--times", "2", "-d", "0.3"];
+    let (status, report) = bench(&args);
+    assert_eq!((status, report["events"].as_array().map(Vec::len)), (0, Some(2)), "{report}");
+    assert!(report["took_s"].as_f64() >= Some(0.3), "{report}");
     let args = [&url, "-c", "1", "--mix", "keep", "--pause", "5", "--every", "0.05", "--run", "exec sleep 0.5", "-d", "0.4"];
     let (status, report) = bench(&args);
     assert_eq!((status, report["events"].as_array().map(Vec::len)), (0, Some(1)), "it is waited for: {report}");
