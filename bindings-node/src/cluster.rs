@@ -210,7 +210,7 @@ fn command(env: Env, [args, variables, cwd]: [Raw; 3]) -> JsResult<Command> {
 
 /// `clusterCheck(options, listen)`: throws for what `clusterStart` would refuse without trying.
 pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
-    options(call.env, call.arg(0))?;
+    drop(options(call.env, call.arg(0))?);
     addresses(call.env, call.arg(1))?;
     Ok(call.env.undefined())
 }
