@@ -24,9 +24,9 @@ test('with stdout and stderr the output of a thread goes to the streams of worke
 
 test('without them it goes to this process, and with them and without a listener nowhere', async () => {
   for (const [options, out, err] of [
-    ['{}', 'first\nout\n', 'err\n'],
-    ['{ stdout: true }', '', 'err\n'],
-    ['{ stdout: true, stderr: true }', '', ''],
+    ['{ maxWorkers: 1 }', 'first\nout\n', 'err\n'],
+    ['{ maxWorkers: 1, stdout: true }', '', 'err\n'],
+    ['{ maxWorkers: 1, stdout: true, stderr: true }', '', ''],
   ]) {
     const ended = await script(`
       const { WorkerPool } = await import(offloopUrl)

@@ -10,6 +10,8 @@ const FILE = path.join(__dirname, 'handlers.cjs')
 const LEAST_IDLE = 100
 const ON_THREAD = Symbol.for('offloop.onThread')
 
+const exited = (code) => new Error(`worker exited with code: ${code}`)
+
 class Threads {
   /** Live threads by their id: `{ worker, ready, face }`, where `face` is what events and balancers see. */
   live = new Map()
@@ -73,7 +75,7 @@ class Threads {
   /** Says why a thread has ended to each of `calls`, which it had begun; to the pool if that was not what ended one of them. */
   blame(thread, code, calls) {
     const { error } = thread
-    const death = { error: error ?? new Error(`worker exited with code: ${code}`), open: 0, told: error === null }
+    const death = { error: error ?? exited(code), open: 0, told: error === null }
     for (const call of calls) {
       if (call.ended) continue
       call.death = death
@@ -105,7 +107,8 @@ class Threads {
   /** What piscina would have said. */
   #reason(error, death) {
     if (error?.code === 'ERR_OFFLOOP_WORKER_LOST') {
-      if (death === null) return error
+      // The call may hear of its thread's end first.
+      if (death === null) return error.exitCode === undefined ? error : exited(error.exitCode)
       death.told = true
       return death.error
     }
