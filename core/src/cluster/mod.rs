@@ -141,7 +141,8 @@ impl Builder {
                     gates.remove(*worker);
                 }
                 match event {
-                    supervisor::Event::Reloaded(report) => lock(&past).retain(|generation, _| *generation == report.generation),
+                    // The next reload may have begun: who waits for one hears of its end before this event.
+                    supervisor::Event::Reloaded(report) => lock(&past).retain(|generation, _| *generation >= report.generation),
                     supervisor::Event::ReloadFailed { generation, .. } => drop(lock(&past).remove(generation)),
                     _ => {}
                 }
