@@ -8,7 +8,7 @@
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
 //!   value buffer error copy (host memory)     late     references that native threads drop
-//!   process  ProcessPool, and its workers
+//!   process  ProcessPool, and its workers    cluster  Cluster, and this process as a worker of one
 //!   ring     RingBuffer, Producer, Consumer   wait     without the GIL;  offloop._ring waits in event loops
 //! ```
 //!
@@ -17,6 +17,7 @@
 
 mod buffer;
 mod channel;
+mod cluster;
 mod copy;
 mod dispatch;
 mod error;
@@ -68,6 +69,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     buffer::install(m)?;
     copy::install(m)?;
     channel::install(m)?;
+    cluster::install(m)?;
     dispatch::install(m)?;
     future::install(m)?;
     hosted::install(m)?;

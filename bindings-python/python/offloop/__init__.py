@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from . import ops
 from ._channel import Channel, Listener, Message
+from ._cluster import Cluster, ClusterStats, ClusterWorker, ReloadReport, WorkerExit
+from ._member import Worker, current_worker
 from ._native import (
     CancelledError,
     ClosedError,
@@ -59,6 +61,9 @@ __all__ = [
     "CancelledError",
     "Channel",
     "ClosedError",
+    "Cluster",
+    "ClusterStats",
+    "ClusterWorker",
     "Consumer",
     "CorruptError",
     "DegradedError",
@@ -82,6 +87,7 @@ __all__ = [
     "PoolStats",
     "ProcessPool",
     "Producer",
+    "ReloadReport",
     "RingBuffer",
     "StartFailedError",
     "Stream",
@@ -95,9 +101,12 @@ __all__ = [
     "UnserializableError",
     "UnsupportedError",
     "VersionError",
+    "Worker",
+    "WorkerExit",
     "WorkerLostError",
     "__version__",
     "current_task",
+    "current_worker",
     "default_pool",
     "metrics",
     "ops",

@@ -13,11 +13,14 @@ from . import _native
 
 if TYPE_CHECKING:
     from ._channel import Channel, Listener
+    from ._cluster import Cluster
     from ._pool import ThreadPool
     from ._process import ProcessPool
 
 pools: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 process_pools: weakref.WeakSet[ProcessPool] = weakref.WeakSet()
+# Those that run: they are kept until they are stopped.
+clusters: set[Cluster] = set()
 # Channels and listeners of this process. By number: their references are listed in one step, whatever other threads add meanwhile.
 ends: weakref.WeakValueDictionary[int, Channel | Listener] = weakref.WeakValueDictionary()
 # A plain set: other threads add to it while the exit looks at it.
@@ -48,6 +51,8 @@ def _exit() -> None:
     goes on as long as the interpreter waits for threads that are no daemons: they may wait for it.
     """
     try:
+        for cluster in list(clusters):
+            cluster.stop()
         for pool in [*pools, *process_pools]:
             pool._take_in(wait=True)
     finally:
@@ -94,6 +99,9 @@ def _after_fork_in_child() -> None:
     _native._after_fork_in_child()
     _workers.clear()
     process_pools.clear()
+    for cluster in clusters:
+        cluster._native.forget()
+    clusters.clear()
     ends.clear()
 
 

@@ -1,0 +1,514 @@
+"""Cluster: N copies of a server on the same sockets. The core keeps the processes, binds, reloads and drains; `_member` is the worker's side."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _native, _threads
+from ._native import ClosedError, ForkedError, InvalidError, NotFoundError, TimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    Path = str | os.PathLike[str]
+
+# What is told, of a worker and of the cluster; `Cluster.on` says with what.
+_OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "draining", "exit", "start_error")
+EVENTS = (*_OF_WORKERS, "back_off", "reloading", "rollback", "reload", "reload_failed", "degraded", "recovered", "stopped")
+_STATES = {"ready": "ready", "responsive": "ready", "unresponsive": "unresponsive", "draining": "draining", "exit": "exited"}
+
+
+class ClusterWorker(NamedTuple):
+    """A worker's process as its cluster sees it, at one moment."""
+
+    slot: int
+    """Its place, from 0 on, which its successor has too."""
+    generation: int
+    """The (re)load that it belongs to, from 1 on."""
+    pid: int
+    state: str
+    """`starting`, `ready`, `unresponsive`, `draining` or `exited`."""
+    incarnation: int
+    """Rises with each process of the slot."""
+
+
+class WorkerExit(NamedTuple):
+    """How a worker ended."""
+
+    exit_code: int | None
+    signal: int | None
+    cause: str
+    """Why: `crash`, `stop`, `scale`, `retire`, `hang` …"""
+    forced: bool
+    """It was signalled, because it did not finish in time."""
+    oom: bool
+    """The kernel ended it for want of memory."""
+    text: str | None
+    """Its own words: the traceback of what it did not catch."""
+    uptime: float | None
+    """Seconds since it was ready; None if it never was."""
+
+
+class ReloadReport(NamedTuple):
+    """What a reload did."""
+
+    generation: int
+    replaced: int
+    """Workers."""
+    forced: int
+    """Old workers that did not finish within `drain_timeout`, and were signalled."""
+    took: float
+    """Seconds, to the end of the last old worker."""
+
+
+class ClusterStats(NamedTuple):
+    """Counts since the start."""
+
+    generation: int
+    wanted: int
+    live: int
+    ready: int
+    degraded: bool
+    """Too many workers fail: only one is tried from time to time."""
+    spawned: int
+    crashed: int
+    oom: int
+    forced: int
+    unresponsive: int
+    reloads: int
+    reloads_failed: int
+
+
+class _Command(NamedTuple):
+    exec: Path | Sequence[Path]
+    args: Sequence[str]
+    env: Mapping[str, str | None] | None
+    cwd: Path | None
+
+    def check(self) -> None:
+        _texts("args", self.args)
+        _check_environment(self.env)
+        if self.cwd is not None and (not isinstance(self.cwd, str | os.PathLike) or not os.fspath(self.cwd)):
+            raise _wrong_type("cwd", self.cwd, "a path")
+        if isinstance(self.exec, str | os.PathLike):
+            if not os.path.isfile(script := self._script()):
+                raise NotFoundError(f"not found: script is not there (exec={script})")
+            return
+        if not _is_list(self.exec) or not self.exec or not all(isinstance(part, str | os.PathLike) for part in self.exec):
+            raise _wrong_type("exec", self.exec, "a script's path or a list of texts")
+        if self.args:
+            raise InvalidError("invalid: a command has its arguments in exec (option=args)")
+
+    def _script(self) -> str:
+        assert isinstance(self.exec, str | os.PathLike)
+        return os.path.abspath(os.path.join(self.cwd or "", self.exec))
+
+    def native(self) -> tuple[list[str], list[tuple[str, str | None]], str | None]:
+        env = [] if self.env is None else list(self.env.items())
+        cwd = None if self.cwd is None else os.fspath(self.cwd)
+        if isinstance(self.exec, str | os.PathLike):
+            return [*_interpreter(), self._script(), *self.args], env, cwd
+        return [os.fspath(part) for part in self.exec], env, cwd
+
+
+# The package may have been found by a change of `sys.path` that a new interpreter does not know.
+_BOOT = "import sys; sys.path.insert(0, {path!r}); from offloop._member import run; run()"
+
+
+def _interpreter() -> list[str]:
+    if not sys.executable:
+        raise InvalidError("invalid: this program has no Python interpreter to start workers with: give a command (option=exec)")
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [sys.executable, *flags, "-c", _BOOT.format(path=root)]
+
+
+def _wrong_type(option: str, value: object, want: str) -> InvalidError:
+    return InvalidError(f"invalid: option has the wrong type (option={option}, value={value!r:.80}, want={want})")
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, collections.abc.Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _texts(option: str, value: Any) -> None:
+    if not _is_list(value) or not all(isinstance(text, str) for text in value):
+        raise _wrong_type(option, value, "a list of texts")
+
+
+def _check_environment(env: Any) -> None:
+    if env is None:
+        return
+    if not isinstance(env, collections.abc.Mapping):
+        raise _wrong_type("env", env, "a mapping")
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str | None):
+            raise _wrong_type("env", (name, value), "texts by names, None to remove one")
+
+
+def _address(listen: Any) -> str:
+    """Where to listen, as text."""
+    if isinstance(listen, str) or (isinstance(listen, int) and not isinstance(listen, bool)):
+        return str(listen)
+    if isinstance(listen, tuple) and len(listen) == 2 and isinstance(listen[0], str) and isinstance(listen[1], int):
+        host, port = listen
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
+
+
+def _heartbeat(heartbeat: Any) -> dict[str, Any]:
+    if heartbeat is None:
+        return {}
+    if heartbeat is False:
+        return {"hang": 0}
+    if not _is_list(heartbeat) or len(heartbeat) != 2:
+        raise _wrong_type("heartbeat", heartbeat, "(interval, timeout) or False")
+    return {"beat": heartbeat[0], "hang": heartbeat[1]}
+
+
+class Cluster:
+    """Runs `workers` copies of a server on the same sockets, keeps them alive, and reloads them without losing a request.
+
+    `exec` is a Python script, which needs to know nothing of this: what it listens at is the cluster's socket, it is ready when it
+    listens, and at its end its servers finish what they do. `current_worker()` is for those that want to say more. As a list it is a
+    command of any program, in which `{fd}` is the number of the first listening socket (and `LISTEN_FDS` says so, too); such a worker
+    has to say itself that it is ready.
+
+    `args` of the script; `env`: variables that are added to this process's, or removed by None; `cwd`: default this process's.
+    `workers`: 1 to 1,024, default `"auto"`, the usable cores. `listen`: sockets that are bound before the first worker starts: ports,
+    `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses. `ready_timeout` (default 30 s): longest start of
+    a worker. `min_ready` (default 1 s): how long a new worker has to be ready before the old one is asked to finish.
+    `drain_timeout` (default 30 s): what that one has to finish. `kill_grace` (default 2 s): from SIGTERM to SIGKILL after that.
+    `heartbeat`: `(interval, timeout)`, default `(1.0, 10.0)` s: a worker whose event loop does not turn for `timeout` is replaced; at
+    least four intervals. False: none is.
+
+    What cannot be is InvalidError with the option, its value and its limits; a script that is not there is NotFoundError. In a forked child
+    everything raises ForkedError.
+    """
+
+    def __init__(
+        self,
+        exec: Path | Sequence[Path],
+        *,
+        args: Sequence[str] = (),
+        env: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+        workers: int | str | None = None,
+        listen: Iterable[int | str | tuple[str, int]] = (),
+        ready_timeout: float = 30.0,
+        min_ready: float = 1.0,
+        drain_timeout: float = 30.0,
+        kill_grace: float = 2.0,
+        heartbeat: tuple[float, float] | bool | None = None,
+    ) -> None:
+        self._command = _Command(exec, args, env, cwd)
+        self._command.check()
+        if isinstance(workers, str) and workers != "auto":
+            raise _wrong_type("workers", workers, "a number or 'auto'")
+        if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
+            raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
+        options = {
+            "ready_timeout": ready_timeout,
+            "min_ready": min_ready,
+            "drain_timeout": drain_timeout,
+            "kill_grace": kill_grace,
+            **_heartbeat(heartbeat),
+            **({} if workers in (None, "auto") else {"workers": workers}),
+        }
+        self._native = _native._Cluster(options, [_address(item) for item in listen])
+        self._drain_timeout = drain_timeout
+        self._pid = os.getpid()
+        self._state = "new"
+        # When it has ended.
+        self._last: ClusterStats | None = None
+        self._thread: threading.Thread | None = None
+        self._listeners: dict[str, list[tuple[Callable[..., object], asyncio.AbstractEventLoop | None]]] = {}
+        self._waits: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
+
+    def _check(self) -> _native._Cluster:
+        if os.getpid() != self._pid:
+            raise ForkedError("forked: cluster belongs to this process's parent")
+        if self._state == "new" or self._last is not None:
+            raise ClosedError(f"closed: the cluster {'was not started' if self._state == 'new' else 'has ended'}")
+        return self._native
+
+    # ---- start ----
+
+    def _begin(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedError("forked: cluster belongs to this process's parent")
+        if self._state == "stopped":
+            raise ClosedError("closed: the cluster has ended")
+        if self._state == "started":
+            return
+        self._native.start(self._command.native())
+        self._state = "started"
+        _threads.clusters.add(self)
+        self._thread = threading.Thread(target=self._hear, name="offloop-cluster", daemon=True)
+        self._thread.start()
+
+    def start(self, timeout: float | None = None) -> Self:
+        """Binds, starts the workers, and returns when all are ready. Ctrl-C ends the wait, and the cluster.
+
+        StartFailedError with the worker's own words when none comes up, OsError for a socket that cannot be bound, TimeoutError after
+        `timeout` seconds (default: none): then no process is left.
+        """
+        self._begin()
+        try:
+            if not self._native.wait_ready(timeout):
+                raise TimeoutError(f"timeout: workers are not ready (timeout={timeout})")
+        except BaseException:
+            self._kill_all()
+            self._native.wait_stopped(None)
+            self._ended()
+            raise
+        return self
+
+    async def astart(self) -> Self:
+        """As `start`, for a coroutine."""
+        self._begin()
+        try:
+            await self._until(lambda: self._native.wait_ready(0.0))
+        except BaseException:
+            self._kill_all()
+            await self._until(lambda: self._native.wait_stopped(0.0))
+            self._ended()
+            raise
+        return self
+
+    # ---- what happens ----
+
+    def on(self, event: str, fn: Callable[..., object]) -> None:
+        """Calls `fn` whenever something happens: in the event loop that runs where `on` is called, or without one on the cluster's thread.
+
+        With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why), `responsive`,
+        `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error). Of the cluster: `back_off` (slot, seconds),
+        `reloading` (generation), `rollback` and `reload_failed` (generation, error), `reload` (a ReloadReport), `degraded` (failures),
+        `recovered`, `stopped`.
+        """
+        if event not in EVENTS:
+            raise InvalidError(f"invalid: there is no such event (event={event!r}, want={' '.join(EVENTS)})")
+        if not callable(fn):
+            raise _wrong_type("fn", fn, "a callable")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        self._listeners.setdefault(event, []).append((fn, loop))
+
+    def _hear(self) -> None:
+        while (events := self._native.events()) is not None:
+            for name, values, error in events:
+                self._tell(name, values, error)
+            self._wake()
+        self._last = ClusterStats(**self._native.stats())
+        self._native.release()
+        _threads.clusters.discard(self)
+        self._wake()
+
+    def _wake(self) -> None:
+        for loop, future in list(self._waits):
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, future)
+
+    def _tell(self, name: str, values: list[Any], error: BaseException | None) -> None:
+        told = self._listeners.get(name)
+        if not told:
+            return
+        args: list[Any] = values
+        if name in _OF_WORKERS:
+            slot, generation, incarnation, pid, *rest = values
+            worker = ClusterWorker(slot, generation, pid, _STATES.get(name, "starting"), incarnation)
+            args = [worker, WorkerExit(*rest)] if name == "exit" else [worker, *rest]
+            if name == "ready":
+                args = [worker]
+        elif name == "reload":
+            args = [ReloadReport(*values)]
+        if error is not None:
+            args = [*args, error]
+        for fn, loop in list(told):
+            if loop is None:
+                _call(fn, args)
+            else:
+                # A loop that is closed hears nothing.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(_call, fn, args)
+
+    async def _until(self, poll: Callable[[], Any]) -> Any:
+        """What `poll` gives, once it is true. It is asked after each event."""
+        loop = asyncio.get_running_loop()
+        while True:
+            wait = (loop, loop.create_future())
+            self._waits.add(wait)
+            try:
+                if found := poll():
+                    return found
+                await wait[1]
+            finally:
+                self._waits.discard(wait)
+
+    # ---- reload, scale, stop ----
+
+    def _begin_reload(self, changes: dict[str, Any]) -> tuple[_Command, int]:
+        native = self._check()
+        command = self._command._replace(**{name: value for name, value in changes.items() if value is not None})
+        command.check()
+        return command, native.reload(command.native())
+
+    def reload(
+        self,
+        *,
+        exec: Path | Sequence[Path] | None = None,
+        args: Sequence[str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+        timeout: float | None = None,
+    ) -> ReloadReport:
+        """Replaces all workers by a new generation, one after the other, without being fewer at any time. Returns when the old ones have ended.
+
+        What is given is that of the new one, and of later ones; the rest stays. The first new worker is tried beside the old ones: if it
+        does not come up, nothing was changed, and its own error is raised (StartFailedError with its words). If a later one fails,
+        those that were replaced are replaced back. InUseError while another reload is under way. TimeoutError after `timeout` seconds
+        (default: none) leaves it going on.
+        """
+        command, generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
+        done = self._native.wait_reload(generation, timeout)
+        if done is None:
+            raise TimeoutError(f"timeout: the reload is not over (timeout={timeout}, generation={generation})")
+        self._command = command
+        return ReloadReport(*done)
+
+    async def areload(
+        self,
+        *,
+        exec: Path | Sequence[Path] | None = None,
+        args: Sequence[str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+    ) -> ReloadReport:
+        """As `reload`, for a coroutine. Cancelling the await leaves it going on."""
+        command, generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
+        done = await self._until(lambda: self._native.wait_reload(generation, 0.0))
+        self._command = command
+        return ReloadReport(*done)
+
+    def scale(self, workers: int, timeout: float | None = None) -> None:
+        """So many workers from now on, 1 to 1,024; returns when they are ready, and those that leave have ended.
+
+        TimeoutError after `timeout` seconds (default: none) leaves it going on.
+        """
+        self._check().scale(workers)
+        if not self._native.wait_scaled(workers, timeout):
+            raise TimeoutError(f"timeout: workers are not where they were waited for (timeout={timeout}, workers={workers})")
+
+    async def ascale(self, workers: int) -> None:
+        """As `scale`, for a coroutine."""
+        self._check().scale(workers)
+        await self._until(lambda: self._native.wait_scaled(workers, 0.0))
+
+    def _begin_stop(self, grace: float | None) -> bool:
+        """Whether there is something to wait for."""
+        if os.getpid() != self._pid:
+            raise ForkedError("forked: cluster belongs to this process's parent")
+        if self._state == "new":
+            self._state = "stopped"
+        if self._thread is None or self._last is not None:
+            return False
+        self._native.stop(None if grace == 0 else self._drain_timeout if grace is None else grace)
+        self._state = "stopped"
+        return True
+
+    def _kill_all(self) -> None:
+        self._state = "stopped"
+        self._native.stop(None)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Ends all workers, which have `grace` seconds to finish what they do (default: `drain_timeout`; 0: none), and returns when no
+        process is left. Ctrl-C ends them at once. A second call does nothing, or shortens the time.
+        """
+        if not self._begin_stop(grace):
+            return
+        try:
+            self._native.wait_stopped(None)
+        except BaseException:
+            self._kill_all()
+            self._native.wait_stopped(None)
+            raise
+        finally:
+            self._ended()
+
+    async def astop(self, grace: float | None = None) -> None:
+        """As `stop`, for a coroutine. Cancelling the await leaves it going on."""
+        if not self._begin_stop(grace):
+            return
+        await self._until(lambda: self._native.wait_stopped(0.0))
+        self._ended()
+
+    def _ended(self) -> None:
+        # Who waits has heard of all of it; a listener may be who waits.
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def kill(self, slot: int) -> None:
+        """Ends the ready worker of `slot` with SIGKILL; another takes its place. NotFoundError if there is none."""
+        native = self._check()
+        worker = self.workers.get(slot)
+        if worker is None:
+            raise NotFoundError(f"not found: slot has no ready worker (slot={slot!r})")
+        native.kill((worker.slot, worker.generation, worker.incarnation))
+
+    # ---- what there is ----
+
+    @property
+    def workers(self) -> dict[int, ClusterWorker]:
+        """The workers that take requests, by slot."""
+        rows = self._check().workers()
+        all_of_them = (ClusterWorker(slot, generation, pid, state, incarnation) for slot, generation, incarnation, pid, state in rows)
+        return {worker.slot: worker for worker in all_of_them if worker.state in ("ready", "unresponsive")}
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: what `listen` names, then what workers have asked for."""
+        return self._check().addresses()
+
+    @property
+    def stats(self) -> ClusterStats:
+        """Counts since the start."""
+        return self._last or ClusterStats(**self._check().stats())
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.astart()
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        await self.astop()
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self._state}>"
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _call(fn: Callable[..., object], args: list[Any]) -> None:
+    try:
+        fn(*args)
+    except Exception:
+        logging.getLogger("concurrent.futures").exception("exception calling listener %r", fn)

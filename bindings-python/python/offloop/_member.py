@@ -1,0 +1,640 @@
+"""This process as the worker of a Cluster: its servers listen on the cluster's sockets, its event loop shows that it turns, and when it is to
+leave its servers finish what they do. `_cluster` is the other side."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import inspect
+import logging
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+import traceback
+import types
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from . import _native
+from ._hooks import after_import
+from ._native import InvalidError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# Of core's environment, and what other programs know: these that a worker starts are nobody's workers.
+_VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+# Seconds that stand for "as long as it takes" where the fd itself has to stay non-blocking; poll has 24 days.
+_LONG = 20.0 * 86400
+# Seconds between two looks at the connections that are left.
+_LOOK = 0.02
+
+_worker: Worker | None = None
+
+
+def current_worker() -> Worker | None:
+    """This process as the worker of a Cluster; None in any other.
+
+    In a script that a Cluster runs it is there from the first line on. In a program that a Cluster runs as a command the first call makes it
+    one: call it on the main thread, before the servers listen.
+    """
+    return _enter()
+
+
+def _enter() -> Worker | None:
+    global _worker
+    if _worker is None and "OFFLOOP_CLUSTER" in os.environ and (native := _native._Member.attach()) is not None:
+        _worker = Worker(native)
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        _patch()
+        _worker._begin()
+    return _worker
+
+
+def _after_fork_in_child() -> None:
+    global _worker
+    _worker = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Worker:
+    """This process as the worker of a Cluster."""
+
+    def __init__(self, native: _native._Member) -> None:
+        self._native = native
+        self.slot = native.slot
+        """Its place, from 0 on."""
+        self.generation = native.generation
+        """The (re)load that it belongs to, from 1 on."""
+        self._sockets: list[socket.socket] | None = None
+        # What shows that this process goes on; without one the watching thread does.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._servers: weakref.WeakSet[_Server] = weakref.WeakSet()
+        self._adopted: weakref.WeakSet[_Adopted] = weakref.WeakSet()
+        # Ports and paths where it listens.
+        self._ends: set[int | str] = set()
+        self._callbacks: list[tuple[Callable[[], object], asyncio.AbstractEventLoop | None]] = []
+        self._lock = threading.Lock()
+        self._is_ready = False
+        # Ends the program when all is finished, where it has a way of its own.
+        self._leave: Callable[[], object] | None = None
+
+    # ---- what scripts use ----
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The sockets of the cluster's `listen`, in its order; they listen already."""
+        if self._sockets is None:
+            self._sockets = [self._own(fd) for fd in self._native.fds]
+        return self._sockets
+
+    def listen(self, address: str | int, queue: int | None = None) -> socket.socket:
+        """A socket that listens at `address`, which all workers that ask for it share: a port, `"host:port"` or `"unix:/path"`.
+
+        `queue` (default 4,096): connections that wait, where this worker is the first to ask. OsError with what the bind failed with.
+        """
+        fd, _ = self._native.listen(str(address), queue)
+        return self._own(fd)
+
+    def ready(self) -> None:
+        """Says that it takes requests. It is said by itself when the first server listens; a second time does nothing."""
+        if self._is_ready:
+            return
+        self._is_ready = True
+        loop = _running_loop()
+        if loop is None:
+            self._native.ready()
+        else:
+            self._follow(loop)
+            # A turn later: what the program does now is a part of its start.
+            loop.call_soon(self._native.ready)
+
+    @property
+    def draining(self) -> bool:
+        """It is to finish what it has."""
+        return self._native.draining
+
+    def on_drain(self, fn: Callable[[], object]) -> None:
+        """Calls `fn()` when the worker is to finish what it has; it may be a coroutine function. The end waits for it, as long as the cluster's
+        `drain_timeout` allows. It is called in the event loop that runs where `on_drain` is called, or without one on a thread of its own.
+        """
+        if not callable(fn):
+            raise InvalidError(f"invalid: option has the wrong type (option=fn, value={fn!r:.80}, want=a callable)")
+        with self._lock:
+            self._callbacks.append((fn, _running_loop()))
+
+    def serve(self, app: Any, **config: Any) -> None:
+        """Runs an ASGI app with uvicorn on the cluster's sockets, until the worker is to leave and its last connection has ended.
+
+        `config`: options of `uvicorn.Config` but where to listen. While it drains each answer says `Connection: close`; connections that are
+        idle stay until their next request. NotFoundError where uvicorn is not installed, InvalidError for a cluster without `listen`.
+        """
+        try:
+            import uvicorn
+        except ImportError:
+            raise NotFoundError("not found: worker.serve runs apps with uvicorn, which is not installed: pip install uvicorn") from None
+        for option in ("host", "port", "uds", "fd", "workers", "reload"):
+            if config.get(option):
+                raise InvalidError(f"invalid: where and how many is the cluster's to say (option={option}, value={config[option]!r:.80})")
+        if not self.sockets:
+            raise InvalidError("invalid: the cluster listens nowhere: give it `listen`")
+        server = uvicorn.Server(uvicorn.Config(app, **config))
+        server.run(sockets=self.sockets)
+        if not server.started:
+            # As uvicorn's own command does.
+            sys.exit(3)
+
+    def __repr__(self) -> str:
+        return f"<Worker slot={self.slot} generation={self.generation}>"
+
+    # ---- sockets ----
+
+    def _own(self, fd: int) -> socket.socket:
+        os.set_inheritable(fd, False)
+        sock = _Adopted(fileno=fd)
+        sock.settimeout(None)
+        self._note(sock)
+        return sock
+
+    def _note(self, sock: socket.socket) -> None:
+        if isinstance(sock, _Adopted):
+            self._adopted.add(sock)
+        end = _end_of(sock)
+        if end is not None:
+            self._ends.add(end)
+
+    def _adopt(self, sock: socket.socket, where: str) -> None:
+        """Makes `sock` the cluster's socket at `where`."""
+        try:
+            fd, _ = self._native.listen(where, None)
+        except OSError as e:
+            if e.errno is None:
+                raise
+            raise OSError(e.errno, os.strerror(e.errno)) from e
+        timeout = sock.gettimeout()
+        try:
+            os.dup2(fd, sock.fileno(), inheritable=False)
+        finally:
+            os.close(fd)
+        if type(sock) is socket.socket:
+            sock.__class__ = _Adopted
+        sock.settimeout(timeout)
+        self._note(sock)
+
+    # ---- life ----
+
+    def _begin(self) -> None:
+        threading.Thread(target=self._watch, name="offloop-worker", daemon=True).start()
+
+    def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on `loop` shows that this process goes on."""
+        if self._loop is loop:
+            return
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._tick(loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            return
+        self._native.beat()
+        # Twice as often as is looked at.
+        loop.call_later(self._native.beat_interval / 2, self._tick, loop)
+
+    def _beat(self) -> None:
+        """Of a program without an event loop: shows that the interpreter runs threads, and no more."""
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            self._native.beat()
+
+    def _watch(self) -> None:
+        while not self._native.wait_drain(self._native.beat_interval / 2):
+            self._beat()
+        self._drain()
+
+    def _drain(self) -> None:
+        loop = self._loop
+        in_loop = loop is not None and loop.is_running()
+        for server in list(self._servers):
+            with contextlib.suppress(RuntimeError):
+                server._loop.call_soon_threadsafe(server._stop_accepting)
+        if not in_loop:
+            for sock in list(self._adopted):
+                _mute(sock)
+        beat = self._native.beat_interval / 2
+        called: list[threading.Event] = []
+        last = time.monotonic()
+        pause = _LOOK
+        while True:
+            with self._lock:
+                added, self._callbacks = self._callbacks, []
+            called += [_called(fn, of) for fn, of in added]
+            begin = time.monotonic()
+            # A server that was made meanwhile, too.
+            stopped = all(server._stopped or server._loop.is_closed() for server in list(self._servers))
+            if stopped and all(done.is_set() for done in called) and self._connections() == 0 and not self._callbacks:
+                break
+            now = time.monotonic()
+            # Looking at many connections takes no more than a tenth of the time.
+            pause = max(_LOOK, (now - begin) * 10)
+            time.sleep(pause)
+            if now - last > beat:
+                last = now
+                self._beat()
+        self._end()
+
+    def _connections(self) -> int:
+        """Open sockets that were accepted where this worker listens, whoever has them."""
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                fd = int(name)
+                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    continue
+                sock = socket.socket(fileno=os.dup(fd))
+            except OSError:
+                continue
+            with sock:
+                try:
+                    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and _end_of(sock) in self._ends:
+                        count += 1
+                except OSError:
+                    continue
+        return count
+
+    def _end(self) -> None:
+        """Everything is finished: the program ends."""
+        atexit.register(self._native.drained)
+        loop = self._loop
+        leave = self._leave
+        if loop is not None and loop.is_running() and self._loop_thread == threading.main_thread().ident:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(leave if leave is not None else _exit_loop)
+                return
+        # Nothing that blocks in the main thread hears of the end; what is to be done at the end is done here.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(0)
+
+
+def _exit_loop() -> None:
+    raise SystemExit(0)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _called(fn: Callable[[], object], loop: asyncio.AbstractEventLoop | None) -> threading.Event:
+    """Calls `fn` where it belongs; set when it is done."""
+    done = threading.Event()
+
+    def failed() -> None:
+        logging.getLogger("concurrent.futures").exception("exception calling listener %r", fn)
+
+    async def in_loop() -> None:
+        try:
+            result = fn()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            failed()
+        finally:
+            done.set()
+
+    def in_thread() -> None:
+        try:
+            result = fn()
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+        except Exception:
+            failed()
+        finally:
+            done.set()
+
+    if loop is not None and loop.is_running():
+        tasks: list[asyncio.Task[None]] = []
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(in_loop())))
+            return done
+    threading.Thread(target=in_thread, name="offloop-drain", daemon=True).start()
+    return done
+
+
+# ---- sockets ----
+
+
+class _Adopted(socket.socket):
+    """A socket that listens, and that other processes share: whether its fd blocks is not this one's to say."""
+
+    __slots__ = ()
+
+    def bind(self, address: Any, /) -> None:
+        # It is where it is.
+        pass
+
+    def listen(self, backlog: int = 0, /) -> None:
+        if _worker is not None:
+            _worker.ready()
+
+    def settimeout(self, value: float | None, /) -> None:
+        super().settimeout(_LONG if value is None else value)
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def gettimeout(self) -> float | None:
+        timeout = super().gettimeout()
+        return None if timeout == _LONG else timeout
+
+    def getblocking(self) -> bool:
+        return self.gettimeout() != 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        while True:
+            try:
+                return super().accept()
+            except TimeoutError:
+                if self.gettimeout() is not None:
+                    raise
+            except OSError:
+                # There is nothing any more to accept from, and the program ends without this thread.
+                if _worker is None or not _worker.draining or self.gettimeout() == 0.0:
+                    raise
+                threading.Event().wait()
+
+
+def _mute(sock: socket.socket) -> None:
+    """Nothing comes to this fd any more; whoever waits for it goes on to wait."""
+    if sock.fileno() < 0:
+        return
+    reading, writing = os.pipe()
+    os.dup2(reading, sock.fileno(), inheritable=False)
+    os.close(reading)
+    # Kept open to the end of the process: a pipe without a writer is readable.
+    os.set_inheritable(writing, False)
+
+
+def _end_of(sock: socket.socket) -> int | str | None:
+    """What sockets that are accepted from `sock` have in common with it."""
+    name = sock.getsockname()
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return int(name[1])
+    if sock.family == socket.AF_UNIX and name:
+        return os.fsdecode(name)
+    return None
+
+
+def _address_of(sock: socket.socket, address: Any) -> str | None:
+    """Where a stream socket is to be bound, as a cluster writes it; None for what each worker has for itself."""
+    if not sock.type & socket.SOCK_STREAM:
+        return None
+    if sock.family == socket.AF_UNIX:
+        path = os.fsdecode(address)
+        return None if not path or path.startswith("\0") else f"unix:{os.path.abspath(path)}"
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple) or len(address) < 2 or address[1] == 0:
+        return None
+    host, port = address[:2]
+    if sock.family == socket.AF_INET6:
+        if len(address) > 3 and address[3]:
+            return None
+        ip = socket.getaddrinfo(host or "::", port, socket.AF_INET6, socket.SOCK_STREAM)[0][4][0]
+        whole = ip == "::" and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        return f":{port}" if whole else f"[{ip}]:{port}"
+    return f"{socket.gethostbyname(host or '0.0.0.0')}:{port}"
+
+
+# ---- event loops ----
+
+
+class _Server(asyncio.AbstractServer):
+    """A server of an event loop, which can be asked to accept no more and to leave everything else as it is: `close` of the loops' own ends
+    `serve_forever`, and with it programs whose connections are not finished."""
+
+    def __init__(self, inner: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner = inner
+        self._loop = loop
+        self._stopped = False
+        self._forever: asyncio.Future[None] | None = None
+
+    def _stop_accepting(self) -> None:
+        self._stopped = True
+        self._inner.close()
+
+    def _show_ready(self) -> None:
+        if _worker is None or not self._inner.is_serving():
+            return
+        for sock in self._inner.sockets:
+            end = _end_of(sock)
+            if end is not None:
+                _worker._ends.add(end)
+        _worker._follow(self._loop)
+        _worker.ready()
+        if _worker.draining:
+            self._stop_accepting()
+
+    def close(self) -> None:
+        self._stopped = True
+        self._inner.close()
+        if self._forever is not None and not self._forever.done():
+            self._forever.cancel()
+
+    def is_serving(self) -> bool:
+        return bool(self._inner.is_serving())
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    async def start_serving(self) -> None:
+        await self._inner.start_serving()
+        self._show_ready()
+
+    async def serve_forever(self) -> None:
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        if not self._stopped:
+            await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            try:
+                self.close()
+                await self.wait_closed()
+            finally:
+                raise
+        finally:
+            self._forever = None
+
+    async def wait_closed(self) -> None:
+        await self._inner.wait_closed()
+
+    def close_clients(self) -> None:
+        self._inner.close_clients()
+
+    def abort_clients(self) -> None:
+        self._inner.abort_clients()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+
+def _patch_loop(cls: Any) -> None:
+    create_server, create_unix_server = cls.create_server, cls.create_unix_server
+
+    def served(loop: Any, inner: Any) -> Any:
+        if _worker is None:
+            return inner
+        server = _Server(inner, loop)
+        _worker._servers.add(server)
+        server._show_ready()
+        return server
+
+    async def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return served(self, await create_server(self, *args, **kwargs))
+
+    async def create_unix(self: Any, protocol_factory: Any, path: Any = None, **kwargs: Any) -> Any:
+        # The loops remove the socket that is there, which is the one of all workers.
+        if _worker is not None and path is not None and kwargs.get("sock") is None:
+            text = os.fsdecode(path)
+            if text and not text.startswith("\0"):
+                path, kwargs["sock"] = None, _worker.listen(f"unix:{os.path.abspath(text)}", kwargs.get("backlog"))
+        return served(self, await create_unix_server(self, protocol_factory, path, **kwargs))
+
+    create.__name__, create_unix.__name__ = "create_server", "create_unix_server"
+    cls.create_server, cls.create_unix_server = create, create_unix
+
+
+def _patch() -> None:
+    """Servers of this process listen on the cluster's sockets."""
+    bind = socket.socket.bind
+
+    def adopt(self: socket.socket, address: Any, /) -> None:
+        where = None if _worker is None else _address_of(self, address)
+        if _worker is None or where is None:
+            bind(self, address)
+        else:
+            _worker._adopt(self, where)
+
+    adopt.__name__ = "bind"
+    socket.socket.bind = adopt  # type: ignore[assignment,method-assign]
+    _patch_loop(asyncio.SelectorEventLoop)
+    after_import("uvloop", lambda module: _patch_loop(module.Loop))
+    after_import("uvicorn.server", _patch_uvicorn)
+    after_import("http.server", _patch_http_server)
+
+
+# ---- HTTP ----
+
+
+def _patch_uvicorn(module: types.ModuleType) -> None:
+    """Apps answer with `Connection: close` while the worker drains, and the server ends when the last connection has."""
+    config: Any = sys.modules["uvicorn.config"]
+    load, main_loop = config.Config.load, module.Server.main_loop
+
+    def loaded(self: Any) -> None:
+        load(self)
+        self.loaded_app = _closing(self.loaded_app)
+
+    async def running(self: Any) -> None:
+        if _worker is not None:
+            _worker._leave = lambda: setattr(self, "should_exit", True)
+        await main_loop(self)
+
+    config.Config.load = loaded
+    module.Server.main_loop = running
+
+
+def _closing(app: Any) -> Any:
+    async def closing(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+
+        async def sent(message: Any) -> None:
+            if message["type"] == "http.response.start" and _worker is not None and _worker.draining:
+                headers = [(name, value) for name, value in message.get("headers", ()) if bytes(name).lower() != b"connection"]
+                message = {**message, "headers": [*headers, (b"connection", b"close")]}
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return closing
+
+
+def _patch_http_server(module: types.ModuleType) -> None:
+    handler: Any = module.BaseHTTPRequestHandler
+    end_headers = handler.end_headers
+
+    def closing(self: Any) -> None:
+        if _worker is not None and _worker.draining and not self.close_connection:
+            # It sets `close_connection`, too.
+            self.send_header("Connection", "close")
+        end_headers(self)
+
+    closing.__name__ = "end_headers"
+    handler.end_headers = closing
+
+
+# ---- a script ----
+
+
+def run(argv: Iterable[str] | None = None) -> None:
+    """Runs a script as `python script.py` does, in a worker: what a Cluster starts."""
+    # What the command put there to find this package.
+    sys.path.pop(0)
+    args = sys.argv[1:] if argv is None else list(argv)
+    script = args[0]
+    worker = _enter()
+    if worker is None:
+        sys.stderr.write("offloop: a Cluster starts this program\n")
+        sys.exit(2)
+    sys.argv = list(args)
+    if not sys.flags.safe_path:
+        sys.path[0:1] = [os.path.dirname(script)]
+    _report(worker)
+    main = types.ModuleType("__main__")
+    main.__dict__.update({"__file__": script, "__builtins__": __builtins__, "__cached__": None})
+    sys.modules["__main__"] = main
+    try:
+        with open(script, "rb") as file:
+            code = compile(file.read(), script, "exec")
+        exec(code, main.__dict__)
+    except SystemExit as e:
+        if isinstance(e.code, str):
+            worker._native.fail(e.code)
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        # Without this function's own frame.
+        own = e.__traceback__
+        sys.excepthook(type(e), e, own.tb_next if own is not None else None)
+        sys.exit(1)
+
+
+def _report(worker: Worker) -> None:
+    """What nobody catches is told to the cluster, too."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, tb: types.TracebackType | None) -> None:
+        worker._native.fail("".join(traceback.format_exception(kind, error, tb)).strip())
+        shown(kind, error, tb)
+
+    sys.excepthook = hook

@@ -1,0 +1,467 @@
+//! Clusters, and this process as the worker of one. offloop/_cluster.py and offloop/_member.py are the other side.
+
+use crate::error::{duration, exception, number_option, raise, wrong_type};
+use crate::{value, wait};
+use offloop::cluster::{Address, Cluster, Command, Event, Worker, worker};
+use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
+use offloop::{Error, ErrorKind, Value};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyList};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::fd::IntoRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What happened: a name, values, and what failed.
+struct Said {
+    name: &'static str,
+    values: Vec<Value>,
+    error: Option<Error>,
+}
+
+#[derive(Default)]
+struct Heard {
+    /// Those that Python has not taken yet.
+    events: Vec<Said>,
+    /// Of processes that have not ended.
+    pids: HashMap<WorkerId, i32>,
+    over: bool,
+}
+
+/// What the cluster's threads say, none of which ever takes the GIL.
+#[derive(Default)]
+struct Told {
+    heard: Mutex<Heard>,
+    changed: Condvar,
+}
+
+impl Told {
+    fn hear(&self, event: &Event) {
+        let mut heard = lock(&self.heard);
+        if let Some(said) = heard.said(event) {
+            heard.over |= said.name == "stopped";
+            heard.events.push(said);
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits until `done` holds, at most `timeout`; true if it does.
+    fn wait(&self, timeout: Duration, mut done: impl FnMut(&mut Heard) -> bool) -> bool {
+        let waited = self.changed.wait_timeout_while(lock(&self.heard), timeout, |heard| !done(heard));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+impl Heard {
+    /// Of a worker: slot, generation, incarnation and pid come first.
+    fn said(&mut self, event: &Event) -> Option<Said> {
+        let said = |name, values| Said { name, values, error: None };
+        let of = |pids: &HashMap<WorkerId, i32>, name, id: &WorkerId, rest: Vec<Value>| {
+            let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pids.get(id).copied().unwrap_or(0))];
+            said(name, known.into_iter().chain(rest).collect())
+        };
+        let failed = |said: Said, error: &Error| Said { error: Some(error.clone()), ..said };
+        let text = |text: &str| Value::from(text.to_owned());
+        let event = match event {
+            Event::Listening { worker, address } => return Some(of(&self.pids, "listening", worker, vec![text(&address.to_string())])),
+            Event::Worker(event) => event,
+            _ => return None,
+        };
+        Some(match event {
+            Of::Spawned { worker, pid } => {
+                self.pids.insert(*worker, *pid);
+                of(&self.pids, "fork", worker, vec![])
+            }
+            Of::Starting { worker } => of(&self.pids, "online", worker, vec![]),
+            Of::Ready { worker, after } => of(&self.pids, "ready", worker, vec![seconds(*after)]),
+            Of::Suspect { worker, cause } => of(&self.pids, "unresponsive", worker, vec![text(cause.name())]),
+            Of::Resumed { worker } => of(&self.pids, "responsive", worker, vec![]),
+            Of::Draining { worker, cause } => of(&self.pids, "draining", worker, vec![text(cause.name())]),
+            Of::Exited { worker, cause, ended, forced, text: why, uptime } => {
+                let number = |n: Option<i32>| n.map_or(Value::Nil, int);
+                let rest = vec![
+                    number(ended.exit.code),
+                    number(ended.exit.signal),
+                    text(cause.name()),
+                    Value::Bool(*forced),
+                    Value::Bool(ended.oom),
+                    why.clone().map_or(Value::Nil, Value::from),
+                    uptime.map_or(Value::Nil, seconds),
+                ];
+                let said = of(&self.pids, "exit", worker, rest);
+                self.pids.remove(worker);
+                said
+            }
+            Of::SpawnFailed { worker, error } => failed(of(&self.pids, "start_error", worker, vec![]), error),
+            Of::BackOff { slot, delay } => said("back_off", vec![int(*slot), seconds(*delay)]),
+            Of::Reloading { generation } => said("reloading", vec![int(*generation)]),
+            Of::RollingBack { generation, error } => failed(said("rollback", vec![int(*generation)]), error),
+            Of::Reloaded(r) => said("reload", reported(r)),
+            Of::ReloadFailed { generation, error, .. } => failed(said("reload_failed", vec![int(*generation)]), error),
+            Of::Degraded { failures, .. } => said("degraded", vec![Value::Int(*failures as i64)]),
+            Of::Recovered => said("recovered", vec![]),
+            Of::Stopped => said("stopped", vec![]),
+            _ => return None,
+        })
+    }
+}
+
+fn int(n: impl Into<i64>) -> Value {
+    Value::Int(n.into())
+}
+
+fn seconds(d: Duration) -> Value {
+    Value::Float(d.as_secs_f64())
+}
+
+fn reported(r: &supervisor::Reloaded) -> Vec<Value> {
+    vec![int(r.generation), Value::Int(r.replaced as i64), Value::Int(r.forced as i64), seconds(r.took)]
+}
+
+/// What Python calls the options of the supervisor.
+const NAMES: &[(&str, &str)] = &[("boot_timeout", "ready_timeout"), ("beat", "heartbeat[0]"), ("hang_timeout", "heartbeat[1]")];
+
+/// The same error with the names that were given.
+fn renamed(error: &Error) -> Error {
+    error.context().iter().fold(Error::new(error.kind(), error.message().to_owned()), |e, (name, value)| {
+        let known = NAMES.iter().find(|(core, _)| *name == "option" && core == value);
+        e.with(name, known.map_or(value.as_str(), |(_, python)| python))
+    })
+}
+
+fn count(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let py = value.py();
+    if value.is_instance_of::<PyBool>() {
+        return Err(wrong_type(name, value, "an integer"));
+    }
+    let n: i64 = number_option(name, value)?;
+    usize::try_from(n).ok().filter(|n| (1..=supervisor::MAX_WORKERS).contains(n)).ok_or_else(|| {
+        let error = Error::invalid("option is out of range").with("option", name).with("value", n);
+        raise(py, &error.with("min", 1).with("max", supervisor::MAX_WORKERS))
+    })
+}
+
+/// What runs, once it does.
+type Running = Option<(Cluster, Arc<Told>)>;
+
+/// A cluster, started or not.
+#[pyclass(name = "_Cluster", module = "offloop._native", frozen)]
+struct PyCluster {
+    workers: Option<usize>,
+    supervision: supervisor::Options,
+    listen: Vec<Address>,
+    running: Mutex<Running>,
+    /// Workers that were asked for last.
+    scaling: AtomicUsize,
+}
+
+/// Program and arguments, variables that are added or, by None, removed, and a working directory.
+type Given = (Vec<OsString>, Vec<(OsString, Option<OsString>)>, Option<OsString>);
+
+fn command((args, env, cwd): Given) -> Command {
+    Command { args, env, cwd: cwd.map(Into::into), ..Command::default() }
+}
+
+fn worker_id((slot, generation, incarnation): (u32, u32, u64)) -> WorkerId {
+    WorkerId { slot, generation, incarnation }
+}
+
+impl PyCluster {
+    fn get(&self, py: Python<'_>) -> PyResult<(Cluster, Arc<Told>)> {
+        let running = lock(&self.running);
+        let running = running.as_ref().ok_or_else(|| raise(py, &Error::new(ErrorKind::Closed, "the cluster was not started")))?;
+        Ok(running.clone())
+    }
+
+    /// Waits by the cluster's own waits, in slices; false when `timeout` has passed before.
+    fn until<T: Send>(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Duration>,
+        wait: impl Fn(&Cluster, Duration) -> Result<T, Error> + Sync,
+    ) -> PyResult<Option<T>> {
+        let (cluster, _) = self.get(py)?;
+        let mut found = None;
+        let wait = &wait;
+        wait::until(py, timeout, |left| match wait(&cluster, left) {
+            Ok(out) => {
+                found = Some(out);
+                Ok(true)
+            }
+            Err(e) if e.kind() == ErrorKind::Timeout => Ok(false),
+            Err(e) => Err(e),
+        })?;
+        Ok(found)
+    }
+}
+
+fn limit(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
+    timeout.map_or(Ok(None), |t| duration("timeout", t))
+}
+
+#[pymethods]
+impl PyCluster {
+    #[new]
+    fn new(py: Python<'_>, options: &Bound<'_, PyDict>, listen: Vec<String>) -> PyResult<PyCluster> {
+        let mut supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+        let mut workers = None;
+        for (key, value) in options {
+            let key: String = key.extract()?;
+            let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
+            match key.as_str() {
+                "workers" => workers = Some(count("workers", &value)?),
+                "ready_timeout" => supervision.boot_timeout = time("ready_timeout")?,
+                "min_ready" => supervision.min_ready = time("min_ready")?,
+                "drain_timeout" => supervision.drain_timeout = time("drain_timeout")?,
+                "kill_grace" => supervision.kill_grace = time("kill_grace")?,
+                "beat" => supervision.beat = time("heartbeat[0]")?,
+                "hang" => supervision.hang_timeout = time("heartbeat[1]")?,
+                _ => return Err(raise(py, &Error::invalid("unknown option").with("option", key))),
+            }
+        }
+        let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
+        checked.check().map_err(|e| raise(py, &renamed(&e)))?;
+        let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
+        Ok(PyCluster { workers, supervision, listen, running: Mutex::default(), scaling: AtomicUsize::new(0) })
+    }
+
+    /// Binds and starts; does not wait.
+    fn start(&self, py: Python<'_>, given: Given) -> PyResult<()> {
+        let told = Arc::new(Told::default());
+        let own = Arc::clone(&told);
+        let mut builder = Cluster::builder().supervision(self.supervision.clone()).on_event(move |event| own.hear(event));
+        if let Some(workers) = self.workers {
+            builder = builder.workers(workers);
+        }
+        builder = self.listen.iter().fold(builder, |b, address| b.listen(address.clone()));
+        let built = wait::detached(py, || builder.build(command(given))).map_err(|e| raise(py, &e))?;
+        *lock(&self.running) = Some((built, told));
+        Ok(())
+    }
+
+    /// Events, of which there is one at least; None when there will be no more. Waits.
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let (cluster, told) = self.get(py)?;
+        // The thread that waits here is no reason to keep the workers.
+        drop(cluster);
+        let (events, over) = wait::detached(py, || {
+            told.wait(MAX_DURATION, |heard| heard.over || !heard.events.is_empty());
+            let mut heard = lock(&told.heard);
+            (std::mem::take(&mut heard.events), heard.over)
+        });
+        if events.is_empty() && over {
+            return Ok(None);
+        }
+        let list = PyList::empty(py);
+        for said in events {
+            let values = value::to_python(py, Value::Array(said.values))?;
+            let error = said.error.map(|e| exception(py, &e)).transpose()?;
+            list.append((said.name, values, error))?;
+        }
+        Ok(Some(list))
+    }
+
+    /// False: not within `timeout`.
+    fn wait_ready(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        Ok(self.until(py, limit(timeout)?, |cluster, left| cluster.wait_ready(Some(left)))?.is_some())
+    }
+
+    /// The generation; does not wait. Without a command the same as before.
+    fn reload(&self, py: Python<'_>, given: Option<Given>) -> PyResult<u32> {
+        self.get(py)?.0.reload(given.map(command)).map_err(|e| raise(py, &e))
+    }
+
+    /// Generation, replaced, forced, seconds; None: not within `timeout`.
+    fn wait_reload<'py>(
+        &self,
+        py: Python<'py>,
+        generation: u32,
+        timeout: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let done = self.until(py, limit(timeout)?, |cluster, left| cluster.wait_reload(generation, Some(left)))?;
+        done.map(|r| value::to_python(py, Value::Array(reported(&r)))).transpose()
+    }
+
+    /// Does not wait.
+    fn scale(&self, py: Python<'_>, workers: &Bound<'_, PyAny>) -> PyResult<()> {
+        let n = count("workers", workers)?;
+        self.get(py)?.0.scale(n).map_err(|e| raise(py, &e))?;
+        self.scaling.store(n, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until so many are ready and no more are there, or another number is wanted; false: not within `timeout`.
+    fn wait_scaled(&self, py: Python<'_>, workers: usize, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let (cluster, told) = self.get(py)?;
+        let is_scaled = || match cluster.wait_ready(Some(Duration::ZERO)) {
+            Err(e) if e.kind() == ErrorKind::Timeout => Ok(false),
+            Err(e) => Err(e),
+            Ok(()) => {
+                let s = cluster.stats()?;
+                Ok(self.scaling.load(Ordering::Relaxed) != workers || (s.wanted == workers && s.live <= workers))
+            }
+        };
+        wait::until(py, limit(timeout)?, |left| {
+            told.wait(left, |_| is_scaled().unwrap_or(true));
+            is_scaled()
+        })
+    }
+
+    /// Ends all workers; None: now. Does not wait.
+    fn stop(&self, py: Python<'_>, grace: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        // One that was let go of has stopped.
+        let Some((cluster, _)) = lock(&self.running).clone() else { return Ok(()) };
+        match grace {
+            None => cluster.stop_now(),
+            Some(grace) => cluster.stop(duration("grace", grace)?.unwrap_or(MAX_DURATION)),
+        }
+        .map_err(|e| raise(py, &e))
+    }
+
+    fn wait_stopped(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        if lock(&self.running).is_none() {
+            return Ok(true);
+        }
+        Ok(self.until(py, limit(timeout)?, |cluster, left| cluster.wait_stopped(Some(left)))?.is_some())
+    }
+
+    fn kill(&self, py: Python<'_>, worker: (u32, u32, u64)) -> PyResult<()> {
+        self.get(py)?.0.kill(worker_id(worker)).map_err(|e| raise(py, &e))
+    }
+
+    /// Slot, generation, incarnation, pid and state of each slot that has a process.
+    fn workers(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32, u64, i32, &'static str)>> {
+        let (cluster, told) = self.get(py)?;
+        let slots = cluster.slots().map_err(|e| raise(py, &e))?;
+        let heard = lock(&told.heard);
+        let row = |(id, state): (WorkerId, State)| Some((id.slot, id.generation, id.incarnation, *heard.pids.get(&id)?, shown(state)?));
+        Ok(slots.into_iter().filter_map(row).collect())
+    }
+
+    fn addresses(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        Ok(self.get(py)?.0.addresses().iter().map(ToString::to_string).collect())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let s = self.get(py)?.0.stats().map_err(|e| raise(py, &e))?;
+        let d = PyDict::new(py);
+        d.set_item("generation", s.generation)?;
+        d.set_item("wanted", s.wanted)?;
+        d.set_item("live", s.live)?;
+        d.set_item("ready", s.ready)?;
+        d.set_item("degraded", s.degraded)?;
+        d.set_item("spawned", s.spawned)?;
+        d.set_item("crashed", s.exits.total() - s.exits.scale - s.exits.retire - s.exits.stop)?;
+        d.set_item("oom", s.oom)?;
+        d.set_item("forced", s.forced)?;
+        d.set_item("unresponsive", s.suspected)?;
+        d.set_item("reloads", s.reloads)?;
+        d.set_item("reloads_failed", s.reloads_failed)?;
+        Ok(d)
+    }
+
+    /// Lets go of one that has stopped.
+    fn release(&self) {
+        // Not under the lock: what is dropped may wait.
+        let running = lock(&self.running).take();
+        drop(running);
+    }
+
+    /// What a forked child has of its parent's cluster: nothing that it could use.
+    fn forget(&self) {
+        // The lock is the parent's, and may be held by a thread that is not here.
+        if let Ok(mut running) = self.running.try_lock() {
+            std::mem::forget(running.take());
+        }
+    }
+}
+
+/// As the events have it.
+fn shown(state: State) -> Option<&'static str> {
+    Some(match state {
+        State::Spawned | State::Starting => "starting",
+        State::Ready => "ready",
+        State::Suspect => "unresponsive",
+        State::Draining | State::Aborting | State::Killing => "draining",
+        _ => return None,
+    })
+}
+
+/// This process, as the worker of a cluster.
+#[pyclass(name = "_Member", module = "offloop._native", frozen)]
+struct PyMember(Worker);
+
+#[pymethods]
+impl PyMember {
+    /// None when no cluster started this process.
+    #[staticmethod]
+    fn attach(py: Python<'_>) -> PyResult<Option<PyMember>> {
+        Ok(worker::attach().map_err(|e| raise(py, &e))?.map(PyMember))
+    }
+
+    #[getter]
+    fn slot(&self) -> u32 {
+        self.0.supervisor().id().slot
+    }
+
+    #[getter]
+    fn generation(&self) -> u32 {
+        self.0.supervisor().id().generation
+    }
+
+    /// Seconds between beats.
+    #[getter]
+    fn beat_interval(&self) -> f64 {
+        self.0.supervisor().beat_interval().as_secs_f64()
+    }
+
+    #[getter]
+    fn fds(&self) -> Vec<i32> {
+        self.0.fds()
+    }
+
+    #[getter]
+    fn draining(&self) -> bool {
+        self.0.supervisor().is_draining()
+    }
+
+    /// An fd, which is the caller's, and where it listens. Waits for the cluster's answer.
+    fn listen(&self, py: Python<'_>, address: &str, queue: Option<i32>) -> PyResult<(i32, String)> {
+        let (fd, at) = wait::detached(py, || self.0.listen(address, queue)).map_err(|e| raise(py, &e))?;
+        Ok((fd.into_raw_fd(), at.to_string()))
+    }
+
+    fn beat(&self) {
+        self.0.supervisor().beat();
+    }
+
+    fn ready(&self) {
+        self.0.supervisor().ready();
+        self.0.supervisor().beat();
+    }
+
+    fn fail(&self, text: &str) {
+        self.0.supervisor().fail(text);
+    }
+
+    fn drained(&self) {
+        self.0.supervisor().drained();
+    }
+
+    /// Whether it is to finish, at the latest after so many seconds. Waits without the GIL.
+    fn wait_drain(&self, py: Python<'_>, seconds: f64) -> bool {
+        let timeout = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_DURATION);
+        wait::detached(py, || self.0.supervisor().wait_drain(Some(timeout)))
+    }
+}
+
+pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyCluster>()?;
+    m.add_class::<PyMember>()
+}

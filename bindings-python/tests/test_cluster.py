@@ -1,0 +1,614 @@
+"""Cluster: copies of a server on the same sockets, and the worker's side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import offloop
+import pytest
+from offloop import Cluster
+
+# HTTP/1.1 on asyncio's streams: GET / says who answers; /slow waits until the file GATE is there.
+SERVER = """
+import asyncio, os, sys
+import offloop
+
+worker = offloop.current_worker()
+
+async def handle(reader, writer):
+    try:
+        while line := await reader.readline():
+            while await reader.readline() not in (b"\\r\\n", b""):
+                pass
+            if line.split()[1] == b"/slow":
+                open(os.environ["GATE"] + ".slow", "w").close()
+                while not os.path.exists(os.environ["GATE"]):
+                    await asyncio.sleep(0.01)
+            body = f"{os.getpid()} {os.environ.get('V')}".encode()
+            last = worker.draining
+            close = b"Connection: close\\r\\n" if last else b""
+            writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n%s\\r\\n%s" % (len(body), close, body))
+            await writer.drain()
+            if last:
+                break
+    finally:
+        writer.close()
+
+async def main():
+    server = await asyncio.start_server(handle, "127.0.0.1", int(os.environ["PORT"]))
+    async with server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(code: str, name: str = "server.py") -> str:
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(code))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def server(write, port, tmp_path):
+    """A cluster of that server, not started."""
+
+    def make(code: str = SERVER, **options) -> Cluster:
+        own = {"PYTHONPATH": str(Path(offloop.__file__).parent.parent), "PORT": str(port), "GATE": str(tmp_path / "gate"), "V": "1"}
+        env = {**own, **options.pop("env", {})}
+        return Cluster(write(code), **{"workers": 2, "min_ready": 0.05, "env": env, **options})
+
+    return make
+
+
+def get(port: int, path: str = "/") -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+def fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def children() -> list[str]:
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+class Heard:
+    """Events of a cluster, and a wait for them."""
+
+    def __init__(self, cluster: Cluster, *names: str) -> None:
+        self.all: list[tuple] = []
+        self._changed = threading.Condition()
+        for name in names:
+            cluster.on(name, lambda *args, name=name: self._hear(name, *args))
+
+    def _hear(self, *event) -> None:
+        with self._changed:
+            self.all.append(event)
+            self._changed.notify_all()
+
+    def wait(self, name: str, n: int = 1) -> list[tuple]:
+        def found():
+            return [args for what, *args in self.all if what == name]
+
+        with self._changed:
+            self._changed.wait_for(lambda: len(found()) >= n)
+            return found()
+
+
+def test_an_unmodified_script_is_served_on_one_socket_by_all_workers(server, port):
+    cluster = server()
+    heard = Heard(cluster, "listening", "ready")
+    with cluster:
+        assert cluster.addresses == [f"127.0.0.1:{port}"]
+        pids = {str(worker.pid) for worker in cluster.workers.values()}
+        assert len(pids) == 2
+        seen = set()
+        while seen != pids:
+            seen.add(get(port).split()[0])
+        (worker, where), _ = heard.wait("listening", 2)
+        assert (worker.generation, where) == (1, f"127.0.0.1:{port}")
+        assert {worker.slot for (worker,) in heard.wait("ready", 2)} == {0, 1}
+        assert (cluster.stats.ready, cluster.stats.spawned) == (2, 2)
+
+
+def test_a_reload_brings_the_new_environment(server, port):
+    with server() as cluster:
+        assert get(port).endswith(" 1")
+        env = {**cluster._command.env, "V": "2"}
+        report = cluster.reload(env=env)
+        assert (report.generation, report.replaced, report.forced) == (2, 2, 0)
+        assert report.took > 0
+        assert {get(port).split()[1] for _ in range(20)} == {"2"}
+        assert {worker.generation for worker in cluster.workers.values()} == {2}
+        # What was given stays.
+        assert cluster.reload().generation == 3
+        assert get(port).endswith(" 2")
+
+
+def test_a_broken_version_fails_with_its_own_words_and_the_old_one_goes_on(server, port, write):
+    with server() as cluster:
+        before = {worker.pid for worker in cluster.workers.values()}
+        with pytest.raises(offloop.StartFailedError, match="SyntaxError"):
+            cluster.reload(exec=write("def (:\n", "broken.py"))
+        assert {worker.pid for worker in cluster.workers.values()} == before
+        assert get(port).endswith(" 1")
+        assert cluster.stats.reloads_failed == 1
+        assert cluster.reload().generation == 3
+
+
+def test_a_start_that_fails_says_what_the_worker_did_not_catch_and_leaves_nothing(server, capfd):
+    # What all clusters of a process share stays.
+    with pytest.raises(offloop.StartFailedError):
+        server("raise SystemExit").start()
+    before = fds()
+    with pytest.raises(offloop.StartFailedError, match="ValueError: the reason") as caught:
+        server("def f():\n    raise ValueError('the reason')\nf()\n").start()
+    # As the interpreter shows it: no frame of the program that runs the script.
+    assert "_member" not in str(caught.value)
+    assert "server.py" in str(caught.value)
+    assert capfd.readouterr().err.startswith("Traceback (most recent call last):\n")
+    assert children() == []
+    assert fds() == before
+
+
+def test_a_script_that_never_listens_is_not_ready(server):
+    with pytest.raises(offloop.StartFailedError):
+        server("import time; time.sleep(600)", ready_timeout=0.5, kill_grace=0.1).start()
+    with pytest.raises(TimeoutError):
+        server("import time; time.sleep(600)").start(timeout=0.2)
+    assert children() == []
+
+
+def test_a_killed_worker_is_replaced(server, port):
+    cluster = server()
+    heard = Heard(cluster, "exit", "ready")
+    with cluster:
+        old = cluster.workers[1]
+        cluster.kill(1)
+        ((worker, end),) = heard.wait("exit")
+        assert (worker.slot, worker.pid, end.signal, end.exit_code) == (1, old.pid, signal.SIGKILL, None)
+        heard.wait("ready", 3)
+        assert cluster.workers[1].pid != old.pid
+        assert get(port).endswith(" 1")
+        with pytest.raises(offloop.NotFoundError, match="slot=7"):
+            cluster.kill(7)
+
+
+def test_scale(server, port):
+    with server(workers=1) as cluster:
+        cluster.scale(3)
+        assert sorted(cluster.workers) == [0, 1, 2]
+        cluster.scale(1)
+        assert len(cluster.workers) == 1
+        assert len(children()) == 1
+        assert get(port).endswith(" 1")
+        with pytest.raises(offloop.InvalidError, match=r"option=workers, value=0, min=1, max=1024"):
+            cluster.scale(0)
+
+
+def test_a_stop_leaves_nothing(server, port):
+    server().start().stop()
+    before = fds()
+    cluster = server().start()
+    pids = [worker.pid for worker in cluster.workers.values()]
+    cluster.stop()
+    assert children() == []
+    assert fds() == before
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=60)
+    assert not [t for t in threading.enumerate() if t.name.startswith("offloop-cluster")]
+    cluster.stop()
+    with pytest.raises(offloop.ClosedError):
+        cluster.reload()
+    with pytest.raises(offloop.ClosedError):
+        cluster.start()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"workers": 0}, "option=workers, value=0, min=1, max=1024"),
+        ({"workers": 1025}, "option=workers, value=1025, min=1, max=1024"),
+        ({"workers": "many"}, "option=workers"),
+        ({"workers": True}, "option=workers"),
+        ({"listen": ["nowhere"]}, "listen=nowhere"),
+        ({"listen": "3000"}, "option=listen"),
+        ({"listen": [True]}, "option=listen"),
+        ({"ready_timeout": 0}, "option=ready_timeout"),
+        ({"drain_timeout": -1}, "option=drain_timeout"),
+        ({"kill_grace": "soon"}, "option=kill_grace"),
+        ({"heartbeat": (0.001, 1)}, r"option=heartbeat\[0\]"),
+        ({"heartbeat": (1, 2)}, r"option=heartbeat\[1\]"),
+        ({"heartbeat": True}, "option=heartbeat"),
+        ({"args": "text"}, "option=args"),
+        ({"env": {"A": 1}}, "option=env"),
+        ({"cwd": 3}, "option=cwd"),
+    ],
+)
+def test_options_that_cannot_be(write, options, text):
+    with pytest.raises(offloop.InvalidError, match=text):
+        Cluster(write("pass"), **options)
+
+
+def test_what_is_run_is_checked(write):
+    with pytest.raises(offloop.NotFoundError, match=r"exec=/nowhere/app\.py"):
+        Cluster("/nowhere/app.py")
+    with pytest.raises(offloop.InvalidError, match="option=exec"):
+        Cluster([])
+    with pytest.raises(offloop.InvalidError, match="option=args"):
+        Cluster(["sleep"], args=["1"])
+    with pytest.raises(offloop.InvalidError, match="event='end'"):
+        Cluster(write("pass")).on("end", print)
+    with pytest.raises(offloop.ClosedError):
+        Cluster(write("pass")).reload()
+
+
+def test_a_port_that_is_taken(server):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(OSError, match=address) as caught:
+            server(listen=[address]).start()
+        assert isinstance(caught.value, offloop.OsError)
+
+
+def test_a_reload_while_reloading(server, port):
+    with server(min_ready=30.0) as cluster:
+        begun = Heard(cluster, "reloading")
+        failed: list[BaseException] = []
+
+        def reload():
+            try:
+                cluster.reload()
+            except BaseException as e:
+                failed.append(e)
+
+        thread = threading.Thread(target=reload)
+        thread.start()
+        begun.wait("reloading")
+        with pytest.raises(offloop.InUseError):
+            cluster.reload()
+        cluster.stop()
+        thread.join()
+        assert isinstance(failed[0], offloop.ClosedError)
+
+
+def test_the_drain_waits_for_a_slow_request(server, port, tmp_path):
+    cluster = server(workers=1)
+    heard = Heard(cluster, "draining", "exit")
+    with cluster:
+        answers: list[str] = []
+        old = cluster.workers[0].pid
+        slow = threading.Thread(target=lambda: answers.append(get(port, "/slow")))
+        slow.start()
+        while not (tmp_path / "gate.slow").exists():
+            time.sleep(0.01)
+        reload = threading.Thread(target=cluster.reload)
+        reload.start()
+        heard.wait("draining")
+        assert get(port).split()[0] != str(old)
+        assert not [e for e in heard.all if e[0] == "exit"]
+        (tmp_path / "gate").touch()
+        slow.join()
+        reload.join()
+        assert answers == [f"{old} 1"]
+        ((_, end),) = heard.wait("exit")
+        assert (end.exit_code, end.forced) == (0, False)
+
+
+def test_an_idle_connection_survives_until_its_next_request(server, port):
+    cluster = server(workers=1)
+    heard = Heard(cluster, "draining")
+    with cluster:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/")
+        first = connection.getresponse()
+        old = first.read()
+        assert first.getheader("Connection") is None
+        reload = threading.Thread(target=cluster.reload)
+        reload.start()
+        heard.wait("draining")
+        assert get(port).encode() != old
+        # No reconnect: the same socket, and the old worker.
+        sock = connection.sock
+        connection.request("GET", "/")
+        assert connection.sock is sock
+        second = connection.getresponse()
+        assert second.read() == old
+        assert second.getheader("Connection") == "close"
+        reload.join()
+        connection.close()
+
+
+class Client(threading.Thread):
+    """Asks without a pause and never twice; what is not a whole answer is a failure."""
+
+    def __init__(self, port: int, keep: bool) -> None:
+        super().__init__()
+        self.port, self.keep = port, keep
+        self.done, self.failed, self.over = 0, [], False
+
+    def run(self) -> None:
+        connection = None
+        while not self.over:
+            try:
+                if connection is None:
+                    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+                connection.request("GET", "/", headers={} if self.keep else {"Connection": "close"})
+                answer = connection.getresponse()
+                assert answer.status == 200
+                assert answer.read()
+                self.done += 1
+                last = not self.keep or answer.getheader("Connection") == "close"
+            except Exception as e:
+                self.failed.append(repr(e))
+                last = True
+            if last and connection is not None:
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+
+ASGI = """
+import os
+import offloop
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                print("lifespan over", flush=True)
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+"""
+SERVED = ASGI + "offloop.current_worker().serve(app, log_level='warning', access_log=False, loop=os.environ['LOOP'])\n"
+UNMODIFIED = ASGI + "import uvicorn\nuvicorn.run(app, port=int(os.environ['PORT']), log_level='warning', access_log=False)\n"
+THREADS = """
+import os
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *args):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+KINDS = {
+    "asyncio": (SERVER, {}),
+    "uvloop": (SERVER.replace("asyncio.run", "import uvloop\nuvloop.run"), {}),
+    "serve": (SERVED, {"LOOP": "asyncio"}),
+    "serve-uvloop": (SERVED, {"LOOP": "uvloop"}),
+    "uvicorn": (UNMODIFIED, {}),
+    "threads": (THREADS, {}),
+}
+NEEDS = {"uvloop": ["uvloop"], "serve": ["uvicorn"], "serve-uvloop": ["uvicorn", "uvloop"], "uvicorn": ["uvicorn"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reloads_lose_no_request(server, port, kind):
+    for module in NEEDS.get(kind, []):
+        pytest.importorskip(module)
+    code, env = KINDS[kind]
+    with server(code, env=env, listen=[f"127.0.0.1:{port}"]) as cluster:
+        clients = [Client(port, keep) for keep in (True, True, False)]
+        for client in clients:
+            client.start()
+        try:
+            for _ in range(3):
+                before = [client.done for client in clients]
+                report = cluster.reload()
+                assert (report.replaced, report.forced) == (2, 0)
+                while any(client.done == n for client, n in zip(clients, before)) and not any(client.failed for client in clients):
+                    time.sleep(0.01)
+        finally:
+            for client in clients:
+                client.over = True
+            for client in clients:
+                client.join()
+        assert [client.failed for client in clients] == [[], [], []]
+
+
+def test_serve_ends_the_app_as_it_should(server, port, capfd):
+    pytest.importorskip("uvicorn")
+    with server(SERVED, env={"LOOP": "asyncio"}, listen=[f"127.0.0.1:{port}"], workers=1):
+        assert get(port) == "ok"
+    assert capfd.readouterr().out == "lifespan over\n"
+
+
+def test_serve_without_uvicorn_says_what_is_missing(server):
+    code = "import sys\nsys.modules['uvicorn'] = None\n" + SERVED
+    with pytest.raises(offloop.StartFailedError, match="pip install uvicorn"):
+        server(code, env={"LOOP": "asyncio"}, listen=[0]).start()
+
+
+def test_serve_without_a_socket_says_so(server):
+    pytest.importorskip("uvicorn")
+    with pytest.raises(offloop.StartFailedError, match="listens nowhere"):
+        server(SERVED, env={"LOOP": "asyncio"}).start()
+
+
+def test_what_a_worker_knows_of_itself(server, tmp_path):
+    code = """
+    import asyncio, os, sys
+    import offloop
+
+    assert "OFFLOOP_CLUSTER" not in os.environ and "LISTEN_FDS" not in os.environ
+    worker = offloop.current_worker()
+    out = open(os.environ["GATE"], "a", buffering=1)
+
+    async def main():
+        async def drain():
+            await asyncio.sleep(0)
+            print("drain", worker.draining, file=out)
+        worker.on_drain(drain)
+        (sock,) = worker.sockets
+        path = worker.listen("unix:" + os.environ["GATE"] + ".sock")
+        print(worker.slot, worker.generation, sock.getsockname()[0], path.getsockname() == os.environ["GATE"] + ".sock", sys.argv, __name__, file=out)
+        worker.ready()
+        await asyncio.Event().wait()
+
+    try:
+        asyncio.run(main())
+    finally:
+        print("finally", file=out)
+    """
+    cluster = server(code, workers=1, listen=["127.0.0.1:0"], args=["a", "b"])
+    with cluster:
+        assert cluster.addresses[1] == f"unix:{tmp_path}/gate.sock"
+        assert cluster.addresses[0] != "127.0.0.1:0"
+    first, *rest = (tmp_path / "gate").read_text().splitlines()
+    assert first == f"0 1 127.0.0.1 True {[str(tmp_path / 'server.py'), 'a', 'b']} __main__"
+    assert rest == ["drain True", "finally"]
+    assert not (tmp_path / "gate.sock").exists()
+    assert offloop.current_worker() is None
+
+
+def test_unix_servers_of_all_workers_share_a_socket(server, tmp_path):
+    code = """
+    import asyncio, os
+    async def handle(reader, writer):
+        writer.write(b"%d" % os.getpid())
+        writer.close()
+    async def main():
+        async with await asyncio.start_unix_server(handle, os.environ["GATE"]) as server:
+            await server.serve_forever()
+    asyncio.run(main())
+    """
+    with server(code) as cluster:
+        pids, seen = {worker.pid for worker in cluster.workers.values()}, set()
+        while seen != pids:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "gate"))
+                seen.add(int(client.recv(64)))
+
+
+def test_a_blocked_event_loop_is_seen_and_replaced(server, port):
+    code = SERVER.replace(
+        'if line.split()[1] == b"/slow":',
+        'if line.split()[1] == b"/block":\n                import time; time.sleep(600)\n            if False:',
+    )
+    cluster = server(code, workers=1, heartbeat=(0.05, 0.5), kill_grace=0.1)
+    heard = Heard(cluster, "unresponsive", "exit", "ready")
+    with cluster:
+        old = cluster.workers[0].pid
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /block HTTP/1.1\r\n\r\n")
+            ((worker, _),) = heard.wait("unresponsive")
+            assert worker.pid == old
+            heard.wait("exit")
+            heard.wait("ready", 2)
+        assert cluster.workers[0].pid != old
+
+
+def test_a_command_gets_the_number_of_the_socket(server):
+    code = (
+        "import socket, offloop; worker = offloop.current_worker(); s = worker.sockets[0]; assert s.fileno() == {fd}; worker.ready()\n"
+        "c, _ = s.accept(); c.sendall(b'here'); c.close(); worker.on_drain(lambda: None)\n"
+        "import threading; threading.Event().wait()"
+    )
+    cluster = server()
+    cluster = Cluster([sys.executable, "-c", code], workers=1, listen=["127.0.0.1:0"], env=cluster._command.env)
+    with cluster:
+        port = int(cluster.addresses[0].rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert client.recv(64) == b"here"
+
+
+def test_from_coroutines(server, port, write):
+    async def main():
+        events = []
+        cluster = server()
+        loop = asyncio.get_running_loop()
+        cluster.on("reload", lambda report: events.append((report.generation, asyncio.get_running_loop() is loop)))
+        async with cluster:
+            assert (await asyncio.to_thread(get, port)).endswith(" 1")
+            report = await cluster.areload()
+            assert report.replaced == 2
+            await cluster.ascale(3)
+            assert len(cluster.workers) == 3
+            with pytest.raises(offloop.StartFailedError, match="SyntaxError"):
+                await cluster.areload(exec=write("def (:\n", "broken.py"))
+            assert (await asyncio.to_thread(get, port)).endswith(" 1")
+        assert events == [(2, True)]
+        assert children() == []
+
+    asyncio.run(main())
+
+
+def test_ctrl_c_ends_a_start(server, script):
+    code = """
+import offloop, os, signal, sys, threading
+cluster = offloop.Cluster(sys.argv[1], workers=1)
+cluster.on("online", lambda worker: os.kill(os.getpid(), signal.SIGINT))
+try:
+    cluster.start()
+except KeyboardInterrupt:
+    print("interrupted", [open(f"/proc/self/task/{t}/children").read() for t in os.listdir("/proc/self/task")])
+"""
+    path = server("import time; time.sleep(600)")._command.exec
+    assert script(code, path).stdout .replace("''", "").replace(", ", "") == "interrupted []\n"
+
+
+def test_a_cluster_is_stopped_with_the_interpreter(server, script):
+    code = "import offloop, sys, os; offloop.Cluster(sys.argv[1], workers=1, env={'PORT': sys.argv[2]}).start(); print('end')"
+    cluster = server()
+    assert script(code, cluster._command.exec, cluster._command.env["PORT"]).stdout == "end\n"
+
+
+def test_a_forked_child_has_no_cluster(server, port):
+    with server() as cluster:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                try:
+                    cluster.scale(1)
+                except offloop.ForkedError:
+                    status = 0
+            os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert get(port).endswith(" 1")
+
+
+def test_the_program_of_workers_is_for_clusters():
+    env = {"PYTHONPATH": str(Path(offloop.__file__).parent.parent)}
+    code = "import sys; sys.path.insert(0, ''); from offloop._member import run; run()"
+    done = subprocess.run([sys.executable, "-c", code, "x.py"], capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (2, "offloop: a Cluster starts this program\n")
