@@ -296,6 +296,26 @@ def pages(folder, _shown):
         assert text.startswith("TypeError: Cannot read properties of undefined"), text
 
 
+def cluster_python(folder, _shown):
+    """A reload while a client asks loses nothing: neither on its kept connection nor on new ones."""
+    env = environment(folder)
+    with running(["python3", "examples/cluster-python/main.py", env["PORT"]], folder, env) as process:
+        until("it listens", lambda: listens(process, env["PORT"]))
+        kept, seen = connection_to(env["PORT"]), set()
+
+        def all_new():
+            answers = [ask(client, "GET", "/") for client in (kept, connection_to(env["PORT"]))]
+            assert all(status == 200 for status, _ in answers), answers
+            seen.update(text.split()[-1] for _, text in answers)
+            return all("generation 2" in text for _, text in answers)
+
+        all_new()
+        process.send_signal(signal.SIGHUP)
+        until("the new ones answer", all_new)
+        assert seen == {"1", "2"}, seen
+    assert process.returncode == 0, process.returncode
+
+
 def photos(folder):
     """Pictures of noise and shades, and a file that is none."""
     from PIL import Image

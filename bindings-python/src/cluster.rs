@@ -431,9 +431,9 @@ impl PyMember {
         self.0.supervisor().is_draining()
     }
 
-    /// An fd, which is the caller's, and where it listens. Waits for the cluster's answer.
-    fn listen(&self, py: Python<'_>, address: &str, queue: Option<i32>) -> PyResult<(i32, String)> {
-        let (fd, at) = wait::detached(py, || self.0.listen(address, queue)).map_err(|e| raise(py, &e))?;
+    /// An fd, which is the caller's, and where it listens. `nth`: how many of that address are open here already. Waits for the cluster's answer.
+    fn listen(&self, py: Python<'_>, address: &str, nth: u32, queue: Option<i32>) -> PyResult<(i32, String)> {
+        let (fd, at) = wait::detached(py, || self.0.listen(address, nth, queue)).map_err(|e| raise(py, &e))?;
         Ok((fd.into_raw_fd(), at.to_string()))
     }
 

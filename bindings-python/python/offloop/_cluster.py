@@ -338,7 +338,11 @@ class Cluster:
             args = [*args, error]
         for fn, loop in list(told):
             if loop is None:
-                _call(fn, args)
+                try:
+                    _call(fn, args)
+                except BaseException:
+                    # The others are to hear of it, too.
+                    logging.getLogger("concurrent.futures").exception("exception calling listener %r", fn)
             else:
                 # A loop that is closed hears nothing.
                 with contextlib.suppress(RuntimeError):

@@ -77,8 +77,10 @@ class Worker:
         # What shows that this process goes on; without one the watching thread does.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
-        self._servers: weakref.WeakSet[_Server] = weakref.WeakSet()
-        self._adopted: weakref.WeakSet[_Adopted] = weakref.WeakSet()
+        # Those that serve: the program need not keep them.
+        self._servers: set[_Server] = set()
+        # The cluster's sockets that are used here, with where they were asked for.
+        self._adopted: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
         # Ports and paths where it listens.
         self._ends: set[int | str] = set()
         self._callbacks: list[tuple[Callable[[], object], asyncio.AbstractEventLoop | None]] = []
@@ -101,8 +103,7 @@ class Worker:
 
         `queue` (default 4,096): connections that wait, where this worker is the first to ask. OsError with what the bind failed with.
         """
-        fd, _ = self._native.listen(str(address), queue)
-        return self._own(fd)
+        return self._own(self._asked(where := str(address), queue), where)
 
     def ready(self) -> None:
         """Says that it takes requests. It is said by itself when the first server listens; a second time does nothing."""
@@ -157,16 +158,19 @@ class Worker:
 
     # ---- sockets ----
 
-    def _own(self, fd: int) -> socket.socket:
+    def _asked(self, where: str, queue: int | None) -> int:
+        nth = sum(sock.fileno() >= 0 and other == where for sock, other in list(self._adopted.items()))
+        return self._native.listen(where, nth, queue)[0]
+
+    def _own(self, fd: int, where: str = "") -> socket.socket:
         os.set_inheritable(fd, False)
         sock = _Adopted(fileno=fd)
         sock.settimeout(None)
-        self._note(sock)
+        self._note(sock, where)
         return sock
 
-    def _note(self, sock: socket.socket) -> None:
-        if isinstance(sock, _Adopted):
-            self._adopted.add(sock)
+    def _note(self, sock: socket.socket, where: str) -> None:
+        self._adopted[sock] = where
         end = _end_of(sock)
         if end is not None:
             self._ends.add(end)
@@ -174,7 +178,7 @@ class Worker:
     def _adopt(self, sock: socket.socket, where: str) -> None:
         """Makes `sock` the cluster's socket at `where`."""
         try:
-            fd, _ = self._native.listen(where, None)
+            fd = self._asked(where, None)
         except OSError as e:
             if e.errno is None:
                 raise
@@ -187,12 +191,18 @@ class Worker:
         if type(sock) is socket.socket:
             sock.__class__ = _Adopted
         sock.settimeout(timeout)
-        self._note(sock)
+        self._note(sock, where)
 
     # ---- life ----
 
     def _begin(self) -> None:
+        # What the program registers is called before.
+        atexit.register(self._at_exit)
         threading.Thread(target=self._watch, name="offloop-worker", daemon=True).start()
+
+    def _at_exit(self) -> None:
+        if self._native.draining:
+            self._native.drained()
 
     def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on `loop` shows that this process goes on."""
@@ -232,20 +242,20 @@ class Worker:
         beat = self._native.beat_interval / 2
         called: list[threading.Event] = []
         last = time.monotonic()
-        pause = _LOOK
-        while True:
+        quiet = 0
+        # Twice, as a thread that is about to come back from `accept` has a connection that is not seen yet.
+        while quiet < 2:
             with self._lock:
                 added, self._callbacks = self._callbacks, []
             called += [_called(fn, of) for fn, of in added]
             begin = time.monotonic()
             # A server that was made meanwhile, too.
             stopped = all(server._stopped or server._loop.is_closed() for server in list(self._servers))
-            if stopped and all(done.is_set() for done in called) and self._connections() == 0 and not self._callbacks:
-                break
+            over = stopped and all(done.is_set() for done in called) and not self._callbacks and self._connections() == 0
+            quiet = quiet + 1 if over else 0
             now = time.monotonic()
             # Looking at many connections takes no more than a tenth of the time.
-            pause = max(_LOOK, (now - begin) * 10)
-            time.sleep(pause)
+            time.sleep(max(_LOOK, (now - begin) * 10))
             if now - last > beat:
                 last = now
                 self._beat()
@@ -254,25 +264,26 @@ class Worker:
     def _connections(self) -> int:
         """Open sockets that were accepted where this worker listens, whoever has them."""
         count = 0
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                fd = int(name)
+        try:
+            fds = [int(name) for name in os.listdir("/proc/self/fd")]
+        except OSError:
+            # No fd is left to look with: there are some.
+            return 1
+        for fd in fds:
+            with contextlib.suppress(OSError):
                 if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                     continue
-                sock = socket.socket(fileno=os.dup(fd))
-            except OSError:
-                continue
-            with sock:
+                sock = socket.socket(fileno=fd)
                 try:
                     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and _end_of(sock) in self._ends:
                         count += 1
-                except OSError:
-                    continue
+                finally:
+                    # It is somebody else's.
+                    sock.detach()
         return count
 
     def _end(self) -> None:
         """Everything is finished: the program ends."""
-        atexit.register(self._native.drained)
         loop = self._loop
         leave = self._leave
         if loop is not None and loop.is_running() and self._loop_thread == threading.main_thread().ident:
@@ -335,6 +346,10 @@ def _called(fn: Callable[[], object], loop: asyncio.AbstractEventLoop | None) ->
 
 
 # ---- sockets ----
+
+
+# Bound to a port of the system's choice, which is the same one for all workers if they come to listen.
+_any_port: weakref.WeakKeyDictionary[socket.socket, str] = weakref.WeakKeyDictionary()
 
 
 class _Adopted(socket.socket):
@@ -405,7 +420,7 @@ def _address_of(sock: socket.socket, address: Any) -> str | None:
     if sock.family == socket.AF_UNIX:
         path = os.fsdecode(address)
         return None if not path or path.startswith("\0") else f"unix:{os.path.abspath(path)}"
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple) or len(address) < 2 or address[1] == 0:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or not isinstance(address, tuple) or len(address) < 2:
         return None
     host, port = address[:2]
     if sock.family == socket.AF_INET6:
@@ -448,6 +463,8 @@ class _Server(asyncio.AbstractServer):
 
     def close(self) -> None:
         self._stopped = True
+        if _worker is not None:
+            _worker._servers.discard(self)
         self._inner.close()
         if self._forever is not None and not self._forever.done():
             self._forever.cancel()
@@ -529,10 +546,25 @@ def _patch() -> None:
         where = None if _worker is None else _address_of(self, address)
         if _worker is None or where is None:
             bind(self, address)
+        elif where.endswith(":0"):
+            # Not every such socket is to listen.
+            bind(self, address)
+            _any_port[self] = where
         else:
             _worker._adopt(self, where)
 
-    adopt.__name__ = "bind"
+    listen = socket.socket.listen
+
+    def adopt_any(self: socket.socket, *args: int) -> None:
+        where = _any_port.pop(self, None)
+        if _worker is None or where is None:
+            listen(self, *args)
+        else:
+            _worker._adopt(self, where)
+            _worker.ready()
+
+    adopt.__name__, adopt_any.__name__ = "bind", "listen"
+    socket.socket.listen = adopt_any  # type: ignore[assignment,method-assign]
     socket.socket.bind = adopt  # type: ignore[assignment,method-assign]
     _patch_loop(asyncio.SelectorEventLoop)
     after_import("uvloop", lambda module: _patch_loop(module.Loop))
@@ -614,7 +646,7 @@ def run(argv: Iterable[str] | None = None) -> None:
     sys.modules["__main__"] = main
     try:
         with open(script, "rb") as file:
-            code = compile(file.read(), script, "exec")
+            code = compile(file.read(), script, "exec", dont_inherit=True)
         exec(code, main.__dict__)
     except SystemExit as e:
         if isinstance(e.code, str):
@@ -624,8 +656,9 @@ def run(argv: Iterable[str] | None = None) -> None:
         raise
     except BaseException as e:
         # Without this function's own frame.
-        own = e.__traceback__
-        sys.excepthook(type(e), e, own.tb_next if own is not None else None)
+        if e.__traceback__ is not None:
+            e.__traceback__ = e.__traceback__.tb_next
+        sys.excepthook(type(e), e, e.__traceback__)
         sys.exit(1)
 
 
