@@ -177,8 +177,8 @@ def test_a_start_that_fails_says_what_the_worker_did_not_catch_and_leaves_nothin
     assert shown.startswith("Traceback (most recent call last):\n")
     assert "_member" not in shown
     assert children() == []
-    # The cluster's own thread closes its two a moment later.
-    while fds() != before:
+    # Threads of the core close theirs a moment later, also those of the cluster before.
+    while len(fds()) > len(before):
         time.sleep(0.01)
 
 
@@ -224,8 +224,8 @@ def test_a_stop_leaves_nothing(server, port):
     pids = [worker.pid for worker in cluster.workers.values()]
     cluster.stop()
     assert children() == []
-    # The cluster's own thread closes its two a moment later.
-    while fds() != before:
+    # Threads of the core close theirs a moment later, also those of the cluster before.
+    while len(fds()) > len(before):
         time.sleep(0.01)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     with pytest.raises(ConnectionRefusedError):

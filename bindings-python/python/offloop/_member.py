@@ -446,6 +446,16 @@ class _Server(asyncio.AbstractServer):
         self._forever: asyncio.Future[None] | None = None
 
     def _stop_accepting(self) -> None:
+        if not isinstance(self._loop, asyncio.SelectorEventLoop):
+            self._shut()
+            return
+        # asyncio makes the transport of a connection a turn after it has accepted it, and cannot for a server that is closed by then: the
+        # connection would be nobody's.
+        for sock in self._inner.sockets:
+            self._loop.remove_reader(sock.fileno())
+        self._loop.call_soon(self._loop.call_soon, self._shut)
+
+    def _shut(self) -> None:
         self._stopped = True
         self._inner.close()
 
