@@ -342,6 +342,8 @@ def test_an_idle_connection_survives_until_its_next_request(server, port):
         reload.start()
         heard.wait("draining")
         assert get(port).encode() != old
+        # Idle for longer than the worker needs to leave when nothing is open.
+        time.sleep(0.3)
         # No reconnect: the same socket, and the old worker.
         sock = connection.sock
         connection.request("GET", "/")
