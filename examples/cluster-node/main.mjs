@@ -1,0 +1,13 @@
+// The server of server.mjs on all cores: SIGHUP reloads it, SIGTERM and Ctrl-C end it when its requests are answered.
+import { fileURLToPath } from 'node:url'
+import { Cluster } from 'offloop'
+
+const cluster = new Cluster({ exec: fileURLToPath(new URL('server.mjs', import.meta.url)), workers: 2 })
+cluster.on('exit', (worker, { text }) => text && console.error(`worker ${worker.slot}: ${text}`))
+
+// What did not come up is told; the workers of before go on.
+process.on('SIGHUP', () => cluster.reload().catch((error) => console.error(`not reloaded: ${error.message}`)))
+for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => cluster.stop())
+
+await cluster.start()
+console.log(`listening on ${cluster.addresses}, ${cluster.workers.size} workers`)
