@@ -32,9 +32,7 @@ PPOLL = 271 if os.uname().machine == "x86_64" else 73
 
 def blocks(name, lang):
     """The blocks of that language in that section of the README."""
-    section = re.search(
-        rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", README, re.S | re.M
-    )
+    section = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", README, re.S | re.M)
     found = section and re.findall(rf"^```{lang}\n(.*?)^```", section[1], re.S | re.M)
     if not found:
         sys.exit(f"examples/README.md has no {lang} block under {name}")
@@ -43,10 +41,7 @@ def blocks(name, lang):
 
 def environment(folder, **more):
     path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
-    library = {
-        "PKG_CONFIG_PATH": str(PREFIX / "lib/pkgconfig"),
-        "LD_LIBRARY_PATH": str(PREFIX / "lib"),
-    }
+    library = {"PKG_CONFIG_PATH": str(PREFIX / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(PREFIX / "lib")}
     return {**os.environ, **library, "PATH": path, "PORT": str(free_port()), **more}
 
 
@@ -59,26 +54,14 @@ def printed(name, folder, in_order=True):
     """Runs the commands as printed, and holds what they print to what the README shows; without `in_order` the lines of each command
     may come in any, as those of several processes do."""
     env = environment(folder)
-    commands, wanted = (
-        block.replace("3000", env["PORT"])
-        for block in (blocks(name, "sh"), blocks(name, "text"))
-    )
+    commands, wanted = (block.replace("3000", env["PORT"]) for block in (blocks(name, "sh"), blocks(name, "text")))
     run = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands + "wait"],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
+        ["bash", "-euo", "pipefail", "-c", commands + "wait"], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
     )
     # A server that was told to end has nothing to add, whichever way it ends.
-    assert run.returncode in (0, 128 + signal.SIGTERM), (
-        f"status {run.returncode}\n{run.stdout}{run.stderr}"
-    )
+    assert run.returncode in (0, 128 + signal.SIGTERM), f"status {run.returncode}\n{run.stdout}{run.stderr}"
     assert not run.stderr, run.stderr
-    expected, lines = (
-        text.splitlines() if not in_order else [text] for text in (wanted, run.stdout)
-    )
+    expected, lines = (text.splitlines() if not in_order else [text] for text in (wanted, run.stdout))
     for part in expected:
         pattern = ".*".join(map(re.escape, part.split("…")))
         found = next((line for line in lines if re.fullmatch(pattern, line)), None)
@@ -121,20 +104,7 @@ def service(folder, place):
     """As `server`, of an application for uvicorn."""
     env = environment(folder)
     port = env["PORT"]
-    with running(
-        [
-            "uvicorn",
-            "--app-dir",
-            place,
-            "app:app",
-            "--port",
-            port,
-            "--log-level",
-            "warning",
-        ],
-        folder,
-        env,
-    ) as process:
+    with running(["uvicorn", "--app-dir", place, "app:app", "--port", port, "--log-level", "warning"], folder, env) as process:
         until("it listens", lambda: listens(process, port))
         yield connection_to(port)
     # It ends what it has, and then by the signal.
@@ -143,14 +113,7 @@ def service(folder, place):
 
 @contextmanager
 def running(command, folder, env):
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             yield process
             process.terminate()
@@ -195,9 +158,7 @@ def sleeps_in_ring(pid):
     try:
         return Path(f"/proc/{pid}/syscall").read_text().split(" ")[0] == str(PPOLL)
     except FileNotFoundError:
-        raise AssertionError(
-            "the process that makes rows ended, as if nobody slowed it down"
-        ) from None
+        raise AssertionError("the process that makes rows ended, as if nobody slowed it down") from None
 
 
 def rows(folder, _shown):
@@ -208,9 +169,7 @@ def rows(folder, _shown):
         maker = int(line().split()[-1])
         answer = client.getresponse()
         until("the ring is full", lambda: sleeps_in_ring(maker))
-        assert answer.read() == b"".join(
-            b'{"row":%d,"square":%d}\n' % (n, n * n) for n in range(many)
-        )
+        assert answer.read() == b"".join(b'{"row":%d,"square":%d}\n' % (n, n * n) for n in range(many))
         # A client that leaves ends the maker.
         client.request("GET", "/?" + urlencode({"rows": 10**12}))
         maker = int(line().split()[-1])
@@ -230,26 +189,20 @@ def rows(folder, _shown):
         except http.client.IncompleteRead as cut:
             got += cut.partial.splitlines(keepends=True)
         else:
-            assert not answer.isclosed() or answer.chunk_left is not None, (
-                "a response that was cut short"
-            )
+            assert not answer.isclosed() or answer.chunk_left is not None, "a response that was cut short"
         assert [json.loads(row)["row"] for row in got[:-1]] == list(range(len(got) - 1))
-        assert json.loads(got[-1]) == {
-            "error": f"rows end after {len(got) - 1}: their process ended with SIGKILL"
-        }
+        assert json.loads(got[-1]) == {"error": f"rows end after {len(got) - 1}: their process ended with SIGKILL"}
         client.close()
         # Without a single row there is still a status to say it with.
         client.request("GET", "/?rows=many")
         line()
         answer = client.getresponse()
-        assert (answer.status, json.load(answer)) == (
-            502,
-            {"error": "rows end after 0: their process ended with 1"},
-        )
+        assert (answer.status, json.load(answer)) == (502, {"error": "rows end after 0: their process ended with 1"})
 
 
 def words(folder, _shown):
     with server(folder, "examples/words/server.mjs") as (client, _line):
+
         assert ask(client, "POST", "/", "again again") == (200, '{"again":2}\n')
 
 
@@ -261,19 +214,13 @@ def hashes(folder, _shown):
             return json.load(client.getresponse())
 
         # Others are answered while hashes run and wait, and what clients have left behind ends.
-        leaving = [
-            http.client.HTTPConnection("localhost", client.port, timeout=LIMIT)
-            for _ in range(8)
-        ]
+        leaving = [http.client.HTTPConnection("localhost", client.port, timeout=LIMIT) for _ in range(8)]
         for one in leaving:
             one.request("POST", "/hash", "x")
         until("hashes run", lambda: stats()["running"] > 0)
         for one in leaving:
             one.close()
-        until(
-            "nothing is left of them",
-            lambda: stats()["running"] + stats()["queued"] == 0,
-        )
+        until("nothing is left of them", lambda: stats()["running"] + stats()["queued"] == 0)
         assert stats()["cancelled"] > 0, stats()
 
 
@@ -292,38 +239,19 @@ def jobs_node(folder, _shown):
         long = [start(10**12) for _ in range(os.cpu_count() + 1)]
         assert [status for status, _ in long] == [202] * len(long), long
         first, *_, last = paths = [f"/jobs/{identity.strip()}" for _, identity in long]
-        until(
-            "a job runs and says how far it is",
-            lambda: job(first)["state"] == "running" and job(first)["progress"] > 0,
-        )
+        until("a job runs and says how far it is", lambda: job(first)["state"] == "running" and job(first)["progress"] > 0)
         assert job(last) == {"state": "queued", "progress": 0}
         for path in reversed(paths):
             assert ask(client, "DELETE", path) == (202, "")
         for path in paths:
-            until(
-                "it is cancelled", lambda path=path: job(path)["state"] == "cancelled"
-            )
+            until("it is cancelled", lambda path=path: job(path)["state"] == "cancelled")
         # The threads are free again.
         _, identity = start(100)
-        until(
-            "a job is done",
-            lambda: (
-                job(f"/jobs/{identity.strip()}")
-                == {"state": "done", "progress": 1, "result": 25}
-            ),
-        )
+        until("a job is done", lambda: job(f"/jobs/{identity.strip()}") == {"state": "done", "progress": 1, "result": 25})
         _, identity = start("x")
-        until(
-            "a job fails",
-            lambda: (
-                job(f"/jobs/{identity.strip()}")
-                == {"state": "failed", "progress": 0, "error": "below is no integer"}
-            ),
-        )
+        until("a job fails", lambda: job(f"/jobs/{identity.strip()}") == {"state": "failed", "progress": 0, "error": "below is no integer"})
         assert ask(client, "POST", "/jobs", "no JSON")[0] == 400
-        assert [
-            ask(client, method, "/jobs/none")[0] for method in ("GET", "DELETE")
-        ] == [404, 404]
+        assert [ask(client, method, "/jobs/none")[0] for method in ("GET", "DELETE")] == [404, 404]
 
 
 def logins(folder, _shown):
@@ -334,21 +262,13 @@ def logins(folder, _shown):
         assert ask(client, "POST", "/users", user("ada", "one"))[0] == 201
         assert ask(client, "POST", "/users", user("ada", "two"))[0] == 409
         assert ask(client, "POST", "/login", user("nobody", "one"))[0] == 401
-        assert [
-            ask(client, "POST", "/login", body)[0]
-            for body in ("no JSON", "[]", '{"name":"ada"}')
-        ] == [400] * 3
+        assert [ask(client, "POST", "/login", body)[0] for body in ("no JSON", "[]", '{"name":"ada"}')] == [400] * 3
         # Others are answered while hashes are made and wait.
         many = [connection_to(client.port) for _ in range(4 * os.cpu_count())]
         for i, one in enumerate(many):
             one.request("POST", "/login", user("ada", "one" if i % 2 == 0 else "two"))
-        until(
-            "hashes are made",
-            lambda: json.loads(ask(client, "GET", "/")[1])["running"] > 0,
-        )
-        assert [one.getresponse().status for one in many] == [200, 401] * (
-            len(many) // 2
-        )
+        until("hashes are made", lambda: json.loads(ask(client, "GET", "/")[1])["running"] > 0)
+        assert [one.getresponse().status for one in many] == [200, 401] * (len(many) // 2)
 
 
 def scores(folder, shown):
@@ -358,28 +278,20 @@ def scores(folder, shown):
     model.init({"seed": 1, "features": 4})
 
     def expected(rows):
-        return [
-            ["chair", "desk", "lamp"][scores.argmax()] for scores in model.predict(rows)
-        ]
+        return [["chair", "desk", "lamp"][scores.argmax()] for scores in model.predict(rows)]
 
-    assert json.loads(shown.splitlines()[1]) == expected(
-        [[1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 1, 0]]
-    )
+    assert json.loads(shown.splitlines()[1]) == expected([[1, 2, 3, 4], [4, 3, 2, 1], [0, 0, 1, 0]])
     many = [[i % 7 - 3, i % 5 - 2, i % 3 - 1, i / 100] for i in range(1000)]
     assert len(set(expected(many))) == 3, "each class is somewhere"
     with server(folder, "examples/scores/server.mjs") as (client, _line):
         status, body = ask(client, "POST", "/", json.dumps(many))
         assert (status, json.loads(body)) == (200, expected(many))
-        assert [
-            ask(client, "POST", "/", body)[0] for body in ("no JSON", "[[1,2]]", "{}")
-        ] == [400] * 3
+        assert [ask(client, "POST", "/", body)[0] for body in ("no JSON", "[[1,2]]", "{}")] == [400] * 3
 
 
 def pages(folder, _shown):
     with service(folder, "examples/pages") as client:
-        assert (
-            "<title>a &#38; b</title>" in ask(client, "GET", "/?title=a%20%26%20b")[1]
-        )
+        assert "<title>a &#38; b</title>" in ask(client, "GET", "/?title=a%20%26%20b")[1]
         status, text = ask(client, "GET", "/broken")
         assert status == 500, status
         assert text.startswith("TypeError: Cannot read properties of undefined"), text
@@ -388,13 +300,7 @@ def pages(folder, _shown):
 def cluster_node(folder, _shown):
     """A reload while a client asks loses nothing: neither on its kept connection nor on new ones."""
     want = hashlib.pbkdf2_hmac("sha256", b"secret", b"salt", 150_000, 16).hex()
-    reloaded(
-        folder,
-        ["node", "examples/cluster-node/main.mjs"],
-        "POST",
-        "secret",
-        lambda text: text.split()[0] == want,
-    )
+    reloaded(folder, ["node", "examples/cluster-node/main.mjs"], "POST", "secret", lambda text: text.split()[0] == want)
 
 
 def reloaded(folder, command, method, body, is_right, port=None):
@@ -405,13 +311,8 @@ def reloaded(folder, command, method, body, is_right, port=None):
         kept, seen = connection_to(env["PORT"]), set()
 
         def all_new():
-            answers = [
-                ask(client, method, "/", body)
-                for client in (kept, connection_to(env["PORT"]))
-            ]
-            assert all(status == 200 and is_right(text) for status, text in answers), (
-                answers
-            )
+            answers = [ask(client, method, "/", body) for client in (kept, connection_to(env["PORT"]))]
+            assert all(status == 200 and is_right(text) for status, text in answers), answers
             seen.update(text.split()[-1] for _, text in answers)
             return all("generation 2" in text for _, text in answers)
 
@@ -425,14 +326,7 @@ def reloaded(folder, command, method, body, is_right, port=None):
 def cluster_python(folder, _shown):
     """As of `cluster_node`."""
     port = environment(folder)["PORT"]
-    reloaded(
-        folder,
-        ["python3", "examples/cluster-python/main.py", port],
-        "GET",
-        None,
-        lambda text: text.startswith("hello"),
-        port,
-    )
+    reloaded(folder, ["python3", "examples/cluster-python/main.py", port], "GET", None, lambda text: text.startswith("hello"), port)
 
 
 def photos(folder):
@@ -441,37 +335,23 @@ def photos(folder):
 
     (folder / "photos").mkdir()
     shades = Image.linear_gradient("L")
-    for name, size in {
-        "beach.jpg": (1600, 1200),
-        "dog.webp": (640, 640),
-        "map.png": (900, 1400),
-    }.items():
-        Image.merge(
-            "RGB", [shades.rotate(angle).resize(size) for angle in (0, 90, 180)]
-        ).save(folder / "photos" / name)
+    for name, size in {"beach.jpg": (1600, 1200), "dog.webp": (640, 640), "map.png": (900, 1400)}.items():
+        Image.merge("RGB", [shades.rotate(angle).resize(size) for angle in (0, 90, 180)]).save(folder / "photos" / name)
     (folder / "photos/notes.jpg").write_text("to do: take pictures\n")
 
 
 def pictures(folder, _shown):
     from PIL import Image
 
-    sizes = {
-        path.name: Image.open(path).size for path in (folder / "thumbnails").iterdir()
-    }
-    assert sizes == {
-        "beach.jpg": (160, 120),
-        "dog.jpg": (160, 160),
-        "map.jpg": (103, 160),
-    }, sizes
+    sizes = {path.name: Image.open(path).size for path in (folder / "thumbnails").iterdir()}
+    assert sizes == {"beach.jpg": (160, 120), "dog.jpg": (160, 160), "map.jpg": (103, 160)}, sizes
 
 
 def orders(folder, shown):
     groups = {}
     with open(folder / "orders.csv", newline="") as file:
         for row in csv.DictReader(file):
-            groups.setdefault(row["country"], []).append(
-                (int(row["quantity"]), float(row["price"]))
-            )
+            groups.setdefault(row["country"], []).append((int(row["quantity"]), float(row["price"])))
     lines = [
         f"{country}: {len(rows)} orders, {sum(n for n, _ in rows)} items, from {min(p for _, p in rows)}, "
         f"{math.fsum(p for _, p in rows) / len(rows):.2f} each"
@@ -484,22 +364,12 @@ def orders(folder, shown):
 
 
 def tracing(_folder, shown):
-    ran = [
-        (outcome, float(ms))
-        for outcome, ms in re.findall(r"^  price: (\w+), .*, ([\d.]+) ms$", shown, re.M)
-    ]
+    ran = [(outcome, float(ms)) for outcome, ms in re.findall(r"^  price: (\w+), .*, ([\d.]+) ms$", shown, re.M)]
     # How long the functions sleep; a timer of JavaScript may be a millisecond early.
     least = {"completed": 29, "failed": 29, "timeout": 100}
-    assert [outcome for outcome, ms in ran if ms >= least[outcome]] == [
-        "completed",
-        "failed",
-        "completed",
-        "timeout",
-    ], shown
+    assert [outcome for outcome, ms in ran if ms >= least[outcome]] == ["completed", "failed", "completed", "timeout"], shown
     whole = [float(ms) for ms in re.findall(r"^order \w: ([\d.]+) ms$", shown, re.M)]
-    assert whole[0] >= max(ms for _, ms in ran[:2]), (
-        "a parent is there as long as its children"
-    )
+    assert whole[0] >= max(ms for _, ms in ran[:2]), "a parent is there as long as its children"
     assert whole[1] >= max(ms for _, ms in ran[2:])
 
 
@@ -508,11 +378,7 @@ tracing_node = tracing_python = tracing
 
 def main():
     sections = re.findall(r"^## (.+)$", README, re.M)
-    missing = [
-        str(path)
-        for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3")
-        if not path.exists()
-    ]
+    missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]
     if missing or not list((ROOT / "bindings-node").glob("offloop.*.node")):
         sys.exit(f"not built: {missing or 'the Node.js library'}; run `make examples`")
     failed = False
@@ -520,16 +386,10 @@ def main():
         folder = Path(tempfile.mkdtemp(prefix=f"offloop-example-{name}-"))
         start = time.monotonic()
         try:
-            shutil.copytree(
-                ROOT / "examples",
-                folder / "examples",
-                ignore=shutil.ignore_patterns("node_modules"),
-            )
+            shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("node_modules"))
             (folder / "node_modules").mkdir()
             (folder / "node_modules/offloop").symlink_to(ROOT / "bindings-node")
-            (folder / "examples/node_modules").symlink_to(
-                ROOT / "examples/node_modules"
-            )
+            (folder / "examples/node_modules").symlink_to(ROOT / "examples/node_modules")
             if name == "pictures":
                 photos(folder)
             shown = printed(name, folder, in_order=name not in ("frames", "pictures"))
