@@ -1,7 +1,7 @@
 //! Clusters that are reloaded while `offloop bench http` asks them: not one request may fail.
 //!
-//! `cargo test -p offloop-tests --test reload -- [node]…` selects. One line of JSON per row: trials are reloads, each begun when the one before has ended. `OFFLOOP_TORTURE=1`
-//! takes the figures of the long run, and `OFFLOOP_REQUIRE=node` makes a host that cannot run a failure instead of a reason.
+//! `cargo test -p offloop-tests --test reload -- [node] [python]` selects. One line of JSON per row: trials are reloads, each begun when the one before has ended. `OFFLOOP_TORTURE=1`
+//! takes the figures of the long run, and `OFFLOOP_REQUIRE=node,python` makes a host that cannot run a failure instead of a reason.
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
 
@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const HOST: Program = Program { rust: "", c: "", scripts: "tests/reload/host" };
-const LANGS: &[&str] = &["node"];
+const LANGS: &[&str] = &["node", "python"];
 
 struct Figures {
     reloads: u64,
