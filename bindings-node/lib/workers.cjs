@@ -77,7 +77,8 @@ function checkMoved({ retries = 0, worker }) {
 
 /** Whether this error of the runtime is about what is to be moved. */
 const isOfList = ({ code, message }) =>
-  code === 'ERR_INVALID_TRANSFER_OBJECT' || /^(Transfer list contains|MessagePort in transfer list|Found invalid value in transferList)/.test(message)
+  code === 'ERR_INVALID_TRANSFER_OBJECT' ||
+  /^(Transfer list contains|MessagePort in transfer list|Found invalid value in transferList)/.test(message)
 
 /** The error of `list`, of which the runtime does not say what it refused; null if `error` is about something else. */
 function notMoved(list, error) {
