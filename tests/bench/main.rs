@@ -92,6 +92,12 @@ const CASES: &[Case] = &[
     case("node.process_mega_buffer", "  the same, copied into a new TransferBuffer each", "/s", Goal::Times(1.0)),
     case("node.process_mega_moved", "  the same, in a buffer of the pool that comes back", "/s", Goal::Times(10.0)),
     case("node.process_first", "  a pool of two to its first result", "ms", Goal::Within(1.0)),
+    case("node.cluster_keep", "Node: Cluster, HTTP on kept connections", "/s", Goal::Times(0.95)),
+    case("node.cluster_new", "  a connection for each request", "/s", Goal::Times(0.95)),
+    case("node.cluster_new_turns", "  the same, against round-robin", "/s", Goal::Times(1.3)),
+    case("node.cluster_failed", "  failed requests in three reloads", "", Goal::AtMost(0.0)),
+    case("node.cluster_p99", "  p99 during reloads, of that of steady times", "×", Goal::AtMost(3.0)),
+    case("node.cluster_crash", "  the only worker killed, to the next answer", "ms", Goal::Within(1.0)),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),
@@ -192,8 +198,15 @@ fn main() -> std::process::ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |group: &str| args.is_empty() || args.iter().any(|a| a == group);
     type Group = (&'static str, fn(&mut Results) -> Result<(), String>);
-    let groups: [Group; 6] =
-        [("rust", native::run), ("codec", codec::run), ("ring", ring), ("node", node), ("python", python), ("image", image)];
+    let groups: [Group; 7] = [
+        ("rust", native::run),
+        ("codec", codec::run),
+        ("ring", ring),
+        ("node", node),
+        ("cluster", cluster),
+        ("python", python),
+        ("image", image),
+    ];
     if let Some(unknown) = args.iter().find(|a| *a != "c" && !groups.iter().any(|(group, _)| a == group)) {
         println!("bench: there is no {unknown}; known are c {}", groups.map(|(group, _)| group).join(" "));
         return std::process::ExitCode::FAILURE;
@@ -237,6 +250,10 @@ fn node(results: &mut Results) -> Result<(), String> {
     results.harness(Command::new("node").arg(root().join("tests/bench/processes.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/ring.mjs")))?;
     results.harness(Command::new("node").arg(root().join("tests/bench/channel.mjs")))
+}
+
+fn cluster(results: &mut Results) -> Result<(), String> {
+    results.harness(Command::new("node").arg(root().join("tests/bench/clusters.mjs")))
 }
 
 fn python_command(script: &str) -> Command {

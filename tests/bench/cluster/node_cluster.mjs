@@ -1,4 +1,4 @@
-// node:cluster with two workers of server.mjs. SIGHUP replaces them by its own means, one after the other: a new one is forked and listens before
+// node:cluster with WORKERS (2) workers of server.mjs. SIGHUP replaces them by its own means, one after the other: a new one is forked and listens before
 // `disconnect()` is called on an old one, which is killed when it has not left after 3 s (a kept-alive connection keeps it for ever).
 // PORT, else 8080. SCHED=none leaves the distribution to the kernel; else it is round-robin. Prints a line when a reload has ended.
 
@@ -10,7 +10,7 @@ cluster.schedulingPolicy = process.env.SCHED === 'none' ? cluster.SCHED_NONE : c
 cluster.setupPrimary({ exec: fileURLToPath(new URL('server.mjs', import.meta.url)) })
 
 const start = () => once(cluster.fork(), 'listening')
-for (let i = 0; i < 2; i++) await start()
+for (let i = 0; i < Number(process.env.WORKERS ?? 2); i++) await start()
 
 async function replace(old) {
   await start()

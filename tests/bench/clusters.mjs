@@ -1,0 +1,108 @@
+// Node.js: Cluster beside node:cluster, two workers of the same server each, asked by `offloop bench http`. Rates by kind of connection, requests that fail while the
+// workers are replaced, and how long nobody answers when the only worker is killed.
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import http from 'node:http'
+import { createServer } from 'node:net'
+import { fileURLToPath } from 'node:url'
+import { print } from './load.mjs'
+
+const file = (name) => fileURLToPath(new URL(name, import.meta.url))
+const OFFLOOP = file('../../bindings-node/bin/offloop.cjs')
+const SERVER = file('cluster/server.mjs')
+const ROUNDS = Number(process.env.ROUNDS ?? 3)
+const SECONDS = 2
+const RELOADS = 3
+
+/** How each is started, with `WORKERS`. Both reload at SIGHUP. */
+const OURS = [process.execPath, file('cluster/offloop_cluster.mjs')]
+const THEIRS = [process.execPath, file('cluster/node_cluster.mjs')]
+
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  await once(server, 'close')
+  return port
+}
+
+/** The report of one load; `command` runs meanwhile. */
+async function load(command, options, env = {}) {
+  const port = await freePort()
+  const variables = Object.entries({ PORT: port, ...env }).map(([name, value]) => `${name}=${value}`)
+  const args = ['bench', 'http', `http://127.0.0.1:${port}/`, '--json', ...options, '--', 'env', ...variables, ...command]
+  const child = spawn(process.execPath, [OFFLOOP, ...args], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let text = ''
+  child.stdout.on('data', (data) => {
+    text += data
+  })
+  await once(child, 'close')
+  const line = text.trim().split('\n').at(-1)
+  return JSON.parse(line)
+}
+
+async function rates(name, mix, sides) {
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [who, command, env] of sides) {
+      print(name, who, (await load(command, ['-d', SECONDS, '--mix', mix], env)).requests_per_s)
+    }
+  }
+}
+
+const KERNEL = ['node:cluster-none', THEIRS, { SCHED: 'none' }]
+const TURNS = ['node:cluster-rr', THEIRS, {}]
+await rates('node.cluster_keep', 'keep', [['offloop', OURS], KERNEL])
+await rates('node.cluster_new', 'new', [['offloop', OURS], KERNEL])
+await rates('node.cluster_new_turns', 'new', [['offloop', OURS], TURNS])
+
+// Long enough apart for either to be done with one.
+const reloads = ['--every', '7', '--settle', '6', '--run', 'kill -HUP {pid}', '--times', RELOADS]
+for (const [who, command, env] of [['offloop', OURS], KERNEL, TURNS]) {
+  const report = await load(command, reloads, env)
+  print('node.cluster_failed', who, report.failed)
+  if (who === 'offloop') print('node.cluster_p99', who, report.p99_ratio)
+}
+
+/** ms from the SIGKILL of the only worker to the next answer. */
+async function crash(command, env = {}) {
+  const port = await freePort()
+  const host = spawn(command[0], command.slice(1), { env: { ...process.env, PORT: port, WORKERS: 1, ...env }, stdio: 'ignore' })
+  const ask = () =>
+    new Promise((resolve) => {
+      http
+        .get({ host: '127.0.0.1', port, agent: false }, (response) => response.resume().on('end', () => resolve(Number(response.headers['x-worker']))))
+        .on('error', () => resolve(null))
+    })
+  let pid = null
+  while (pid === null) pid = await ask()
+  const begun = performance.now()
+  process.kill(pid, 'SIGKILL')
+  for (let next = pid; next === null || next === pid; ) next = await ask()
+  const took = performance.now() - begun
+  host.kill('SIGKILL')
+  await once(host, 'exit')
+  return took
+}
+
+for (let round = 0; round < ROUNDS; round++) {
+  print('node.cluster_crash', 'offloop', await crash(OURS))
+  print('node.cluster_crash', 'node:cluster-none', await crash(THEIRS, { SCHED: 'none' }))
+  // What a start takes that nobody supervises.
+  print('node.cluster_crash', 'bare-start', await bareStart())
+}
+
+async function bareStart() {
+  const port = await freePort()
+  const begun = performance.now()
+  const child = spawn(process.execPath, [SERVER], { env: { ...process.env, PORT: port }, stdio: 'ignore' })
+  for (let answered = false; !answered; ) {
+    answered = await new Promise((resolve) => {
+      http.get({ host: '127.0.0.1', port, agent: false }, (r) => r.resume().on('end', () => resolve(true))).on('error', () => resolve(false))
+    })
+  }
+  const took = performance.now() - begun
+  child.kill()
+  await once(child, 'exit')
+  return took
+}
