@@ -320,6 +320,8 @@ def reloaded(folder, command, method, body, is_right, port=None):
         process.send_signal(signal.SIGHUP)
         until("the new ones answer", all_new)
         assert seen == {"1", "2"}, seen
+        # An idle connection would be waited for.
+        kept.close()
     assert process.returncode == 0, process.returncode
 
 

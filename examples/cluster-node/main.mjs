@@ -5,8 +5,12 @@ import { Cluster } from 'offloop'
 const cluster = new Cluster({ exec: fileURLToPath(new URL('server.mjs', import.meta.url)), workers: 2 })
 cluster.on('exit', (worker, { text }) => text && console.error(`worker ${worker.slot}: ${text}`))
 
-// What did not come up is told; the workers of before go on.
-process.on('SIGHUP', () => cluster.reload().catch((error) => console.error(`not reloaded: ${error.message}`)))
+process.on('SIGHUP', () =>
+  cluster.reload().catch((error) => {
+    // What did not come up; the workers of before go on. A reload that a stop overtakes is no failure.
+    if (error.code !== 'ERR_OFFLOOP_CLOSED') console.error(`not reloaded: ${error.message}`)
+  }),
+)
 for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => cluster.stop())
 
 await cluster.start()

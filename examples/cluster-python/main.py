@@ -12,13 +12,14 @@ async def main(port):
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
+    # Before the first worker listens: who finds it there may reload it.
+    again = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     async with offloop.Cluster(Path(__file__).with_name("server.py"), args=[port]) as cluster:
         cluster.on(
             "exit",
             lambda worker, how: how.text and print(f"worker {worker.slot}:", how.text, file=sys.stderr),
         )
-        again = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, again.set)
         reloads = asyncio.create_task(reload_on(again, cluster))
         await end.wait()
         reloads.cancel()
