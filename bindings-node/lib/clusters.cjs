@@ -18,14 +18,23 @@ const PRELOAD = path.join(__dirname, 'register.cjs')
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
 const KNOWN = `${COMMAND.join(' ')} workers listen readyTimeout minReady drainTimeout killGrace heartbeat`
 
+/** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
+function changed(command, given) {
+  const next = { ...command }
+  if (Array.isArray(given.exec) !== Array.isArray(command.exec) && given.exec !== undefined) next.args = next.execArgv = undefined
+  for (const [name, value] of Object.entries(given)) if (value !== undefined) next[name] = value
+  return next
+}
+
 function checkCommand({ exec, args, execArgv, env, cwd }) {
   texts('args', args)
   texts('execArgv', execArgv)
   checkEnv(env)
   if (cwd !== undefined && (typeof cwd !== 'string' || cwd === '')) throw wrongType('cwd', 'path', cwd)
   if (Array.isArray(exec)) {
-    if (exec.length === 0 || exec.some((part) => typeof part !== 'string')) throw wrongType('exec', 'file or array of text', exec)
-    if (args !== undefined || execArgv !== undefined)
+    if (exec.length === 0 || exec[0] === '' || exec.some((part) => typeof part !== 'string'))
+      throw wrongType('exec', 'file or array of text', exec)
+    if (args?.length > 0 || execArgv?.length > 0)
       throw fail('Invalid', 'a command has its arguments in exec', { option: args ? 'args' : 'execArgv' })
     return
   }
@@ -52,7 +61,12 @@ function addressOf(listen) {
   if (listen === null || typeof listen !== 'object') throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
   const { port, host, path: file, ...unknown } = listen
   checkKnown(unknown, 'port host path')
-  if (file !== undefined) return `unix:${file}`
+  const wrong = wrongType('listen', '{ port, host } or { path }', listen)
+  if (file !== undefined) {
+    if (typeof file !== 'string' || file === '' || port !== undefined || host !== undefined) throw wrong
+    return `unix:${path.resolve(file)}`
+  }
+  if (typeof port !== 'number' || (host !== undefined && typeof host !== 'string')) throw wrong
   if (host === undefined) return `:${port}`
   return String(host).includes(':') ? `[${host}]:${port}` : `${host}:${port}`
 }
@@ -86,14 +100,16 @@ class ClusterWorker {
 class Cluster extends EventEmitter {
   #options
   #listen
-  #command
+  /** By generation: what runs, and what is to. */
+  #commands = new Map()
   #handle = null
   #note = 0
   /** By slot and incarnation: every process that has not ended. */
   #processes = new Map()
   #workers = new Map()
   #started = null
-  #reloading = null
+  /** By generation: who waits for it. */
+  #reloads = new Map()
   #scaling = 0
   /** `[holds, resolve, reject]` of those who wait for a state. */
   #waits = []
@@ -106,8 +122,8 @@ class Cluster extends EventEmitter {
     const { workers, listen = [], readyTimeout, minReady, drainTimeout, killGrace, heartbeat, ...rest } = checkOptions(options)
     const { exec, args, execArgv, env, cwd, ...unknown } = rest
     checkKnown(unknown, KNOWN)
-    this.#command = { exec, args, execArgv, env, cwd }
-    checkCommand(this.#command)
+    this.#commands.set(1, { exec, args, execArgv, env, cwd })
+    checkCommand(this.#commands.get(1))
     if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
     if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
     this.#listen = listen.map(addressOf)
@@ -133,7 +149,7 @@ class Cluster extends EventEmitter {
     this.#note = newNote()
     onNote(this.#note, () => this.#onEvents())
     try {
-      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...commandOf(this.#command))
+      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...commandOf(this.#commands.get(1)))
     } catch (error) {
       offNote(this.#note)
       throw error
@@ -142,7 +158,8 @@ class Cluster extends EventEmitter {
     try {
       await this.#until((stats) => stats.wanted > 0 && stats.ready >= stats.wanted)
     } catch (error) {
-      await this.#end(null)
+      // A stop has seen to that already.
+      if (this.#handle !== null) await this.#end(null)
       throw error
     }
   }
@@ -172,16 +189,27 @@ class Cluster extends EventEmitter {
   #onEvents() {
     if (this.#handle === null) return
     for (const [what, ...rest] of native.clusterEvents(this.#handle)) {
-      try {
-        this.#onEvent(what, rest)
-      } catch (error) {
-        // A listener's own error is its own.
-        queueMicrotask(() => {
-          throw error
-        })
-      }
+      this.#tell(() => this.#onEvent(what, rest))
     }
     this.#look()
+  }
+
+  /** A listener's own error is its own. */
+  #tell(call) {
+    try {
+      call()
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error
+      })
+    }
+  }
+
+  /** The ready worker of a slot: the last one, while two have it. */
+  #show(slot) {
+    const ready = [...this.#processes.values()].filter((worker) => worker.slot === slot && worker.state === 'ready')
+    if (ready.length > 0) this.#workers.set(slot, ready.at(-1))
+    else this.#workers.delete(slot)
   }
 
   #workerOf([slot, generation, incarnation, pid]) {
@@ -207,19 +235,21 @@ class Cluster extends EventEmitter {
       case 'responsive': {
         const worker = this.#workerOf(rest)
         worker.state = 'ready'
-        this.#workers.set(worker.slot, worker)
+        this.#show(worker.slot)
         this.emit(what, worker)
         break
       }
       case 'unresponsive': {
         const worker = this.#workerOf(rest)
         worker.state = 'unresponsive'
+        this.#show(worker.slot)
         this.emit('unresponsive', worker, { cause: rest[4] })
         break
       }
       case 'draining': {
         const worker = this.#workerOf(rest)
         worker.state = 'draining'
+        this.#show(worker.slot)
         this.emit('draining', worker, { cause: rest[4] })
         break
       }
@@ -228,7 +258,7 @@ class Cluster extends EventEmitter {
         const [exitCode, number, cause, forced, oom, text, uptime] = rest.slice(4)
         worker.state = 'exited'
         this.#processes.delete(`${rest[0]}.${rest[2]}`)
-        if (this.#workers.get(worker.slot) === worker) this.#workers.delete(worker.slot)
+        this.#show(worker.slot)
         const signal = number === null ? null : signalName(number)
         this.emit('exit', worker, { exitCode, signal, cause, forced, oom, text, uptime })
         break
@@ -249,15 +279,17 @@ class Cluster extends EventEmitter {
       case 'reloaded': {
         const [generation, replaced, forced, took] = rest
         const report = { generation, replaced, forced, took }
-        this.#reloading?.resolve(report)
-        this.#reloading = null
+        for (const past of this.#commands.keys()) if (past < generation) this.#commands.delete(past)
+        this.#reloads.get(generation).resolve(report)
+        this.#reloads.delete(generation)
         this.emit('reload', report)
         break
       }
       case 'reloadFailed': {
         const error = new OffloopError(rest[1], rest[2])
-        this.#reloading?.reject(error)
-        this.#reloading = null
+        this.#reloads.get(rest[0]).reject(error)
+        this.#reloads.delete(rest[0])
+        this.#commands.delete(rest[0])
         this.emit('reloadFailed', { generation: rest[0], error })
         break
       }
@@ -289,21 +321,20 @@ class Cluster extends EventEmitter {
   async reload(options = {}) {
     const { exec, args, execArgv, env, cwd, ...unknown } = checkOptions(options)
     checkKnown(unknown, COMMAND.join(' '))
-    const given = Object.entries({ exec, args, execArgv, env, cwd }).filter(([, value]) => value !== undefined)
-    const next = { ...this.#command, ...Object.fromEntries(given) }
-    checkCommand(next)
-    native.clusterReload(this.#open(), ...commandOf(next))
-    const report = await new Promise((resolve, reject) => {
-      this.#reloading = { resolve, reject }
-    })
-    this.#command = next
-    return report
+    const handle = this.#open()
+    // Of the generation that runs, which may be a later one than this side has heard of.
+    const command = changed(this.#commands.get(this.stats.generation), { exec, args, execArgv, env, cwd })
+    checkCommand(command)
+    const generation = native.clusterReload(handle, ...commandOf(command))
+    this.#commands.set(generation, command)
+    return new Promise((resolve, reject) => this.#reloads.set(generation, { resolve, reject }))
   }
 
   /** So many workers from now on; resolves when they are ready, and those that leave have ended. */
   async scale(workers) {
     if (typeof workers !== 'number') throw wrongType('workers', 'number', workers)
     native.clusterScale(this.#open(), workers)
+    if (this.stats.degraded) throw fail('Degraded', 'too many workers fail')
     this.#scaling = workers
     // A later call may have another number in mind.
     await this.#until((stats) => this.#scaling !== workers || (stats.wanted === workers && stats.ready >= workers && stats.live <= workers))
@@ -326,13 +357,13 @@ class Cluster extends EventEmitter {
       this.#last = this.stats
       const closed = fail('Closed', 'the cluster was stopped')
       this.#fail(closed)
-      this.#reloading?.reject(closed)
-      this.#reloading = null
+      for (const { reject } of this.#reloads.values()) reject(closed)
+      this.#reloads.clear()
       offNote(this.#note)
       native.clusterRelease(this.#handle)
       this.#handle = null
       end()
-      this.emit('stopped')
+      this.#tell(() => this.emit('stopped'))
     })
     return this.#stopped
   }

@@ -4,6 +4,7 @@
 
 const net = require('node:net')
 const { constants } = require('node:os')
+const path = require('node:path')
 const threads = require('node:worker_threads')
 const native = require('./native.cjs')
 const { fail, typeName } = require('./error.cjs')
@@ -16,7 +17,7 @@ const IPV6_ONLY = 1
 let member = null
 /** Servers that listen, and those that drain. */
 const servers = new Set()
-/** By address: how many sockets this process has there. */
+/** By address: the servers that have the sockets there, in their order. */
 const held = new Map()
 
 class ClusterMember {
@@ -24,6 +25,8 @@ class ClusterMember {
   #ready = false
   #drains = null
   #callbacks = []
+  /** What functions of `onDrain` have failed with. */
+  #errors = []
 
   constructor([handle, slot, generation, beat, fds]) {
     this.#handle = handle
@@ -66,22 +69,27 @@ class ClusterMember {
     try {
       await fn()
     } catch (error) {
-      queueMicrotask(() => {
-        throw error
-      })
+      // Told at the end: now it would cut the requests that are in flight.
+      this.#errors.push(error)
     }
   }
 
   /** A socket that listens at `address`, which all workers share; `server` has it until it closes. */
   listen(server, address, queue) {
-    const all = held.get(address) ?? new Set()
+    const all = held.get(address) ?? []
     held.set(address, all)
-    let nth = 0
-    while (all.has(nth)) nth++
+    // Connections may outlive what accepted them.
+    const free = all.findIndex((other) => !other.listening)
+    const nth = free >= 0 ? free : all.length
     const [fd] = native.memberListen(this.#handle, address, nth, queue)
-    all.add(nth)
-    server.once('close', () => all.delete(nth))
+    all[nth] = server
     return fd
+  }
+
+  /** A server listens. One that comes late takes nothing. */
+  add(server) {
+    servers.add(server)
+    if (this.#drains !== null) this.#drains = Promise.allSettled([this.#drains, finish(server)])
   }
 
   drain() {
@@ -97,6 +105,13 @@ class ClusterMember {
       await seen
     }
     native.memberDrained(this.#handle)
+    if (this.#errors.length > 0) {
+      // As an error that nobody caught.
+      setImmediate(() => {
+        throw this.#errors[0]
+      })
+      return
+    }
     await Promise.all([process.stdout, process.stderr].map(flushed))
     process.exit()
   }
@@ -108,15 +123,36 @@ const flushed = (stream) => new Promise((resolve) => (stream.writableLength > 0 
 /** Takes no connection any more, and resolves when the last one has ended. Idle ones stay until their next request, which is told that it is the last. */
 function finish(server) {
   return new Promise((resolve) => {
-    if (server.listenerCount('request') > 0) server.prependListener('request', last)
+    for (const event of REQUESTS) if (server.listenerCount(event) > 0) server.prependListener(event, last)
     for (const session of server[SESSIONS] ?? []) session.close()
     // Not that of http: it would close idle connections, on which a request may be on its way.
     net.Server.prototype.close.call(server, resolve)
   })
 }
 
-function last(_request, response) {
-  if (response.shouldKeepAlive) response.shouldKeepAlive = false
+/** Events with a request and its response. */
+const REQUESTS = ['request', 'checkContinue', 'checkExpectation']
+
+/** This answer is its connection's last, whatever the application says. */
+function last({ httpVersionMajor }, response) {
+  // Sessions of HTTP/2 have been told.
+  if (httpVersionMajor > 1) return
+  response.shouldKeepAlive = false
+  const { writeHead } = response
+  response.writeHead = function (status, ...rest) {
+    const isConnection = (name) => String(name).toLowerCase() === 'connection'
+    const headers = rest.at(-1)
+    if (status !== 101 && !this.headersSent) {
+      if (Array.isArray(headers)) {
+        const pairs = headers.flatMap((one) => (Array.isArray(one) ? one : [one]))
+        rest[rest.length - 1] = pairs.filter((_, i) => !isConnection(pairs[i - (i % 2)]))
+      } else if (typeof headers === 'object' && headers !== null) {
+        rest[rest.length - 1] = Object.fromEntries(Object.entries(headers).filter(([name]) => !isConnection(name)))
+      }
+      this.setHeader('Connection', 'close')
+    }
+    return writeHead.call(this, status, ...rest)
+  }
 }
 
 const SESSIONS = Symbol('offloop.sessions')
@@ -133,7 +169,8 @@ function watchSessions(server) {
 
 /** Where a server listens, as the cluster writes it; undefined for what each worker has for itself. */
 function addressOf(address, port, type, flags) {
-  if (type === -1) return typeof address === 'string' && address !== '' && !address.startsWith('\0') ? `unix:${address}` : undefined
+  if (type === -1)
+    return typeof address === 'string' && address !== '' && !address.startsWith('\0') ? `unix:${path.resolve(address)}` : undefined
   if (address === null || address === undefined || address === '') return `:${port}`
   if (type !== 6) return `${address}:${port}`
   return address === '::' && (flags & IPV6_ONLY) === 0 ? `:${port}` : `[${address}]:${port}`
@@ -173,7 +210,7 @@ function patch() {
     if (own === undefined) listen.call(this, address, port, type, queue, fd, flags)
     else listen.call(this, null, null, null, queue, own, flags)
     if (!this._handle) return
-    servers.add(this)
+    member.add(this)
     this.once('close', () => servers.delete(this))
     if (this[SESSIONS] === undefined) watchSessions(this)
     this.once('listening', () => member.ready())

@@ -137,13 +137,48 @@ test('the next request on a kept connection is answered, as the last one', async
   const [worker] = cluster.workers.values()
   const reloading = cluster.reload()
   await until(() => fs.existsSync(`${hold}.drained`))
-  assert.equal(worker.state, 'draining')
+  await until(() => worker.state === 'draining')
   const [, second] = await ask(portOf(cluster), { agent })
   assert.deepEqual([second.connection, second['x-worker']], ['close', first['x-worker']])
   const [, third] = await ask(portOf(cluster), { agent })
   assert.notEqual(third['x-worker'], first['x-worker'])
   await reloading
   assert.equal(worker.state, 'exited')
+})
+
+test('an answer is the connection’s last, whatever the application says', async (t) => {
+  const hold = path.join(directory(t), 'hold')
+  const cluster = await open(t, { workers: 1, drainTimeout: 60_000, env: { HOLD: hold } })
+  const agents = ['/explicit', '/set', '/raw'].map((at) => [at, new http.Agent({ keepAlive: true, maxSockets: 1 })])
+  for (const [at, agent] of agents) {
+    t.after(() => agent.destroy())
+    assert.equal((await ask(portOf(cluster), { agent, path: at }))[1].connection, 'keep-alive')
+  }
+  const reloading = cluster.reload()
+  await until(() => fs.existsSync(`${hold}.drained`))
+  for (const [at, agent] of agents) {
+    const [body, headers] = await ask(portOf(cluster), { agent, path: at })
+    assert.deepEqual([`/${body}`, headers.connection], [at, 'close'])
+  }
+  assert.equal((await reloading).forced, 0)
+})
+
+test('a function of onDrain that fails, or listens, cuts no request', async (t) => {
+  for (const env of [{ FAILS: 1 }, { LATE: 1 }]) {
+    const hold = path.join(directory(t), 'hold')
+    const cluster = await open(t, { workers: 1, env: { HOLD: hold, ...env } })
+    const exited = once(cluster, 'exit')
+    const slow = ask(portOf(cluster), { path: '/slow' })
+    await until(() => fs.existsSync(`${hold}.began`))
+    const reloading = cluster.reload()
+    await until(() => fs.existsSync(`${hold}.drained`))
+    fs.writeFileSync(`${hold}.open`, '')
+    assert.equal((await slow)[0], 'slow')
+    assert.equal((await reloading).forced, 0)
+    const [, { exitCode, text }] = await exited
+    assert.equal(exitCode, env.FAILS ? 1 : 0)
+    if (env.FAILS) assert.match(text, /TypeError: in the drain/)
+  }
 })
 
 test('a worker that drains finishes what it has, and calls what was to be called', async (t) => {
@@ -185,6 +220,35 @@ test('a broken version fails with its own words, and the old one goes on', async
   assert.equal((await rejection(cluster.reload())).code, 'ERR_OFFLOOP_IN_USE')
   await reloading
   assert.equal((await ask(portOf(cluster)))[0], 'first 0', 'what is reloaded next is what was good')
+})
+
+test('a reload begins with what runs, and each is told its own outcome', async (t) => {
+  const cluster = await open(t, { workers: 1 })
+  const seven = { LISTEN: JSON.stringify(LOCAL), VERSION: 'seven' }
+  let again
+  cluster.once('reload', () => {
+    again = cluster.reload()
+  })
+  const first = await cluster.reload({ env: seven })
+  const second = await again
+  assert.deepEqual([first.generation, second.generation], [2, 3])
+  assert.equal((await ask(portOf(cluster)))[0], 'seven 0')
+  // This loop does not turn while the reload ends.
+  const third = cluster.reload()
+  const end = Date.now() + 1500
+  while (Date.now() < end);
+  const fourth = await cluster.reload().catch((error) => error.code)
+  assert.equal((await third).generation, 4)
+  assert.ok(fourth.generation === 5 || fourth === 'ERR_OFFLOOP_IN_USE', String(fourth))
+  assert.equal((await ask(portOf(cluster)))[0], 'seven 0')
+})
+
+test('a stop before the start has ended, and listeners that throw', async () => {
+  const cluster = new Cluster({ exec: file('server.mjs'), workers: 1, env: { LISTEN: JSON.stringify(LOCAL) } })
+  const starting = rejection(cluster.start())
+  await cluster.stop({ grace: 0 })
+  assert.equal((await starting).code, 'ERR_OFFLOOP_CLOSED')
+  assert.equal(cluster.stats.live, 0)
 })
 
 test('a worker that ends is replaced, and how it ended is told', async (t) => {

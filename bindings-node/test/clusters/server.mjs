@@ -8,12 +8,29 @@ if (VERSION === 'broken') throw new SyntaxError('no such version')
 if (VERSION === 'exits') process.exit(3)
 
 const worker = currentWorker()
+const late = http.createServer()
+worker?.onDrain(() => {
+  if (process.env.LATE) late.listen(0)
+  if (process.env.FAILS) throw new TypeError('in the drain')
+})
 worker?.onDrain(() => HOLD && fs.appendFileSync(`${HOLD}.drained`, `${process.pid}\n`))
 
 const server = http.createServer(async (request, response) => {
   const { pathname } = new URL(request.url, 'http://host')
   response.setHeader('x-worker', `${process.pid} ${worker?.slot} ${worker?.generation}`)
   switch (pathname) {
+    case '/explicit':
+      response.writeHead(200, { Connection: 'keep-alive', 'content-type': 'text/plain' })
+      response.end('explicit')
+      break
+    case '/set':
+      response.setHeader('connection', 'keep-alive')
+      response.end('set')
+      break
+    case '/raw':
+      response.writeHead(200, ['Connection', 'keep-alive', 'content-type', 'text/plain'])
+      response.end('raw')
+      break
     case '/exit':
       process.exit(5)
       break
