@@ -211,8 +211,9 @@ class Cluster:
         kill_grace: float = 2.0,
         heartbeat: tuple[float, float] | bool | None = None,
     ) -> None:
-        self._command = _Command(exec, args, env, cwd)
-        self._command.check()
+        # By generation: what runs, and what is to.
+        self._commands = {1: _Command(exec, args, env, cwd)}
+        self._commands[1].check()
         if isinstance(workers, str) and workers != "auto":
             raise _wrong_type("workers", workers, "a number or 'auto'")
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
@@ -251,7 +252,7 @@ class Cluster:
             raise ClosedError("closed: the cluster has ended")
         if self._state == "started":
             return
-        self._native.start(self._command.native())
+        self._native.start(self._commands[1].native())
         self._state = "started"
         _threads.clusters.add(self)
         self._thread = threading.Thread(target=self._hear, name="offloop-cluster", daemon=True)
@@ -363,11 +364,15 @@ class Cluster:
 
     # ---- reload, scale, stop ----
 
-    def _begin_reload(self, changes: dict[str, Any]) -> tuple[_Command, int]:
+    def _begin_reload(self, changes: dict[str, Any]) -> int:
         native = self._check()
-        command = self._command._replace(**{name: value for name, value in changes.items() if value is not None})
+        runs = self.stats.generation
+        command = self._commands[runs]._replace(**{name: value for name, value in changes.items() if value is not None})
         command.check()
-        return command, native.reload(command.native())
+        generation = native.reload(command.native())
+        # One that failed is never asked for.
+        self._commands = {known: one for known, one in self._commands.items() if known >= runs} | {generation: command}
+        return generation
 
     def reload(
         self,
@@ -385,11 +390,10 @@ class Cluster:
         those that were replaced are replaced back. InUseError while another reload is under way. TimeoutError after `timeout` seconds
         (default: none) leaves it going on.
         """
-        command, generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
+        generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
         done = self._native.wait_reload(generation, timeout)
         if done is None:
             raise TimeoutError(f"timeout: the reload is not over (timeout={timeout}, generation={generation})")
-        self._command = command
         return ReloadReport(*done)
 
     async def areload(
@@ -401,9 +405,8 @@ class Cluster:
         cwd: Path | None = None,
     ) -> ReloadReport:
         """As `reload`, for a coroutine. Cancelling the await leaves it going on."""
-        command, generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
+        generation = self._begin_reload({"exec": exec, "args": args, "env": env, "cwd": cwd})
         done = await self._until(lambda: self._native.wait_reload(generation, 0.0))
-        self._command = command
         return ReloadReport(*done)
 
     def scale(self, workers: int, timeout: float | None = None) -> None:
