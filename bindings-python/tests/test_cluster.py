@@ -141,7 +141,7 @@ def test_an_unmodified_script_is_served_on_one_socket_by_all_workers(server, por
 def test_a_reload_brings_the_new_environment(server, port):
     with server() as cluster:
         assert get(port).endswith(" 1")
-        env = {**cluster._command.env, "V": "2"}
+        env = {**cluster._commands[1].env, "V": "2"}
         report = cluster.reload(env=env)
         assert (report.generation, report.replaced, report.forced) == (2, 2, 0)
         assert report.took > 0
@@ -570,7 +570,7 @@ def test_a_command_gets_the_number_of_the_socket(server):
         "import threading; threading.Event().wait()"
     )
     cluster = server()
-    cluster = Cluster([sys.executable, "-c", code], workers=1, listen=["127.0.0.1:0"], env=cluster._command.env)
+    cluster = Cluster([sys.executable, "-c", code], workers=1, listen=["127.0.0.1:0"], env=cluster._commands[1].env)
     with cluster:
         port = int(cluster.addresses[0].rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -608,14 +608,14 @@ try:
 except KeyboardInterrupt:
     print("interrupted", [open(f"/proc/self/task/{t}/children").read() for t in os.listdir("/proc/self/task")])
 """
-    path = server("import time; time.sleep(600)")._command.exec
+    path = server("import time; time.sleep(600)")._commands[1].exec
     assert script(code, path).stdout.replace("''", "").replace(", ", "") == "interrupted []\n"
 
 
 def test_a_cluster_is_stopped_with_the_interpreter(server, script):
     code = "import offloop, sys, os; offloop.Cluster(sys.argv[1], workers=1, env={'PORT': sys.argv[2]}).start(); print('end')"
     cluster = server()
-    assert script(code, cluster._command.exec, cluster._command.env["PORT"]).stdout == "end\n"
+    assert script(code, cluster._commands[1].exec, cluster._commands[1].env["PORT"]).stdout == "end\n"
 
 
 def test_a_forked_child_has_no_cluster(server, port):
