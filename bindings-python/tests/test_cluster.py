@@ -152,6 +152,17 @@ def test_a_reload_brings_the_new_environment(server, port):
         assert get(port).endswith(" 2")
 
 
+def test_a_reload_that_nobody_waited_for_counts_for_the_next_one(server, port):
+    with server() as cluster:
+        env = {**cluster._commands[1].env, "V": "2"}
+        with pytest.raises(offloop.TimeoutError):
+            cluster.reload(env=env, timeout=0.0)
+        while cluster.stats.generation != 2:
+            time.sleep(0.01)
+        assert cluster.reload().generation == 3
+        assert get(port).endswith(" 2")
+
+
 def test_a_broken_version_fails_with_its_own_words_and_the_old_one_goes_on(server, port, write):
     with server() as cluster:
         before = {worker.pid for worker in cluster.workers.values()}
