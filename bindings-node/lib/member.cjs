@@ -93,7 +93,7 @@ class ClusterMember {
   }
 
   drain() {
-    if (this.#drains !== null || !native.memberState(this.#handle)[0]) return
+    if (this.#drains !== null || !native.memberDraining(this.#handle)) return
     this.#drains = Promise.allSettled([...[...servers].map(finish), ...this.#callbacks.map((fn) => this.#call(fn))])
     this.#leave()
   }

@@ -4,104 +4,84 @@ use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::pool::{bad, count, duration, shown};
 use crate::process::texts;
-use crate::state::Wake;
+use crate::state::Told;
 use crate::value;
 use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::watch::Watch;
-use offloop::{Error, ErrorKind, Result, Value};
+use offloop::{Error, ErrorKind, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::IntoRawFd;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Events that JavaScript has not taken yet.
-struct Told {
-    wake: Arc<Wake>,
-    note: usize,
-    events: Mutex<Vec<Value>>,
-}
-
-impl Told {
-    fn tell(&self, event: Vec<Value>) {
-        let first = {
-            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-            events.push(Value::Array(event));
-            events.len() == 1
+/// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
+fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
+    let mut pids = HashMap::<WorkerId, i32>::new();
+    move |event| {
+        let of = |pids: &HashMap<WorkerId, i32>, name: &'static str, id: &WorkerId, rest: Vec<Value>| {
+            let pid = pids.get(id).copied().unwrap_or(0);
+            let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
+            let mut all = vec![Value::from(name.to_owned())];
+            all.extend(known);
+            all.extend(rest);
+            all
         };
-        if first {
-            self.wake.notify(self.note);
-        }
-    }
-
-    /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
-    fn listener(self: Arc<Told>) -> impl FnMut(&Event) + Send {
-        let mut pids = HashMap::<WorkerId, i32>::new();
-        move |event| {
-            let of = |pids: &HashMap<WorkerId, i32>, name: &'static str, id: &WorkerId, rest: Vec<Value>| {
-                let pid = pids.get(id).copied().unwrap_or(0);
-                let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
-                let mut all = vec![Value::from(name.to_owned())];
-                all.extend(known);
-                all.extend(rest);
-                all
-            };
-            let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
-            let said = match event {
-                Event::Listening { worker, address } => of(&pids, "listening", worker, vec![Value::from(address.to_string())]),
-                Event::Worker(event) => match event {
-                    Of::Spawned { worker, pid } => {
-                        pids.insert(*worker, *pid);
-                        of(&pids, "fork", worker, vec![])
-                    }
-                    Of::Starting { worker } => of(&pids, "online", worker, vec![]),
-                    Of::Ready { worker, after } => of(&pids, "ready", worker, vec![ms(*after)]),
-                    Of::Suspect { worker, cause } => of(&pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
-                    Of::Resumed { worker } => of(&pids, "responsive", worker, vec![]),
-                    Of::Draining { worker, cause } => of(&pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
-                    Of::Exited { worker, cause, ended, forced, text, uptime } => {
-                        let number = |n: Option<i32>| n.map_or(Value::Nil, int);
-                        let said = of(
-                            &pids,
-                            "exit",
-                            worker,
-                            vec![
-                                number(ended.exit.code),
-                                number(ended.exit.signal),
-                                Value::from(cause.name().to_owned()),
-                                Value::Bool(*forced),
-                                Value::Bool(ended.oom),
-                                text.clone().map_or(Value::Nil, Value::from),
-                                uptime.map_or(Value::Nil, ms),
-                            ],
-                        );
-                        pids.remove(worker);
-                        said
-                    }
-                    Of::SpawnFailed { worker, error } => of(&pids, "startError", worker, failure(error)),
-                    Of::BackOff { slot, delay } => plain("backOff", vec![int(*slot), ms(*delay)]),
-                    Of::Reloading { generation } => plain("reloading", vec![int(*generation)]),
-                    Of::RollingBack { generation, error } => {
-                        plain("rollback", std::iter::once(int(*generation)).chain(failure(error)).collect())
-                    }
-                    Of::Reloaded(r) => {
-                        plain("reloaded", vec![int(r.generation), Value::Int(r.replaced as i64), Value::Int(r.forced as i64), ms(r.took)])
-                    }
-                    Of::ReloadFailed { generation, error, .. } => {
-                        plain("reloadFailed", std::iter::once(int(*generation)).chain(failure(error)).collect())
-                    }
-                    Of::StartFailed { error } => plain("startFailed", failure(error)),
-                    Of::Degraded { failures, .. } => plain("degraded", vec![Value::Int(*failures as i64)]),
-                    Of::Recovered => plain("recovered", vec![]),
-                    Of::Stopped => plain("stopped", vec![]),
-                    _ => return,
-                },
+        let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
+        let said = match event {
+            Event::Listening { worker, address } => of(&pids, "listening", worker, vec![Value::from(address.to_string())]),
+            Event::Worker(event) => match event {
+                Of::Spawned { worker, pid } => {
+                    pids.insert(*worker, *pid);
+                    of(&pids, "fork", worker, vec![])
+                }
+                Of::Starting { worker } => of(&pids, "online", worker, vec![]),
+                Of::Ready { worker, after } => of(&pids, "ready", worker, vec![ms(*after)]),
+                Of::Suspect { worker, cause } => of(&pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
+                Of::Resumed { worker } => of(&pids, "responsive", worker, vec![]),
+                Of::Draining { worker, cause } => of(&pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
+                Of::Exited { worker, cause, ended, forced, text, uptime } => {
+                    let number = |n: Option<i32>| n.map_or(Value::Nil, int);
+                    let said = of(
+                        &pids,
+                        "exit",
+                        worker,
+                        vec![
+                            number(ended.exit.code),
+                            number(ended.exit.signal),
+                            Value::from(cause.name().to_owned()),
+                            Value::Bool(*forced),
+                            Value::Bool(ended.oom),
+                            text.clone().map_or(Value::Nil, Value::from),
+                            uptime.map_or(Value::Nil, ms),
+                        ],
+                    );
+                    pids.remove(worker);
+                    said
+                }
+                Of::SpawnFailed { worker, error } => of(&pids, "startError", worker, failure(error)),
+                Of::BackOff { slot, delay } => plain("backOff", vec![int(*slot), ms(*delay)]),
+                Of::Reloading { generation } => plain("reloading", vec![int(*generation)]),
+                Of::RollingBack { generation, error } => {
+                    plain("rollback", std::iter::once(int(*generation)).chain(failure(error)).collect())
+                }
+                Of::Reloaded(r) => {
+                    plain("reloaded", vec![int(r.generation), Value::Int(r.replaced as i64), Value::Int(r.forced as i64), ms(r.took)])
+                }
+                Of::ReloadFailed { generation, error, .. } => {
+                    plain("reloadFailed", std::iter::once(int(*generation)).chain(failure(error)).collect())
+                }
+                Of::StartFailed { error } => plain("startFailed", failure(error)),
+                Of::Degraded { failures, .. } => plain("degraded", vec![Value::Int(*failures as i64)]),
+                Of::Recovered => plain("recovered", vec![]),
+                Of::Stopped => plain("stopped", vec![]),
                 _ => return,
-            };
-            self.tell(said);
-        }
+            },
+            _ => return,
+        };
+        told.tell(said);
     }
 }
 
@@ -161,7 +141,7 @@ fn renamed(error: &Error) -> Error {
 }
 
 fn options(env: Env, given: Raw) -> JsResult<Builder> {
-    let mut supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+    let mut supervision = Builder::default_supervision();
     let mut workers = None;
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
@@ -219,8 +199,8 @@ pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let mut builder = options(env, call.arg(0))?;
-    let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(2))? as usize, events: Mutex::default() });
-    builder = builder.on_event(Arc::clone(&told).listener());
+    let told = Told::new(call.state, env.u32(call.arg(2))?);
+    builder = builder.on_event(listener(Arc::clone(&told)));
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
@@ -230,15 +210,14 @@ pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `clusterEvents(cluster)`: what happened.
 pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
-    let told = handle(call)?.0.borrow().as_ref().map(|(_, told)| Arc::clone(told));
-    let events = told.map(|told| std::mem::take(&mut *told.events.lock().unwrap_or_else(PoisonError::into_inner)));
-    value::to_js(call.env, call.state, Value::Array(events.unwrap_or_default()))
+    let events = handle(call)?.0.borrow().as_ref().map_or_else(Vec::new, |(_, told)| told.take());
+    value::to_js(call.env, call.state, Value::Array(events))
 }
 
-/// `clusterReload(cluster, args, env, cwd)`: the generation; without `args` the same command.
+/// `clusterReload(cluster, args, env, cwd)`: the generation.
 pub(crate) fn reload(call: &Call<'_>) -> JsResult<Raw> {
-    let given = if call.env.is_nullish(call.arg(1)) { None } else { Some(command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?) };
-    call.env.number(cluster(call)?.reload(given)?.into())
+    let given = command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?;
+    call.env.number(cluster(call)?.reload(Some(given))?.into())
 }
 
 /// `clusterScale(cluster, workers)`.
@@ -269,7 +248,6 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
     let s = cluster(call)?.stats()?;
     let count = |n: usize| Value::Int(n as i64);
     let total = |n: u64| Value::Int(n as i64);
-    let crashed = s.exits.total() - s.exits.scale - s.exits.retire - s.exits.stop;
     let all = [
         ("generation", int(s.generation)),
         ("wanted", count(s.wanted)),
@@ -277,7 +255,7 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
         ("ready", count(s.ready)),
         ("degraded", Value::Bool(s.degraded)),
         ("spawned", total(s.spawned)),
-        ("crashed", total(crashed)),
+        ("crashed", total(s.exits.unasked())),
         ("oom", total(s.oom)),
         ("forced", total(s.forced)),
         ("unresponsive", total(s.suspected)),
@@ -342,17 +320,14 @@ pub(crate) fn listen(call: &Call<'_>) -> JsResult<Raw> {
     value::to_js(call.env, call.state, Value::Array(vec![int(fd.into_raw_fd()), Value::from(at.to_string())]))
 }
 
-fn with(call: &Call<'_>, act: impl FnOnce(&supervisor::Worker) -> Result<()>) -> JsResult<Raw> {
-    act(member(call)?.worker.supervisor())?;
+fn with(call: &Call<'_>, act: impl FnOnce(&supervisor::Worker)) -> JsResult<Raw> {
+    act(member(call)?.worker.supervisor());
     Ok(call.env.undefined())
 }
 
 /// `memberBeat(member)`.
 pub(crate) fn beat(call: &Call<'_>) -> JsResult<Raw> {
-    with(call, |w| {
-        w.beat();
-        Ok(())
-    })
+    with(call, supervisor::Worker::beat)
 }
 
 /// `memberReady(member)`.
@@ -360,30 +335,21 @@ pub(crate) fn ready(call: &Call<'_>) -> JsResult<Raw> {
     with(call, |w| {
         w.ready();
         w.beat();
-        Ok(())
     })
 }
 
 /// `memberFail(member, text)`.
 pub(crate) fn fail(call: &Call<'_>) -> JsResult<Raw> {
     let text = call.env.text(call.arg(1)).unwrap_or_default();
-    with(call, |w| {
-        w.fail(&text);
-        Ok(())
-    })
+    with(call, |w| w.fail(&text))
 }
 
 /// `memberDrained(member)`.
 pub(crate) fn drained(call: &Call<'_>) -> JsResult<Raw> {
-    with(call, |w| {
-        w.drained();
-        Ok(())
-    })
+    with(call, supervisor::Worker::drained)
 }
 
-/// `memberState(member)`: `[draining, orphan]`.
-pub(crate) fn state(call: &Call<'_>) -> JsResult<Raw> {
-    let member = member(call)?;
-    let w = member.worker.supervisor();
-    value::to_js(call.env, call.state, Value::Array(vec![Value::Bool(w.is_draining()), Value::Bool(w.is_orphan())]))
+/// `memberDraining(member)`.
+pub(crate) fn draining(call: &Call<'_>) -> JsResult<Raw> {
+    call.env.boolean(member(call)?.worker.supervisor().is_draining())
 }

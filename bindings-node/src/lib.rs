@@ -194,7 +194,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"memberReady", cluster::ready),
     (c"memberFail", cluster::fail),
     (c"memberDrained", cluster::drained),
-    (c"memberState", cluster::state),
+    (c"memberDraining", cluster::draining),
     (c"cli", cli),
 ];
 

@@ -13,7 +13,7 @@
 use crate::buffer::{self, Handle};
 use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::pool::{Kind, bad, call_options, count, duration, shown, whole};
-use crate::state::{State, Wake};
+use crate::state::{State, Told};
 use crate::value;
 use offloop::TransferBuffer;
 use offloop::buffer::Region;
@@ -31,7 +31,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Tags of tasks of processes: an entry that no `open` of lib/completion.cjs gives, and the promise's slot.
@@ -66,50 +66,30 @@ pub(crate) fn is_frame(bytes: &[u8]) -> bool {
     bytes.len() >= HEAD && bytes[0] & !FAILED == NODE && bytes[2..4] == [0, 0]
 }
 
-/// What the supervisors' thread has to say to the environment that made a pool.
-struct Told {
-    wake: Arc<Wake>,
-    note: usize,
-    events: Mutex<Vec<Value>>,
-}
-
-impl Told {
-    fn tell(&self, event: Vec<Value>) {
-        let first = {
-            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-            events.push(Value::Array(event));
-            events.len() == 1
-        };
-        if first {
-            self.wake.notify(self.note);
+fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
+    let mut pids = HashMap::<WorkerId, i32>::new();
+    move |event| match event {
+        Event::Spawned { worker, pid } => drop(pids.insert(*worker, *pid)),
+        Event::Ready { worker, .. } => {
+            told.tell(vec![Value::Int(READY), Value::Int(pids.get(worker).copied().unwrap_or(0).into())]);
         }
-    }
-
-    fn listener(self: Arc<Told>) -> impl FnMut(&Event) + Send {
-        let mut pids = HashMap::<WorkerId, i32>::new();
-        move |event| match event {
-            Event::Spawned { worker, pid } => drop(pids.insert(*worker, *pid)),
-            Event::Ready { worker, .. } => {
-                self.tell(vec![Value::Int(READY), Value::Int(pids.get(worker).copied().unwrap_or(0).into())]);
-            }
-            Event::Exited { worker, cause, ended, text, uptime, .. } => {
-                let number = |n: Option<i32>| n.map_or(Value::Nil, |n| Value::Int(n.into()));
-                // Whose end nobody asked for, and which had begun to work.
-                let failed = uptime.is_some() && !cause.is_asked() && *cause != supervisor::Cause::Killed;
-                self.tell(vec![
-                    Value::Int(EXITED),
-                    Value::Int(pids.remove(worker).unwrap_or(0).into()),
-                    number(ended.exit.code),
-                    number(ended.exit.signal),
-                    Value::Bool(ended.oom),
-                    Value::Bool(failed),
-                    text.as_ref().map_or(Value::Nil, |text| Value::from(text.clone())),
-                ]);
-            }
-            Event::Degraded { failures, .. } => self.tell(vec![Value::Int(DEGRADED), Value::Int(*failures as i64)]),
-            Event::Stopped => self.tell(vec![Value::Int(STOPPED)]),
-            _ => {}
+        Event::Exited { worker, cause, ended, text, uptime, .. } => {
+            let number = |n: Option<i32>| n.map_or(Value::Nil, |n| Value::Int(n.into()));
+            // Whose end nobody asked for, and which had begun to work.
+            let failed = uptime.is_some() && !cause.is_asked() && *cause != supervisor::Cause::Killed;
+            told.tell(vec![
+                Value::Int(EXITED),
+                Value::Int(pids.remove(worker).unwrap_or(0).into()),
+                number(ended.exit.code),
+                number(ended.exit.signal),
+                Value::Bool(ended.oom),
+                Value::Bool(failed),
+                text.as_ref().map_or(Value::Nil, |text| Value::from(text.clone())),
+            ]);
         }
+        Event::Degraded { failures, .. } => told.tell(vec![Value::Int(DEGRADED), Value::Int(*failures as i64)]),
+        Event::Stopped => told.tell(vec![Value::Int(STOPPED)]),
+        _ => {}
     }
 }
 
@@ -180,7 +160,7 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
         }
     }
     let name = pool.name.clone();
-    let told = Arc::new(Told { wake: call.state.wake.clone(), note: env.u32(call.arg(1))? as usize, events: Mutex::default() });
+    let told = Told::new(call.state, env.u32(call.arg(1))?);
     let mut command = texts(env, call.arg(2))?;
     if command.is_empty() {
         return Err(Error::invalid("command is empty").into());
@@ -196,15 +176,14 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
         spec.env = Some(all);
     }
     let setup = buffer::copy(env, call.arg(4))?;
-    let builder = builder.options(pool).setup(setup).supervision(supervision).on_event(told.clone().listener());
+    let builder = builder.options(pool).setup(setup).supervision(supervision).on_event(listener(told.clone()));
     let pool = RefCell::new(Some(Rc::new(builder.build(move |_| Ok(spec.clone()))?)));
     buffer::external(env, call.state, Handle::Processes(Processes { pool, name, told }))
 }
 
 /// `processEvents(pool)`: what happened, each a list that begins with its number.
 pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
-    let events = std::mem::take(&mut *processes(call)?.told.events.lock().unwrap_or_else(PoisonError::into_inner));
-    value::to_js(call.env, call.state, Value::Array(events))
+    value::to_js(call.env, call.state, Value::Array(processes(call)?.told.take()))
 }
 
 /// `processEncode(value)`: the setup of workers of any language: the common form of a value.

@@ -5,7 +5,7 @@ use crate::js::{Call, Env, JsResult, Raw};
 use crate::worker;
 use napi::sys;
 use offloop::pool::{Event, SharedPart};
-use offloop::{CompletionQueue, Error, Task};
+use offloop::{CompletionQueue, Error, Task, Value};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
@@ -51,6 +51,35 @@ impl Wake {
 
     fn close(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// What other threads have to say to the environment that made a pool or a cluster: events, each a list, until JavaScript takes them.
+pub(crate) struct Told {
+    wake: Arc<Wake>,
+    note: usize,
+    events: Mutex<Vec<Value>>,
+}
+
+impl Told {
+    /// `note` is notified of when there are events again.
+    pub(crate) fn new(state: &State, note: u32) -> Arc<Told> {
+        Arc::new(Told { wake: state.wake.clone(), note: note as usize, events: Mutex::default() })
+    }
+
+    pub(crate) fn tell(&self, event: Vec<Value>) {
+        let first = {
+            let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            events.push(Value::Array(event));
+            events.len() == 1
+        };
+        if first {
+            self.wake.notify(self.note);
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<Value> {
+        std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::{value, wait};
-use offloop::cluster::{Address, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
 use offloop::{Error, ErrorKind, Value};
 use pyo3::prelude::*;
@@ -209,7 +209,7 @@ fn limit(timeout: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Duration>> {
 impl PyCluster {
     #[new]
     fn new(py: Python<'_>, options: &Bound<'_, PyDict>, listen: Vec<String>) -> PyResult<PyCluster> {
-        let mut supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+        let mut supervision = Builder::default_supervision();
         let mut workers = None;
         for (key, value) in options {
             let key: String = key.extract()?;
@@ -357,7 +357,7 @@ impl PyCluster {
         d.set_item("ready", s.ready)?;
         d.set_item("degraded", s.degraded)?;
         d.set_item("spawned", s.spawned)?;
-        d.set_item("crashed", s.exits.total() - s.exits.scale - s.exits.retire - s.exits.stop)?;
+        d.set_item("crashed", s.exits.unasked())?;
         d.set_item("oom", s.oom)?;
         d.set_item("forced", s.forced)?;
         d.set_item("unresponsive", s.suspected)?;

@@ -3,7 +3,7 @@ import fs from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Cluster } from '../../bindings-node/lib/index.mjs'
 
-const cluster = new Cluster({ exec: fileURLToPath(new URL('server.mjs', import.meta.url)), workers: 2, minReady: 0 })
+const cluster = new Cluster({ exec: fileURLToPath(new URL('../bench/cluster/server.mjs', import.meta.url)), workers: 2, minReady: 0 })
 let forced = 0
 cluster.on('exit', (worker, { cause, signal, text }) => {
   if (cause !== 'retire' && cause !== 'stop') console.error(`worker ${worker.slot} ended: ${cause} ${signal} ${text}`)

@@ -1,4 +1,4 @@
-"""As server.mjs, on asyncio's streams: it knows of its cluster only to say which answer is a connection's last."""
+"""As tests/bench/cluster/server.mjs, on asyncio's streams: it knows of its cluster only to say which answer is a connection's last."""
 
 import asyncio
 import os

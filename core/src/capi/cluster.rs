@@ -287,7 +287,7 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         let o = unsafe { ffi::options(options) }?;
         // SAFETY: this function's contract.
         let (command, listen) = unsafe { (command(&o, o.command)?, texts(o.listen, "listen")?) };
-        let defaults = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
+        let defaults = Builder::default_supervision();
         let time = |name, ns, default| Ok::<_, Error>(duration(name, ns)?.unwrap_or(default));
         let supervision = supervisor::Options {
             boot_timeout: time("ready_timeout_ns", o.ready_timeout_ns, defaults.boot_timeout)?,
@@ -448,7 +448,6 @@ pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, co
         let place = unsafe { ffi::filled(counts_io) }?;
         let held = lookup(cluster)?;
         let s = held.cluster()?.stats()?;
-        let asked = s.exits.scale + s.exits.retire + s.exits.stop;
         let struct_size = place.struct_size;
         place.set(offloop_cluster_counts {
             struct_size,
@@ -458,7 +457,7 @@ pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, co
             live: s.live as u64,
             ready: s.ready as u64,
             spawned: s.spawned,
-            crashed: s.exits.total() - asked,
+            crashed: s.exits.unasked(),
             forced: s.forced,
             unresponsive: s.suspected,
             reloads: s.reloads,

@@ -94,7 +94,13 @@ impl Builder {
         self
     }
 
-    /// How workers are watched and ended. `workers` is not heeded. The default of `min_ready` is 1 s here.
+    /// How workers are watched and ended, where nothing else is said: the supervisor's defaults, but 1 s of `min_ready`.
+    #[must_use]
+    pub fn default_supervision() -> supervisor::Options {
+        supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() }
+    }
+
+    /// How workers are watched and ended. `workers` is not heeded. Default: [`default_supervision`](Self::default_supervision).
     pub fn supervision(mut self, options: supervisor::Options) -> Builder {
         self.supervision = options;
         self
@@ -203,8 +209,7 @@ impl fmt::Debug for Cluster {
 impl Cluster {
     /// Begins one with default options.
     pub fn builder() -> Builder {
-        let supervision = supervisor::Options { min_ready: Duration::from_secs(1), ..supervisor::Options::default() };
-        Builder { supervision, workers: None, listen: Vec::new(), hear: None }
+        Builder { supervision: Builder::default_supervision(), workers: None, listen: Vec::new(), hear: None }
     }
 
     /// Waits until all workers are ready: see [`Supervisor::wait_ready`].

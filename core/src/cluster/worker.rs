@@ -36,7 +36,7 @@ pub fn attach() -> Result<Option<Worker>> {
     let (gate, sockets) = parse_env(&text.to_string_lossy())?;
     let missing = |fd: i32| Error::invalid("fd of the cluster is not there").with("fd", fd);
     for fd in (FIRST_FD..).take(sockets).chain([gate]) {
-        if !net::keep_on_exec(fd) {
+        if !net::close_on_exec(fd) {
             return Err(missing(fd));
         }
     }

@@ -323,11 +323,16 @@ impl Exits {
         }
     }
 
+    /// Ends that were not by request ([`Cause::is_asked`]).
+    #[must_use]
+    pub fn unasked(&self) -> u64 {
+        self.crash + self.boot + self.boot_timeout + self.blocked + self.frozen + self.corrupt + self.charged + self.killed
+    }
+
     /// All ends.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let unasked = self.crash + self.boot + self.boot_timeout + self.blocked + self.frozen + self.corrupt + self.charged + self.killed;
-        unasked + self.scale + self.retire + self.stop
+        self.unasked() + self.scale + self.retire + self.stop
     }
 }
 

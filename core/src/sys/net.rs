@@ -109,7 +109,7 @@ pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
 }
 
 /// Keeps an inherited fd from the programs that this process starts. True if it is there.
-pub fn keep_on_exec(fd: i32) -> bool {
+pub fn close_on_exec(fd: i32) -> bool {
     // SAFETY: a plain call; a number that is not open gives EBADF.
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0 }
 }
