@@ -18,6 +18,9 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Slot, generation, incarnation, process id, and where it stands.
+type WorkerRow = (u32, u32, u64, i32, &'static str);
+
 /// What happened: a name, values, and what failed.
 struct Said {
     name: &'static str,
@@ -336,7 +339,7 @@ impl PyCluster {
     }
 
     /// Slot, generation, incarnation, pid and state of each slot that has a process.
-    fn workers(&self, py: Python<'_>) -> PyResult<Vec<(u32, u32, u64, i32, &'static str)>> {
+    fn workers(&self, py: Python<'_>) -> PyResult<Vec<WorkerRow>> {
         let (cluster, told) = self.get(py)?;
         let slots = cluster.slots().map_err(|e| raise(py, &e))?;
         let heard = lock(&told.heard);
