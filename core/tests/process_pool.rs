@@ -57,6 +57,31 @@ fn children() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().flatten().map(of).sum()
 }
 
+/// A process that does nothing until this is dropped.
+struct Stopped(i32);
+
+impl Stopped {
+    fn new(pid: i32) -> Stopped {
+        let stopped = Stopped(pid);
+        stopped.signal(libc::SIGSTOP);
+        // `kill` does not wait for a process that runs on another core.
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        eventually("it has stopped", || state().rsplit(')').next().unwrap().starts_with(" T"));
+        stopped
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a child that the test has, and nobody has waited for.
+        assert_eq!(unsafe { libc::kill(self.0, signal) }, 0);
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal(libc::SIGCONT);
+    }
+}
+
 // ---- the worker's part ----
 
 #[test]
@@ -689,17 +714,13 @@ fn a_worker_whose_tasks_were_all_taken_back_before_they_began_gets_more() {
     let _alone = alone();
     let pool = pool(1);
     let Value::Int(pid) = value(&submit(&pool, "pid", vec![])) else { panic!("no pid") };
-    let signal = |signal| {
-        // SAFETY: a signal to a child that this test has, and nobody has waited for.
-        assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
-    };
     // One, and more than are handed out at once. Some rounds, because a worker that is about to sleep has none in hand yet.
     for tasks in [1, 40].repeat(10) {
         // Nothing begins, and nothing that ends is heard of.
-        signal(libc::SIGSTOP);
+        let stopped = Stopped::new(pid as i32);
         let taken_back: Vec<Task> = (0..tasks).map(|_| submit(&pool, "echo", vec![Value::Nil])).collect();
         assert!(taken_back.iter().all(Task::cancel));
-        signal(libc::SIGCONT);
+        drop(stopped);
         let next = submit(&pool, "echo", vec![Value::Nil]);
         // Whoever waits for it would look after the workers.
         eventually("it is run", || next.is_done());
