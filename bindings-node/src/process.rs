@@ -801,7 +801,7 @@ fn put(worker: &Worker, index: usize, started_ns: u64, failed: bool, parts: &[&[
         unsafe { room.add(at).copy_from_nonoverlapping(part.as_ptr(), part.len()) };
         at += part.len();
     }
-    worker.commit(index, offloop::sys::clock::monotonic_ns().saturating_sub(started_ns), failed);
+    worker.commit(index, started_ns, failed);
     Ok(())
 }
 

@@ -134,13 +134,17 @@ impl PyWorkerProcess {
         let host = Bound::new(py, PyHost::new(None, context))?;
         let mut in_a_row = 0;
         loop {
-            while let Some(job) = self.worker.try_take() {
+            let mut next = self.worker.try_take();
+            while let Some(job) = next {
                 self.run_one(py, job, exports, &host)?;
                 in_a_row += 1;
                 if in_a_row == TASKS_PER_TURN {
                     in_a_row = 0;
                     wait::detached(py, || ());
                     py.check_signals()?;
+                    next = self.worker.try_take();
+                } else {
+                    next = self.worker.try_take_next();
                 }
             }
             late::collect(py);

@@ -98,14 +98,18 @@ impl std::fmt::Debug for LoopOptions {
 pub const MAX_CONCURRENCY: usize = 4096;
 /// Most tasks that are handed out at once.
 pub const AHEAD: usize = 32;
+/// The same in a lane, of tasks that take next to nothing: that fewer wakes pay for more of them.
+pub(super) const LANE_AHEAD: usize = 128;
+/// More than [`AHEAD`] are worth about this much work at most, so that what is behind them waits no longer.
+const AHEAD_NS: u64 = 100_000;
 /// Ticks, of a millisecond, after which a task takes too long for others to wait behind it.
 const HELD_UP: u32 = 4;
 /// Bytes of results that wait in a board.
 const OUT: usize = 64 * 1024;
 
 /// Most tasks that a worker has at once: what it runs, and what is ahead. Even, as halves of a word of 64 bits.
-pub(super) const fn held_at_once(concurrency: usize) -> usize {
-    (concurrency + AHEAD).next_multiple_of(2)
+pub(super) const fn held_at_once(concurrency: usize, ahead: usize) -> usize {
+    (concurrency + ahead).next_multiple_of(2)
 }
 
 /// States of a task in a [`Board`].
@@ -607,9 +611,10 @@ impl LoopWorker {
     }
 
     fn with(pool: Arc<Inner>, me: Turn, options: &LoopOptions, term: Term) -> LoopWorker {
-        let tasks = held_at_once(options.concurrency);
+        let has_lane = options.host.has_lanes();
+        let tasks = held_at_once(options.concurrency, if has_lane { LANE_AHEAD } else { AHEAD });
         let hand = Arc::new(Hand::new(tasks, term));
-        let board = (!options.host.has_lanes()).then(|| Arc::new(Board::new(tasks)));
+        let board = (!has_lane).then(|| Arc::new(Board::new(tasks)));
         if let Some(board) = &board {
             let _ = hand.board.set(board.clone());
         }
@@ -798,7 +803,7 @@ impl LoopWorker {
                 }
             }
             let ahead = self.hand.ahead();
-            if ahead > AHEAD / 2 || (self.hand.was_held_up() && ahead + self.hand.at_work() >= self.concurrency) {
+            if ahead > self.most_ahead() / 2 || (self.hand.was_held_up() && ahead + self.hand.at_work() >= self.concurrency) {
                 return self.rest();
             }
             let slot = self.worker.pool.slot(self.worker.me.slot);
@@ -875,6 +880,17 @@ impl LoopWorker {
         pool.closing.load(Ordering::SeqCst) && !pool.has_waiting_work() && !pool.has_batches() && lock(&pool.state).sched.len() == 0
     }
 
+    /// Tasks that may be ahead now: in a lane more of those that take next to nothing, as long as there are enough for all workers.
+    fn most_ahead(&self) -> usize {
+        if self.board.is_some() {
+            return AHEAD;
+        }
+        let pool = &self.worker.pool;
+        let by_cost = usize::try_from(AHEAD_NS / self.worker.cost_ns.max(1)).unwrap_or(usize::MAX);
+        let by_share = pool.queued.load(Ordering::Relaxed) / pool.workers().max(1);
+        by_cost.min(by_share).clamp(AHEAD, LANE_AHEAD)
+    }
+
     /// Moves tasks of the slot's batch into the board.
     fn hand_out(&mut self, give: &mut dyn FnMut(Given<'_>) -> bool) -> usize {
         let pool = self.worker.pool.clone();
@@ -895,7 +911,7 @@ impl LoopWorker {
         // A loop asks when it can begin something; a lane is filled without being asked.
         let has_lane = self.board.is_none();
         let mut at_work = self.hand.at_work() + self.hand.ahead();
-        let room = self.hand.term.limits.tasks.saturating_sub(self.hand.begun()).min(AHEAD as u64) as usize;
+        let room = self.hand.term.limits.tasks.saturating_sub(self.hand.begun()).min(self.most_ahead() as u64) as usize;
         while given < room {
             let core = {
                 let mut local = lock(&slot.local);
@@ -1230,7 +1246,7 @@ mod tests {
         };
         let first = submit(None);
         let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
-        let lane = Arc::new(Board::new(held_at_once(1)));
+        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
         worker.set_lane(lane.clone());
         worker.ready(Box::new(|| {}));
         let at = std::cell::Cell::new(None);
@@ -1250,6 +1266,37 @@ mod tests {
         word.store(DONE, Ordering::Release);
         assert_eq!(feed(&mut worker), Fed::Asleep, "nothing is left that would have it fed again");
         assert!(first.is_done());
+    }
+
+    #[test]
+    fn a_lane_has_more_ahead_of_tasks_that_take_next_to_nothing_and_no_more_of_others() {
+        let host = Arc::<WithLanes>::default();
+        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
+        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
+        let tasks: Vec<_> = (0..1000).map(|_| pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit")).collect();
+        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
+        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
+        worker.set_lane(lane.clone());
+        worker.ready(Box::new(|| {}));
+        let ready = || lane.words().iter().filter(|w| w.load(Ordering::Relaxed) == READY).count();
+        let end_all = |run_ns: f64| {
+            for (index, word) in lane.words().iter().enumerate().filter(|(_, w)| w.load(Ordering::Relaxed) == READY) {
+                lane.memory[lane.tasks / 2 + index].store(run_ns.to_bits(), Ordering::Relaxed);
+                word.store(DONE, Ordering::Release);
+            }
+        };
+        let mut feed = || worker.feed(true, &mut |_| true);
+        assert_eq!(feed(), Fed::Busy);
+        assert!(ready() <= AHEAD, "nobody knows what they take: {}", ready());
+        for _ in 0..4 {
+            end_all(500.0);
+            assert_eq!(feed(), Fed::Busy);
+        }
+        assert!(ready() > AHEAD + AHEAD / 2, "they take next to nothing: {}", ready());
+        end_all(1e6);
+        assert_eq!(feed(), Fed::Busy);
+        assert!(ready() <= AHEAD, "they take long: {}", ready());
+        drop(tasks);
     }
 
     #[test]

@@ -19,7 +19,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::lane::{Lane, Payloads, Request, SharedPart, Streamed};
-use crate::pool::looped::{Fed, Given, LoopHost, LoopOptions, LoopWorker, held_at_once};
+use crate::pool::looped::{Fed, Given, LANE_AHEAD, LoopHost, LoopOptions, LoopWorker, held_at_once};
 use crate::pool::options::{PoolOptions, SubmitOptions};
 use crate::pool::task::{Task, Work};
 use crate::pool::thread::{SubmitError, ThreadPool};
@@ -667,7 +667,7 @@ impl Host {
     fn launch(&self, id: WorkerId, launch: &mut (dyn FnMut(WorkerId) -> Result<Spec<'static>> + Send)) -> Result<Launch> {
         let mut spec = launch(id)?;
         let (lane, ends) = Lane::new(
-            held_at_once(self.concurrency),
+            held_at_once(self.concurrency, LANE_AHEAD),
             self.concurrency,
             &self.setup,
             self.payloads(),

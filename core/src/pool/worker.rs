@@ -72,7 +72,7 @@ pub(super) struct Worker {
     busy: bool,
     pub(super) searching: bool,
     /// Moving average of what a task costs.
-    cost_ns: u64,
+    pub(super) cost_ns: u64,
     /// Key of the task that ran last, until the scheduler hears of it.
     key_done: Option<u64>,
     /// Consecutive searches that found nothing.

@@ -6,7 +6,7 @@ use crate::buffer::TransferBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::looped::word::{CANCELLED, CLAIMED, DONE, FAILED, LATE, READY};
 use crate::supervisor;
-use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::sync::lock;
 use crate::sync::mapped::AtomicU32;
 use crate::sys::eventfd::EventFd;
@@ -20,8 +20,10 @@ use std::time::{Duration, Instant};
 
 /// Results that the pool has not been told of are worth a wake when they are so old: a wake costs it a few microseconds.
 const UNTOLD_NS: u64 = 50_000;
-/// With so many tasks left ahead, the pool is told even if it could wait: more come before these are done.
+/// With so many tasks left ahead, or that part of those that were when the last ones came, the pool is told even if it could wait: more come
+/// before these are done.
 const LOW: u64 = 8;
+const LOW_PART: u64 = 4;
 
 /// Long requests that a worker may keep where they lie; further ones are copied.
 pub const MAX_KEPT: usize = TICKETS / 2;
@@ -72,6 +74,10 @@ struct Inner {
     pool_bell: EventFd,
     waiter_bell: EventFd,
     taking: Mutex<Taking>,
+    /// With so many tasks left ahead, the pool is told.
+    low: AtomicU64,
+    /// When a job ended last, ns.
+    ended_ns: AtomicU64,
     replying: Mutex<Replying>,
     /// Long requests that are still in use.
     kept: AtomicUsize,
@@ -81,6 +87,8 @@ struct Inner {
 #[derive(Debug)]
 struct Taking {
     head: u64,
+    /// What `tail` was at the last look.
+    tail: u64,
 }
 
 #[derive(Debug)]
@@ -245,7 +253,9 @@ impl Worker {
             bell: EventFd::attach(bell.as_fd())?,
             pool_bell: EventFd::attach(pool_bell.as_fd())?,
             waiter_bell: EventFd::attach(waiter_bell.as_fd())?,
-            taking: Mutex::new(Taking { head: 0 }),
+            taking: Mutex::new(Taking { head: 0, tail: 0 }),
+            low: AtomicU64::new(LOW),
+            ended_ns: AtomicU64::new(0),
             replying: Mutex::new(replying),
             kept: AtomicUsize::new(0),
             epoch: fork::epoch(),
@@ -357,16 +367,34 @@ impl Worker {
     /// The next job, if there is one now.
     #[must_use]
     pub fn try_take(&self) -> Option<Job> {
+        self.take(clock::monotonic_ns)
+    }
+
+    /// As [`try_take`](Self::try_take), without a look at the clock, by a thread that has ended a job a moment ago: the next one begins when
+    /// that ended.
+    #[must_use]
+    pub fn try_take_next(&self) -> Option<Job> {
+        self.take(|| self.0.ended_ns.load(Ordering::Relaxed))
+    }
+
+    fn take(&self, now: impl Fn() -> u64) -> Option<Job> {
         // Before any lock: another thread of the parent may have had it.
         if self.is_forked() {
             return None;
         }
         let inner = &*self.0;
         let mut taking = lock(&inner.taking);
-        while taking.head != self.tail() {
+        loop {
+            let tail = self.tail();
+            if taking.head == tail {
+                return None;
+            }
+            if std::mem::replace(&mut taking.tail, tail) != tail {
+                inner.low.store((tail.wrapping_sub(taking.head) / LOW_PART).max(LOW), Ordering::Relaxed);
+            }
             let slot = taking.head as usize & (inner.map.order_len - 1);
             let index = word32(&inner.requests, request::ORDER + 4 * slot).load(Ordering::Relaxed) as usize;
-            let job = (index < inner.map.tasks).then(|| self.begin(index)).flatten();
+            let job = (index < inner.map.tasks).then(|| self.begin(index, &now)).flatten();
             taking.head += 1;
             // Release: the request was copied, or its ticket says when it is read. Pairs with the Acquire of `Lane::has_passed`.
             word64(&inner.replies, reply::HEAD).store(taking.head, Ordering::Release);
@@ -378,10 +406,9 @@ impl Worker {
             let mut replying = lock(&inner.replying);
             replying.untold_since.get_or_insert_with(clock::monotonic_ns);
         }
-        None
     }
 
-    fn begin(&self, index: usize) -> Option<Job> {
+    fn begin(&self, index: usize, now: &impl Fn() -> u64) -> Option<Job> {
         let inner = &*self.0;
         let word = &self.words()[index];
         match word.compare_exchange(READY, CLAIMED, Ordering::AcqRel, Ordering::Acquire) {
@@ -402,7 +429,7 @@ impl Worker {
         }
         let place = Place::load(&inner.requests, inner.map.request_places + PLACE * index);
         let len = place.len as usize;
-        let mut job = Job { index, started_ns: clock::monotonic_ns(), short: Vec::new(), long: None };
+        let mut job = Job { index, started_ns: now(), short: Vec::new(), long: None };
         if place.ticket == 0 && len <= CELL {
             let cell = inner.map.request_cells + CELL * index;
             // SAFETY: the cell lies inside of the mapping; the pool does not write it before this task has ended.
@@ -533,7 +560,7 @@ impl Worker {
         let reserved = self.reserve(job.index, len)?;
         // SAFETY: `reserve` gave room for all parts.
         unsafe { write(reserved, parts) };
-        self.commit(job.index, clock::monotonic_ns().saturating_sub(job.started_ns), failed);
+        self.commit(job.index, job.started_ns, failed);
         Ok(())
     }
 
@@ -604,21 +631,22 @@ impl Worker {
         }
     }
 
-    /// Ends a job whose reply was written to what [`reserve`](Self::reserve) gave.
-    pub fn commit(&self, index: usize, run_ns: u64, failed: bool) {
+    /// Ends a job that began at `started_ns` and whose reply was written to what [`reserve`](Self::reserve) gave.
+    pub fn commit(&self, index: usize, started_ns: u64, failed: bool) {
         if self.is_forked() {
             return;
         }
         let inner = &*self.0;
-        word64(&inner.replies, inner.map.run + 8 * index).store(run_ns, Ordering::Relaxed);
+        let now = clock::monotonic_ns();
+        inner.ended_ns.store(now, Ordering::Relaxed);
+        word64(&inner.replies, inner.map.run + 8 * index).store(now.saturating_sub(started_ns), Ordering::Relaxed);
         // Release: reply, place and run time come first. Pairs with the Acquire of `Hand::collect`.
         self.words()[index].store(if failed { FAILED } else { DONE }, Ordering::Release);
         let mut replying = lock(&inner.replying);
-        let now = clock::monotonic_ns();
         let since = *replying.untold_since.get_or_insert(now);
         // Not under `taking`: another thread may take meanwhile, and then it tells.
         let ahead = self.tail().wrapping_sub(word64(&inner.replies, reply::HEAD).load(Ordering::Relaxed));
-        if ahead == 0 || ahead == LOW || now.saturating_sub(since) > UNTOLD_NS {
+        if ahead == 0 || ahead == inner.low.load(Ordering::Relaxed) || now.saturating_sub(since) > UNTOLD_NS {
             self.tell(&mut replying);
         }
     }
