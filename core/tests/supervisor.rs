@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::ErrorKind;
-use offloop::supervisor::{Builder, Cause, Ended, Event, Launch, State, Supervisor, WorkerId, worker};
+use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, WorkerId, worker};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::wire::supervisor::{ENV, parse_env, word};
 use std::collections::HashMap;
@@ -85,9 +85,12 @@ fn be_worker(mode: &str) -> ! {
     }
     worker.ready();
     let begun = Instant::now();
+    // Every page of it is used.
+    let _memory = vec![1u8; if mode == "grows" && worker.id().incarnation == 1 { 128 << 20 } else { 0 }];
     loop {
         let drains = worker.is_draining();
         match mode {
+            "serves" if worker.id().incarnation == 1 && !drains => worker.served(10),
             "crashes" if begun.elapsed() >= ms(number) && number > 0 => end(3),
             "segfaults" if begun.elapsed() >= ms(number) => {
                 // SAFETY: ends this process as a fault would.
@@ -276,6 +279,23 @@ fn dropping_a_supervisor_kills_its_workers() {
     w.ready();
     drop(w.supervisor);
     assert_eq!(children(), Vec::<String>::new());
+}
+
+#[test]
+fn a_worker_that_has_served_enough_or_has_grown_is_replaced_by_its_successor() {
+    let _alone = alone();
+    let limits = |mode: &str| if mode == "serves" { quick().max_requests(50) } else { quick().max_memory(64 << 20) };
+    for (mode, why) in [("serves", Expiry::Requests), ("grows", Expiry::Memory)] {
+        let mut w = watch(limits(mode), mode);
+        assert_eq!(w.ready(), id(0, 1));
+        assert_eq!(w.until(|e| if let Event::Expired { worker, why } = e { Some((*worker, *why)) } else { None }), (id(0, 1), why));
+        assert_eq!(w.ready(), id(0, 2));
+        let (worker, cause, ended, _) = w.exited();
+        assert_eq!((worker, cause, ended.exit.code), (id(0, 1), Cause::Retire, Some(0)));
+        let stats = w.supervisor.stats().unwrap();
+        assert_eq!((stats.expired.memory + stats.expired.requests, stats.retired, stats.exits.unasked()), (1, 1, 0), "{stats:?}");
+        w.stop(WATCHDOG);
+    }
 }
 
 #[test]

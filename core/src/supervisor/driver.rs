@@ -2,7 +2,7 @@
 //!
 //! One thread per process, started with the first supervisor and ended with the last, so that a worker's death signal, which the kernel
 //! ties to the thread that started it, comes with the process's end only. It waits in one epoll for pidfds, lifelines, and a bell for
-//! orders. It reads a worker's page when the lifeline rings, when the worker has ended, and before any time-out is judged.
+//! orders, and looks at workers' memory where that is limited. It reads a worker's page when the lifeline rings, when the worker has ended, and before any time-out is judged.
 
 use super::event::{Cause, Ended, Event, Reloaded, State, Stats, WorkerId};
 use super::forks::{Forks, Kit, News};
@@ -17,7 +17,7 @@ use crate::sys::cgroup::Cgroup;
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::{ForkCell, PrivateFd};
 use crate::sys::poll::Epoll;
-use crate::sys::process::{Child, Exit};
+use crate::sys::process::{Child, Exit, memory_above};
 use crate::sys::{clock, cpu, socket, thread};
 use crate::wire::supervisor::{ENV, Header, MINOR, state};
 use std::collections::{HashMap, VecDeque};
@@ -439,6 +439,9 @@ impl Machine {
             self.tell(Input::Drained(id));
         }
         self.tell(Input::Beats(id, look.loop_beat, look.native_beat));
+        if look.served > 0 {
+            self.tell(Input::Served(id, look.served));
+        }
     }
 
     /// An exit fd is readable.
@@ -549,6 +552,10 @@ impl Machine {
                         Err(error) => self.handle(Input::SpawnFailed(id, error)),
                     },
                     Action::Signal(id, signal) | Action::Dump(id, signal) => self.signal(id, signal, epoll, tokens),
+                    Action::Weigh(id, limit) => {
+                        let pid = self.live.get(&id).and_then(|live| live.child.as_ref()).map(Child::pid);
+                        self.handle(Input::Weighed(id, pid.is_some_and(|pid| memory_above(pid, limit))));
+                    }
                     Action::Drain(id) => {
                         if let Some(live) = self.live.get(&id) {
                             live.page.ask_to_drain();

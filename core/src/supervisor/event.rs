@@ -104,6 +104,30 @@ impl Cause {
     }
 }
 
+/// Why a worker that works is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Expiry {
+    /// It was ready for `max_age`.
+    Age,
+    /// It had more than `max_memory` at three looks in a row.
+    Memory,
+    /// It has served `max_requests`.
+    Requests,
+}
+
+impl Expiry {
+    /// As hosts show it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Expiry::Age => "age",
+            Expiry::Memory => "memory",
+            Expiry::Requests => "requests",
+        }
+    }
+}
+
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -154,6 +178,13 @@ pub enum Event {
     Resumed {
         /// Which.
         worker: WorkerId,
+    },
+    /// It is to be replaced; it goes on until its successor is there.
+    Expired {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        why: Expiry,
     },
     /// It takes no work from now on.
     Draining {
@@ -336,6 +367,26 @@ impl Exits {
     }
 }
 
+/// Workers that were to be replaced, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the reasons have the text")]
+pub struct Expiries {
+    pub age: u64,
+    pub memory: u64,
+    pub requests: u64,
+}
+
+impl Expiries {
+    pub(super) fn of(&mut self, why: Expiry) -> &mut u64 {
+        match why {
+            Expiry::Age => &mut self.age,
+            Expiry::Memory => &mut self.memory,
+            Expiry::Requests => &mut self.requests,
+        }
+    }
+}
+
 /// Counts since the supervisor was made, and where it stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -370,6 +421,8 @@ pub struct Stats {
     pub suspected: u64,
     /// Suspects that went on.
     pub resumed: u64,
+    /// Workers that were to be replaced, by reason; each counts once.
+    pub expired: Expiries,
     /// Replacements that took over.
     pub retired: u64,
     /// Replacements that failed.

@@ -30,7 +30,7 @@ mod tests;
 pub mod worker;
 pub mod zygote;
 
-pub use event::{Cause, Ended, Event, Exits, Reloaded, State, Stats, WorkerId};
+pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, Reloaded, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
 pub use worker::Worker;
 
@@ -120,6 +120,25 @@ impl Builder {
     /// Sent to a suspect, whose runtime writes its stacks. Default: none.
     pub fn dump_signal(mut self, signal: i32) -> Builder {
         self.options.dump_signal = Some(signal);
+        self
+    }
+
+    /// A worker that was ready for so long, ±10 %, is replaced, its successor first. At least 1 s. Default: none is.
+    pub fn max_age(mut self, age: Duration) -> Builder {
+        self.options.max_age = Some(age);
+        self
+    }
+
+    /// A worker that has more memory (bytes, PSS) at three looks in a row, one a second, is replaced, its successor first. At least 1 MiB.
+    /// Default: none is.
+    pub fn max_memory(mut self, bytes: u64) -> Builder {
+        self.options.max_memory = Some(bytes);
+        self
+    }
+
+    /// A worker that has served so many requests ([`Worker::served`]), ±10 %, is replaced, its successor first. Default: none is.
+    pub fn max_requests(mut self, requests: u64) -> Builder {
+        self.options.max_requests = Some(requests);
         self
     }
 

@@ -8,6 +8,11 @@ pub const MAX_WORKERS: usize = 1024;
 /// Longest duration of an option: 30 days, so that a unit mix-up is refused.
 pub const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Least `max_age`.
+const MIN_AGE: Duration = Duration::from_secs(1);
+/// Least `max_memory`: no process has less.
+const MIN_MEMORY: u64 = 1 << 20;
+
 /// Which workers leave first when their number goes down.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ScaleDown {
@@ -38,6 +43,12 @@ macro_rules! durations {
             pub dump_signal: Option<i32>,
             /// Which workers leave first. Default: the youngest.
             pub scale_down: ScaleDown,
+            /// A worker that was ready for so long, ±10 %, is replaced: at least 1 s. Default: none is.
+            pub max_age: Option<Duration>,
+            /// A worker that has more memory (bytes, PSS) at three looks in a row, one a second, is replaced: at least 1 MiB. Default: none is.
+            pub max_memory: Option<u64>,
+            /// A worker that has served so many requests ([`Worker::served`](super::Worker::served)), ±10 %, is replaced: at least 1. Default: none is.
+            pub max_requests: Option<u64>,
         }
 
         impl Default for Options {
@@ -49,6 +60,9 @@ macro_rules! durations {
                     max_failures: None,
                     dump_signal: None,
                     scale_down: ScaleDown::Youngest,
+                    max_age: None,
+                    max_memory: None,
+                    max_requests: None,
                 }
             }
         }
@@ -132,10 +146,15 @@ impl Options {
             check_duration("hang_timeout", self.hang_timeout, self.beat * 4)?;
         }
         check_duration("max_back_off", self.max_back_off, self.back_off)?;
+        if let Some(age) = self.max_age {
+            check_duration("max_age", age, MIN_AGE)?;
+        }
         match self {
             Options { max_starting: Some(n), .. } if !(1..=MAX_WORKERS).contains(n) => Err(out_of_range("max_starting", n, 1, MAX_WORKERS)),
             Options { max_failures: Some(n), .. } if !(1..=10_000).contains(n) => Err(out_of_range("max_failures", n, 1, 10_000)),
             Options { dump_signal: Some(n), .. } if !(1..=64).contains(n) => Err(out_of_range("dump_signal", n, 1, 64)),
+            Options { max_memory: Some(n), .. } if *n < MIN_MEMORY => Err(out_of_range("max_memory", n, MIN_MEMORY, u64::MAX)),
+            Options { max_requests: Some(0), .. } => Err(out_of_range("max_requests", 0, 1, u64::MAX)),
             _ => Ok(()),
         }
     }
@@ -168,6 +187,9 @@ mod tests {
         assert!(text(&|o| o.max_starting = Some(0)).contains("option=max_starting, value=0, min=1"));
         assert!(text(&|o| o.max_failures = Some(0)).contains("option=max_failures, value=0, min=1"));
         assert!(text(&|o| o.dump_signal = Some(65)).contains("option=dump_signal, value=65, min=1, max=64"));
+        assert!(text(&|o| o.max_age = Some(ms(999))).contains("option=max_age, value_ms=999, min_ms=1000"));
+        assert!(text(&|o| o.max_memory = Some(1 << 19)).contains("option=max_memory, value=524288, min=1048576"));
+        assert!(text(&|o| o.max_requests = Some(0)).contains("option=max_requests, value=0, min=1"));
         let off = Options { hang_timeout: Duration::ZERO, ..Options::default() };
         off.check().expect("0 is off");
     }

@@ -18,6 +18,7 @@ pub(super) struct Look {
     pub(super) state: u32,
     pub(super) loop_beat: u64,
     pub(super) native_beat: u64,
+    pub(super) served: u64,
 }
 
 impl Page {
@@ -71,7 +72,8 @@ impl Page {
         // Only whether they change counts: Relaxed.
         let loop_beat = self.word64(word::LOOP_BEAT).load(Ordering::Relaxed);
         let native_beat = self.word64(word::NATIVE_BEAT).load(Ordering::Relaxed);
-        Some(Look { state: shown, loop_beat, native_beat })
+        let served = self.word64(word::SERVED).load(Ordering::Relaxed);
+        Some(Look { state: shown, loop_beat, native_beat, served })
     }
 
     /// Sets the flag that asks the worker to finish.
@@ -119,6 +121,10 @@ impl Page {
         self.word64(word::NATIVE_BEAT).fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn serve(&self, n: u64) {
+        self.word64(word::SERVED).fetch_add(n, Ordering::Relaxed);
+    }
+
     pub(super) fn is_asked_to_drain(&self) -> bool {
         // Pairs with the Release of `ask_to_drain`.
         self.word32(word::FLAGS).load(Ordering::Acquire) & DRAIN != 0
@@ -155,12 +161,13 @@ mod tests {
     #[test]
     fn a_worker_shows_how_far_it_is_and_that_it_lives() {
         let (own, theirs) = pair();
-        assert_eq!(own.look(0, ID), Some(Look { state: state::NONE, loop_beat: 0, native_beat: 0 }));
+        assert_eq!(own.look(0, ID), Some(Look { state: state::NONE, loop_beat: 0, native_beat: 0, served: 0 }));
         theirs.hello(9);
         theirs.beat_loop();
         theirs.beat_native();
+        theirs.serve(3);
         assert!(theirs.show(state::READY) && !theirs.show(state::READY) && !theirs.show(state::HELLO));
-        assert_eq!(own.look(state::HELLO, ID), Some(Look { state: state::READY, loop_beat: 1, native_beat: 1 }));
+        assert_eq!(own.look(state::HELLO, ID), Some(Look { state: state::READY, loop_beat: 1, native_beat: 1, served: 3 }));
         assert!(!theirs.is_asked_to_drain());
         own.ask_to_drain();
         assert!(theirs.is_asked_to_drain());

@@ -20,9 +20,10 @@
 //!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
 //! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] once with `Spawned` or `SpawnFailed`,
 //!   there and then or later: until then nothing else is told of that worker, and what would signal it makes it `SpawnFailed`. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
+//! * A worker that is too old, has too much memory or has served enough is replaced like one that was to retire, until that succeeds.
 //! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
 
-use super::event::{Cause, Ended, Event, Reloaded, State, Stats, WorkerId};
+use super::event::{Cause, Ended, Event, Expiry, Reloaded, State, Stats, WorkerId};
 use super::options::{Options, ScaleDown};
 use super::reload::{Failed, Reload};
 use super::restart::{BackOff, Delays, Intensity, Random};
@@ -55,6 +56,10 @@ pub(super) enum Input {
     Ready(WorkerId),
     /// The counters of loop and native thread.
     Beats(WorkerId, u64, u64),
+    /// So many requests it has served.
+    Served(WorkerId, u64),
+    /// It has more memory than it may.
+    Weighed(WorkerId, bool),
     /// It has nothing left to do.
     Drained(WorkerId),
     /// It wrote what no worker may.
@@ -71,6 +76,8 @@ pub(super) enum Action {
     Signal(WorkerId, i32),
     /// Ask it to finish.
     Drain(WorkerId),
+    /// Answer with [`Input::Weighed`]: whether it has more memory than so many bytes.
+    Weigh(WorkerId, u64),
     /// Make it write its stacks, by this signal.
     Dump(WorkerId, i32),
     Report(Event),
@@ -93,6 +100,19 @@ struct Rules {
     max_failures: Option<usize>,
     dump_signal: Option<i32>,
     scale_down: ScaleDown,
+    max_age: Option<u64>,
+    max_memory: Option<u64>,
+    max_requests: Option<u64>,
+}
+
+/// How often memory is looked at.
+const WEIGH: u64 = 1_000_000_000;
+/// Looks in a row that find too much.
+const HEAVY: u32 = 3;
+
+/// ±10 %, so that workers that were started together do not leave together.
+fn about(n: u64, random: &mut Random) -> u64 {
+    (n - n / 10).saturating_add(random.below(n / 10 * 2 + 1))
 }
 
 /// What is no delay of a supervisor whose workers are not watched for hanging.
@@ -119,6 +139,15 @@ struct Proc {
     charged: bool,
     /// `SIGKILL` was sent: there is nothing more to do.
     killed: bool,
+    /// When it is too old.
+    expires_at: Option<u64>,
+    /// Requests after which it is replaced.
+    most: Option<u64>,
+    served: u64,
+    /// Looks in a row at which it had too much memory.
+    heavy: u32,
+    /// It is to be replaced.
+    expired: bool,
 }
 
 impl Proc {
@@ -277,6 +306,7 @@ pub(super) struct Plan {
     stopping: bool,
     stopped: bool,
     poll_at: u64,
+    weigh_at: u64,
     /// Of the last input.
     now: u64,
     stats: Stats,
@@ -302,6 +332,9 @@ impl Plan {
                 max_failures: o.max_failures,
                 dump_signal: o.dump_signal,
                 scale_down: o.scale_down,
+                max_age: o.max_age.map(nanos),
+                max_memory: o.max_memory,
+                max_requests: o.max_requests,
             },
             slots: Vec::new(),
             wanted: 0,
@@ -317,6 +350,7 @@ impl Plan {
             stopping: false,
             stopped: false,
             poll_at: 0,
+            weigh_at: 0,
             now: 0,
             stats: Stats::default(),
         }
@@ -355,6 +389,18 @@ impl Plan {
             }
             Input::Ready(id) => self.ready(id, out),
             Input::Beats(id, on_loop, native) => self.beats(id, on_loop, native, out),
+            Input::Served(id, n) => {
+                if let Some((proc, _)) = self.proc(id) {
+                    proc.served = n;
+                    self.expire(id.slot as usize, out);
+                }
+            }
+            Input::Weighed(id, too_much) => {
+                if let Some((proc, _)) = self.proc(id) {
+                    proc.heavy = if too_much { proc.heavy + 1 } else { 0 };
+                    self.expire(id.slot as usize, out);
+                }
+            }
             Input::Drained(id) => {
                 if let Some((proc, rules)) = self.proc(id)
                     && proc.state == State::Draining
@@ -406,8 +452,16 @@ impl Plan {
         let procs = || self.slots.iter().flat_map(Slot::procs);
         let deadlines = procs().filter_map(|p| p.deadline);
         let hangs = procs().filter(|p| self.rules.hang > 0 && p.state == State::Ready).map(|p| p.loop_at.saturating_add(self.rules.hang));
-        let poll = (self.rules.hang > 0 && procs().any(Proc::is_watched)).then_some(self.poll_at);
-        deadlines.chain(hangs).chain(poll).min()
+        let is_polled = self.rules.hang > 0 || self.rules.max_requests.is_some();
+        let poll = (is_polled && procs().any(Proc::is_watched)).then_some(self.poll_at);
+        deadlines.chain(hangs).chain(poll).chain(self.expiry_deadline()).min()
+    }
+
+    /// When somebody will be too old, or is to be weighed.
+    fn expiry_deadline(&self) -> impl Iterator<Item = u64> {
+        let mains = || self.slots.iter().filter_map(|s| s.main.as_ref()).filter(|p| p.is_watched() && !p.expired);
+        let weigh = self.rules.max_memory.filter(|_| mains().next().is_some()).map(|_| self.weigh_at);
+        mains().filter_map(|p| p.expires_at).chain(weigh)
     }
 
     /// When each worker that came up while degraded has proved itself.
@@ -608,6 +662,8 @@ impl Plan {
 
     fn ready(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         let now = self.now;
+        let (random, rules) = (&mut self.random, &self.rules);
+        let (age, most) = (rules.max_age.map(|n| about(n, random)), rules.max_requests.map(|n| about(n, random)));
         let Some((proc, _)) = self.proc(id) else { return };
         if proc.state != State::Starting {
             return;
@@ -615,12 +671,16 @@ impl Plan {
         proc.state = State::Ready;
         proc.deadline = None;
         (proc.ready_at, proc.loop_at, proc.native_at) = (Some(now), now, now);
+        (proc.expires_at, proc.most) = (age.map(|age| now.saturating_add(age)), most);
         let after = Duration::from_nanos(now.saturating_sub(proc.spawned_at));
         out.push(Action::Report(Event::Ready { worker: id, after }));
         self.stats.became_ready += 1;
         self.ever_ready = true;
         if self.poll_at <= now {
             self.poll_at = now.saturating_add(self.rules.beat);
+        }
+        if self.weigh_at <= now {
+            self.weigh_at = now.saturating_add(WEIGH);
         }
         let slot = &mut self.slots[id.slot as usize];
         slot.failed_first = false;
@@ -881,6 +941,32 @@ impl Plan {
         if self.probation().any(|at| at <= now) {
             self.recover(out);
         }
+        let is_weighed = self.weigh_at <= now;
+        if is_weighed {
+            self.weigh_at = now.saturating_add(WEIGH);
+        }
+        for at in 0..self.slots.len() {
+            self.expire(at, out);
+            let main = self.slots[at].main.as_ref().filter(|p| is_weighed && p.is_watched() && !p.expired);
+            out.extend(main.zip(self.rules.max_memory).map(|(p, limit)| Action::Weigh(p.id, limit)));
+        }
+    }
+
+    /// Has a slot's worker replaced, if it is time.
+    fn expire(&mut self, at: usize, out: &mut Vec<Action>) {
+        let Some(main) = self.slots[at].main.as_mut().filter(|p| p.is_watched() && !p.expired) else { return };
+        let why = if main.expires_at.is_some_and(|at| at <= self.now) {
+            Expiry::Age
+        } else if main.most.is_some_and(|most| main.served >= most) {
+            Expiry::Requests
+        } else if main.heavy >= HEAVY {
+            Expiry::Memory
+        } else {
+            return;
+        };
+        main.expired = true;
+        *self.stats.expired.of(why) += 1;
+        out.push(Action::Report(Event::Expired { worker: main.id, why }));
     }
 
     /// Nobody is judged by the time that this process was held up for. True if it was for so long that the round is skipped.
@@ -1017,6 +1103,11 @@ impl Plan {
             forced: false,
             charged: false,
             killed: false,
+            expires_at: None,
+            most: None,
+            served: 0,
+            heavy: 0,
+            expired: false,
         }
     }
 
@@ -1086,7 +1177,16 @@ impl Plan {
         let slots = &self.slots;
         // Who was replaced otherwise, meanwhile, is new already.
         self.retiring.retain(|s| slots[*s as usize].main.as_ref().is_some_and(Proc::is_watched));
-        let Some(i) = self.retiring.iter().position(|s| self.slots[*s as usize].until <= self.now) else { return };
+        let expired = |s: &Slot| s.wanted && s.main.as_ref().is_some_and(|p| p.is_watched() && p.expired);
+        for at in (0..slots.len() as u32).filter(|at| expired(&slots[*at as usize])) {
+            if !self.retiring.contains(&at) {
+                self.retiring.push_back(at);
+            }
+        }
+        // How long a slot rests is not known before its last failure is settled.
+        let unsettled = |slot: u32| self.dead.iter().any(|d| d.id.slot == slot);
+        let may = |slot: &u32| self.slots[*slot as usize].until <= self.now && !unsettled(*slot);
+        let Some(i) = self.retiring.iter().position(may) else { return };
         let Some(slot) = self.retiring.remove(i) else { return };
         self.recycling = Some(slot);
         let proc = self.spawn(slot as usize, self.slots[slot as usize].generation, out);

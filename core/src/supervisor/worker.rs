@@ -161,6 +161,13 @@ impl Worker {
         }
     }
 
+    /// Counts `n` requests that it has served, for the supervisor's `max_requests`. A few nanoseconds; any thread may.
+    pub fn served(&self, n: u64) {
+        if self.is_current() {
+            self.0.page.serve(n);
+        }
+    }
+
     /// Says that the program is loaded. The worker is ready with this and the first [`beat`](Self::beat), in either order.
     pub fn ready(&self) {
         // SeqCst, as the page's own words are Relaxed: either this call or the first beat sees both.

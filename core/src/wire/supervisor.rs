@@ -16,7 +16,7 @@
 //!          128 │ flags │ 0                                                     │  supervisor
 //!              ├───────┼───────┬───────────────┬───────────────────────────────┤
 //!          256 │ state │ proto │ echo          │ 0                             │  worker
-//!          384 │ loop_beat     │ 0                                             │  worker's loop
+//!          384 │ loop_beat     │ served        │ 0                             │  worker's loop
 //!          512 │ native_beat   │ 0                                             │  worker's native thread
 //!          640 │txt_len│ 0                                                     │  worker
 //!              ├───────┴───────────────────────────────────────────────────────┤
@@ -28,6 +28,7 @@
 //! * `state` only grows: [`state`]. It is stored with Release, after `proto` (`major | minor << 16`) and `echo` (the incarnation that the
 //!   worker read); the supervisor loads it with Acquire. Another value, or one that shrinks, ends the worker.
 //! * `loop_beat` and `native_beat` are counters: whether they change is what counts. READY is believed with a `loop_beat` that is not 0.
+//! * `served` counts what the worker has served (requests, connections); 0 where it does not count.
 //! * `text` is what the worker says of its failure, UTF-8; `txt_len` is stored with Release after it and read when the worker has ended.
 //! * After `state`, `txt_len` or `flags` has changed, one datagram on the socket wakes the other side. Its content means nothing. An end
 //!   of the socket that hangs up says that its process is gone.
@@ -40,7 +41,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"OFLWORK1");
 /// Another major version is refused.
 pub const MAJOR: u16 = 1;
 /// Grows when words that were 0 get a meaning that may be ignored.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 /// Bytes of the page.
 pub const PAGE_LEN: usize = 4096;
 /// Bytes of the fixed part.
@@ -62,6 +63,8 @@ pub mod word {
     pub const ECHO: usize = 264;
     /// 64 bits.
     pub const LOOP_BEAT: usize = 384;
+    /// 64 bits; since minor version 1.
+    pub const SERVED: usize = 392;
     /// 64 bits.
     pub const NATIVE_BEAT: usize = 512;
     /// 32 bits.

@@ -1,6 +1,6 @@
 //! Single stories, with an exact clock.
 
-use super::super::event::{Cause, Ended, Event, Reloaded, State, WorkerId};
+use super::super::event::{Cause, Ended, Event, Expiry, Reloaded, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan};
 use crate::error::{Error, ErrorKind};
@@ -30,6 +30,7 @@ enum Deed {
     Signal(u32, i32),
     Drain(u32, u64),
     Dump(u32, i32),
+    Weigh(u32),
 }
 
 fn deeds(actions: &[Action]) -> Vec<Deed> {
@@ -38,6 +39,7 @@ fn deeds(actions: &[Action]) -> Vec<Deed> {
         Action::Signal(id, signal) => Some(Deed::Signal(id.slot, *signal)),
         Action::Drain(id) => Some(Deed::Drain(id.slot, id.incarnation)),
         Action::Dump(id, signal) => Some(Deed::Dump(id.slot, *signal)),
+        Action::Weigh(id, _) => Some(Deed::Weigh(id.slot)),
         Action::Report(_) => None,
     };
     actions.iter().filter_map(deed).collect()
@@ -114,7 +116,7 @@ impl Story {
     }
 }
 
-use Deed::{Drain, Dump, Signal, Spawn};
+use Deed::{Drain, Dump, Signal, Spawn, Weigh};
 
 #[test]
 fn a_worker_is_ready_after_hello_and_ready_and_in_no_other_order() {
@@ -510,6 +512,76 @@ fn one_slot_at_a_time_is_replaced_and_the_new_worker_comes_first() {
     let out = s.exit(id(0, 1));
     assert_eq!(deeds(&out), [Spawn(1, 2)], "the next one's turn");
     assert_eq!(s.plan.stats().exits.retire, 1);
+}
+
+fn expired(slot: u32, incarnation: u64, why: Expiry) -> Event {
+    Event::Expired { worker: id(slot, incarnation), why }
+}
+
+#[test]
+fn a_worker_that_is_too_old_is_replaced_and_its_successor_has_its_whole_time() {
+    let mut s = Story::with(&Options { max_age: Some(Duration::from_secs(100)), hang_timeout: Duration::ZERO, ..Options::default() }, 8);
+    s.tell(Input::Scale(2));
+    (0..2).for_each(|slot| drop(s.ready(id(slot, 1))));
+    assert!(deeds(&s.until(90_000 - 1)).is_empty());
+    let out = s.until(110_000);
+    let all: Vec<Event> = reports(&out).into_iter().filter(|e| matches!(e, Event::Expired { .. })).collect();
+    assert_eq!(all.len(), 2, "within a tenth of its age: {all:?}");
+    let Event::Expired { worker: WorkerId { slot: first, .. }, why: Expiry::Age } = all[0] else { panic!("{all:?}") };
+    assert_eq!(deeds(&out), [Spawn(first, 2)], "one at a time, and the successor before the old one");
+    assert_eq!(deeds(&s.ready(id(first, 2))), [Drain(first, 1)]);
+    let other = 1 - first;
+    assert_eq!(deeds(&s.exit(id(first, 1))), [Spawn(other, 2)]);
+    s.ready(id(other, 2));
+    s.exit(id(other, 1));
+    assert!(deeds(&s.until(200_000 - 1)).is_empty(), "both are new");
+    let stats = s.plan.stats();
+    assert_eq!((stats.expired.age, stats.retired, stats.exits.retire, stats.exits.unasked()), (2, 2, 2, 0));
+}
+
+#[test]
+fn a_worker_that_has_served_enough_is_replaced() {
+    let mut s = Story::with(&Options { max_requests: Some(1000), ..Options::default() }, 8);
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    assert!(s.tell(Input::Served(id(0, 1), 899)).is_empty());
+    let out = s.tell(Input::Served(id(0, 1), 1101));
+    assert_eq!((reports(&out)[0].clone(), deeds(&out)), (expired(0, 1, Expiry::Requests), vec![Spawn(0, 2)]));
+    assert!(s.tell(Input::Served(id(0, 1), 1200)).is_empty(), "once");
+    assert_eq!(deeds(&s.ready(id(0, 2))), [Drain(0, 1)]);
+}
+
+#[test]
+fn a_worker_that_has_too_much_memory_three_times_in_a_row_is_replaced() {
+    let mut s = Story::with(&Options { max_memory: Some(1 << 30), hang_timeout: Duration::ZERO, ..Options::default() }, 8);
+    s.tell(Input::Scale(1));
+    assert!(s.until(900).is_empty(), "who is not ready is not weighed");
+    s.ready(id(0, 1));
+    for too_much in [true, true, false, true, true] {
+        s.now += 1000;
+        assert_eq!(deeds(&s.until(s.now)), [Weigh(0)]);
+        assert!(s.tell(Input::Weighed(id(0, 1), too_much)).is_empty());
+    }
+    s.now += 1000;
+    s.until(s.now);
+    let out = s.tell(Input::Weighed(id(0, 1), true));
+    assert_eq!((reports(&out)[0].clone(), deeds(&out)), (expired(0, 1, Expiry::Memory), vec![Spawn(0, 2)]));
+    s.now += 5000;
+    assert!(deeds(&s.until(s.now)).is_empty(), "what leaves is weighed no more, nor who is not ready");
+}
+
+#[test]
+fn an_expired_worker_goes_on_until_a_successor_comes_up() {
+    let mut s = Story::with(&Options { max_requests: Some(10), hang_timeout: Duration::ZERO, ..Options::default() }, 8);
+    s.tell(Input::Scale(1));
+    s.ready(id(0, 1));
+    assert_eq!(deeds(&s.tell(Input::Served(id(0, 1), 11))), [Spawn(0, 2)]);
+    assert_eq!(deeds(&s.exit(id(0, 2))), [Spawn(0, 3)], "the first has no delay");
+    assert!(deeds(&s.exit(id(0, 3))).is_empty());
+    assert_eq!(deeds(&s.until(s.now + 200)), [Spawn(0, 4)], "then it rests");
+    assert_eq!(s.state(0), State::Ready);
+    assert_eq!(deeds(&s.ready(id(0, 4))), [Drain(0, 1)]);
+    assert_eq!(s.plan.stats().expired.requests, 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //!
 //! `OFFLOOP_TORTURE=1` runs 100,000 seeds, `OFFLOOP_SEED=n` one, which tells what happened if it fails.
 
-use super::super::event::{Cause, Ended, Event, State, WorkerId};
+use super::super::event::{Cause, Ended, Event, Expiry, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan, nanos};
 use super::super::restart::Random;
@@ -117,6 +117,10 @@ struct World {
     proved: BTreeSet<WorkerId>,
     /// Slots whose next start is nobody's fault.
     owed: BTreeSet<u32>,
+    /// When a process of a slot last ended by a fault. It is settled a tick later, and so after a start that is given up at that moment.
+    failed_at: HashMap<u32, u64>,
+    /// They are to be replaced.
+    expired: BTreeSet<WorkerId>,
     charged: BTreeSet<WorkerId>,
     spawns: HashMap<u32, Vec<u64>>,
     excuses: HashMap<u32, Vec<u64>>,
@@ -161,6 +165,8 @@ struct Figures {
     released_late: u64,
     stopped: u64,
     late: u64,
+    /// Too old, too heavy, and with enough served.
+    expired: [u64; 3],
 }
 
 impl World {
@@ -177,6 +183,9 @@ impl World {
             min_ready: pick(&[0, SECOND]),
             scale_down: if pick(&[0, 1]).is_zero() { ScaleDown::Oldest } else { ScaleDown::Youngest },
             dump_signal: if pick(&[0, 1]).is_zero() { None } else { Some(libc::SIGUSR2) },
+            max_age: Some(pick(&[0, 5 * SECOND, 40 * SECOND])).filter(|age| !age.is_zero()),
+            max_memory: if pick(&[0, 1]).is_zero() { None } else { Some(1 << 30) },
+            max_requests: Some(pick(&[0, 100]).as_nanos() as u64).filter(|n| *n > 0),
             ..Options::default()
         };
         let max_starting = 1 + random.below(4) as usize;
@@ -222,6 +231,8 @@ impl World {
             were_ready: BTreeSet::new(),
             proved: BTreeSet::new(),
             owed: BTreeSet::new(),
+            failed_at: HashMap::new(),
+            expired: BTreeSet::new(),
             charged: BTreeSet::new(),
             spawns: HashMap::new(),
             excuses: HashMap::new(),
@@ -609,6 +620,8 @@ impl World {
             let shown: Vec<_> = self.procs.iter().map(|(id, m)| (*id, beats(m, m.loop_stops), beats(m, m.native_stops))).collect();
             for (id, on_loop, native) in shown {
                 self.hear(Input::Beats(id, on_loop, native));
+                // Some serve, some do not.
+                self.hear(Input::Served(id, if id.incarnation % 2 == 0 { on_loop } else { 0 }));
             }
         }
         let mut rounds = 0;
@@ -632,6 +645,11 @@ impl World {
             Action::Spawn(id) => self.spawned(id),
             Action::Signal(id, signal) => self.signalled(id, signal),
             Action::Dump(id, _) => self.must(self.procs.get(&id).is_some_and(|m| m.ready), || format!("{id} is dumped")),
+            Action::Weigh(id, limit) => {
+                self.must(self.options.max_memory == Some(limit) && self.procs[&id].ready, || format!("{id} is weighed"));
+                let too_much = self.chance(40);
+                self.tell(Input::Weighed(id, too_much));
+            }
             Action::Drain(id) => {
                 let Some(model) = self.procs.get_mut(&id) else { return self.must(false, || format!("{id} drains, who is gone")) };
                 let (ready, after, says) = (model.ready, model.drains_in, model.says_drained);
@@ -690,7 +708,7 @@ impl World {
         if cause.is_some_and(|cause| cause.is_asked() || cause == Cause::Killed) {
             self.gone.insert(id);
             self.figures.cancelled += 1;
-            if !self.was_replaced(id) {
+            if !self.was_replaced(id) && self.failed_at.get(&id.slot) != Some(&self.now) {
                 self.owed.insert(id.slot);
             }
             self.excuses.entry(id.slot).or_default().push(self.now);
@@ -768,6 +786,16 @@ impl World {
                 let undisturbed = self.disturbed_at < stops.saturating_add(self.suspended).min(begins);
                 let right = cause == if both { Cause::Frozen } else { Cause::Blocked };
                 self.must(right || !undisturbed, || format!("{worker} is taken for {cause:?}"));
+            }
+            Event::Expired { worker, why } => {
+                let model = &self.procs[&worker];
+                let (works, age) = (model.ready && !model.draining && model.signalled.is_none(), now - model.ready_at);
+                let first = self.expired.insert(worker);
+                self.must(works && first, || format!("{worker} expires twice, or does not work"));
+                let least = self.options.max_age.map_or(u64::MAX, nanos) / 10 * 9;
+                self.must(why != Expiry::Age || age >= least, || format!("{worker} is not that old"));
+                self.figures.expired[why as usize] += 1;
+                self.excuses.entry(worker.slot).or_default().push(now);
             }
             Event::Resumed { worker } => {
                 self.figures.resumed += 1;
@@ -931,6 +959,7 @@ impl World {
                 self.unstable.push((id, self.now, other));
             }
             self.owed.remove(&id.slot);
+            self.failed_at.insert(id.slot, self.now);
             if uptime.is_some() {
                 self.last_failure.insert(id.slot, id);
             } else {
@@ -1000,6 +1029,16 @@ impl World {
         for (id, model) in &self.procs {
             let late = model.judged_by.is_some_and(|at| now > at + MS);
             self.must(!late, || format!("{id} should have been ended: {model:?}"));
+            if let Some(age) = self.options.max_age
+                && model.ready
+                && !model.draining
+                && model.signalled.is_none()
+                && self.holder(id.slot) == Some(*id)
+                && self.disturbed_at < model.ready_at
+            {
+                let old = now > model.ready_at + nanos(age) / 10 * 11 + MS;
+                self.must(!old || self.expired.contains(id), || format!("{id} is too old: {model:?}"));
+            }
             let hang = nanos(self.options.hang_timeout);
             let hung = model.ready && !model.draining && !model.suspected && model.signalled.is_none() && model.goes_on == u64::MAX;
             let stops = model.loop_stops.saturating_add(self.suspended).max(model.ready_at);
@@ -1083,6 +1122,7 @@ fn worker_of(event: &Event) -> Option<WorkerId> {
         | Event::Ready { worker, .. }
         | Event::Suspect { worker, .. }
         | Event::Resumed { worker }
+        | Event::Expired { worker, .. }
         | Event::Draining { worker, .. }
         | Event::Signalled { worker, .. }
         | Event::Exited { worker, .. } => Some(*worker),
@@ -1131,6 +1171,7 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.released_late += f.released_late;
         sum.stopped += f.stopped;
         sum.late += f.late;
+        sum.expired.iter_mut().zip(f.expired).for_each(|(all, n)| *all += n);
     }
     assert!(failed.is_empty(), "{} of {seeds} seeds fail, run one with OFFLOOP_SEED=n: {failed:?}", failed.len());
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
@@ -1164,5 +1205,5 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         stopped,
         late,
     ];
-    assert!(each.iter().all(|n| *n >= 100) && stuck >= 10, "a world in which too little happens: {sum:?}");
+    assert!(each.iter().chain(&sum.expired).all(|n| *n >= 100) && stuck >= 10, "a world in which too little happens: {sum:?}");
 }
