@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import os
 import signal
@@ -642,6 +643,31 @@ def test_a_forked_child_has_no_cluster(server, port):
             os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
         assert get(port).endswith(" 1")
+
+
+def test_a_forked_child_neither_listens_nor_takes_the_sockets_file_away(server, port, tmp_path):
+    file = tmp_path / "own.sock"
+    cluster = server(listen=[f"127.0.0.1:{port}", f"unix:{file}"])
+    cluster.start()
+    end, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go)
+        del cluster, server
+        gc.collect()
+        os.read(end, 1)  # until the parent closes its end
+        os._exit(0)
+    os.close(end)
+    try:
+        assert get(port).endswith(" 1")
+        assert file.is_socket()
+        cluster.stop()
+        # In the child's hands it would still be bound.
+        socket.create_server(("127.0.0.1", port)).close()
+        assert not file.exists()
+    finally:
+        os.close(go)
+        os.waitpid(pid, 0)
 
 
 def test_the_program_of_workers_is_for_clusters():

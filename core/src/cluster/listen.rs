@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::sync::lock;
+use crate::sys::fork::{self, PrivateFd};
 use crate::sys::net::{self, Bound};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -67,9 +68,11 @@ pub(super) struct Socket {
     nth: u32,
     /// Where it is.
     pub(super) bound: Address,
-    pub(super) fd: OwnedFd,
+    /// A child that the host forks would go on to listen.
+    pub(super) fd: PrivateFd,
     /// Device and inode of a unix socket that this process has made.
     file: Option<(u64, u64)>,
+    epoch: u64,
 }
 
 impl Socket {
@@ -93,7 +96,7 @@ impl Socket {
             (Bound::Unix(_), _) => asked.clone(),
         };
         let file = if let Address::Unix(path) = asked { net::file_at(path) } else { None };
-        Ok(Socket { asked: asked.clone(), nth, bound, fd, file })
+        Ok(Socket { asked: asked.clone(), nth, bound, fd: PrivateFd::new(fd), file, epoch: fork::epoch() })
     }
 
     /// Whoever asks for `address`, and has so many of it, means this one.
@@ -116,6 +119,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // Only the file that was made here: another may have taken its place.
         if let (Address::Unix(path), Some(_)) = (&self.asked, self.file)
+            && fork::is_current(self.epoch)
             && net::file_at(path) == self.file
         {
             let _ = std::fs::remove_file(path);

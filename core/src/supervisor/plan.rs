@@ -278,7 +278,10 @@ struct Dead {
     /// It was not the one that had the slot.
     successor: bool,
     predecessor: bool,
+    /// Why it did not become ready.
     error: Option<Error>,
+    /// Its own last words.
+    text: Option<String>,
 }
 
 struct Degraded {
@@ -855,6 +858,7 @@ impl Plan {
             successor,
             predecessor: !was_main && !successor,
             error,
+            text: text.clone(),
         });
         let uptime = uptime.map(Duration::from_nanos);
         out.push(Action::Report(Event::Exited { worker: id, cause, ended, forced: proc.forced, text, uptime }));
@@ -998,7 +1002,7 @@ impl Plan {
         if dead.successor && !cause.is_asked() {
             self.retire_failed(dead.id.slot, out);
         }
-        let error = || dead.error.clone().unwrap_or_else(|| ended_error(dead.id, cause, &dead.ended));
+        let error = || dead.error.clone().unwrap_or_else(|| ended_error(dead.id, cause, &dead.ended, dead.text.as_deref()));
         self.reload_failed(dead.id, error, out);
         if dead.predecessor {
             // It was replaced: its slot does not depend on it.
@@ -1194,9 +1198,10 @@ impl Plan {
     }
 }
 
-/// How a worker ended that had been ready, and was to replace another.
-fn ended_error(id: WorkerId, cause: Cause, ended: &Ended) -> Error {
-    let error = Error::new(ErrorKind::StartFailed, "worker ended before it had proved itself").with("slot", id.slot);
+/// How a worker ended that had been ready, and was to replace another: its own words, if it has left any.
+fn ended_error(id: WorkerId, cause: Cause, ended: &Ended, text: Option<&str>) -> Error {
+    let text = text.unwrap_or("worker ended before it had proved itself");
+    let error = Error::new(ErrorKind::StartFailed, text.to_owned()).with("slot", id.slot);
     with_exit(error.with("cause", format_args!("{cause:?}")), ended)
 }
 
