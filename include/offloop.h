@@ -777,6 +777,54 @@ typedef struct {
 typedef void (*offloop_cluster_event_fn)(const offloop_cluster_event *event, void *user);
 
 /**
+ * What came over a channel. The caller frees the value and closes the fds.
+ */
+typedef struct {
+  /**
+   * One of OFFLOOP_INCOMING_….
+   */
+  uint32_t kind;
+  /**
+   * Not 0: whoever was asked failed, and the value is its error.
+   */
+  uint32_t failed;
+  /**
+   * Of a reply: OFFLOOP_OK, or why there is none.
+   */
+  offloop_status status;
+  /**
+   * Fds that came along, close-on-exec.
+   */
+  uint32_t fd_count;
+  /**
+   * Of a request or reply.
+   */
+  uint64_t id;
+  /**
+   * The value; NULL where there is none.
+   */
+  offloop_value *value;
+  /**
+   * The fds.
+   */
+  int32_t fds[OFFLOOP_CHANNEL_MAX_FDS];
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} offloop_incoming;
+
+/**
+ * Hears of what workers say. The value and the fds of `message` are the callee's to free and to close, where it is OFFLOOP_OK that `message->status` has. A request is answered by
+ * offloop_channel_reply on `from`, which is the library's: a handle of the channel to that worker, and none any more once OFFLOOP_CLUSTER_EXIT was told of it.
+ */
+typedef void (*offloop_cluster_message_fn)(uint32_t slot,
+                                           uint32_t generation,
+                                           offloop_channel *from,
+                                           const offloop_incoming *message,
+                                           void *user);
+
+/**
  * How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
  */
 typedef struct {
@@ -849,6 +897,19 @@ typedef struct {
    * Called with event_user when no event can come any more. May be NULL.
    */
   void (*event_user_free)(void*);
+  /**
+   * Called with each message and request of the workers on a thread of the library, one call at a time. It holds up what other workers say, and who sends more than there is room
+   * for waits. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
+   */
+  offloop_cluster_message_fn on_message;
+  /**
+   * Passed to it.
+   */
+  void *message_user;
+  /**
+   * Called with message_user when no message can come any more. May be NULL.
+   */
+  void (*message_user_free)(void*);
 } offloop_cluster_options;
 
 /**
@@ -930,6 +991,12 @@ typedef struct {
    */
   uint64_t reloads_failed;
 } offloop_cluster_counts;
+
+/**
+ * Hears of what the process of the cluster says. The value and the fds of `message` are the callee's to free and to close. A request is answered by offloop_channel_reply on `from`, which
+ * is the library's.
+ */
+typedef void (*offloop_worker_message_fn)(offloop_channel *from, const offloop_incoming *message, void *user);
 
 /**
  * How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -1090,44 +1157,6 @@ typedef struct {
    */
   size_t max_queued;
 } offloop_channel_options;
-
-/**
- * What came over a channel. The caller frees the value and closes the fds.
- */
-typedef struct {
-  /**
-   * One of OFFLOOP_INCOMING_….
-   */
-  uint32_t kind;
-  /**
-   * Not 0: whoever was asked failed, and the value is its error.
-   */
-  uint32_t failed;
-  /**
-   * Of a reply: OFFLOOP_OK, or why there is none.
-   */
-  offloop_status status;
-  /**
-   * Fds that came along, close-on-exec.
-   */
-  uint32_t fd_count;
-  /**
-   * Of a request or reply.
-   */
-  uint64_t id;
-  /**
-   * The value; NULL where there is none.
-   */
-  offloop_value *value;
-  /**
-   * The fds.
-   */
-  int32_t fds[OFFLOOP_CHANNEL_MAX_FDS];
-  /**
-   * 0.
-   */
-  uint32_t reserved;
-} offloop_incoming;
 
 /**
  * One op of a plugin. Fill `abi_version` with OFFLOOP_ABI_VERSION (OFFLOOP_OP_DEF_INIT does).
@@ -1961,6 +1990,39 @@ offloop_status offloop_cluster_stop(offloop_cluster *cluster,
                                     int64_t grace_ns);
 
 /**
+ * Sends a value, whose buffers move, and fds, which are duplicated, to the worker of `slot`: the ready one that was started last, else one that starts, else one that finishes. Waits
+ * for room at most `timeout_ns` (0: not at all; below 0: for ever). OFFLOOP_ERR_NOT_FOUND for a slot without a worker; OFFLOOP_ERR_FULL or OFFLOOP_ERR_TIMEOUT when the worker has not received the
+ * 64 KiB that were sent before; the errors of offloop_channel_send. Each names the slot.
+ */
+offloop_status offloop_cluster_send(offloop_cluster *cluster,
+                                    uint32_t slot,
+                                    offloop_value **value_io,
+                                    const int32_t *fds,
+                                    size_t fd_count,
+                                    int64_t timeout_ns);
+
+/**
+ * Sends a copy of a value, and fds, to every worker that lives; the value is moved if the call succeeds. Does not wait: `*missed_count` is how many did not get it, because they have
+ * not received what was sent before or are about to end; their slots are in `missed`, as far as it has `missed_room`. The others did. OFFLOOP_ERR_INVALID for a value with a buffer, which
+ * moves to one worker only. `missed` may be NULL with no room, `missed_count` may be NULL.
+ */
+offloop_status offloop_cluster_broadcast(offloop_cluster *cluster,
+                                         offloop_value **value_io,
+                                         const int32_t *fds,
+                                         size_t fd_count,
+                                         uint32_t *missed,
+                                         size_t missed_room,
+                                         size_t *missed_count);
+
+/**
+ * The channel to the worker that offloop_cluster_send means by `slot`, as a handle of the caller's to free, which ends nothing: for requests (offloop_channel_request), and for who
+ * receives without on_message. It ends with that worker, after the last message that it has sent. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+ */
+offloop_status offloop_cluster_channel(offloop_cluster *cluster,
+                                       uint32_t slot,
+                                       offloop_channel **out);
+
+/**
  * Writes where the socket `index` listens, as a NUL-terminated text, into `text`, which has room for `len` bytes: those of the option first, then those that workers have asked
  * for. OFFLOOP_ERR_NOT_FOUND behind the last, OFFLOOP_ERR_TOO_LARGE where there is no room.
  */
@@ -2030,6 +2092,29 @@ int offloop_worker_drain_fd(void);
 offloop_status offloop_worker_on_drain(void (*on_drain)(void *user),
                                        void *user,
                                        void (*user_free)(void *user));
+
+/**
+ * The channel to the process of the cluster, as a handle of the caller's to free, which does not end it: for requests (offloop_channel_request), and for who receives by a loop of its
+ * own (offloop_channel_fd). OFFLOOP_ERR_UNSUPPORTED where no cluster has started this process. When that of the cluster is gone it ends with OFFLOOP_ERR_PEER_DIED.
+ */
+offloop_status offloop_worker_channel(offloop_channel **out);
+
+/**
+ * Sends a value, whose buffers move, and fds, which are duplicated, to the process of the cluster. Waits for room at most `timeout_ns` (0: not at all; below 0: for ever).
+ * OFFLOOP_ERR_FULL or OFFLOOP_ERR_TIMEOUT when it has not received what was sent before; the errors of offloop_channel_send.
+ */
+offloop_status offloop_worker_send(offloop_value **value_io,
+                                   const int32_t *fds,
+                                   size_t fd_count,
+                                   int64_t timeout_ns);
+
+/**
+ * Calls `on_message` with each message and request of the cluster, one at a time, on a thread of the library, until the channel ends; then `user_free` with `user`, or never if the
+ * call failed. OFFLOOP_ERR_IN_USE the second time.
+ */
+offloop_status offloop_worker_on_message(offloop_worker_message_fn on_message,
+                                         void *user,
+                                         void (*user_free)(void *user));
 
 /**
  * Says that everything is finished: the process is to end now.
@@ -2441,7 +2526,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
   { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -1,13 +1,14 @@
 //! Clusters of real processes: this very program is the worker.
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use offloop::ErrorKind;
+use offloop::channel::Incoming;
 use offloop::cluster::{Address, Builder, Cluster, Command, Event, worker};
-use offloop::supervisor;
+use offloop::supervisor::{self, WorkerId};
+use offloop::{ErrorKind, TransferBuffer, Value};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -52,12 +53,62 @@ fn end(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Says `hello <slot> <generation>`, answers what it hears, and ends when it is told to. `deaf` in slot 0 hears nothing, `floods` says numbers as fast as it can.
+fn talk(worker: &worker::Worker, how: &str) -> ! {
+    let channel = worker.channel().unwrap();
+    let id = worker.supervisor().id();
+    let say = |text: String| channel.send(&mut Value::from(text), &[], None).unwrap();
+    say(format!("hello {} {}", id.slot, id.generation));
+    worker.supervisor().ready();
+    worker.supervisor().beat();
+    let mut said = 0;
+    while !worker.supervisor().is_draining() {
+        if how == "deaf" && id.slot == 0 {
+            std::thread::sleep(ms(1));
+            continue;
+        }
+        if how == "floods" {
+            said += 1;
+            let _ = channel.send(&mut Value::Int(said), &[], Some(ms(20)));
+            continue;
+        }
+        match channel.recv(Some(ms(1))) {
+            Ok(Incoming::Message(mut message)) => match &mut message.value {
+                Value::Buffer(buffer) => {
+                    let mut to = std::fs::File::from(message.fds.pop().expect("an fd came along"));
+                    to.write_all(&buffer.to_vec().unwrap()).unwrap();
+                }
+                Value::Str(text) if text == "ask" => {
+                    let reply = channel.request(&mut Value::Int(20), &[], None).unwrap();
+                    say(format!("told {:?} {}", reply.message.value.as_int(), reply.failed));
+                }
+                Value::Str(text) if text == "go" => {
+                    (1..=300).for_each(|n| channel.send(&mut Value::Int(n), &[], None).unwrap());
+                    end(3);
+                }
+                other => say(format!("{} heard {}", id.slot, other.as_str().unwrap())),
+            },
+            Ok(Incoming::Request(request)) => {
+                let n = request.message.value.as_int().unwrap();
+                channel.reply(request.id, false, &mut Value::Int(n + 1), &[], None).unwrap();
+            }
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Timeout),
+        }
+    }
+    worker.supervisor().drained();
+    end(0)
+}
+
 /// Answers each connection with its slot, generation and `mode`, and closes it.
 fn be_worker(mode: &str) -> ! {
     let worker = worker::attach().unwrap().expect("of a cluster");
     if mode == "broken" {
         worker.supervisor().fail("SyntaxError: unexpected end of input");
         end(1);
+    }
+    if let Some(how) = mode.strip_prefix("talks ") {
+        talk(&worker, how);
     }
     let listener: OwnedFd = match mode.strip_prefix("asks ") {
         Some(address) => match worker.listen(address, 0, None) {
@@ -309,4 +360,189 @@ fn what_cannot_be_is_refused_before_anything_starts() {
     assert!(failed.to_string().contains("/no/such/program"), "{failed}");
     e.stop_now().unwrap();
     e.wait_stopped(Some(WATCHDOG)).unwrap();
+}
+
+// ---- messages ----
+
+/// What a host hears, in its order.
+#[derive(Debug)]
+enum Heard {
+    Event(Event),
+    Said(WorkerId, String),
+    Number(WorkerId, i64),
+}
+
+struct Talking {
+    cluster: Cluster,
+    heard: Receiver<Heard>,
+}
+
+/// Answers requests with the double of their number.
+fn talking(workers: usize, how: &str) -> Talking {
+    let (send, heard) = channel();
+    let events = send.clone();
+    let builder = quick().workers(workers).on_event(move |event| drop(events.send(Heard::Event(event.clone())))).on_message(
+        move |id, channel, incoming| match incoming {
+            Incoming::Message(message) => drop(send.send(match message.value {
+                Value::Int(n) => Heard::Number(id, n),
+                other => Heard::Said(id, other.as_str().unwrap().to_owned()),
+            })),
+            Incoming::Request(request) => {
+                let n = request.message.value.as_int().unwrap();
+                channel.reply(request.id, false, &mut Value::Int(n * 2), &[], Some(WATCHDOG)).unwrap();
+            }
+            other => panic!("{other:?}"),
+        },
+    );
+    let cluster = builder.build(command(&format!("talks {how}"))).unwrap();
+    cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    Talking { cluster, heard }
+}
+
+impl Talking {
+    fn next(&self) -> Heard {
+        self.heard.recv_timeout(WATCHDOG).unwrap()
+    }
+
+    /// The next `n` texts, sorted.
+    fn said(&self, n: usize) -> Vec<String> {
+        let texts =
+            std::iter::repeat_with(|| self.next()).filter_map(|heard| if let Heard::Said(_, text) = heard { Some(text) } else { None });
+        let mut texts: Vec<String> = texts.take(n).collect();
+        texts.sort();
+        texts
+    }
+
+    fn send(&self, slot: u32, text: &'static str) -> offloop::Result<()> {
+        self.cluster.send(slot, &mut Value::from(text), &[], Some(WATCHDOG))
+    }
+
+    fn stop(self) {
+        self.cluster.stop(WATCHDOG).unwrap();
+        self.cluster.wait_stopped(Some(WATCHDOG)).unwrap();
+        assert_eq!(self.send(0, "late").unwrap_err().to_string(), "not found: slot has no worker (slot=0)");
+    }
+}
+
+#[test]
+fn messages_and_requests_go_both_ways() {
+    let _one = alone();
+    let t = talking(2, "well");
+    assert_eq!(t.said(2), ["hello 0 1", "hello 1 1"]);
+    t.send(1, "you").unwrap();
+    assert_eq!(t.said(1), ["1 heard you"]);
+    assert!(t.cluster.broadcast(&mut Value::from("all"), &[]).unwrap().is_empty());
+    assert_eq!(t.said(2), ["0 heard all", "1 heard all"]);
+    let reply = t.cluster.request(0, &mut Value::Int(41), &[], Some(WATCHDOG)).unwrap();
+    assert_eq!(reply.message.value.as_int(), Some(42));
+    t.send(0, "ask").unwrap();
+    assert_eq!(t.said(1), ["told Some(40) false"]);
+    let e = t.send(7, "nobody").unwrap_err();
+    assert_eq!((e.kind(), e.to_string().as_str()), (ErrorKind::NotFound, "not found: slot has no worker (slot=7)"));
+    // What is said to a slot goes to the worker that is ready there.
+    let generation = t.cluster.reload(None).unwrap();
+    t.cluster.wait_reload(generation, Some(WATCHDOG)).unwrap();
+    assert_eq!(t.said(2), ["hello 0 2", "hello 1 2"]);
+    assert_eq!(t.cluster.worker_at(0).unwrap().generation, 2);
+    t.send(0, "new one").unwrap();
+    assert_eq!(t.said(1), ["0 heard new one"]);
+    t.stop();
+}
+
+#[test]
+fn buffers_and_fds_travel_to_a_worker() {
+    let _one = alone();
+    let t = talking(1, "well");
+    let (mut from, to) = UnixStream::pair().unwrap();
+    let mut value = Value::Buffer(TransferBuffer::from_slice(&vec![7; 100_000]).unwrap());
+    let e = t.cluster.broadcast(&mut value, &[]).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid, "it moves to one worker: {e}");
+    t.cluster.send(0, &mut value, &[to.as_fd()], Some(WATCHDOG)).unwrap();
+    drop(to);
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, vec![7; 100_000]);
+    let Value::Buffer(buffer) = value else { panic!("was a buffer") };
+    assert!(buffer.is_detached());
+    t.stop();
+}
+
+#[test]
+fn a_worker_that_hears_nothing_holds_up_nobody() {
+    let _one = alone();
+    let t = talking(2, "deaf");
+    t.said(2);
+    let mut sent = 0_usize;
+    let full = loop {
+        match t.cluster.send(0, &mut Value::from("into the void".to_owned()), &[], Some(Duration::ZERO)) {
+            Ok(()) => sent += 1,
+            Err(e) => break e,
+        }
+        assert!(sent < offloop::cluster::RING, "the ring has an end");
+    };
+    assert!(full.kind() == ErrorKind::Full && full.to_string().contains("slot=0"), "{full}");
+    let waited = t.cluster.send(0, &mut Value::Nil, &[], Some(ms(20))).unwrap_err();
+    assert!(waited.kind() == ErrorKind::Timeout && waited.to_string().contains("slot=0"), "{waited}");
+    let missed = t.cluster.broadcast(&mut Value::from("who hears"), &[]).unwrap();
+    assert_eq!(missed.iter().map(|(id, e)| (id.slot, e.kind())).collect::<Vec<_>>(), [(0, ErrorKind::Full)]);
+    assert_eq!(t.said(1), ["1 heard who hears"]);
+    t.stop();
+}
+
+#[test]
+fn what_a_worker_says_comes_before_its_exit_and_nothing_after() {
+    let _one = alone();
+    let t = talking(1, "well");
+    t.send(0, "go").unwrap();
+    let mut numbers = Vec::new();
+    loop {
+        match t.next() {
+            Heard::Number(_, n) => numbers.push(n),
+            Heard::Event(Event::Worker(supervisor::Event::Exited { .. })) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(numbers, (1..=300).collect::<Vec<_>>());
+    t.stop();
+
+    // Killed while they talk.
+    let t = talking(2, "floods");
+    let mut ended = Vec::new();
+    while ended.len() < 20 {
+        match t.next() {
+            Heard::Said(id, _) => assert!(!ended.contains(&id), "{id:?} has ended"),
+            Heard::Number(id, n) => {
+                assert!(!ended.contains(&id), "{id:?} has ended");
+                if n % 50 == 1 {
+                    t.cluster.kill(id).unwrap();
+                }
+            }
+            Heard::Event(Event::Worker(supervisor::Event::Exited { worker, .. })) => ended.push(worker),
+            Heard::Event(_) => {}
+        }
+    }
+    t.stop();
+}
+
+#[test]
+fn who_receives_by_itself_has_the_channel() {
+    let _one = alone();
+    let w = start(quick().workers(1), command("talks well"));
+    w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    let id = w.cluster.worker_at(0).unwrap();
+    let own = w.cluster.channel(id).unwrap();
+    let Incoming::Message(hello) = own.recv(Some(WATCHDOG)).unwrap() else { panic!("a message") };
+    assert_eq!(hello.value.as_str(), Some("hello 0 1"));
+    w.cluster.send(0, &mut Value::from("go"), &[], Some(WATCHDOG)).unwrap();
+    let mut numbers = 0;
+    let end = loop {
+        match own.recv(Some(WATCHDOG)) {
+            Ok(_) => numbers += 1,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!((numbers, end.kind()), (300, ErrorKind::PeerDied));
+    while !matches!(w.events.recv_timeout(WATCHDOG).unwrap(), Event::Worker(supervisor::Event::Exited { .. })) {}
+    assert_eq!(w.cluster.channel(id).unwrap_err().kind(), ErrorKind::NotFound);
+    w.stop();
 }

@@ -1,4 +1,5 @@
-/* Clusters under good and bad use. `abi member` is a worker of one that serves, `abi member broken` one that does not come up. */
+/* Clusters under good and bad use. `abi member` is a worker of one that serves, `abi member broken` one that does not come up, `abi member talks` one
+ * that adds 1 to each number that it hears, and doubles those that it is asked for. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <arpa/inet.h>
@@ -18,6 +19,54 @@ static int says(const char *text) { return strstr(offloop_last_error(), text) !=
 static atomic_int drained_calls;
 static void on_drain(void *user) { atomic_fetch_add((atomic_int *)user, 1); }
 
+static offloop_value *number(int64_t n) {
+  offloop_value *v = NULL;
+  OK(offloop_value_new_int(n, &v));
+  return v;
+}
+static int64_t number_of(const offloop_incoming *in) {
+  int64_t n = -1;
+  OK(offloop_value_get_int(in->value, &n));
+  return n;
+}
+
+static void on_message(offloop_channel *from, const offloop_incoming *in, void *user) {
+  offloop_value *v = NULL;
+  CHECK(user == &drained_calls);
+  if (in->kind == OFFLOOP_INCOMING_REQUEST) {
+    v = number(number_of(in) * 2);
+    OK(offloop_channel_reply(from, in->id, 0, &v, NULL, 0, -1));
+  } else if (in->fd_count == 1) {
+    CHECK(write(in->fds[0], "seen", 4) == 4 && close(in->fds[0]) == 0);
+  } else {
+    v = number(number_of(in) + 1);
+    OK(offloop_worker_send(&v, NULL, 0, -1));
+  }
+  offloop_value_free(in->value);
+}
+static int talks(uint32_t slot) {
+  struct pollfd drain = {offloop_worker_drain_fd(), POLLIN, 0};
+  offloop_channel *own = NULL;
+  offloop_incoming in;
+  offloop_value *v = number(slot * 100);
+  OK(offloop_worker_send(&v, NULL, 0, 0));
+  IS(offloop_worker_send(&v, NULL, 0, -1), INVALID);
+  OK(offloop_worker_channel(&own));
+  v = number(21);
+  OK(offloop_channel_request(own, &v, NULL, 0, -1, &in));
+  CHECK(in.failed == 0 && number_of(&in) == 63);
+  offloop_value_free(in.value);
+  offloop_channel_free(own); /* ends nothing */
+  IS(offloop_worker_on_message(NULL, NULL, NULL), INVALID);
+  OK(offloop_worker_on_message(on_message, &drained_calls, NULL));
+  IS(offloop_worker_on_message(on_message, &drained_calls, NULL), IN_USE);
+  OK(offloop_worker_ready());
+  do OK(offloop_worker_beat());
+  while (poll(&drain, 1, 20) == 0);
+  OK(offloop_worker_drained());
+  return 0;
+}
+
 int member_child(const char *how) {
   uint32_t slot = 0, generation = 0;
   char text[64];
@@ -27,6 +76,7 @@ int member_child(const char *how) {
     OK(offloop_worker_fail("this version is broken"));
     return 1;
   }
+  if (!strcmp(how, "talks")) return talks(slot);
   CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(0) == 3 && offloop_worker_fd(1) == -1);
   int fd = offloop_worker_fd(0), own = -1;
   OK(offloop_worker_listen("127.0.0.1:0", &own)); /* the one that the cluster has bound */
@@ -61,6 +111,86 @@ static void hear(const offloop_cluster_event *event, void *user) {
 }
 static void freed(void *user) { (void)user; atomic_fetch_add(&heard.freed, 1); }
 
+/* ---- messages ---- */
+
+static struct { atomic_int count, sum, freed; offloop_channel *_Atomic from; } said;
+static void hear_message(uint32_t slot, uint32_t generation, offloop_channel *from, const offloop_incoming *in, void *user) {
+  int64_t n = number_of(in);
+  CHECK(user == &said && slot < 2 && generation == 1);
+  if (in->kind == OFFLOOP_INCOMING_REQUEST) {
+    offloop_value *v = number(n * 3);
+    OK(offloop_channel_reply(from, in->id, 0, &v, NULL, 0, -1));
+  } else {
+    if (slot == 0) atomic_store(&said.from, from);
+    atomic_fetch_add(&said.sum, (int)n);
+    atomic_fetch_add(&said.count, 1);
+  }
+  offloop_value_free(in->value);
+}
+static void said_freed(void *user) { CHECK(user == &said); atomic_fetch_add(&said.freed, 1); }
+static int heard_sum(int count) {
+  while (atomic_load(&said.count) < count) usleep(1000);
+  return atomic_load(&said.sum);
+}
+
+static void messages(offloop_cluster_options o) {
+  offloop_cluster *c = NULL;
+  offloop_channel *to = NULL;
+  offloop_incoming in;
+  offloop_value *v = number(1);
+  offloop_buffer *buffer = NULL;
+  uint32_t missed[2] = {9, 9};
+  size_t count = 7;
+  int ends[2];
+  char text[8] = "";
+
+  o.workers = 2;
+  o.on_message = hear_message;
+  o.message_user = &said;
+  o.message_user_free = said_freed;
+  OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_send(c, 0, &v, NULL, 0, -1), CLOSED);
+  OK(offloop_cluster_start(c, -1));
+  CHECK(heard_sum(2) == 100);
+  OK(offloop_cluster_send(c, 1, &v, NULL, 0, -1));
+  CHECK(v == NULL && heard_sum(3) == 102);
+  v = number(1000);
+  OK(offloop_cluster_broadcast(c, &v, NULL, 0, missed, 2, &count));
+  CHECK(v == NULL && count == 0 && missed[0] == 9 && heard_sum(5) == 2104);
+
+  OK(offloop_cluster_channel(c, 0, &to));
+  v = number(21);
+  OK(offloop_channel_request(to, &v, NULL, 0, -1, &in));
+  CHECK(number_of(&in) == 42);
+  offloop_value_free(in.value);
+  offloop_channel_free(to); /* ends nothing */
+
+  /* fds travel, and buffers to one worker only */
+  CHECK(pipe(ends) == 0);
+  v = number(0);
+  OK(offloop_cluster_send(c, 0, &v, &ends[1], 1, -1));
+  close(ends[1]);
+  CHECK(read(ends[0], text, sizeof text) == 4 && !strcmp(text, "seen"));
+  close(ends[0]);
+  OK(offloop_buffer_new(5, &buffer));
+  OK(offloop_value_new_buffer(&buffer, &v));
+  IS(offloop_cluster_broadcast(c, &v, NULL, 0, NULL, 0, NULL), INVALID);
+  CHECK(v != NULL);
+  IS(offloop_cluster_broadcast(c, &v, NULL, 0, NULL, 1, NULL), INVALID);
+  IS(offloop_cluster_send(c, 9, &v, NULL, 0, -1), NOT_FOUND);
+  CHECK(says("slot=9"));
+  offloop_value_free(v);
+  IS(offloop_cluster_channel(c, 9, &to), NOT_FOUND);
+  IS(offloop_cluster_channel(c, 0, NULL), INVALID);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  v = number(1);
+  IS(offloop_channel_try_send(atomic_load(&said.from), &v, NULL, 0), INVALID); /* went with its worker */
+  IS(offloop_cluster_send(c, 0, &v, NULL, 0, -1), NOT_FOUND);
+  offloop_value_free(v);
+  CHECK(atomic_load(&said.freed) == 1 && atomic_load(&said.count) == 5);
+  offloop_cluster_free(c);
+}
+
 static void ask(const char *address, char *answer, size_t len) {
   struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   const char *port = strrchr(address, ':');
@@ -82,7 +212,8 @@ void clusters(void) {
   offloop_cluster *c = NULL;
   uint32_t slot = 7;
   char address[64], tiny[4], answer[64], self[4096];
-  const char *const by_path[] = {self, "member", "serves", NULL}, *const broken_path[] = {self, "member", "broken", NULL};
+  const char *const by_path[] = {self, "member", "serves", NULL}, *const broken_path[] = {self, "member", "broken", NULL},
+             *const talks_path[] = {self, "member", "talks", NULL};
   ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
   CHECK(n > 0);
   self[n] = 0;
@@ -91,6 +222,7 @@ void clusters(void) {
   IS(offloop_worker_slot(&slot), UNSUPPORTED);
   CHECK(slot == 7 && offloop_worker_fd_count() == 0 && offloop_worker_fd(0) == -1 && offloop_worker_drain_fd() == -1);
   IS(offloop_worker_ready(), UNSUPPORTED);
+  IS(offloop_worker_on_message(on_message, NULL, NULL), UNSUPPORTED);
   IS(offloop_worker_slot(NULL), INVALID);
 
   /* Refused before anything starts. */
@@ -155,10 +287,13 @@ void clusters(void) {
   offloop_cluster_free(c);
   IS(offloop_cluster_stats(c, &counts), INVALID);
 
+  o.on_event = NULL;
+  o.command = talks_path;
+  messages(o);
+
   /* A start that fails says why. */
   o.command = broken_path;
   o.workers = 1;
-  o.on_event = NULL;
   OK(offloop_cluster_new(&o, &c));
   IS(offloop_cluster_start(c, -1), START_FAILED);
   CHECK(says("this version is broken"));

@@ -76,7 +76,7 @@ impl offloop_incoming {
         offloop_incoming { kind, failed: 0, status: ffi::OK, fd_count: 0, id, value, fds: [-1; OFFLOOP_CHANNEL_MAX_FDS], reserved: 0 }
     }
 
-    fn of(place: Place, incoming: Incoming) -> offloop_incoming {
+    pub(super) fn of(place: Place, incoming: Incoming) -> offloop_incoming {
         match incoming {
             Incoming::Message(message) => offloop_incoming::empty(OFFLOOP_INCOMING_MESSAGE, 0).with(place, message),
             Incoming::Request(request) => offloop_incoming::empty(OFFLOOP_INCOMING_REQUEST, request.id).with(place, request.message),
@@ -125,7 +125,7 @@ fn channel(c: *const offloop_channel) -> Result<Arc<Channel>> {
 ///
 /// # Safety
 /// `value_io` is NULL or points at a handle, `fds` points at `count` numbers.
-unsafe fn sending<R>(
+pub(super) unsafe fn sending<R>(
     value_io: *mut *mut offloop_value,
     fds: *const i32,
     count: usize,

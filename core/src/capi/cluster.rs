@@ -1,10 +1,13 @@
 //! Clusters for C: the side that keeps the workers. `capi/member.rs` is the worker's.
 
 use crate::abi::ffi::{self, Options, UserArg, offloop_status};
-use crate::abi::handle::{self, Place};
-use crate::capi::offloop_cluster;
+use crate::abi::handle::{self, Handle, Place};
+use crate::abi::offloop_value;
+use crate::capi::channel::{offloop_incoming, sending};
 use crate::capi::pool::{count, duration};
 use crate::capi::process::{os, texts, variable};
+use crate::capi::{offloop_channel, offloop_cluster};
+use crate::channel::{Channel, Incoming};
 use crate::cluster::{Address, Builder, Cluster, Command, Event};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Event as Of, WorkerId};
@@ -68,6 +71,12 @@ pub struct offloop_cluster_event {
 /// Hears of events.
 pub type offloop_cluster_event_fn = Option<unsafe extern "C" fn(event: *const offloop_cluster_event, user: *mut c_void)>;
 
+/// Hears of what workers say. The value and the fds of `message` are the callee's to free and to close, where it is OFFLOOP_OK that `message->status` has. A request is answered by
+/// offloop_channel_reply on `from`, which is the library's: a handle of the channel to that worker, and none any more once OFFLOOP_CLUSTER_EXIT was told of it.
+pub type offloop_cluster_message_fn = Option<
+    unsafe extern "C" fn(slot: u32, generation: u32, from: *mut offloop_channel, message: *const offloop_incoming, user: *mut c_void),
+>;
+
 /// How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -107,6 +116,13 @@ pub struct offloop_cluster_options {
     pub event_user: *mut c_void,
     /// Called with event_user when no event can come any more. May be NULL.
     pub event_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
+    /// Called with each message and request of the workers on a thread of the library, one call at a time. It holds up what other workers say, and who sends more than there is room
+    /// for waits. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
+    pub on_message: offloop_cluster_message_fn,
+    /// Passed to it.
+    pub message_user: *mut c_void,
+    /// Called with message_user when no message can come any more. May be NULL.
+    pub message_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -190,15 +206,57 @@ fn lookup(cluster: *const offloop_cluster) -> Result<Arc<Held>> {
     handle::shared(cluster)
 }
 
+/// The channels that `on_message` was shown.
+type Shown = Arc<Mutex<HashMap<WorkerId, Handle>>>;
+
+/// The host's callback for messages.
+struct Letters {
+    call: unsafe extern "C" fn(u32, u32, *mut offloop_channel, *const offloop_incoming, *mut c_void),
+    user: UserArg,
+    shown: Shown,
+}
+
+impl Letters {
+    fn hand_over(&self, id: WorkerId, channel: &Channel, incoming: Incoming) {
+        // Without room for handles there is nobody to show it to.
+        let (Ok(place), Ok(from)) = (Place::new(), self.from(id, channel)) else { return };
+        let message = offloop_incoming::of(place, incoming);
+        // SAFETY: the caller of offloop_cluster_new says that it may be called so; the message outlives the call.
+        unsafe { (self.call)(id.slot, id.generation, from, &raw const message, self.user.get()) };
+    }
+
+    fn from(&self, id: WorkerId, channel: &Channel) -> Result<*mut offloop_channel> {
+        let mut shown = lock(&self.shown);
+        if let Some(handle) = shown.get(&id) {
+            return Ok(handle.as_ptr());
+        }
+        let from = Place::new()?.fill_shared(Arc::new(channel.clone()));
+        shown.insert(id, Handle::of(from));
+        Ok(from)
+    }
+}
+
 /// The host's callback, and what it knows a worker by.
 struct Teller {
-    call: unsafe extern "C" fn(*const offloop_cluster_event, *mut c_void),
+    call: offloop_cluster_event_fn,
     user: UserArg,
     pids: HashMap<WorkerId, i32>,
+    shown: Shown,
 }
 
 impl Teller {
     fn tell(&mut self, event: &Event) {
+        self.call(event);
+        if let Event::Worker(Of::Exited { worker, .. }) = event {
+            self.pids.remove(worker);
+            let shown = lock(&self.shown).remove(worker);
+            if let Some(handle) = shown {
+                let _ = handle::free::<offloop_channel>(handle.as_ptr());
+            }
+        }
+    }
+
+    fn call(&mut self, event: &Event) {
         let none = offloop_cluster_event {
             struct_size: size_of::<offloop_cluster_event>(),
             kind: 0,
@@ -253,14 +311,13 @@ impl Teller {
                 _ => return,
             },
         };
-        if let Event::Worker(Of::Exited { worker, .. }) = event {
-            self.pids.remove(worker);
-        }
         // A NUL in what a worker says would end the text.
         let text = text.and_then(|text| CString::new(text.replace('\0', "\u{FFFD}")).ok());
         told.text = text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
-        // SAFETY: the caller of offloop_cluster_new says that it may be called so; the event outlives the call.
-        unsafe { (self.call)(&raw const told, self.user.get()) };
+        if let Some(call) = self.call {
+            // SAFETY: the caller of offloop_cluster_new says that it may be called so; the event outlives the call.
+            unsafe { call(&raw const told, self.user.get()) };
+        }
     }
 }
 
@@ -278,7 +335,8 @@ unsafe fn command(o: &offloop_cluster_options, args: *const *const c_char) -> Re
 /// Makes a cluster. Nothing is bound and no process starts before offloop_cluster_start. OFFLOOP_ERR_INVALID names the option, its value and its limits.
 ///
 /// # Safety
-/// `options` is as long as it says, its texts as its fields say; on_event may be called with event_user on any thread; `out` is valid for writing.
+/// `options` is as long as it says, its texts as its fields say; on_event and on_message may be called with their user on any
+/// thread; `out` is valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_options, out: *mut *mut offloop_cluster) -> offloop_status {
     ffi::call(|| {
@@ -311,8 +369,14 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         }
         builder.check()?;
         let place = Place::new()?;
-        if let Some(call) = o.on_event {
-            let mut teller = Teller { call, user: UserArg::new(o.event_user, o.event_user_free), pids: HashMap::new() };
+        let shown = Shown::default();
+        if let Some(call) = o.on_message {
+            let letters = Letters { call, user: UserArg::new(o.message_user, o.message_user_free), shown: Arc::clone(&shown) };
+            builder = builder.on_message(move |id, channel, incoming| letters.hand_over(id, channel, incoming));
+        }
+        if o.on_event.is_some() || o.on_message.is_some() {
+            let user = UserArg::new(o.event_user, o.event_user_free.filter(|_| o.on_event.is_some()));
+            let mut teller = Teller { call: o.on_event, user, pids: HashMap::new(), shown };
             builder = builder.on_event(move |event| teller.tell(event));
         }
         out.set(place.fill_shared(Arc::new(Held { made: Mutex::new(Some((builder, command))), cluster: OnceLock::new() })));
@@ -401,6 +465,85 @@ pub unsafe extern "C" fn offloop_cluster_stop(cluster: *mut offloop_cluster, gra
             Err(_) => cluster.stop(supervisor::Options::default().drain_timeout)?,
         }
         cluster.wait_stopped(None)
+    })
+}
+
+/// Sends a value, whose buffers move, and fds, which are duplicated, to the worker of `slot`: the ready one that was started last, else one that starts, else one that finishes. Waits
+/// for room at most `timeout_ns` (0: not at all; below 0: for ever). OFFLOOP_ERR_NOT_FOUND for a slot without a worker; OFFLOOP_ERR_FULL or OFFLOOP_ERR_TIMEOUT when the worker has not received the
+/// 64 KiB that were sent before; the errors of offloop_channel_send. Each names the slot.
+///
+/// # Safety
+/// `value_io` points at a value of the caller, `fds` points at `fd_count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_send(
+    cluster: *mut offloop_cluster,
+    slot: u32,
+    value_io: *mut *mut offloop_value,
+    fds: *const i32,
+    fd_count: usize,
+    timeout_ns: i64,
+) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        // SAFETY: this function's contract.
+        unsafe { sending(value_io, fds, fd_count, |value, fds| cluster.send(slot, value, fds, ffi::forever_or(timeout_ns))) }
+    })
+}
+
+/// Sends a copy of a value, and fds, to every worker that lives; the value is moved if the call succeeds. Does not wait: `*missed_count` is how many did not get it, because they have
+/// not received what was sent before or are about to end; their slots are in `missed`, as far as it has `missed_room`. The others did. OFFLOOP_ERR_INVALID for a value with a buffer, which
+/// moves to one worker only. `missed` may be NULL with no room, `missed_count` may be NULL.
+///
+/// # Safety
+/// `value_io` points at a value of the caller, `fds` points at `fd_count` numbers, `missed` is valid for writing `missed_room` numbers, `missed_count` is NULL or valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_broadcast(
+    cluster: *mut offloop_cluster,
+    value_io: *mut *mut offloop_value,
+    fds: *const i32,
+    fd_count: usize,
+    missed: *mut u32,
+    missed_room: usize,
+    missed_count: *mut usize,
+) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        if missed_room > 0 {
+            let _ = ffi::out(missed, "missed")?; // for NULL
+        }
+        // SAFETY: this function's contract.
+        let failed = unsafe { sending(value_io, fds, fd_count, |value, fds| cluster.broadcast(value, fds)) }?;
+        for (at, (worker, _)) in failed.iter().take(missed_room).enumerate() {
+            // SAFETY: `missed_room` writable numbers by this function's contract, of which this is one.
+            unsafe { missed.add(at).write(worker.slot) };
+        }
+        if !missed_count.is_null() {
+            ffi::out(missed_count, "missed_count")?.set(failed.len());
+        }
+        Ok(())
+    })
+}
+
+/// The channel to the worker that offloop_cluster_send means by `slot`, as a handle of the caller's to free, which ends nothing: for requests (offloop_channel_request), and for who
+/// receives without on_message. It ends with that worker, after the last message that it has sent. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+///
+/// # Safety
+/// `out` is valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_channel(
+    cluster: *mut offloop_cluster,
+    slot: u32,
+    out: *mut *mut offloop_channel,
+) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        let place = Place::new()?;
+        out.set(place.fill_shared(Arc::new(cluster.channel(cluster.worker_at(slot)?)?)));
+        Ok(())
     })
 }
 

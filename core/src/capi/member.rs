@@ -1,16 +1,27 @@
 //! This process as the worker of a cluster, for C. `capi/cluster.rs` is the other side.
 
 use crate::abi::ffi::{self, UserArg, offloop_status};
+use crate::abi::handle::{self, Place};
+use crate::abi::offloop_value;
+use crate::capi::channel::{offloop_incoming, sending};
+use crate::capi::offloop_channel;
 use crate::cluster::{Worker, worker};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
 use crate::sys::thread;
 use std::ffi::{c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, IntoRawFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 static OWN: ForkCell<Mutex<Option<Worker>>> = ForkCell::new();
+
+/// A thread receives messages.
+static HEARS: ForkCell<AtomicBool> = ForkCell::new();
+/// Until the next attempt after fds or memory were missing; nothing is lost meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Attached at the first question.
 fn own() -> Result<Worker> {
@@ -126,6 +137,101 @@ pub unsafe extern "C" fn offloop_worker_on_drain(
             unsafe { on_drain(user.get()) };
         };
         drop(thread::spawn(&options, wait)?);
+        Ok(())
+    })
+}
+
+/// The channel to the process of the cluster, as a handle of the caller's to free, which does not end it: for requests (offloop_channel_request), and for who receives by a loop of its
+/// own (offloop_channel_fd). OFFLOOP_ERR_UNSUPPORTED where no cluster has started this process. When that of the cluster is gone it ends with OFFLOOP_ERR_PEER_DIED.
+///
+/// # Safety
+/// `out` is valid for writing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_worker_channel(out: *mut *mut offloop_channel) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        let place = Place::new()?;
+        out.set(place.fill_shared(Arc::new(own()?.channel()?)));
+        Ok(())
+    })
+}
+
+/// Sends a value, whose buffers move, and fds, which are duplicated, to the process of the cluster. Waits for room at most `timeout_ns` (0: not at all; below 0: for ever).
+/// OFFLOOP_ERR_FULL or OFFLOOP_ERR_TIMEOUT when it has not received what was sent before; the errors of offloop_channel_send.
+///
+/// # Safety
+/// `value_io` points at a value of the caller, `fds` points at `fd_count` numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_worker_send(
+    value_io: *mut *mut offloop_value,
+    fds: *const i32,
+    fd_count: usize,
+    timeout_ns: i64,
+) -> offloop_status {
+    ffi::call(|| {
+        let channel = own()?.channel()?;
+        let full = || Error::new(ErrorKind::Full, "the cluster has not received what was sent before");
+        // SAFETY: this function's contract.
+        unsafe {
+            sending(value_io, fds, fd_count, |value, fds| match timeout_ns {
+                0 => channel.try_send(value, fds)?.then_some(()).ok_or_else(full),
+                _ => channel.send(value, fds, ffi::forever_or(timeout_ns)),
+            })
+        }
+    })
+}
+
+/// Hears of what the process of the cluster says. The value and the fds of `message` are the callee's to free and to close. A request is answered by offloop_channel_reply on `from`, which
+/// is the library's.
+pub type offloop_worker_message_fn =
+    Option<unsafe extern "C" fn(from: *mut offloop_channel, message: *const offloop_incoming, user: *mut c_void)>;
+
+/// Calls `on_message` with each message and request of the cluster, one at a time, on a thread of the library, until the channel ends; then `user_free` with `user`, or never if the
+/// call failed. OFFLOOP_ERR_IN_USE the second time.
+///
+/// # Safety
+/// `on_message` may be called with `user` on any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_worker_on_message(
+    on_message: offloop_worker_message_fn,
+    user: *mut c_void,
+    user_free: Option<unsafe extern "C" fn(user: *mut c_void)>,
+) -> offloop_status {
+    ffi::call(|| {
+        let on_message = on_message.ok_or_else(|| Error::invalid("pointer is NULL").with("argument", "on_message"))?;
+        let channel = own()?.channel()?;
+        let place = Place::new()?;
+        let hears = HEARS.get(AtomicBool::default);
+        if hears.swap(true, Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::InUse, "messages of the cluster are received already"));
+        }
+        let options = thread::Options { name: "offloop-mail".to_owned(), ..thread::Options::default() };
+        // Freed by the thread alone: one that does not start has not taken it.
+        let user = std::mem::ManuallyDrop::new(UserArg::new(user, user_free));
+        let receive = move || {
+            let user = std::mem::ManuallyDrop::into_inner(user);
+            let from: *mut offloop_channel = place.fill_shared(Arc::new(channel.clone()));
+            loop {
+                let incoming = match channel.recv(None) {
+                    Ok(incoming) => incoming,
+                    Err(e) if e.kind() == ErrorKind::Os => {
+                        std::thread::sleep(PAUSE);
+                        continue;
+                    }
+                    Err(_) => break,
+                };
+                // Without room for handles there is nobody to show it to.
+                let Ok(place) = Place::new() else { continue };
+                let message = offloop_incoming::of(place, incoming);
+                // SAFETY: this function's contract; the message outlives the call.
+                unsafe { on_message(from, &raw const message, user.get()) };
+            }
+            let _ = handle::free(from);
+        };
+        if let Err(e) = thread::spawn(&options, receive) {
+            hears.store(false, Ordering::Relaxed);
+            return Err(e);
+        }
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::supervisor::{Launch, WorkerId};
 use crate::sys::poll;
 use crate::sys::process::{Spec, own_env};
-use crate::wire::cluster::{ENV, FIRST_FD};
+use crate::wire::cluster::{ENV, FIRST_FD, format_env};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -38,8 +38,14 @@ impl Command {
         Ok(())
     }
 
-    /// For the worker `id`, which gets these sockets from [`FIRST_FD`] on, and its end of the gate behind them.
-    pub(super) fn launch(&self, id: WorkerId, sockets: &[Arc<Socket>], gate: OwnedFd) -> Result<Launch> {
+    /// For the worker `id`, which gets these sockets from [`FIRST_FD`] on, behind them its end of the gate, and what else has a name.
+    pub(super) fn launch(
+        &self,
+        id: WorkerId,
+        sockets: &[Arc<Socket>],
+        gate: OwnedFd,
+        named: Vec<(&'static str, OwnedFd)>,
+    ) -> Result<Launch> {
         let mut args = self.args.iter().map(|arg| with_numbers(arg, sockets.len()));
         let mut spec = Spec::new(args.next().unwrap_or_default());
         spec.args = args.collect();
@@ -52,7 +58,8 @@ impl Command {
         env.extend(self.env.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))));
         env.retain(|(name, _)| name.to_str().is_none_or(|name| !name.starts_with("LISTEN_")));
         let gate_number = FIRST_FD + sockets.len() as i32;
-        let mut own = vec![(ENV, format!("{gate_number},{}", sockets.len())), ("OFFLOOP_SLOT", id.slot.to_string())];
+        let numbers: Vec<_> = named.iter().map(|(name, _)| *name).zip(gate_number + 1..).collect();
+        let mut own = vec![(ENV, format_env(gate_number, sockets.len(), &numbers)), ("OFFLOOP_SLOT", id.slot.to_string())];
         if !sockets.is_empty() {
             own.push(("LISTEN_FDS", sockets.len().to_string()));
             own.push(("LISTEN_FDNAMES", sockets.iter().map(|s| s.bound.to_string().replace(':', "-")).collect::<Vec<_>>().join(":")));
@@ -62,6 +69,7 @@ impl Command {
         let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((poll::duplicate(socket.fd.as_fd())?, number)));
         let mut fds = copies.collect::<Result<Vec<_>>>()?;
         fds.push((gate, gate_number));
+        fds.extend(named.into_iter().map(|(_, fd)| fd).zip(gate_number + 1..));
         Ok(Launch { spec, env: own.into_iter().map(|(name, value)| (name.into(), value.into())).collect(), fds })
     }
 }

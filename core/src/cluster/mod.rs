@@ -4,7 +4,8 @@
 //!  host ── start, reload, scale, stop ──► Cluster ──► Supervisor ──► workers: page, lifeline, pidfd
 //!   ▲                                       │                          │  sockets from fd 3 on (LISTEN_FDS)
 //!   └── events ◄── listener ◄───────────────┤                          │
-//!                                         Gates ◄── "listen at …" ─────┘  one socket pair each, answered by a thread of its own
+//!                                         Gates ◄── "listen at …" ─────┤  one socket pair each, answered by a thread of its own
+//!  messages ◄─────────────────────────────── Mail ◄═══ channel ═════════╛  one each, for values, buffers, fds and requests
 //!                                           │
 //!                                        Sockets: bound once, by this process, and open until the cluster ends
 //! ```
@@ -12,27 +13,34 @@
 //! * Workers accept from one shared socket per address, so connections that wait belong to nobody who may die: a worker that drains stops to
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
-//! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for.
+//! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
 
 mod gate;
 mod launch;
 mod listen;
+mod mail;
 pub mod worker;
 
 pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
+pub use mail::RING;
 pub use worker::Worker;
 
+use crate::channel::{Channel, Incoming, Reply};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Reloaded, State, Stats, Supervisor, WorkerId};
 use crate::sync::lock;
 use crate::sys::cpu;
+use crate::value::Value;
+use crate::wire::cluster::CHANNEL;
 use gate::Gates;
 use listen::Sockets;
+use mail::{HearMessage, Mail, Standing};
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -53,6 +61,7 @@ pub enum Event {
 }
 
 type Hear = Box<dyn FnMut(&Event) + Send>;
+type TakeChannel = Box<dyn FnMut(WorkerId, Channel) + Send>;
 
 /// The host's function, which is called by two threads, one at a time.
 #[derive(Clone)]
@@ -73,6 +82,8 @@ pub struct Builder {
     workers: Option<usize>,
     listen: Vec<Address>,
     hear: Option<Hear>,
+    hear_message: Option<HearMessage>,
+    take_channel: Option<TakeChannel>,
 }
 
 impl fmt::Debug for Builder {
@@ -112,6 +123,23 @@ impl Builder {
         self
     }
 
+    /// Called with each message and request of a worker, and its channel, which a request is answered on, by a thread of the cluster, one at a time: what it does holds up
+    /// what other workers say, and after some messages those workers themselves. What a worker has said is told before its
+    /// [`Exited`](supervisor::Event::Exited), and nothing after that. It may call any method of the cluster but those that wait. A panic in it is swallowed.
+    ///
+    /// Without it messages wait for whoever receives on [`Cluster::channel`].
+    pub fn on_message(mut self, hear: impl FnMut(WorkerId, &Channel, Incoming) + Send + 'static) -> Builder {
+        self.hear_message = Some(Box::new(hear));
+        self
+    }
+
+    /// Called with the channel to each worker before its [`Spawned`](supervisor::Event::Spawned) is told, for a host that receives by a loop of its own: it has it still when the worker has
+    /// ended, with what that had said. Must not wait. A panic in it is swallowed.
+    pub fn on_channel(mut self, take: impl FnMut(WorkerId, Channel) + Send + 'static) -> Builder {
+        self.take_channel = Some(Box::new(take));
+        self
+    }
+
     /// Checks every option but those that only the system can judge.
     ///
     /// # Errors
@@ -136,17 +164,28 @@ impl Builder {
         }
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
         let gates = Gates::open(Arc::clone(&sockets), listener.clone())?;
+        let mail = Mail::open(self.hear_message).inspect_err(|_| gates.close())?;
         let commands = Arc::new(Mutex::new(HashMap::from([(1, Arc::new(command))])));
-        let inner = Arc::new(Inner { sockets: Arc::clone(&sockets), commands: Arc::clone(&commands), gates: Arc::clone(&gates) });
-        let opened = Arc::clone(&gates);
+        let inner = Arc::new(Inner { sockets: Arc::clone(&sockets), commands: Arc::clone(&commands), gates: Arc::clone(&gates), mail });
+        let (opened, addressed, mail) = (Arc::clone(&gates), Arc::clone(&inner.mail), Arc::clone(&inner.mail));
         let past = Arc::clone(&commands);
+        let mut take_channel = self.take_channel;
         let made = Supervisor::builder()
             .options(options)
             .on_event(move |event| {
                 if let supervisor::Event::Exited { worker, .. } | supervisor::Event::SpawnFailed { worker, .. } = event {
                     gates.remove(*worker);
+                    // What it has said comes before its end.
+                    mail.remove(*worker);
                 }
                 match event {
+                    supervisor::Event::Spawned { worker, .. } => {
+                        if let (Some(take), Ok(channel)) = (&mut take_channel, mail.of(*worker)) {
+                            let _ = catch_unwind(AssertUnwindSafe(|| take(*worker, channel)));
+                        }
+                    }
+                    supervisor::Event::Ready { worker, .. } => mail.stand(*worker, Standing::Ready),
+                    supervisor::Event::Draining { worker, .. } => mail.stand(*worker, Standing::Draining),
                     // The next reload may have begun: who waits for one hears of its end before this event.
                     supervisor::Event::Reloaded(report) => lock(&past).retain(|generation, _| *generation >= report.generation),
                     supervisor::Event::ReloadFailed { generation, .. } => drop(lock(&past).remove(generation)),
@@ -154,9 +193,13 @@ impl Builder {
                 }
                 if *event == supervisor::Event::Stopped {
                     gates.close();
+                    mail.close();
                     sockets.close();
                 }
                 listener.tell(&Event::Worker(event.clone()));
+                if let supervisor::Event::Spawned { worker, .. } = event {
+                    mail.begin(*worker);
+                }
                 if *event == supervisor::Event::Stopped {
                     // What it holds is dropped before anybody is told that all is over.
                     *lock(&listener.0) = None;
@@ -166,12 +209,13 @@ impl Builder {
                 let command = lock(&commands).get(&id.generation).cloned();
                 let command =
                     command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?;
-                command.launch(id, &listen, opened.add(id)?)
+                command.launch(id, &listen, opened.add(id)?, vec![(CHANNEL, addressed.add(id)?)])
             });
         match made {
             Ok(supervisor) => Ok(Cluster { supervisor, inner }),
             Err(e) => {
                 inner.gates.close();
+                inner.mail.close();
                 Err(e)
             }
         }
@@ -198,6 +242,7 @@ struct Inner {
     /// By generation.
     commands: Arc<Mutex<HashMap<u32, Arc<Command>>>>,
     gates: Arc<Gates>,
+    mail: Arc<Mail>,
 }
 
 impl fmt::Debug for Cluster {
@@ -209,7 +254,14 @@ impl fmt::Debug for Cluster {
 impl Cluster {
     /// Begins one with default options.
     pub fn builder() -> Builder {
-        Builder { supervision: Builder::default_supervision(), workers: None, listen: Vec::new(), hear: None }
+        Builder {
+            supervision: Builder::default_supervision(),
+            workers: None,
+            listen: Vec::new(),
+            hear: None,
+            hear_message: None,
+            take_channel: None,
+        }
     }
 
     /// Waits until all workers are ready: see [`Supervisor::wait_ready`].
@@ -263,6 +315,49 @@ impl Cluster {
     pub fn scale(&self, workers: usize) -> Result<()> {
         check_workers(workers)?;
         self.supervisor.scale(workers)
+    }
+
+    /// Sends a value, whose buffers move, and fds, which are duplicated, to the worker of `slot`: the ready one that was started last, else one that starts, else one that drains.
+    /// Waits for room at most `timeout` (`None`: without end; zero: not at all).
+    ///
+    /// # Errors
+    /// `NotFound` for a slot without a worker; `Full` with a timeout of zero, `Timeout` with another, when the worker has not received the [`RING`] of bytes that was sent before;
+    /// those of [`Channel::send`]. Each names the slot.
+    pub fn send(&self, slot: u32, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<()> {
+        self.inner.mail.send(slot, value, fds, timeout)
+    }
+
+    /// As [`send`](Self::send), and waits for the reply, at most `timeout` in all.
+    ///
+    /// # Errors
+    /// Those of [`send`](Self::send) and [`Channel::request`].
+    pub fn request(&self, slot: u32, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<Reply> {
+        self.inner.mail.request(slot, value, fds, timeout)
+    }
+
+    /// Sends a copy of a value, and fds, to every worker that lives, those that start or drain included. Does not wait: returns who did not get it, and why (`Full`, or what its channel
+    /// ended with). The others did.
+    ///
+    /// # Errors
+    /// `Invalid` for a value with a buffer that would move; `Forked`.
+    pub fn broadcast(&self, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<Vec<(WorkerId, Error)>> {
+        self.inner.mail.broadcast(value, fds)
+    }
+
+    /// The channel to a worker, for who receives by a loop of its own, and for what else a channel can do. It ends with that process, after the last message that it has sent.
+    ///
+    /// # Errors
+    /// `NotFound` once the worker has ended; `Forked`.
+    pub fn channel(&self, worker: WorkerId) -> Result<Channel> {
+        self.inner.mail.of(worker)
+    }
+
+    /// Whom [`send`](Self::send) means by a slot.
+    ///
+    /// # Errors
+    /// `NotFound` for a slot without a worker; `Forked`.
+    pub fn worker_at(&self, slot: u32) -> Result<WorkerId> {
+        self.inner.mail.at(slot).map(|(id, _)| id)
     }
 
     /// Ends this worker with `SIGKILL`; another takes its place.

@@ -1,11 +1,12 @@
-//! The worker's side: [`attach`], then [`Worker::listen`] or the sockets that it inherited, and what every supervised process does.
+//! The worker's side: [`attach`], then [`Worker::listen`] or the sockets that it inherited, [`Worker::channel`] for messages, and what every supervised process does.
 
 use super::listen::{Address, QUEUE};
+use crate::channel::{Channel, Options};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor;
 use crate::sync::lock;
 use crate::sys::{fork, net, poll, socket};
-use crate::wire::cluster::{ENV, FIRST_FD, LISTEN, MAX_LEN, decode_reply, encode_request, parse_env};
+use crate::wire::cluster::{ENV, FIRST_FD, Inherited, LISTEN, MAX_LEN, decode_reply, encode_request, parse_env};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,7 +23,17 @@ struct Inner {
     supervised: supervisor::Worker,
     gate: Mutex<OwnedFd>,
     sockets: usize,
+    post: Mutex<Post>,
     epoch: u64,
+}
+
+/// The way to the cluster's process.
+#[derive(Debug)]
+enum Post {
+    /// Nobody has asked for it yet.
+    Shut(OwnedFd),
+    Open(Channel),
+    None,
 }
 
 /// Makes this process the worker that its cluster started: see [`supervisor::worker::attach`]. `None` when it is none. The sockets that it inherited are kept from the programs that it starts.
@@ -33,18 +44,20 @@ pub fn attach() -> Result<Option<Worker>> {
     let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
     // First: a program that a worker starts inherits the variables and none of the fds.
     let Some(supervised) = supervisor::worker::attach()? else { return Ok(None) };
-    let (gate, sockets) = parse_env(&text.to_string_lossy())?;
+    let Inherited { gate, listeners: sockets, channel } = parse_env(&text.to_string_lossy())?;
     let missing = |fd: i32| Error::invalid("fd of the cluster is not there").with("fd", fd);
-    for fd in (FIRST_FD..).take(sockets).chain([gate]) {
+    for fd in (FIRST_FD..).take(sockets).chain([gate]).chain(channel) {
         if !net::close_on_exec(fd) {
             return Err(missing(fd));
         }
     }
     // SAFETY: it is open, as was seen, and was inherited for this purpose.
     let gate = unsafe { net::take_over(gate) };
+    // SAFETY: as above.
+    let post = channel.map_or(Post::None, |fd| Post::Shut(unsafe { net::take_over(fd) }));
     socket::check_kind(gate.as_fd())?;
     socket::adopt(gate.as_fd())?;
-    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, epoch: fork::epoch() }))))
+    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, post: Mutex::new(post), epoch: fork::epoch() }))))
 }
 
 impl Worker {
@@ -60,15 +73,46 @@ impl Worker {
         (FIRST_FD..).take(self.0.sockets).collect()
     }
 
+    /// The channel to the cluster's process, opened by the first call: always the same end. It ends with `PeerDied` when the cluster is gone.
+    ///
+    /// # Errors
+    /// `Unsupported` when that cluster is of a version without messages; those of [`Channel::attach`]; `Forked`.
+    pub fn channel(&self) -> Result<Channel> {
+        self.check_fork()?;
+        let mut post = lock(&self.0.post);
+        match std::mem::replace(&mut *post, Post::None) {
+            Post::None => Err(Error::new(ErrorKind::Unsupported, "the cluster of this worker has no channel for messages")),
+            Post::Open(channel) => {
+                *post = Post::Open(channel.clone());
+                Ok(channel)
+            }
+            Post::Shut(fd) => match Channel::attach(fd, Options::default()) {
+                Ok(channel) => {
+                    *post = Post::Open(channel.clone());
+                    Ok(channel)
+                }
+                Err((e, fd)) => {
+                    *post = Post::Shut(fd);
+                    Err(e)
+                }
+            },
+        }
+    }
+
+    fn check_fork(&self) -> Result<()> {
+        if fork::is_current(self.0.epoch) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Forked, "process is a child of a worker"))
+    }
+
     /// A socket that listens at `address`, which all workers that ask for it share, and where it is: non-blocking, close-on-exec. `nth` is how many of that address this worker has open already:
     /// with a port of the system's choice (0) each is another socket, with a certain port the second one is in use. Waits for the cluster's answer.
     ///
     /// # Errors
     /// `Os` with what the bind failed with (`EADDRINUSE`, `EACCES` …), `Invalid` for an address that is none, `PeerDied` when the cluster is gone, `Forked`.
     pub fn listen(&self, address: &str, nth: u32, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
-        if !fork::is_current(self.0.epoch) {
-            return Err(Error::new(ErrorKind::Forked, "process is a child of a worker"));
-        }
+        self.check_fork()?;
         let gone = || Error::new(ErrorKind::PeerDied, "the cluster of this worker is gone");
         let gate = lock(&self.0.gate);
         let request = encode_request(LISTEN, queue.unwrap_or(QUEUE), nth, address);

@@ -1,7 +1,8 @@
 //! What a worker of a cluster inherits, and what it asks its cluster for.
 //!
-//! The worker's environment has [`ENV`]: `<gate>,<listeners>`. The gate is one end of a socket pair (`SOCK_SEQPACKET`); the sockets of the cluster's
-//! option `listen` are the fds from 3 on, so many, as `LISTEN_FDS` says too. All integers are little-endian.
+//! The worker's environment has [`ENV`]: `<gate>,<listeners>[,name=fd…]`. The gate is one end of a socket pair (`SOCK_SEQPACKET`); the sockets of the
+//! cluster's option `listen` are the fds from 3 on, so many, as `LISTEN_FDS` says too. What else it inherits has a name: [`CHANNEL`] is the worker's end
+//! of a channel (`wire::channel`) for messages. All integers are little-endian.
 //!
 //! ```text
 //!  request   u32 op = LISTEN │ i32 queue │ u32 nth │ address, UTF-8: host:port, :port, or unix:path
@@ -25,14 +26,51 @@ const REQUEST: usize = 12;
 /// Bytes of a reply before its text.
 const REPLY: usize = 4;
 
-/// Gate and number of listening sockets.
+/// Name of the worker's end of the channel.
+pub const CHANNEL: &str = "channel";
+
+/// What the variable says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// The gate's fd.
+    pub gate: i32,
+    /// Listening sockets, from [`FIRST_FD`] on.
+    pub listeners: usize,
+    /// The fd named [`CHANNEL`].
+    pub channel: Option<i32>,
+}
+
+fn fd(text: &str) -> Option<i32> {
+    text.parse().ok().filter(|n: &i32| *n >= 0)
+}
+
+/// As the variable's text.
+#[must_use]
+pub fn format_env(gate: i32, listeners: usize, named: &[(&str, i32)]) -> String {
+    let named = named.iter().map(|(name, fd)| format!(",{name}={fd}"));
+    std::iter::once(format!("{gate},{listeners}")).chain(named).collect()
+}
+
+/// Reads the variable.
 ///
 /// # Errors
-/// `Invalid`.
-pub fn parse_env(text: &str) -> Result<(i32, usize)> {
-    text.split_once(',')
-        .and_then(|(gate, count)| Some((gate.parse().ok().filter(|n: &i32| *n >= 0)?, count.parse().ok()?)))
-        .ok_or_else(|| Error::invalid("variable does not name a gate and a number of sockets").with("name", ENV).with("value", text))
+/// `Invalid` for what it is not, and for a name that this version does not know.
+pub fn parse_env(text: &str) -> Result<Inherited> {
+    let wrong = |what: &'static str| Error::invalid(what).with("name", ENV).with("value", text);
+    let none = || wrong("variable does not name a gate and a number of sockets");
+    let mut parts = text.split(',');
+    let gate = parts.next().and_then(fd).ok_or_else(none)?;
+    let listeners = parts.next().and_then(|count| count.parse().ok()).ok_or_else(none)?;
+    let mut found = Inherited { gate, listeners, channel: None };
+    for part in parts {
+        let (name, number) = part.split_once('=').ok_or_else(|| wrong("variable has a part that is not name=fd"))?;
+        let number = fd(number).ok_or_else(|| wrong("variable has a name without an fd").with("fd_name", name))?;
+        match name {
+            CHANNEL => found.channel = Some(number),
+            _ => return Err(wrong("variable names an fd that this version of offloop does not know").with("fd_name", name)),
+        }
+    }
+    Ok(found)
 }
 
 fn head<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -94,10 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_names_a_gate_and_a_count() {
-        assert_eq!(parse_env("7,2").expect("valid"), (7, 2));
-        for bad in ["", "7", "7,", ",2", "-1,2", "7,2,3", "7,-2"] {
+    fn the_variable_names_a_gate_a_count_and_what_else_there_is() {
+        let of = |gate, listeners, channel| Inherited { gate, listeners, channel };
+        assert_eq!(parse_env("7,2").expect("valid"), of(7, 2, None));
+        let text = format_env(7, 2, &[(CHANNEL, 8)]);
+        assert_eq!((text.as_str(), parse_env(&text).expect("valid")), ("7,2,channel=8", of(7, 2, Some(8))));
+        for bad in ["", "7", "7,", ",2", "-1,2", "7,-2", "7,2,", "7,2,3", "7,2,channel=", "7,2,channel=-1", "7,2,=8"] {
             assert!(parse_env(bad).is_err(), "{bad}");
         }
+        let e = parse_env("7,2,channel=8,later=9").expect_err("unknown");
+        assert!(e.to_string().contains("fd_name=later"), "{e}");
     }
 }

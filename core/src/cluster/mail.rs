@@ -1,0 +1,257 @@
+//! The channels to the workers: this process's end of each, whom a slot means, and the thread that hands over what workers say.
+//!
+//! A channel is made with its worker and ends with that process: what it has sent before is handed over before its exit is told, and nothing after
+//! that, so a message belongs to one incarnation. Who receives by a loop of its own takes the channel instead of the thread.
+
+use crate::channel::{Channel, Incoming, Options, Reply};
+use crate::error::{Error, ErrorKind, Result};
+use crate::supervisor::WorkerId;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::lock;
+use crate::sys::eventfd::EventFd;
+use crate::sys::poll::Epoll;
+use crate::sys::{fork, thread};
+use crate::value::Value;
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Bytes of the ring of each direction: 64 KiB. It is there for each worker, whether it has something to say or not.
+pub const RING: usize = 64 << 10;
+const BELL: u64 = 0;
+/// Messages of one worker before the next one's.
+const TURN: usize = 64;
+/// Until the next attempt after fds or memory were missing; nothing is lost meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) type HearMessage = Box<dyn FnMut(WorkerId, &Channel, Incoming) + Send>;
+
+/// Whom a slot means while it has several processes: the greatest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    Draining,
+    Starting,
+    Ready,
+}
+
+struct Row {
+    channel: Channel,
+    standing: Standing,
+    /// In the epoll, once it is there.
+    token: Option<u64>,
+}
+
+#[derive(Default)]
+struct Rows {
+    last: u64,
+    by_id: HashMap<WorkerId, Row>,
+}
+
+/// The thread's part.
+struct Receiving {
+    epoll: Epoll,
+    bell: EventFd,
+    over: AtomicBool,
+    /// Held while a message is taken and handed over, so that those of a worker keep their order. None once all is over.
+    hear: Mutex<Option<HearMessage>>,
+}
+
+/// The channels of all workers.
+pub(super) struct Mail {
+    epoch: u64,
+    rows: Mutex<Rows>,
+    receiving: Option<Receiving>,
+}
+
+impl Mail {
+    /// With `hear` a thread receives, until [`close`](Self::close).
+    pub(super) fn open(hear: Option<HearMessage>) -> Result<Arc<Mail>> {
+        let receiving = match hear {
+            Some(hear) => {
+                let made =
+                    Receiving { epoll: Epoll::new()?, bell: EventFd::new()?, over: AtomicBool::new(false), hear: Mutex::new(Some(hear)) };
+                made.epoll.add_tagged(made.bell.fd(), BELL)?;
+                Some(made)
+            }
+            None => None,
+        };
+        let mail = Arc::new(Mail { epoch: fork::epoch(), rows: Mutex::default(), receiving });
+        if mail.receiving.is_some() {
+            let own = Arc::clone(&mail);
+            let options = thread::Options { name: "offloop-mail".to_owned(), ..thread::Options::default() };
+            drop(thread::spawn(&options, move || own.run())?);
+        }
+        Ok(mail)
+    }
+
+    /// A channel for `id`: the end that it inherits.
+    pub(super) fn add(&self, id: WorkerId) -> Result<OwnedFd> {
+        let (channel, theirs) = Channel::pair(Options { capacity: RING, ..Options::default() })?;
+        let theirs = theirs.detach()?;
+        lock(&self.rows).by_id.insert(id, Row { channel, standing: Standing::Starting, token: None });
+        Ok(theirs)
+    }
+
+    /// The host has heard of it: what it says is received from now on.
+    pub(super) fn begin(&self, id: WorkerId) {
+        let Some(receiving) = &self.receiving else { return };
+        let mut rows = lock(&self.rows);
+        rows.last += 1;
+        let token = rows.last;
+        let Some(row) = rows.by_id.get_mut(&id) else { return };
+        let Ok(fd) = row.channel.fd() else { return };
+        // SAFETY: the channel, which the row has, keeps it open.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        if receiving.epoll.add_tagged(fd, token).is_ok() {
+            row.token = Some(token);
+        }
+    }
+
+    pub(super) fn stand(&self, id: WorkerId, standing: Standing) {
+        if let Some(row) = lock(&self.rows).by_id.get_mut(&id) {
+            row.standing = standing;
+        }
+    }
+
+    /// The worker has ended, or was not started: what it has said is handed over, and nobody hears of it any more.
+    pub(super) fn remove(&self, id: WorkerId) {
+        let Some(row) = lock(&self.rows).by_id.remove(&id) else { return };
+        let Some(receiving) = &self.receiving else { return };
+        if let (Some(_), Ok(fd)) = (row.token, row.channel.fd()) {
+            // SAFETY: the channel, which is held here, keeps it open.
+            receiving.epoll.remove(unsafe { BorrowedFd::borrow_raw(fd) });
+        }
+        // As many as the rings and the inbox hold: nobody is there to send more.
+        while receiving.hand_over(id, &row.channel).is_ok_and(|more| more) {}
+        row.channel.close_now();
+    }
+
+    pub(super) fn close(&self) {
+        if let Some(receiving) = &self.receiving {
+            // Release: pairs with the Acquire in `run`.
+            receiving.over.store(true, Ordering::Release);
+            receiving.bell.signal();
+            let hear = lock(&receiving.hear).take();
+            // What it holds is the host's, and may take its time to go.
+            drop(hear);
+        }
+    }
+
+    fn run(&self) {
+        let receiving = self.receiving.as_ref().expect("the thread was started for it");
+        let mut ready = Vec::with_capacity(64);
+        loop {
+            receiving.epoll.wait(&mut ready);
+            for token in ready.drain(..) {
+                if token == BELL {
+                    receiving.bell.clear();
+                    // Acquire: pairs with the Release in `close`.
+                    if receiving.over.load(Ordering::Acquire) {
+                        return;
+                    }
+                    continue;
+                }
+                let rows = lock(&self.rows);
+                let found = rows.by_id.iter().find(|(_, row)| row.token == Some(token)).map(|(id, row)| (*id, row.channel.clone()));
+                drop(rows);
+                if let Some((id, channel)) = found {
+                    self.receive(receiving, id, &channel);
+                }
+            }
+        }
+    }
+
+    fn receive(&self, receiving: &Receiving, id: WorkerId, channel: &Channel) {
+        for _ in 0..TURN {
+            match receiving.hand_over(id, channel) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(e) if e.kind() == ErrorKind::Os => return std::thread::sleep(PAUSE),
+                Err(_) => {
+                    // It would be readable for good.
+                    if let (Some(row), Ok(fd)) = (lock(&self.rows).by_id.get_mut(&id), channel.fd())
+                        && row.token.take().is_some()
+                    {
+                        // SAFETY: `channel` keeps it open.
+                        receiving.epoll.remove(unsafe { BorrowedFd::borrow_raw(fd) });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    // ---- sending ----
+
+    /// A forked child looks at no lock: the thread that had it is not there to give it back.
+    fn rows(&self) -> Result<std::sync::MutexGuard<'_, Rows>> {
+        if fork::is_current(self.epoch) {
+            return Ok(lock(&self.rows));
+        }
+        Err(Error::new(ErrorKind::Forked, "cluster belongs to the parent of this forked process"))
+    }
+
+    pub(super) fn at(&self, slot: u32) -> Result<(WorkerId, Channel)> {
+        let rows = self.rows()?;
+        let of_slot = rows.by_id.iter().filter(|(id, _)| id.slot == slot);
+        let found = of_slot.max_by_key(|(id, row)| (row.standing, id.incarnation));
+        found
+            .map(|(id, row)| (*id, row.channel.clone()))
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "slot has no worker").with("slot", slot))
+    }
+
+    pub(super) fn of(&self, id: WorkerId) -> Result<Channel> {
+        let found = self.rows()?.by_id.get(&id).map(|row| row.channel.clone());
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, "worker has ended").with("slot", id.slot).with("incarnation", id.incarnation))
+    }
+
+    pub(super) fn send(&self, slot: u32, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<()> {
+        let (_, channel) = self.at(slot)?;
+        match timeout {
+            Some(Duration::ZERO) => try_send(&channel, value, fds),
+            timeout => channel.send(value, fds, timeout),
+        }
+        .map_err(|e| e.with("slot", slot))
+    }
+
+    pub(super) fn request(&self, slot: u32, value: &mut Value, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> Result<Reply> {
+        let (_, channel) = self.at(slot)?;
+        channel.request(value, fds, timeout).map_err(|e| e.with("slot", slot))
+    }
+
+    pub(super) fn broadcast(&self, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<Vec<(WorkerId, Error)>> {
+        let mut buffers = 0;
+        value.each_buffer_mut(&mut |_| buffers += 1);
+        if buffers > 0 {
+            return Err(Error::invalid("a buffer moves to one worker: a broadcast copies bytes only").with("buffers", buffers));
+        }
+        let mut all: Vec<_> = self.rows()?.by_id.iter().map(|(id, row)| (*id, row.channel.clone())).collect();
+        all.sort_unstable_by_key(|(id, _)| (id.slot, id.incarnation));
+        let missed = all.into_iter().filter_map(|(id, channel)| try_send(&channel, value, fds).err().map(|e| (id, e)));
+        Ok(missed.collect())
+    }
+}
+
+fn try_send(channel: &Channel, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    if channel.try_send(value, fds)? {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Full, "worker has not received what was sent before").with("ring_bytes", RING))
+}
+
+impl Receiving {
+    /// One message; false when there is none now.
+    fn hand_over(&self, id: WorkerId, channel: &Channel) -> Result<bool> {
+        let mut hear = lock(&self.hear);
+        let Some(hear) = &mut *hear else { return Ok(false) };
+        match channel.try_recv()? {
+            None => return Ok(false),
+            // Nobody was told that there was none.
+            Some(Incoming::Drained) => {}
+            Some(incoming) => drop(catch_unwind(AssertUnwindSafe(|| hear(id, channel, incoming)))),
+        }
+        Ok(true)
+    }
+}
