@@ -130,6 +130,8 @@ const wrapBuffer = (handle) => new TransferBuffer(MADE_HERE, handle)
 
 // Buffers that the value which is being read moves; null while values are copied.
 let moving = null
+/** Named by who sends a value in which no buffer may move. */
+const NOTHING = []
 
 /**
  * What `send(check)` gives, which reads a value; buffers inside move if it succeeds, and stay as they are if it throws. It calls
@@ -144,6 +146,9 @@ function movingBuffers(send, named) {
     sent = send(
       named &&
         (() => {
+          if (named === NOTHING && moved.length > 0) {
+            throw fail('Invalid', 'a buffer moves to one worker: a broadcast copies bytes only', { buffers: moved.length })
+          }
           const at = named.findIndex((buffer) => !moved.includes(buffer))
           if (at >= 0) throw fail('Invalid', 'transfer names a buffer that is not in the value', { at })
         }),
@@ -179,6 +184,7 @@ module.exports = {
   TransferBuffer,
   revokeToken,
   movingBuffers,
+  NOTHING,
   beginMove,
   endMove,
   takeAway,

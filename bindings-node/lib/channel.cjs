@@ -6,7 +6,7 @@ const { EventEmitter } = require('node:events')
 const { close: closeFd } = require('node:fs')
 const native = require('./native.cjs')
 const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
-const { TransferBuffer, movingBuffers } = require('./buffer.cjs')
+const { TransferBuffer, movingBuffers, NOTHING } = require('./buffer.cjs')
 const { checkWait, isSpent, inNextTurn } = require('./waits.cjs')
 const { begin, end, newNote, onNote, offNote, listen, unlisten, report } = require('./completion.cjs')
 const { pathOf } = require('./ring.cjs')
@@ -91,6 +91,8 @@ class ChannelRequest {
 }
 
 let opened
+let finished
+let sentCopy
 
 class Channel extends EventEmitter {
   #handle
@@ -112,6 +114,8 @@ class Channel extends EventEmitter {
 
   static {
     opened = (handle, note = 0) => new Channel(MADE_HERE, handle, note)
+    finished = (channel) => channel.#finish()
+    sentCopy = (channel, value, fds) => channel.#sendCopy(value, fds)
   }
 
   constructor(key, handle, note) {
@@ -175,6 +179,12 @@ class Channel extends EventEmitter {
     if (this.#why !== null) throw this.#why
     const { transfer, fds } = checkSend(options)
     return this.#sent(movingBuffers((check) => native.channelPost(this.#handle, value, fds, check), transfer))
+  }
+
+  /** As `send`, for one of several who get the same: nothing moves. */
+  #sendCopy(value, fds) {
+    if (this.#why !== null) throw this.#why
+    return this.#sent(movingBuffers((check) => native.channelPost(this.#handle, value, fds, check), NOTHING))
   }
 
   request(value, options) {
@@ -317,6 +327,27 @@ class Channel extends EventEmitter {
         report(error)
       }
     }
+  }
+
+  /** The process at the other end is gone: what it has said is told now, as far as somebody listens, and nothing after that. */
+  #finish() {
+    while (this.#why === null) {
+      let event = null
+      try {
+        event = this.#listens() ? native.channelNext(this.#handle) : native.channelOutcome(this.#handle)
+      } catch {
+        // The end, or no fds to receive more with.
+      }
+      if (event === null) break
+      try {
+        this.#dispatch(event)
+      } catch (error) {
+        report(error)
+      }
+    }
+    if (this.#why !== null) return
+    native.channelCloseNow(this.#handle)
+    this.#end(fail('PeerDied', 'worker has ended'))
   }
 
   #dispatch([kind, value, fds, id, failed]) {
@@ -536,4 +567,4 @@ class ChannelListener {
   }
 }
 
-module.exports = { Channel }
+module.exports = { Channel, opened, finished, sentCopy, checkSend }

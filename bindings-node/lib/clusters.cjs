@@ -11,6 +11,7 @@ const { OffloopError, fail, signalName, checkOptions, checkKnown } = require('./
 const { begin, end, newNote, onNote, offNote } = require('./completion.cjs')
 const { wrongType, texts, checkEnv, closeGrace } = require('./options.cjs')
 const { inherited } = require('./launch.cjs')
+const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
 
 /** What every worker in Node.js loads before its script. */
 const PRELOAD = path.join(__dirname, 'register.cjs')
@@ -80,11 +81,20 @@ function checkHeartbeat(heartbeat) {
   return { beat: interval, hang: timeout }
 }
 
+/** What of a worker's channel is an event of its cluster, once somebody listens for it. */
+const SAID = ['message', 'request']
+/** Whom a slot means while it has several processes: the last of these that one of them is. */
+const STANDING = ['draining', 'starting', 'unresponsive', 'ready']
+
+/** Why one worker does not get what others do. */
+const MISSES = ['Full', 'Closed', 'PeerDied'].map((kind) => fail(kind, '').code)
+
 /** One worker as its cluster sees it. */
 class ClusterWorker {
   /** `starting`, `ready`, `unresponsive`, `draining` or `exited`. */
   state = 'starting'
   #incarnation
+  #channel = null
   constructor(slot, generation, incarnation, pid) {
     this.slot = slot
     this.generation = generation
@@ -92,8 +102,27 @@ class ClusterWorker {
     this.#incarnation = incarnation
   }
 
+  /** Sends a message, which waits in this process where the worker has no room for it; false then. */
+  send(message, options) {
+    return ClusterWorker.channelOf(this).send(message, options)
+  }
+
+  /** The worker's reply, or its error. */
+  request(message, options) {
+    return ClusterWorker.channelOf(this).request(message, options)
+  }
+
   static incarnationOf(worker) {
     return worker.#incarnation
+  }
+
+  static channelOf(worker) {
+    if (worker.#channel === null) throw fail('NotFound', 'worker has no process', { slot: worker.slot })
+    return worker.#channel
+  }
+
+  static connect(worker, channel) {
+    worker.#channel = channel
   }
 }
 
@@ -136,6 +165,12 @@ class Cluster extends EventEmitter {
       ...checkHeartbeat(heartbeat),
     }
     native.clusterCheck(this.#options, this.#listen)
+    const changed = (name) => {
+      // Behind this turn's other listeners, so that none misses the first message.
+      if (SAID.includes(name)) queueMicrotask(() => this.#hear())
+    }
+    super.on('newListener', changed)
+    super.on('removeListener', changed)
   }
 
   /** Binds, starts the workers, and resolves when all are ready. */
@@ -222,11 +257,80 @@ class Cluster extends EventEmitter {
     return worker
   }
 
+  /** Its channel. That keeps nothing alive: the cluster does. */
+  #connect(worker, incarnation) {
+    const channel = opened(native.clusterChannel(this.#handle, worker.slot, worker.generation, incarnation)).unref()
+    channel.on('messageerror', (error) => this.emit('messageerror', worker, error))
+    channel.on('drain', () => this.emit('drain', worker))
+    ClusterWorker.connect(worker, channel)
+    this.#hearOf(worker)
+  }
+
+  #hear() {
+    for (const worker of this.#processes.values()) this.#hearOf(worker)
+  }
+
+  /** What nobody listens for waits in the channel, and holds the worker back. */
+  #hearOf(worker) {
+    const channel = ClusterWorker.channelOf(worker)
+    for (const name of SAID) {
+      const [wanted, heard] = [this.listenerCount(name) > 0, channel.listenerCount(name) > 0]
+      if (wanted && !heard) channel.on(name, (...said) => this.emit(name, worker, ...said))
+      else if (heard && !wanted) channel.removeAllListeners(name)
+    }
+  }
+
+  /** Whom a slot means: the ready worker that was started last, else one that starts, else one that drains. */
+  #at(slot) {
+    let found
+    for (const worker of this.#processes.values()) {
+      if (worker.slot === slot && (found === undefined || STANDING.indexOf(worker.state) >= STANDING.indexOf(found.state))) found = worker
+    }
+    if (found === undefined) throw fail('NotFound', 'slot has no worker', { slot })
+    return found
+  }
+
+  /** Sends a message to the worker of `slot`. False: it waits in this process until that one has room for it; `Full` when too much does. */
+  send(slot, message, options) {
+    this.#open()
+    return this.#at(slot).send(message, options)
+  }
+
+  /** Sends a copy of a message to every worker that lives; those that did not get it, and why. */
+  broadcast(message, options) {
+    this.#open()
+    const { transfer, fds } = checkSend(options)
+    if (transfer?.length > 0)
+      throw fail('Invalid', 'a buffer moves to one worker: a broadcast copies bytes only', { buffers: transfer.length })
+    const missed = []
+    for (const worker of this.#processes.values()) {
+      try {
+        sentCopy(ClusterWorker.channelOf(worker), message, fds)
+      } catch (error) {
+        // The message's own fault, and so everybody's.
+        if (!MISSES.includes(error.code)) throw error
+        missed.push({ worker, error })
+      }
+    }
+    return missed
+  }
+
+  /** The reply of the worker of `slot`, or its error. */
+  async request(slot, message, options) {
+    this.#open()
+    return this.#at(slot).request(message, options)
+  }
+
   #onEvent(what, rest) {
     switch (what) {
-      case 'fork':
+      case 'fork': {
+        const worker = this.#workerOf(rest)
+        this.#connect(worker, rest[2])
+        this.emit('fork', worker)
+        break
+      }
       case 'online':
-        this.emit(what, this.#workerOf(rest))
+        this.emit('online', this.#workerOf(rest))
         break
       case 'listening':
         this.emit('listening', this.#workerOf(rest), rest[4])
@@ -256,6 +360,8 @@ class Cluster extends EventEmitter {
       case 'exit': {
         const worker = this.#workerOf(rest)
         const [exitCode, number, cause, forced, oom, text, uptime] = rest.slice(4)
+        // What it has said comes before its end.
+        finished(ClusterWorker.channelOf(worker))
         worker.state = 'exited'
         this.#processes.delete(`${rest[0]}.${rest[2]}`)
         this.#show(worker.slot)

@@ -506,6 +506,11 @@ export interface ClusterWorker {
   readonly generation: number
   readonly pid: number
   readonly state: 'starting' | 'ready' | 'unresponsive' | 'draining' | 'exited'
+  /** Sends to this process, as `Channel.send` does. `ERR_OFFLOOP_CLOSED` or `ERR_OFFLOOP_PEER_DIED` once it has ended. */
+  send(message: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
+  /** The reply of this process, or its error. */
+  request(message: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
+  request(message: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
 }
 
 /** How a worker ended. */
@@ -564,6 +569,15 @@ export interface ClusterEvents {
   unresponsive: [worker: ClusterWorker, why: { cause: string }]
   responsive: [worker: ClusterWorker]
   exit: [worker: ClusterWorker, how: ClusterExit]
+  /**
+   * What a worker says, as of a `Channel`: `fds` are the receiver's to close. What it has said before its end comes before its `exit`, and nothing after that. While nobody listens for either,
+   * messages and requests wait, and hold their worker back.
+   */
+  message: [worker: ClusterWorker, message: any, fds: number[]]
+  request: [worker: ClusterWorker, request: ChannelRequest]
+  messageerror: [worker: ClusterWorker, error: unknown]
+  /** That worker has room again, after a `send` that returned false. */
+  drain: [worker: ClusterWorker]
   /** A process could not be started. */
   startError: [error: OffloopError]
   /** A slot that failed rests for so many ms before its next start. */
@@ -602,6 +616,19 @@ export class Cluster extends EventEmitter<ClusterEvents> implements AsyncDisposa
   stop(options?: { grace?: number | undefined }): Promise<void>
   /** Ends the worker of this slot with SIGKILL; another takes its place. */
   kill(slot: number): void
+  /**
+   * Sends a message to the worker of this slot: the ready one that was started last, else one that starts, else one that drains. False: the worker has not received what was sent before
+   * (64 KiB), and the message waits in this process, until `drain`. `ERR_OFFLOOP_FULL` when 16 MiB wait; `ERR_OFFLOOP_NOT_FOUND` for a slot without a worker, which it names.
+   */
+  send(slot: number, message: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
+  /** The reply of the worker of this slot, or its error. */
+  request(slot: number, message: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
+  request(slot: number, message: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
+  /**
+   * Sends a copy of a message to every worker that lives, those that start or drain included. Returns those that did not get it, and why: too much waits for them already, or they are
+   * about to end. The others did. A `TransferBuffer` in it is `ERR_OFFLOOP_INVALID`: it moves to one worker.
+   */
+  broadcast(message: unknown, options?: { fds?: SendOptions['fds'] } | null): { worker: ClusterWorker; error: OffloopError }[]
   /** The ready workers by slot. */
   readonly workers: ReadonlyMap<number, ClusterWorker>
   /** Where it listens. */

@@ -2,6 +2,7 @@
 // This process as the worker of a Cluster: its servers listen on the cluster's sockets, its event loop shows that it turns, and when it is to
 // leave its servers finish what they do. lib/clusters.cjs is the other side.
 
+const { EventEmitter, once } = require('node:events')
 const net = require('node:net')
 const { constants } = require('node:os')
 const path = require('node:path')
@@ -20,8 +21,14 @@ const servers = new Set()
 /** By address: the servers that have the sockets there, in their order. */
 const held = new Map()
 
-class ClusterMember {
+/** What of the channel is an event of the worker. */
+const SAID = ['message', 'request', 'messageerror']
+
+class ClusterMember extends EventEmitter {
   #handle
+  #channel = null
+  /** By name: what hands over the channel's events. */
+  #forwards = new Map()
   #ready = false
   #drains = null
   #callbacks = []
@@ -29,6 +36,7 @@ class ClusterMember {
   #errors = []
 
   constructor([handle, slot, generation, beat, fds]) {
+    super()
     this.#handle = handle
     /** Its place, from 0 on. */
     this.slot = slot
@@ -40,9 +48,52 @@ class ClusterMember {
     this.fds = fds
     // Twice as often as is looked at; it keeps no process alive.
     setInterval(() => native.memberBeat(handle), beat / 2).unref()
+    const changed = (name) => {
+      if (SAID.includes(name)) this.#hear(name)
+    }
+    super.on('newListener', (name) => queueMicrotask(() => changed(name)))
+    super.on('removeListener', changed)
     process.on('uncaughtExceptionMonitor', (error) => {
       if (process.listenerCount('uncaughtException') === 0) native.memberFail(handle, textOf(error))
     })
+  }
+
+  /** To the process of the cluster. It keeps this one alive while somebody listens for what comes on it. */
+  get channel() {
+    // Loaded by those that use it.
+    this.#channel ??= require('./channel.cjs').opened(native.memberChannel(this.#handle))
+    return this.#channel
+  }
+
+  /** Sends a message to the process of the cluster, which waits here where that has no room for it; false then. */
+  send(message, options) {
+    return this.channel.send(message, options)
+  }
+
+  /** Its reply, or its error. */
+  request(message, options) {
+    return this.channel.request(message, options)
+  }
+
+  #hear(name) {
+    const [wanted, heard] = [this.listenerCount(name) > 0, this.#forwards.has(name)]
+    if (wanted && !heard) {
+      const forward = (...said) => this.emit(name, ...said)
+      this.#forwards.set(name, forward)
+      this.channel.on(name, forward)
+    } else if (heard && !wanted) {
+      this.channel.removeListener(name, this.#forwards.get(name))
+      this.#forwards.delete(name)
+    }
+  }
+
+  /** What was sent is on its way, or there is nobody to send it to. */
+  async #sent() {
+    const channel = this.#channel
+    if (channel === null || channel.closed || channel.stats.queued === 0) return
+    const over = new AbortController()
+    await Promise.race(['drain', 'close'].map((name) => once(channel, name, { signal: over.signal })))
+    over.abort()
   }
 
   /** Says that it takes work. It is said by itself when the first server listens. */
@@ -112,7 +163,7 @@ class ClusterMember {
       })
       return
     }
-    await Promise.all([process.stdout, process.stderr].map(flushed))
+    await Promise.all([...[process.stdout, process.stderr].map(flushed), this.#sent()])
     process.exit()
   }
 }

@@ -1,3 +1,6 @@
+import type { EventEmitter } from 'node:events'
+import type { Channel, ChannelEvents, SendOptions, TransferBuffer, WaitOptions } from './index.js'
+
 export { move } from './index.js'
 
 /** What a function of a worker file may know of the task that it runs. */
@@ -23,7 +26,7 @@ export interface PoolWorker {
 }
 
 /** This process as the worker of a Cluster. Its servers listen on the cluster's sockets; when it is to leave they take no more connections, answer the next request on each that is open, and the process ends with the last. */
-export interface ClusterMember extends PoolWorker {
+export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEvents, 'message' | 'request' | 'messageerror'>> {
   /** Its place, from 0 on. */
   readonly slot: number
   /** The (re)load that it belongs to, from 1 on. */
@@ -36,6 +39,16 @@ export interface ClusterMember extends PoolWorker {
   ready(): void
   /** Calls `fn` when the worker is to finish; what it returns is waited for, within the cluster's `drainTimeout`. */
   onDrain(fn: () => unknown): void
+  /**
+   * To the process of the cluster. A listener for `message` or `request` of this worker, or of the channel, keeps the process alive until it is to leave; `channel.unref()` changes that. A
+   * worker that only listens for messages says `ready()` itself.
+   */
+  readonly channel: Channel
+  /** `channel.send`: false when the message waits here; `ERR_OFFLOOP_FULL` when 16 MiB do. */
+  send(message: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
+  /** `channel.request`: the reply, or the error, of the process of the cluster. */
+  request(message: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
+  request(message: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
 }
 
 /** This thread, or this process, as a worker; null elsewhere. */

@@ -78,7 +78,7 @@ fn accepting<'a>(call: &'a Call<'_>) -> JsResult<&'a Accepting> {
     }
 }
 
-fn give(call: &Call<'_>, channel: Channel) -> JsResult<Raw> {
+pub(crate) fn give(call: &Call<'_>, channel: Channel) -> JsResult<Raw> {
     let end = Rc::new(ChannelEnd { watch: RefCell::default(), channel: RefCell::new(Some(channel)) });
     let weak = Rc::downgrade(&end);
     leave_at_exit(weak);

@@ -1,11 +1,13 @@
 //! Clusters, and this process as the worker of one. lib/clusters.cjs and lib/member.cjs are the other side.
 
 use crate::buffer::{self, Handle};
+use crate::channel;
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::pool::{bad, count, duration, shown};
 use crate::process::texts;
 use crate::state::Told;
 use crate::value;
+use offloop::channel::Channel;
 use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::watch::Watch;
@@ -14,7 +16,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::IntoRawFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
@@ -97,13 +99,23 @@ fn failure(error: &Error) -> Vec<Value> {
     vec![int(error.status()), Value::from(error.to_string())]
 }
 
+/// Channels to workers of which JavaScript has not heard yet.
+type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
+
+/// What runs.
+struct Running {
+    cluster: Cluster,
+    told: Arc<Told>,
+    channels: Channels,
+}
+
 /// A cluster; none once it has ended, or before it was started.
-pub(crate) struct Clustered(RefCell<Option<(Cluster, Arc<Told>)>>);
+pub(crate) struct Clustered(RefCell<Option<Running>>);
 
 impl Drop for Clustered {
     /// With its environment, or with the collector: its workers finish as they would without their cluster's process.
     fn drop(&mut self) {
-        if let Some((cluster, _)) = self.0.get_mut() {
+        if let Some(Running { cluster, .. }) = self.0.get_mut() {
             let _ = cluster.stop(Duration::ZERO);
         }
     }
@@ -118,8 +130,8 @@ fn handle<'a>(call: &'a Call<'_>) -> JsResult<&'a Clustered> {
 
 fn cluster(call: &Call<'_>) -> JsResult<Cluster> {
     let cluster = handle(call)?.0.borrow();
-    let (cluster, _) = cluster.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the cluster has ended"))?;
-    Ok(cluster.clone())
+    let running = cluster.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the cluster has ended"))?;
+    Ok(running.cluster.clone())
 }
 
 /// What JavaScript calls the options of the supervisor.
@@ -200,17 +212,20 @@ pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let mut builder = options(env, call.arg(0))?;
     let told = Told::new(call.state, env.u32(call.arg(2))?);
-    builder = builder.on_event(listener(Arc::clone(&told)));
+    let channels = Channels::default();
+    let taken = Arc::clone(&channels);
+    let take = move |id, channel| drop(taken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, channel));
+    builder = builder.on_event(listener(Arc::clone(&told))).on_channel(take);
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
     let cluster = builder.build(command(env, [call.arg(3), call.arg(4), call.arg(5)])?)?;
-    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some((cluster, told))))))
+    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, channels })))))
 }
 
 /// `clusterEvents(cluster)`: what happened.
 pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
-    let events = handle(call)?.0.borrow().as_ref().map_or_else(Vec::new, |(_, told)| told.take());
+    let events = handle(call)?.0.borrow().as_ref().map_or_else(Vec::new, |running| running.told.take());
     value::to_js(call.env, call.state, Value::Array(events))
 }
 
@@ -236,11 +251,26 @@ pub(crate) fn stop(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
+fn worker_id(call: &Call<'_>) -> JsResult<WorkerId> {
+    let number = |i| call.env.u32(call.arg(i));
+    Ok(WorkerId { slot: number(1)?, generation: number(2)?, incarnation: number(3)?.into() })
+}
+
 /// `clusterKill(cluster, slot, generation, incarnation)`.
 pub(crate) fn kill(call: &Call<'_>) -> JsResult<Raw> {
-    let number = |i| call.env.u32(call.arg(i));
-    cluster(call)?.kill(WorkerId { slot: number(1)?, generation: number(2)?, incarnation: number(3)?.into() })?;
+    cluster(call)?.kill(worker_id(call)?)?;
     Ok(call.env.undefined())
+}
+
+/// `clusterChannel(cluster, slot, generation, incarnation)`: the handle of the channel to that worker, once, from its `fork` on.
+pub(crate) fn take_channel(call: &Call<'_>) -> JsResult<Raw> {
+    let id = worker_id(call)?;
+    let taken = {
+        let running = handle(call)?.0.borrow();
+        running.as_ref().and_then(|running| running.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id))
+    };
+    let taken = taken.ok_or_else(|| Error::new(ErrorKind::NotFound, "worker has no channel that was not taken").with("slot", id.slot))?;
+    channel::give(call, taken)
 }
 
 /// `clusterStats(cluster)`: pairs of name and value.
@@ -323,6 +353,11 @@ pub(crate) fn listen(call: &Call<'_>) -> JsResult<Raw> {
 fn with(call: &Call<'_>, act: impl FnOnce(&supervisor::Worker)) -> JsResult<Raw> {
     act(member(call)?.worker.supervisor());
     Ok(call.env.undefined())
+}
+
+/// `memberChannel(member)`: the handle of the channel to the cluster's process.
+pub(crate) fn member_channel(call: &Call<'_>) -> JsResult<Raw> {
+    channel::give(call, member(call)?.worker.channel()?)
 }
 
 /// `memberBeat(member)`.

@@ -1,5 +1,6 @@
 import {
   Channel,
+  Cluster,
   defaultPool,
   metrics,
   OffloopError,
@@ -192,3 +193,22 @@ const hook: TraceHook = async (task: TaskTrace) => void task
 new ThreadPool({ trace: hook })
 // @ts-expect-error a hook is a function
 new ThreadPool({ trace: 'console' })
+
+// Messages of clusters.
+const cluster = new Cluster({ exec: 'server.mjs' })
+cluster.on('message', (worker, message, fds) => {
+  const isSent: boolean = worker.send(message, { fds })
+  void isSent
+})
+cluster.on('request', (worker, request) => request.reply([worker.slot, request.value]))
+void cluster.request(0, { ask: 1 }, { timeout: 1000 })
+const missed: number[] = cluster.broadcast('all', { fds: [0] }).map(({ worker }) => worker.slot)
+void missed
+const member = currentWorker()
+if (member !== null && 'slot' in member) {
+  member.on('message', (message, fds: number[]) => member.send({ message, fds: fds.length }))
+  void member.request('who', { signal: AbortSignal.timeout(1) })
+  member.channel.unref()
+  // @ts-expect-error a worker has no slot to send to
+  member.send(0, 'text', [])
+}
