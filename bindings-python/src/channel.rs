@@ -162,7 +162,7 @@ fn bare<'py>(py: Python<'py>, kind: &str) -> PyResult<Bound<'py, PyTuple>> {
 /// One end of a channel.
 #[pyclass(name = "_Channel", module = "offloop", frozen, weakref)]
 pub(crate) struct PyChannel {
-    channel: Channel,
+    pub(crate) channel: Channel,
 }
 
 #[pymethods]
@@ -232,6 +232,18 @@ impl PyChannel {
         fds: Vec<Bound<'_, PyAny>>,
     ) -> PyResult<bool> {
         Parcel::with(value, &buffers, fds)?.send(|value, fds| self.channel.post(value, fds).map_err(|e| raise(py, &e)))
+    }
+
+    /// As `post`, for one of several who get the same: no buffer moves.
+    fn post_copy(&self, py: Python<'_>, value: &Bound<'_, PyAny>, fds: Vec<Bound<'_, PyAny>>) -> PyResult<bool> {
+        let parcel = Parcel::new(value, fds)?;
+        let buffers = parcel.owners.len();
+        parcel.send(|value, fds| {
+            if buffers > 0 {
+                return Err(invalid(py, "a buffer moves to one worker: a broadcast copies bytes only", "buffers", buffers));
+            }
+            self.channel.post(value, fds).map_err(|e| raise(py, &e))
+        })
     }
 
     fn reply(

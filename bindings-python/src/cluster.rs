@@ -1,15 +1,18 @@
 //! Clusters, and this process as the worker of one. offloop/_cluster.py and offloop/_member.py are the other side.
 
+use crate::channel::PyChannel;
 use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::{value, wait};
+use offloop::channel::Channel;
 use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
+use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList};
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{BorrowedFd, IntoRawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +37,8 @@ struct Heard {
     events: Vec<Said>,
     /// Of processes that have not ended.
     pids: HashMap<WorkerId, i32>,
+    /// To workers of which Python has not heard yet.
+    channels: HashMap<WorkerId, Channel>,
     over: bool,
 }
 
@@ -52,6 +57,13 @@ impl Told {
             heard.events.push(said);
             self.changed.notify_all();
         }
+    }
+
+    /// It is worth looking at what this worker says.
+    fn mail(&self, id: WorkerId) {
+        let values = vec![int(id.slot), int(id.generation), Value::Int(id.incarnation as i64)];
+        lock(&self.heard).events.push(Said { name: "mail", values, error: None });
+        self.changed.notify_all();
     }
 
     /// Waits until `done` holds, at most `timeout`; true if it does.
@@ -162,6 +174,8 @@ struct PyCluster {
     running: Mutex<Running>,
     /// Workers that were asked for last.
     scaling: AtomicUsize,
+    /// Of the channels that are looked at.
+    watches: Mutex<HashMap<WorkerId, Watch>>,
 }
 
 /// Program and arguments, variables that are added or, by None, removed, and a working directory.
@@ -231,7 +245,7 @@ impl PyCluster {
         let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
         checked.check().map_err(|e| raise(py, &renamed(&e)))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
-        Ok(PyCluster { workers, supervision, listen, running: Mutex::default(), scaling: AtomicUsize::new(0) })
+        Ok(PyCluster { workers, supervision, listen, running: Mutex::default(), scaling: AtomicUsize::new(0), watches: Mutex::default() })
     }
 
     /// Binds and starts; does not wait.
@@ -239,6 +253,8 @@ impl PyCluster {
         let told = Arc::new(Told::default());
         let own = Arc::clone(&told);
         let mut builder = Cluster::builder().supervision(self.supervision.clone()).on_event(move |event| own.hear(event));
+        let own = Arc::clone(&told);
+        builder = builder.on_channel(move |id, channel| drop(lock(&own.heard).channels.insert(id, channel)));
         if let Some(workers) = self.workers {
             builder = builder.workers(workers);
         }
@@ -336,6 +352,45 @@ impl PyCluster {
 
     fn kill(&self, py: Python<'_>, worker: (u32, u32, u64)) -> PyResult<()> {
         self.get(py)?.0.kill(worker_id(worker)).map_err(|e| raise(py, &e))
+    }
+
+    /// The channel to a worker, once, from its `fork` on.
+    fn channel(&self, py: Python<'_>, worker: (u32, u32, u64)) -> PyResult<PyChannel> {
+        let (_, told) = self.get(py)?;
+        let taken = lock(&told.heard).channels.remove(&worker_id(worker));
+        let none = || Error::new(ErrorKind::NotFound, "worker has no channel that was not taken").with("slot", worker.0);
+        Ok(PyChannel { channel: taken.ok_or_else(|| raise(py, &none()))? })
+    }
+
+    /// Tells `mail` of the worker, once, when it is worth looking at its channel.
+    fn watch(&self, py: Python<'_>, worker: (u32, u32, u64), channel: &PyChannel) -> PyResult<()> {
+        let (_, told) = self.get(py)?;
+        let id = worker_id(worker);
+        let mut watches = lock(&self.watches);
+        let watched = (|| {
+            if let Some(watch) = watches.get(&id) {
+                return watch.arm();
+            }
+            let fd = channel.channel.fd()?;
+            // SAFETY: the channel keeps it open for the call, which duplicates it.
+            let watch = Watch::new(unsafe { BorrowedFd::borrow_raw(fd) }, move || told.mail(id))?;
+            watch.arm()?;
+            watches.insert(id, watch);
+            Ok(())
+        })();
+        watched.map_err(|e| raise(py, &e))
+    }
+
+    /// Tells `mail` of the worker now.
+    fn look(&self, py: Python<'_>, worker: (u32, u32, u64)) -> PyResult<()> {
+        self.get(py)?.1.mail(worker_id(worker));
+        Ok(())
+    }
+
+    /// The worker has ended: nobody looks any more.
+    fn unwatch(&self, worker: (u32, u32, u64)) {
+        let watch = lock(&self.watches).remove(&worker_id(worker));
+        drop(watch);
     }
 
     /// Slot, generation, incarnation, pid and state of each slot that has a process.
@@ -438,6 +493,11 @@ impl PyMember {
     fn listen(&self, py: Python<'_>, address: &str, nth: u32, queue: Option<i32>) -> PyResult<(i32, String)> {
         let (fd, at) = wait::detached(py, || self.0.listen(address, nth, queue)).map_err(|e| raise(py, &e))?;
         Ok((fd.into_raw_fd(), at.to_string()))
+    }
+
+    /// The channel to the cluster's process.
+    fn channel(&self, py: Python<'_>) -> PyResult<PyChannel> {
+        Ok(PyChannel { channel: self.0.channel().map_err(|e| raise(py, &e))? })
     }
 
     fn beat(&self) {

@@ -13,18 +13,25 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native, _threads
-from ._native import ClosedError, ForkedError, InvalidError, NotFoundError, TimeoutError
+from ._channel import PAUSE, Channel, Message, _fds, _named
+from ._native import ClosedError, ForkedError, Full, InvalidError, NotFoundError, OffloopError, OsError, PeerDiedError, TimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
+    from ._native import TransferBuffer
+
     Path = str | os.PathLike[str]
+    Id = tuple[int, int, int]
 
 # What is told, of a worker and of the cluster; `Cluster.on` says with what.
 _OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "draining", "exit", "start_error")
-EVENTS = (*_OF_WORKERS, "back_off", "reloading", "rollback", "reload", "reload_failed", "degraded", "recovered", "stopped")
+EVENTS = (*_OF_WORKERS, "message", "back_off", "reloading", "rollback", "reload", "reload_failed", "degraded", "recovered", "stopped")
+# Messages of one worker before the next one's, and that event loops were given and have not taken.
+_TURN = 64
+_AHEAD = 256
 _STATES = {"ready": "ready", "responsive": "ready", "unresponsive": "unresponsive", "draining": "draining", "exit": "exited"}
 
 
@@ -176,6 +183,46 @@ def _heartbeat(heartbeat: Any) -> dict[str, Any]:
     return {"beat": heartbeat[0], "hang": heartbeat[1]}
 
 
+class _HostEnd(Channel):
+    """What is answered on it waits for nobody: a worker that does not receive must not hold up the cluster's thread."""
+
+    __slots__ = ("line",)
+
+    line: _Line
+
+    def _answer(self, number: int, failed: bool, value: Any, fds: Iterable[Any], timeout: float | None) -> None:
+        if not self._end.post_reply(number, failed, value, _fds(fds)):
+            self.line.watch()
+
+
+class _Line:
+    """The way to one worker's process."""
+
+    __slots__ = ("ahead", "channel", "cluster", "id", "lock", "stalled", "worker")
+
+    def __init__(self, cluster: _native._Cluster, worker: ClusterWorker) -> None:
+        self.cluster = cluster
+        self.worker = worker
+        self.id: Id = (worker.slot, worker.generation, worker.incarnation)
+        self.channel = _HostEnd(cluster.channel(self.id))
+        self.channel.line = self
+        self.lock = threading.Lock()
+        # Messages that event loops have not taken yet, and whether it is because of those that no more are received.
+        self.ahead = 0
+        self.stalled = False
+
+    def watch(self) -> None:
+        """The cluster's thread looks at it once something comes, or there is room for what waits."""
+        try:
+            self.cluster.watch(self.id, self.channel._end)
+        except OsError:
+            # Without fds or memory nothing can be received now, and nothing is lost.
+            threading.Timer(PAUSE, self.watch).start()
+        except OffloopError:
+            # It has ended.
+            pass
+
+
 class Cluster:
     """Runs `workers` copies of a server on the same sockets, keeps them alive, and reloads them without losing a request.
 
@@ -235,6 +282,9 @@ class Cluster:
         self._thread: threading.Thread | None = None
         self._listeners: dict[str, list[tuple[Callable[..., object], asyncio.AbstractEventLoop | None]]] = {}
         self._waits: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
+        # Every process that has not ended, in the order of their starts; changed by the cluster's thread alone.
+        self._lines: dict[Id, _Line] = {}
+        self._states: dict[Id, str] = {}
 
     def _check(self) -> _native._Cluster:
         if os.getpid() != self._pid:
@@ -293,7 +343,9 @@ class Cluster:
         """Calls `fn` whenever something happens: in the event loop that runs where `on` is called, or without one on the cluster's thread.
 
         With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why), `responsive`,
-        `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error). Of the cluster: `back_off` (slot, seconds),
+        `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
+        request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
+        `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back. Of the cluster: `back_off` (slot, seconds),
         `reloading` (generation), `rollback` and `reload_failed` (generation, error), `reload` (a ReloadReport), `degraded` (failures),
         `recovered`, `stopped`.
         """
@@ -306,10 +358,22 @@ class Cluster:
         except RuntimeError:
             loop = None
         self._listeners.setdefault(event, []).append((fn, loop))
+        if event == "message":
+            for line in list(self._lines.values()):
+                line.watch()
 
     def _hear(self) -> None:
         while (events := self._native.events()) is not None:
             for name, values, error in events:
+                if name == "mail":
+                    self._receive(tuple(values))
+                    continue
+                if name == "fork":
+                    self._connect(values)
+                elif name != "exit" and name in _STATES and (key := tuple(values[:3])) in self._states:
+                    self._states[key] = _STATES[name]
+                if name == "exit":
+                    self._disconnect(tuple(values[:3]))
                 self._tell(name, values, error)
             self._wake()
         self._last = ClusterStats(**self._native.stats())
@@ -321,6 +385,136 @@ class Cluster:
         for loop, future in list(self._waits):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future)
+
+    # ---- messages ----
+
+    def _connect(self, values: list[Any]) -> None:
+        slot, generation, incarnation, pid = values
+        worker = ClusterWorker(slot, generation, pid, "starting", incarnation)
+        line = _Line(self._native, worker)
+        self._states[line.id] = "starting"
+        self._lines = {**self._lines, line.id: line}
+        if self._listeners.get("message"):
+            line.watch()
+
+    def _disconnect(self, key: Any) -> None:
+        """The worker has ended: what it has said comes before that is told."""
+        line = self._lines[key]
+        self._native.unwatch(line.id)
+        with contextlib.suppress(OffloopError):
+            while self._listeners.get("message") and (event := line.channel._end.message()) is not None:
+                self._deliver(line, event)
+        self._lines = {id: other for id, other in self._lines.items() if other is not line}
+        del self._states[key]
+        line.channel.close(0)
+
+    def _receive(self, key: Any) -> None:
+        """Takes what a worker says, and sends what waits for room, for one turn."""
+        line = self._lines.get(key)
+        if line is None:
+            return
+        end, desk = line.channel._end, line.channel._desk
+        try:
+            while (event := end.outcome()) is not None:
+                if event[0] != "more":
+                    desk._place(event)
+            if self._listeners.get("message"):
+                for _ in range(_TURN):
+                    with line.lock:
+                        line.stalled = line.ahead >= _AHEAD
+                        if line.stalled:
+                            return
+                    if (event := end.message()) is None:
+                        break
+                    self._deliver(line, event)
+                else:
+                    self._native.look(line.id)
+                    return
+        except OsError:
+            # As of `watch`.
+            threading.Timer(PAUSE, line.watch).start()
+            return
+        except OffloopError as why:
+            desk._end(why)
+            return
+        line.watch()
+
+    def _deliver(self, line: _Line, event: _native._Event) -> None:
+        try:
+            message = line.channel._message(event)
+        except Exception:
+            logging.getLogger("concurrent.futures").exception("message of worker %r is lost", line.worker)
+            return
+        worker = line.worker._replace(state=self._states[line.id])
+        for fn, loop in list(self._listeners["message"]):
+            if loop is None:
+                _hand_over(fn, worker, message)
+                continue
+            with line.lock:
+                line.ahead += 1
+            try:
+                loop.call_soon_threadsafe(self._in_loop, line, fn, worker, message)
+            except RuntimeError:
+                # A loop that is closed hears nothing.
+                with line.lock:
+                    line.ahead -= 1
+
+    def _in_loop(self, line: _Line, fn: Callable[..., object], worker: ClusterWorker, message: Message) -> None:
+        with line.lock:
+            line.ahead -= 1
+            wakes = line.stalled and line.ahead < _AHEAD // 2
+            if wakes:
+                line.stalled = False
+        if wakes:
+            with contextlib.suppress(OffloopError):
+                self._native.look(line.id)
+        _hand_over(fn, worker, message)
+
+    def _at(self, slot: int) -> _Line:
+        """Whom a slot means: the ready worker that was started last, else one that starts, else one that drains."""
+        self._check()
+        lines = [line for line in self._lines.values() if line.worker.slot == slot]
+        if not lines:
+            raise NotFoundError(f"not found: slot has no worker (slot={slot!r})")
+        standing = ("draining", "starting", "unresponsive", "ready")
+        return max(lines, key=lambda line: (standing.index(self._states.get(line.id, "draining")), line.worker.incarnation))
+
+    def send(self, slot: int, message: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = ()) -> None:
+        """Sends a message to the worker of `slot`: the ready one that was started last, else one that starts, else one that drains.
+
+        TransferBuffers in it move, fds are duplicated. Does not wait: what the worker has no room for (it has not received the 64 KiB that were
+        sent before) is kept here, up to 16 MiB; then it is Full. NotFoundError for a slot without a worker, which it names.
+        """
+        line = self._at(slot)
+        if not line.channel._end.post(message, _named(buffers), _fds(fds)):
+            line.watch()
+
+    def broadcast(self, message: Any, fds: Iterable[Any] = ()) -> list[tuple[ClusterWorker, OffloopError]]:
+        """Sends a copy of a message to every worker that lives, those that start or drain included; does not wait.
+
+        Returns those that did not get it, and why: too much waits for them already (Full), or they are about to end. The others did. A
+        TransferBuffer in it is InvalidError: it moves to one worker.
+        """
+        self._check()
+        numbers = _fds(fds)
+        missed: list[tuple[ClusterWorker, OffloopError]] = []
+        for line in list(self._lines.values()):
+            try:
+                if not line.channel._end.post_copy(message, numbers):
+                    line.watch()
+            except (Full, ClosedError, PeerDiedError) as why:
+                missed.append((line.worker._replace(state=self._states.get(line.id, "exited")), why))
+        return missed
+
+    def request(self, slot: int, message: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False) -> Any:
+        """Asks the worker of `slot`, as `send` means it, and waits for its reply, which is returned, or raised if it failed."""
+        return self._at(slot).channel.request(message, timeout, fds=fds, with_fds=with_fds)
+
+    async def arequest(
+        self, slot: int, message: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False
+    ) -> Any:
+        """As `request`, for a coroutine. Cancelled, a later reply is dropped."""
+        return await self._at(slot).channel.arequest(message, timeout, fds=fds, with_fds=with_fds)
 
     def _tell(self, name: str, values: list[Any], error: BaseException | None) -> None:
         told = self._listeners.get(name)
@@ -512,6 +706,18 @@ class Cluster:
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _hand_over(fn: Callable[..., object], worker: ClusterWorker, message: Message) -> None:
+    try:
+        fn(worker, message)
+    except Exception as error:
+        if message.is_request:
+            # Whoever asked has it.
+            with contextlib.suppress(Exception):
+                message.fail(error)
+                return
+        logging.getLogger("concurrent.futures").exception("exception calling listener %r", fn)
 
 
 def _call(fn: Callable[..., object], args: list[Any]) -> None:

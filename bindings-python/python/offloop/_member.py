@@ -20,11 +20,15 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._channel import PAUSE, Channel, _fds, _in_loop, _named
 from ._hooks import after_import
-from ._native import InvalidError, NotFoundError
+from ._native import InUseError, InvalidError, NotFoundError, OsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from ._channel import Message
+    from ._native import TransferBuffer
 
 # Of core's environment, and what other programs know: these that a worker starts are nobody's workers.
 _VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -88,6 +92,8 @@ class Worker:
         self._is_ready = False
         # Ends the program when all is finished, where it has a way of its own.
         self._leave: Callable[[], object] | None = None
+        self._channel: Channel | None = None
+        self._hears: Callable[[Message], object] | None = None
 
     # ---- what scripts use ----
 
@@ -131,6 +137,50 @@ class Worker:
             raise InvalidError(f"invalid: option has the wrong type (option=fn, value={fn!r:.80}, want=a callable)")
         with self._lock:
             self._callbacks.append((fn, _running_loop()))
+
+    @property
+    def channel(self) -> Channel:
+        """To the process of the cluster: always the same one. It ends with PeerDiedError when that is gone."""
+        with self._lock:
+            if self._channel is None:
+                self._channel = Channel(self._native.channel())
+            return self._channel
+
+    def send(self, message: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = (), *, timeout: float | None = None) -> None:
+        """Sends a message to the process of the cluster; TransferBuffers in it move, fds are duplicated.
+
+        Waits for room, `timeout` seconds at most (default: for ever). In an event loop it does not wait: what there is no room for is kept here, up
+        to 16 MiB; then it is Full.
+        """
+        if not _in_loop():
+            self.channel.send(message, buffers, fds, timeout=timeout)
+        elif not self.channel._end.post(message, _named(buffers), _fds(fds)):
+            self.channel._desk.expect_room()
+
+    def request(self, message: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False) -> Any:
+        """Asks the process of the cluster, and waits for its reply, which is returned, or raised if it failed."""
+        return self.channel.request(message, timeout, fds=fds, with_fds=with_fds)
+
+    async def arequest(self, message: Any, timeout: float | None = None, *, fds: Iterable[Any] = (), with_fds: bool = False) -> Any:
+        """As `request`, for a coroutine. Cancelled, a later reply is dropped."""
+        return await self.channel.arequest(message, timeout, fds=fds, with_fds=with_fds)
+
+    def on_message(self, fn: Callable[[Message], object]) -> None:
+        """Calls `fn` with each Message of the process of the cluster, one after the other; a request is answered by its `reply` or `fail`, and
+        by what `fn` raises.
+
+        It is called in the event loop that runs where `on_message` is called, else in the one that this worker's servers run in, and on a
+        thread of its own where there is none. In an event loop it may be a coroutine function, which is waited for. It keeps no program alive: a
+        worker without a server waits on its main thread, and says `ready()`. InUseError the second time.
+        """
+        if not callable(fn):
+            raise InvalidError(f"invalid: option has the wrong type (option=fn, value={fn!r:.80}, want=a callable)")
+        channel = self.channel
+        with self._lock:
+            if self._hears is not None:
+                raise InUseError(f"in use: messages of the cluster have a listener already (fn={self._hears!r:.80})")
+            self._hears = fn
+        threading.Thread(target=_receive, args=(self, channel, fn, _running_loop()), name="offloop-mail", daemon=True).start()
 
     def serve(self, app: Any, **config: Any) -> None:
         """Runs an ASGI app with uvicorn on the cluster's sockets, until the worker is to leave and its last connection has ended.
@@ -343,6 +393,78 @@ def _called(fn: Callable[[], object], loop: asyncio.AbstractEventLoop | None) ->
             return done
     threading.Thread(target=in_thread, name="offloop-drain", daemon=True).start()
     return done
+
+
+# ---- messages ----
+
+
+def _receive(worker: Worker, channel: Channel, fn: Callable[[Message], object], own: asyncio.AbstractEventLoop | None) -> None:
+    """Takes messages, and lets each be heard before the next one: what nobody hears holds back who says it."""
+    while True:
+        try:
+            message = channel.recv()
+        except OsError:
+            # Without fds or memory nothing can be received now, and nothing is lost.
+            time.sleep(PAUSE)
+            continue
+        except Exception:
+            if channel.closed:
+                return
+            # One message that has no form here.
+            logging.getLogger("concurrent.futures").exception("message of the cluster is lost")
+            continue
+        loop = own or worker._loop
+        if loop is None or not loop.is_running() or not _heard_in(loop, fn, message):
+            _heard(fn, message, None)
+
+
+def _heard_in(loop: asyncio.AbstractEventLoop, fn: Callable[[Message], object], message: Message) -> bool:
+    done = threading.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def wait(result: Any) -> None:
+        try:
+            await result
+        except Exception as error:
+            _failed(fn, message, error)
+        finally:
+            done.set()
+
+    def call() -> None:
+        result = _heard(fn, message, loop)
+        if inspect.isawaitable(result):
+            tasks.append(loop.create_task(wait(result)))
+        else:
+            done.set()
+
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return False
+    # A loop that has ended meanwhile hears nothing more.
+    while not done.wait(1.0) and not loop.is_closed():
+        pass
+    return True
+
+
+def _heard(fn: Callable[[Message], object], message: Message, loop: asyncio.AbstractEventLoop | None) -> object:
+    try:
+        result = fn(message)
+        if loop is None and inspect.iscoroutine(result):
+            return asyncio.run(result)
+    except Exception as error:
+        _failed(fn, message, error)
+        return None
+    return result
+
+
+def _failed(fn: Callable[[Message], object], message: Message, error: Exception) -> None:
+    if message.is_request:
+        # Whoever asked has it.
+        with contextlib.suppress(Exception):
+            message.fail(error)
+            return
+    logging.getLogger("concurrent.futures").error("exception calling listener %r", fn, exc_info=error)
 
 
 # ---- sockets ----
