@@ -298,12 +298,21 @@ def pages(folder, _shown):
 
 
 def cluster_node(folder, _shown):
-    """A reload while a client asks loses nothing: neither on its kept connection nor on new ones."""
+    """A reload while a client asks loses nothing: neither on its kept connection nor on new ones, nor of what workers have said."""
     want = hashlib.pbkdf2_hmac("sha256", b"secret", b"salt", 150_000, 16).hex()
-    reloaded(folder, ["node", "examples/cluster-node/main.mjs"], "POST", "secret", lambda text: text.split()[0] == want)
+    hashes = []
+
+    def is_right(text):
+        hashes.append(text)
+        return text.split()[0] == want
+
+    def are_counted(client):
+        until("all are counted", lambda: ask(client, "GET", "/")[1] == f"{len(hashes)} hashes\n")
+
+    reloaded(folder, ["node", "examples/cluster-node/main.mjs"], "POST", "secret", is_right, then=are_counted)
 
 
-def reloaded(folder, command, method, body, is_right, port=None):
+def reloaded(folder, command, method, body, is_right, port=None, then=lambda client: None):
     env = environment(folder)
     env["PORT"] = port or env["PORT"]
     with running(command, folder, env) as process:
@@ -320,6 +329,7 @@ def reloaded(folder, command, method, body, is_right, port=None):
         process.send_signal(signal.SIGHUP)
         until("the new ones answer", all_new)
         assert seen == {"1", "2"}, seen
+        then(kept)
         # An idle connection would be waited for.
         kept.close()
     assert process.returncode == 0, process.returncode

@@ -5,6 +5,13 @@ import { Cluster } from 'offloop'
 const cluster = new Cluster({ exec: fileURLToPath(new URL('server.mjs', import.meta.url)), workers: 2 })
 cluster.on('exit', (worker, { text }) => text && console.error(`worker ${worker.slot}: ${text}`))
 
+// All workers count together: what each has done is said here, and who wants to know asks.
+let hashes = 0
+cluster.on('message', (_worker, { hashed }) => {
+  hashes += hashed
+})
+cluster.on('request', (_worker, request) => request.reply(hashes))
+
 process.on('SIGHUP', () =>
   cluster.reload().catch((error) => {
     // What did not come up; the workers of before go on. A reload that a stop overtakes is no failure.
