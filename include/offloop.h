@@ -190,6 +190,11 @@ enum {
 #define OFFLOOP_CLUSTER_STOPPED 11
 
 /**
+ * It is to be replaced, and goes on until its successor is there: `text` says why ("age", "memory", "requests").
+ */
+#define OFFLOOP_CLUSTER_EXPIRED 12
+
+/**
  * Most fds, those of buffers that move included, in one message.
  */
 #define OFFLOOP_CHANNEL_MAX_FDS 253
@@ -878,6 +883,18 @@ typedef struct {
    */
   int64_t hang_timeout_ns;
   /**
+   * A worker that was ready for so long, ±10 %, is replaced, its successor first: in nanoseconds, from 1 s. Default: none is.
+   */
+  int64_t max_age_ns;
+  /**
+   * So is one that has more memory, bytes of PSS, at three looks in a row, one a second: from 1 MiB. Default: none is.
+   */
+  int64_t max_memory;
+  /**
+   * So is one that has told of so many requests (offloop_worker_served), ±10 %. Default: none is.
+   */
+  int64_t max_requests;
+  /**
    * Added to the niceness of the workers. Default 0.
    */
   int32_t nice;
@@ -978,6 +995,10 @@ typedef struct {
    * Workers that did not finish in time.
    */
   uint64_t forced;
+  /**
+   * Workers that were to be replaced for their age, memory or requests.
+   */
+  uint64_t expired;
   /**
    * Times that a loop was found to show nothing.
    */
@@ -2081,6 +2102,11 @@ offloop_status offloop_worker_ready(void);
 offloop_status offloop_worker_beat(void);
 
 /**
+ * Counts requests that this worker has served, for the cluster's max_requests. Any thread may.
+ */
+offloop_status offloop_worker_served(uint64_t requests);
+
+/**
  * An fd that is readable from when this worker is to accept nothing more and to finish what it has, and for good: poll it, do not read or close it. -1 where no cluster has
  * started this process.
  */
@@ -2526,10 +2552,10 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
-  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_RELOAD_REPORT_INIT \
   { sizeof(offloop_reload_report), 0, 0, 0, 0 }

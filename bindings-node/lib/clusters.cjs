@@ -17,7 +17,7 @@ const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
 const PRELOAD = path.join(__dirname, 'register.cjs')
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
-const KNOWN = `${COMMAND.join(' ')} workers listen readyTimeout minReady drainTimeout killGrace heartbeat`
+const KNOWN = `${COMMAND.join(' ')} workers listen readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -148,7 +148,8 @@ class Cluster extends EventEmitter {
 
   constructor(options) {
     super()
-    const { workers, listen = [], readyTimeout, minReady, drainTimeout, killGrace, heartbeat, ...rest } = checkOptions(options)
+    const { workers, listen = [], readyTimeout, minReady, drainTimeout, killGrace, heartbeat, ...others } = checkOptions(options)
+    const { maxAge, maxMemory, maxRequests, ...rest } = others
     const { exec, args, execArgv, env, cwd, ...unknown } = rest
     checkKnown(unknown, KNOWN)
     this.#commands.set(1, { exec, args, execArgv, env, cwd })
@@ -162,6 +163,9 @@ class Cluster extends EventEmitter {
       minReady,
       drainTimeout,
       killGrace,
+      maxAge,
+      maxMemory,
+      maxRequests,
       ...checkHeartbeat(heartbeat),
     }
     native.clusterCheck(this.#options, this.#listen)
@@ -350,6 +354,9 @@ class Cluster extends EventEmitter {
         this.emit('unresponsive', worker, { cause: rest[4] })
         break
       }
+      case 'expired':
+        this.emit('expired', this.#workerOf(rest), { reason: rest[4] })
+        break
       case 'draining': {
         const worker = this.#workerOf(rest)
         worker.state = 'draining'

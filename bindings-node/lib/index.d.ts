@@ -496,6 +496,12 @@ export interface ClusterOptions extends ClusterCommand {
    * replaced. `false`: it may block for as long as it likes.
    */
   heartbeat?: { interval?: number | undefined; timeout?: number | undefined } | false | undefined
+  /** A worker that was ready for so long, ±10 %, is replaced, its successor first: at least 1,000. Default: none is. */
+  maxAge?: number | undefined
+  /** So is one that has more memory (bytes, PSS) at three looks in a row, one a second: at least 1 MiB. */
+  maxMemory?: number | undefined
+  /** So is one that has answered so many requests, ±10 %: those of HTTP, and what it says by `served`. */
+  maxRequests?: number | undefined
 }
 
 /** A worker of a cluster, as its cluster sees it. */
@@ -553,6 +559,8 @@ export interface ClusterStats {
   crashed: number
   oom: number
   forced: number
+  /** Workers that were to be replaced for their age, memory or requests. */
+  expired: number
   unresponsive: number
   reloads: number
   reloadsFailed: number
@@ -568,6 +576,8 @@ export interface ClusterEvents {
   /** Its loop has shown nothing for so long; it is ended, unless it goes on in time (`responsive`). `cause`: `blocked`, or `frozen` where the whole process stands still. */
   unresponsive: [worker: ClusterWorker, why: { cause: string }]
   responsive: [worker: ClusterWorker]
+  /** It is to be replaced, and goes on until its successor is there. */
+  expired: [worker: ClusterWorker, why: { reason: 'age' | 'memory' | 'requests' }]
   exit: [worker: ClusterWorker, how: ClusterExit]
   /**
    * What a worker says, as of a `Channel`: `fds` are the receiver's to close. What it has said before its end comes before its `exit`, and nothing after that. While nobody listens for either,

@@ -34,6 +34,8 @@ class ClusterMember extends EventEmitter {
   #callbacks = []
   /** What functions of `onDrain` have failed with. */
   #errors = []
+  /** Requests of which the cluster has not heard. */
+  #served = 0
 
   constructor([handle, slot, generation, beat, fds]) {
     super()
@@ -47,7 +49,12 @@ class ClusterMember extends EventEmitter {
     /** The sockets of the cluster's `listen`. */
     this.fds = fds
     // Twice as often as is looked at; it keeps no process alive.
-    setInterval(() => native.memberBeat(handle), beat / 2).unref()
+    setInterval(() => {
+      native.memberBeat(handle)
+      if (this.#served === 0) return
+      native.memberServed(handle, this.#served)
+      this.#served = 0
+    }, beat / 2).unref()
     const changed = (name) => {
       if (SAID.includes(name)) this.#hear(name)
     }
@@ -94,6 +101,12 @@ class ClusterMember extends EventEmitter {
     const over = new AbortController()
     await Promise.race(['drain', 'close'].map((name) => once(channel, name, { signal: over.signal })))
     over.abort()
+  }
+
+  /** Counts `n` requests for the cluster's `maxRequests`. Those of HTTP are counted by themselves. */
+  served(n = 1) {
+    if (!Number.isSafeInteger(n) || n < 0) throw fail('Invalid', 'requests are counted by whole numbers from 0 on', { n: String(n) })
+    this.#served += n
   }
 
   /** Says that it takes work. It is said by itself when the first server listens. */
@@ -208,8 +221,10 @@ function last({ httpVersionMajor }, response) {
 
 const SESSIONS = Symbol('offloop.sessions')
 
-/** Sessions of HTTP/2, which end with a GOAWAY. */
-function watchSessions(server) {
+/** Counts requests, and keeps sessions of HTTP/2, which end with a GOAWAY. */
+function watch(server) {
+  // Only of a server that has listeners: without one it answers otherwise.
+  for (const event of REQUESTS) if (server.listenerCount(event) > 0) server.on(event, () => member.served())
   server[SESSIONS] = new Set()
   server.on('session', (session) => {
     server[SESSIONS].add(session)
@@ -263,7 +278,7 @@ function patch() {
     if (!this._handle) return
     member.add(this)
     this.once('close', () => servers.delete(this))
-    if (this[SESSIONS] === undefined) watchSessions(this)
+    if (this[SESSIONS] === undefined) watch(this)
     this.once('listening', () => member.ready())
   }
 }

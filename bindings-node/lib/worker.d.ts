@@ -37,6 +37,8 @@ export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEven
   readonly draining: boolean
   /** Says that it takes work; the first server that listens says so, too. */
   ready(): void
+  /** Counts requests for the cluster's `maxRequests`; those of HTTP servers are counted by themselves. */
+  served(n?: number): void
   /** Calls `fn` when the worker is to finish; what it returns is waited for, within the cluster's `drainTimeout`. */
   onDrain(fn: () => unknown): void
   /**

@@ -43,6 +43,7 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
                 Of::Ready { worker, after } => of(&pids, "ready", worker, vec![ms(*after)]),
                 Of::Suspect { worker, cause } => of(&pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
                 Of::Resumed { worker } => of(&pids, "responsive", worker, vec![]),
+                Of::Expired { worker, why } => of(&pids, "expired", worker, vec![Value::from(why.name().to_owned())]),
                 Of::Draining { worker, cause } => of(&pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
                 Of::Exited { worker, cause, ended, forced, text, uptime } => {
                     let number = |n: Option<i32>| n.map_or(Value::Nil, int);
@@ -116,7 +117,7 @@ impl Drop for Clustered {
     /// With its environment, or with the collector: its workers finish as they would without their cluster's process.
     fn drop(&mut self) {
         if let Some(Running { cluster, .. }) = self.0.get_mut() {
-            let _ = cluster.stop(Duration::ZERO);
+            let _ = cluster.stop(Builder::default_supervision().orphan_grace);
         }
     }
 }
@@ -142,6 +143,9 @@ const NAMES: &[(&str, &str)] = &[
     ("kill_grace", "killGrace"),
     ("beat", "heartbeat.interval"),
     ("hang_timeout", "heartbeat.timeout"),
+    ("max_age", "maxAge"),
+    ("max_memory", "maxMemory"),
+    ("max_requests", "maxRequests"),
 ];
 
 /// The same error with the names that were given.
@@ -171,6 +175,9 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             "killGrace" => supervision.kill_grace = time("killGrace")?,
             "beat" => supervision.beat = time("heartbeat.interval")?,
             "hang" => supervision.hang_timeout = time("heartbeat.timeout")?,
+            "maxAge" => supervision.max_age = Some(time("maxAge")?),
+            "maxMemory" => supervision.max_memory = Some(count(env, value, "maxMemory")? as u64),
+            "maxRequests" => supervision.max_requests = Some(count(env, value, "maxRequests")? as u64),
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
@@ -288,6 +295,7 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
         ("crashed", total(s.exits.unasked())),
         ("oom", total(s.oom)),
         ("forced", total(s.forced)),
+        ("expired", total(s.expired.total())),
         ("unresponsive", total(s.suspected)),
         ("reloads", total(s.reloads)),
         ("reloadsFailed", total(s.reloads_failed)),
@@ -363,6 +371,12 @@ pub(crate) fn member_channel(call: &Call<'_>) -> JsResult<Raw> {
 /// `memberBeat(member)`.
 pub(crate) fn beat(call: &Call<'_>) -> JsResult<Raw> {
     with(call, supervisor::Worker::beat)
+}
+
+/// `memberServed(member, n)`.
+pub(crate) fn served(call: &Call<'_>) -> JsResult<Raw> {
+    let n = count(call.env, call.arg(1), "served")?;
+    with(call, |w| w.served(n as u64))
 }
 
 /// `memberReady(member)`.

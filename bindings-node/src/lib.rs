@@ -193,6 +193,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"memberListen", cluster::listen),
     (c"memberChannel", cluster::member_channel),
     (c"memberBeat", cluster::beat),
+    (c"memberServed", cluster::served),
     (c"memberReady", cluster::ready),
     (c"memberFail", cluster::fail),
     (c"memberDrained", cluster::drained),

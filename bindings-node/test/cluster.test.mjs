@@ -393,3 +393,46 @@ test('bad options are refused before anything starts', () => {
   }
   assert.throws(() => new Cluster({ exec }).stats, { code: 'ERR_OFFLOOP_CLOSED' })
 })
+
+test('a worker that has answered enough is replaced, and a client sees nothing of it', async (t) => {
+  const cluster = await open(t, { workers: 1, maxRequests: 100, heartbeat: { interval: 20, timeout: 10_000 } })
+  const port = portOf(cluster)
+  const [first] = pids(cluster)
+  const [expired, exited] = [once(cluster, 'expired'), once(cluster, 'exit')]
+  let over = false
+  const client = (async () => {
+    let asked = 0
+    for (; !over; asked++) assert.equal((await ask(port))[0], 'first 0')
+    return asked
+  })()
+  const [worker, why] = await expired
+  assert.deepEqual([worker.pid, why], [first, { reason: 'requests' }])
+  const [gone, { exitCode, cause, forced }] = await exited
+  assert.deepEqual([gone.pid, exitCode, cause, forced], [first, 0, 'retire', false])
+  over = true
+  assert.ok((await client) >= 90)
+  assert.notEqual(pids(cluster)[0], first)
+  assert.ok(cluster.stats.expired >= 1 && cluster.stats.crashed === 0)
+})
+
+test('a worker that is too old, or too big, is replaced', async (t) => {
+  for (const [limit, reason] of [
+    [{ maxAge: 1000 }, 'age'],
+    [{ maxMemory: 2 ** 20 }, 'memory'],
+  ]) {
+    const cluster = await open(t, { workers: 1, ...limit })
+    const [first] = pids(cluster)
+    const [worker, why] = await once(cluster, 'expired')
+    assert.deepEqual([worker.pid, why], [first, { reason }])
+    const [gone, { cause }] = await once(cluster, 'exit')
+    assert.deepEqual([gone.pid, cause], [first, 'retire'])
+    await cluster.stop({ grace: 0 })
+  }
+  for (const [option, least] of [
+    ['maxAge', 'min_ms=1000'],
+    ['maxMemory', 'min=1048576'],
+    ['maxRequests', 'min=1'],
+  ]) {
+    assert.throws(() => new Cluster({ exec: file('server.mjs'), [option]: 0 }), new RegExp(`option=${option}, value.*=0, ${least}`))
+  }
+})

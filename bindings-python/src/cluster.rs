@@ -97,6 +97,7 @@ impl Heard {
             Of::Ready { worker, after } => of(&self.pids, "ready", worker, vec![seconds(*after)]),
             Of::Suspect { worker, cause } => of(&self.pids, "unresponsive", worker, vec![text(cause.name())]),
             Of::Resumed { worker } => of(&self.pids, "responsive", worker, vec![]),
+            Of::Expired { worker, why } => of(&self.pids, "expired", worker, vec![text(why.name())]),
             Of::Draining { worker, cause } => of(&self.pids, "draining", worker, vec![text(cause.name())]),
             Of::Exited { worker, cause, ended, forced, text: why, uptime } => {
                 let number = |n: Option<i32>| n.map_or(Value::Nil, int);
@@ -150,15 +151,21 @@ fn renamed(error: &Error) -> Error {
     })
 }
 
-fn count(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    let py = value.py();
+/// From 0 on.
+fn whole(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
     if value.is_instance_of::<PyBool>() {
         return Err(wrong_type(name, value, "an integer"));
     }
     let n: i64 = number_option(name, value)?;
+    let low = || Error::invalid("option is out of range").with("option", name).with("value", n).with("min", 1);
+    u64::try_from(n).map_err(|_| raise(value.py(), &low()))
+}
+
+fn count(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let n = whole(name, value)?;
     usize::try_from(n).ok().filter(|n| (1..=supervisor::MAX_WORKERS).contains(n)).ok_or_else(|| {
         let error = Error::invalid("option is out of range").with("option", name).with("value", n);
-        raise(py, &error.with("min", 1).with("max", supervisor::MAX_WORKERS))
+        raise(value.py(), &error.with("min", 1).with("max", supervisor::MAX_WORKERS))
     })
 }
 
@@ -239,6 +246,9 @@ impl PyCluster {
                 "kill_grace" => supervision.kill_grace = time("kill_grace")?,
                 "beat" => supervision.beat = time("heartbeat[0]")?,
                 "hang" => supervision.hang_timeout = time("heartbeat[1]")?,
+                "max_age" => supervision.max_age = Some(time("max_age")?),
+                "max_memory" => supervision.max_memory = Some(whole("max_memory", &value)?),
+                "max_requests" => supervision.max_requests = Some(whole("max_requests", &value)?),
                 _ => return Err(raise(py, &Error::invalid("unknown option").with("option", key))),
             }
         }
@@ -418,6 +428,7 @@ impl PyCluster {
         d.set_item("crashed", s.exits.unasked())?;
         d.set_item("oom", s.oom)?;
         d.set_item("forced", s.forced)?;
+        d.set_item("expired", s.expired.total())?;
         d.set_item("unresponsive", s.suspected)?;
         d.set_item("reloads", s.reloads)?;
         d.set_item("reloads_failed", s.reloads_failed)?;
@@ -502,6 +513,10 @@ impl PyMember {
 
     fn beat(&self) {
         self.0.supervisor().beat();
+    }
+
+    fn served(&self, n: u64) {
+        self.0.supervisor().served(n);
     }
 
     fn ready(&self) {

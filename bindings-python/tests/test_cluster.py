@@ -318,6 +318,52 @@ def test_a_reload_while_reloading(server, port):
         assert isinstance(failed[0], offloop.ClosedError)
 
 
+COUNTS = """
+import http.server, os
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = str(os.getpid()).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_a_worker_that_has_answered_enough_is_replaced(server, port):
+    cluster = server(COUNTS, workers=1, max_requests=50, heartbeat=(0.02, 10.0))
+    heard = Heard(cluster, "expired", "exit")
+    with cluster:
+        pids = {get(port)}
+        while len(pids) < 2:
+            pids.add(get(port))
+        ((worker, why), *_), ((gone, how), *_) = heard.wait("expired"), heard.wait("exit")
+        assert (str(worker.pid) in pids, why) == (True, "requests")
+        assert (gone.pid, how.cause, how.exit_code, how.forced) == (worker.pid, "retire", 0, False)
+        assert cluster.stats.expired >= 1
+        assert cluster.stats.crashed == 0
+
+
+@pytest.mark.parametrize(("limit", "why"), [({"max_age": 1.0}, "age"), ({"max_memory": 1 << 20}, "memory")])
+def test_a_worker_that_is_too_old_or_too_big_is_replaced(server, limit, why):
+    cluster = server(workers=1, **limit)
+    heard = Heard(cluster, "expired", "exit")
+    with cluster:
+        (worker, reason), *_ = heard.wait("expired")
+        assert reason == why
+        (gone, how), *_ = heard.wait("exit")
+        assert (gone.pid, how.cause) == (worker.pid, "retire")
+
+
+@pytest.mark.parametrize(("option", "least"), [("max_age", "min_ms=1000"), ("max_memory", "min=1048576"), ("max_requests", "min=1")])
+def test_a_limit_that_is_too_low(write, option, least):
+    with pytest.raises(offloop.InvalidError, match=f"option={option}, value.*=0, {least}"):
+        Cluster(write("pass"), **{option: 0})
+
+
 def test_the_drain_waits_for_a_slow_request(server, port, tmp_path):
     cluster = server(workers=1)
     heard = Heard(cluster, "draining", "exit")

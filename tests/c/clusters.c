@@ -94,6 +94,7 @@ int member_child(const char *how) {
     if (connection < 0) continue;
     CHECK(write(connection, text, strlen(text)) > 0);
     close(connection);
+    OK(offloop_worker_served(1));
   }
   while (!atomic_load(&drained_calls)) usleep(1000);
   OK(offloop_worker_drained());
@@ -290,6 +291,29 @@ void clusters(void) {
   o.on_event = NULL;
   o.command = talks_path;
   messages(o);
+
+  /* A worker that has served enough is replaced, its successor first. */
+  memset(&heard, 0, sizeof heard);
+  o.command = by_path;
+  o.workers = 1;
+  o.on_event = hear;
+  o.on_message = NULL;
+  o.max_memory = 1000;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=max_memory, value=1000, min=1048576"));
+  o.max_memory = 0;
+  o.max_requests = 5;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_address(c, 0, address, sizeof address));
+  while (!atomic_load(&heard.seen[OFFLOOP_CLUSTER_EXIT])) ask(address, answer, sizeof answer);
+  OK(offloop_cluster_stats(c, &counts));
+  CHECK(counts.expired >= 1 && counts.crashed == 0 && counts.forced == 0);
+  CHECK(atomic_load(&heard.seen[OFFLOOP_CLUSTER_EXPIRED]) >= 1);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  offloop_cluster_free(c);
+  o.on_event = NULL;
+  o.max_requests = 0;
 
   /* A start that fails says why. */
   o.command = broken_path;

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Id = tuple[int, int, int]
 
 # What is told, of a worker and of the cluster; `Cluster.on` says with what.
-_OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "draining", "exit", "start_error")
+_OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "expired", "draining", "exit", "start_error")
 EVENTS = (*_OF_WORKERS, "message", "back_off", "reloading", "rollback", "reload", "reload_failed", "degraded", "recovered", "stopped")
 # Messages of one worker before the next one's, and that event loops were given and have not taken.
 _TURN = 64
@@ -91,6 +91,8 @@ class ClusterStats(NamedTuple):
     crashed: int
     oom: int
     forced: int
+    expired: int
+    """Workers that were to be replaced for their age, memory or requests."""
     unresponsive: int
     reloads: int
     reloads_failed: int
@@ -238,6 +240,9 @@ class Cluster:
     `drain_timeout` (default 30 s): what that one has to finish. `kill_grace` (default 2 s): from SIGTERM to SIGKILL after that.
     `heartbeat`: `(interval, timeout)`, default `(1.0, 10.0)` s: a worker whose event loop does not turn for `timeout` is replaced; at
     least four intervals. False: none is.
+    `max_age` (seconds, from 1), `max_memory` (bytes, PSS, at three looks in a row, one a second) and `max_requests` (those of ASGI and
+    `http.server`, and what a worker says by `served`): a worker that reaches one of them is replaced, its successor first; age and
+    requests ±10 %. Default: none is.
 
     What cannot be is InvalidError with the option, its value and its limits; a script that is not there is NotFoundError. In a forked child
     everything raises ForkedError.
@@ -257,6 +262,9 @@ class Cluster:
         drain_timeout: float = 30.0,
         kill_grace: float = 2.0,
         heartbeat: tuple[float, float] | bool | None = None,
+        max_age: float | None = None,
+        max_memory: int | None = None,
+        max_requests: int | None = None,
     ) -> None:
         # By generation: what runs, and what is to.
         self._commands = {1: _Command(exec, args, env, cwd)}
@@ -265,12 +273,14 @@ class Cluster:
             raise _wrong_type("workers", workers, "a number or 'auto'")
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
             raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
+        limits = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests}
         options = {
             "ready_timeout": ready_timeout,
             "min_ready": min_ready,
             "drain_timeout": drain_timeout,
             "kill_grace": kill_grace,
             **_heartbeat(heartbeat),
+            **{name: value for name, value in limits.items() if value is not None},
             **({} if workers in (None, "auto") else {"workers": workers}),
         }
         self._native = _native._Cluster(options, [_address(item) for item in listen])
@@ -343,7 +353,7 @@ class Cluster:
         """Calls `fn` whenever something happens: in the event loop that runs where `on` is called, or without one on the cluster's thread.
 
         With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why), `responsive`,
-        `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
+        `expired` (and why: `age`, `memory` or `requests`), `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
         request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
         `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back. Of the cluster: `back_off` (slot, seconds),
         `reloading` (generation), `rollback` and `reload_failed` (generation, error), `reload` (a ReloadReport), `degraded` (failures),

@@ -124,6 +124,12 @@ class Worker:
             # A turn later: what the program does now is a part of its start.
             loop.call_soon(self._native.ready)
 
+    def served(self, n: int = 1) -> None:
+        """Counts `n` requests for the cluster's `max_requests`. Those of ASGI servers and of `http.server` are counted by themselves."""
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise InvalidError(f"invalid: requests are counted by whole numbers from 0 on (n={n!r:.80})")
+        self._native.served(n)
+
     @property
     def draining(self) -> bool:
         """It is to finish what it has."""
@@ -730,6 +736,8 @@ def _closing(app: Any) -> Any:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
+        if _worker is not None:
+            _worker.served()
 
         async def sent(message: Any) -> None:
             if message["type"] == "http.response.start" and _worker is not None and _worker.draining:
@@ -744,7 +752,12 @@ def _closing(app: Any) -> Any:
 
 def _patch_http_server(module: types.ModuleType) -> None:
     handler: Any = module.BaseHTTPRequestHandler
-    end_headers = handler.end_headers
+    end_headers, parse_request = handler.end_headers, handler.parse_request
+
+    def counting(self: Any) -> Any:
+        if _worker is not None:
+            _worker.served()
+        return parse_request(self)
 
     def closing(self: Any) -> None:
         if _worker is not None and _worker.draining and not self.close_connection:
@@ -752,8 +765,8 @@ def _patch_http_server(module: types.ModuleType) -> None:
             self.send_header("Connection", "close")
         end_headers(self)
 
-    closing.__name__ = "end_headers"
-    handler.end_headers = closing
+    closing.__name__, counting.__name__ = "end_headers", "parse_request"
+    handler.end_headers, handler.parse_request = closing, counting
 
 
 # ---- a script ----

@@ -42,6 +42,9 @@ pub const OFFLOOP_CLUSTER_RECOVERED: i32 = 10;
 /// No process is left. The last event.
 pub const OFFLOOP_CLUSTER_STOPPED: i32 = 11;
 
+/// It is to be replaced, and goes on until its successor is there: `text` says why ("age", "memory", "requests").
+pub const OFFLOOP_CLUSTER_EXPIRED: i32 = 12;
+
 /// What happened in a cluster. It and its text are gone when the callback returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -106,6 +109,12 @@ pub struct offloop_cluster_options {
     pub beat_ns: i64,
     /// How long it may call it not before it is ended, in nanoseconds, at least four times beat_ns; below 0: for ever. Default 10 s.
     pub hang_timeout_ns: i64,
+    /// A worker that was ready for so long, ±10 %, is replaced, its successor first: in nanoseconds, from 1 s. Default: none is.
+    pub max_age_ns: i64,
+    /// So is one that has more memory, bytes of PSS, at three looks in a row, one a second: from 1 MiB. Default: none is.
+    pub max_memory: i64,
+    /// So is one that has told of so many requests (offloop_worker_served), ±10 %. Default: none is.
+    pub max_requests: i64,
     /// Added to the niceness of the workers. Default 0.
     pub nice: i32,
     /// 0.
@@ -153,6 +162,8 @@ pub struct offloop_cluster_counts {
     pub crashed: u64,
     /// Workers that did not finish in time.
     pub forced: u64,
+    /// Workers that were to be replaced for their age, memory or requests.
+    pub expired: u64,
     /// Times that a loop was found to show nothing.
     pub unresponsive: u64,
     /// Reloads that succeeded.
@@ -290,6 +301,10 @@ impl Teller {
                 Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
                 Of::Suspect { worker, .. } => of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker),
                 Of::Draining { worker, .. } => of(OFFLOOP_CLUSTER_DRAINING, worker),
+                Of::Expired { worker, why } => {
+                    text = Some(why.name().to_owned());
+                    of(OFFLOOP_CLUSTER_EXPIRED, worker)
+                }
                 Of::Exited { worker, ended, forced, text: words, .. } => {
                     text.clone_from(words);
                     offloop_cluster_event {
@@ -357,6 +372,9 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
                 ..0 => Duration::ZERO,
                 ns => time("hang_timeout_ns", ns, defaults.hang_timeout)?,
             },
+            max_age: duration("max_age_ns", o.max_age_ns)?,
+            max_memory: count("max_memory", o.max_memory)?.map(|n| n as u64),
+            max_requests: count("max_requests", o.max_requests)?.map(|n| n as u64),
             ..defaults
         };
         supervision.check()?;
@@ -602,6 +620,7 @@ pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, co
             spawned: s.spawned,
             crashed: s.exits.unasked(),
             forced: s.forced,
+            expired: s.expired.total(),
             unresponsive: s.suspected,
             reloads: s.reloads,
             reloads_failed: s.reloads_failed,

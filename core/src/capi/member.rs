@@ -107,6 +107,15 @@ pub extern "C" fn offloop_worker_beat() -> offloop_status {
     })
 }
 
+/// Counts requests that this worker has served, for the cluster's max_requests. Any thread may.
+#[unsafe(no_mangle)]
+pub extern "C" fn offloop_worker_served(requests: u64) -> offloop_status {
+    ffi::call(|| {
+        own()?.supervisor().served(requests);
+        Ok(())
+    })
+}
+
 /// An fd that is readable from when this worker is to accept nothing more and to finish what it has, and for good: poll it, do not read or close it. -1 where no cluster has
 /// started this process.
 #[unsafe(no_mangle)]

@@ -94,7 +94,7 @@ impl Shared {
     pub(super) fn new() -> Shared {
         Shared {
             orders: Mutex::default(),
-            board: Mutex::new(Board { scaling: 1, generation: 1, ..Board::default() }),
+            board: Mutex::new(Board { scaling: 1, generation: 1, stats: Stats { generation: 1, ..Stats::default() }, ..Board::default() }),
             changed: Condvar::new(),
         }
     }
@@ -533,7 +533,10 @@ impl Machine {
     fn publish(&mut self) {
         let mut board = lock(&self.shared.board);
         let (forked, zygotes) = self.forks.as_ref().map_or((0, 0), |forks| (forks.forked, forks.started));
-        board.stats = Stats { forked, zygotes, ..self.plan.stats() };
+        let stats = self.plan.stats();
+        // That a reload has succeeded is seen when the next one may begin: its event is still to be told.
+        let generation = if board.reloading { board.stats.generation } else { stats.generation };
+        board.stats = Stats { forked, zygotes, generation, ..stats };
         board.slots.clear();
         board.slots.extend(self.plan.states());
         board.scaling -= std::mem::take(&mut self.scaled);

@@ -378,6 +378,12 @@ pub struct Expiries {
 }
 
 impl Expiries {
+    /// All.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.age + self.memory + self.requests
+    }
+
     pub(super) fn of(&mut self, why: Expiry) -> &mut u64 {
         match why {
             Expiry::Age => &mut self.age,
