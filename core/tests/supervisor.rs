@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::ErrorKind;
-use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, WorkerId, worker};
+use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, WorkerId, Zygote, worker};
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::wire::supervisor::{ENV, parse_env, word};
 use std::collections::HashMap;
@@ -392,6 +392,29 @@ fn a_worker_that_does_not_become_ready_is_ended_in_time() {
         assert!(error.to_string().contains("not ready in time (boot_timeout_ms=200"), "{error}");
         w.stop(Duration::ZERO);
     }
+}
+
+#[test]
+fn a_program_that_knows_of_no_supervisor_is_ready_when_it_lasts_and_ends_by_sigterm() {
+    let _alone = alone();
+    let options = || quick().ready_after(ms(100)).hang_timeout(ms(200)).beat(ms(20));
+    for mode in ["plain", "closes"] {
+        let mut w = watch(options(), mode);
+        assert_eq!(w.ready(), id(0, 1), "{mode}");
+        // It shows no beat, for longer than anybody else may.
+        std::thread::sleep(ms(400));
+        w.supervisor.retire(0).unwrap();
+        let (worker, cause, ended, forced) = w.exited();
+        assert_eq!((worker, cause, ended.exit.signal, forced), (id(0, 1), Cause::Retire, Some(libc::SIGTERM), false), "{mode}");
+        w.stop(WATCHDOG);
+    }
+    // Who attaches says itself when it is ready.
+    let mut w = watch(options().boot_timeout(ms(300)), "never");
+    assert_eq!(w.exited().1, Cause::BootTimeout);
+    w.stop(Duration::ZERO);
+    let zygote = || Ok(Zygote { launch: Spec::new("/bin/true").into(), setup: Vec::new() });
+    let refused = options().zygote(zygote).build(|_| Ok(Spec::new("/bin/true").into())).unwrap_err();
+    assert!(refused.to_string().contains("option=ready_after"), "{refused}");
 }
 
 #[test]

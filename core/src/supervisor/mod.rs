@@ -142,6 +142,13 @@ impl Builder {
         self
     }
 
+    /// A worker that lives for so long without having attached is taken as ready, is not judged by beats, and is asked to finish by `SIGTERM`.
+    /// Default: none is.
+    pub fn ready_after(mut self, after: Duration) -> Builder {
+        self.options.ready_after = Some(after);
+        self
+    }
+
     /// Which workers leave first. Default: the youngest.
     pub fn scale_down(mut self, order: ScaleDown) -> Builder {
         self.options.scale_down = order;
@@ -173,6 +180,9 @@ impl Builder {
     /// `Invalid` for an option, `Os` when an fd or the thread cannot be made.
     pub fn build(self, launch: impl FnMut(WorkerId) -> Result<Launch> + Send + 'static) -> Result<Supervisor> {
         self.options.check()?;
+        if self.zygote.is_some() && self.options.ready_after.is_some() {
+            return Err(Error::invalid("forks of a zygote say themselves when they are ready").with("option", "ready_after"));
+        }
         let shared = Arc::new(Shared::new());
         let hub = driver::add(&self.options, Box::new(launch), self.zygote, self.listener, &shared)?;
         Ok(Supervisor(Arc::new(Handle { shared, hub, epoch: fork::epoch() })))

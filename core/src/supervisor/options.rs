@@ -41,6 +41,10 @@ macro_rules! durations {
             pub max_failures: Option<usize>,
             /// Sent to a suspect, whose runtime writes its stacks: 1 to 64. Default: none.
             pub dump_signal: Option<i32>,
+            /// A worker that lives for so long without having attached is taken as ready, is not judged by beats, and is asked to finish by `SIGTERM`: for
+            /// programs that know nothing of a supervisor. One that attaches later is judged by what it says from there on. 1 ms to `boot_timeout`. Default:
+            /// none is.
+            pub ready_after: Option<Duration>,
             /// Which workers leave first. Default: the youngest.
             pub scale_down: ScaleDown,
             /// A worker that was ready for so long, ±10 %, is replaced: at least 1 s. Default: none is.
@@ -59,6 +63,7 @@ macro_rules! durations {
                     max_starting: None,
                     max_failures: None,
                     dump_signal: None,
+                    ready_after: None,
                     scale_down: ScaleDown::Youngest,
                     max_age: None,
                     max_memory: None,
@@ -145,6 +150,10 @@ impl Options {
         if !self.hang_timeout.is_zero() {
             check_duration("hang_timeout", self.hang_timeout, self.beat * 4)?;
         }
+        if let Some(after) = self.ready_after {
+            check_duration("ready_after", after, ms(1))?;
+            check_duration("boot_timeout", self.boot_timeout, after)?;
+        }
         check_duration("max_back_off", self.max_back_off, self.back_off)?;
         if let Some(age) = self.max_age {
             check_duration("max_age", age, MIN_AGE)?;
@@ -190,6 +199,8 @@ mod tests {
         assert!(text(&|o| o.max_age = Some(ms(999))).contains("option=max_age, value_ms=999, min_ms=1000"));
         assert!(text(&|o| o.max_memory = Some(1 << 19)).contains("option=max_memory, value=524288, min=1048576"));
         assert!(text(&|o| o.max_requests = Some(0)).contains("option=max_requests, value=0, min=1"));
+        assert!(text(&|o| o.ready_after = Some(Duration::ZERO)).contains("option=ready_after, value_ms=0, min_ms=1"));
+        assert!(text(&|o| o.ready_after = Some(ms(30_001))).contains("option=boot_timeout, value_ms=30000, min_ms=30001"));
         let off = Options { hang_timeout: Duration::ZERO, ..Options::default() };
         off.check().expect("0 is off");
     }

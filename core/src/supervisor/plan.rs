@@ -12,6 +12,9 @@
 //!  QUARANTINED ── probe_interval, one slot at a time ──► SPAWNED
 //! ```
 //!
+//! With `ready_after` a process that lives for so long without a hello is READY: a *plain* one, whose program knows nothing of its supervisor. It is not
+//! judged by beats, and asked to finish by `SIGTERM`. A hello that comes later takes that back: from there on it is STARTING, with what is left of `boot_timeout`.
+//!
 //! A slot has one process, and a second one while it is being replaced: the successor starts first, then the predecessor drains. One
 //! slot at a time is replaced: `reload` has the order of a rolling reload.
 //!
@@ -99,6 +102,7 @@ struct Rules {
     max_starting: usize,
     max_failures: Option<usize>,
     dump_signal: Option<i32>,
+    ready_after: Option<u64>,
     scale_down: ScaleDown,
     max_age: Option<u64>,
     max_memory: Option<u64>,
@@ -148,6 +152,10 @@ struct Proc {
     heavy: u32,
     /// It is to be replaced.
     expired: bool,
+    /// It runs, and was not only asked for.
+    there: bool,
+    /// It is ready without having said so.
+    plain: bool,
 }
 
 impl Proc {
@@ -157,6 +165,11 @@ impl Proc {
 
     fn is_watched(&self) -> bool {
         matches!(self.state, State::Ready | State::Suspect)
+    }
+
+    /// Its beats count.
+    fn is_judged(&self) -> bool {
+        self.is_watched() && !self.plain
     }
 
     fn signal(&mut self, signal: i32, state: State, now: u64, rules: &Rules, out: &mut Vec<Action>) {
@@ -191,6 +204,7 @@ impl Proc {
                 self.cause = Some(cause);
                 self.deadline = Some(until);
                 out.push(Action::Drain(self.id));
+                out.extend(self.plain.then_some(Action::Signal(self.id, libc::SIGTERM)));
                 out.push(Action::Report(Event::Draining { worker: self.id, cause }));
             }
             _ => {
@@ -334,6 +348,7 @@ impl Plan {
                 max_starting: o.max_starting.unwrap_or(max_starting),
                 max_failures: o.max_failures,
                 dump_signal: o.dump_signal,
+                ready_after: o.ready_after.map(nanos),
                 scale_down: o.scale_down,
                 max_age: o.max_age.map(nanos),
                 max_memory: o.max_memory,
@@ -379,14 +394,19 @@ impl Plan {
             Input::StopNow => self.stop(None, out),
             Input::Spawned(worker, pid) => {
                 self.stats.spawned += 1;
+                if let Some(proc) = self.slots.get_mut(worker.slot as usize).and_then(|s| s.procs_mut().find(|p| p.id == worker)) {
+                    proc.there = true;
+                }
                 out.push(Action::Report(Event::Spawned { worker, pid }));
             }
             Input::SpawnFailed(id, error) => self.spawn_failed(id, error, out),
             Input::Hello(id) => {
-                if let Some((proc, _)) = self.proc(id)
-                    && proc.state == State::Spawned
+                if let Some((proc, rules)) = self.proc(id)
+                    && (proc.state == State::Spawned || (proc.plain && proc.state == State::Ready))
                 {
-                    proc.state = State::Starting;
+                    let left = rules.ready_after.map_or(0, |after| rules.boot.saturating_sub(after));
+                    proc.deadline = Some(proc.deadline.unwrap_or(now).saturating_add(left));
+                    (proc.state, proc.plain, proc.ready_at) = (State::Starting, false, None);
                     out.push(Action::Report(Event::Starting { worker: id }));
                 }
             }
@@ -454,9 +474,11 @@ impl Plan {
     fn watch_deadline(&self) -> Option<u64> {
         let procs = || self.slots.iter().flat_map(Slot::procs);
         let deadlines = procs().filter_map(|p| p.deadline);
-        let hangs = procs().filter(|p| self.rules.hang > 0 && p.state == State::Ready).map(|p| p.loop_at.saturating_add(self.rules.hang));
+        let hangs = procs()
+            .filter(|p| self.rules.hang > 0 && p.state == State::Ready && !p.plain)
+            .map(|p| p.loop_at.saturating_add(self.rules.hang));
         let is_polled = self.rules.hang > 0 || self.rules.max_requests.is_some();
-        let poll = (is_polled && procs().any(Proc::is_watched)).then_some(self.poll_at);
+        let poll = (is_polled && procs().any(Proc::is_judged)).then_some(self.poll_at);
         deadlines.chain(hangs).chain(poll).chain(self.expiry_deadline()).min()
     }
 
@@ -664,13 +686,19 @@ impl Plan {
     // ---- what a process does ----
 
     fn ready(&mut self, id: WorkerId, out: &mut Vec<Action>) {
-        let now = self.now;
-        let (random, rules) = (&mut self.random, &self.rules);
-        let (age, most) = (rules.max_age.map(|n| about(n, random)), rules.max_requests.map(|n| about(n, random)));
         let Some((proc, _)) = self.proc(id) else { return };
         if proc.state != State::Starting {
             return;
         }
+        self.take_as_ready(id, out);
+    }
+
+    fn take_as_ready(&mut self, id: WorkerId, out: &mut Vec<Action>) {
+        let now = self.now;
+        let (random, rules) = (&mut self.random, &self.rules);
+        let (age, most) = (rules.max_age.map(|n| about(n, random)), rules.max_requests.map(|n| about(n, random)));
+        let Some((proc, _)) = self.proc(id) else { return };
+        proc.plain = proc.state == State::Spawned;
         proc.state = State::Ready;
         proc.deadline = None;
         (proc.ready_at, proc.loop_at, proc.native_at) = (Some(now), now, now);
@@ -913,10 +941,11 @@ impl Plan {
         if self.poll_at <= now {
             self.poll_at = now.saturating_add(self.rules.beat);
         }
+        let mut plain = Vec::new();
         for proc in self.slots.iter_mut().flat_map(Slot::procs_mut) {
             let rules = &self.rules;
             let quiet = now.saturating_sub(proc.loop_at);
-            if proc.state == State::Ready && rules.hang > 0 && quiet >= rules.hang {
+            if proc.state == State::Ready && !proc.plain && rules.hang > 0 && quiet >= rules.hang {
                 let fresh = now.saturating_sub(proc.native_at) < rules.hang / 2;
                 let cause = if fresh { Cause::Blocked } else { Cause::Frozen };
                 (proc.state, proc.cause) = (State::Suspect, Some(cause));
@@ -929,6 +958,8 @@ impl Plan {
                 continue;
             }
             match proc.state {
+                // It has had its time to say hello, and lives.
+                State::Spawned if proc.there && rules.ready_after.is_some() => plain.push(proc.id),
                 State::Spawned | State::Starting => {
                     proc.cause = Some(Cause::BootTimeout);
                     proc.terminate(now, rules, out);
@@ -941,6 +972,9 @@ impl Plan {
                 State::Aborting | State::Killing => proc.signal(libc::SIGKILL, State::Killing, now, rules, out),
                 _ => proc.deadline = None,
             }
+        }
+        for id in plain {
+            self.take_as_ready(id, out);
         }
         if self.probation().any(|at| at <= now) {
             self.recover(out);
@@ -1098,7 +1132,7 @@ impl Plan {
             state: State::Spawned,
             spawned_at: self.now,
             ready_at: None,
-            deadline: Some(self.now.saturating_add(self.rules.boot)),
+            deadline: Some(self.now.saturating_add(self.rules.ready_after.unwrap_or(self.rules.boot))),
             loop_beat: 0,
             loop_at: self.now,
             native_beat: 0,
@@ -1112,6 +1146,8 @@ impl Plan {
             served: 0,
             heavy: 0,
             expired: false,
+            there: false,
+            plain: false,
         }
     }
 

@@ -1062,3 +1062,79 @@ fn too_many_failures_take_a_reload_back() {
     let out = s.exit(id(2, 1));
     assert!(reports(&out).iter().any(|e| matches!(e, Event::RollingBack { generation: 2, .. })), "{out:?}");
 }
+
+fn plain() -> Options {
+    Options { ready_after: Some(Duration::from_secs(1)), ..Options::default() }
+}
+
+#[test]
+fn who_says_nothing_is_ready_after_a_while_is_not_judged_and_is_asked_to_finish_by_a_signal() {
+    let mut s = Story::with(&plain(), 8);
+    s.tell(Input::Scale(1));
+    assert_eq!(s.until(999), []);
+    let out = s.until(1000);
+    assert_eq!(reports(&out), [Event::Ready { worker: id(0, 1), after: Duration::from_secs(1) }]);
+    assert_eq!((s.state(0), s.plan.stats().ready), (State::Ready, 1));
+    assert_eq!(s.plan.next_deadline(), None, "nothing is looked at");
+    assert_eq!(s.until(100_000), []);
+    let out = s.tell(Input::Stop(30_000 * MS));
+    assert_eq!(deeds(&out), [Drain(0, 1), Signal(0, libc::SIGTERM)]);
+    assert_eq!(reports(&out), [Event::Draining { worker: id(0, 1), cause: Cause::Stop }]);
+    assert_eq!(s.until(129_999), []);
+    assert_eq!(deeds(&s.until(130_000)), [Signal(0, libc::SIGTERM)]);
+    assert_eq!(deeds(&s.until(132_000)), [Signal(0, libc::SIGKILL)]);
+    s.exit(id(0, 1));
+    assert_eq!((s.plan.stats().forced, s.plan.stats().exits.stop), (1, 1));
+}
+
+#[test]
+fn who_ends_before_that_has_failed_to_start() {
+    let mut s = Story::with(&plain(), 8);
+    s.tell(Input::Scale(1));
+    s.until(900);
+    let out = s.exit(id(0, 1));
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Exited { cause: Cause::Boot, uptime: None, .. })), "{out:?}");
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::StartFailed { .. })), "{out:?}");
+}
+
+#[test]
+fn who_attaches_is_judged_by_what_it_says_also_when_that_comes_late() {
+    let mut s = Story::with(&plain(), 8);
+    s.tell(Input::Scale(2));
+    s.until(500);
+    s.tell(Input::Hello(id(0, 1)));
+    s.until(1000);
+    assert_eq!((s.state(0), s.state(1)), (State::Starting, State::Ready));
+    s.now = 4000;
+    assert_eq!(reports(&s.tell(Input::Hello(id(1, 1)))), [Event::Starting { worker: id(1, 1) }]);
+    assert_eq!((s.state(1), s.plan.stats().ready), (State::Starting, 0));
+    // One has its 30 s, the other what is left of them.
+    assert_eq!(deeds(&s.until(29_999)), []);
+    assert_eq!(deeds(&s.until(30_000)), [Signal(0, libc::SIGTERM)]);
+    assert_eq!(reports(&s.tell(Input::Ready(id(1, 1)))), [Event::Ready { worker: id(1, 1), after: Duration::from_secs(30) }]);
+    s.until(39_999);
+    let out = s.until(40_000);
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::Suspect { worker, .. } if *worker == id(1, 1))), "{out:?}");
+    let out = s.tell(Input::Stop(MS));
+    assert!(deeds(&out).contains(&Drain(1, 1)) && !deeds(&out).contains(&Signal(1, libc::SIGTERM)), "{out:?}");
+}
+
+#[test]
+fn a_reload_of_those_who_say_nothing_waits_until_they_have_lasted() {
+    let options = Options { min_ready: Duration::from_secs(1), ..plain() };
+    let mut s = Story::with(&options, 8);
+    s.tell(Input::Scale(1));
+    s.until(1000);
+    assert_eq!(deeds(&s.tell(Input::Reload(2))), [Spawn(0, 2)]);
+    assert_eq!(deeds(&s.until(2999)), []);
+    assert_eq!(deeds(&s.until(3000)), [Drain(0, 1), Signal(0, libc::SIGTERM)]);
+    assert!(reports(&s.exit(id(0, 1))).iter().any(|e| matches!(e, Event::Reloaded(_))));
+    // One that attaches late proves itself anew.
+    s.tell(Input::Reload(3));
+    s.until(4500);
+    s.tell(Input::Hello(of(0, 3, 3)));
+    assert_eq!(deeds(&s.until(6000)), []);
+    s.tell(Input::Ready(of(0, 3, 3)));
+    assert_eq!(deeds(&s.until(6999)), []);
+    assert_eq!(deeds(&s.until(7000)), [Drain(0, 2), Signal(0, libc::SIGTERM)]);
+}

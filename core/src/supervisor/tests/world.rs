@@ -43,6 +43,10 @@ struct Model {
     /// By then a signal has to come.
     judged_by: Option<u64>,
     ready_at: u64,
+    /// Who says nothing may be taken as ready from then on.
+    plain_at: Option<u64>,
+    /// It was, and said hello later.
+    taken_back: bool,
 }
 
 impl Model {
@@ -157,6 +161,9 @@ struct Figures {
     reloaded: u64,
     rolled_back: u64,
     reload_failed: u64,
+    /// Workers that were taken as ready, and those of them that said hello later.
+    plain: u64,
+    taken_back: u64,
     /// Slots that were left with the new generation.
     stuck: u64,
     /// Owner's releases of a live worker, of one that had ended, and of one whose slot had another or was not wanted.
@@ -172,8 +179,13 @@ struct Figures {
 impl World {
     fn new(seed: u64, verbose: bool) -> World {
         let mut random = Random::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let forks = [0, 50, 100][random.below(3) as usize];
+        // What a zygote forks says hello.
+        let ready_after =
+            [None, Some(Duration::from_millis(150)), Some(Duration::from_secs(1))][random.below(3) as usize].filter(|_| forks == 0);
         let mut pick = |list: &[u64]| Duration::from_nanos(list[random.below(list.len() as u64) as usize]);
         let options = Options {
+            ready_after,
             beat: pick(&[100 * MS, SECOND]),
             hang_timeout: pick(&[0, 4 * SECOND, 10 * SECOND]),
             boot_timeout: pick(&[2 * SECOND, 30 * SECOND]),
@@ -193,7 +205,6 @@ impl World {
         // From a world in which little goes wrong to one in which everything does.
         let temper = random.below(10);
         let spawn_fails = if random.below(4) == 0 { random.below(100) } else { random.below(3) };
-        let forks = [0, 50, 100][random.below(3) as usize];
         World {
             seed,
             random,
@@ -280,7 +291,8 @@ impl World {
         let clock = self.now - self.suspended;
         let hello = self.between(MS, 300 * MS);
         let ready = hello + self.between(0, 2 * SECOND);
-        if !self.rare(15) {
+        let plain = self.options.ready_after.is_some() && self.chance(40);
+        if !plain && !self.rare(15) {
             self.at(hello, What::Hello(id));
         }
         if !self.rare(10) {
@@ -314,7 +326,8 @@ impl World {
             goes_on = if self.chance(70) { loop_stops + hang + self.between(0, 3 * SECOND) } else { u64::MAX };
         }
         let drains_in = (!self.rare(15)).then(|| self.between(MS, 6 * SECOND));
-        let judged_by = self.procs.get(&id).map_or(Some(self.now + nanos(self.options.boot_timeout)), |asked| asked.judged_by);
+        let first = nanos(self.options.ready_after.unwrap_or(self.options.boot_timeout));
+        let judged_by = self.procs.get(&id).map_or(Some(self.now + first), |asked| asked.judged_by);
         let model = Model {
             asked: false,
             alive: true,
@@ -333,6 +346,8 @@ impl World {
             ignores: [self.rare(15), self.rare(15)],
             judged_by,
             ready_at: 0,
+            plain_at: self.options.ready_after.map(|after| self.now + nanos(after)),
+            taken_back: false,
         };
         self.procs.insert(id, model);
     }
@@ -357,6 +372,8 @@ impl World {
             ignores: [false; 2],
             judged_by: Some(self.now + nanos(self.options.boot_timeout)),
             ready_at: 0,
+            plain_at: None,
+            taken_back: false,
         };
         self.procs.insert(id, model);
         // At times it hangs, and never answers.
@@ -530,6 +547,11 @@ impl World {
         }
     }
 
+    /// It was taken as ready, and has said nothing.
+    fn is_plain(&self, id: WorkerId) -> bool {
+        self.procs.get(&id).is_some_and(|m| m.ready && m.plain_at.is_some())
+    }
+
     fn stop_all(&mut self) {
         let grace = [0, SECOND, 10 * SECOND][self.random.below(3) as usize];
         self.note(|| format!("stop within {} ms", grace / MS));
@@ -654,7 +676,8 @@ impl World {
                 let Some(model) = self.procs.get_mut(&id) else { return self.must(false, || format!("{id} drains, who is gone")) };
                 let (ready, after, says) = (model.ready, model.drains_in, model.says_drained);
                 self.must(ready, || format!("{id} drains without having been ready"));
-                if let Some(after) = after {
+                let plain = self.is_plain(id);
+                if let Some(after) = after.filter(|_| !plain) {
                     if says {
                         self.at(after / 2, What::Drained(id));
                     }
@@ -742,9 +765,18 @@ impl World {
         let clock = self.now - self.suspended;
         let kill_grace = nanos(self.options.kill_grace);
         let now = self.now;
+        let drains = self.is_plain(id) && self.plan.procs().any(|(other, state)| other == id && state == State::Draining);
         let Some(model) = self.procs.get_mut(&id) else { return self.must(false, || format!("{id} is signalled, who is gone")) };
         let before = model.signalled.replace(signal);
         let frozen = model.native_stops <= clock && model.goes_on > clock;
+        if signal == libc::SIGTERM && drains && !model.draining {
+            // How a plain one is asked to finish.
+            model.signalled = before;
+            if let Some(after) = model.drains_in.filter(|_| !model.ignores[0] && !frozen) {
+                self.at(after, What::Die(id, 0, 0));
+            }
+            return;
+        }
         model.judged_by = (signal != libc::SIGKILL).then_some(now + kill_grace);
         let dies = match signal {
             libc::SIGTERM => !model.ignores[0] && !frozen,
@@ -765,13 +797,23 @@ impl World {
             self.must(!self.gone.contains(&id) || matches!(event, Event::SpawnFailed { .. }), || format!("{event:?} of one who is gone"));
         }
         match event {
-            Event::Starting { worker } => self.must(self.procs[&worker].said_hello, || format!("{worker} has not said hello")),
+            Event::Starting { worker } => {
+                let left = self.options.ready_after.map_or(0, |after| nanos(self.options.boot_timeout) - nanos(after));
+                let model = self.procs.get_mut(&worker).expect("it is not gone");
+                let (said, was_ready) = (model.said_hello, std::mem::take(&mut model.ready));
+                (model.judged_by, model.plain_at) = (Some(model.judged_by.unwrap_or(now) + left), None);
+                model.taken_back |= was_ready;
+                self.figures.taken_back += u64::from(was_ready);
+                self.must(said, || format!("{worker} has not said hello"));
+            }
             Event::Ready { worker, .. } => {
                 self.figures.ready += 1;
                 self.ever_ready = true;
                 self.were_ready.insert(worker);
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
-                let (may, twice) = (model.said_hello && model.said_ready, model.ready);
+                let plain = model.plain_at.is_some_and(|at| at <= now);
+                self.figures.plain += u64::from(plain);
+                let (may, twice) = ((model.said_hello && model.said_ready) || plain, model.ready);
                 model.ready = true;
                 (model.judged_by, model.ready_at) = (None, now);
                 self.must(may && !twice, || format!("{worker} is routed too early or twice"));
@@ -783,6 +825,7 @@ impl World {
                 model.judged_by = Some(now + nanos(self.options.abort_grace));
                 let (healthy, stops, both, begins) = (model.is_healthy(), model.loop_stops, model.native_stops != u64::MAX, model.ready_at);
                 self.must(!healthy, || format!("{worker} is suspected, whose loop turns"));
+                self.must(!self.is_plain(worker), || format!("{worker} is suspected, of whom nothing is known"));
                 let undisturbed = self.disturbed_at < stops.saturating_add(self.suspended).min(begins);
                 let right = cause == if both { Cause::Frozen } else { Cause::Blocked };
                 self.must(right || !undisturbed, || format!("{worker} is taken for {cause:?}"));
@@ -987,7 +1030,8 @@ impl World {
         let doubles = per_slot.values().filter(|n| **n > 1).count();
         self.must(doubles <= 1 && per_slot.values().all(|n| *n <= 2), || format!("processes of slots: {per_slot:?}"));
         let starting = known.iter().filter(|(_, s)| matches!(s, State::Spawned | State::Starting)).count();
-        self.must(starting <= self.max_starting, || format!("{starting} start at once"));
+        let back = known.iter().filter(|(id, s)| *s == State::Starting && self.procs[id].taken_back).count();
+        self.must(starting <= self.max_starting + back, || format!("{starting} start at once"));
         for (id, state) in &known {
             let model = &self.procs[id];
             self.must(!matches!(state, State::Ready | State::Suspect) || (model.ready && !model.draining), || format!("{id} is {state:?}"));
@@ -1003,7 +1047,7 @@ impl World {
                 State::Quarantined => self.must(self.degraded, || format!("slot {} is quarantined for nothing", id.slot)),
                 State::BackOff => {
                     let waits = until > now && until <= now + cap + cap / 5;
-                    self.must(waits || starting == self.max_starting, || format!("slot {} is forgotten", id.slot));
+                    self.must(waits || starting >= self.max_starting, || format!("slot {} is forgotten", id.slot));
                     let owed = self.owed.contains(&id.slot) && until > now;
                     self.must(!owed, || format!("slot {} rests for nobody's fault", id.slot));
                 }
@@ -1040,7 +1084,12 @@ impl World {
                 self.must(!old || self.expired.contains(id), || format!("{id} is too old: {model:?}"));
             }
             let hang = nanos(self.options.hang_timeout);
-            let hung = model.ready && !model.draining && !model.suspected && model.signalled.is_none() && model.goes_on == u64::MAX;
+            let hung = model.ready
+                && model.plain_at.is_none()
+                && !model.draining
+                && !model.suspected
+                && model.signalled.is_none()
+                && model.goes_on == u64::MAX;
             let stops = model.loop_stops.saturating_add(self.suspended).max(model.ready_at);
             if hang > 0 && hung && model.loop_stops < u64::MAX - 1 && self.disturbed_at < stops {
                 let by = stops.saturating_add(hang + nanos(self.options.beat) + MS);
@@ -1165,6 +1214,8 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.reloaded += f.reloaded;
         sum.rolled_back += f.rolled_back;
         sum.reload_failed += f.reload_failed;
+        sum.plain += f.plain;
+        sum.taken_back += f.taken_back;
         sum.stuck += f.stuck;
         sum.released += f.released;
         sum.released_dead += f.released_dead;
@@ -1177,7 +1228,7 @@ fn in_every_world_the_invariants_hold_after_each_step() {
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
     let Figures { answered, cancelled, boot_cancelled, .. } = sum;
     let Figures { skipped, spawn_failed, start_failed, retire_failed, released, released_dead, released_late, stopped, late, .. } = sum;
-    let Figures { reloaded, rolled_back, reload_failed, stuck, .. } = sum;
+    let Figures { reloaded, rolled_back, reload_failed, plain, taken_back, stuck, .. } = sum;
     let each = [
         steps,
         ready,
@@ -1199,6 +1250,8 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         reloaded,
         rolled_back,
         reload_failed,
+        plain,
+        taken_back,
         released,
         released_dead,
         released_late,
