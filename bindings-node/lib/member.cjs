@@ -283,8 +283,10 @@ function patch() {
   }
 }
 
-/** Attaches, if a cluster started this process. */
-function enter() {
+const LISTEN = ['LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']
+
+/** Attaches, if a cluster started this process. A program that is `unmodified` may look for the sockets itself; LISTEN_PID keeps them from its children. */
+function enter(unmodified = false) {
   if (member !== null || !threads.isMainThread || process.env.OFFLOOP_CLUSTER === undefined) return
   const note = newNote()
   const attached = native.memberAttach(note)
@@ -292,7 +294,7 @@ function enter() {
   member = new ClusterMember(attached)
   onNote(note, () => member.drain())
   // Programs that this one starts are nobody's worker.
-  for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', 'LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']) delete process.env[name]
+  for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', ...(unmodified ? [] : LISTEN)]) delete process.env[name]
   patch()
 }
 

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import logging
 import os
+import signal
 import socket
 import stat
 import sys
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from ._native import TransferBuffer
 
 # Of core's environment, and what other programs know: these that a worker starts are nobody's workers.
-_VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+_VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR")
+_LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 # Seconds that stand for "as long as it takes" where the fd itself has to stay non-blocking; poll has 24 days.
 _LONG = 20.0 * 86400
 # Seconds between two looks at the connections that are left.
@@ -49,11 +51,12 @@ def current_worker() -> Worker | None:
     return _enter()
 
 
-def _enter() -> Worker | None:
+def _enter(*, unmodified: bool = False) -> Worker | None:
     global _worker
     if _worker is None and "OFFLOOP_CLUSTER" in os.environ and (native := _native._Member.attach()) is not None:
         _worker = Worker(native)
-        for name in _VARIABLES:
+        # A program that knows nothing of a cluster may look for the sockets itself; LISTEN_PID keeps them from its children.
+        for name in _VARIABLES if unmodified else (*_VARIABLES, *_LISTEN):
             os.environ.pop(name, None)
         _patch()
         _worker._begin()
@@ -289,6 +292,11 @@ class Worker:
     def _drain(self) -> None:
         loop = self._loop
         in_loop = loop is not None and loop.is_running()
+        if not in_loop and _has_children():
+            # A server with processes of its own (gunicorn, `uvicorn --workers`) lets them finish when it is told so. What it does not end in
+            # time is ended by the cluster.
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         for server in list(self._servers):
             with contextlib.suppress(RuntimeError):
                 server._loop.call_soon_threadsafe(server._stop_accepting)
@@ -352,6 +360,18 @@ class Worker:
             with contextlib.suppress(Exception):
                 stream.flush()
         os._exit(0)
+
+
+def _has_children() -> bool:
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children") as file:
+                if file.read().strip():
+                    return True
+    except OSError:
+        # Not every kernel shows them.
+        pass
+    return False
 
 
 def _exit_loop() -> None:
@@ -533,12 +553,11 @@ def _mute(sock: socket.socket) -> None:
 
 def _end_of(sock: socket.socket) -> int | str | None:
     """What sockets that are accepted from `sock` have in common with it."""
+    # By what the name is: a socket of a number that was given may be taken for one of another family (`uvicorn --fd`).
     name = sock.getsockname()
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        return int(name[1])
-    if sock.family == socket.AF_UNIX and name:
-        return os.fsdecode(name)
-    return None
+    if isinstance(name, tuple):
+        return int(name[1]) if sock.family != socket.AF_VSOCK else None
+    return os.fsdecode(name) if name else None
 
 
 def _address_of(sock: socket.socket, address: Any) -> str | None:
@@ -654,7 +673,8 @@ def _patch_loop(cls: Any) -> None:
     create_server, create_unix_server = cls.create_server, cls.create_unix_server
 
     def served(loop: Any, inner: Any) -> Any:
-        if _worker is None:
+        # uvloop makes one of the two by the other.
+        if _worker is None or isinstance(inner, _Server):
             return inner
         server = _Server(inner, loop)
         _worker._servers.add(server)
@@ -805,6 +825,13 @@ def run(argv: Iterable[str] | None = None) -> None:
             e.__traceback__ = e.__traceback__.tb_next
         sys.excepthook(type(e), e, e.__traceback__)
         sys.exit(1)
+
+
+def enter_unmodified() -> None:
+    """Makes a program a worker that does not ask for it, before its first line: what `offloop run` does."""
+    worker = _enter(unmodified=True)
+    if worker is not None:
+        _report(worker)
 
 
 def _report(worker: Worker) -> None:

@@ -1,7 +1,9 @@
 //! The `offloop` command. The binary of this crate and the commands of the npm and PyPI packages all call [`run`].
 
 mod bench;
+mod control;
 mod ring;
+mod run;
 
 use crate::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -23,6 +25,8 @@ enum Stop {
     Usage(Error),
     /// Its report says what failed.
     Told,
+    /// It has said why, and this is its exit status.
+    Ended(u8),
     /// Whoever reads the output has seen enough (`offloop … | head`), or its place is full.
     Output(io::Error),
 }
@@ -63,16 +67,26 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommands([stat, tail]);
     Command::new("offloop")
-        .about("Looks after what the offloop library shares between processes")
+        .about("Runs servers on every core, and looks after what the offloop library shares between processes")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .subcommand(run::command())
+        .subcommands(control::client::commands())
         .subcommand(ring)
         .subcommand(bench::command())
 }
 
-fn dispatch(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Stop> {
+fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Stop> {
+    use control::client;
     match matches.subcommand() {
+        Some(("run", args)) => run::run(args, err),
+        Some(("ps", args)) => client::ps(args, out),
+        Some(("reload", args)) => client::reload(args, out),
+        Some(("scale", args)) => client::scale(args, out),
+        Some(("stop", args)) => client::stop(args, out),
+        Some(("events", args)) => client::events(args, out),
+        Some(("metrics", args)) => client::metrics(args, out),
         Some(("ring", ring)) => match ring.subcommand() {
             Some(("stat", args)) => ring::stat(args, out),
             Some(("tail", args)) => ring::tail(args, out),
@@ -87,7 +101,8 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Stop> {
 }
 
 /// Runs a command line, `args[0]` being the program's name, and returns its exit status: 0, or 1 when it failed, or 2 when it was
-/// not understood. It blocks, writes to `out` and `err`, and never ends the process.
+/// not understood; `run` has more. It blocks, writes to `out` and `err`, and never ends the process; `run` takes SIGHUP, SIGINT and SIGTERM of the calling
+/// thread over meanwhile.
 pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
@@ -101,16 +116,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
             return SUCCESS;
         }
     };
-    match dispatch(&matches, out).and_then(|()| Ok(out.flush()?)) {
+    match dispatch(&matches, out, err).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => SUCCESS,
         Err(Stop::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => SUCCESS,
         Err(Stop::Told) => FAILURE,
+        Err(Stop::Ended(status)) => status,
         Err(stop) => {
             let (e, status) = match stop {
                 Stop::Usage(e) => (e, USAGE),
                 Stop::Failed(e) => (e, FAILURE),
                 Stop::Output(e) => (Error::new(ErrorKind::Os, "output cannot be written").with("error", e), FAILURE),
-                Stop::Told => unreachable!("it has an arm of its own"),
+                Stop::Told | Stop::Ended(_) => unreachable!("they have arms of their own"),
             };
             let _ = writeln!(err, "offloop: {e}");
             status

@@ -21,6 +21,7 @@ pub mod pidfd;
 pub mod poll;
 pub mod probe;
 pub mod process;
+pub mod signals;
 pub mod socket;
 pub mod stream;
 pub mod thread;

@@ -680,8 +680,20 @@ fn resident(pid: i32) -> Option<u64> {
 }
 
 /// Each page divided by the number of processes that have it. The kernel walks all of them.
-fn proportional(pid: i32) -> Option<u64> {
+#[must_use]
+pub fn proportional(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let kib = text.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
     Some(kib << 10)
+}
+
+/// Time that its threads have run, those that have ended too. `None` when it is gone.
+#[must_use]
+pub fn cpu_time(pid: i32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in brackets, and may have some itself.
+    let ticks: u64 = text.rsplit_once(')')?.1.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+    // SAFETY: a plain query.
+    let second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|n| *n > 0)?;
+    Some(Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / second)))
 }

@@ -1,0 +1,573 @@
+//! `offloop run`: a cluster in the foreground.
+//!
+//! ```text
+//!  signals ──────────┐                         ┌── offloop-super: starts, watches, ends workers
+//!  control clients ──┼──► this thread ── Cluster ── offloop-gate: sockets for those who ask
+//!  events ◄── bell ──┘   (one epoll)
+//! ```
+//!
+//! This thread waits for nothing but its epoll, and supervision does not wait for it.
+
+mod hooks;
+mod options;
+mod told;
+
+use super::Stop;
+use super::control::server::{LISTENER, Request, Server};
+use crate::cluster::{Address, Cluster, Command, Event};
+use crate::error::{Error, ErrorKind, Result};
+use crate::supervisor::{self, Cause, Stats, WorkerId};
+use crate::sync::lock;
+use crate::sys::eventfd::EventFd;
+use crate::sys::poll::Epoll;
+use crate::sys::process;
+use crate::sys::signals::Signals;
+use clap::ArgMatches;
+use hooks::Hooks;
+use options::Run;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+pub(super) use options::command;
+
+/// No worker became ready.
+const NOT_STARTED: u8 = 3;
+/// It was stopped as asked, and workers had to be killed.
+const KILLED: u8 = 4;
+/// A signal that could not wait: this and its number.
+const AT_ONCE: u8 = 128;
+
+const SIGNAL: u64 = 1;
+const BELL: u64 = 2;
+/// Names that are tried when nobody has given one.
+const NAMES: usize = 100;
+/// After how long a worker that says nothing is taken as ready: where nothing else is to be expected, and where a hook is to say it.
+const PLAIN: Duration = Duration::from_secs(1);
+const HOOKED: Duration = Duration::from_secs(10);
+/// Workers whose memory is looked at for one answer: the kernel walks their pages.
+const MAX_LOOKED: usize = 64;
+/// What the cluster's threads tell this one.
+#[derive(Default)]
+struct Mailbox(Mutex<Vec<Event>>);
+
+/// A worker's process.
+struct Proc {
+    pid: i32,
+    state: &'static str,
+    since: Instant,
+}
+
+/// What a client waits for.
+enum Wait {
+    Reload(u32),
+    Scale(usize),
+    Stop,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Running,
+    Stopping,
+}
+
+struct Conductor<'a> {
+    run: &'a Run,
+    name: String,
+    began: Instant,
+    cluster: Cluster,
+    server: Server,
+    epoll: &'a Epoll,
+    err: &'a mut dyn Write,
+    phase: Phase,
+    procs: BTreeMap<WorkerId, Proc>,
+    /// Ends that nobody asked for, by slot.
+    restarts: HashMap<u32, u64>,
+    waits: Vec<(u64, Wait)>,
+    /// Its exit status, once that is known.
+    status: u8,
+    /// Why the last worker that never was ready has ended.
+    last_failure: Option<Cause>,
+    /// Workers that had been killed when the stop began.
+    forced_before: u64,
+    /// The signal that has stopped it.
+    stopped_by: Option<i32>,
+    has_terminal: bool,
+    over: bool,
+}
+
+pub(super) fn run(args: &ArgMatches, err: &mut dyn Write) -> std::result::Result<(), Stop> {
+    let run = Run::of(args).map_err(Stop::Usage)?;
+    let status = conduct(&run, err)?;
+    if status == 0 { Ok(()) } else { Err(Stop::Ended(status)) }
+}
+
+/// The exit status.
+fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
+    let cwd = std::env::current_dir().unwrap_or_default().join(run.cwd.as_deref().unwrap_or("".as_ref()));
+    if !cwd.is_dir() {
+        let _ = writeln!(err, "offloop: not found: working directory is not there (cwd={})", cwd.display());
+        return Ok(NOT_STARTED);
+    }
+    // Before there is another thread: each one blocks them, and workers begin with none blocked.
+    let signals = Signals::take(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
+    let (epoll, bell) = (Epoll::new()?, Arc::new(EventFd::new()?));
+    epoll.add_tagged(signals.as_fd(), SIGNAL)?;
+    epoll.add_tagged(bell.fd(), BELL)?;
+    let (name, server) = open_server(run, &epoll)?;
+    let hooks = Hooks::find(&run.command[0], &cwd);
+    let after = run.ready_after.unwrap_or(if hooks.reach(&run.command[0], &cwd) { HOOKED } else { PLAIN });
+    let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero());
+    let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
+    let command = Command { args: run.command.clone(), env: hooks.env(&run.env), cwd: run.cwd.clone(), nice: 0 };
+    let mailbox = Arc::new(Mailbox::default());
+    let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
+    let mut builder = Cluster::builder().workers(run.workers).supervision(supervision).on_event(move |event| {
+        lock(&theirs.0).push(event.clone());
+        rings.signal();
+    });
+    for address in &run.listen {
+        builder = builder.listen(address.clone());
+    }
+    let cluster = match builder.build(command) {
+        Ok(cluster) => cluster,
+        Err(e) => {
+            let _ = writeln!(err, "offloop: {e}{}", hint(&e, &run.listen));
+            return Ok(NOT_STARTED);
+        }
+    };
+    let mut conductor = Conductor {
+        run,
+        name,
+        began: Instant::now(),
+        cluster,
+        server,
+        epoll: &epoll,
+        err,
+        phase: Phase::Starting,
+        procs: BTreeMap::new(),
+        restarts: HashMap::new(),
+        waits: Vec::new(),
+        status: 0,
+        last_failure: None,
+        forced_before: 0,
+        stopped_by: None,
+        has_terminal: has_terminal(),
+        over: false,
+    };
+    let mut ready = Vec::with_capacity(64);
+    while !conductor.over {
+        let patience = conductor.server.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        epoll.wait_for(&mut ready, patience);
+        for token in ready.drain(..) {
+            match token {
+                SIGNAL => {
+                    while let Some(signal) = signals.next() {
+                        conductor.signalled(signal);
+                    }
+                }
+                BELL => {
+                    bell.clear();
+                    let events = std::mem::take(&mut *lock(&mailbox.0));
+                    for event in &events {
+                        conductor.heard(event);
+                    }
+                    conductor.look();
+                }
+                LISTENER => conductor.server.accept(&epoll),
+                client => {
+                    if let Some(request) = conductor.server.ready(client, &epoll) {
+                        conductor.asked(client, &request);
+                    }
+                }
+            }
+        }
+        conductor.server.expire(&epoll);
+    }
+    Ok(conductor.status)
+}
+
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// The name that was given, or the first that is free of those that are made of the command.
+fn open_server(run: &Run, epoll: &Epoll) -> Result<(String, Server)> {
+    if let Some(name) = &run.name {
+        return Ok((name.clone(), Server::open(name, epoll)?));
+    }
+    let first = options::default_name(&run.command);
+    for n in 1.. {
+        let name = if n == 1 { first.clone() } else { format!("{first}-{n}") };
+        match Server::open(&name, epoll) {
+            Err(e) if e.kind() == ErrorKind::InUse && n < NAMES => {}
+            Err(e) => return Err(e),
+            Ok(server) => return Ok((name, server)),
+        }
+    }
+    unreachable!("the last name gives a result")
+}
+
+/// What to do about an error, as further lines.
+fn hint(error: &Error, listen: &[Address]) -> String {
+    let text = error.to_string();
+    let errno = error.errno().map(|(errno, _)| errno);
+    if errno == Some(libc::EADDRINUSE)
+        || text.contains("EADDRINUSE")
+        || text.contains("Address already in use")
+        || text.contains("address already in use")
+    {
+        return "\n  another program listens there: `ss -ltnp` shows which one; end it, or choose another address".to_owned();
+    }
+    let first =
+        std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok().and_then(|text| text.trim().parse::<u16>().ok());
+    let is_low = |address: &Address| match address {
+        Address::Any(port) => first.is_some_and(|first| *port < first),
+        Address::Tcp(address) => first.is_some_and(|first| address.port() < first),
+        Address::Unix(_) => false,
+    };
+    if errno == Some(libc::EACCES) && listen.iter().any(is_low) {
+        let first = first.unwrap_or(1024);
+        return format!(
+            "\n  ports below {first} are the system's: choose a higher one, let systemd or a proxy listen there, or allow it:\n  sysctl net.ipv4.ip_unprivileged_port_start, or CAP_NET_BIND_SERVICE"
+        );
+    }
+    String::new()
+}
+
+impl Conductor<'_> {
+    /// A line of its own.
+    fn say(&mut self, text: &str) {
+        // As JSON it is an event. Whoever does not read it is gone.
+        if !self.run.json {
+            let _ = writeln!(self.err, "offloop: {text}");
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        self.cluster.stats().unwrap_or_default()
+    }
+
+    // ---- what happens ----
+
+    fn heard(&mut self, event: &Event) {
+        use supervisor::Event as E;
+        if let Event::Worker(event) = event {
+            let mut state = |worker: &WorkerId, state| {
+                if let Some(proc) = self.procs.get_mut(worker) {
+                    proc.state = state;
+                    if state == "ready" {
+                        proc.since = Instant::now();
+                    }
+                }
+            };
+            match event {
+                E::Spawned { worker, pid } => {
+                    self.procs.insert(*worker, Proc { pid: *pid, state: "starting", since: Instant::now() });
+                }
+                E::Starting { worker } => state(worker, "starting"),
+                E::Ready { worker, .. } => state(worker, "ready"),
+                E::Resumed { worker } => {
+                    if let Some(proc) = self.procs.get_mut(worker) {
+                        proc.state = "ready";
+                    }
+                }
+                E::Suspect { worker, .. } => state(worker, "unresponsive"),
+                E::Draining { worker, .. } => state(worker, "draining"),
+                E::Signalled { worker, .. } => state(worker, "ending"),
+                E::Exited { worker, cause, .. } => {
+                    self.procs.remove(worker);
+                    if !cause.is_asked() {
+                        *self.restarts.entry(worker.slot).or_default() += 1;
+                        self.last_failure = Some(*cause);
+                    }
+                }
+                E::SpawnFailed { worker, .. } => drop(self.procs.remove(worker)),
+                E::StartFailed { error } if self.phase == Phase::Starting => self.start_failed(error),
+                E::Stopped => self.ended(),
+                _ => {}
+            }
+        }
+        if (self.run.json || self.server.is_heard())
+            && let Some(line) = told::as_json(event)
+        {
+            if self.run.json {
+                let _ = writeln!(self.err, "{line}");
+            }
+            self.server.tell(&line, self.epoll);
+        }
+        if self.phase != Phase::Starting
+            && let Some(text) = told::as_text(event)
+        {
+            self.say(&text);
+        }
+    }
+
+    fn start_failed(&mut self, error: &Error) {
+        let mut text = format!("{error}{}", hint(error, &self.run.listen));
+        match self.last_failure {
+            Some(Cause::BootTimeout) => text.push_str(
+                "\n  the program runs, and no server of it listens. One that a program starts as a child (`npm start`, a shell script without exec) is not seen:\n  run the server itself. --ready-timeout is for one that needs longer",
+            ),
+            _ if error.kind() == ErrorKind::NotFound => text.push_str("\n  is it installed, and in PATH?"),
+            _ => {}
+        }
+        self.say(&text);
+        self.status = NOT_STARTED;
+        self.phase = Phase::Stopping;
+        // Fails in a forked child only.
+        let _ = self.cluster.stop_now();
+    }
+
+    /// Who waits for what is so by now.
+    fn look(&mut self) {
+        let stats = self.stats();
+        if self.phase == Phase::Starting && stats.wanted > 0 && stats.ready >= stats.wanted {
+            self.phase = Phase::Running;
+            let addresses = self.addresses().join(", ");
+            let at = if addresses.is_empty() { String::new() } else { format!(" at {addresses}") };
+            let line = format!("{}: {} worker{} ready{at}", self.name, stats.ready, if stats.ready == 1 { " is" } else { "s are" });
+            self.say(&line);
+            if self.run.json {
+                let _ = writeln!(
+                    self.err,
+                    "{}",
+                    json!({"event": "started", "name": self.name, "workers": stats.ready, "listen": self.addresses()})
+                );
+            }
+        }
+        for (client, wait) in std::mem::take(&mut self.waits) {
+            match wait {
+                Wait::Reload(generation) => match self.cluster.wait_reload(generation, Some(Duration::ZERO)) {
+                    Err(e) if e.kind() == ErrorKind::Timeout => self.waits.push((client, wait)),
+                    Err(e) => self.server.fail(client, &e, self.epoll),
+                    Ok(report) => {
+                        let mut line = told::reloaded(&report);
+                        line["ok"] = json!(true);
+                        self.server.say(client, &line, true, self.epoll);
+                    }
+                },
+                Wait::Scale(n) if stats.degraded => {
+                    let e = Error::new(ErrorKind::Degraded, "too many workers fail").with("ready", stats.ready).with("wanted", n);
+                    self.server.fail(client, &e, self.epoll);
+                }
+                Wait::Scale(n) if stats.wanted == n && stats.ready >= n && stats.live <= n => {
+                    self.server.say(client, &json!({"ok": true, "workers": n}), true, self.epoll);
+                }
+                Wait::Scale(n) if self.phase == Phase::Stopping => {
+                    let e = Error::new(ErrorKind::Closed, "the cluster was stopped").with("workers", n);
+                    self.server.fail(client, &e, self.epoll);
+                }
+                wait => self.waits.push((client, wait)),
+            }
+        }
+    }
+
+    fn ended(&mut self) {
+        if self.status == 0 && self.stats().forced > self.forced_before {
+            self.status = KILLED;
+        }
+        self.over = true;
+        let line = json!({"ok": true, "status": self.status});
+        for (client, wait) in std::mem::take(&mut self.waits) {
+            match wait {
+                Wait::Stop => self.server.say(client, &line, true, self.epoll),
+                _ => self.server.fail(client, &Error::new(ErrorKind::Closed, "the cluster was stopped"), self.epoll),
+            }
+        }
+    }
+
+    // ---- what is asked ----
+
+    fn signalled(&mut self, signal: i32) {
+        // A terminal that is gone has no use for what it started.
+        if signal == libc::SIGHUP && !(self.has_terminal && !has_terminal()) {
+            if let Err(e) = self.reload() {
+                self.say(&format!("reload: {e}"));
+            }
+            return;
+        }
+        let is_second = self.stopped_by.is_some() && signal != libc::SIGHUP;
+        self.stopped_by = Some(signal);
+        if is_second {
+            self.status = AT_ONCE.saturating_add(u8::try_from(signal).unwrap_or(0));
+        }
+        self.stop(is_second);
+    }
+
+    fn reload(&mut self) -> Result<u32> {
+        if self.phase == Phase::Starting {
+            return Err(Error::new(ErrorKind::InUse, "the cluster has not started yet"));
+        }
+        self.cluster.reload(None)
+    }
+
+    fn stop(&mut self, fast: bool) {
+        if self.phase != Phase::Stopping {
+            self.phase = Phase::Stopping;
+            self.forced_before = self.stats().forced;
+            if !fast {
+                let workers = self.procs.len();
+                self.say(&format!(
+                    "stopping: {workers} worker{} to finish, at most {} s",
+                    if workers == 1 { " has" } else { "s have" },
+                    self.run.supervision.drain_timeout.as_secs_f64()
+                ));
+            }
+        }
+        // Each fails in a forked child only: the option was checked.
+        let _ = if fast { self.cluster.stop_now() } else { self.cluster.stop(self.run.supervision.drain_timeout) };
+    }
+
+    fn asked(&mut self, client: u64, request: &Request) {
+        let done = match request {
+            Request::Status => {
+                let status = self.status_json();
+                self.server.say(client, &status, true, self.epoll);
+                Ok(())
+            }
+            Request::Metrics => {
+                let line = json!({"ok": true, "text": self.metrics()});
+                self.server.say(client, &line, true, self.epoll);
+                Ok(())
+            }
+            Request::Events => {
+                let stats = self.stats();
+                let line = json!({"ok": true, "event": "state", "name": self.name, "wanted": stats.wanted, "ready": stats.ready, "generation": stats.generation});
+                self.server.say(client, &line, false, self.epoll);
+                Ok(())
+            }
+            Request::Reload => self.reload().map(|generation| self.waits.push((client, Wait::Reload(generation)))),
+            Request::Scale(n) => self.cluster.scale(*n).map(|()| self.waits.push((client, Wait::Scale(*n)))),
+            Request::Stop { fast } => {
+                self.waits.push((client, Wait::Stop));
+                self.stop(*fast);
+                Ok(())
+            }
+        };
+        match done {
+            Err(e) => self.server.fail(client, &e, self.epoll),
+            Ok(()) => self.look(),
+        }
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.cluster.addresses().iter().map(ToString::to_string).collect()
+    }
+
+    /// Memory of a worker, bytes: pages that several have are divided among them.
+    fn memory(&self, pid: i32) -> Option<u64> {
+        (self.procs.len() <= MAX_LOOKED).then(|| process::proportional(pid)).flatten()
+    }
+
+    fn status_json(&self) -> Value {
+        let stats = self.stats();
+        let workers: Vec<Value> = self
+            .procs
+            .iter()
+            .map(|(id, proc)| {
+                json!({
+                    "slot": id.slot, "pid": proc.pid, "generation": id.generation, "state": proc.state,
+                    "since_ms": told::ms(proc.since.elapsed()), "restarts": self.restarts.get(&id.slot).copied().unwrap_or(0),
+                    "memory": self.memory(proc.pid), "cpu_ms": process::cpu_time(proc.pid).map(told::ms),
+                })
+            })
+            .collect();
+        let phase = match self.phase {
+            Phase::Starting => "starting",
+            Phase::Running if stats.degraded => "degraded",
+            Phase::Running => "running",
+            Phase::Stopping => "stopping",
+        };
+        let exits: serde_json::Map<String, Value> = exits(&stats).map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        json!({
+            "ok": true, "name": self.name, "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "state": phase,
+            "up_ms": told::ms(self.began.elapsed()), "generation": stats.generation, "wanted": stats.wanted, "ready": stats.ready,
+            "live": stats.live, "listen": self.addresses(),
+            "command": self.run.command.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>(),
+            "workers": workers,
+            "counts": {
+                "spawned": stats.spawned, "spawn_failed": stats.spawn_failed, "exits": exits, "oom": stats.oom, "forced": stats.forced,
+                "unresponsive": stats.suspected, "reloads": stats.reloads, "reloads_failed": stats.reloads_failed,
+            },
+        })
+    }
+
+    /// As Prometheus reads it.
+    fn metrics(&self) -> String {
+        let stats = self.stats();
+        let mut out = String::new();
+        let cluster = format!("cluster=\"{}\"", self.name);
+        let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
+            // To a string: it cannot fail.
+            let _ = writeln!(out, "# HELP offloop_cluster_{name} {help}\n# TYPE offloop_cluster_{name} {kind}");
+            for (labels, value) in rows {
+                let comma = if labels.is_empty() { "" } else { "," };
+                let _ = writeln!(out, "offloop_cluster_{name}{{{cluster}{comma}{labels}}} {value}");
+            }
+        };
+        let one = |value: f64| [(String::new(), value)];
+        let states = ["starting", "ready", "unresponsive", "draining", "ending"];
+        let count = |state: &str| self.procs.values().filter(|proc| proc.state == state).count() as f64;
+        family("workers", "gauge", "Worker processes by state.", &states.map(|state| (format!("state=\"{state}\""), count(state))));
+        family("workers_wanted", "gauge", "Workers wanted.", &one(stats.wanted as f64));
+        family(
+            "degraded",
+            "gauge",
+            "1: too many workers fail, and one is tried from time to time.",
+            &one(f64::from(u8::from(stats.degraded))),
+        );
+        family("generation", "gauge", "The load or reload that runs, from 1 on.", &one(f64::from(stats.generation)));
+        family("spawned_total", "counter", "Worker processes started.", &one(stats.spawned as f64));
+        family("spawn_failed_total", "counter", "Starts that the system refused.", &one(stats.spawn_failed as f64));
+        let ends: Vec<(String, f64)> = exits(&stats).map(|(cause, n)| (format!("cause=\"{cause}\""), n as f64)).collect();
+        family("worker_exits_total", "counter", "Ends of workers by cause.", &ends);
+        family("worker_oom_total", "counter", "Workers that the kernel ended for want of memory.", &one(stats.oom as f64));
+        family("worker_forced_total", "counter", "Workers that did not finish in time.", &one(stats.forced as f64));
+        family("worker_unresponsive_total", "counter", "Times that a worker did not respond.", &one(stats.suspected as f64));
+        family("reloads_total", "counter", "Reloads that succeeded.", &one(stats.reloads as f64));
+        family("reloads_failed_total", "counter", "Reloads that failed.", &one(stats.reloads_failed as f64));
+        let of = |look: &dyn Fn(i32) -> Option<f64>| -> Vec<(String, f64)> {
+            let rows =
+                self.procs.iter().filter_map(|(id, proc)| Some((format!("slot=\"{}\",pid=\"{}\"", id.slot, proc.pid), look(proc.pid)?)));
+            rows.collect()
+        };
+        family(
+            "worker_memory_bytes",
+            "gauge",
+            "Memory of a worker; pages that several have are divided among them.",
+            &of(&|pid| self.memory(pid).map(|n| n as f64)),
+        );
+        family(
+            "worker_cpu_seconds_total",
+            "counter",
+            "Processor time of a worker.",
+            &of(&|pid| process::cpu_time(pid).map(|t| t.as_secs_f64())),
+        );
+        out
+    }
+}
+
+/// Ends by cause, under the names of events.
+fn exits(stats: &Stats) -> impl Iterator<Item = (&'static str, u64)> {
+    let e = stats.exits;
+    [
+        (Cause::Crash, e.crash),
+        (Cause::Boot, e.boot),
+        (Cause::BootTimeout, e.boot_timeout),
+        (Cause::Blocked, e.blocked),
+        (Cause::Frozen, e.frozen),
+        (Cause::Corrupt, e.corrupt),
+        (Cause::Killed, e.killed),
+        (Cause::Scale, e.scale),
+        (Cause::Retire, e.retire),
+        (Cause::Stop, e.stop),
+    ]
+    .map(|(cause, n)| (cause.name(), n))
+    .into_iter()
+}

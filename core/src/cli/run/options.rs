@@ -1,0 +1,230 @@
+//! What `offloop run` is told, by its arguments and by variables of the environment.
+
+use super::super::control::place;
+use crate::cluster::{Address, Builder};
+use crate::error::{Error, Result};
+use crate::supervisor::{self, MAX_WORKERS};
+use crate::sys::cpu;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What workers may be told to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Workers {
+    Auto,
+    Number(usize),
+}
+
+/// Everything that is said.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) command: Vec<OsString>,
+    pub(super) workers: usize,
+    pub(super) listen: Vec<Address>,
+    /// `None`: one that is made of the command.
+    pub(super) name: Option<String>,
+    pub(super) env: Vec<(OsString, Option<OsString>)>,
+    pub(super) cwd: Option<PathBuf>,
+    pub(super) supervision: supervisor::Options,
+    /// `None`: it depends on the program.
+    pub(super) ready_after: Option<Duration>,
+    pub(super) json: bool,
+}
+
+pub(in crate::cli) fn command() -> Command {
+    let seconds = |name: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("SECONDS").default_value(default).value_parser(duration).help(help)
+    };
+    Command::new("run")
+        .about("Run N copies of a server on the same sockets, and keep them alive")
+        .override_usage("offloop run [OPTIONS] -- <COMMAND>...")
+        .after_help(
+            "SIGHUP reloads without losing a request; SIGTERM and SIGINT let workers finish, a second one ends them at once.\n\
+             Exit status: 0 stopped as asked, 1 failure, 2 not understood, 3 not started, 4 stopped, but workers had to be killed,\n\
+             128 + N stopped at once by signal N.",
+        )
+        .args([
+            Arg::new("workers")
+                .short('w')
+                .long("workers")
+                .value_name("N")
+                .default_value("auto")
+                .value_parser(workers)
+                .help("Workers, 1 to 1024; auto: $WEB_CONCURRENCY, or the usable cores"),
+            Arg::new("listen")
+                .short('l')
+                .long("listen")
+                .value_name("ADDRESS")
+                .action(ArgAction::Append)
+                .value_parser(address)
+                .help("PORT, HOST:PORT or unix:PATH, bound before the first worker starts; several are fds 3, 4, … [default: $PORT, if it is set]"),
+            Arg::new("name").short('n').long("name").value_name("NAME").value_parser(place::name).help("What other commands know it by [default: that of the script]"),
+            Arg::new("env")
+                .short('e')
+                .long("env")
+                .value_name("NAME=VALUE")
+                .action(ArgAction::Append)
+                .value_parser(value_parser!(OsString))
+                .help("A further variable of the workers; NAME= is an empty one, NAME alone takes it away"),
+            Arg::new("cwd").long("cwd").value_name("DIRECTORY").value_parser(value_parser!(PathBuf)).help("Where workers run"),
+            seconds("ready-timeout", "30", "From a worker's start until it listens"),
+            Arg::new("ready-after")
+                .long("ready-after")
+                .value_name("SECONDS")
+                .value_parser(duration)
+                .help("A worker that says nothing is taken as ready when it still lives after so long; 0: never [default: 1; 10 for programs of Node.js and Python, which offloop has hooks in]"),
+            seconds("min-ready", "1", "How long a new worker has to be ready before the old one is asked to finish"),
+            seconds("drain-timeout", "30", "What a worker has to finish its requests"),
+            seconds("kill-grace", "2", "From SIGTERM to SIGKILL after that"),
+            seconds("hang-timeout", "10", "A worker whose event loop stands still for so long is replaced; 0: none is"),
+            Arg::new("json").long("json").action(ArgAction::SetTrue).help("What it says itself is one JSON object a line"),
+            Arg::new("command")
+                .value_name("COMMAND")
+                .last(true)
+                .num_args(1..)
+                .required(true)
+                .value_parser(value_parser!(OsString))
+                .help("The server and its arguments; {fd} is replaced by the number of the first listening socket, {fd1} by that of the second"),
+        ])
+}
+
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text} is no number of seconds"))?;
+    let max = supervisor::MAX_DURATION.as_secs_f64();
+    if (0.0..=max).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(format!("{text} is outside 0 to {max} seconds")) }
+}
+
+fn workers(text: &str) -> std::result::Result<Workers, String> {
+    if text == "auto" {
+        return Ok(Workers::Auto);
+    }
+    let number: usize = text.parse().map_err(|_| format!("{text} is neither a number nor auto"))?;
+    if (1..=MAX_WORKERS).contains(&number) {
+        Ok(Workers::Number(number))
+    } else {
+        Err(format!("{number} is outside 1 to {MAX_WORKERS} workers"))
+    }
+}
+
+fn address(text: &str) -> std::result::Result<Address, String> {
+    text.parse::<Address>().map_err(|e| e.to_string())
+}
+
+/// `NAME=VALUE`, or the name of one that workers do not get.
+fn variable(text: &OsStr) -> Result<(OsString, Option<OsString>)> {
+    let bytes = text.as_bytes();
+    let (name, value) = match bytes.iter().position(|b| *b == b'=') {
+        Some(at) => (&bytes[..at], Some(OsString::from_vec(bytes[at + 1..].to_vec()))),
+        None => (bytes, None),
+    };
+    if name.is_empty() {
+        return Err(Error::invalid("variable has no name").with("env", text.display()));
+    }
+    Ok((OsString::from_vec(name.to_vec()), value))
+}
+
+/// How many workers `auto` is.
+fn automatic(said: Option<&OsStr>) -> Result<usize> {
+    let Some(text) = said.filter(|text| !text.is_empty()) else { return Ok(cpu::usable_cores().min(MAX_WORKERS)) };
+    let number = text.to_str().and_then(|text| text.trim().parse().ok()).filter(|n| (1..=MAX_WORKERS).contains(n));
+    number.ok_or_else(|| {
+        Error::invalid("WEB_CONCURRENCY is no number of workers").with("value", text.display()).with("min", 1).with("max", MAX_WORKERS)
+    })
+}
+
+/// Where it listens when nothing is said.
+fn default_listen(port: Option<&OsStr>) -> Result<Vec<Address>> {
+    let Some(text) = port.filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
+    let number = text.to_str().and_then(|text| text.parse::<u16>().ok());
+    let number = number.ok_or_else(|| Error::invalid("PORT is no port: --listen says where to listen").with("value", text.display()))?;
+    Ok(vec![Address::Any(number)])
+}
+
+/// What `name` may be when nobody gives one: that of the script.
+pub(super) fn default_name(command: &[OsString]) -> String {
+    let stem = |text: &OsString| Path::new(text).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let program = command.first().map(stem).unwrap_or_default();
+    let interprets = ["node", "python", "bun", "deno", "ruby", "sh", "bash"]
+        .iter()
+        .any(|name| program.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.') == *name);
+    let script = command.iter().skip(1).find(|arg| !arg.as_bytes().starts_with(b"-")).filter(|_| interprets);
+    place::name_of(&script.map_or(program, stem))
+}
+
+impl Run {
+    pub(super) fn of(args: &ArgMatches) -> Result<Run> {
+        let get = |name: &str| *args.get_one::<Duration>(name).expect("it has a default");
+        let listen: Vec<Address> = args.get_many("listen").unwrap_or_default().cloned().collect();
+        let hang = get("hang-timeout");
+        let beat = Duration::from_secs(1);
+        let supervision = supervisor::Options {
+            boot_timeout: get("ready-timeout"),
+            min_ready: get("min-ready"),
+            drain_timeout: get("drain-timeout"),
+            kill_grace: get("kill-grace"),
+            hang_timeout: hang,
+            beat: if hang.is_zero() { beat } else { beat.min(hang / 4) },
+            ..Builder::default_supervision()
+        };
+        Ok(Run {
+            command: args.get_many("command").expect("clap requires it").cloned().collect(),
+            workers: match args.get_one("workers").expect("it has a default") {
+                Workers::Number(n) => *n,
+                Workers::Auto => automatic(std::env::var_os("WEB_CONCURRENCY").as_deref())?,
+            },
+            listen: if listen.is_empty() { default_listen(std::env::var_os("PORT").as_deref())? } else { listen },
+            name: args.get_one::<String>("name").cloned(),
+            env: args.get_many::<OsString>("env").unwrap_or_default().map(|text| variable(text)).collect::<Result<_>>()?,
+            cwd: args.get_one("cwd").cloned(),
+            supervision,
+            ready_after: args.get_one("ready-after").copied(),
+            json: args.get_flag("json"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn what_is_not_said_comes_from_the_environment() {
+        assert_eq!(automatic(Some("3".as_ref())).expect("a number"), 3);
+        assert!(automatic(None).expect("cores") >= 1 && automatic(Some("".as_ref())).expect("cores") >= 1);
+        for bad in ["0", "1025", "many", "-1"] {
+            assert!(automatic(Some(bad.as_ref())).expect_err(bad).to_string().contains("WEB_CONCURRENCY"));
+        }
+        assert_eq!(default_listen(Some("8080".as_ref())).expect("a port"), [Address::Any(8080)]);
+        assert_eq!(default_listen(None).expect("none"), []);
+        assert!(default_listen(Some("http".as_ref())).expect_err("no port").to_string().contains("value=http"));
+    }
+
+    #[test]
+    fn a_name_is_made_of_the_script() {
+        for (command, name) in [
+            ("node server.js", "server"),
+            ("/usr/bin/node --no-warnings ./src/api.mjs --port 3", "api"),
+            ("python3.11 app.py", "app"),
+            ("uvicorn app:app", "uvicorn"),
+            ("./bin/my server", "my"),
+            ("/", "cluster"),
+        ] {
+            assert_eq!(default_name(&words(command)), name);
+        }
+    }
+
+    #[test]
+    fn variables_are_given_emptied_and_taken_away() {
+        let of = |text: &str| variable(text.as_ref()).expect(text);
+        assert_eq!(of("A=b=c"), ("A".into(), Some("b=c".into())));
+        assert_eq!((of("A="), of("A")), (("A".into(), Some("".into())), ("A".into(), None)));
+        assert!(variable("=x".as_ref()).is_err());
+    }
+}

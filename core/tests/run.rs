@@ -1,0 +1,586 @@
+//! `offloop run` and the commands that talk to it, as processes: this very program is the server.
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use offloop::cluster::worker;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Ends a hang; nothing is measured by it.
+const WATCHDOG: Duration = Duration::from_secs(60);
+const MODE: &str = "OFFLOOP_TEST_MODE";
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + WATCHDOG;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(ms(5));
+    }
+}
+
+// ---- the server's part ----
+
+#[test]
+fn worker_part() {
+    let Ok(mode) = std::env::var(MODE) else { return };
+    be_server(&mode);
+}
+
+fn end(code: i32) -> ! {
+    // SAFETY: ends a process of the test, without the harness.
+    unsafe { libc::_exit(code) }
+}
+
+/// `mode`, or what the file has that it names with `@`.
+fn be_server(mode: &str) -> ! {
+    let read = mode.strip_prefix('@').map(|file| std::fs::read_to_string(file).unwrap());
+    let mode = read.as_deref().map_or(mode, str::trim);
+    if mode == "fails" {
+        eprintln!("cannot load the configuration: no such file");
+        end(7);
+    }
+    // SAFETY: inherited, and used here alone.
+    let listener = || TcpListener::from(unsafe { OwnedFd::from_raw_fd(3) });
+    let answer = |listener: &TcpListener, text: &str| {
+        let Ok((mut connection, _)) = listener.accept() else { return false };
+        let mut request = [0; 4];
+        connection.set_nonblocking(false).unwrap();
+        let _ = connection.read_exact(&mut request);
+        let _ = connection.write_all(text.as_bytes());
+        true
+    };
+    if mode == "plain" {
+        let listener = listener();
+        listener.set_nonblocking(false).unwrap();
+        loop {
+            answer(&listener, &format!("plain {}", std::process::id()));
+        }
+    }
+    let worker = worker::attach().unwrap().expect("of a cluster");
+    let worker = worker.supervisor();
+    if mode == "broken" {
+        worker.fail("SyntaxError: unexpected end of input");
+        end(1);
+    }
+    if mode == "never" {
+        std::thread::sleep(WATCHDOG);
+        end(9);
+    }
+    let listener = listener();
+    worker.ready();
+    let text = format!("{mode} {} {}", worker.id().generation, std::process::id());
+    while mode == "stubborn" || !worker.is_draining() {
+        worker.beat();
+        if !answer(&listener, &text) {
+            std::thread::sleep(ms(1));
+        }
+    }
+    worker.drained();
+    end(0)
+}
+
+// ---- the commands ----
+
+/// A place of its own for each test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Place {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let at = std::env::temp_dir().join(format!("ofl-run-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir_all(&at).unwrap();
+        Place(at)
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        let new = self.0.join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &path).unwrap();
+        path
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.0.join(format!("offloop/{name}.sock"))
+    }
+
+    fn offloop(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_offloop"));
+        command.args(args).env("XDG_RUNTIME_DIR", &self.0).stdin(Stdio::null());
+        for name in ["PORT", "WEB_CONCURRENCY", MODE] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Status, output and errors of a command that ends.
+    fn ask(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let done = self.offloop(args).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+    }
+
+    /// What a command answers that succeeds.
+    fn json(&self, args: &[&str]) -> Value {
+        let (status, out, err) = self.ask(&[args, &["--json"]].concat());
+        assert_eq!(status, Some(0), "{args:?}: {out}{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// `offloop run` with this program as the server.
+    fn command(&self, mode: &str, args: &[&str]) -> Command {
+        let exe = std::env::current_exe().unwrap().into_os_string();
+        let mut command = self.offloop(&["run"]);
+        command.args(["--min-ready", "0.05"]).args(args).arg("--").arg(exe);
+        command.args(["--exact", "worker_part", "--nocapture", "--test-threads=1"]).env(MODE, mode).env("WEB_CONCURRENCY", "2");
+        command
+    }
+
+    fn start(&self, mode: &str, args: &[&str]) -> Running {
+        running(self.command(mode, &[&["--name", "t", "--listen", "127.0.0.1:0"], args].concat()))
+    }
+
+    /// One that does not come up: its status and what it said.
+    fn refused(&self, mut command: Command) -> (Option<i32>, String) {
+        let done = command.output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A run process.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    said: Arc<Mutex<String>>,
+}
+
+fn running(mut command: Command) -> Running {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let err = BufReader::new(child.stderr.take().unwrap());
+    let (send, lines) = channel();
+    let said = Arc::new(Mutex::new(String::new()));
+    let own = Arc::clone(&said);
+    std::thread::spawn(move || {
+        for line in err.lines().map_while(Result::ok) {
+            own.lock().unwrap().push_str(&format!("{line}\n"));
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    Running { child, lines, said }
+}
+
+impl Running {
+    fn line(&self, part: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(WATCHDOG) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(_) => {}
+                Err(_) => panic!("it does not say {part}: {}", self.said.lock().unwrap()),
+            }
+        }
+    }
+
+    /// All workers are ready; where it listens.
+    fn ready(&self) -> SocketAddr {
+        let line = self.line("ready at ");
+        line.rsplit_once("ready at ").unwrap().1.parse().unwrap()
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a child of ours that was not waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
+    }
+
+    fn ended(mut self) -> ExitStatus {
+        eventually("the run process ends", || self.child.try_wait().unwrap())
+    }
+
+    fn stop(self) -> Option<i32> {
+        self.signal(libc::SIGTERM);
+        self.ended().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ask(at: SocketAddr) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(at)?;
+    connection.write_all(b"ping")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    if answer.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
+}
+
+fn pids(status: &Value) -> Vec<i32> {
+    status["workers"].as_array().unwrap().iter().map(|w| i32::try_from(w["pid"].as_i64().unwrap()).unwrap()).collect()
+}
+
+/// It is there, and more than what its parent has not asked about yet.
+fn lives(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|text| !text.rsplit_once(") ").unwrap().1.starts_with('Z'))
+}
+
+// ---- what goes well ----
+
+#[test]
+fn sighup_and_reload_replace_the_workers_and_no_request_fails() {
+    let place = Place::new();
+    let run = place.start("serves", &[]);
+    let at = run.ready();
+    let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let (over, asked) = (Arc::clone(&over), Arc::clone(&asked));
+            std::thread::spawn(move || {
+                let mut failed = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    match ask(at) {
+                        Ok(_) => drop(asked.fetch_add(1, Ordering::Relaxed)),
+                        Err(e) => failed.push(e.to_string()),
+                    }
+                }
+                failed
+            })
+        })
+        .collect();
+    for generation in 2..=5 {
+        let before = asked.load(Ordering::Relaxed);
+        eventually("requests are answered", || (asked.load(Ordering::Relaxed) > before + 50).then_some(()));
+        if generation % 2 == 0 {
+            run.signal(libc::SIGHUP);
+            run.line(&format!("reload to generation {generation} is done: 2 replaced"));
+        } else {
+            let done = place.json(&["reload", "t"]);
+            assert_eq!((&done["generation"], &done["replaced"], &done["forced"]), (&json!(generation), &json!(2), &json!(0)));
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    let failed: Vec<String> = clients.into_iter().flat_map(|c| c.join().unwrap()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(ask(at).unwrap().starts_with("serves 5 "));
+    assert_eq!(run.stop(), Some(0));
+    assert!(TcpStream::connect(at).is_err() && !place.socket("t").exists(), "nothing is left");
+}
+
+#[test]
+fn a_cluster_is_shown_scaled_and_stopped_by_its_name() {
+    let place = Place::new();
+    assert_eq!(place.ask(&["ps"]), (Some(0), "no cluster runs\n".into(), String::new()));
+    let run = place.start("serves", &[]);
+    run.ready();
+    assert_eq!(std::fs::metadata(place.socket("t")).unwrap().permissions().mode() & 0o777, 0o600);
+    let status = place.json(&["ps"]);
+    assert_eq!(
+        (&status["name"], &status["state"], &status["ready"], &status["pid"]),
+        (&json!("t"), &json!("running"), &json!(2), &json!(run.child.id()))
+    );
+    assert!(pids(&status).len() == 2 && pids(&status).iter().all(|pid| lives(*pid)), "{status}");
+    assert!(status["workers"][0]["memory"].as_u64().unwrap() > 0 && status["workers"][0]["cpu_ms"].is_number(), "{status}");
+    let (_, table, _) = place.ask(&["ps", "t"]);
+    assert!(
+        table.contains("t: running, 2 of 2 workers ready at 127.0.0.1:") && table.contains(&format!("  {}  ready ", pids(&status)[1])),
+        "{table}"
+    );
+    let mut events = place.offloop(&["events", "t"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = BufReader::new(events.stdout.take().unwrap()).lines();
+    let state: Value = serde_json::from_str(&heard.next().unwrap().unwrap()).unwrap();
+    assert_eq!(state, json!({"event": "state", "name": "t", "wanted": 2, "ready": 2, "generation": 1}));
+    let killed = pids(&status)[0];
+    // SAFETY: a worker that was seen alive.
+    unsafe { libc::kill(killed, libc::SIGKILL) };
+    let exit = heard.by_ref().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()).find(|e| e["event"] == "exit").unwrap();
+    assert_eq!((&exit["cause"], &exit["signal"]), (&json!("crash"), &json!(9)));
+    eventually("another takes its place", || (place.json(&["ps", "t"])["ready"] == 2).then_some(()));
+    assert_eq!(place.json(&["ps", "t"])["workers"][0]["restarts"], 1);
+    assert_eq!(place.json(&["scale", "t", "3"])["workers"], 3);
+    assert_eq!(pids(&place.json(&["ps", "t"])).len(), 3);
+    assert_eq!(place.ask(&["scale", "t", "1"]), (Some(0), "t: 1 ready\n".into(), String::new()));
+    assert_eq!(pids(&place.json(&["ps", "t"])).len(), 1);
+    let (_, metrics, _) = place.ask(&["metrics", "t"]);
+    for row in [
+        "offloop_cluster_workers{cluster=\"t\",state=\"ready\"} 1\n",
+        "offloop_cluster_worker_exits_total{cluster=\"t\",cause=\"crash\"} 1\n",
+        "offloop_cluster_worker_exits_total{cluster=\"t\",cause=\"scale\"} 2\n",
+        "# TYPE offloop_cluster_worker_memory_bytes gauge\n",
+    ] {
+        assert!(metrics.contains(row), "{row}{metrics}");
+    }
+    assert_eq!(place.ask(&["stop", "t"]), (Some(0), "t: stopped\n".into(), String::new()));
+    assert_eq!(run.ended().code(), Some(0));
+    assert_eq!(serde_json::from_str::<Value>(&heard.last().unwrap().unwrap()).unwrap()["event"], "stopped");
+    assert!(events.wait().unwrap().success());
+    let (status, _, err) = place.ask(&["reload", "t"]);
+    assert!(status == Some(1) && err.starts_with("offloop: not found: no cluster of this name runs"), "{err}");
+}
+
+#[test]
+fn a_program_that_knows_nothing_is_served_reloaded_and_ended_by_sigterm() {
+    let place = Place::new();
+    let run = place.start("plain", &["--ready-after", "0.1", "--hang-timeout", "0.2"]);
+    let at = run.ready();
+    let first = ask(at).unwrap();
+    assert!(first.starts_with("plain "), "{first}");
+    // It shows no beat, for longer than others may.
+    std::thread::sleep(ms(500));
+    assert_eq!(place.json(&["ps", "t"])["counts"]["unresponsive"], 0);
+    let before = pids(&place.json(&["ps", "t"]));
+    assert_eq!(place.json(&["reload", "t"])["forced"], 0);
+    let after = pids(&place.json(&["ps", "t"]));
+    assert!(before.iter().all(|pid| !after.contains(pid)), "{before:?} {after:?}");
+    ask(at).unwrap();
+    assert_eq!(run.stop(), Some(0));
+    assert!(after.iter().all(|pid| !lives(*pid)));
+}
+
+#[test]
+fn what_is_not_said_comes_from_port_and_web_concurrency() {
+    let place = Place::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = place.command("serves", &["--name", "t", "--env", "GIVEN=1", "--cwd", place.0.to_str().unwrap()]);
+    command.env("PORT", port.to_string()).env("WEB_CONCURRENCY", "3");
+    let run = running(command);
+    assert_eq!(run.line("ready at "), format!("offloop: t: 3 workers are ready at :{port}"));
+    let worker = pids(&place.json(&["ps", "t"]))[0];
+    let env = std::fs::read(format!("/proc/{worker}/environ")).unwrap();
+    assert!(env.split(|b| *b == 0).any(|v| v == b"GIVEN=1"));
+    assert_eq!(std::fs::read_link(format!("/proc/{worker}/cwd")).unwrap(), place.0.canonicalize().unwrap());
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn its_own_words_are_json_where_that_is_asked_for() {
+    let place = Place::new();
+    let run = running(place.command("serves", &["--json", "--listen", "127.0.0.1:0"]));
+    let started: Value = serde_json::from_str(&run.line("\"started\"")).unwrap();
+    assert_eq!(started["workers"], 2);
+    assert_eq!(place.json(&["ps"])["name"], started["name"], "a name is made of the program's");
+    run.signal(libc::SIGINT);
+    serde_json::from_str::<Value>(&run.line("\"stopped\"")).unwrap();
+    assert_eq!(run.ended().code(), Some(0));
+}
+
+// ---- what goes wrong ----
+
+#[test]
+fn what_cannot_start_says_why_and_what_to_do() {
+    let place = Place::new();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap().to_string();
+    let quick = ["--ready-timeout", "0.5"];
+    let with = |mode: &str, args: &[&str]| place.command(mode, &[&quick[..], args].concat());
+    let program = |words: &[&str]| {
+        let mut command = place.offloop(&["run", "--ready-timeout", "0.5", "--"]);
+        command.args(words);
+        command
+    };
+    // Root may bind any port, unless it is taken away from it.
+    let mut privileged = with("serves", &["--listen", "127.0.0.1:80"]);
+    // SAFETY: a plain call in the child; who may not do it has no such right anyway.
+    unsafe {
+        privileged.pre_exec(|| {
+            const CAP_NET_BIND_SERVICE: libc::c_ulong = 10;
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE, 0, 0, 0);
+            Ok(())
+        })
+    };
+    let open = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").is_ok_and(|first| first.trim() == "0");
+    let mut cases = vec![
+        (with("serves", &["--listen", &taken]), 3, vec!["Address already in use", &taken, "ss -ltnp"]),
+        (program(&["/no/such/program"]), 3, vec!["not found", "/no/such/program", "is it installed"]),
+        (program(&["no-such-program-at-all"]), 3, vec!["not found", "no-such-program-at-all"]),
+        (with("serves", &["--cwd", "/no/such/directory"]), 3, vec!["working directory is not there", "/no/such/directory"]),
+        (
+            with("fails", &["-w", "1"]),
+            3,
+            vec!["cannot load the configuration: no such file", "worker ended before it was ready", "exit_code=7"],
+        ),
+        (with("broken", &[]), 3, vec!["SyntaxError: unexpected end of input"]),
+        (with("never", &[]), 3, vec!["not ready in time", "no server of it listens", "npm start"]),
+        (with("serves", &["-w", "0"]), 2, vec!["0 is outside 1 to 1024 workers"]),
+        (with("serves", &["-w", "10000"]), 2, vec!["10000 is outside 1 to 1024 workers"]),
+        (with("serves", &["-w", "some"]), 2, vec!["neither a number nor auto"]),
+        (with("serves", &["--listen", "example.org:80"]), 2, vec!["not an address to listen at"]),
+        (with("serves", &["--name", "../x"]), 2, vec!["is no name"]),
+        (with("serves", &["--env", "=x"]), 2, vec!["variable has no name"]),
+        (with("serves", &["--lisen", "80"]), 2, vec!["--listen"]),
+        (place.offloop(&["run"]), 2, vec!["<COMMAND>"]),
+    ];
+    if !open {
+        cases.push((privileged, 3, vec!["Permission denied", "127.0.0.1:80", "CAP_NET_BIND_SERVICE"]));
+    }
+    for (command, status, words) in cases {
+        let shown = format!("{command:?}");
+        let (ended, err) = place.refused(command);
+        assert_eq!(ended, Some(status), "{shown}: {err}");
+        for word in words {
+            assert!(err.contains(word), "{shown} does not say {word}: {err}");
+        }
+    }
+    assert!(std::fs::read_dir(place.0.join("offloop")).unwrap().next().is_none(), "no socket is left");
+}
+
+#[test]
+fn a_name_is_one_clusters_and_a_stale_socket_is_nobodys() {
+    let place = Place::new();
+    let run = place.start("serves", &[]);
+    run.ready();
+    let (status, err) = place.refused(place.command("serves", &["--name", "t"]));
+    assert!(status == Some(1) && err.contains("a cluster of this name runs") && err.contains("--name"), "{err}");
+    let workers = pids(&place.json(&["ps", "t"]));
+    run.signal(libc::SIGKILL);
+    assert_eq!(run.ended().signal(), Some(libc::SIGKILL));
+    eventually("no worker is left", || workers.iter().all(|pid| !lives(*pid)).then_some(()));
+    assert!(place.socket("t").exists(), "who is killed cannot clean up");
+    let (status, _, err) = place.ask(&["reload", "t"]);
+    assert!(status == Some(1) && err.contains("ended without a farewell"), "{err}");
+    assert_eq!(place.ask(&["ps"]).1, "no cluster runs\n");
+    let next = place.start("serves", &[]);
+    next.ready();
+    assert_eq!(place.json(&["ps"])["state"], "running");
+    assert_eq!(next.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_to_a_broken_version_and_one_during_another_fail_and_the_old_goes_on() {
+    let place = Place::new();
+    let mode = place.file("mode", "good");
+    let run = place.start(&format!("@{}", mode.display()), &["--ready-timeout", "20"]);
+    let at = run.ready();
+    place.file("mode", "broken");
+    let (status, out, err) = place.ask(&["reload", "t"]);
+    assert!((status, out.as_str()) == (Some(1), "") && err.contains("SyntaxError: unexpected end of input"), "{err}");
+    run.line("reload failed, the old version goes on");
+    assert!(ask(at).unwrap().starts_with("good 1 "));
+    // One that takes its time.
+    place.file("mode", "never");
+    let slow = running(place.offloop(&["reload", "t"]));
+    eventually("the reload is under way", || (place.json(&["ps", "t"])["live"] == 3).then_some(()));
+    let (status, _, err) = place.ask(&["reload", "t"]);
+    assert!(status == Some(1) && err.contains("in use: a reload is under way"), "{err}");
+    run.signal(libc::SIGHUP);
+    run.line("a reload is under way");
+    assert!(ask(at).unwrap().starts_with("good 1 "));
+    place.file("mode", "good");
+    let canary = *pids(&place.json(&["ps", "t"])).iter().max().unwrap();
+    // SAFETY: a worker that was seen alive.
+    unsafe { libc::kill(canary, libc::SIGKILL) };
+    assert_eq!(slow.ended().code(), Some(1));
+    assert_eq!(place.json(&["reload", "t"])["replaced"], 2);
+    assert!(ask(at).unwrap().starts_with("good 4 "), "{}", ask(at).unwrap());
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_who_does_not_finish_is_told() {
+    let place = Place::new();
+    for (signal, status) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
+        let run = place.start("stubborn", &[]);
+        run.ready();
+        let workers = pids(&place.json(&["ps", "t"]));
+        run.signal(signal);
+        run.line("stopping: 2 workers have to finish");
+        assert_eq!(place.json(&["ps", "t"])["state"], "stopping");
+        run.signal(signal);
+        assert_eq!(run.ended().code(), Some(status));
+        assert!(workers.iter().all(|pid| !lives(*pid)));
+    }
+    let run = place.start("stubborn", &["--drain-timeout", "0.1", "--kill-grace", "0.1"]);
+    run.ready();
+    let (status, out, _) = place.ask(&["stop", "t"]);
+    assert_eq!((status, out.as_str()), (Some(0), "t: stopped, and workers had to be killed\n"));
+    assert_eq!(run.ended().code(), Some(4));
+    let run = place.start("stubborn", &[]);
+    run.ready();
+    assert_eq!(place.ask(&["stop", "t", "--now"]).0, Some(0));
+    run.ended();
+}
+
+#[test]
+fn clients_that_say_nonsense_or_nothing_harm_nobody() {
+    let place = Place::new();
+    let run = place.start("serves", &["-w", "1"]);
+    let at = run.ready();
+    let connect = || UnixStream::connect(place.socket("t")).unwrap();
+    for nonsense in [&b"hello\n"[..], b"{}\n", b"{\"do\":\"dance\"}\n", b"\xff\xfe\0\n", b"{\"do\":\"scale\",\"workers\":0}\n", b"\n"] {
+        let mut client = connect();
+        client.write_all(nonsense).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["ok"] == false && answer["error"]["code"] == "ERR_OFFLOOP_INVALID", "{answer}");
+    }
+    // Too much without an end; gone in the middle; one that never says anything; more than there is room for.
+    let mut flood = connect();
+    let _ = (0..100).try_for_each(|_| flood.write_all(&[b'x'; 4096]));
+    let mut rest = [0];
+    assert!(!matches!(flood.read(&mut rest), Ok(n) if n > 0), "it is told nothing");
+    drop({
+        let mut gone = connect();
+        gone.write_all(b"{\"do\":").unwrap();
+        gone
+    });
+    let silent: Vec<UnixStream> = (0..60).map(|_| connect()).collect();
+    assert_eq!(place.json(&["ps", "t"])["ready"], 1);
+    // Who does not read what it asked for.
+    let mut deaf = connect();
+    deaf.write_all(b"{\"do\":\"events\"}\n").unwrap();
+    assert_eq!(place.json(&["reload", "t"])["replaced"], 1);
+    drop(silent);
+    ask(at).unwrap();
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn what_stays_beside_eight_workers_is_printed() {
+    let place = Place::new();
+    let run = place.start("serves", &["-w", "8"]);
+    run.ready();
+    let pid = run.child.id();
+    let number = |file: &str, key: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(key))
+            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let cpu = || offloop::sys::process::cpu_time(pid.cast_signed()).unwrap();
+    let (before, since) = (cpu(), Instant::now());
+    std::thread::sleep(Duration::from_secs(2));
+    let share = (cpu() - before).as_secs_f64() * 100.0 / since.elapsed().as_secs_f64();
+    println!(
+        "offloop run beside 8 workers: {} kB PSS, {} threads, {share:.2} % CPU",
+        number("smaps_rollup", "Pss:"),
+        number("status", "Threads:")
+    );
+    assert!(number("smaps_rollup", "Pss:") <= 15 << 10, "more than 15 MiB");
+    assert_eq!(run.stop(), Some(0));
+}
