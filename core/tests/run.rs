@@ -66,6 +66,10 @@ fn be_server(mode: &str) -> ! {
         let _ = connection.write_all(text.as_bytes());
         true
     };
+    if mode == "talks" {
+        println!("\nhello from {}", std::process::id());
+        eprint!("it {}", "has no end");
+    }
     if mode == "plain" {
         let listener = listener();
         listener.set_nonblocking(false).unwrap();
@@ -362,6 +366,52 @@ fn a_program_that_knows_nothing_is_served_reloaded_and_ended_by_sigterm() {
 }
 
 #[test]
+fn what_workers_print_comes_in_whole_lines_with_their_slot_and_process() {
+    let place = Place::new();
+    let file = place.0.join("log");
+    let run = place.start("talks", &["-w", "2", "--log", file.to_str().unwrap()]);
+    run.ready();
+    let workers = pids(&place.json(&["ps", "t"]));
+    let hello = |slot: usize| format!("[{slot}:{0}] hello from {0}\n", workers[slot]);
+    let (status, lines, _) = place.ask(&["logs", "t"]);
+    assert!(status == Some(0) && (0..2).all(|slot| lines.contains(&hello(slot))), "{lines}");
+    let mut follow = place.offloop(&["logs", "t", "-f", "-n", "0", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut followed =
+        BufReader::new(follow.stdout.take().unwrap()).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    // It follows as soon as a line of a new worker comes.
+    let said = std::thread::spawn(move || followed.find(|line| line["text"].as_str().unwrap().starts_with("hello")).unwrap());
+    while !said.is_finished() {
+        place.json(&["reload", "t"]);
+    }
+    let said = said.join().unwrap();
+    assert!(said["stream"] == "out" && said["text"] == json!(format!("hello from {}", said["pid"])), "{said}");
+    assert_eq!(run.stop(), Some(0));
+    assert!(follow.wait().unwrap().success());
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        (0..2).all(|slot| text.contains(&hello(slot)) && text.contains(&format!("[{slot}:{}] it has no end", workers[slot]))),
+        "{text}"
+    );
+    assert!(text.lines().all(|line| line.starts_with("[0:") || line.starts_with("[1:")), "{text}");
+}
+
+#[test]
+fn who_floods_waits_and_the_cluster_goes_on() {
+    let place = Place::new();
+    let script = "while :; do echo 0123456789012345678901234567890123456789; done";
+    let mut command = place.offloop(&["run", "-n", "t", "-w", "1", "--ready-after", "0.1", "--", "sh", "-c", script]);
+    // Nobody reads it.
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("it runs", || (place.ask(&["ps", "t", "--json"]).1.contains("\"running\"")).then_some(()));
+    assert_eq!(place.json(&["reload", "t"])["replaced"], 1);
+    let (status, lines, _) = place.ask(&["logs", "t", "-n", "3"]);
+    assert_eq!((status, lines.lines().count()), (Some(0), 3));
+    drop(child.stdout.take());
+    assert_eq!(place.ask(&["stop", "t"]).0, Some(0));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn what_is_not_said_comes_from_port_and_web_concurrency() {
     let place = Place::new();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -475,6 +525,9 @@ fn a_reload_to_a_broken_version_and_one_during_another_fail_and_the_old_goes_on(
     let mode = place.file("mode", "good");
     let run = place.start(&format!("@{}", mode.display()), &["--ready-timeout", "20"]);
     let at = run.ready();
+    place.file("mode", "fails");
+    let (status, _, err) = place.ask(&["reload", "t"]);
+    assert!(status == Some(1) && err.contains("\n  | cannot load the configuration: no such file"), "{err}");
     place.file("mode", "broken");
     let (status, out, err) = place.ask(&["reload", "t"]);
     assert!((status, out.as_str()) == (Some(1), "") && err.contains("SyntaxError: unexpected end of input"), "{err}");
@@ -495,7 +548,7 @@ fn a_reload_to_a_broken_version_and_one_during_another_fail_and_the_old_goes_on(
     unsafe { libc::kill(canary, libc::SIGKILL) };
     assert_eq!(slow.ended().code(), Some(1));
     assert_eq!(place.json(&["reload", "t"])["replaced"], 2);
-    assert!(ask(at).unwrap().starts_with("good 4 "), "{}", ask(at).unwrap());
+    assert!(ask(at).unwrap().starts_with("good 5 "), "{}", ask(at).unwrap());
     assert_eq!(run.stop(), Some(0));
 }
 

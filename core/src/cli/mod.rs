@@ -86,6 +86,7 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> R
         Some(("scale", args)) => client::scale(args, out),
         Some(("stop", args)) => client::stop(args, out),
         Some(("events", args)) => client::events(args, out),
+        Some(("logs", args)) => client::logs(args, out),
         Some(("metrics", args)) => client::metrics(args, out),
         Some(("ring", ring)) => match ring.subcommand() {
             Some(("stat", args)) => ring::stat(args, out),

@@ -13,6 +13,7 @@
 //! * Workers accept from one shared socket per address, so connections that wait belong to nobody who may die: a worker that drains stops to
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
+//! * `logs`: what workers print, as whole lines.
 //! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
@@ -20,11 +21,13 @@
 mod gate;
 mod launch;
 mod listen;
+mod logs;
 mod mail;
 pub mod worker;
 
 pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
+pub use logs::{Line, MAX_LINE, Stream};
 pub use mail::RING;
 pub use worker::Worker;
 
@@ -37,6 +40,7 @@ use crate::value::Value;
 use crate::wire::cluster::CHANNEL;
 use gate::Gates;
 use listen::Sockets;
+use logs::Logs;
 use mail::{HearMessage, Mail, Standing};
 use std::collections::HashMap;
 use std::fmt;
@@ -84,6 +88,7 @@ pub struct Builder {
     hear: Option<Hear>,
     hear_message: Option<HearMessage>,
     take_channel: Option<TakeChannel>,
+    logs: Option<logs::Hear>,
 }
 
 impl fmt::Debug for Builder {
@@ -140,6 +145,13 @@ impl Builder {
         self
     }
 
+    /// Takes what workers print: called with each line by a thread of the cluster, in the order of its stream. A worker that prints faster than lines are taken waits in its own `write`. Default: workers
+    /// have this process's standard output and error output. A panic in it is swallowed.
+    pub fn on_line(mut self, hear: impl FnMut(&Line<'_>) + Send + 'static) -> Builder {
+        self.logs = Some(Box::new(hear));
+        self
+    }
+
     /// Checks every option but those that only the system can judge.
     ///
     /// # Errors
@@ -165,10 +177,21 @@ impl Builder {
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
         let gates = Gates::open(Arc::clone(&sockets), listener.clone())?;
         let mail = Mail::open(self.hear_message).inspect_err(|_| gates.close())?;
+        let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| {
+            gates.close();
+            mail.close();
+        })?;
         let commands = Arc::new(Mutex::new(HashMap::from([(1, Arc::new(command))])));
-        let inner = Arc::new(Inner { sockets: Arc::clone(&sockets), commands: Arc::clone(&commands), gates: Arc::clone(&gates), mail });
+        let inner = Arc::new(Inner {
+            sockets: Arc::clone(&sockets),
+            commands: Arc::clone(&commands),
+            gates: Arc::clone(&gates),
+            mail,
+            logs: logs.clone(),
+        });
         let (opened, addressed, mail) = (Arc::clone(&gates), Arc::clone(&inner.mail), Arc::clone(&inner.mail));
         let past = Arc::clone(&commands);
+        let (heard, printed) = (logs.clone(), logs);
         let mut take_channel = self.take_channel;
         let made = Supervisor::builder()
             .options(options)
@@ -177,6 +200,12 @@ impl Builder {
                     gates.remove(*worker);
                     // What it has said comes before its end.
                     mail.remove(*worker);
+                }
+                match (&heard, event) {
+                    (Some(logs), supervisor::Event::Spawned { worker, pid }) => logs.spawned(*worker, *pid),
+                    (Some(logs), supervisor::Event::SpawnFailed { worker, .. }) => logs.remove(*worker),
+                    (Some(logs), supervisor::Event::Stopped) => logs.close(),
+                    _ => {}
                 }
                 match event {
                     supervisor::Event::Spawned { worker, .. } => {
@@ -209,13 +238,18 @@ impl Builder {
                 let command = lock(&commands).get(&id.generation).cloned();
                 let command =
                     command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?;
-                command.launch(id, &listen, opened.add(id)?, vec![(CHANNEL, addressed.add(id)?)])
+                let mut launch = command.launch(id, &listen, opened.add(id)?, vec![(CHANNEL, addressed.add(id)?)])?;
+                if let Some(logs) = &printed {
+                    launch.fds.extend(logs.add(id)?.into_iter().zip(1..));
+                }
+                Ok(launch)
             });
         match made {
             Ok(supervisor) => Ok(Cluster { supervisor, inner }),
             Err(e) => {
                 inner.gates.close();
                 inner.mail.close();
+                inner.logs.iter().for_each(|logs| logs.close());
                 Err(e)
             }
         }
@@ -243,6 +277,7 @@ struct Inner {
     commands: Arc<Mutex<HashMap<u32, Arc<Command>>>>,
     gates: Arc<Gates>,
     mail: Arc<Mail>,
+    logs: Option<Arc<Logs>>,
 }
 
 impl fmt::Debug for Cluster {
@@ -261,6 +296,7 @@ impl Cluster {
             hear: None,
             hear_message: None,
             take_channel: None,
+            logs: None,
         }
     }
 
@@ -390,6 +426,13 @@ impl Cluster {
     /// `Timeout`, `Forked`.
     pub fn wait_stopped(&self, timeout: Option<Duration>) -> Result<()> {
         self.supervisor.wait_stopped(timeout)
+    }
+
+    /// Waits until [`on_line`](Builder::on_line)'s function has been called with all that those workers have printed which have ended, at most `timeout`; once the cluster has stopped: with all.
+    pub fn wait_lines(&self, of: impl Fn(WorkerId) -> bool, timeout: Duration) {
+        if let Some(logs) = &self.inner.logs {
+            logs.wait(of, timeout);
+        }
     }
 
     /// Where it listens: the sockets of the option first, then those that workers have asked for.

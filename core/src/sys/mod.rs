@@ -18,6 +18,7 @@ pub mod membarrier;
 pub mod net;
 pub mod ofd;
 pub mod pidfd;
+pub mod pipe;
 pub mod poll;
 pub mod probe;
 pub mod process;

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// How long a cluster may take for an answer that it has ready.
 const ANSWER: Duration = Duration::from_secs(10);
 
-pub(in crate::cli) fn commands() -> [Command; 6] {
+pub(in crate::cli) fn commands() -> [Command; 7] {
     let name =
         || Arg::new("name").value_name("NAME").required(true).value_parser(place::name).help("The cluster, as `offloop ps` shows it");
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object a line");
@@ -36,6 +36,21 @@ pub(in crate::cli) fn commands() -> [Command; 6] {
             json(),
         ]),
         Command::new("events").about("Show what happens in a cluster, one JSON object a line, until it ends").args([name(), json()]),
+        Command::new("logs").about("Show what a cluster's workers have printed last").args([
+            name(),
+            Arg::new("follow")
+                .short('f')
+                .long("follow")
+                .action(ArgAction::SetTrue)
+                .help("Go on with what they print, until the cluster ends"),
+            Arg::new("lines")
+                .short('n')
+                .long("lines")
+                .value_name("N")
+                .value_parser(value_parser!(u32))
+                .help("At most the last N lines [default: all that are kept, 5000 or 512 KiB]"),
+            json(),
+        ]),
         Command::new("metrics").about("Show a cluster's numbers as Prometheus reads them").args([name(), json()]),
     ]
 }
@@ -145,6 +160,23 @@ pub(in crate::cli) fn events(args: &ArgMatches, out: &mut dyn Write) -> std::res
     while let Some(event) = line.next()? {
         writeln!(out, "{event}")?;
         out.flush()?;
+    }
+    Ok(())
+}
+
+pub(in crate::cli) fn logs(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
+    let follow = args.get_flag("follow");
+    let request = json!({"do": "logs", "lines": args.get_one::<u32>("lines"), "follow": follow});
+    let (mut line, _) = Line::ask(name(args), &request, None)?;
+    while let Some(printed) = line.next()? {
+        if args.get_flag("json") {
+            writeln!(out, "{printed}")?;
+        } else {
+            writeln!(out, "[{}:{}] {}", printed["slot"], printed["pid"], printed["text"].as_str().unwrap_or_default())?;
+        }
+        if follow {
+            out.flush()?;
+        }
     }
     Ok(())
 }

@@ -5,8 +5,8 @@
 //!                      ◄── lines of JSON ─────
 //! ```
 //!
-//! A request is `{"do": "status"}`, `reload`, `scale` (`workers`), `stop` (`fast`), `events`, `metrics`. The answer's first line has `"ok"`: true with what
-//! there is to tell, or false with `error`. One request per connection; `events` goes on with a line per event.
+//! A request is `{"do": "status"}`, `reload`, `scale` (`workers`), `stop` (`fast`), `events`, `logs` (`lines`, `follow`), `metrics`. The answer's first line has `"ok"`: true with what
+//! there is to tell, or false with `error`. One request per connection; `events` goes on with a line per event, `logs` with a line per line.
 
 pub(super) mod client;
 pub(super) mod place;

@@ -18,7 +18,7 @@ pub(in crate::cli) const LISTENER: u64 = 8;
 /// Clients at one time.
 const MAX_CLIENTS: usize = 64;
 /// What waits for a client to be read.
-const MAX_OUTPUT: usize = 1 << 20;
+const MAX_OUTPUT: usize = 4 << 20;
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -31,6 +31,7 @@ pub(in crate::cli) enum Request {
     Scale(usize),
     Stop { fast: bool },
     Events,
+    Logs { lines: usize, follow: bool },
 }
 
 impl Request {
@@ -47,6 +48,10 @@ impl Request {
             }
             Some("stop") => Ok(Request::Stop { fast: value["fast"].as_bool().unwrap_or(false) }),
             Some("events") => Ok(Request::Events),
+            Some("logs") => {
+                let lines = value["lines"].as_u64().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+                Ok(Request::Logs { lines, follow: value["follow"].as_bool().unwrap_or(false) })
+            }
             Some(other) => Err(wrong("there is no such request").with("do", other)),
             None => Err(wrong("request does not say what to do")),
         }
@@ -151,7 +156,7 @@ impl Server {
                 Some(request)
             }
             Err(e) => {
-                self.fail(token, &e, epoll);
+                self.fail(token, &e, "", epoll);
                 None
             }
         }
@@ -166,9 +171,17 @@ impl Server {
         self.flush(token, epoll);
     }
 
-    /// Its request has failed.
-    pub(in crate::cli) fn fail(&mut self, token: u64, error: &Error, epoll: &Epoll) {
-        let told = json!({"code": error.kind().row().code, "text": error.to_string()});
+    /// It has got all.
+    pub(in crate::cli) fn end(&mut self, token: u64, epoll: &Epoll) {
+        if let Some(client) = self.clients.get_mut(&token) {
+            client.over = true;
+            self.flush(token, epoll);
+        }
+    }
+
+    /// Its request has failed; `words` go behind the error's own.
+    pub(in crate::cli) fn fail(&mut self, token: u64, error: &Error, words: &str, epoll: &Epoll) {
+        let told = json!({"code": error.kind().row().code, "text": format!("{error}{words}")});
         self.say(token, &json!({"ok": false, "error": told}), true, epoll);
     }
 
@@ -178,6 +191,11 @@ impl Server {
         for token in hearing {
             self.say(token, line, false, epoll);
         }
+    }
+
+    /// It is still there.
+    pub(in crate::cli) fn has(&self, token: u64) -> bool {
+        self.clients.contains_key(&token)
     }
 
     pub(in crate::cli) fn is_heard(&self) -> bool {
@@ -244,6 +262,8 @@ mod tests {
             (r#"{"do":"scale","workers":3}"#, Request::Scale(3)),
             (r#"{"do":"stop","fast":true}"#, Request::Stop { fast: true }),
             (r#"{"do":"stop"}"#, Request::Stop { fast: false }),
+            (r#"{"do":"logs","lines":5}"#, Request::Logs { lines: 5, follow: false }),
+            (r#"{"do":"logs","follow":true}"#, Request::Logs { lines: usize::MAX, follow: true }),
         ] {
             assert_eq!(Request::parse(line.as_bytes()).expect(line), request);
         }

@@ -10,6 +10,7 @@
 
 mod hooks;
 mod options;
+mod output;
 mod told;
 
 use super::Stop;
@@ -25,6 +26,7 @@ use crate::sys::signals::Signals;
 use clap::ArgMatches;
 use hooks::Hooks;
 use options::Run;
+use output::Output;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -49,6 +51,11 @@ const NAMES: usize = 100;
 /// After how long a worker that says nothing is taken as ready: where nothing else is to be expected, and where a hook is to say it.
 const PLAIN: Duration = Duration::from_secs(1);
 const HOOKED: Duration = Duration::from_secs(10);
+/// What the outputs have at the end to take what workers have printed.
+const PRINTING: Duration = Duration::from_secs(5);
+/// The same, before somebody is told of a failure in the workers' own words.
+const WORDS: Duration = Duration::from_millis(500);
+const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 /// Workers whose memory is looked at for one answer: the kernel walks their pages.
 const MAX_LOOKED: usize = 64;
 /// What the cluster's threads tell this one.
@@ -85,6 +92,9 @@ struct Conductor<'a> {
     epoll: &'a Epoll,
     err: &'a mut dyn Write,
     phase: Phase,
+    output: Arc<Output>,
+    /// Clients that read what workers print, and the number of the next line for each.
+    readers: HashMap<u64, u64>,
     procs: BTreeMap<WorkerId, Proc>,
     /// Ends that nobody asked for, by slot.
     restarts: HashMap<u32, u64>,
@@ -124,13 +134,21 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let after = run.ready_after.unwrap_or(if hooks.reach(&run.command[0], &cwd) { HOOKED } else { PLAIN });
     let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero());
     let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
-    let command = Command { args: run.command.clone(), env: hooks.env(&run.env), cwd: run.cwd.clone(), nice: 0 };
+    let output = Output::new(Arc::clone(&bell));
+    let hear = output.hear(&run.log, run.rotation)?;
+    let mut env = run.env.clone();
+    // An interpreter that prints to a pipe keeps its lines to itself.
+    if std::env::var_os(UNBUFFERED).is_none() && env.iter().all(|(name, _)| name != UNBUFFERED) {
+        env.push((UNBUFFERED.into(), Some("1".into())));
+    }
+    let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone(), nice: 0 };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
     let mut builder = Cluster::builder().workers(run.workers).supervision(supervision).on_event(move |event| {
         lock(&theirs.0).push(event.clone());
         rings.signal();
     });
+    builder = builder.on_line(hear);
     for address in &run.listen {
         builder = builder.listen(address.clone());
     }
@@ -150,6 +168,8 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         epoll: &epoll,
         err,
         phase: Phase::Starting,
+        output,
+        readers: HashMap::new(),
         procs: BTreeMap::new(),
         restarts: HashMap::new(),
         waits: Vec::new(),
@@ -178,6 +198,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
                         conductor.heard(event);
                     }
                     conductor.look();
+                    conductor.feed();
                 }
                 LISTENER => conductor.server.accept(&epoll),
                 client => {
@@ -189,6 +210,9 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         }
         conductor.server.expire(&epoll);
     }
+    // What the last worker has printed.
+    conductor.cluster.wait_lines(|_| true, PRINTING);
+    conductor.feed();
     Ok(conductor.status)
 }
 
@@ -345,7 +369,12 @@ impl Conductor<'_> {
             match wait {
                 Wait::Reload(generation) => match self.cluster.wait_reload(generation, Some(Duration::ZERO)) {
                     Err(e) if e.kind() == ErrorKind::Timeout => self.waits.push((client, wait)),
-                    Err(e) => self.server.fail(client, &e, self.epoll),
+                    Err(e) => {
+                        // Its own words come by another way than its end.
+                        self.cluster.wait_lines(|id| id.generation == generation, WORDS);
+                        let words = self.output.words(generation);
+                        self.server.fail(client, &e, &words, self.epoll);
+                    }
                     Ok(report) => {
                         let mut line = told::reloaded(&report);
                         line["ok"] = json!(true);
@@ -354,14 +383,14 @@ impl Conductor<'_> {
                 },
                 Wait::Scale(n) if stats.degraded => {
                     let e = Error::new(ErrorKind::Degraded, "too many workers fail").with("ready", stats.ready).with("wanted", n);
-                    self.server.fail(client, &e, self.epoll);
+                    self.server.fail(client, &e, "", self.epoll);
                 }
                 Wait::Scale(n) if stats.wanted == n && stats.ready >= n && stats.live <= n => {
                     self.server.say(client, &json!({"ok": true, "workers": n}), true, self.epoll);
                 }
                 Wait::Scale(n) if self.phase == Phase::Stopping => {
                     let e = Error::new(ErrorKind::Closed, "the cluster was stopped").with("workers", n);
-                    self.server.fail(client, &e, self.epoll);
+                    self.server.fail(client, &e, "", self.epoll);
                 }
                 wait => self.waits.push((client, wait)),
             }
@@ -377,7 +406,7 @@ impl Conductor<'_> {
         for (client, wait) in std::mem::take(&mut self.waits) {
             match wait {
                 Wait::Stop => self.server.say(client, &line, true, self.epoll),
-                _ => self.server.fail(client, &Error::new(ErrorKind::Closed, "the cluster was stopped"), self.epoll),
+                _ => self.server.fail(client, &Error::new(ErrorKind::Closed, "the cluster was stopped"), "", self.epoll),
             }
         }
     }
@@ -442,6 +471,18 @@ impl Conductor<'_> {
                 self.server.say(client, &line, false, self.epoll);
                 Ok(())
             }
+            Request::Logs { lines, follow } => {
+                self.server.say(client, &json!({"ok": true}), false, self.epoll);
+                // First: what is printed from here on rings the bell.
+                self.output.follow(true);
+                self.readers.insert(client, self.output.last(*lines));
+                self.feed();
+                if !*follow {
+                    self.readers.remove(&client);
+                    self.server.end(client, self.epoll);
+                }
+                Ok(())
+            }
             Request::Reload => self.reload().map(|generation| self.waits.push((client, Wait::Reload(generation)))),
             Request::Scale(n) => self.cluster.scale(*n).map(|()| self.waits.push((client, Wait::Scale(*n)))),
             Request::Stop { fast } => {
@@ -451,9 +492,22 @@ impl Conductor<'_> {
             }
         };
         match done {
-            Err(e) => self.server.fail(client, &e, self.epoll),
+            Err(e) => self.server.fail(client, &e, "", self.epoll),
             Ok(()) => self.look(),
         }
+    }
+
+    /// Lines for those who read them.
+    fn feed(&mut self) {
+        for (client, next) in &mut self.readers {
+            let (lines, after) = self.output.since(*next);
+            *next = after;
+            for line in &lines {
+                self.server.say(*client, line, false, self.epoll);
+            }
+        }
+        self.readers.retain(|client, _| self.server.has(*client));
+        self.output.follow(!self.readers.is_empty());
     }
 
     fn addresses(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! What `offloop run` is told, by its arguments and by variables of the environment.
 
 use super::super::control::place;
+use super::output::{Place, Rotation};
 use crate::cluster::{Address, Builder};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
@@ -31,6 +32,8 @@ pub(super) struct Run {
     pub(super) supervision: supervisor::Options,
     /// `None`: it depends on the program.
     pub(super) ready_after: Option<Duration>,
+    pub(super) log: Place,
+    pub(super) rotation: Rotation,
     pub(super) json: bool,
 }
 
@@ -80,6 +83,23 @@ pub(in crate::cli) fn command() -> Command {
             seconds("drain-timeout", "30", "What a worker has to finish its requests"),
             seconds("kill-grace", "2", "From SIGTERM to SIGKILL after that"),
             seconds("hang-timeout", "10", "A worker whose event loop stands still for so long is replaced; 0: none is"),
+            Arg::new("log")
+                .long("log")
+                .value_name("WHERE")
+                .default_value("prefixed")
+                .help("What workers print: prefixed or raw to the outputs of this command, none, or the path of a file"),
+            Arg::new("log-size")
+                .long("log-size")
+                .value_name("MIB")
+                .default_value("10")
+                .value_parser(value_parser!(u32).range(1..=1 << 20))
+                .help("A log file that would grow beyond it is followed by the next"),
+            Arg::new("log-keep")
+                .long("log-keep")
+                .value_name("N")
+                .default_value("5")
+                .value_parser(value_parser!(u32).range(0..=1000))
+                .help("Older log files that are kept: FILE.1, the youngest, to FILE.N"),
             Arg::new("json").long("json").action(ArgAction::SetTrue).help("What it says itself is one JSON object a line"),
             Arg::new("command")
                 .value_name("COMMAND")
@@ -181,6 +201,11 @@ impl Run {
             cwd: args.get_one("cwd").cloned(),
             supervision,
             ready_after: args.get_one("ready-after").copied(),
+            log: Place::parse(args.get_one::<String>("log").expect("it has a default")),
+            rotation: Rotation {
+                size: u64::from(*args.get_one::<u32>("log-size").expect("it has a default")) << 20,
+                keep: *args.get_one::<u32>("log-keep").expect("it has a default"),
+            },
             json: args.get_flag("json"),
         })
     }
