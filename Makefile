@@ -71,6 +71,7 @@ node: core
 
 python: core $(BIN)/.ready
 	install -m 755 $(TARGET)/release/lib_native.so bindings-python/python/offloop/_native.abi3.so
+	install -D -m 755 $(TARGET)/release/offloop bindings-python/python/offloop/_bin/offloop
 	echo $(CURDIR)/bindings-python/python > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/offloop-dev.pth
 
 install: capi  ## the C library, its header and pkg-config file, below PREFIX (and DESTDIR)
@@ -87,6 +88,8 @@ dist: $(BIN)/.ready $(NODE_READY) capi node
 	mkdir -p $(DIST)/npm $(DIST)/wheels
 	cd bindings-node && $(NPM) pack --silent --pack-destination $(DIST)/npm
 	cd bindings-node && node scripts/pack-platform.mjs $(DIST)/npm
+	install -D -m 755 $(TARGET)/release/offloop bindings-python/python/offloop/_bin/offloop
+	strip --strip-unneeded bindings-python/python/offloop/_bin/offloop
 	cd bindings-python && ../$(BIN)/maturin sdist -o $(DIST)/wheels
 	cd bindings-python && ../$(BIN)/maturin build --release --locked --quiet -o $(DIST)/wheels
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c

@@ -13,6 +13,8 @@ const here = dirname(fileURLToPath(import.meta.url))
 const triple = process.platform === 'linux' ? `linux-${process.arch}-gnu` : `${process.platform}-${process.arch}`
 const library = { darwin: 'liboffloop_node.dylib', win32: 'offloop_node.dll' }[process.platform] ?? 'liboffloop_node.so'
 const out = join(here, `offloop.${triple}.node`)
+// The command, which bin/offloop.cjs becomes.
+const command = join(here, `offloop.${triple}`)
 
 function installed() {
   if (existsSync(out)) return true
@@ -35,7 +37,7 @@ const target = process.env.CARGO_TARGET_DIR ?? join(workspace, 'target')
 // `--built`: a build of the whole workspace has made the library already.
 if (!process.argv.includes('--built')) {
   try {
-    execFileSync('cargo', ['build', '--release', '--locked', '-p', 'offloop-node'], {
+    execFileSync('cargo', ['build', '--release', '--locked', '-p', 'offloop-node', '-p', 'offloop', '--features', 'offloop/cli'], {
       cwd: workspace,
       stdio: 'inherit',
       env: { ...process.env, CARGO_TARGET_DIR: target },
@@ -51,6 +53,11 @@ if (!process.argv.includes('--built')) {
   }
 }
 // A running process may have the old file mapped: replace it, do not overwrite it.
-copyFileSync(join(target, 'release', library), `${out}.new`)
-renameSync(`${out}.new`, out)
+for (const [from, to] of [
+  [library, out],
+  ['offloop', command],
+]) {
+  copyFileSync(join(target, 'release', from), `${to}.new`)
+  renameSync(`${to}.new`, to)
+}
 console.log(`offloop: built ${out}`)

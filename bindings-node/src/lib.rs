@@ -199,6 +199,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"memberDrained", cluster::drained),
     (c"memberDraining", cluster::draining),
     (c"cli", cli),
+    (c"exec", exec),
 ];
 
 /// `cli(args)`: the `offloop` command, which writes to this process's output itself; gives its exit status.
@@ -208,6 +209,17 @@ fn cli(call: &Call<'_>) -> JsResult<Raw> {
     let command: Vec<OsString> = std::iter::once(Ok("offloop".into())).chain(given).collect::<JsResult<_>>()?;
     let status = offloop::cli::run(command, &mut std::io::stdout().lock(), &mut std::io::stderr());
     env.number(status.into())
+}
+
+/// `exec(file, args, env)`: this process becomes that program, with `env` (names and values by turns) beside its variables. Comes back only when it cannot: with the reason.
+fn exec(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let texts = |list: Raw| {
+        (0..env.len(list)?).map(|i| Ok(env.text(env.at(list, i)?).unwrap_or_default().into())).collect::<JsResult<Vec<OsString>>>()
+    };
+    let file = env.text(call.arg(0)).unwrap_or_default();
+    let variables = texts(call.arg(2))?.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect::<Vec<_>>();
+    env.string(&offloop::sys::process::replace(file.as_ref(), &texts(call.arg(1))?, &variables).to_string())
 }
 
 /// Runs once per environment.

@@ -1,10 +1,12 @@
 // The command of the package: that it is there, and how it ends. What it prints is tested in the core.
 
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { RingBuffer } from '../lib/index.mjs'
@@ -44,4 +46,32 @@ test('its exit status and outputs are those of a command', async () => {
   assert.deepEqual([status, out], [1, ''])
   assert.match(err, /^offloop: not found: .*\/nowhere\/at-all/)
   assert.equal((await offloop('rong'))[0], 2)
+})
+
+test('run serves an unmodified script, and no Node.js stays beside its workers', async (t) => {
+  const place = mkdtempSync(join(tmpdir(), 'ofl-run-'))
+  t.after(() => rmSync(place, { recursive: true, force: true }))
+  const said = join(place, 'said')
+  const script = join(place, 'server.js')
+  writeFileSync(
+    script,
+    `const { NODE_OPTIONS, OFFLOOP_CLUSTER, LISTEN_FDS } = process.env
+    require('node:fs').writeFileSync(${JSON.stringify(said)}, JSON.stringify([NODE_OPTIONS, OFFLOOP_CLUSTER ?? null, LISTEN_FDS]))
+    require('node:http').createServer((request, response) => response.end('hello')).listen(0, '127.0.0.1')\n`,
+  )
+  const env = { ...process.env, XDG_RUNTIME_DIR: place, NODE_OPTIONS: '--no-warnings' }
+  const file = fileURLToPath(new URL(bin.offloop, root))
+  const child = spawn(process.execPath, [file, 'run', '-n', 't', '-w', '2', '--listen', '127.0.0.1:0', '--', 'node', script], {
+    env,
+    stdio: ['ignore', 'inherit', 'pipe'],
+  })
+  const ended = once(child, 'exit')
+  const [line] = await once(createInterface({ input: child.stderr }), 'line')
+  const [, port] = /2 workers are ready at 127\.0\.0\.1:\d+, 127\.0\.0\.1:(\d+)$/.exec(line) ?? assert.fail(line)
+  assert.equal(await (await fetch(`http://127.0.0.1:${port}/`)).text(), 'hello')
+  // What the worker started with, without what made it one.
+  assert.deepEqual(JSON.parse(readFileSync(said, 'utf8')), ['--no-warnings', null, '1'])
+  assert.doesNotMatch(readlinkSync(`/proc/${child.pid}/exe`), /\/node$/)
+  child.kill('SIGTERM')
+  assert.deepEqual(await ended, [0, null])
 })

@@ -381,6 +381,20 @@ pub fn own_env() -> Vec<(OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| !name.as_bytes().starts_with(b"=")).collect()
 }
 
+/// This process becomes another program, with `env` beside its variables. Comes back only when it cannot.
+#[must_use]
+pub fn replace(program: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> Error {
+    use std::os::unix::process::CommandExt;
+    for fd in 0..3 {
+        // SAFETY: a plain call. Hosts mark their own as close-on-exec (libuv does).
+        unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    }
+    let mut command = std::process::Command::new(program);
+    let name = program.file_name().unwrap_or_default();
+    let e = command.arg0(name).args(args).envs(env.iter().map(|(name, value)| (name, value))).exec();
+    Error::os("execve", e.raw_os_error().unwrap_or(0)).with("program", program.display())
+}
+
 /// Starts a process and returns when its program runs.
 ///
 /// # Errors
