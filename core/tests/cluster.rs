@@ -362,6 +362,53 @@ fn what_cannot_be_is_refused_before_anything_starts() {
     e.wait_stopped(Some(WATCHDOG)).unwrap();
 }
 
+#[test]
+fn workers_that_are_started_one_by_one_have_their_own_commands_and_are_not_replaced() {
+    let _one = alone();
+    let w = start(quick().listen(local()).one_by_one(), Command::default());
+    w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    let exit = |code: u32| shell(&format!("echo {code} >/dev/null; exit {code}"));
+    let mut codes = Vec::new();
+    let end = |codes: &mut Vec<_>| loop {
+        match w.events.recv_timeout(WATCHDOG).unwrap() {
+            Event::Worker(supervisor::Event::Exited { worker, ended, .. }) => return codes.push((worker, ended.exit.code)),
+            Event::Worker(supervisor::Event::Spawned { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    // More than what makes another cluster degraded.
+    for code in 0..20 {
+        let (worker, pid) = w.cluster.fork(exit(code)).unwrap();
+        assert!(pid > 0);
+        end(&mut codes);
+        assert_eq!(codes.last(), Some(&(worker, Some(code as i32))));
+    }
+    let e = w.cluster.fork(Command { args: vec!["/no/such/program".into()], ..Command::default() }).unwrap_err();
+    assert!(e.to_string().contains("/no/such/program"), "{e}");
+    assert!(matches!(w.events.recv_timeout(WATCHDOG).unwrap(), Event::Worker(supervisor::Event::SpawnFailed { .. })));
+    assert_eq!(w.cluster.fork(Command::default()).unwrap_err().kind(), ErrorKind::Invalid);
+    // They share the sockets, whatever they run.
+    for mode in ["one", "two"] {
+        w.cluster.fork(command(mode)).unwrap();
+    }
+    let (one, two) = (AtomicBool::new(false), AtomicBool::new(false));
+    while !(one.load(Ordering::Relaxed) && two.load(Ordering::Relaxed)) {
+        let answer = ask(w.port()).unwrap();
+        if answer.ends_with("one") { &one } else { &two }.store(true, Ordering::Relaxed);
+    }
+    let stats = w.cluster.stats().unwrap();
+    assert_eq!((stats.wanted, stats.live, stats.spawned, stats.degradations), (2, 2, 22, 0));
+    let killed = w.cluster.worker_at(0).unwrap();
+    w.cluster.kill(killed).unwrap();
+    while !matches!(w.events.recv_timeout(WATCHDOG).unwrap(), Event::Worker(supervisor::Event::Exited { worker, .. }) if worker == killed) {
+    }
+    assert_eq!(w.cluster.stats().unwrap().live, 1);
+    let other = start(quick().workers(1).listen(local()), command("serves"));
+    assert_eq!(other.cluster.fork(exit(0)).unwrap_err().kind(), ErrorKind::Invalid);
+    other.stop();
+    w.stop();
+}
+
 // ---- messages ----
 
 /// What a host hears, in its order.

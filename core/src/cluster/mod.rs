@@ -14,10 +14,12 @@
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
 //! * `logs`: what workers print, as whole lines.
-//! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages.
+//! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages; `fork`: workers that are
+//!   started one by one, each with a command of its own.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
 
+mod fork;
 mod gate;
 mod launch;
 mod listen;
@@ -38,6 +40,7 @@ use crate::sync::lock;
 use crate::sys::cpu;
 use crate::value::Value;
 use crate::wire::cluster::CHANNEL;
+use fork::Forks;
 use gate::Gates;
 use listen::Sockets;
 use logs::Logs;
@@ -89,6 +92,7 @@ pub struct Builder {
     hear_message: Option<HearMessage>,
     take_channel: Option<TakeChannel>,
     logs: Option<logs::Hear>,
+    one_by_one: bool,
 }
 
 impl fmt::Debug for Builder {
@@ -107,6 +111,13 @@ impl Builder {
     /// One more socket, which is bound before the first worker starts, and which each worker inherits.
     pub fn listen(mut self, address: Address) -> Builder {
         self.listen.push(address);
+        self
+    }
+
+    /// No worker starts by itself, and none takes the place of one that has ended: each is started by [`Cluster::fork`]. A worker may take as long as it likes until it is ready, and any
+    /// number may start at once. `workers` is not heeded, nor is the command of [`build`](Self::build).
+    pub fn one_by_one(mut self) -> Builder {
+        self.one_by_one = true;
         self
     }
 
@@ -166,9 +177,15 @@ impl Builder {
     /// # Errors
     /// `Invalid` for an option; `Os` with the address for a socket that cannot be bound, or when an fd or a thread cannot be made.
     pub fn build(self, command: Command) -> Result<Cluster> {
-        command.check()?;
         self.check()?;
-        let options = supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision };
+        let forks = if self.one_by_one { Some(Arc::new(Forks::default())) } else { None };
+        let options = if forks.is_some() {
+            let (boot_timeout, max_starting) = (supervisor::MAX_DURATION, Some(supervisor::MAX_WORKERS));
+            supervisor::Options { workers: 0, once: true, boot_timeout, max_starting, ..self.supervision }
+        } else {
+            command.check()?;
+            supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision }
+        };
         let sockets = Arc::new(Sockets::default());
         let mut listen = Vec::with_capacity(self.listen.len());
         for address in &self.listen {
@@ -188,11 +205,13 @@ impl Builder {
             gates: Arc::clone(&gates),
             mail,
             logs: logs.clone(),
+            forks,
         });
         let (opened, addressed, mail) = (Arc::clone(&gates), Arc::clone(&inner.mail), Arc::clone(&inner.mail));
         let past = Arc::clone(&commands);
         let (heard, printed) = (logs.clone(), logs);
         let mut take_channel = self.take_channel;
+        let (started, asked) = (inner.forks.clone(), inner.forks.clone());
         let made = Supervisor::builder()
             .options(options)
             .on_event(move |event| {
@@ -225,7 +244,10 @@ impl Builder {
                     mail.close();
                     sockets.close();
                 }
-                listener.tell(&Event::Worker(event.clone()));
+                // A start that nobody has asked for is nobody's business.
+                if started.as_ref().is_none_or(|forks| forks.answer(event)) {
+                    listener.tell(&Event::Worker(event.clone()));
+                }
                 if let supervisor::Event::Spawned { worker, .. } = event {
                     mail.begin(*worker);
                 }
@@ -235,9 +257,13 @@ impl Builder {
                 }
             })
             .build(move |id| {
-                let command = lock(&commands).get(&id.generation).cloned();
-                let command =
-                    command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?;
+                let command = match &asked {
+                    Some(forks) => Arc::new(forks.launch(id)?),
+                    None => {
+                        let command = lock(&commands).get(&id.generation).cloned();
+                        command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?
+                    }
+                };
                 let mut launch = command.launch(id, &listen, opened.add(id)?, vec![(CHANNEL, addressed.add(id)?)])?;
                 if let Some(logs) = &printed {
                     launch.fds.extend(logs.add(id)?.into_iter().zip(1..));
@@ -278,6 +304,8 @@ struct Inner {
     gates: Arc<Gates>,
     mail: Arc<Mail>,
     logs: Option<Arc<Logs>>,
+    /// Of one whose workers are started one by one.
+    forks: Option<Arc<Forks>>,
 }
 
 impl fmt::Debug for Cluster {
@@ -297,6 +325,7 @@ impl Cluster {
             hear_message: None,
             take_channel: None,
             logs: None,
+            one_by_one: false,
         }
     }
 
@@ -306,6 +335,17 @@ impl Cluster {
     /// `StartFailed`, `Degraded`, `Timeout`, `Closed`, `Forked`.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<()> {
         self.supervisor.wait_ready(timeout)
+    }
+
+    /// Starts one more worker, of a cluster that was made with [`one_by_one`](Builder::one_by_one): which it is, and its process id. Returns when the process was started; may not be
+    /// called from an event.
+    ///
+    /// # Errors
+    /// `Invalid` for another cluster, and for a command without a program; `Full` for one worker more than [`MAX_WORKERS`](supervisor::MAX_WORKERS); what the start failed with; `Closed`, `Forked`.
+    pub fn fork(&self, command: Command) -> Result<(WorkerId, i32)> {
+        let forks = self.inner.forks.as_ref().ok_or_else(|| Error::invalid("cluster starts its workers itself"))?;
+        command.check()?;
+        forks.start(&self.supervisor, command)
     }
 
     /// Replaces all workers by a new generation, without being fewer at any time: see [`Supervisor::reload`]. `command`: what the new ones run; the same as before.

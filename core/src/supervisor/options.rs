@@ -47,6 +47,8 @@ macro_rules! durations {
             pub ready_after: Option<Duration>,
             /// Which workers leave first. Default: the youngest.
             pub scale_down: ScaleDown,
+            /// A worker that has ended, or could not be started, is not wanted any more: none takes its place, and its end counts for neither back-off nor degradation. Default: false.
+            pub once: bool,
             /// A worker that was ready for so long, ±10 %, is replaced: at least 1 s. Default: none is.
             pub max_age: Option<Duration>,
             /// A worker that has more memory (bytes, PSS) at three looks in a row, one a second, is replaced: at least 1 MiB. Default: none is.
@@ -65,6 +67,7 @@ macro_rules! durations {
                     dump_signal: None,
                     ready_after: None,
                     scale_down: ScaleDown::Youngest,
+                    once: false,
                     max_age: None,
                     max_memory: None,
                     max_requests: None,

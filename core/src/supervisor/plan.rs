@@ -23,6 +23,7 @@
 //!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
 //! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] once with `Spawned` or `SpawnFailed`,
 //!   there and then or later: until then nothing else is told of that worker, and what would signal it makes it `SpawnFailed`. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
+//! * With `once` a slot is wanted no more when its process has ended, by whatever cause, or did not start.
 //! * A worker that is too old, has too much memory or has served enough is replaced like one that was to retire, until that succeeds.
 //! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
 
@@ -104,6 +105,7 @@ struct Rules {
     dump_signal: Option<i32>,
     ready_after: Option<u64>,
     scale_down: ScaleDown,
+    once: bool,
     max_age: Option<u64>,
     max_memory: Option<u64>,
     max_requests: Option<u64>,
@@ -350,6 +352,7 @@ impl Plan {
                 dump_signal: o.dump_signal,
                 ready_after: o.ready_after.map(nanos),
                 scale_down: o.scale_down,
+                once: o.once,
                 max_age: o.max_age.map(nanos),
                 max_memory: o.max_memory,
                 max_requests: o.max_requests,
@@ -610,6 +613,14 @@ impl Plan {
         (slot.wanted, slot.quarantined) = (false, false);
         for proc in slot.procs_mut() {
             proc.end(Cause::Scale, self.rules.drain, self.now, &self.rules, out);
+        }
+    }
+
+    /// Its process is gone, and with `once` there is to be no other.
+    fn unwant_once(&mut self, slot: u32, out: &mut Vec<Action>) {
+        let at = slot as usize;
+        if self.rules.once && self.slots[at].wanted && self.slots[at].main.is_none() {
+            self.unwant(at, out);
         }
     }
 
@@ -889,6 +900,7 @@ impl Plan {
             text: text.clone(),
         });
         let uptime = uptime.map(Duration::from_nanos);
+        self.unwant_once(id.slot, out);
         out.push(Action::Report(Event::Exited { worker: id, cause, ended, forced: proc.forced, text, uptime }));
     }
 
@@ -905,6 +917,7 @@ impl Plan {
             self.recycling = self.recycling.filter(|s| *s != id.slot);
         }
         self.stats.spawn_failed += 1;
+        self.unwant_once(id.slot, out);
         out.push(Action::Report(Event::SpawnFailed { worker: id, error: error.clone() }));
         let asked = proc.cause.is_some_and(Cause::is_asked);
         if successor {
@@ -914,7 +927,7 @@ impl Plan {
             }
         }
         self.reload_failed(id, || error.clone(), out);
-        if asked || proc.cause == Some(Cause::Killed) {
+        if asked || proc.cause == Some(Cause::Killed) || self.rules.once {
             // It was given up before it was there.
             let slot = &mut self.slots[id.slot as usize];
             (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
@@ -1042,7 +1055,7 @@ impl Plan {
             // It was replaced: its slot does not depend on it.
             return;
         }
-        if cause.is_asked() || matches!(cause, Cause::Charged | Cause::Killed) {
+        if cause.is_asked() || matches!(cause, Cause::Charged | Cause::Killed) || self.rules.once {
             let slot = &mut self.slots[dead.id.slot as usize];
             (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
             return;

@@ -811,6 +811,37 @@ fn a_release_while_a_worker_is_replaced_ends_both() {
     assert_eq!(deeds(&s.exit(id(0, 1))), []);
 }
 
+#[test]
+fn with_once_nobody_takes_the_place_of_a_worker_that_has_ended_and_no_end_is_a_failure() {
+    let mut s = Story::with(&Options { once: true, hang_timeout: Duration::ZERO, ..Options::default() }, 1024);
+    // Many more than what makes a supervisor degraded, and a slot rest.
+    for incarnation in 1..=50 {
+        let before = s.plan.stats().wanted;
+        assert_eq!((before, deeds(&s.tell(Input::Scale(1)))), (0, vec![Spawn(0, incarnation)]), "at once");
+        match incarnation % 4 {
+            0 => drop(s.ready(id(0, incarnation))),
+            1 => drop(s.tell(Input::Hello(id(0, incarnation)))),
+            2 => drop(s.tell(Input::Kill(id(0, incarnation)))),
+            _ => {}
+        }
+        assert_eq!(deeds(&s.exit(id(0, incarnation))), []);
+    }
+    assert_eq!(deeds(&s.until(120_000)), []);
+    // One is asked for between an exit and what settles it, one does not start.
+    s.tell(Input::Scale(2));
+    s.ready(id(1, 1));
+    s.tell(Input::Exited(id(0, 51), code(1), None));
+    assert_eq!(deeds(&s.tell(Input::Scale(2))), []);
+    let mut out = Vec::new();
+    s.plan.handle(Input::Tick, s.now * MS, &mut out);
+    assert_eq!(deeds(&out), [Spawn(0, 52)]);
+    let error = Error::new(ErrorKind::NotFound, "no such program");
+    assert_eq!(deeds(&s.tell(Input::SpawnFailed(id(0, 52), error))), []);
+    assert_eq!(deeds(&s.until(240_000)), []);
+    let stats = s.plan.stats();
+    assert_eq!((stats.wanted, stats.live, stats.degraded, stats.degradations), (1, 1, false, 0));
+}
+
 // ---- starts that are answered later ----
 
 /// A supervisor of one worker, which the zygote was asked for, with `kill_grace` 0.
