@@ -298,4 +298,7 @@ function enter(unmodified = false) {
   patch()
 }
 
-module.exports = { enter, current: () => member }
+/** Every server of this process finishes what it has, and takes no connection any more. */
+const finishAll = () => Promise.all([...servers].map(finish))
+
+module.exports = { enter, finishAll, current: () => member }

@@ -12,4 +12,5 @@ if (process.env.OFFLOOP_CLUSTER !== undefined && require('node:worker_threads').
     else process.env.NODE_OPTIONS = rest
   }
   require('./member.cjs').enter(unmodified)
+  if (process.env.OFFLOOP_WORKER !== undefined) require('./forked.cjs').enter()
 }

@@ -158,7 +158,7 @@ fn renamed(error: &Error) -> Error {
 
 fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut supervision = Builder::default_supervision();
-    let mut workers = None;
+    let (mut workers, mut one_by_one) = (None, false);
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
         let key = env.at(keys, i)?;
@@ -169,6 +169,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
         let time = |name| Ok::<_, crate::js::Fail>(duration(env, value, name)?.unwrap_or(MAX_DURATION));
         match env.text(key).unwrap_or_default().as_str() {
             "workers" => workers = Some(count(env, value, "workers")?),
+            "oneByOne" => one_by_one = env.bool(value) == Some(true),
             "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
             "minReady" => supervision.min_ready = time("minReady")?,
             "drainTimeout" => supervision.drain_timeout = time("drainTimeout")?,
@@ -184,6 +185,9 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut builder = Cluster::builder().supervision(supervision);
     if let Some(workers) = workers {
         builder = builder.workers(workers);
+    }
+    if one_by_one {
+        builder = builder.one_by_one();
     }
     builder.check().map_err(|e| renamed(&e))?;
     Ok(builder)
@@ -240,6 +244,13 @@ pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
 pub(crate) fn reload(call: &Call<'_>) -> JsResult<Raw> {
     let given = command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?;
     call.env.number(cluster(call)?.reload(Some(given))?.into())
+}
+
+/// `clusterFork(cluster, args, env, cwd)`: slot, generation, incarnation and process id of one more worker, of a cluster with `oneByOne`.
+pub(crate) fn fork(call: &Call<'_>) -> JsResult<Raw> {
+    let (id, pid) = cluster(call)?.fork(command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?)?;
+    let all = vec![int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
+    value::to_js(call.env, call.state, Value::Array(all))
 }
 
 /// `clusterScale(cluster, workers)`.

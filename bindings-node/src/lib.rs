@@ -182,6 +182,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"clusterStart", cluster::start),
     (c"clusterEvents", cluster::events),
     (c"clusterReload", cluster::reload),
+    (c"clusterFork", cluster::fork),
     (c"clusterScale", cluster::scale),
     (c"clusterStop", cluster::stop),
     (c"clusterKill", cluster::kill),

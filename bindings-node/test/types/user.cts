@@ -6,3 +6,7 @@ void result
 
 const workers: offloop.WorkerPool = new offloop.WorkerPool('w.cjs')
 void workers.exports.anything?.(1)
+
+import cluster = require('offloop/cluster')
+if (cluster.isPrimary) cluster.fork({ NAME: 'first' }).on('exit', (code: number, signal: string) => console.log(code, signal))
+else cluster.worker?.send({ cmd: 'notifyRequest' })

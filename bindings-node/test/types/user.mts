@@ -118,6 +118,7 @@ RingBuffer.create({ kind: 'queue' })
 
 // Workers.
 import { move, ProcessPool, type ProcessPoolOptions, WorkerPool, type WorkerPoolOptions } from 'offloop'
+import nodeCluster, { fork, isPrimary } from 'offloop/cluster'
 import { currentTask, currentWorker } from 'offloop/worker'
 
 interface Module {
@@ -212,3 +213,7 @@ if (member !== null && 'slot' in member) {
   // @ts-expect-error a worker has no slot to send to
   member.send(0, 'text', [])
 }
+
+nodeCluster.setupPrimary({ exec: 'worker.js', args: ['--use', 'https'] })
+nodeCluster.schedulingPolicy = nodeCluster.SCHED_NONE
+if (isPrimary) fork().disconnect()
