@@ -147,6 +147,8 @@ def test_messages_and_requests_go_both_ways(talking):
             cluster.send(7, "nobody")
         with pytest.raises(offloop.NotFoundError, match="slot=7"):
             cluster.request(7, "nobody")
+    # They have ended by themselves, though they listen.
+    assert (cluster.stats.live, cluster.stats.forced) == (0, 0)
     with pytest.raises(offloop.ClosedError):
         cluster.send(0, "over")
     with pytest.raises(offloop.ClosedError):
