@@ -6,7 +6,8 @@ import process from 'node:process'
 if (cluster.isPrimary) {
   console.log(`primary ${cluster.isMaster} ${cluster.isWorker}`)
   for (let i = 0; i < 2; i++) cluster.fork()
-  cluster.on('exit', (worker, code, signal) => console.log(`worker died ${worker.id} ${code} ${signal} ${Object.keys(cluster.workers)}`))
+  cluster.on('exit', (worker, code, signal) => console.log(`worker died ${worker.id} ${code} ${signal}`))
+  process.on('exit', () => console.log(`left ${Object.keys(cluster.workers).length}`))
   let listening = 0
   cluster.on('listening', async (worker, { address, port, addressType }) => {
     if (worker.id === 1) console.log(`listening ${address} ${port > 0} ${addressType}`)

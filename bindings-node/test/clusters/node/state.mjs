@@ -5,6 +5,8 @@ import process from 'node:process'
 if (cluster.isPrimary) {
   const worker = cluster.fork({ NAME: 'first', GONE: undefined })
   const say = (what) => console.log(what, worker.isConnected(), worker.isDead(), worker.exitedAfterDisconnect, worker.id in cluster.workers)
+  // Which of the two comes first is not said.
+  const ends = {}
   say('forked')
   console.log(worker.process.pid > 0, worker instanceof cluster.Worker)
   for (const event of ['fork', 'online', 'disconnect', 'exit'])
@@ -24,11 +26,14 @@ if (cluster.isPrimary) {
   worker.on('message', (message) => {
     if (message.over) worker.disconnect()
   })
-  worker.on('disconnect', () => say('disconnect'))
+  worker.on('disconnect', () => {
+    ends.disconnect = [worker.isConnected(), worker.exitedAfterDisconnect, worker.id in cluster.workers]
+  })
+  process.on('exit', () => console.log(JSON.stringify([ends.disconnect, ends.exit])))
   worker.on('exit', (code, signal) => {
-    say('exit')
+    ends.exit = [worker.isDead(), worker.exitedAfterDisconnect, worker.id in cluster.workers]
     console.log(code, signal, worker.process.exitCode, worker.process.signalCode)
-    worker.send('late', (error) => console.log(error.code))
+    worker.process.once('close', () => worker.send('late', (error) => console.log(error.code)))
   })
 } else {
   const { worker } = cluster
