@@ -427,6 +427,41 @@ fn what_is_not_said_comes_from_port_and_web_concurrency() {
 }
 
 #[test]
+fn a_file_has_the_names_of_the_options_and_arguments_go_before() {
+    let place = Place::new();
+    let exe = std::env::current_exe().unwrap();
+    let command = ["--exact", "worker_part", "--nocapture", "--test-threads=1"];
+    let file = format!(
+        "name = \"t\"\nworkers = 3\nlisten = \"127.0.0.1:0\"\nmin-ready = 0.05\ncommand = [{:?}, \"{}\"]\n[env]\n{MODE} = \"serves\"\n",
+        exe,
+        command.join("\", \"")
+    );
+    place.file("offloop.toml", &file);
+    let mut from_file = place.offloop(&["run"]);
+    from_file.current_dir(&place.0);
+    let run = running(from_file);
+    run.line("t: 3 workers are ready at 127.0.0.1:");
+    assert_eq!(run.stop(), Some(0));
+    let mut both = place.offloop(&["run", "-w", "1", "--name", "other"]);
+    both.current_dir(&place.0);
+    let run = running(both);
+    run.line("other: 1 worker is ready at 127.0.0.1:");
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn the_doctor_tells_what_it_finds() {
+    let place = Place::new();
+    let (status, out, err) = place.ask(&["doctor"]);
+    assert!(status == Some(0) && out.contains(&format!("ok    control sockets: in {}", place.0.join("offloop").display())), "{out}{err}");
+    let rows: Vec<Value> = place.ask(&["doctor", "--json"]).1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows.iter().any(|row| row["name"] == "kernel" && row["finding"] == "ok"), "{rows:?}");
+    std::fs::set_permissions(place.0.join("offloop"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (status, out, err) = place.ask(&["doctor"]);
+    assert!(status == Some(1) && out.contains("bad   control sockets: invalid") && err.contains("clusters do not run here"), "{out}{err}");
+}
+
+#[test]
 fn its_own_words_are_json_where_that_is_asked_for() {
     let place = Place::new();
     let run = running(place.command("serves", &["--json", "--listen", "127.0.0.1:0"]));
@@ -446,6 +481,9 @@ fn what_cannot_start_says_why_and_what_to_do() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap().to_string();
     let quick = ["--ready-timeout", "0.5"];
+    let typo = place.file("typo.toml", "wrokers = 1\n").display().to_string();
+    let wrong = place.file("wrong.toml", "workers = 0\n").display().to_string();
+    let broken = place.file("broken.toml", "workers = \n").display().to_string();
     let with = |mode: &str, args: &[&str]| place.command(mode, &[&quick[..], args].concat());
     let program = |words: &[&str]| {
         let mut command = place.offloop(&["run", "--ready-timeout", "0.5", "--"]);
@@ -483,6 +521,11 @@ fn what_cannot_start_says_why_and_what_to_do() {
         (with("serves", &["--env", "=x"]), 2, vec!["variable has no name"]),
         (with("serves", &["--lisen", "80"]), 2, vec!["--listen"]),
         (place.offloop(&["run"]), 2, vec!["<COMMAND>"]),
+        (with("serves", &["--config", &typo]), 2, vec!["there is no option wrokers; the nearest is workers", "typo.toml"]),
+        (with("serves", &["--config", &wrong]), 2, vec!["0 is outside 1 to 1024 workers", "wrong.toml"]),
+        (with("serves", &["--config", &broken]), 2, vec!["broken.toml"]),
+        (with("serves", &["--config", "/no/such.toml"]), 2, vec!["not found", "/no/such.toml"]),
+        (with("serves", &["--max-age", "0.1"]), 3, vec!["option=max_age", "min_ms=1000"]),
     ];
     if !open {
         cases.push((privileged, 3, vec!["Permission denied", "127.0.0.1:80", "CAP_NET_BIND_SERVICE"]));

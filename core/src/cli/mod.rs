@@ -2,6 +2,7 @@
 
 mod bench;
 mod control;
+mod doctor;
 mod ring;
 mod run;
 
@@ -75,6 +76,12 @@ fn command() -> Command {
         .subcommands(control::client::commands())
         .subcommand(ring)
         .subcommand(bench::command())
+        .subcommand(doctor::command())
+        .subcommand(
+            Command::new("completions")
+                .about("Print what a shell completes this command by: source it, or put it where the shell looks")
+                .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(["bash", "zsh", "fish"])),
+        )
 }
 
 fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> Result<(), Stop> {
@@ -88,6 +95,8 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> R
         Some(("events", args)) => client::events(args, out),
         Some(("logs", args)) => client::logs(args, out),
         Some(("metrics", args)) => client::metrics(args, out),
+        Some(("doctor", args)) => doctor::run(args, out),
+        Some(("completions", args)) => completions(args.get_one::<String>("shell").map_or("", String::as_str), out),
         Some(("ring", ring)) => match ring.subcommand() {
             Some(("stat", args)) => ring::stat(args, out),
             Some(("tail", args)) => ring::tail(args, out),
@@ -99,6 +108,19 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> R
         },
         _ => unreachable!("clap requires a known subcommand"),
     }
+}
+
+fn completions(shell: &str, out: &mut dyn Write) -> Result<(), Stop> {
+    use clap_complete::Shell;
+    let shell = match shell {
+        "zsh" => Shell::Zsh,
+        "fish" => Shell::Fish,
+        _ => Shell::Bash,
+    };
+    // By way of memory: it would end the process where it cannot write.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command(), "offloop", &mut text);
+    Ok(out.write_all(&text)?)
 }
 
 /// Runs a command line, `args[0]` being the program's name, and returns its exit status: 0, or 1 when it failed, or 2 when it was
@@ -168,6 +190,18 @@ mod tests {
             let (status, out, err) = offloop(wrong);
             assert!(status == USAGE && out.is_empty() && err.contains(told), "{wrong:?}: {status} {out}{err}");
         }
+    }
+
+    #[test]
+    fn completions_know_each_command_and_option() {
+        for shell in ["bash", "zsh", "fish"] {
+            let (status, out, err) = offloop(&["completions", shell]);
+            assert!(status == SUCCESS && err.is_empty(), "{shell}: {err}");
+            for word in ["run", "reload", "completions", "drain-timeout"] {
+                assert!(out.contains(word), "{shell} does not know {word}");
+            }
+        }
+        assert_eq!(offloop(&["completions", "tcsh"]).0, USAGE);
     }
 
     #[test]

@@ -73,11 +73,19 @@ fn check(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The socket of a name, for whoever makes it.
-pub(super) fn to_make(name: &str) -> Result<PathBuf> {
+/// The directory, which sockets can be made in.
+///
+/// # Errors
+/// As [`to_make`].
+pub(in crate::cli) fn ready() -> Result<PathBuf> {
     let directory = directory();
     make(&directory)?;
-    Ok(directory.join(format!("{name}{SUFFIX}")))
+    Ok(directory)
+}
+
+/// The socket of a name, for whoever makes it.
+pub(super) fn to_make(name: &str) -> Result<PathBuf> {
+    Ok(ready()?.join(format!("{name}{SUFFIX}")))
 }
 
 /// The socket of a name, for whoever connects.

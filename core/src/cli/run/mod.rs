@@ -8,6 +8,7 @@
 //!
 //! This thread waits for nothing but its epoll, and supervision does not wait for it.
 
+mod config;
 mod hooks;
 mod options;
 mod output;
@@ -112,7 +113,8 @@ struct Conductor<'a> {
 }
 
 pub(super) fn run(args: &ArgMatches, err: &mut dyn Write) -> std::result::Result<(), Stop> {
-    let run = Run::of(args).map_err(Stop::Usage)?;
+    let file = config::find(args).map(|path| config::read(&path)).transpose().map_err(Stop::Usage)?;
+    let run = Run::of(args, file.as_ref()).map_err(Stop::Usage)?;
     let status = conduct(&run, err)?;
     if status == 0 { Ok(()) } else { Err(Stop::Ended(status)) }
 }

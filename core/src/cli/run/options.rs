@@ -6,6 +6,7 @@ use crate::cluster::{Address, Builder};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
 use crate::sys::cpu;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -100,12 +101,26 @@ pub(in crate::cli) fn command() -> Command {
                 .default_value("5")
                 .value_parser(value_parser!(u32).range(0..=1000))
                 .help("Older log files that are kept: FILE.1, the youngest, to FILE.N"),
+            Arg::new("max-age")
+                .long("max-age")
+                .value_name("SECONDS")
+                .value_parser(duration)
+                .help("A worker that was ready for so long, ±10 %, is replaced"),
+            Arg::new("max-memory")
+                .long("max-memory")
+                .value_name("MIB")
+                .value_parser(value_parser!(u32).range(1..))
+                .help("A worker that has more memory (PSS) at three looks in a row, one a second, is replaced"),
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Options by their names, and `command`, as TOML; what is given here goes before [default: offloop.toml, if it is there]"),
             Arg::new("json").long("json").action(ArgAction::SetTrue).help("What it says itself is one JSON object a line"),
             Arg::new("command")
                 .value_name("COMMAND")
                 .last(true)
                 .num_args(1..)
-                .required(true)
                 .value_parser(value_parser!(OsString))
                 .help("The server and its arguments; {fd} is replaced by the number of the first listening socket, {fd1} by that of the second"),
         ])
@@ -175,9 +190,16 @@ pub(super) fn default_name(command: &[OsString]) -> String {
 }
 
 impl Run {
-    pub(super) fn of(args: &ArgMatches) -> Result<Run> {
-        let get = |name: &str| *args.get_one::<Duration>(name).expect("it has a default");
-        let listen: Vec<Address> = args.get_many("listen").unwrap_or_default().cloned().collect();
+    /// What is not said by arguments is said by the file, if there is one.
+    pub(super) fn of(args: &ArgMatches, file: Option<&ArgMatches>) -> Result<Run> {
+        let said = |args: &ArgMatches, name: &str| args.value_source(name) == Some(ValueSource::CommandLine);
+        let by = |name: &str| file.filter(|file| !said(args, name) && said(file, name)).unwrap_or(args);
+        let get = |name: &str| *by(name).get_one::<Duration>(name).expect("it has a default");
+        let command: Vec<OsString> = by("command").get_many("command").unwrap_or_default().cloned().collect();
+        if command.first().is_none_or(|program| program.is_empty()) {
+            return Err(Error::invalid("there is no <COMMAND> to run: offloop run [OPTIONS] -- <COMMAND>..."));
+        }
+        let listen: Vec<Address> = by("listen").get_many("listen").unwrap_or_default().cloned().collect();
         let hang = get("hang-timeout");
         let beat = Duration::from_secs(1);
         let supervision = supervisor::Options {
@@ -186,27 +208,29 @@ impl Run {
             drain_timeout: get("drain-timeout"),
             kill_grace: get("kill-grace"),
             hang_timeout: hang,
+            max_age: by("max-age").get_one("max-age").copied(),
+            max_memory: by("max-memory").get_one::<u32>("max-memory").map(|mib| u64::from(*mib) << 20),
             beat: if hang.is_zero() { beat } else { beat.min(hang / 4) },
             ..Builder::default_supervision()
         };
         Ok(Run {
-            command: args.get_many("command").expect("clap requires it").cloned().collect(),
-            workers: match args.get_one("workers").expect("it has a default") {
+            command,
+            workers: match by("workers").get_one("workers").expect("it has a default") {
                 Workers::Number(n) => *n,
                 Workers::Auto => automatic(std::env::var_os("WEB_CONCURRENCY").as_deref())?,
             },
             listen: if listen.is_empty() { default_listen(std::env::var_os("PORT").as_deref())? } else { listen },
-            name: args.get_one::<String>("name").cloned(),
-            env: args.get_many::<OsString>("env").unwrap_or_default().map(|text| variable(text)).collect::<Result<_>>()?,
-            cwd: args.get_one("cwd").cloned(),
+            name: by("name").get_one::<String>("name").cloned(),
+            env: by("env").get_many::<OsString>("env").unwrap_or_default().map(|text| variable(text)).collect::<Result<_>>()?,
+            cwd: by("cwd").get_one("cwd").cloned(),
             supervision,
-            ready_after: args.get_one("ready-after").copied(),
-            log: Place::parse(args.get_one::<String>("log").expect("it has a default")),
+            ready_after: by("ready-after").get_one("ready-after").copied(),
+            log: Place::parse(by("log").get_one::<String>("log").expect("it has a default")),
             rotation: Rotation {
-                size: u64::from(*args.get_one::<u32>("log-size").expect("it has a default")) << 20,
-                keep: *args.get_one::<u32>("log-keep").expect("it has a default"),
+                size: u64::from(*by("log-size").get_one::<u32>("log-size").expect("it has a default")) << 20,
+                keep: *by("log-keep").get_one::<u32>("log-keep").expect("it has a default"),
             },
-            json: args.get_flag("json"),
+            json: by("json").get_flag("json"),
         })
     }
 }
