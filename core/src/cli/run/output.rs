@@ -2,6 +2,7 @@
 
 use crate::cluster::{Line, Stream};
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll;
@@ -11,7 +12,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind as Io, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Lines that are kept, and their bytes.
