@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,10 @@ def wheel():
         sys.exit(f"{path.name} says {named}, auditwheel says {found[1]}")
     if "cp311-abi3" not in path.name:
         sys.exit(f"{path.name} is not for the stable ABI of CPython 3.11 and later")
+    with zipfile.ZipFile(path) as files:
+        entries = {entry.filename: entry.external_attr >> 16 for entry in files.infolist()}
+    if entries.get("offloop/_bin/offloop", 0) & 0o111 != 0o111 or "offloop/_site/sitecustomize.py" not in entries:
+        sys.exit(f"{path.name} lacks the command, or its hooks for Python")
     print(f"ok    wheel {path.name}: {found[1]}")
 
 

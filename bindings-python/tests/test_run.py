@@ -30,7 +30,9 @@ def test_a_program_that_no_cluster_has_started_sees_nothing_of_it(tmp_path):
 
 def test_the_sitecustomize_that_would_have_come_is_loaded(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.OWN = __file__\n")
-    status, out, err = python("import sitecustomize; print(OWN, sitecustomize.__file__)", tmp_path, PYTHONPATH=f"{SITE}{os.pathsep}{tmp_path}")
+    status, out, err = python(
+        "import sitecustomize; print(OWN, sitecustomize.__file__)", tmp_path, PYTHONPATH=f"{SITE}{os.pathsep}{tmp_path}"
+    )
     assert (status, err) == (0, "")
     assert out == f"{tmp_path / 'sitecustomize.py'} {tmp_path / 'sitecustomize.py'}\n"
     (tmp_path / "sitecustomize.py").write_text("import no_such_module\n")

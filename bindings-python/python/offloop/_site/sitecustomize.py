@@ -1,11 +1,12 @@
 """What `offloop run` puts first on the module path of its workers: an unmodified program is made a worker before its first line. It takes itself
 away, so that what the program starts does not see it, and then loads the `sitecustomize` that would have come without it."""
 
+import importlib
 import os
 import sys
 
 
-def _leave(here):
+def _leave(here: str) -> None:
     """This directory is not on the module path, nor in the environment."""
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
     rest = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and os.path.abspath(path) != here]
@@ -15,7 +16,7 @@ def _leave(here):
         os.environ.pop("PYTHONPATH", None)
 
 
-def _enter(here):
+def _enter(here: str) -> None:
     # The package need not be one of the program's own.
     root = os.path.dirname(os.path.dirname(here))
     known = root in sys.path
@@ -32,11 +33,11 @@ def _enter(here):
             sys.path.remove(root)
 
 
-def _next():
+def _next() -> None:
     """The program's own `sitecustomize`, under its name."""
     own = sys.modules.pop("sitecustomize", None)
     try:
-        import sitecustomize  # noqa: F401
+        importlib.import_module("sitecustomize")
     except ImportError as e:
         if e.name != "sitecustomize":
             raise
