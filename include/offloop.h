@@ -195,6 +195,11 @@ enum {
 #define OFFLOOP_CLUSTER_EXPIRED 12
 
 /**
+ * Something is not as it should be, and the cluster goes on: `text` says what.
+ */
+#define OFFLOOP_CLUSTER_WARNING 13
+
+/**
  * Most fds, those of buffers that move included, in one message.
  */
 #define OFFLOOP_CHANNEL_MAX_FDS 253
@@ -854,6 +859,10 @@ typedef struct {
    * Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
    */
   const char *const *listen;
+  /**
+   * How connections come to workers: "shared" (the default), "round-robin", "least-connections", "ip-hash", "reuseport".
+   */
+  const char *balance;
   /**
    * Workers, 1 to 1024. Default: usable cores.
    */
@@ -2080,12 +2089,28 @@ size_t offloop_worker_fd_count(void);
 
 /**
  * The listening socket `index` of the cluster's option listen, -1 where there is none. Non-blocking, close-on-exec, and this process's own: closing it keeps no other worker
- * from it.
+ * from it. With a balance by which the cluster accepts it is no socket that listens, but what connections come over, from the first call on: poll it for reading, and take
+ * them by offloop_worker_accept, which goes with either.
  */
 int offloop_worker_fd(size_t index);
 
 /**
- * A socket that listens at `address` ("PORT", "HOST:PORT", "unix:PATH"), which all workers that ask for it share; the first that asks has it bound. The caller's to close.
+ * Takes a connection that waits at `listener`, an fd of offloop_worker_fd or offloop_worker_listen, at most after `timeout_ns` (0: one that is there; below 0: for ever). It is the
+ * caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
+ * it. OFFLOOP_ERR_PEER_DIED when the cluster is gone. With balance "least-connections" call offloop_worker_closed for each that has ended.
+ */
+offloop_status offloop_worker_accept(int listener,
+                                     int64_t timeout_ns,
+                                     int *out);
+
+/**
+ * Says that a connection of offloop_worker_accept has ended, for the balance "least-connections", which counts those that have not. Does nothing with any other.
+ */
+offloop_status offloop_worker_closed(void);
+
+/**
+ * A socket that listens at `address` ("PORT", "HOST:PORT", "unix:PATH"), which all workers that ask for it share; the first that asks has it bound. The caller's to close; with a
+ * balance by which the cluster accepts, shut it down before, and take connections by offloop_worker_accept.
  * OFFLOOP_ERR_OS with what the bind failed with, OFFLOOP_ERR_INVALID for an address that is none, OFFLOOP_ERR_PEER_DIED when the cluster is gone.
  */
 offloop_status offloop_worker_listen(const char *address,
@@ -2552,7 +2577,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
   { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -2,13 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::channel::Incoming;
-use offloop::cluster::{Address, Builder, Cluster, Command, Event, worker};
+use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, worker};
 use offloop::supervisor::{self, WorkerId};
 use offloop::{ErrorKind, TransferBuffer, Value};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -101,6 +101,8 @@ fn talk(worker: &worker::Worker, how: &str) -> ! {
 }
 
 /// Answers each connection with its slot, generation and `mode`, and closes it.
+///
+/// Of the mode `deaf N` slot N takes nothing, of `stuck N` its loop stands still as well.
 fn be_worker(mode: &str) -> ! {
     let worker = worker::attach().unwrap().expect("of a cluster");
     if mode == "broken" {
@@ -110,31 +112,48 @@ fn be_worker(mode: &str) -> ! {
     if let Some(how) = mode.strip_prefix("talks ") {
         talk(&worker, how);
     }
-    let listener: OwnedFd = match mode.strip_prefix("asks ") {
-        Some(address) => match worker.listen(address, 0, None) {
-            Ok((fd, _)) => fd,
-            Err(e) => {
-                worker.supervisor().fail(&e.to_string());
-                end(1)
-            }
-        },
-        // SAFETY: inherited, and used here alone.
-        None => unsafe { OwnedFd::from_raw_fd(worker.fds()[0]) },
+    let from = match mode.strip_prefix("asks ") {
+        Some(address) => worker.listen(address, 0, None),
+        None => worker.seat(0),
     };
-    let listener = TcpListener::from(listener);
+    let (from, _) = from.unwrap_or_else(|e| {
+        worker.supervisor().fail(&e.to_string());
+        end(1)
+    });
     let id = worker.supervisor().id();
+    let is = |what: &str| mode.strip_prefix(what).is_some_and(|slot| slot.parse() == Ok(id.slot));
     worker.supervisor().ready();
+    worker.beat();
+    let open = Arc::new(AtomicUsize::new(0));
     while !worker.supervisor().is_draining() {
-        worker.supervisor().beat();
-        match listener.accept() {
-            Ok((mut connection, _)) => {
-                let mut request = [0; 4];
-                connection.set_nonblocking(false).unwrap();
-                let _ = connection.read_exact(&mut request);
+        if is("deaf ") || is("stuck ") {
+            if is("deaf ") {
+                worker.beat();
+            }
+            std::thread::sleep(ms(1));
+            continue;
+        }
+        worker.beat();
+        let Some(connection) = worker.accept(from.as_fd(), Some(ms(1))).unwrap() else { continue };
+        let mut connection = TcpStream::from(connection);
+        let (worker, mode, open) = (worker.clone(), mode.to_owned(), Arc::clone(&open));
+        open.fetch_add(1, Ordering::SeqCst);
+        std::thread::spawn(move || {
+            let mut request = [0; 4];
+            connection.set_nonblocking(false).unwrap();
+            if mode == "greets" {
+                connection.write_all(b"+").unwrap();
+            }
+            if connection.read_exact(&mut request).is_ok() {
                 let _ = connection.write_all(format!("{} {} {mode}", id.slot, id.generation).as_bytes());
             }
-            Err(_) => std::thread::sleep(ms(1)),
-        }
+            worker.closed();
+            drop(connection);
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+    while open.load(Ordering::SeqCst) > 0 {
+        std::thread::sleep(ms(1));
     }
     worker.supervisor().drained();
     end(0)
@@ -181,6 +200,14 @@ impl Watched {
         }
     }
 
+    /// Waits until so many workers have become ready, and the cluster has heard of it as well.
+    fn ready(&self, workers: usize) {
+        let is_ready = |e: &Event| matches!(e, Event::Worker(supervisor::Event::Ready { .. }));
+        for _ in 0..workers {
+            while !is_ready(&self.events.recv_timeout(WATCHDOG).unwrap()) {}
+        }
+    }
+
     fn stop(self) {
         self.cluster.stop(WATCHDOG).unwrap();
         self.cluster.wait_stopped(Some(WATCHDOG)).unwrap();
@@ -199,8 +226,27 @@ fn ask(at: SocketAddr) -> std::io::Result<String> {
 
 #[test]
 fn workers_share_the_sockets_and_a_reload_loses_no_connection() {
+    reloads_lose_no_connection(Balance::Shared);
+}
+
+#[test]
+fn connections_are_passed_in_turn_and_a_reload_loses_none() {
+    reloads_lose_no_connection(Balance::RoundRobin);
+}
+
+#[test]
+fn connections_are_passed_to_who_has_the_fewest_and_a_reload_loses_none() {
+    reloads_lose_no_connection(Balance::LeastConnections);
+}
+
+#[test]
+fn connections_are_passed_by_address_and_a_reload_loses_none() {
+    reloads_lose_no_connection(Balance::IpHash);
+}
+
+fn reloads_lose_no_connection(balance: Balance) {
     let _one = alone();
-    let w = start(quick().workers(2).listen(local()), command("one"));
+    let w = start(quick().workers(2).balance(balance).listen(local()), command("one"));
     w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
     let at = w.port();
     let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -282,6 +328,247 @@ fn a_killed_worker_is_replaced_and_the_others_go_on() {
         assert!(e.to_string().contains(&format!("option=workers, value={bad}, min=1, max=1024")), "{e}");
     }
     ask(w.port()).unwrap();
+    w.stop();
+}
+
+/// A client that has sent its request, and waits.
+struct Waiting(TcpStream);
+
+impl Waiting {
+    fn new(at: SocketAddr) -> Waiting {
+        let mut connection = TcpStream::connect(at).unwrap();
+        connection.write_all(b"ping").unwrap();
+        Waiting(connection)
+    }
+
+    /// The slot that answers.
+    fn slot(mut self) -> u32 {
+        let mut answer = String::new();
+        self.0.set_read_timeout(Some(WATCHDOG)).unwrap();
+        self.0.read_to_string(&mut answer).unwrap();
+        answer.split(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{answer:?}"))
+    }
+}
+
+fn slot(at: SocketAddr) -> u32 {
+    Waiting::new(at).slot()
+}
+
+#[test]
+fn each_worker_gets_one_connection_in_turn() {
+    let _one = alone();
+    let w = start(quick().workers(3).balance(Balance::RoundRobin).listen(local()), command("serves"));
+    w.ready(3);
+    let mut counts = [0; 3];
+    for _ in 0..30 {
+        counts[slot(w.port()) as usize] += 1;
+    }
+    assert_eq!(counts, [10; 3]);
+    w.stop();
+}
+
+#[test]
+fn the_worker_with_the_fewest_open_connections_gets_the_next() {
+    let _one = alone();
+    let w = start(quick().workers(3).balance(Balance::LeastConnections).listen(local()), command("greets"));
+    w.ready(3);
+    let open = || {
+        let mut connection = TcpStream::connect(w.port()).unwrap();
+        // A worker has it.
+        connection.read_exact(&mut [0]).unwrap();
+        connection
+    };
+    let end = |mut connection: TcpStream| {
+        connection.write_all(b"ping").unwrap();
+        Waiting(connection).slot() as usize
+    };
+    let mut held: Vec<TcpStream> = (0..9).map(|_| open()).collect();
+    let mut counts = [0; 3];
+    // In turn at first, so these are all of one worker.
+    let mut gone: Vec<usize> = Vec::new();
+    for i in [6, 3, 0] {
+        gone.push(end(held.remove(i)));
+    }
+    assert!(gone.iter().all(|slot| *slot == gone[0]), "{gone:?}");
+    held.extend((0..3).map(|_| open()));
+    for connection in held.split_off(6) {
+        assert_eq!(end(connection), gone[0], "it had the fewest");
+    }
+    for connection in held {
+        counts[end(connection)] += 1;
+    }
+    counts[gone[0]] += 3;
+    assert_eq!(counts, [3; 3]);
+    w.stop();
+}
+
+#[test]
+fn an_address_keeps_its_worker_through_a_reload() {
+    let _one = alone();
+    let w = start(quick().workers(4).balance(Balance::IpHash).listen(local()), command("serves"));
+    w.ready(4);
+    // Any address of 127/8 is this machine's own.
+    let from = |n: u8| {
+        let socket = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Inet,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let SocketAddr::V4(to) = w.port() else { panic!("version 6") };
+        nix::sys::socket::bind(socket.as_raw_fd(), &nix::sys::socket::SockaddrIn::new(127, 0, 0, n, 0)).unwrap();
+        nix::sys::socket::connect(socket.as_raw_fd(), &nix::sys::socket::SockaddrIn::from(to)).unwrap();
+        let mut connection = TcpStream::from(socket);
+        connection.write_all(b"ping").unwrap();
+        Waiting(connection).slot()
+    };
+    let homes: Vec<u32> = (1..=40).map(from).collect();
+    assert!((0..4).all(|slot| homes.contains(&slot)), "{homes:?}");
+    assert_eq!((1..=40).map(from).collect::<Vec<_>>(), homes);
+    let generation = w.cluster.reload(None).unwrap();
+    w.cluster.wait_reload(generation, Some(WATCHDOG)).unwrap();
+    assert_eq!((1..=40).map(from).collect::<Vec<_>>(), homes);
+    w.stop();
+}
+
+#[test]
+fn a_connection_that_a_killed_worker_had_not_taken_is_answered_by_another() {
+    let _one = alone();
+    for balance in [Balance::RoundRobin, Balance::LeastConnections] {
+        let w = start(quick().workers(2).balance(balance).listen(local()), command("deaf 0"));
+        w.ready(2);
+        for _ in 0..3 {
+            // One of these lies with slot 0, which is then full.
+            let both = [Waiting::new(w.port()), Waiting::new(w.port())];
+            assert_eq!(slot(w.port()), 1, "{balance}");
+            let worker = w.cluster.slots().unwrap()[0].0;
+            w.cluster.kill(worker).unwrap();
+            assert_eq!(both.map(Waiting::slot), [1, 1], "{balance}");
+            let next = |e: &Event| matches!(e, Event::Worker(supervisor::Event::Ready { worker: new, .. }) if new.slot == 0 && new.incarnation > worker.incarnation);
+            while !next(&w.events.recv_timeout(WATCHDOG).unwrap()) {}
+        }
+        w.stop();
+    }
+}
+
+#[test]
+fn a_connection_that_a_worker_has_not_taken_when_it_drains_is_answered_by_another() {
+    let _one = alone();
+    let w = start(quick().workers(2).balance(Balance::RoundRobin).listen(local()), command("deaf 1"));
+    w.ready(2);
+    let both = [Waiting::new(w.port()), Waiting::new(w.port())];
+    assert_eq!(slot(w.port()), 0);
+    w.cluster.scale(1).unwrap();
+    assert_eq!(both.map(Waiting::slot), [0, 0]);
+    w.stop();
+}
+
+#[test]
+fn a_worker_whose_loop_stands_still_gets_nothing_and_what_lies_with_it_is_taken_back() {
+    let _one = alone();
+    let options = supervisor::Options {
+        boot_timeout: WATCHDOG,
+        beat: ms(50),
+        hang_timeout: WATCHDOG,
+        drain_timeout: WATCHDOG,
+        kill_grace: ms(300),
+        ..supervisor::Options::default()
+    };
+    for mode in ["stuck 0", "deaf 0"] {
+        let builder = Cluster::builder().supervision(options.clone()).workers(2).balance(Balance::RoundRobin).listen(local());
+        let w = start(builder, command(mode));
+        w.ready(2);
+        for _ in 0..20 {
+            assert_eq!(slot(w.port()), 1, "{mode}");
+        }
+        w.stop();
+    }
+}
+
+#[test]
+fn a_host_without_fds_says_so_once_and_goes_on_when_it_has_some() {
+    let _one = alone();
+    let w = start(quick().workers(1).balance(Balance::RoundRobin).listen(local()), command("serves"));
+    w.ready(1);
+    let SocketAddr::V4(to) = w.port() else { panic!("version 6") };
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `before` is writable.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut before) }, 0);
+    let limit = |rlim_cur| {
+        let new = libc::rlimit { rlim_cur, ..before };
+        // SAFETY: `new` is readable.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const new) }, 0);
+    };
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+    let sockets = [(); 3].map(|()| socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap());
+    limit(256);
+    let mut full = Vec::new();
+    while let Ok(null) = std::fs::File::open("/dev/null") {
+        full.push(null);
+    }
+    let waiting = sockets.map(|socket| {
+        connect(socket.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+        let mut connection = TcpStream::from(socket);
+        connection.write_all(b"ping").unwrap();
+        Waiting(connection)
+    });
+    let is_warning = |e: &Event| matches!(e, Event::Warning(e) if e.errno().is_some_and(|(errno, _)| errno == libc::EMFILE) && e.to_string().contains(&to.to_string()));
+    while !is_warning(&w.events.recv_timeout(WATCHDOG).unwrap()) {}
+    // It tries again from time to time, and says nothing more.
+    std::thread::sleep(ms(350));
+    assert!(!w.events.try_iter().any(|e| matches!(e, Event::Warning(_))));
+    drop(full);
+    limit(before.rlim_cur);
+    assert_eq!(waiting.map(Waiting::slot), [0; 3]);
+    w.stop();
+}
+
+#[test]
+fn each_worker_has_a_socket_of_its_own_beside_the_others() {
+    let _one = alone();
+    let at = |text: &str| quick().workers(2).balance(Balance::Reuseport).listen(text.parse().unwrap());
+    let w = start(at("127.0.0.1:0"), command("serves"));
+    let moves = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|text| text.trim() == "1");
+    if !moves {
+        assert!(matches!(w.events.recv_timeout(WATCHDOG).unwrap(), Event::Warning(e) if e.to_string().contains("tcp_migrate_req")));
+    }
+    w.ready(2);
+    let port = w.port();
+    let sockets = |at: SocketAddr| {
+        let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let end = format!(":{:04X} 00000000:0000 0A ", at.port());
+        text.lines().filter(|line| line.contains(&end)).count()
+    };
+    assert_eq!((w.cluster.addresses().len(), sockets(port)), (1, 2));
+    let mut seen = [false; 2];
+    while seen != [true; 2] {
+        seen[slot(port) as usize] = true;
+    }
+    // Another that does not share gets nothing of it.
+    assert!(TcpListener::bind(port).is_err());
+    w.cluster.scale(1).unwrap();
+    let exited = |e: &Event| matches!(e, Event::Worker(supervisor::Event::Exited { .. }));
+    while !exited(&w.events.recv_timeout(WATCHDOG).unwrap()) {}
+    assert_eq!(sockets(port), 1, "nobody keeps that of one that has ended");
+    assert_eq!(slot(port), 0);
+    w.stop();
+    assert_eq!(sockets(port), 0);
+    // Asked for by workers.
+    let w = start(quick().workers(2).balance(Balance::Reuseport), command("asks 127.0.0.1:0"));
+    w.ready(2);
+    assert_eq!((w.cluster.addresses().len(), sockets(w.port())), (1, 2));
+    slot(w.port());
+    w.stop();
+}
+
+#[test]
+fn sockets_that_workers_ask_for_are_passed_too() {
+    let _one = alone();
+    let w = start(quick().workers(2).balance(Balance::RoundRobin), command("asks 127.0.0.1:0"));
+    w.ready(2);
+    let seen: Vec<u32> = (0..4).map(|_| slot(w.port())).collect();
+    assert!(seen == [0, 1, 0, 1] || seen == [1, 0, 1, 0], "{seen:?}");
     w.stop();
 }
 

@@ -77,11 +77,18 @@ int member_child(const char *how) {
     return 1;
   }
   if (!strcmp(how, "talks")) return talks(slot);
-  CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(0) == 3 && offloop_worker_fd(1) == -1);
+  int passed = !strcmp(how, "passed");
+  CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(1) == -1 && offloop_worker_fd(0) == offloop_worker_fd(0));
+  CHECK(passed ? offloop_worker_fd(0) > 3 : offloop_worker_fd(0) == 3);
   int fd = offloop_worker_fd(0), own = -1;
-  OK(offloop_worker_listen("127.0.0.1:0", &own)); /* the one that the cluster has bound */
-  CHECK(own > 3 && close(own) == 0);
+  if (!passed) {
+    OK(offloop_worker_listen("127.0.0.1:0", &own)); /* the one that the cluster has bound */
+    CHECK(own > 3 && close(own) == 0);
+  }
   IS(offloop_worker_listen("nonsense", &own), INVALID);
+  IS(offloop_worker_accept(fd, 0, &own), TIMEOUT);
+  IS(offloop_worker_accept(-1, 0, &own), INVALID);
+  IS(offloop_worker_accept(fd, 0, NULL), INVALID);
   OK(offloop_worker_on_drain(on_drain, &drained_calls, NULL));
   OK(offloop_worker_ready());
   snprintf(text, sizeof text, "%u %u", slot, generation);
@@ -90,11 +97,12 @@ int member_child(const char *how) {
     OK(offloop_worker_beat());
     poll(polls, 2, 20);
     if (polls[1].revents) break;
-    int connection = accept(fd, NULL, NULL);
-    if (connection < 0) continue;
+    int connection = -1;
+    if (offloop_worker_accept(fd, 0, &connection) != OFFLOOP_OK) continue;
     CHECK(write(connection, text, strlen(text)) > 0);
     close(connection);
     OK(offloop_worker_served(1));
+    OK(offloop_worker_closed());
   }
   while (!atomic_load(&drained_calls)) usleep(1000);
   OK(offloop_worker_drained());
@@ -212,9 +220,10 @@ void clusters(void) {
   offloop_reload_report report = OFFLOOP_RELOAD_REPORT_INIT;
   offloop_cluster *c = NULL;
   uint32_t slot = 7;
+  int none_there = -1;
   char address[64], tiny[4], answer[64], self[4096];
-  const char *const by_path[] = {self, "member", "serves", NULL}, *const broken_path[] = {self, "member", "broken", NULL},
-             *const talks_path[] = {self, "member", "talks", NULL};
+  const char *const by_path[] = {self, "member", "serves", NULL}, *const passed_path[] = {self, "member", "passed", NULL},
+             *const broken_path[] = {self, "member", "broken", NULL}, *const talks_path[] = {self, "member", "talks", NULL};
   ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
   CHECK(n > 0);
   self[n] = 0;
@@ -224,6 +233,8 @@ void clusters(void) {
   CHECK(slot == 7 && offloop_worker_fd_count() == 0 && offloop_worker_fd(0) == -1 && offloop_worker_drain_fd() == -1);
   IS(offloop_worker_ready(), UNSUPPORTED);
   IS(offloop_worker_on_message(on_message, NULL, NULL), UNSUPPORTED);
+  IS(offloop_worker_closed(), UNSUPPORTED);
+  IS(offloop_worker_accept(0, 0, &none_there), UNSUPPORTED);
   IS(offloop_worker_slot(NULL), INVALID);
 
   /* Refused before anything starts. */
@@ -291,6 +302,29 @@ void clusters(void) {
   o.on_event = NULL;
   o.command = talks_path;
   messages(o);
+
+  /* Passed, in turn. */
+  o.balance = "roundrobin";
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=balance, value=roundrobin, want=shared round-robin"));
+  o.balance = "round-robin";
+  o.command = passed_path;
+  o.event_user_free = NULL;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_address(c, 0, address, sizeof address));
+  for (int seen[2] = {0, 0}, i = 0; seen[0] == 0 || seen[1] == 0; i++) {
+    CHECK(i < 10000);
+    ask(address, answer, sizeof answer);
+    seen[answer[0] == '1']++;
+  }
+  OK(offloop_cluster_reload(c, NULL, -1, &report));
+  CHECK(report.replaced == 2 && report.forced == 0);
+  ask(address, answer, sizeof answer);
+  CHECK(strstr(answer, " 2") != NULL);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  offloop_cluster_free(c);
+  o.balance = NULL;
 
   /* A worker that has served enough is replaced, its successor first. */
   memset(&heard, 0, sizeof heard);

@@ -44,6 +44,8 @@ pub const OFFLOOP_CLUSTER_STOPPED: i32 = 11;
 
 /// It is to be replaced, and goes on until its successor is there: `text` says why ("age", "memory", "requests").
 pub const OFFLOOP_CLUSTER_EXPIRED: i32 = 12;
+/// Something is not as it should be, and the cluster goes on: `text` says what.
+pub const OFFLOOP_CLUSTER_WARNING: i32 = 13;
 
 /// What happened in a cluster. It and its text are gone when the callback returns.
 #[repr(C)]
@@ -95,6 +97,8 @@ pub struct offloop_cluster_options {
     pub cwd: *const c_char,
     /// Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
     pub listen: *const *const c_char,
+    /// How connections come to workers: "shared" (the default), "round-robin", "least-connections", "ip-hash", "reuseport".
+    pub balance: *const c_char,
     /// Workers, 1 to 1024. Default: usable cores.
     pub workers: i64,
     /// From the start of a worker until it is ready, in nanoseconds. Default 30 s.
@@ -296,6 +300,10 @@ impl Teller {
                 text = Some(address.to_string());
                 of(OFFLOOP_CLUSTER_LISTENING, worker)
             }
+            Event::Warning(error) => {
+                text = Some(error.to_string());
+                offloop_cluster_event { kind: OFFLOOP_CLUSTER_WARNING, ..none }
+            }
             Event::Worker(event) => match event {
                 Of::Spawned { worker, .. } => of(OFFLOOP_CLUSTER_FORK, worker),
                 Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
@@ -384,6 +392,10 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         }
         for text in listen {
             builder = builder.listen(text.to_string_lossy().parse::<Address>()?);
+        }
+        // SAFETY: this function's contract.
+        if let Some(balance) = unsafe { os(o.balance) } {
+            builder = builder.balance(balance.to_string_lossy().parse()?);
         }
         builder.check()?;
         let place = Place::new()?;

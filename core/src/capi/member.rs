@@ -11,12 +11,15 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::fork::ForkCell;
 use crate::sys::thread;
+use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 static OWN: ForkCell<Mutex<Option<Worker>>> = ForkCell::new();
+/// What connections of the sockets of the option `listen` come over, where they are passed.
+static SEATS: ForkCell<Mutex<HashMap<usize, c_int>>> = ForkCell::new();
 
 /// A thread receives messages.
 static HEARS: ForkCell<AtomicBool> = ForkCell::new();
@@ -66,13 +69,61 @@ pub extern "C" fn offloop_worker_fd_count() -> usize {
 }
 
 /// The listening socket `index` of the cluster's option listen, -1 where there is none. Non-blocking, close-on-exec, and this process's own: closing it keeps no other worker
-/// from it.
+/// from it. With a balance by which the cluster accepts it is no socket that listens, but what connections come over, from the first call on: poll it for reading, and take
+/// them by offloop_worker_accept, which goes with either.
 #[unsafe(no_mangle)]
 pub extern "C" fn offloop_worker_fd(index: usize) -> c_int {
-    ffi::call_or(-1, || own().ok().and_then(|worker| worker.fds().get(index).copied()).unwrap_or(-1))
+    ffi::call_or(-1, || own().and_then(|worker| fd_of(&worker, index)).unwrap_or(-1))
 }
 
-/// A socket that listens at `address` ("PORT", "HOST:PORT", "unix:PATH"), which all workers that ask for it share; the first that asks has it bound. The caller's to close.
+fn fd_of(worker: &Worker, index: usize) -> Result<c_int> {
+    let missing = || Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index);
+    let fd = worker.fds().get(index).copied().ok_or_else(missing)?;
+    if !worker.is_passed() {
+        return Ok(fd);
+    }
+    let mut seats = lock(SEATS.get(Mutex::default));
+    if let Some(seat) = seats.get(&index) {
+        return Ok(*seat);
+    }
+    let (seat, _) = worker.seat(index)?;
+    Ok(*seats.entry(index).or_insert(seat.into_raw_fd()))
+}
+
+/// Takes a connection that waits at `listener`, an fd of offloop_worker_fd or offloop_worker_listen, at most after `timeout_ns` (0: one that is there; below 0: for ever). It is the
+/// caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
+/// it. OFFLOOP_ERR_PEER_DIED when the cluster is gone. With balance "least-connections" call offloop_worker_closed for each that has ended.
+///
+/// # Safety
+/// `out` is valid for writing; `listener` stays open during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_worker_accept(listener: c_int, timeout_ns: i64, out: *mut c_int) -> offloop_status {
+    ffi::call(|| {
+        let out = ffi::out(out, "out")?;
+        let worker = own()?;
+        if listener < 0 {
+            return Err(Error::invalid("fd is none").with("listener", listener));
+        }
+        // SAFETY: the caller keeps it open during the call.
+        let from = unsafe { BorrowedFd::borrow_raw(listener) };
+        let none = || Error::new(ErrorKind::Timeout, "no connection came").with("timeout_ns", timeout_ns);
+        let connection = worker.accept(from, ffi::forever_or(timeout_ns))?.ok_or_else(none)?;
+        out.set(connection.into_raw_fd());
+        Ok(())
+    })
+}
+
+/// Says that a connection of offloop_worker_accept has ended, for the balance "least-connections", which counts those that have not. Does nothing with any other.
+#[unsafe(no_mangle)]
+pub extern "C" fn offloop_worker_closed() -> offloop_status {
+    ffi::call(|| {
+        own()?.closed();
+        Ok(())
+    })
+}
+
+/// A socket that listens at `address` ("PORT", "HOST:PORT", "unix:PATH"), which all workers that ask for it share; the first that asks has it bound. The caller's to close; with a
+/// balance by which the cluster accepts, shut it down before, and take connections by offloop_worker_accept.
 /// OFFLOOP_ERR_OS with what the bind failed with, OFFLOOP_ERR_INVALID for an address that is none, OFFLOOP_ERR_PEER_DIED when the cluster is gone.
 ///
 /// # Safety
@@ -102,7 +153,7 @@ pub extern "C" fn offloop_worker_ready() -> offloop_status {
 #[unsafe(no_mangle)]
 pub extern "C" fn offloop_worker_beat() -> offloop_status {
     ffi::call(|| {
-        own()?.supervisor().beat();
+        own()?.beat();
         Ok(())
     })
 }

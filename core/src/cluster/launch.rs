@@ -2,11 +2,10 @@
 
 use crate::error::{Error, Result};
 use crate::supervisor::{Launch, WorkerId};
-use crate::sys::poll;
 use crate::sys::process::{Spec, own_env};
 use crate::wire::cluster::{ENV, FIRST_FD, format_env};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,7 +65,7 @@ impl Command {
             spec.pid_variable = Some("LISTEN_PID");
         }
         spec.env = Some(env);
-        let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((poll::duplicate(socket.fd.as_fd())?, number)));
+        let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((socket.for_worker()?, number)));
         let mut fds = copies.collect::<Result<Vec<_>>>()?;
         fds.push((gate, gate_number));
         fds.extend(named.into_iter().map(|(_, fd)| fd).zip(gate_number + 1..));

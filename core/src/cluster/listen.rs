@@ -4,9 +4,10 @@ use crate::error::{Error, Result};
 use crate::sync::lock;
 use crate::sys::fork::{self, PrivateFd};
 use crate::sys::net::{self, Bound};
+use crate::sys::poll;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,17 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
+}
+
+impl Address {
+    /// Of a socket. One of every address, of either version, is [`Any`](Address::Any).
+    pub(super) fn of(bound: Bound) -> Address {
+        match bound {
+            Bound::Tcp(SocketAddr::V6(v6)) if v6.ip().is_unspecified() => Address::Any(v6.port()),
+            Bound::Tcp(address) => Address::Tcp(address),
+            Bound::Unix(path) => Address::Unix(path.unwrap_or_default()),
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -68,35 +80,48 @@ pub(super) struct Socket {
     nth: u32,
     /// Where it is.
     pub(super) bound: Address,
-    /// A child that the host forks would go on to listen.
+    /// What listens; or, with [`Balance::Reuseport`](super::Balance::Reuseport), what keeps the address for those that do. A child that the host forks would go on to listen.
     pub(super) fd: PrivateFd,
+    queue: i32,
+    /// Each worker has one of its own.
+    each: bool,
     /// Device and inode of a unix socket that this process has made.
     file: Option<(u64, u64)>,
     epoch: u64,
 }
 
 impl Socket {
-    fn open(asked: &Address, nth: u32, queue: i32) -> Result<Socket> {
-        let named = |e: Error| e.with("listen", asked);
+    fn open(asked: &Address, nth: u32, queue: i32, each: bool) -> Result<Socket> {
+        let tcp = |address, only_v6| if each { net::reserve_tcp(address, only_v6) } else { net::listen_tcp(address, queue, only_v6) };
         let fd = match asked {
-            Address::Any(port) => match net::listen_tcp((Ipv6Addr::UNSPECIFIED, *port).into(), queue, false) {
+            Address::Any(port) => match tcp((Ipv6Addr::UNSPECIFIED, *port).into(), false) {
                 // This machine has no version 6.
                 Err(e) if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-                    net::listen_tcp((Ipv4Addr::UNSPECIFIED, *port).into(), queue, false)
+                    tcp((Ipv4Addr::UNSPECIFIED, *port).into(), true)
                 }
                 other => other,
             },
-            Address::Tcp(address) => net::listen_tcp(*address, queue, true),
+            Address::Tcp(address) => tcp(*address, true),
             Address::Unix(path) => net::listen_unix(path, queue),
         }
-        .map_err(named)?;
-        let bound = match (net::bound(fd.as_fd())?, asked) {
+        .map_err(|e| e.with("listen", asked))?;
+        let bound = match (net::local(fd.as_fd())?, asked) {
             (Bound::Tcp(address), Address::Any(_)) => Address::Any(address.port()),
             (Bound::Tcp(address), _) => Address::Tcp(address),
             (Bound::Unix(_), _) => asked.clone(),
         };
         let file = if let Address::Unix(path) = asked { net::file_at(path) } else { None };
-        Ok(Socket { asked: asked.clone(), nth, bound, fd: PrivateFd::new(fd), file, epoch: fork::epoch() })
+        Ok(Socket { asked: asked.clone(), nth, bound, fd: PrivateFd::new(fd), queue, each, file, epoch: fork::epoch() })
+    }
+
+    /// What a worker gets: the socket that all share, or one of its own. Of a unix socket there is one.
+    pub(super) fn for_worker(&self) -> Result<OwnedFd> {
+        match net::local(self.fd.as_fd())? {
+            Bound::Tcp(at) if self.each => {
+                net::listen_beside(at, self.queue, !matches!(self.asked, Address::Any(_))).map_err(|e| e.with("listen", &self.bound))
+            }
+            _ => poll::duplicate(self.fd.as_fd()),
+        }
     }
 
     /// Whoever asks for `address`, and has so many of it, means this one.
@@ -129,31 +154,46 @@ impl Drop for Socket {
 
 /// All sockets of a cluster.
 #[derive(Debug, Default)]
-pub(super) struct Sockets(Mutex<Vec<Arc<Socket>>>);
+pub(super) struct Sockets {
+    all: Mutex<Vec<Arc<Socket>>>,
+    /// Each worker has sockets of its own.
+    each: bool,
+}
 
 impl Sockets {
+    pub(super) fn new(each: bool) -> Sockets {
+        Sockets { all: Mutex::default(), each }
+    }
+
     /// The socket that listens at `address`; a new one if there is none yet.
     pub(super) fn at(&self, address: &Address, nth: u32, queue: i32) -> Result<Arc<Socket>> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         if let Some(found) = all.iter().find(|s| s.is_for(address, nth)) {
             return Ok(Arc::clone(found));
         }
         if all.len() == MAX_SOCKETS {
             return Err(Error::new(crate::error::ErrorKind::Full, "cluster has too many listening sockets").with("max", MAX_SOCKETS));
         }
-        let socket = Arc::new(Socket::open(address, nth, queue)?);
+        let socket = Arc::new(Socket::open(address, nth, queue, self.each)?);
         all.push(Arc::clone(&socket));
         Ok(socket)
     }
 
+    /// That of the option `listen` with this index: those are asked for first.
+    pub(super) fn nth(&self, index: i32) -> Result<Arc<Socket>> {
+        let all = lock(&self.all);
+        let found = usize::try_from(index).ok().and_then(|index| all.get(index)).map(Arc::clone);
+        found.ok_or_else(|| Error::invalid("cluster has no such socket").with("index", index).with("sockets", all.len()))
+    }
+
     /// Where they are, in the order in which they were asked for.
     pub(super) fn addresses(&self) -> Vec<Address> {
-        lock(&self.0).iter().map(|s| s.bound.clone()).collect()
+        lock(&self.all).iter().map(|s| s.bound.clone()).collect()
     }
 
     /// Nobody listens any more, as far as this process goes.
     pub(super) fn close(&self) {
-        lock(&self.0).clear();
+        lock(&self.all).clear();
     }
 }
 

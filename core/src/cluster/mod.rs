@@ -13,20 +13,25 @@
 //! * Workers accept from one shared socket per address, so connections that wait belong to nobody who may die: a worker that drains stops to
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
+//! * With [`Balance::RoundRobin`] and its like the cluster accepts by a thread of its own (`pass`), and passes each connection to the worker that `balance` chooses.
 //! * `logs`: what workers print, as whole lines.
 //! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages; `fork`: workers that are
 //!   started one by one, each with a command of its own.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
 
+mod balance;
 mod fork;
 mod gate;
 mod launch;
 mod listen;
 mod logs;
 mod mail;
+mod page;
+mod pass;
 pub mod worker;
 
+pub use balance::Balance;
 pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
 pub use logs::{Line, MAX_LINE, Stream};
@@ -35,16 +40,17 @@ pub use worker::Worker;
 
 use crate::channel::{Channel, Incoming, Reply};
 use crate::error::{Error, ErrorKind, Result};
-use crate::supervisor::{self, Reloaded, State, Stats, Supervisor, WorkerId};
+use crate::supervisor::{self, Launch, Reloaded, State, Stats, Supervisor, WorkerId};
 use crate::sync::lock;
-use crate::sys::cpu;
+use crate::sys::{cpu, net};
 use crate::value::Value;
-use crate::wire::cluster::CHANNEL;
+use crate::wire::cluster::{CHANNEL, PASS};
 use fork::Forks;
 use gate::Gates;
-use listen::Sockets;
+use listen::{Socket, Sockets};
 use logs::Logs;
 use mail::{HearMessage, Mail, Standing};
+use pass::Passer;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -65,6 +71,9 @@ pub enum Event {
         /// Where.
         address: Address,
     },
+    /// Something is not as it should be, and the cluster goes on: it has no room for a connection (`Os`, with the address and `EMFILE`, `ENFILE` …: said once, until
+    /// one was accepted again), or [`Balance::Reuseport`] loses more than it must (`Unsupported`).
+    Warning(Error),
 }
 
 type Hear = Box<dyn FnMut(&Event) + Send>;
@@ -88,6 +97,7 @@ pub struct Builder {
     supervision: supervisor::Options,
     workers: Option<usize>,
     listen: Vec<Address>,
+    balance: Balance,
     hear: Option<Hear>,
     hear_message: Option<HearMessage>,
     take_channel: Option<TakeChannel>,
@@ -118,6 +128,12 @@ impl Builder {
     /// number may start at once. `workers` is not heeded, nor is the command of [`build`](Self::build).
     pub fn one_by_one(mut self) -> Builder {
         self.one_by_one = true;
+        self
+    }
+
+    /// How connections come to workers. Default: [`Balance::Shared`].
+    pub fn balance(mut self, balance: Balance) -> Builder {
+        self.balance = balance;
         self
     }
 
@@ -178,7 +194,7 @@ impl Builder {
     /// `Invalid` for an option; `Os` with the address for a socket that cannot be bound, or when an fd or a thread cannot be made.
     pub fn build(self, command: Command) -> Result<Cluster> {
         self.check()?;
-        let forks = if self.one_by_one { Some(Arc::new(Forks::default())) } else { None };
+        let forks = if self.one_by_one { Some(Forks::default()) } else { None };
         let options = if forks.is_some() {
             let (boot_timeout, max_starting) = (supervisor::MAX_DURATION, Some(supervisor::MAX_WORKERS));
             supervisor::Options { workers: 0, once: true, boot_timeout, max_starting, ..self.supervision }
@@ -186,96 +202,40 @@ impl Builder {
             command.check()?;
             supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision }
         };
-        let sockets = Arc::new(Sockets::default());
+        let sockets = Arc::new(Sockets::new(self.balance == Balance::Reuseport));
         let mut listen = Vec::with_capacity(self.listen.len());
         for address in &self.listen {
             listen.push(sockets.at(address, 0, QUEUE)?);
         }
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
-        let gates = Gates::open(Arc::clone(&sockets), listener.clone())?;
-        let mail = Mail::open(self.hear_message).inspect_err(|_| gates.close())?;
-        let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| {
-            gates.close();
-            mail.close();
-        })?;
-        let commands = Arc::new(Mutex::new(HashMap::from([(1, Arc::new(command))])));
-        let inner = Arc::new(Inner {
-            sockets: Arc::clone(&sockets),
-            commands: Arc::clone(&commands),
-            gates: Arc::clone(&gates),
-            mail,
-            logs: logs.clone(),
-            forks,
+        let beat = Some(options.beat).filter(|_| !options.hang_timeout.is_zero());
+        let passer = self.balance.passes().then(|| Passer::open(self.balance, beat, listener.clone())).transpose()?;
+        let lossy = self.balance == Balance::Reuseport && !net::waiting_connections_move();
+        let warning = lossy.then(|| {
+            let text = "connections that wait with a worker that leaves are lost: net.ipv4.tcp_migrate_req is not 1";
+            Event::Warning(Error::new(ErrorKind::Unsupported, text).with("balance", self.balance))
         });
-        let (opened, addressed, mail) = (Arc::clone(&gates), Arc::clone(&inner.mail), Arc::clone(&inner.mail));
-        let past = Arc::clone(&commands);
-        let (heard, printed) = (logs.clone(), logs);
+        // Each has a thread by then.
+        let close = |_: &Error| passer.iter().for_each(|passer| passer.close());
+        let gates = Gates::open(Arc::clone(&sockets), passer.clone(), listener.clone(), warning).inspect_err(close)?;
+        let close = |e: &Error| {
+            close(e);
+            gates.close();
+        };
+        let mail = Mail::open(self.hear_message).inspect_err(close)?;
+        let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
+        let commands = Mutex::new(HashMap::from([(1, Arc::new(command))]));
+        let inner = Arc::new(Inner { sockets, gates, mail, logs, passer, forks, commands });
+        let (heard, launched) = (Arc::clone(&inner), Arc::clone(&inner));
         let mut take_channel = self.take_channel;
-        let (started, asked) = (inner.forks.clone(), inner.forks.clone());
-        let made = Supervisor::builder()
+        let supervisor = Supervisor::builder()
             .options(options)
-            .on_event(move |event| {
-                if let supervisor::Event::Exited { worker, .. } | supervisor::Event::SpawnFailed { worker, .. } = event {
-                    gates.remove(*worker);
-                    // What it has said comes before its end.
-                    mail.remove(*worker);
-                }
-                match (&heard, event) {
-                    (Some(logs), supervisor::Event::Spawned { worker, pid }) => logs.spawned(*worker, *pid),
-                    (Some(logs), supervisor::Event::SpawnFailed { worker, .. }) => logs.remove(*worker),
-                    (Some(logs), supervisor::Event::Stopped) => logs.close(),
-                    _ => {}
-                }
-                match event {
-                    supervisor::Event::Spawned { worker, .. } => {
-                        if let (Some(take), Ok(channel)) = (&mut take_channel, mail.of(*worker)) {
-                            let _ = catch_unwind(AssertUnwindSafe(|| take(*worker, channel)));
-                        }
-                    }
-                    supervisor::Event::Ready { worker, .. } => mail.stand(*worker, Standing::Ready),
-                    supervisor::Event::Draining { worker, .. } => mail.stand(*worker, Standing::Draining),
-                    // The next reload may have begun: who waits for one hears of its end before this event.
-                    supervisor::Event::Reloaded(report) => lock(&past).retain(|generation, _| *generation >= report.generation),
-                    supervisor::Event::ReloadFailed { generation, .. } => drop(lock(&past).remove(generation)),
-                    _ => {}
-                }
-                if *event == supervisor::Event::Stopped {
-                    gates.close();
-                    mail.close();
-                    sockets.close();
-                }
-                // A start that nobody has asked for is nobody's business.
-                if started.as_ref().is_none_or(|forks| forks.answer(event)) {
-                    listener.tell(&Event::Worker(event.clone()));
-                }
-                if let supervisor::Event::Spawned { worker, .. } = event {
-                    mail.begin(*worker);
-                }
-                if *event == supervisor::Event::Stopped {
-                    // What it holds is dropped before anybody is told that all is over.
-                    *lock(&listener.0) = None;
-                }
-            })
-            .build(move |id| {
-                let command = match &asked {
-                    Some(forks) => Arc::new(forks.launch(id)?),
-                    None => {
-                        let command = lock(&commands).get(&id.generation).cloned();
-                        command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?
-                    }
-                };
-                let mut launch = command.launch(id, &listen, opened.add(id)?, vec![(CHANNEL, addressed.add(id)?)])?;
-                if let Some(logs) = &printed {
-                    launch.fds.extend(logs.add(id)?.into_iter().zip(1..));
-                }
-                Ok(launch)
-            });
-        match made {
+            .on_event(move |event| heard.hear(event, &mut take_channel, &listener))
+            .build(move |id| launched.launch(id, &listen));
+        match supervisor {
             Ok(supervisor) => Ok(Cluster { supervisor, inner }),
             Err(e) => {
-                inner.gates.close();
-                inner.mail.close();
-                inner.logs.iter().for_each(|logs| logs.close());
+                inner.close();
                 Err(e)
             }
         }
@@ -299,13 +259,90 @@ pub struct Cluster {
 
 struct Inner {
     sockets: Arc<Sockets>,
-    /// By generation.
-    commands: Arc<Mutex<HashMap<u32, Arc<Command>>>>,
     gates: Arc<Gates>,
     mail: Arc<Mail>,
     logs: Option<Arc<Logs>>,
+    passer: Option<Arc<Passer>>,
     /// Of one whose workers are started one by one.
-    forks: Option<Arc<Forks>>,
+    forks: Option<Forks>,
+    /// By generation.
+    commands: Mutex<HashMap<u32, Arc<Command>>>,
+}
+
+impl Inner {
+    /// An event of the supervisor: all parts hear of it, then the host.
+    fn hear(&self, event: &supervisor::Event, take_channel: &mut Option<TakeChannel>, listener: &Listener) {
+        use supervisor::Event as E;
+        match event {
+            E::Spawned { worker, pid } => {
+                self.logs.iter().for_each(|logs| logs.spawned(*worker, *pid));
+                if let (Some(take), Ok(channel)) = (take_channel, self.mail.of(*worker)) {
+                    let _ = catch_unwind(AssertUnwindSafe(|| take(*worker, channel)));
+                }
+            }
+            E::Ready { worker, .. } => {
+                self.mail.stand(*worker, Standing::Ready);
+                self.passer.iter().for_each(|passer| passer.ready(*worker));
+            }
+            E::Draining { worker, .. } => {
+                self.mail.stand(*worker, Standing::Draining);
+                self.passer.iter().for_each(|passer| passer.drain(*worker));
+            }
+            E::Exited { worker, .. } | E::SpawnFailed { worker, .. } => {
+                self.gates.remove(*worker);
+                self.passer.iter().for_each(|passer| passer.gone(*worker));
+                // What it has said comes before its end.
+                self.mail.remove(*worker);
+                if let (Some(logs), E::SpawnFailed { .. }) = (&self.logs, event) {
+                    logs.remove(*worker);
+                }
+            }
+            // The next reload may have begun: who waits for one hears of its end before this event.
+            E::Reloaded(report) => lock(&self.commands).retain(|generation, _| *generation >= report.generation),
+            E::ReloadFailed { generation, .. } => drop(lock(&self.commands).remove(generation)),
+            E::Stopped => self.close(),
+            _ => {}
+        }
+        // A start that nobody has asked for is nobody's business.
+        if self.forks.as_ref().is_none_or(|forks| forks.answer(event)) {
+            listener.tell(&Event::Worker(event.clone()));
+        }
+        match event {
+            E::Spawned { worker, .. } => self.mail.begin(*worker),
+            // What it holds is dropped before anybody is told that all is over.
+            E::Stopped => *lock(&listener.0) = None,
+            _ => {}
+        }
+    }
+
+    /// What the worker `id` is started with.
+    fn launch(&self, id: WorkerId, listen: &[Arc<Socket>]) -> Result<Launch> {
+        let command = match &self.forks {
+            Some(forks) => Arc::new(forks.launch(id)?),
+            None => {
+                let command = lock(&self.commands).get(&id.generation).cloned();
+                command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?
+            }
+        };
+        let mut named = vec![(CHANNEL, self.mail.add(id)?)];
+        if let Some(passer) = &self.passer {
+            named.push((PASS, passer.add(id)?));
+        }
+        let mut launch = command.launch(id, listen, self.gates.add(id)?, named)?;
+        if let Some(logs) = &self.logs {
+            launch.fds.extend(logs.add(id)?.into_iter().zip(1..));
+        }
+        Ok(launch)
+    }
+
+    /// All threads end, and nobody listens any more.
+    fn close(&self) {
+        self.logs.iter().for_each(|logs| logs.close());
+        self.passer.iter().for_each(|passer| passer.close());
+        self.gates.close();
+        self.mail.close();
+        self.sockets.close();
+    }
 }
 
 impl fmt::Debug for Cluster {
@@ -321,6 +358,7 @@ impl Cluster {
             supervision: Builder::default_supervision(),
             workers: None,
             listen: Vec::new(),
+            balance: Balance::default(),
             hear: None,
             hear_message: None,
             take_channel: None,

@@ -1,13 +1,15 @@
 //! The worker's side: [`attach`], then [`Worker::listen`] or the sockets that it inherited, [`Worker::channel`] for messages, and what every supervised process does.
 
 use super::listen::{Address, QUEUE};
+use super::page::Page;
+use super::pass;
 use crate::channel::{Channel, Options};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor;
 use crate::sync::lock;
 use crate::sys::{fork, net, poll, socket};
-use crate::wire::cluster::{ENV, FIRST_FD, Inherited, LISTEN, MAX_LEN, decode_reply, encode_request, parse_env};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use crate::wire::cluster::{ENV, FIRST_FD, Inherited, LISTEN, MAX_LEN, SEAT, decode_reply, encode_request, parse_env};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ struct Inner {
     gate: Mutex<OwnedFd>,
     sockets: usize,
     post: Mutex<Post>,
+    /// Of a cluster that passes connections.
+    page: Option<Page>,
     epoch: u64,
 }
 
@@ -44,9 +48,9 @@ pub fn attach() -> Result<Option<Worker>> {
     let Some(text) = std::env::var_os(ENV) else { return Ok(None) };
     // First: a program that a worker starts inherits the variables and none of the fds.
     let Some(supervised) = supervisor::worker::attach()? else { return Ok(None) };
-    let Inherited { gate, listeners: sockets, channel } = parse_env(&text.to_string_lossy())?;
+    let Inherited { gate, listeners: sockets, channel, pass } = parse_env(&text.to_string_lossy())?;
     let missing = |fd: i32| Error::invalid("fd of the cluster is not there").with("fd", fd);
-    for fd in (FIRST_FD..).take(sockets).chain([gate]).chain(channel) {
+    for fd in (FIRST_FD..).take(sockets).chain([gate]).chain(channel).chain(pass) {
         if !net::close_on_exec(fd) {
             return Err(missing(fd));
         }
@@ -55,9 +59,11 @@ pub fn attach() -> Result<Option<Worker>> {
     let gate = unsafe { net::take_over(gate) };
     // SAFETY: as above.
     let post = channel.map_or(Post::None, |fd| Post::Shut(unsafe { net::take_over(fd) }));
+    // SAFETY: as above; it is mapped, and then closed.
+    let page = pass.map(|fd| Page::attach(unsafe { net::take_over(fd) }.as_fd())).transpose()?;
     socket::check_kind(gate.as_fd())?;
     socket::adopt(gate.as_fd())?;
-    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, post: Mutex::new(post), epoch: fork::epoch() }))))
+    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, post: Mutex::new(post), page, epoch: fork::epoch() }))))
 }
 
 impl Worker {
@@ -67,7 +73,75 @@ impl Worker {
         &self.0.supervised
     }
 
-    /// The sockets of the cluster's option `listen`, in its order. They belong to whoever uses them first; closing one keeps nobody else from it.
+    /// Shows that the loop turns: [`supervisor::Worker::beat`], and to who chooses the worker of a connection.
+    pub fn beat(&self) {
+        self.0.supervised.beat();
+        if let Some(page) = &self.0.page {
+            page.beat();
+        }
+    }
+
+    /// The cluster accepts, and passes connections to its workers: [`accept`](Self::accept) takes them, from what [`listen`](Self::listen) and [`seat`](Self::seat) give.
+    #[must_use]
+    pub fn is_passed(&self) -> bool {
+        self.0.page.is_some()
+    }
+
+    /// What connections of the socket `index` of the cluster's option `listen` are taken from, and where that listens. In a cluster whose workers share sockets it is that socket;
+    /// else a seat, which is asked for: from then on connections come. Each call gives another fd; they come over the last one.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such socket; those of [`listen`](Self::listen).
+    pub fn seat(&self, index: usize) -> Result<(OwnedFd, Address)> {
+        let fd = self.fds().get(index).copied().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index).with("sockets", self.0.sockets)
+        })?;
+        if self.is_passed() {
+            return self.ask(&encode_request(SEAT, index as i32, 0, ""), "");
+        }
+        // SAFETY: it is open for as long as the program keeps it so, which is its word.
+        let fd = poll::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })?;
+        let at = Address::of(net::bound(fd.as_fd())?);
+        Ok((fd, at))
+    }
+
+    /// A connection that waits at `from`, which [`listen`](Self::listen) or [`seat`](Self::seat) gave: non-blocking, close-on-exec. `None` when none came within `timeout`; zero: one that is
+    /// there, `None`: without end. Whoever takes connections in a loop of his own polls `from` for reading.
+    ///
+    /// # Errors
+    /// `Os` with `EMFILE` when this process has no room for it: then it waits, or another worker gets it. `PeerDied` when no connections come any more, because the cluster is gone or
+    /// [`leave`](Self::leave) was called.
+    pub fn accept(&self, from: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<Option<OwnedFd>> {
+        let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        loop {
+            let found = if self.is_passed() { pass::take(from)? } else { net::accept(from)?.map(|(fd, _)| fd) };
+            if found.is_some() {
+                return Ok(found);
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            poll::wait_readable(&mut [poll::readable(from.as_raw_fd())], left);
+        }
+    }
+
+    /// No more connections are taken from a seat, which is closed next: those that are on their way to it go to other workers. A shared socket needs no such word.
+    pub fn leave(&self, seat: BorrowedFd<'_>) {
+        if self.is_passed() {
+            socket::hang_up(seat);
+        }
+    }
+
+    /// A connection that [`accept`](Self::accept) gave has ended: `least-connections` counts those that have not.
+    pub fn closed(&self) {
+        if let Some(page) = &self.0.page {
+            page.count_closed();
+        }
+    }
+
+    /// The sockets of the cluster's option `listen`, in its order. They belong to whoever uses them first; closing one keeps nobody else from it. Where the cluster
+    /// [passes](Self::is_passed) connections, who accepts from them takes what others were to have: use [`seat`](Self::seat).
     #[must_use]
     pub fn fds(&self) -> Vec<i32> {
         (FIRST_FD..).take(self.0.sockets).collect()
@@ -109,14 +183,19 @@ impl Worker {
     /// A socket that listens at `address`, which all workers that ask for it share, and where it is: non-blocking, close-on-exec. `nth` is how many of that address this worker has open already:
     /// with a port of the system's choice (0) each is another socket, with a certain port the second one is in use. Waits for the cluster's answer.
     ///
+    /// Where the cluster [passes](Self::is_passed) connections, it is a seat in place of the socket: poll it, and take from it with [`accept`](Self::accept).
+    ///
     /// # Errors
     /// `Os` with what the bind failed with (`EADDRINUSE`, `EACCES` …), `Invalid` for an address that is none, `PeerDied` when the cluster is gone, `Forked`.
     pub fn listen(&self, address: &str, nth: u32, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
+        self.ask(&encode_request(LISTEN, queue.unwrap_or(QUEUE), nth, address), address)
+    }
+
+    fn ask(&self, request: &[u8], address: &str) -> Result<(OwnedFd, Address)> {
         self.check_fork()?;
         let gone = || Error::new(ErrorKind::PeerDied, "the cluster of this worker is gone");
         let gate = lock(&self.0.gate);
-        let request = encode_request(LISTEN, queue.unwrap_or(QUEUE), nth, address);
-        if socket::send(gate.as_fd(), &request, &[])? != socket::Sent::Whole {
+        if socket::send(gate.as_fd(), request, &[])? != socket::Sent::Whole {
             return Err(gone());
         }
         let until = Instant::now() + ANSWER;

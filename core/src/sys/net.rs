@@ -6,7 +6,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt, listen, setsockopt, socket,
     sockopt,
 };
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -39,16 +39,48 @@ fn open(family: AddressFamily) -> Result<OwnedFd> {
 /// # Errors
 /// `Os` with `EADDRINUSE`, `EACCES`, `EADDRNOTAVAIL`, `EAFNOSUPPORT`, `EMFILE`.
 pub fn listen_tcp(address: SocketAddr, queue: i32, only_v6: bool) -> Result<OwnedFd> {
+    let fd = bind_tcp(address, only_v6, false)?;
+    listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
+    Ok(fd)
+}
+
+/// As [`listen_tcp`], beside others at the same address, among which the kernel spreads connections (`SO_REUSEPORT`).
+///
+/// # Errors
+/// Those of [`listen_tcp`].
+pub fn listen_beside(address: SocketAddr, queue: i32, only_v6: bool) -> Result<OwnedFd> {
+    let fd = bind_tcp(address, only_v6, true)?;
+    listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
+    Ok(fd)
+}
+
+/// Keeps `address` for those that [`listen_beside`] it, and takes no connection.
+///
+/// # Errors
+/// Those of [`listen_tcp`].
+pub fn reserve_tcp(address: SocketAddr, only_v6: bool) -> Result<OwnedFd> {
+    bind_tcp(address, only_v6, true)
+}
+
+fn bind_tcp(address: SocketAddr, only_v6: bool, beside: bool) -> Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = open(family)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(|e| failed("setsockopt", e))?;
+    if beside {
+        setsockopt(&fd, sockopt::ReusePort, &true).map_err(|e| failed("setsockopt", e))?;
+    }
     if address.is_ipv6() {
         setsockopt(&fd, sockopt::Ipv6V6Only, &only_v6).map_err(|e| failed("setsockopt", e))?;
     }
     setsockopt(&fd, sockopt::TcpNoDelay, &true).map_err(|e| failed("setsockopt", e))?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(|e| failed("bind", e))?;
-    listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
     Ok(fd)
+}
+
+/// A connection that waits with a socket that is closed moves to another that listens beside it; else it is lost (`net.ipv4.tcp_migrate_req`).
+#[must_use]
+pub fn waiting_connections_move() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|text| text.trim() == "1")
 }
 
 /// Listens at `path`. What is there already is replaced if it is a socket that nobody listens at.
@@ -95,6 +127,14 @@ pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
         Ok(false) => return Err(refuse("a socket that does not listen")),
         Err(_) => return Err(refuse("not a socket")),
     }
+    local(fd)
+}
+
+/// Where a socket is bound.
+///
+/// # Errors
+/// `Invalid` when it is of another family, `Os`.
+pub fn local(fd: BorrowedFd<'_>) -> Result<Bound> {
     let address: SockaddrStorage = getsockname(fd.as_raw_fd()).map_err(|e| failed("getsockname", e))?;
     if let Some(v4) = address.as_sockaddr_in() {
         return Ok(Bound::Tcp(SocketAddr::V4((*v4).into())));
@@ -104,7 +144,47 @@ pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
     }
     match address.as_unix_addr() {
         Some(unix) => Ok(Bound::Unix(unix.path().map(Path::to_path_buf))),
-        None => Err(refuse("a socket of another family")),
+        None => Err(Error::invalid("fd is a socket of another family").with("fd", fd.as_raw_fd())),
+    }
+}
+
+/// Takes a connection that waits, and the address of its other end, which a unix socket has not; `None` while there is none. Close-on-exec and
+/// non-blocking.
+///
+/// # Errors
+/// `Os` with `EMFILE`, `ENFILE`, `ENOBUFS` or `ENOMEM`: then the connection waits on.
+pub fn accept(fd: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Option<IpAddr>)>> {
+    loop {
+        // SAFETY: plain data, all-zero is valid.
+        let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        // SAFETY: `storage` has `len` writable bytes.
+        let new =
+            unsafe { libc::accept4(fd.as_raw_fd(), (&raw mut storage).cast(), &raw mut len, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) };
+        if new >= 0 {
+            return Ok(Some((own(new, "accept4")?, address_of(&storage))));
+        }
+        match Error::last_os("accept4") {
+            e if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
+                return Err(e);
+            }
+            e if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EAGAIN | libc::EINVAL | libc::EBADF | libc::ENOTSOCK)) => {
+                return Ok(None);
+            }
+            // Of a connection that has failed already; accept(2) names a dozen. It is no longer in the queue.
+            _ => {}
+        }
+    }
+}
+
+fn address_of(storage: &libc::sockaddr_storage) -> Option<IpAddr> {
+    let at = std::ptr::from_ref(storage);
+    match i32::from(storage.ss_family) {
+        // SAFETY: the family says which of the structures it is; each is shorter than the storage and no more aligned.
+        libc::AF_INET => Some(IpAddr::from(unsafe { (*at.cast::<libc::sockaddr_in>()).sin_addr.s_addr }.to_ne_bytes())),
+        // SAFETY: as above.
+        libc::AF_INET6 => Some(IpAddr::from(unsafe { (*at.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr })),
+        _ => None,
     }
 }
 

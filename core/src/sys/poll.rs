@@ -179,6 +179,14 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN as u32 | room, token)
     }
 
+    /// Whether a member is told of when it is readable, each time, or not at all.
+    ///
+    /// # Errors
+    /// `Os` with `ENOMEM`.
+    pub fn hear(&self, fd: BorrowedFd<'_>, token: u64, hear: bool) -> Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, if hear { libc::EPOLLIN as u32 } else { 0 }, token)
+    }
+
     /// Removes a member.
     pub fn remove(&self, fd: BorrowedFd<'_>) {
         // Fails only for what is no member.

@@ -189,6 +189,23 @@ pub fn send(to: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<
 /// # Errors
 /// `Os` with `EMFILE` when this process has no room for all of its fds; those that came are closed, and the next call finds them again.
 pub fn peek(from: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Received> {
+    let (received, is_cut) = next(from, bytes, libc::MSG_PEEK)?;
+    match received {
+        Received::Datagram(_, fds) if is_cut => Err(Error::os("recvmsg", libc::EMFILE).with("fds_received", fds.len())),
+        received => Ok(received),
+    }
+}
+
+/// Takes the next datagram, which no other reader gets then. Bytes that do not fit `bytes` are cut, and fds that this process has no room for are lost.
+///
+/// # Errors
+/// `Os`.
+pub fn receive(from: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Received> {
+    next(from, bytes, 0).map(|(received, _)| received)
+}
+
+/// The next datagram, and whether there was no room for all of its fds.
+fn next(from: BorrowedFd<'_>, bytes: &mut [u8], how: libc::c_int) -> Result<(Received, bool)> {
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut control = Control([0; 1056]);
     // SAFETY: plain data, all-zero is valid.
@@ -197,12 +214,12 @@ pub fn peek(from: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Received> {
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = size_of::<Control>();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | libc::MSG_PEEK;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC | how;
     // SAFETY: `message` and what it points to live for the call and are writable.
     let n = retry(|| unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, flags) });
     let len = match usize::try_from(n) {
         Ok(len) => len,
-        Err(_) => return nothing(),
+        Err(_) => return nothing().map(|received| (received, false)),
     };
     let mut fds = Vec::new();
     // SAFETY: the kernel wrote `message` and the control buffer; the macros stay inside of it.
@@ -218,14 +235,12 @@ pub fn peek(from: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<Received> {
         }
     }
     // The control buffer holds every fd that a datagram can carry, so only the table of fds can have been too small.
-    if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(Error::os("recvmsg", libc::EMFILE).with("fds_received", fds.len()));
-    }
+    let is_cut = message.msg_flags & libc::MSG_CTRUNC != 0;
     // An empty datagram is never sent.
-    if len == 0 && fds.is_empty() {
-        return Ok(Received::End);
+    if len == 0 && fds.is_empty() && !is_cut {
+        return Ok((Received::End, false));
     }
-    Ok(Received::Datagram(len, fds))
+    Ok((Received::Datagram(len, fds), is_cut))
 }
 
 /// Drops the next datagram, and the fds in it.
@@ -389,6 +404,26 @@ mod tests {
         assert!(is_hung_up(b.as_fd()));
         assert!(matches!(peek(b.as_fd(), &mut [0; 8]).expect("peek"), Received::End));
         assert_eq!(send(b.as_fd(), b"x", &[]).expect("send"), Sent::Gone);
+    }
+
+    #[test]
+    fn a_datagram_has_one_reader_even_after_the_end() {
+        let (a, b) = pair().expect("pair");
+        let copy = poll::duplicate(b.as_fd()).expect("duplicate");
+        send(a.as_fd(), b"first", &[a.as_fd()]).expect("send");
+        send(a.as_fd(), b"second", &[]).expect("send");
+        assert!(matches!(receive(copy.as_fd(), &mut [0; 8]).expect("receive"), Received::Datagram(5, fds) if fds.len() == 1));
+        assert!(matches!(receive(b.as_fd(), &mut [0; 8]).expect("receive"), Received::Datagram(6, _)));
+        assert!(matches!(receive(b.as_fd(), &mut [0; 8]).expect("receive"), Received::Nothing));
+        // What is not read when one hangs up can still be taken back.
+        send(a.as_fd(), b"third", &[]).expect("send");
+        send(b.as_fd(), b"answer", &[]).expect("send");
+        hang_up(b.as_fd());
+        drop(b);
+        assert!(matches!(receive(copy.as_fd(), &mut [0; 8]).expect("receive"), Received::Datagram(5, _)));
+        assert!(matches!(receive(a.as_fd(), &mut [0; 8]).expect("receive"), Received::Datagram(6, _)));
+        assert!(matches!(receive(a.as_fd(), &mut [0; 8]).expect("receive"), Received::End));
+        assert_eq!(send(a.as_fd(), b"x", &[]).expect("send"), Sent::Gone);
     }
 
     #[test]

@@ -2,14 +2,33 @@
 //!
 //! The worker's environment has [`ENV`]: `<gate>,<listeners>[,name=fd…]`. The gate is one end of a socket pair (`SOCK_SEQPACKET`); the sockets of the
 //! cluster's option `listen` are the fds from 3 on, so many, as `LISTEN_FDS` says too. What else it inherits has a name: [`CHANNEL`] is the worker's end
-//! of a channel (`wire::channel`) for messages. All integers are little-endian.
+//! of a channel (`wire::channel`) for messages, [`PASS`] is the memfd of a cluster that accepts by itself and passes connections on. All integers are little-endian.
 //!
 //! ```text
 //!  request   u32 op = LISTEN │ i32 queue │ u32 nth │ address, UTF-8: host:port, :port, or unix:path
-//!  reply     i32 errno, or 0 │ text, UTF-8: where it listens, or why it does not          + the listening socket
+//!            u32 op = SEAT   │ i32 index of a socket of the option listen │ u32 0
+//!  reply     i32 errno, or 0 │ text, UTF-8: where it listens, or why it does not          + the listening socket, or the seat
 //! ```
 //!
 //! One request at a time; the worker waits for the reply. A gate that hangs up says that the cluster's process is gone.
+//!
+//! With [`PASS`] the reply to either request has a seat in place of a listening socket: one end of another socket pair, over which the connections of
+//! that one listening socket come.
+//!
+//! ```text
+//!  connection   u64 seq                                       + the connection
+//!  answer       u64 seq │ u32 TAKEN, REFUSED
+//! ```
+//!
+//! The cluster keeps its copy of a connection until the answer. It also keeps a copy of the worker's end, and takes back over it what the worker has not
+//! read: a datagram goes to one reader. A worker that takes no more hangs its end up.
+//!
+//! ```text
+//!  page   0 magic u64 │ 64 beat u64 │ 128 closed u64
+//! ```
+//!
+//! `beat` changes when the worker's loop turns; 0: nothing is known. `closed` counts connections that the worker had taken and that have ended. Both are
+//! counters of the worker's; nothing else is published by them.
 
 use crate::error::{Error, Result};
 
@@ -19,6 +38,22 @@ pub const ENV: &str = "OFFLOOP_CLUSTER";
 pub const FIRST_FD: i32 = 3;
 /// Give me a socket that listens there.
 pub const LISTEN: u32 = 1;
+/// Give me a seat at a socket of the option `listen`.
+pub const SEAT: u32 = 2;
+/// The worker has the connection.
+pub const TAKEN: u32 = 1;
+/// It has no room for it: another worker is to have it.
+pub const REFUSED: u32 = 2;
+/// Bytes of an answer.
+pub const ANSWER_LEN: usize = 12;
+/// Of the page: `OFLPASS` and the version's digit, as bytes.
+pub const PAGE_MAGIC: u64 = u64::from_le_bytes(*b"OFLPASS1");
+/// Bytes of the page.
+pub const PAGE_LEN: usize = 4096;
+/// Where the worker's loop shows that it turns.
+pub const PAGE_BEAT: usize = 64;
+/// Where it counts connections that have ended.
+pub const PAGE_CLOSED: usize = 128;
 /// Longest datagram.
 pub const MAX_LEN: usize = 1024;
 /// Bytes of a request before its text.
@@ -28,6 +63,8 @@ const REPLY: usize = 4;
 
 /// Name of the worker's end of the channel.
 pub const CHANNEL: &str = "channel";
+/// Name of the memfd of counters, where connections are passed.
+pub const PASS: &str = "pass";
 
 /// What the variable says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +75,8 @@ pub struct Inherited {
     pub listeners: usize,
     /// The fd named [`CHANNEL`].
     pub channel: Option<i32>,
+    /// The fd named [`PASS`].
+    pub pass: Option<i32>,
 }
 
 fn fd(text: &str) -> Option<i32> {
@@ -61,16 +100,45 @@ pub fn parse_env(text: &str) -> Result<Inherited> {
     let mut parts = text.split(',');
     let gate = parts.next().and_then(fd).ok_or_else(none)?;
     let listeners = parts.next().and_then(|count| count.parse().ok()).ok_or_else(none)?;
-    let mut found = Inherited { gate, listeners, channel: None };
+    let mut found = Inherited { gate, listeners, channel: None, pass: None };
     for part in parts {
         let (name, number) = part.split_once('=').ok_or_else(|| wrong("variable has a part that is not name=fd"))?;
         let number = fd(number).ok_or_else(|| wrong("variable has a name without an fd").with("fd_name", name))?;
         match name {
             CHANNEL => found.channel = Some(number),
+            PASS => found.pass = Some(number),
             _ => return Err(wrong("variable names an fd that this version of offloop does not know").with("fd_name", name)),
         }
     }
     Ok(found)
+}
+
+/// A passed connection's datagram.
+#[must_use]
+pub fn encode_connection(seq: u64) -> [u8; 8] {
+    seq.to_le_bytes()
+}
+
+/// Its number; `None` for what is no such datagram.
+#[must_use]
+pub fn decode_connection(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
+}
+
+/// The answer to it: [`TAKEN`] or [`REFUSED`].
+#[must_use]
+pub fn encode_answer(seq: u64, what: u32) -> [u8; ANSWER_LEN] {
+    let mut out = [0; ANSWER_LEN];
+    out[..8].copy_from_slice(&seq.to_le_bytes());
+    out[8..].copy_from_slice(&what.to_le_bytes());
+    out
+}
+
+/// `(seq, what)`; `None` for what is no answer.
+#[must_use]
+pub fn decode_answer(bytes: &[u8]) -> Option<(u64, u32)> {
+    let (seq, what) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*seq), u32::from_le_bytes(what.try_into().ok()?)))
 }
 
 fn head<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -133,14 +201,26 @@ mod tests {
 
     #[test]
     fn the_variable_names_a_gate_a_count_and_what_else_there_is() {
-        let of = |gate, listeners, channel| Inherited { gate, listeners, channel };
-        assert_eq!(parse_env("7,2").expect("valid"), of(7, 2, None));
-        let text = format_env(7, 2, &[(CHANNEL, 8)]);
-        assert_eq!((text.as_str(), parse_env(&text).expect("valid")), ("7,2,channel=8", of(7, 2, Some(8))));
-        for bad in ["", "7", "7,", ",2", "-1,2", "7,-2", "7,2,", "7,2,3", "7,2,channel=", "7,2,channel=-1", "7,2,=8"] {
+        let of = |gate, listeners, channel, pass| Inherited { gate, listeners, channel, pass };
+        assert_eq!(parse_env("7,2").expect("valid"), of(7, 2, None, None));
+        let text = format_env(7, 2, &[(CHANNEL, 8), (PASS, 9)]);
+        assert_eq!((text.as_str(), parse_env(&text).expect("valid")), ("7,2,channel=8,pass=9", of(7, 2, Some(8), Some(9))));
+        for bad in ["", "7", "7,", ",2", "-1,2", "7,-2", "7,2,", "7,2,3", "7,2,channel=", "7,2,pass=-1", "7,2,=8"] {
             assert!(parse_env(bad).is_err(), "{bad}");
         }
         let e = parse_env("7,2,channel=8,later=9").expect_err("unknown");
         assert!(e.to_string().contains("fd_name=later"), "{e}");
+    }
+
+    #[test]
+    fn a_connection_and_its_answer_have_these_bytes() {
+        assert_eq!(encode_connection(0x0102), *b"\x02\x01\0\0\0\0\0\0");
+        assert_eq!(encode_answer(7, REFUSED), *b"\x07\0\0\0\0\0\0\0\x02\0\0\0");
+        assert_eq!(decode_connection(&encode_connection(9)), Some(9));
+        assert_eq!(decode_answer(&encode_answer(9, TAKEN)), Some((9, TAKEN)));
+        for bad in [&b""[..], b"\0\0\0\0\0\0\0", b"\0\0\0\0\0\0\0\0\0"] {
+            assert_eq!(decode_connection(bad), None);
+            assert_eq!(decode_answer(bad), None);
+        }
     }
 }

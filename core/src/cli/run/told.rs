@@ -41,6 +41,7 @@ pub(super) fn as_json(event: &Event) -> Option<Value> {
     };
     let event = match event {
         Event::Listening { worker, address } => return of("listening", *worker, json!({"address": address.to_string()})),
+        Event::Warning(e) => return whole("warning", json!({"error": error(e)})),
         Event::Worker(event) => event,
     };
     match event {
@@ -50,6 +51,7 @@ pub(super) fn as_json(event: &Event) -> Option<Value> {
         E::Ready { worker, after } => of("ready", *worker, json!({"after_ms": ms(*after)})),
         E::Suspect { worker, cause } => of("unresponsive", *worker, json!({"cause": cause.name()})),
         E::Resumed { worker } => of("responsive", *worker, json!({})),
+        E::Expired { worker, why } => of("expired", *worker, json!({"reason": why.name()})),
         E::Draining { worker, cause } => of("draining", *worker, json!({"cause": cause.name()})),
         E::Signalled { worker, signal, cause } => of("signalled", *worker, json!({"signal": signal, "cause": cause.name()})),
         E::Exited { worker, cause, ended, forced, text, uptime } => of(
@@ -82,7 +84,11 @@ pub(super) fn reloaded(report: &supervisor::Reloaded) -> Value {
 /// A line for whoever looks on; `None` for what goes well.
 pub(super) fn as_text(event: &Event) -> Option<String> {
     use supervisor::Event as E;
-    let Event::Worker(event) = event else { return None };
+    let event = match event {
+        Event::Worker(event) => event,
+        Event::Warning(e) => return Some(format!("warning: {e}")),
+        Event::Listening { .. } => return None,
+    };
     Some(match event {
         E::SpawnFailed { worker, error } => format!("worker {} could not be started: {error}", worker.slot),
         E::Suspect { worker, cause } => {
@@ -90,6 +96,7 @@ pub(super) fn as_text(event: &Event) -> Option<String> {
             format!("worker {} does not respond: {how}", worker.slot)
         }
         E::Resumed { worker } => format!("worker {} responds again", worker.slot),
+        E::Expired { worker, why } => format!("worker {} is to be replaced: {}", worker.slot, why.name()),
         E::Exited { worker, cause, ended, forced, .. } if !cause.is_asked() || *forced => {
             let how = match (ended.exit.code, ended.exit.signal) {
                 (Some(code), _) => format!("exit code {code}"),
