@@ -17,7 +17,7 @@ const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
 const PRELOAD = path.join(__dirname, 'register.cjs')
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
-const KNOWN = `${COMMAND.join(' ')} workers listen readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests`
+const KNOWN = `${COMMAND.join(' ')} workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -148,8 +148,8 @@ class Cluster extends EventEmitter {
 
   constructor(options) {
     super()
-    const { workers, listen = [], readyTimeout, minReady, drainTimeout, killGrace, heartbeat, ...others } = checkOptions(options)
-    const { maxAge, maxMemory, maxRequests, ...rest } = others
+    const { workers, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
+    const { heartbeat, maxAge, maxMemory, maxRequests, ...rest } = others
     const { exec, args, execArgv, env, cwd, ...unknown } = rest
     checkKnown(unknown, KNOWN)
     this.#commands.set(1, { exec, args, execArgv, env, cwd })
@@ -159,6 +159,7 @@ class Cluster extends EventEmitter {
     this.#listen = listen.map(addressOf)
     this.#options = {
       workers: workers === 'auto' ? undefined : workers,
+      balance,
       readyTimeout,
       minReady,
       drainTimeout,
@@ -412,6 +413,9 @@ class Cluster extends EventEmitter {
       case 'degraded':
         this.#fail(fail('Degraded', 'too many workers fail', { failures: rest[0] }))
         this.emit('degraded', { failures: rest[0] })
+        break
+      case 'warning':
+        this.emit('warning', new OffloopError(rest[0], rest[1]))
         break
       case 'recovered':
         this.emit('recovered')

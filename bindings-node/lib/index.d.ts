@@ -464,6 +464,9 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
 /** Where a cluster listens: a port of every address, `'host:port'`, `'unix:/path'`, or the same as an object. Port 0 is one that the system chooses. */
 export type ClusterListen = number | string | { port: number; host?: string | undefined } | { path: string }
 
+/** How connections come to workers. `shared`: whoever accepts first; `round-robin`, `least-connections`, `ip-hash`: the cluster accepts, and chooses; `reuseport`: the kernel chooses. */
+export type ClusterBalance = 'shared' | 'round-robin' | 'least-connections' | 'ip-hash' | 'reuseport'
+
 /** What workers run. */
 export interface ClusterCommand {
   /** A script for this Node.js, which need not know of the cluster, or a command as it is: `{fd}` in it is replaced by the number of the first listening socket. */
@@ -483,6 +486,8 @@ export interface ClusterOptions extends ClusterCommand {
   workers?: number | 'auto' | undefined
   /** Sockets that are bound before the first worker starts, and inherited from fd 3 on. Servers of a script need none: they listen where they ask to. */
   listen?: readonly ClusterListen[] | undefined
+  /** How connections come to workers, of these sockets and of those that they ask for. Default `'shared'`. A reload with `'reuseport'` may lose connections. */
+  balance?: ClusterBalance | undefined
   /** From the start of a worker until it is ready: 30,000. */
   readyTimeout?: number | undefined
   /** How long a new worker has to be ready before, in a reload, the old one is asked to finish: 1,000. */
@@ -600,6 +605,8 @@ export interface ClusterEvents {
   /** Too many workers fail: one is tried every 30 s. A reload cures it. */
   degraded: [why: { failures: number }]
   recovered: []
+  /** Something is not as it should be, and the cluster goes on: it has no fd for a connection, which waits then; `'reuseport'` loses more than it must. */
+  warning: [error: OffloopError]
   stopped: []
 }
 

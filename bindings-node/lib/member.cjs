@@ -9,7 +9,7 @@ const path = require('node:path')
 const threads = require('node:worker_threads')
 const native = require('./native.cjs')
 const { fail, typeName } = require('./error.cjs')
-const { newNote, onNote } = require('./completion.cjs')
+const { newNote, onNote, offNote } = require('./completion.cjs')
 const { textOf } = require('./functions.cjs')
 
 /** Of the flags that a server listens with: no connection of version 4. */
@@ -29,6 +29,8 @@ class ClusterMember extends EventEmitter {
   #channel = null
   /** By name: what hands over the channel's events. */
   #forwards = new Map()
+  /** The cluster accepts, and passes connections on. */
+  #passed
   #ready = false
   #drains = null
   #callbacks = []
@@ -37,9 +39,10 @@ class ClusterMember extends EventEmitter {
   /** Requests of which the cluster has not heard. */
   #served = 0
 
-  constructor([handle, slot, generation, beat, fds]) {
+  constructor([handle, slot, generation, beat, fds, passed]) {
     super()
     this.#handle = handle
+    this.#passed = passed
     /** Its place, from 0 on. */
     this.slot = slot
     /** The (re)load that it belongs to, from 1 on. */
@@ -138,16 +141,25 @@ class ClusterMember extends EventEmitter {
     }
   }
 
-  /** A socket that listens at `address`, which all workers share; `server` has it until it closes. */
+  /**
+   * A socket that listens at `address`, which all workers share; `server` has it until it closes. Where connections are passed it is a handle for the server in place of an fd, and
+   * `address` may be the index of a socket of the cluster's `listen`.
+   */
   listen(server, address, queue) {
     const all = held.get(address) ?? []
     held.set(address, all)
     // Connections may outlive what accepted them.
     const free = all.findIndex((other) => !other.listening)
     const nth = free >= 0 ? free : all.length
-    const [fd] = native.memberListen(this.#handle, address, nth, queue)
+    const own = this.#passed ? new Intake(this.#handle, address, nth, queue) : native.memberListen(this.#handle, address, nth, queue)[0]
     all[nth] = server
-    return fd
+    return own
+  }
+
+  /** What connections of the fd come over; undefined where that is the fd itself. */
+  indexOf(fd) {
+    const index = this.#passed ? this.fds.indexOf(fd) : -1
+    return index < 0 ? undefined : index
   }
 
   /** A server listens. One that comes late takes nothing. */
@@ -178,6 +190,108 @@ class ClusterMember extends EventEmitter {
     }
     await Promise.all([...[process.stdout, process.stderr].map(flushed), this.#sent()])
     process.exit()
+  }
+}
+
+/** Most ms of a timer. */
+const FOREVER = 2 ** 31 - 1
+/** Connections of one turn. */
+const BATCH = 16
+/** Of a handle that is a connection. */
+const SOCKET = 0
+
+/** By whether it is of a unix socket: what the runtime makes handles of connections by. */
+const handles = new Map()
+
+function handleOf(fd, isUnix) {
+  const Handle = handles.get(isUnix)
+  if (Handle !== undefined) {
+    const handle = new Handle(SOCKET)
+    if (handle.open(fd) === 0) return handle
+  }
+  // A socket that reads nothing, for the sake of its handle, which gets another.
+  const socket = new net.Socket({ fd, manualStart: true })
+  const handle = socket._handle
+  socket._handle = null
+  handles.set(isUnix, handle.constructor)
+  return handle
+}
+
+/**
+ * The handle of a server whose connections are passed: what `net.Server` asks of a handle, as the runtime itself has it for the servers of `node:cluster`. The server sets
+ * `onconnection`, which makes a socket of each connection, counts it, and heeds `maxConnections`.
+ */
+class Intake {
+  #member
+  #intake
+  #note = newNote()
+  #where
+  /** Keeps the process alive, as a server that listens does. */
+  #timer = null
+
+  constructor(member, address, nth, queue) {
+    this.#member = member
+    ;[this.#intake, this.#where] = native.memberIntake(member, this.#note, address, nth, queue)
+    // Of a unix socket the server knows the path itself.
+    if (this.#isUnix) this.getsockname = undefined
+    onNote(this.#note, () => this.#take())
+    this.ref()
+  }
+
+  get #isUnix() {
+    return this.#where.startsWith('unix:')
+  }
+
+  #take() {
+    for (let i = 0; i < BATCH; i++) {
+      const fd = native.intakeTake(this.#intake)
+      if (fd === null) return
+      this.onconnection(0, this.#counted(handleOf(fd, this.#isUnix)))
+    }
+    // Others have their turn first.
+    setImmediate(() => this.#take())
+  }
+
+  /** Its end is told to the cluster. Whoever wraps a handle (TLS) closes it, too. */
+  #counted(handle) {
+    const member = this.#member
+    handle.close = function (...args) {
+      delete this.close
+      native.memberClosed(member)
+      return this.close(...args)
+    }
+    return handle
+  }
+
+  listen() {
+    return 0
+  }
+
+  getsockname(out) {
+    const [, host, port] = this.#where.match(/^\[?(.*?)\]?:(\d+)$/)
+    const address = host === '' ? '::' : host
+    Object.assign(out, { address, family: address.includes(':') ? 'IPv6' : 'IPv4', port: Number(port) })
+    return 0
+  }
+
+  ref() {
+    this.#timer ??= setInterval(() => {}, FOREVER)
+  }
+
+  unref() {
+    clearInterval(this.#timer)
+    this.#timer = null
+  }
+
+  hasRef() {
+    return this.#timer !== null
+  }
+
+  close(then) {
+    this.unref()
+    offNote(this.#note)
+    native.intakeLeave(this.#intake)
+    if (then !== undefined) setImmediate(() => then.call(this))
   }
 }
 
@@ -263,7 +377,7 @@ function patch() {
   const listen = net.Server.prototype._listen2
   net.Server.prototype._listen2 = function (address, port, type, queue, fd, flags) {
     const isOpen = typeof fd === 'number' && fd >= 0
-    const where = isOpen ? undefined : addressOf(address, port, type, flags)
+    const where = isOpen ? member.indexOf(fd) : addressOf(address, port, type, flags)
     let own = isOpen ? fd : undefined
     if (where !== undefined) {
       try {
@@ -274,7 +388,11 @@ function patch() {
       }
     }
     if (own === undefined) listen.call(this, address, port, type, queue, fd, flags)
-    else listen.call(this, null, null, null, queue, own, flags)
+    else if (typeof own === 'number') listen.call(this, null, null, null, queue, own, flags)
+    else {
+      this._handle = own
+      listen.call(this, address, port, type, queue, fd, flags)
+    }
     if (!this._handle) return
     member.add(this)
     this.once('close', () => servers.delete(this))

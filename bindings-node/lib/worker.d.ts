@@ -31,7 +31,7 @@ export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEven
   readonly slot: number
   /** The (re)load that it belongs to, from 1 on. */
   readonly generation: number
-  /** The sockets of the cluster's option `listen`: `server.listen({ fd: worker.fds[0] })`. */
+  /** The sockets of the cluster's option `listen`: `server.listen({ fd: worker.fds[0] })`, with any `balance`. */
   readonly fds: readonly number[]
   /** It is to finish what it has. */
   readonly draining: boolean

@@ -5,7 +5,7 @@
 //!   `ArrayBuffer` is collected, not when it is detached, so the count outlives every use.
 
 use crate::channel::{Accepting, ChannelEnd};
-use crate::cluster::{Clustered, Member};
+use crate::cluster::{Clustered, Intake, Member};
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::process::{Desk, Processes};
 use crate::ring::{End, RingHandle};
@@ -56,6 +56,8 @@ pub(crate) enum Handle {
     Cluster(Clustered),
     /// This process, as the worker of a cluster.
     Member(Rc<Member>),
+    /// What connections come over that are passed to it.
+    Intake(Intake),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however

@@ -8,13 +8,13 @@ use crate::process::texts;
 use crate::state::Told;
 use crate::value;
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,7 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
         let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
         let said = match event {
             Event::Listening { worker, address } => of(&pids, "listening", worker, vec![Value::from(address.to_string())]),
+            Event::Warning(error) => plain("warning", failure(error)),
             Event::Worker(event) => match event {
                 Of::Spawned { worker, pid } => {
                     pids.insert(*worker, *pid);
@@ -159,6 +160,7 @@ fn renamed(error: &Error) -> Error {
 fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut supervision = Builder::default_supervision();
     let (mut workers, mut one_by_one) = (None, false);
+    let mut balance = Balance::default();
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
         let key = env.at(keys, i)?;
@@ -170,6 +172,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
         match env.text(key).unwrap_or_default().as_str() {
             "workers" => workers = Some(count(env, value, "workers")?),
             "oneByOne" => one_by_one = env.bool(value) == Some(true),
+            "balance" => balance = env.text(value).ok_or_else(|| bad("balance", shown(env, value), "text"))?.parse()?,
             "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
             "minReady" => supervision.min_ready = time("minReady")?,
             "drainTimeout" => supervision.drain_timeout = time("drainTimeout")?,
@@ -182,7 +185,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
-    let mut builder = Cluster::builder().supervision(supervision);
+    let mut builder = Cluster::builder().supervision(supervision).balance(balance);
     if let Some(workers) = workers {
         builder = builder.workers(workers);
     }
@@ -343,7 +346,7 @@ fn member(call: &Call<'_>) -> JsResult<Rc<Member>> {
     }
 }
 
-/// `memberAttach(note)`: `[handle, slot, generation, ms between beats, fds]`, null when no cluster started this process; `note` is told when it is to drain.
+/// `memberAttach(note)`: `[handle, slot, generation, ms between beats, fds, whether connections are passed]`, null when no cluster started this process; `note` is told when it is to drain.
 pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let Some(worker) = worker::attach()? else { return Ok(env.null()) };
@@ -352,7 +355,9 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let drain = Watch::new(worker.supervisor().drain_fd(), move || wake.notify(note))?;
     drain.arm()?;
     let (id, beat, fds) = (worker.supervisor().id(), worker.supervisor().beat_interval(), worker.fds());
-    let out = env.array(5)?;
+    let passed = worker.is_passed();
+    let out = env.array(6)?;
+    env.set_at(out, 5, env.boolean(passed)?)?;
     env.set_at(out, 0, buffer::external(env, call.state, Handle::Member(Rc::new(Member { worker, _drain: drain })))?)?;
     env.set_at(out, 1, env.number(id.slot.into())?)?;
     env.set_at(out, 2, env.number(id.generation.into())?)?;
@@ -369,6 +374,81 @@ pub(crate) fn listen(call: &Call<'_>) -> JsResult<Raw> {
     value::to_js(call.env, call.state, Value::Array(vec![int(fd.into_raw_fd()), Value::from(at.to_string())]))
 }
 
+/// What connections come over that are passed to this worker.
+pub(crate) struct Intake {
+    worker: Worker,
+    /// None once it was left.
+    seat: RefCell<Option<(Watch, OwnedFd)>>,
+}
+
+/// `memberIntake(member, note, address or index, nth, queue)`: `[intake, where]`. Connections of a socket of the option `listen`, or of an address, come over it; `note` is told when
+/// there are some, once after each `intakeTake` that found none.
+pub(crate) fn intake(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let member = member(call)?;
+    let note = env.u32(call.arg(1))? as usize;
+    let (seat, at) = match env.text(call.arg(2)) {
+        Some(address) => {
+            let queue = env.f64(call.arg(4)).filter(|n| *n > 0.0).map(|n| n as i32);
+            member.worker.listen(&address, env.u32(call.arg(3))?, queue)?
+        }
+        None => member.worker.seat(env.u32(call.arg(2))? as usize)?,
+    };
+    let wake = call.state.wake.clone();
+    let watch = Watch::new(seat.as_fd(), move || wake.notify(note))?;
+    watch.arm()?;
+    let intake = Intake { worker: member.worker.clone(), seat: RefCell::new(Some((watch, seat))) };
+    let out = env.array(2)?;
+    env.set_at(out, 0, buffer::external(env, call.state, Handle::Intake(intake))?)?;
+    env.set_at(out, 1, env.string(&at.to_string())?)?;
+    Ok(out)
+}
+
+fn intake_of<'a>(call: &'a Call<'_>) -> JsResult<&'a Intake> {
+    match buffer::handle(call, call.arg(0))? {
+        Handle::Intake(intake) => Ok(intake),
+        _ => Err(Error::invalid("handle takes no connections").into()),
+    }
+}
+
+/// `intakeTake(intake)`: the fd of a connection, which is the caller's; null when there is none now, or when there is no room for it here.
+pub(crate) fn take(call: &Call<'_>) -> JsResult<Raw> {
+    let env = call.env;
+    let intake = intake_of(call)?;
+    let seat = intake.seat.borrow();
+    let Some((watch, seat)) = &*seat else { return Ok(env.null()) };
+    match intake.worker.accept(seat.as_fd(), Some(Duration::ZERO)) {
+        Ok(Some(connection)) => env.number(connection.into_raw_fd().into()),
+        Ok(None) => {
+            watch.arm()?;
+            Ok(env.null())
+        }
+        // Nothing comes any more.
+        Err(e) if e.kind() == ErrorKind::PeerDied => Ok(env.null()),
+        // Another worker has it.
+        Err(_) => {
+            watch.arm()?;
+            Ok(env.null())
+        }
+    }
+}
+
+/// `intakeLeave(intake)`: what is not taken goes to others.
+pub(crate) fn leave(call: &Call<'_>) -> JsResult<Raw> {
+    let intake = intake_of(call)?;
+    if let Some((watch, seat)) = intake.seat.borrow_mut().take() {
+        drop(watch);
+        intake.worker.leave(seat.as_fd());
+    }
+    Ok(call.env.undefined())
+}
+
+/// `memberClosed(member)`: a connection that was taken has ended.
+pub(crate) fn closed(call: &Call<'_>) -> JsResult<Raw> {
+    member(call)?.worker.closed();
+    Ok(call.env.undefined())
+}
+
 fn with(call: &Call<'_>, act: impl FnOnce(&supervisor::Worker)) -> JsResult<Raw> {
     act(member(call)?.worker.supervisor());
     Ok(call.env.undefined())
@@ -381,21 +461,23 @@ pub(crate) fn member_channel(call: &Call<'_>) -> JsResult<Raw> {
 
 /// `memberBeat(member)`.
 pub(crate) fn beat(call: &Call<'_>) -> JsResult<Raw> {
-    with(call, supervisor::Worker::beat)
+    member(call)?.worker.beat();
+    Ok(call.env.undefined())
 }
 
 /// `memberServed(member, n)`.
 pub(crate) fn served(call: &Call<'_>) -> JsResult<Raw> {
     let n = count(call.env, call.arg(1), "served")?;
-    with(call, |w| w.served(n as u64))
+    member(call)?.worker.supervisor().served(n as u64);
+    Ok(call.env.undefined())
 }
 
 /// `memberReady(member)`.
 pub(crate) fn ready(call: &Call<'_>) -> JsResult<Raw> {
-    with(call, |w| {
-        w.ready();
-        w.beat();
-    })
+    let member = member(call)?;
+    member.worker.supervisor().ready();
+    member.worker.beat();
+    Ok(call.env.undefined())
 }
 
 /// `memberFail(member, text)`.

@@ -302,7 +302,11 @@ test('more and fewer workers', async (t) => {
   assert.equal((await ask(portOf(cluster)))[0], 'first 0')
 })
 
-test('servers of every kind share the sockets, and a bind that fails is an error of its server', async (t) => {
+for (const balance of ['shared', 'round-robin']) {
+  test(`${balance}: servers of every kind share the sockets, and a bind that fails is an error of its server`, (t) => everyKind(t, balance))
+}
+
+async function everyKind(t, balance) {
   const at = directory(t)
   const [said, echo] = [path.join(at, 'said'), path.join(at, 'echo.sock')]
   const taken = net.createServer().listen(0, '127.0.0.1')
@@ -313,6 +317,7 @@ test('servers of every kind share the sockets, and a bind that fails is an error
     exec: file('sockets.mjs'),
     workers: 2,
     minReady: 0,
+    balance,
     listen: [{ path: echo }],
     env: { HOLD: said, TAKEN: busy },
   })
@@ -346,7 +351,7 @@ test('servers of every kind share the sockets, and a bind that fails is an error
   const gone = once(session, 'goaway')
   await Promise.all([cluster.reload(), gone])
   session.close()
-})
+}
 
 test('a start that fails rejects with the worker’s own words, and leaves nothing', async (t) => {
   for (const [options, code, message] of [

@@ -4,7 +4,7 @@ use crate::channel::PyChannel;
 use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::{value, wait};
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Builder, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
@@ -85,6 +85,7 @@ impl Heard {
         let text = |text: &str| Value::from(text.to_owned());
         let event = match event {
             Event::Listening { worker, address } => return Some(of(&self.pids, "listening", worker, vec![text(&address.to_string())])),
+            Event::Warning(error) => return Some(failed(said("warning", vec![]), error)),
             Event::Worker(event) => event,
             _ => return None,
         };
@@ -177,6 +178,7 @@ type Running = Option<(Cluster, Arc<Told>)>;
 struct PyCluster {
     workers: Option<usize>,
     supervision: supervisor::Options,
+    balance: Balance,
     listen: Vec<Address>,
     running: Mutex<Running>,
     /// Workers that were asked for last.
@@ -235,11 +237,16 @@ impl PyCluster {
     fn new(py: Python<'_>, options: &Bound<'_, PyDict>, listen: Vec<String>) -> PyResult<PyCluster> {
         let mut supervision = Builder::default_supervision();
         let mut workers = None;
+        let mut balance = Balance::default();
         for (key, value) in options {
             let key: String = key.extract()?;
             let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
             match key.as_str() {
                 "workers" => workers = Some(count("workers", &value)?),
+                "balance" => {
+                    let text: String = value.extract().map_err(|_| wrong_type("balance", &value, "the name of a strategy"))?;
+                    balance = text.parse().map_err(|e| raise(py, &e))?;
+                }
                 "ready_timeout" => supervision.boot_timeout = time("ready_timeout")?,
                 "min_ready" => supervision.min_ready = time("min_ready")?,
                 "drain_timeout" => supervision.drain_timeout = time("drain_timeout")?,
@@ -255,14 +262,23 @@ impl PyCluster {
         let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
         checked.check().map_err(|e| raise(py, &renamed(&e)))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
-        Ok(PyCluster { workers, supervision, listen, running: Mutex::default(), scaling: AtomicUsize::new(0), watches: Mutex::default() })
+        Ok(PyCluster {
+            workers,
+            supervision,
+            balance,
+            listen,
+            running: Mutex::default(),
+            scaling: AtomicUsize::new(0),
+            watches: Mutex::default(),
+        })
     }
 
     /// Binds and starts; does not wait.
     fn start(&self, py: Python<'_>, given: Given) -> PyResult<()> {
         let told = Arc::new(Told::default());
         let own = Arc::clone(&told);
-        let mut builder = Cluster::builder().supervision(self.supervision.clone()).on_event(move |event| own.hear(event));
+        let mut builder =
+            Cluster::builder().supervision(self.supervision.clone()).balance(self.balance).on_event(move |event| own.hear(event));
         let own = Arc::clone(&told);
         builder = builder.on_channel(move |id, channel| drop(lock(&own.heard).channels.insert(id, channel)));
         if let Some(workers) = self.workers {
@@ -511,8 +527,38 @@ impl PyMember {
         Ok(PyChannel { channel: self.0.channel().map_err(|e| raise(py, &e))? })
     }
 
+    /// The cluster accepts, and passes connections on: what `listen` and `seat` give does not listen, but they come over it.
+    #[getter]
+    fn passed(&self) -> bool {
+        self.0.is_passed()
+    }
+
+    /// As `listen`, of the socket `index` of the cluster's own.
+    fn seat(&self, py: Python<'_>, index: usize) -> PyResult<(i32, String)> {
+        let (fd, at) = wait::detached(py, || self.0.seat(index)).map_err(|e| raise(py, &e))?;
+        Ok((fd.into_raw_fd(), at.to_string()))
+    }
+
+    /// The fd of a connection that came over `seat`, which is the caller's; None: there is none now.
+    fn take(&self, py: Python<'_>, seat: i32) -> PyResult<Option<i32>> {
+        // SAFETY: the caller's socket is open during the call.
+        let taken = self.0.accept(unsafe { BorrowedFd::borrow_raw(seat) }, Some(Duration::ZERO)).map_err(|e| raise(py, &e))?;
+        Ok(taken.map(IntoRawFd::into_raw_fd))
+    }
+
+    /// What is not taken goes to other workers.
+    fn leave(&self, seat: i32) {
+        // SAFETY: as above.
+        self.0.leave(unsafe { BorrowedFd::borrow_raw(seat) });
+    }
+
+    /// A connection that was taken has ended.
+    fn closed(&self) {
+        self.0.closed();
+    }
+
     fn beat(&self) {
-        self.0.supervisor().beat();
+        self.0.beat();
     }
 
     fn served(&self, n: u64) {
@@ -521,7 +567,7 @@ impl PyMember {
 
     fn ready(&self) {
         self.0.supervisor().ready();
-        self.0.supervisor().beat();
+        self.0.beat();
     }
 
     fn fail(&self, text: &str) {

@@ -258,6 +258,8 @@ def test_a_stop_leaves_nothing(server, port):
         ({"workers": "many"}, "option=workers"),
         ({"workers": True}, "option=workers"),
         ({"listen": ["nowhere"]}, "listen=nowhere"),
+        ({"balance": "random"}, "option=balance, value=random, want=shared round-robin least-connections ip-hash reuseport"),
+        ({"balance": 3}, "option=balance"),
         ({"listen": "3000"}, "option=listen"),
         ({"listen": [True]}, "option=listen"),
         ({"ready_timeout": 0}, "option=ready_timeout"),
@@ -487,12 +489,15 @@ KINDS = {
 NEEDS = {"uvloop": ["uvloop"], "serve": ["uvicorn"], "serve-uvloop": ["uvicorn", "uvloop"], "uvicorn": ["uvicorn"]}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_reloads_lose_no_request(server, port, kind):
+ALL = [(kind, balance) for balance in ("shared", "round-robin") for kind in KINDS] + [("asyncio", "ip-hash"), ("threads", "least-connections")]
+
+
+@pytest.mark.parametrize(("kind", "balance"), ALL)
+def test_reloads_lose_no_request(server, port, kind, balance):
     for module in NEEDS.get(kind, []):
         pytest.importorskip(module)
     code, env = KINDS[kind]
-    with server(code, env=env, listen=[f"127.0.0.1:{port}"]) as cluster:
+    with server(code, env=env, listen=[f"127.0.0.1:{port}"], balance=balance) as cluster:
         clients = [Client(port, keep) for keep in (True, True, False)]
         for client in clients:
             client.start()
@@ -564,6 +569,140 @@ def test_what_a_worker_knows_of_itself(server, tmp_path):
     assert rest == ["drain True", "finally"]
     assert not (tmp_path / "gate.sock").exists()
     assert offloop.current_worker() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_worker_gets_one_connection_in_turn(server, port, kind):
+    for module in NEEDS.get(kind, []):
+        pytest.importorskip(module)
+    code, env = KINDS[kind]
+    with server(code, env=env, listen=[f"127.0.0.1:{port}"], balance="round-robin") as cluster:
+        pids = [worker.pid for worker in cluster.workers.values()]
+        held = []
+        for _ in range(10):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/")
+            connection.getresponse().read()
+            held.append(connection)
+        assert [sockets_at(pid, port) for pid in pids] == [5, 5]
+        for connection in held:
+            connection.close()
+
+
+def sockets_at(pid: int, port: int) -> int:
+    """Connections at that port that a process has."""
+    end = f":{port:04X} "
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines() if end in line[:22]]
+    # 01: established.
+    inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+    count = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += os.readlink(fd) in inodes
+    return count
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "least-connections"])
+def test_a_connection_that_a_killed_worker_had_not_taken_is_answered_by_another(server, port, balance):
+    with server(balance=balance, heartbeat=False) as cluster:
+        heard = Heard(cluster, "ready")
+        stopped = cluster.workers[0].pid
+        other = str(cluster.workers[1].pid)
+        os.kill(stopped, signal.SIGSTOP)
+        answers: list[str] = []
+        both = [threading.Thread(target=lambda: answers.append(get(port).split()[0])) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        while not answers:
+            time.sleep(0.01)
+        # The stopped one has what it can have by now.
+        assert {get(port).split()[0] for _ in range(4)} == {other}
+        os.kill(stopped, signal.SIGKILL)
+        for thread in both:
+            thread.join()
+        assert answers == [other, other]
+        heard.wait("ready")
+
+
+@pytest.mark.parametrize("code", [SERVER, THREADS], ids=["asyncio", "threads"])
+def test_the_worker_with_the_fewest_open_connections_gets_the_next(server, port, code):
+    with server(code, balance="least-connections") as cluster:
+        pids = [worker.pid for worker in cluster.workers.values()]
+        held = []
+
+        def hold(n: int) -> None:
+            for _ in range(n):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("GET", "/")
+                connection.getresponse().read()
+                held.append(connection)
+
+        hold(6)
+        counts = [sockets_at(pid, port) for pid in pids]
+        assert counts == [3, 3]
+        # In turn: these are all of one worker's.
+        for i in (4, 2, 0):
+            held.pop(i).close()
+        while sorted(counts := [sockets_at(pid, port) for pid in pids]) != [0, 3]:
+            time.sleep(0.01)
+        hold(3)
+        assert [sockets_at(pid, port) for pid in pids] == [3, 3]
+        for connection in held:
+            connection.close()
+
+
+def test_an_address_has_one_worker(server, port):
+    with server(balance="ip-hash", workers=3) as cluster:
+        home = get(port).split()[0]
+        assert {get(port).split()[0] for _ in range(10)} == {home}
+        (slot,) = [worker.slot for worker in cluster.workers.values() if str(worker.pid) == home]
+        cluster.reload()
+        assert get(port).split()[0] == str(cluster.workers[slot].pid)
+
+
+@pytest.mark.parametrize("balance", ["round-robin", "reuseport"])
+def test_addresses_that_workers_ask_for_have_their_balance(server, tmp_path, balance):
+    code = """
+    import asyncio, os, offloop, socket
+    worker = offloop.current_worker()
+    async def handle(reader, writer):
+        writer.write(b"%d" % os.getpid())
+        writer.close()
+    async def main():
+        unix = await asyncio.start_unix_server(handle, os.environ["GATE"])
+        both = await asyncio.start_server(handle, None, 0)
+        names = sorted(str(sock.getsockname()) for sock in both.sockets)
+        assert any("0.0.0.0" in name for name in names) and any("::" in name for name in names), names
+        async with await asyncio.start_server(handle, sock=worker.listen("127.0.0.1:0")) as server:
+            assert server.sockets[0].family == socket.AF_INET
+            await server.serve_forever()
+    asyncio.run(main())
+    """
+    with server(code, balance=balance) as cluster:
+        pids = {worker.pid for worker in cluster.workers.values()}
+        ends = [("127.0.0.1", int(a.rsplit(":", 1)[1])) for a in cluster.addresses if a.startswith(("127", "0.0.0.0"))]
+        ends += [("::1", int(a.rsplit(":", 1)[1])) for a in cluster.addresses if a.startswith(("[::]", ":"))]
+        assert len(ends) == 3, cluster.addresses
+        for end in ends:
+            seen = set()
+            while seen != pids:
+                with socket.create_connection(end, timeout=60) as client:
+                    seen.add(int(client.recv(64)))
+        seen = set()
+        while seen != pids:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "gate"))
+                seen.add(int(client.recv(64)))
+        assert cluster.reload().forced == 0
+
+
+def test_what_a_balance_loses_is_told(server, port):
+    cluster = server(balance="reuseport")
+    heard = Heard(cluster, "warning")
+    with cluster:
+        get(port)
+    moves = Path("/proc/sys/net/ipv4/tcp_migrate_req").read_text().strip() == "1"
+    assert [type(error) for _, error in heard.all] == ([] if moves else [offloop.UnsupportedError])
 
 
 def test_a_port_of_the_systems_choice_is_the_same_for_all_workers(server, tmp_path):

@@ -56,6 +56,38 @@ await rates('node.cluster_keep', 'keep', [['offloop', OURS], KERNEL])
 await rates('node.cluster_new', 'new', [['offloop', OURS], KERNEL])
 await rates('node.cluster_new_turns', 'new', [['offloop', OURS], TURNS])
 
+// What node:cluster does by itself: the primary accepts, and gives each worker one in turn.
+const IN_TURN = { BALANCE: 'round-robin' }
+await rates('node.cluster_passed_new', 'new', [['offloop', OURS, IN_TURN], TURNS])
+await rates('node.cluster_passed_keep', 'keep', [['offloop', OURS, IN_TURN], TURNS])
+
+/** Of a cluster with nothing else to do: the most connections that a worker got, of 200 one after the other, by the fewest. */
+async function spread(balance) {
+  const port = await freePort()
+  const host = spawn(OURS[0], OURS.slice(1), { env: { ...process.env, PORT: port, WORKERS: 4, BALANCE: balance }, stdio: 'ignore' })
+  const ask = () =>
+    new Promise((resolve) => {
+      http
+        .get({ host: '127.0.0.1', port, agent: false }, (response) => response.resume().on('end', () => resolve(response.headers['x-worker'])))
+        .on('error', () => resolve(null))
+    })
+  const ready = new Set()
+  while (ready.size < 4) {
+    const worker = await ask()
+    if (worker !== null) ready.add(worker)
+  }
+  const counts = new Map([...ready].map((worker) => [worker, 0]))
+  for (let i = 0; i < 200; i++) {
+    const worker = await ask()
+    counts.set(worker, (counts.get(worker) ?? 0) + 1)
+  }
+  host.kill('SIGTERM')
+  await once(host, 'exit')
+  return Math.max(...counts.values()) / Math.min(...counts.values())
+}
+
+for (const balance of ['round-robin', 'least-connections']) print(`node.cluster_spread_${balance.split('-')[0]}`, 'offloop', await spread(balance))
+
 // Long enough apart for either to be done with one.
 const reloads = ['--every', '7', '--settle', '6', '--run', 'kill -HUP {pid}', '--times', RELOADS]
 for (const [who, command, env] of [['offloop', OURS], KERNEL, TURNS]) {

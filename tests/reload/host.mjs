@@ -1,9 +1,9 @@
-// A cluster of two workers. SIGHUP reloads it, and says so on the fifo DONE: `ok`, or why not. SIGTERM stops it.
+// A cluster of two workers, by BALANCE. SIGHUP reloads it, and says so on the fifo DONE: `ok`, or why not. SIGTERM stops it.
 import fs from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Cluster } from '../../bindings-node/lib/index.mjs'
 
-const cluster = new Cluster({ exec: fileURLToPath(new URL('../bench/cluster/server.mjs', import.meta.url)), workers: 2, minReady: 0 })
+const cluster = new Cluster({ exec: fileURLToPath(new URL('../bench/cluster/server.mjs', import.meta.url)), workers: 2, balance: process.env.BALANCE, minReady: 0 })
 let forced = 0
 cluster.on('exit', (worker, { cause, signal, text }) => {
   if (cause !== 'retire' && cause !== 'stop') console.error(`worker ${worker.slot} ended: ${cause} ${signal} ${text}`)

@@ -9,7 +9,7 @@ import offloop
 
 signals = {signal.SIGHUP, signal.SIGTERM}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-cluster = offloop.Cluster(Path(__file__).with_name("server.py"), workers=2, min_ready=0)
+cluster = offloop.Cluster(Path(__file__).with_name("server.py"), workers=2, balance=os.environ["BALANCE"], min_ready=0)
 
 
 def ended(worker, how):

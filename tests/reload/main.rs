@@ -1,6 +1,6 @@
 //! Clusters that are reloaded while `offloop bench http` asks them: not one request may fail.
 //!
-//! `cargo test -p offloop-tests --test reload -- [node] [python]` selects. One line of JSON per row: trials are reloads, each begun when the one before has ended. `OFFLOOP_TORTURE=1`
+//! `cargo test -p offloop-tests --test reload -- [node] [python] [shared] [round-robin] [ip-hash]` selects. One line of JSON per row: trials are reloads, each begun when the one before has ended. `OFFLOOP_TORTURE=1`
 //! takes the figures of the long run, and `OFFLOOP_REQUIRE=node,python` makes a host that cannot run a failure instead of a reason.
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 const HOST: Program = Program { rust: "", c: "", scripts: "tests/reload/host" };
 const LANGS: &[&str] = &["node", "python"];
+const BALANCES: &[&str] = &["shared", "round-robin", "ip-hash"];
 
 struct Figures {
     reloads: u64,
@@ -26,8 +27,9 @@ struct Figures {
     requests: u64,
 }
 
-const SMOKE: Figures = Figures { reloads: 20, every: "0.2", slower: None, requests: 20_000 };
-const TORTURE: Figures = Figures { reloads: 100, every: "2", slower: Some(3.0), requests: 350_000 };
+/// Of each row, of which there are six: 20,000 requests in all, and a million in the long run; 100 reloads of each strategy then.
+const SMOKE: Figures = Figures { reloads: 20, every: "0.2", slower: None, requests: 4_000 };
+const TORTURE: Figures = Figures { reloads: 60, every: "2", slower: Some(3.0), requests: 175_000 };
 
 /// A round of the load has so many reloads; rounds go on until there were enough of both.
 const ROUND: u64 = 20;
@@ -39,7 +41,11 @@ fn main() -> std::process::ExitCode {
     let required = std::env::var("OFFLOOP_REQUIRE").unwrap_or_default();
     let figures = if std::env::var_os("OFFLOOP_TORTURE").is_some() { TORTURE } else { SMOKE };
     let mut failed = false;
-    for lang in LANGS.iter().filter(|lang| words.is_empty() || words.iter().any(|word| lang.contains(word.as_str()))) {
+    let wants = |all: &[&str], name: &str| {
+        let mut named = words.iter().filter(|word| all.contains(&word.as_str())).peekable();
+        named.peek().is_none() || named.any(|word| word == name)
+    };
+    for lang in LANGS.iter().filter(|lang| wants(LANGS, lang)) {
         let host = match program(lang, &HOST) {
             Ok(host) => host,
             Err(why) if required.split(',').any(|name| name == *lang) => {
@@ -52,21 +58,23 @@ fn main() -> std::process::ExitCode {
                 continue;
             }
         };
-        if let Err(why) = reload(lang, &host, &figures) {
-            println!("reload {lang}: {why}");
-            failed = true;
+        for balance in BALANCES.iter().filter(|balance| wants(BALANCES, balance)) {
+            if let Err(why) = reload(lang, balance, &host, &figures) {
+                println!("reload {lang} {balance}: {why}");
+                failed = true;
+            }
         }
     }
     std::process::ExitCode::from(u8::from(failed))
 }
 
-fn reload(lang: &str, host: &Command, figures: &Figures) -> Result<(), String> {
-    let mut row = Row::begin(format!("reload {lang} shared"), figures.reloads, 0);
+fn reload(lang: &str, balance: &str, host: &Command, figures: &Figures) -> Result<(), String> {
+    let mut row = Row::begin(format!("reload {lang} {balance}"), figures.reloads, 0);
     let mut sum = Sum::default();
     let until = Instant::now() + PATIENCE * (1 + (figures.reloads / ROUND) as u32);
     let mut result = Ok(());
     while result.is_ok() && (row.trials < figures.reloads || sum.requests < figures.requests) {
-        result = if Instant::now() < until { round(host, figures, &mut sum) } else { Err("it takes too long".to_owned()) };
+        result = if Instant::now() < until { round(host, balance, figures, &mut sum) } else { Err("it takes too long".to_owned()) };
         row.trials = sum.reloads;
     }
     row.count("requests", sum.requests);
@@ -93,7 +101,7 @@ struct Sum {
 }
 
 /// One run of the load, over [`ROUND`] reloads.
-fn round(host: &Command, figures: &Figures, sum: &mut Sum) -> Result<(), String> {
+fn round(host: &Command, balance: &str, figures: &Figures, sum: &mut Sum) -> Result<(), String> {
     // Nobody else takes a port that has just been given away, as a rule; where somebody does, the cluster says so.
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| e.to_string())?.port();
     let done = target_dir().join(format!("reload-{}.fifo", std::process::id()));
@@ -111,7 +119,13 @@ fn round(host: &Command, figures: &Figures, sum: &mut Sum) -> Result<(), String>
             .into_iter()
             .map(Into::into)
             .collect::<Vec<std::ffi::OsString>>();
-    args.extend(["env".into(), format!("PORT={port}").into(), format!("DONE={fifo}").into(), host.get_program().to_owned()]);
+    args.extend([
+        "env".into(),
+        format!("PORT={port}").into(),
+        format!("DONE={fifo}").into(),
+        format!("BALANCE={balance}").into(),
+        host.get_program().to_owned(),
+    ]);
     args.extend(host.get_args().map(ToOwned::to_owned));
     let (mut out, mut errors) = (Vec::new(), Vec::new());
     let status = offloop::cli::run(args, &mut out, &mut errors);

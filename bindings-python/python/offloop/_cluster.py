@@ -28,7 +28,19 @@ if TYPE_CHECKING:
 
 # What is told, of a worker and of the cluster; `Cluster.on` says with what.
 _OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "expired", "draining", "exit", "start_error")
-EVENTS = (*_OF_WORKERS, "message", "back_off", "reloading", "rollback", "reload", "reload_failed", "degraded", "recovered", "stopped")
+EVENTS = (
+    *_OF_WORKERS,
+    "message",
+    "back_off",
+    "reloading",
+    "rollback",
+    "reload",
+    "reload_failed",
+    "degraded",
+    "recovered",
+    "warning",
+    "stopped",
+)
 # Messages of one worker before the next one's, and that event loops were given and have not taken.
 _TURN = 64
 _AHEAD = 256
@@ -235,8 +247,9 @@ class Cluster:
 
     `args` of the script; `env`: variables that are added to this process's, or removed by None; `cwd`: default this process's.
     `workers`: 1 to 1,024, default `"auto"`, the usable cores. `listen`: sockets that are bound before the first worker starts: ports,
-    `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses. `ready_timeout` (default 30 s): longest start of
-    a worker. `min_ready` (default 1 s): how long a new worker has to be ready before the old one is asked to finish.
+    `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses. `balance`: how connections come to workers:
+    `"shared"` (default), whoever accepts first; `"round-robin"`, `"least-connections"`, `"ip-hash"`, the cluster accepts and chooses;
+    `"reuseport"`, the kernel chooses, and a reload may lose connections. `ready_timeout` (default 30 s): longest start of a worker. `min_ready` (default 1 s): how long a new worker has to be ready before the old one is asked to finish.
     `drain_timeout` (default 30 s): what that one has to finish. `kill_grace` (default 2 s): from SIGTERM to SIGKILL after that.
     `heartbeat`: `(interval, timeout)`, default `(1.0, 10.0)` s: a worker whose event loop does not turn for `timeout` is replaced; at
     least four intervals. False: none is.
@@ -257,6 +270,7 @@ class Cluster:
         cwd: Path | None = None,
         workers: int | str | None = None,
         listen: Iterable[int | str | tuple[str, int]] = (),
+        balance: str = "shared",
         ready_timeout: float = 30.0,
         min_ready: float = 1.0,
         drain_timeout: float = 30.0,
@@ -275,6 +289,7 @@ class Cluster:
             raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
         limits = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests}
         options = {
+            "balance": balance,
             "ready_timeout": ready_timeout,
             "min_ready": min_ready,
             "drain_timeout": drain_timeout,
@@ -357,7 +372,7 @@ class Cluster:
         request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
         `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back. Of the cluster: `back_off` (slot, seconds),
         `reloading` (generation), `rollback` and `reload_failed` (generation, error), `reload` (a ReloadReport), `degraded` (failures),
-        `recovered`, `stopped`.
+        `recovered`, `warning` (an error: something is not as it should be, and the cluster goes on), `stopped`.
         """
         if event not in EVENTS:
             raise InvalidError(f"invalid: there is no such event (event={event!r}, want={' '.join(EVENTS)})")

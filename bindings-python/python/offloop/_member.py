@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import inspect
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._channel import PAUSE, Channel, _fds, _in_loop, _named
 from ._hooks import after_import
-from ._native import InUseError, InvalidError, NotFoundError, OsError
+from ._native import InUseError, InvalidError, NotFoundError, OsError, PeerDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,7 +106,10 @@ class Worker:
     def sockets(self) -> list[socket.socket]:
         """The sockets of the cluster's `listen`, in its order; they listen already."""
         if self._sockets is None:
-            self._sockets = [self._own(fd) for fd in self._native.fds]
+            if self._native.passed:
+                self._sockets = [self._own(*self._native.seat(index)) for index in range(len(self._native.fds))]
+            else:
+                self._sockets = [self._own(fd) for fd in self._native.fds]
         return self._sockets
 
     def listen(self, address: str | int, queue: int | None = None) -> socket.socket:
@@ -112,7 +117,7 @@ class Worker:
 
         `queue` (default 4,096): connections that wait, where this worker is the first to ask. OsError with what the bind failed with.
         """
-        return self._own(self._asked(where := str(address), queue), where)
+        return self._own(*self._asked(where := str(address), queue), where)
 
     def ready(self) -> None:
         """Says that it takes requests. It is said by itself when the first server listens; a second time does nothing."""
@@ -217,13 +222,18 @@ class Worker:
 
     # ---- sockets ----
 
-    def _asked(self, where: str, queue: int | None) -> int:
+    def _asked(self, where: str, queue: int | None) -> tuple[int, str]:
         nth = sum(sock.fileno() >= 0 and other == where for sock, other in list(self._adopted.items()))
-        return self._native.listen(where, nth, queue)[0]
+        return self._native.listen(where, nth, queue)
 
-    def _own(self, fd: int, where: str = "") -> socket.socket:
+    def _own(self, fd: int, at: str = "", where: str = "") -> socket.socket:
         os.set_inheritable(fd, False)
-        sock = _Adopted(fileno=fd)
+        if self._native.passed:
+            family, name = _parsed(at)
+            sock: socket.socket = _Passed(family, socket.SOCK_STREAM, 0, fileno=fd)
+            _names[sock] = name
+        else:
+            sock = _Adopted(fileno=fd)
         sock.settimeout(None)
         self._note(sock, where)
         return sock
@@ -236,8 +246,12 @@ class Worker:
 
     def _adopt(self, sock: socket.socket, where: str) -> None:
         """Makes `sock` the cluster's socket at `where`."""
+        if self._native.passed and type(sock) is not socket.socket:
+            # It would accept from what does not listen.
+            name = type(sock).__qualname__
+            raise InvalidError(f"invalid: connections that are passed need a plain socket, not one of a class of its own (class={name})")
         try:
-            fd = self._asked(where, None)
+            fd, at = self._asked(where, None)
         except OSError as e:
             if e.errno is None:
                 raise
@@ -247,7 +261,10 @@ class Worker:
             os.dup2(fd, sock.fileno(), inheritable=False)
         finally:
             os.close(fd)
-        if type(sock) is socket.socket:
+        if self._native.passed:
+            sock.__class__ = _Passed
+            _names[sock] = _parsed(at)[1]
+        elif type(sock) is socket.socket:
             sock.__class__ = _Adopted
         sock.settimeout(timeout)
         self._note(sock, where)
@@ -540,10 +557,103 @@ class _Adopted(socket.socket):
                 threading.Event().wait()
 
 
+# Where those listen whose connections are passed.
+_names: weakref.WeakKeyDictionary[socket.socket, Any] = weakref.WeakKeyDictionary()
+
+
+def _parsed(at: str) -> tuple[socket.AddressFamily, Any]:
+    """Family and name of a socket, of what the cluster says of it."""
+    if at.startswith("unix:"):
+        return socket.AF_UNIX, at[5:]
+    host, port = at.rsplit(":", 1)
+    if not host or ":" in host:
+        return socket.AF_INET6, (host.strip("[]") or "::", int(port), 0, 0)
+    return socket.AF_INET, (host, int(port))
+
+
+class _Passed(_Adopted):
+    """Stands for a socket that listens in the cluster's process, which passes its connections: they come over this fd, one at a time."""
+
+    __slots__ = ()
+
+    def getsockname(self) -> Any:
+        return _names[self]
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        timeout = self.gettimeout()
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            taken = self._take()
+            if taken is not None:
+                return taken
+            if timeout == 0.0:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            left = _LONG if until is None else until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            poll = select.poll()
+            poll.register(self.fileno(), select.POLLIN)
+            poll.poll(left * 1000)
+
+    def _take(self) -> tuple[socket.socket, Any] | None:
+        assert _worker is not None
+        try:
+            fd = _worker._native.take(self.fileno())
+        except OSError as error:
+            is_over = _worker.draining or isinstance(error, PeerDiedError)
+            if is_over and self.gettimeout() != 0.0:
+                # There is nothing any more to take from, and the program ends without this thread.
+                threading.Event().wait()
+            if isinstance(error, PeerDiedError):
+                return None
+            raise
+        if fd is None:
+            return None
+        connection = _Connection(fileno=fd)
+        try:
+            address = connection.getpeername()
+        except OSError:
+            # Reset before anybody has seen it.
+            connection.close()
+            return None
+        connection.settimeout(socket.getdefaulttimeout())
+        return connection, address
+
+    def close(self) -> None:
+        if self.fileno() >= 0 and _worker is not None:
+            _worker._native.leave(self.fileno())
+        super().close()
+
+
+class _Connection(socket.socket):
+    """A connection that was passed. The cluster counts those that are open; one that is detached counts as ended."""
+
+    __slots__ = ("_is_counted",)
+
+    def _ended(self) -> None:
+        if not getattr(self, "_is_counted", False):
+            self._is_counted = True
+            if _worker is not None:
+                _worker._native.closed()
+
+    def _real_close(self, *args: Any) -> None:
+        self._ended()
+        super()._real_close(*args)  # type: ignore[misc]
+
+    def detach(self) -> int:
+        self._ended()
+        return super().detach()
+
+    def __del__(self) -> None:
+        self._ended()
+
+
 def _mute(sock: socket.socket) -> None:
     """Nothing comes to this fd any more; whoever waits for it goes on to wait."""
     if sock.fileno() < 0:
         return
+    if isinstance(sock, _Passed) and _worker is not None:
+        _worker._native.leave(sock.fileno())
     reading, writing = os.pipe()
     os.dup2(reading, sock.fileno(), inheritable=False)
     os.close(reading)
@@ -669,6 +779,107 @@ class _Server(asyncio.AbstractServer):
         return repr(self._inner)
 
 
+class _Pump(asyncio.AbstractServer):
+    """A server on a loop whose own accept by the fd (uvloop): each connection that is passed is given to the loop when it is there."""
+
+    def __init__(self, loop: Any, sockets: list[socket.socket], factory: Any, ssl: dict[str, Any]) -> None:
+        self._loop = loop
+        self.sockets = sockets
+        self._factory = factory
+        self._ssl = ssl
+        self._is_serving = False
+        # Connections that are becoming transports.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _accept(self, sock: socket.socket) -> None:
+        try:
+            connection, _ = sock.accept()
+        except OSError:
+            # None, or no room for one: another worker has it.
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._connected(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connected(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._factory, connection, **self._ssl)
+        except Exception as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                self._loop.call_exception_handler({"message": "error on a connection that was passed", "exception": error})
+
+    def is_serving(self) -> bool:
+        return self._is_serving
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = self._loop
+        return loop
+
+    async def start_serving(self) -> None:
+        if self._is_serving:
+            return
+        self._is_serving = True
+        for sock in self.sockets:
+            self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def close(self) -> None:
+        self._is_serving = False
+        sockets, self.sockets = self.sockets, []
+        for sock in sockets:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+
+    async def wait_closed(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+async def _pumped(
+    loop: Any,
+    protocol_factory: Any,
+    host: Any = None,
+    port: int | None = None,
+    *,
+    sock: socket.socket | None = None,
+    family: int = socket.AF_UNSPEC,
+    flags: int = socket.AI_PASSIVE,
+    ssl: Any = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+    **_: Any,
+) -> _Pump:
+    """As `create_server` of a loop."""
+    if sock is not None and not isinstance(sock, _Passed):
+        raise InvalidError("invalid: this loop takes connections that are passed of sockets of the cluster only (option=sock)")
+    sockets = [] if sock is None else [sock]
+    hosts = [] if sock is not None else [host or None] if host is None or isinstance(host, str) else list(host)
+    try:
+        for name in hosts:
+            for af, kind, proto, _name, address in await loop.getaddrinfo(name, port or 0, family=family, type=socket.SOCK_STREAM, flags=flags):
+                listening = socket.socket(af, kind, proto)
+                sockets.append(listening)
+                if af == socket.AF_INET6:
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+                listening.setblocking(False)
+                listening.bind(address)
+                # A port of the system's choice is the cluster's now.
+                listening.listen()
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    for listening in sockets:
+        listening.setblocking(False)
+    times = {"ssl_handshake_timeout": ssl_handshake_timeout, "ssl_shutdown_timeout": ssl_shutdown_timeout}
+    server = _Pump(loop, sockets, protocol_factory, {} if ssl is None else {"ssl": ssl, **times})
+    if start_serving:
+        await server.start_serving()
+    return server
+
+
 def _patch_loop(cls: Any) -> None:
     create_server, create_unix_server = cls.create_server, cls.create_unix_server
 
@@ -681,7 +892,12 @@ def _patch_loop(cls: Any) -> None:
         server._show_ready()
         return server
 
+    # asyncio accepts by the socket's own `accept`; other loops by its fd.
+    by_fd = not issubclass(cls, asyncio.SelectorEventLoop)
+
     async def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if by_fd and _worker is not None and _worker._native.passed:
+            return served(self, await _pumped(self, *args, **kwargs))
         return served(self, await create_server(self, *args, **kwargs))
 
     async def create_unix(self: Any, protocol_factory: Any, path: Any = None, **kwargs: Any) -> Any:
@@ -690,6 +906,8 @@ def _patch_loop(cls: Any) -> None:
             text = os.fsdecode(path)
             if text and not text.startswith("\0"):
                 path, kwargs["sock"] = None, _worker.listen(f"unix:{os.path.abspath(text)}", kwargs.get("backlog"))
+        if by_fd and _worker is not None and _worker._native.passed and isinstance(kwargs.get("sock"), _Passed):
+            return served(self, await _pumped(self, protocol_factory, **kwargs))
         return served(self, await create_unix_server(self, protocol_factory, path, **kwargs))
 
     create.__name__, create_unix.__name__ = "create_server", "create_unix_server"

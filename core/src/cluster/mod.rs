@@ -55,7 +55,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 /// What happens in a cluster.
@@ -225,7 +225,7 @@ impl Builder {
         let mail = Mail::open(self.hear_message).inspect_err(close)?;
         let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
         let commands = Mutex::new(HashMap::from([(1, Arc::new(command))]));
-        let inner = Arc::new(Inner { sockets, gates, mail, logs, passer, forks, commands });
+        let inner = Arc::new(Inner { sockets, gates, mail, logs, passer, forks, commands, seated: Seated::default() });
         let (heard, launched) = (Arc::clone(&inner), Arc::clone(&inner));
         let mut take_channel = self.take_channel;
         let supervisor = Supervisor::builder()
@@ -267,7 +267,11 @@ struct Inner {
     forks: Option<Forks>,
     /// By generation.
     commands: Mutex<HashMap<u32, Arc<Command>>>,
+    /// Workers of which the one that passes has heard that they are ready.
+    seated: Seated,
 }
+
+type Seated = (Mutex<u64>, Condvar);
 
 impl Inner {
     /// An event of the supervisor: all parts hear of it, then the host.
@@ -282,7 +286,11 @@ impl Inner {
             }
             E::Ready { worker, .. } => {
                 self.mail.stand(*worker, Standing::Ready);
-                self.passer.iter().for_each(|passer| passer.ready(*worker));
+                if let Some(passer) = &self.passer {
+                    passer.ready(*worker);
+                    *lock(&self.seated.0) += 1;
+                    self.seated.1.notify_all();
+                }
             }
             E::Draining { worker, .. } => {
                 self.mail.stand(*worker, Standing::Draining);
@@ -372,7 +380,14 @@ impl Cluster {
     /// # Errors
     /// `StartFailed`, `Degraded`, `Timeout`, `Closed`, `Forked`.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<()> {
-        self.supervisor.wait_ready(timeout)
+        self.supervisor.wait_ready(timeout)?;
+        if self.inner.passer.is_some() {
+            // The supervisor shows it before its listener is told, which is next.
+            let ready = self.supervisor.stats()?.became_ready;
+            let (count, changed) = &self.inner.seated;
+            drop(changed.wait_while(lock(count), |seated| *seated < ready));
+        }
+        Ok(())
     }
 
     /// Starts one more worker, of a cluster that was made with [`one_by_one`](Builder::one_by_one): which it is, and its process id. Returns when the process was started; may not be
