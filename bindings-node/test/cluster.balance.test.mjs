@@ -133,11 +133,13 @@ test('the worker with the fewest open connections gets the next', async (t) => {
   const cluster = await open(t, { balance: 'least-connections' })
   const port = portOf(cluster)
   const agents = Array.from({ length: 6 }, () => new http.Agent({ keepAlive: true, maxSockets: 1 }))
-  t.after(() => agents.forEach((agent) => agent.destroy()))
+  t.after(() => {
+    for (const agent of agents) agent.destroy()
+  })
   const slots = []
   for (const agent of agents) slots.push(slotOf(await ask(port, { agent })))
   assert.deepEqual([...slots].sort(), [0, 0, 0, 1, 1, 1])
-  agents.forEach((agent, i) => slots[i] === 0 && agent.destroy())
+  for (const [i, agent] of agents.entries()) if (slots[i] === 0) agent.destroy()
   // Slot 0 has none, as soon as it has seen their ends.
   for (let row = 0; row < 3; ) row = slotOf(await ask(port)) === 0 ? row + 1 : 0
 })
@@ -149,9 +151,16 @@ test('servers of every kind take passed connections', async (t) => {
   const hasCert = spawnSync('openssl', command.split(' '), { stdio: 'ignore' }).status === 0
   if (hasCert) fs.writeFileSync(cert, fs.readFileSync(`${at}/key.pem`) + fs.readFileSync(`${at}/crt.pem`))
   const cluster = await open(t, { exec: file('kinds.mjs'), balance: 'round-robin', env: { HOLD: said, CERT: hasCert ? cert : '' } })
-  const lines = () => fs.readFileSync(said, 'utf8').trim().split('\n').map((line) => JSON.parse(line))
+  const lines = () =>
+    fs
+      .readFileSync(said, 'utf8')
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line))
   const of = (name) => lines().filter((line) => name in line)
-  await until(() => of('single').length === 2 && of('upgraded').length === 2 && of('brief').length === 2 && (!hasCert || of('secure').length === 2))
+  await until(
+    () => of('single').length === 2 && of('upgraded').length === 2 && of('brief').length === 2 && (!hasCert || of('secure').length === 2),
+  )
   const address = (name) => {
     const [{ [name]: first }, { [name]: second }] = of(name)
     assert.deepEqual(first, second)
@@ -172,7 +181,10 @@ test('servers of every kind take passed connections', async (t) => {
     assert.deepEqual(of('dropped')[0].dropped, [port, '127.0.0.1'])
     for (const socket of held) socket.end('over')
     await until(() => of('closed').length === 2)
-    assert.deepEqual(of('closed').map((line) => line.closed), [0, 0])
+    assert.deepEqual(
+      of('closed').map((line) => line.closed),
+      [0, 0],
+    )
   })
 
   await t.test('upgraded connections', async () => {
@@ -183,7 +195,12 @@ test('servers of every kind take passed connections', async (t) => {
         host: '127.0.0.1',
         port,
         agent: false,
-        headers: { Connection: 'Upgrade', Upgrade: 'websocket', 'Sec-WebSocket-Key': 'dGhlIHNhbXBsZSBub25jZQ==', 'Sec-WebSocket-Version': 13 },
+        headers: {
+          Connection: 'Upgrade',
+          Upgrade: 'websocket',
+          'Sec-WebSocket-Key': 'dGhlIHNhbXBsZSBub25jZQ==',
+          'Sec-WebSocket-Version': 13,
+        },
       })
       const [response, socket] = await once(request, 'upgrade')
       assert.equal(response.headers['sec-websocket-accept'], 's3pPLMBiTxaQ9kYGzzhZRbK+xOo=')

@@ -489,7 +489,10 @@ KINDS = {
 NEEDS = {"uvloop": ["uvloop"], "serve": ["uvicorn"], "serve-uvloop": ["uvicorn", "uvloop"], "uvicorn": ["uvicorn"]}
 
 
-ALL = [(kind, balance) for balance in ("shared", "round-robin") for kind in KINDS] + [("asyncio", "ip-hash"), ("threads", "least-connections")]
+ALL = [(kind, balance) for balance in ("shared", "round-robin") for kind in KINDS] + [
+    ("asyncio", "ip-hash"),
+    ("threads", "least-connections"),
+]
 
 
 @pytest.mark.parametrize(("kind", "balance"), ALL)

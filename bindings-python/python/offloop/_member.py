@@ -779,7 +779,7 @@ class _Server(asyncio.AbstractServer):
         return repr(self._inner)
 
 
-class _Pump(asyncio.AbstractServer):
+class _Pump:
     """A server on a loop whose own accept by the fd (uvloop): each connection that is passed is given to the loop when it is there."""
 
     def __init__(self, loop: Any, sockets: list[socket.socket], factory: Any, ssl: dict[str, Any]) -> None:
@@ -854,11 +854,13 @@ async def _pumped(
     """As `create_server` of a loop."""
     if sock is not None and not isinstance(sock, _Passed):
         raise InvalidError("invalid: this loop takes connections that are passed of sockets of the cluster only (option=sock)")
-    sockets = [] if sock is None else [sock]
+    sockets: list[socket.socket] = [] if sock is None else [sock]
     hosts = [] if sock is not None else [host or None] if host is None or isinstance(host, str) else list(host)
     try:
         for name in hosts:
-            for af, kind, proto, _name, address in await loop.getaddrinfo(name, port or 0, family=family, type=socket.SOCK_STREAM, flags=flags):
+            for af, kind, proto, _name, address in await loop.getaddrinfo(
+                name, port or 0, family=family, type=socket.SOCK_STREAM, flags=flags
+            ):
                 listening = socket.socket(af, kind, proto)
                 sockets.append(listening)
                 if af == socket.AF_INET6:
