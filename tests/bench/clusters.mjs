@@ -61,26 +61,28 @@ const IN_TURN = { BALANCE: 'round-robin' }
 await rates('node.cluster_passed_new', 'new', [['offloop', OURS, IN_TURN], TURNS])
 await rates('node.cluster_passed_keep', 'keep', [['offloop', OURS, IN_TURN], TURNS])
 
-/** Of a cluster with nothing else to do: the most connections that a worker got, of 200 one after the other, by the fewest. */
+/** Of a cluster with nothing else to do: the most connections that a worker got, of 200 that were opened one after the other and stay open, by the fewest. */
 async function spread(balance) {
   const port = await freePort()
   const host = spawn(OURS[0], OURS.slice(1), { env: { ...process.env, PORT: port, WORKERS: 4, BALANCE: balance }, stdio: 'ignore' })
-  const ask = () =>
+  const ask = (agent) =>
     new Promise((resolve) => {
       http
-        .get({ host: '127.0.0.1', port, agent: false }, (response) => response.resume().on('end', () => resolve(response.headers['x-worker'])))
+        .get({ host: '127.0.0.1', port, agent }, (response) => response.resume().on('end', () => resolve(response.headers['x-worker'])))
         .on('error', () => resolve(null))
     })
-  const ready = new Set()
-  while (ready.size < 4) {
-    const worker = await ask()
-    if (worker !== null) ready.add(worker)
+  const seen = new Set()
+  while (seen.size < 4) {
+    const worker = await ask(false)
+    if (worker !== null) seen.add(worker)
   }
-  const counts = new Map([...ready].map((worker) => [worker, 0]))
-  for (let i = 0; i < 200; i++) {
-    const worker = await ask()
+  const counts = new Map([...seen].map((worker) => [worker, 0]))
+  const agents = Array.from({ length: 200 }, () => new http.Agent({ keepAlive: true }))
+  for (const agent of agents) {
+    const worker = await ask(agent)
     counts.set(worker, (counts.get(worker) ?? 0) + 1)
   }
+  for (const agent of agents) agent.destroy()
   host.kill('SIGTERM')
   await once(host, 'exit')
   return Math.max(...counts.values()) / Math.min(...counts.values())
