@@ -685,6 +685,9 @@ def test_addresses_that_workers_ask_for_have_their_balance(server, tmp_path, bal
     """
     with server(code, balance=balance) as cluster:
         pids = {worker.pid for worker in cluster.workers.values()}
+        # It is ready with the first of them.
+        while len(cluster.addresses) < 4:
+            time.sleep(0.01)
         ends = [("127.0.0.1", int(a.rsplit(":", 1)[1])) for a in cluster.addresses if a.startswith(("127", "0.0.0.0"))]
         ends += [("::1", int(a.rsplit(":", 1)[1])) for a in cluster.addresses if a.startswith(("[::]", ":"))]
         assert len(ends) == 3, cluster.addresses
