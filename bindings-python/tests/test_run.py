@@ -80,6 +80,21 @@ def test_a_server_with_processes_of_its_own_is_told_by_sigterm(tmp_path):
     assert said.read_text().endswith("left")
 
 
+def test_who_finds_that_its_socket_listens_already_is_ready(tmp_path):
+    # gunicorn does not listen then.
+    code = """
+        import socket, time
+        given = socket.fromfd(3, socket.AF_INET, socket.SOCK_STREAM)
+        assert given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        while True:
+            time.sleep(0.05)
+    """
+    script = tmp_path / "server.py"
+    script.write_text(textwrap.dedent(code))
+    with offloop.Cluster([sys.executable, str(script)], workers=1, listen=["127.0.0.1:0"], env={"PYTHONPATH": SITE}) as cluster:
+        assert cluster.stats.ready == 1
+
+
 def test_a_socket_of_a_number_may_be_taken_for_one_of_another_family(tmp_path):
     # `uvicorn --fd` does that.
     code = """

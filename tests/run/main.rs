@@ -136,7 +136,7 @@ fn load(server: &Server, command: &[OsString], figures: &Figures) -> Result<Valu
     let (bin, dir) = (offloop.display(), place.display());
     // A reload needs workers that are ready.
     let run = format!(
-        "export XDG_RUNTIME_DIR='{dir}'; until '{bin}' ps t --json | grep -q '\"state\":\"running\"'; do sleep 0.05; done; exec '{bin}' reload t > /dev/null"
+        "export XDG_RUNTIME_DIR='{dir}'; n=0; until '{bin}' ps t --json | grep -q '\"state\":\"running\"'; do n=$((n+1)); [ $n -lt 600 ] || exit 1; sleep 0.05; done; exec '{bin}' reload t > /dev/null"
     );
     let (url, times) = (format!("http://127.0.0.1:{port}/"), figures.reloads.to_string());
     let mut args: Vec<OsString> =

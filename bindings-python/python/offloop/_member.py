@@ -941,7 +941,17 @@ def _patch() -> None:
             _worker._adopt(self, where)
             _worker.ready()
 
-    adopt.__name__, adopt_any.__name__ = "bind", "listen"
+    getsockopt = socket.socket.getsockopt
+
+    def asked(self: socket.socket, level: int, option: int, *args: int) -> Any:
+        value = getsockopt(self, level, option, *args)
+        if _worker is not None and (level, option) == (socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and value:
+            # Who finds that it listens already does not say so any more (gunicorn).
+            _worker.ready()
+        return value
+
+    adopt.__name__, adopt_any.__name__, asked.__name__ = "bind", "listen", "getsockopt"
+    socket.socket.getsockopt = asked  # type: ignore[assignment,method-assign]
     socket.socket.listen = adopt_any  # type: ignore[assignment,method-assign]
     socket.socket.bind = adopt  # type: ignore[assignment,method-assign]
     _patch_loop(asyncio.SelectorEventLoop)
