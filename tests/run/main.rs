@@ -20,22 +20,33 @@ struct Server {
     command: &'static [&'static str],
     /// What has to be installed for it, as the interpreter asks for it.
     needs: Option<&'static str>,
+    balance: &'static str,
 }
 
 const SERVERS: &[Server] = &[
-    Server { name: "node http", lang: "node", command: &["node", "tests/run/server.js", "PORT"], needs: None },
-    Server { name: "python asyncio", lang: "python", command: &["PYTHON", "tests/run/streams.py", "PORT"], needs: None },
+    Server { name: "node http", lang: "node", command: &["node", "tests/run/server.js", "PORT"], needs: None, balance: "shared" },
+    Server { name: "python asyncio", lang: "python", command: &["PYTHON", "tests/run/streams.py", "PORT"], needs: None, balance: "shared" },
+    Server { name: "node http, ip-hash", lang: "node", command: &["node", "tests/run/server.js", "PORT"], needs: None, balance: "ip-hash" },
+    Server {
+        name: "python asyncio, round-robin",
+        lang: "python",
+        command: &["PYTHON", "tests/run/streams.py", "PORT"],
+        needs: None,
+        balance: "round-robin",
+    },
     Server {
         name: "uvicorn",
         lang: "python",
         command: &["PYTHON", "-m", "uvicorn", "--app-dir", "tests/run", "--log-level", "warning", "--port", "PORT", "app:app"],
         needs: Some("uvicorn"),
+        balance: "shared",
     },
     Server {
         name: "uvicorn --fd",
         lang: "python",
         command: &["PYTHON", "-m", "uvicorn", "--app-dir", "tests/run", "--log-level", "warning", "--fd", "{fd}", "app:app"],
         needs: Some("uvicorn"),
+        balance: "shared",
     },
     Server {
         name: "gunicorn",
@@ -54,6 +65,7 @@ const SERVERS: &[Server] = &[
             "app:wsgi",
         ],
         needs: Some("gunicorn"),
+        balance: "shared",
     },
 ];
 
@@ -158,6 +170,8 @@ fn load(server: &Server, command: &[OsString], figures: &Figures) -> Result<Valu
         "2".into(),
         "--min-ready".into(),
         "0.1".into(),
+        "--balance".into(),
+        server.balance.into(),
     ]);
     if server.command.contains(&"{fd}") {
         args.extend(["--listen".into(), format!("127.0.0.1:{port}").into()]);

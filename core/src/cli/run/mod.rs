@@ -134,7 +134,8 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let (name, server) = open_server(run, &epoll)?;
     let hooks = Hooks::find(&run.command[0], &cwd);
     let after = run.ready_after.unwrap_or(if hooks.reach(&run.command[0], &cwd) { HOOKED } else { PLAIN });
-    let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero());
+    // What connections are passed to has to know how to take them.
+    let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero() && !run.balance.passes());
     let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
     let output = Output::new(Arc::clone(&bell));
     let hear = output.hear(&run.log, run.rotation)?;
@@ -146,7 +147,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone(), nice: 0 };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
-    let mut builder = Cluster::builder().workers(run.workers).supervision(supervision).on_event(move |event| {
+    let mut builder = Cluster::builder().workers(run.workers).balance(run.balance).supervision(supervision).on_event(move |event| {
         lock(&theirs.0).push(event.clone());
         rings.signal();
     });
