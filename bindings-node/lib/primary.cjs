@@ -178,8 +178,9 @@ function onEvent([what, slot, , incarnation, , ...rest]) {
 function start() {
   if (handle !== null) return
   const note = newNote()
+  const balance = cluster.schedulingPolicy === SCHED_RR ? 'round-robin' : 'shared'
   // As node:cluster, it watches no loop.
-  handle = native.clusterStart({ oneByOne: true, hang: 0 }, [], note, [process.execPath], [], undefined)
+  handle = native.clusterStart({ oneByOne: true, hang: 0, balance }, [], note, [process.execPath], [], undefined)
   onNote(note, () => {
     for (const event of native.clusterEvents(handle)) {
       try {
@@ -251,7 +252,7 @@ function disconnect(callback) {
   for (const worker of all) worker.disconnect()
 }
 
-/** Every worker accepts from the same queue, whatever it says: see docs/cluster.md. */
+/** Heeded by the first fork. */
 const policy = process.env.NODE_CLUSTER_SCHED_POLICY === 'none' ? SCHED_NONE : SCHED_RR
 
 module.exports = Object.assign(cluster, {

@@ -59,6 +59,10 @@ test('workers share a port, and one that is killed is told of', async (t) => {
   assert.deepEqual(said.slice(-3), ['worker died 1 null SIGKILL', 'worker died 2 null SIGTERM', 'left 0'])
 })
 
+test('connections go to the workers by turns', async (t) => {
+  assert.deepEqual(await same(t, 'turns.mjs'), ['{"1":10,"2":10}'])
+})
+
 test('requests are counted by messages', async (t) => {
   assert.deepEqual(await same(t, 'count.mjs'), ['requests 20'])
 })
