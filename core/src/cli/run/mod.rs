@@ -418,7 +418,7 @@ impl Conductor<'_> {
 
     fn signalled(&mut self, signal: i32) {
         // A terminal that is gone has no use for what it started.
-        if signal == libc::SIGHUP && !(self.has_terminal && !has_terminal()) {
+        if signal == libc::SIGHUP && (!self.has_terminal || has_terminal()) {
             if let Err(e) = self.reload() {
                 self.say(&format!("reload: {e}"));
             }
