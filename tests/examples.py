@@ -341,6 +341,57 @@ def cluster_python(folder, _shown):
     reloaded(folder, ["python3", "examples/cluster-python/main.py", port], "GET", None, lambda text: text.startswith("hello"), port)
 
 
+def chat(folder, _shown):
+    """Everybody hears what anybody says, under the name that is known to one worker alone, also after a reload."""
+    env = environment(folder)
+
+    def at(n):
+        return http.client.HTTPConnection("127.0.0.1", int(env["PORT"]), timeout=LIMIT, source_address=(f"127.0.0.{n}", 0))
+
+    def post(n, path, body):
+        # On a connection of its own: stickiness is not that of a kept connection.
+        client = at(n)
+        client.request("POST", path, body, {"Connection": "close"})
+        assert client.getresponse().status == 200
+        client.close()
+
+    def listening(n):
+        client = at(n)
+        client.request("GET", "/")
+        stream = client.getresponse()
+        assert stream.readline() == b"retry: 100\n"
+        worker = stream.readline()
+        stream.readline()
+        return stream, worker
+
+    def hears(stream, line):
+        said = stream.readline() + stream.readline()
+        assert said == f"data: {line}\n\n".encode(), said
+
+    with running(["node", "examples/chat/main.mjs"], folder, env) as process:
+        # With one of them only, that one would have all clients.
+        assert process.stdout.readline() == f"listening on :{env['PORT']}, 2 workers\n"
+        clients = range(2, 14)
+        for n in clients:
+            post(n, "/name", f"client{n}")
+        streams = {n: listening(n) for n in clients}
+        assert {worker for _, worker in streams.values()} == {b": worker 0\n", b": worker 1\n"}, streams
+        for n in clients:
+            post(n, "/say", "hello")
+            for stream, _ in streams.values():
+                hears(stream, f"client{n}: hello")
+        process.send_signal(signal.SIGHUP)
+        # The streams end by themselves, as those of an answer that is complete.
+        for stream, _ in streams.values():
+            assert stream.read() == b""
+        streams = {n: listening(n) for n in clients}
+        post(2, "/name", "again")
+        post(2, "/say", "still here")
+        for stream, _ in streams.values():
+            hears(stream, "again: still here")
+    assert process.returncode == 0, process.returncode
+
+
 def photos(folder):
     """Pictures of noise and shades, and a file that is none."""
     from PIL import Image
