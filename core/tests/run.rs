@@ -5,9 +5,9 @@ use offloop::cluster::worker;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -363,6 +363,60 @@ fn a_program_that_knows_nothing_is_served_reloaded_and_ended_by_sigterm() {
     ask(at).unwrap();
     assert_eq!(run.stop(), Some(0));
     assert!(after.iter().all(|pid| !lives(*pid)));
+}
+
+/// `command` as a service manager starts it: with this socket as fd 3, and its own process id in `LISTEN_PID`.
+fn activated(command: &Command, socket: &TcpListener) -> Command {
+    let mut sh = Command::new("/bin/sh");
+    sh.args(["-c", "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => sh.env(name, value),
+            None => sh.env_remove(name),
+        };
+    }
+    let fd = socket.as_raw_fd();
+    // SAFETY: dup2 is async-signal-safe; the copy is not closed at the exec.
+    unsafe { sh.pre_exec(move || if libc::dup2(fd, 3) == 3 { Ok(()) } else { Err(std::io::Error::last_os_error()) }) };
+    sh.stdin(Stdio::null());
+    sh
+}
+
+#[test]
+fn a_service_manager_gives_the_socket_and_hears_how_it_goes() {
+    let place = Place::new();
+    let manager = UnixDatagram::bind(place.0.join("notify")).unwrap();
+    manager.set_read_timeout(Some(WATCHDOG)).unwrap();
+    let hears = |wanted: &str| loop {
+        let mut bytes = [0; 512];
+        let len = manager.recv(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes[..len]).into_owned();
+        match text.as_str() {
+            "WATCHDOG=1" if wanted != "WATCHDOG=1" => {}
+            text if text.starts_with(wanted) => break,
+            text => panic!("{text}, and not {wanted}"),
+        }
+    };
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = socket.local_addr().unwrap();
+    let mut command = place.command("serves", &["--name", "t"]);
+    command.env("NOTIFY_SOCKET", place.0.join("notify")).env("WATCHDOG_USEC", "200000");
+    let run = running(activated(&command, &socket));
+    assert_eq!(run.ready(), at);
+    hears("READY=1\nSTATUS=t: 2 workers are ready at");
+    ask(at).unwrap();
+    for pid in pids(&place.json(&["ps", "t"])) {
+        let env = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+        assert!(!env.contains("NOTIFY_SOCKET") && !env.contains("WATCHDOG_"), "{env}");
+    }
+    run.signal(libc::SIGHUP);
+    hears("RELOADING=1\nMONOTONIC_USEC=");
+    hears("READY=1\nSTATUS=generation 2");
+    ask(at).unwrap();
+    hears("WATCHDOG=1");
+    run.signal(libc::SIGTERM);
+    hears("STOPPING=1");
+    assert_eq!(run.ended().code(), Some(0));
 }
 
 #[test]

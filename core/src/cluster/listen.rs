@@ -7,7 +7,7 @@ use crate::sys::net::{self, Bound};
 use crate::sys::poll;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -114,6 +114,28 @@ impl Socket {
         Ok(Socket { asked: asked.clone(), nth, bound, fd: PrivateFd::new(fd), queue, each, file, epoch: fork::epoch() })
     }
 
+    /// One that this process was given, and that listens.
+    fn adopted(fd: OwnedFd) -> Result<Socket> {
+        let bound = match net::bound(fd.as_fd())? {
+            // Whoever asks for every address means it, whatever version it is of.
+            Bound::Tcp(at) if at.ip().is_unspecified() => Address::Any(at.port()),
+            Bound::Tcp(at) => Address::Tcp(at),
+            Bound::Unix(Some(path)) => Address::Unix(path),
+            Bound::Unix(None) => return Err(Error::invalid("unix socket has no path").with("fd", fd.as_raw_fd())),
+        };
+        net::prepare(fd.as_fd())?;
+        Ok(Socket {
+            asked: bound.clone(),
+            nth: 0,
+            bound,
+            fd: PrivateFd::new(fd),
+            queue: QUEUE,
+            each: false,
+            file: None,
+            epoch: fork::epoch(),
+        })
+    }
+
     /// What a worker gets: the socket that all share, or one of its own. Of a unix socket there is one.
     pub(super) fn for_worker(&self) -> Result<OwnedFd> {
         match net::local(self.fd.as_fd())? {
@@ -184,6 +206,13 @@ impl Sockets {
         let all = lock(&self.all);
         let found = usize::try_from(index).ok().and_then(|index| all.get(index)).map(Arc::clone);
         found.ok_or_else(|| Error::invalid("cluster has no such socket").with("index", index).with("sockets", all.len()))
+    }
+
+    /// A socket that this process was given.
+    pub(super) fn adopt(&self, fd: OwnedFd) -> Result<Arc<Socket>> {
+        let socket = Arc::new(Socket::adopted(fd)?);
+        lock(&self.all).push(Arc::clone(&socket));
+        Ok(socket)
     }
 
     /// Where they are, in the order in which they were asked for.

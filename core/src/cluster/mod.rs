@@ -53,7 +53,7 @@ use mail::{HearMessage, Mail, Standing};
 use pass::Passer;
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -96,6 +96,7 @@ impl Listener {
 pub struct Builder {
     supervision: supervisor::Options,
     workers: Option<usize>,
+    adopted: Vec<OwnedFd>,
     listen: Vec<Address>,
     balance: Balance,
     hear: Option<Hear>,
@@ -134,6 +135,13 @@ impl Builder {
     /// How connections come to workers. Default: [`Balance::Shared`].
     pub fn balance(mut self, balance: Balance) -> Builder {
         self.balance = balance;
+        self
+    }
+
+    /// A socket that this process was given and that listens (`LISTEN_FDS`), which each worker inherits: before those of [`listen`](Self::listen). It is made non-blocking; its address and
+    /// queue stay as they are, also with [`Balance::Reuseport`].
+    pub fn adopt(mut self, fd: OwnedFd) -> Builder {
+        self.adopted.push(fd);
         self
     }
 
@@ -203,7 +211,10 @@ impl Builder {
             supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision }
         };
         let sockets = Arc::new(Sockets::new(self.balance == Balance::Reuseport));
-        let mut listen = Vec::with_capacity(self.listen.len());
+        let mut listen = Vec::with_capacity(self.adopted.len() + self.listen.len());
+        for fd in self.adopted {
+            listen.push(sockets.adopt(fd)?);
+        }
         for address in &self.listen {
             listen.push(sockets.at(address, 0, QUEUE)?);
         }
@@ -365,6 +376,7 @@ impl Cluster {
         Builder {
             supervision: Builder::default_supervision(),
             workers: None,
+            adopted: Vec::new(),
             listen: Vec::new(),
             balance: Balance::default(),
             hear: None,

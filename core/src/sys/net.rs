@@ -2,6 +2,7 @@
 
 use super::socket::own;
 use crate::error::{Error, Result};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, getsockopt, listen, setsockopt, socket,
     sockopt,
@@ -128,6 +129,19 @@ pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
         Err(_) => return Err(refuse("not a socket")),
     }
     local(fd)
+}
+
+/// Makes a socket that was inherited as those of [`listen_tcp`]: close-on-exec, non-blocking, and of what it accepts nothing waits for more to send.
+///
+/// # Errors
+/// `Os` with `EBADF`.
+pub fn prepare(fd: BorrowedFd<'_>) -> Result<()> {
+    close_on_exec(fd.as_raw_fd());
+    let flags = fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain).map_err(|e| failed("fcntl(F_GETFL)", e))?;
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(|e| failed("fcntl(F_SETFL)", e))?;
+    // A unix socket has no such option.
+    let _ = setsockopt(&fd, sockopt::TcpNoDelay, &true);
+    Ok(())
 }
 
 /// Where a socket is bound.

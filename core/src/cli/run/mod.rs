@@ -12,6 +12,7 @@ mod config;
 mod hooks;
 mod options;
 mod output;
+mod service;
 mod told;
 
 use super::Stop;
@@ -29,6 +30,7 @@ use hooks::Hooks;
 use options::Run;
 use output::Output;
 use serde_json::{Value, json};
+use service::Manager;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::Write;
@@ -109,6 +111,7 @@ struct Conductor<'a> {
     /// The signal that has stopped it.
     stopped_by: Option<i32>,
     has_terminal: bool,
+    manager: Manager,
     over: bool,
 }
 
@@ -144,6 +147,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     if std::env::var_os(UNBUFFERED).is_none() && env.iter().all(|(name, _)| name != UNBUFFERED) {
         env.push((UNBUFFERED.into(), Some("1".into())));
     }
+    env.extend(service::OWN.map(|name| (name.into(), None)));
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone(), nice: 0 };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
@@ -152,6 +156,9 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         rings.signal();
     });
     builder = builder.on_line(hear);
+    for fd in service::sockets(|name| std::env::var_os(name)) {
+        builder = builder.adopt(fd);
+    }
     for address in &run.listen {
         builder = builder.listen(address.clone());
     }
@@ -181,11 +188,13 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         forced_before: 0,
         stopped_by: None,
         has_terminal: has_terminal(),
+        manager: Manager::find(|name| std::env::var_os(name)),
         over: false,
     };
     let mut ready = Vec::with_capacity(64);
     while !conductor.over {
-        let patience = conductor.server.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let deadlines = conductor.server.deadline().into_iter().chain(conductor.manager.deadline());
+        let patience = deadlines.min().map(|at| at.saturating_duration_since(Instant::now()));
         epoll.wait_for(&mut ready, patience);
         for token in ready.drain(..) {
             match token {
@@ -212,6 +221,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
             }
         }
         conductor.server.expire(&epoll);
+        conductor.manager.beat();
     }
     // What the last worker has printed.
     conductor.cluster.wait_lines(|_| true, PRINTING);
@@ -320,6 +330,7 @@ impl Conductor<'_> {
                 _ => {}
             }
         }
+        self.tell_manager(event);
         if (self.run.json || self.server.is_heard())
             && let Some(line) = told::as_json(event)
         {
@@ -332,6 +343,19 @@ impl Conductor<'_> {
             && let Some(text) = told::as_text(event)
         {
             self.say(&text);
+        }
+    }
+
+    fn tell_manager(&self, event: &Event) {
+        use supervisor::Event as E;
+        let Event::Worker(event) = event else { return };
+        match event {
+            E::Reloading { .. } => self.manager.tell_reloading(),
+            E::Reloaded(report) => self.manager.tell(&format!("READY=1\nSTATUS=generation {}", report.generation)),
+            E::ReloadFailed { generation, .. } => self.manager.tell(&format!("READY=1\nSTATUS=reload to generation {generation} failed")),
+            E::Degraded { failures, .. } => self.manager.tell(&format!("STATUS=degraded: {failures} workers failed")),
+            E::Recovered => self.manager.tell("STATUS=recovered"),
+            _ => {}
         }
     }
 
@@ -360,6 +384,7 @@ impl Conductor<'_> {
             let at = if addresses.is_empty() { String::new() } else { format!(" at {addresses}") };
             let line = format!("{}: {} worker{} ready{at}", self.name, stats.ready, if stats.ready == 1 { " is" } else { "s are" });
             self.say(&line);
+            self.manager.tell(&format!("READY=1\nSTATUS={line}"));
             if self.run.json {
                 let _ = writeln!(
                     self.err,
@@ -442,6 +467,7 @@ impl Conductor<'_> {
     fn stop(&mut self, fast: bool) {
         if self.phase != Phase::Stopping {
             self.phase = Phase::Stopping;
+            self.manager.tell("STOPPING=1");
             self.forced_before = self.stats().forced;
             if !fast {
                 let workers = self.procs.len();
