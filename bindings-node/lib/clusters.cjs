@@ -8,13 +8,11 @@ const path = require('node:path')
 const { fileURLToPath } = require('node:url')
 const native = require('./native.cjs')
 const { OffloopError, fail, signalName, checkOptions, checkKnown } = require('./error.cjs')
-const { begin, end, newNote, onNote, offNote } = require('./completion.cjs')
+const { begin, end, newNote, onNote, offNote, report } = require('./completion.cjs')
 const { wrongType, texts, checkEnv, closeGrace } = require('./options.cjs')
-const { inherited } = require('./launch.cjs')
+const { PRELOAD, inherited } = require('./launch.cjs')
 const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
 
-/** What every worker in Node.js loads before its script. */
-const PRELOAD = path.join(__dirname, 'register.cjs')
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
 const KNOWN = `${COMMAND.join(' ')} workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests`
@@ -239,9 +237,7 @@ class Cluster extends EventEmitter {
     try {
       call()
     } catch (error) {
-      queueMicrotask(() => {
-        throw error
-      })
+      report(error)
     }
   }
 

@@ -4,7 +4,7 @@
 
 const { EventEmitter } = require('node:events')
 const member = require('./member.cjs')
-const { Worker, INNER, post, receive } = require('./forks.cjs')
+const { Worker, INNER, SCHED_NONE, SCHED_RR, post, receive } = require('./forks.cjs')
 const { OffloopError } = require('./error.cjs')
 
 /** Messages that came before anybody listens for them: more are dropped, as nobody will. */
@@ -100,8 +100,8 @@ function enter() {
     isPrimary: false,
     Worker,
     worker: own,
-    SCHED_NONE: 1,
-    SCHED_RR: 2,
+    SCHED_NONE,
+    SCHED_RR,
     disconnect: () => own.disconnect(),
   })
 }

@@ -11,6 +11,9 @@ const v8 = require('node:v8')
 const USER = 0
 const INNER = 1
 const SERIALIZATIONS = ['json', 'advanced']
+/** Scheduling policies, as node:cluster numbers them. */
+const SCHED_NONE = 1
+const SCHED_RR = 2
 
 /** As the runtime's own errors. */
 const coded = (ErrorClass, code, message) => Object.assign(new ErrorClass(message), { code })
@@ -89,4 +92,4 @@ function receive([, serialization, body, kind], [fd], then) {
   } else then(message, undefined)
 }
 
-module.exports = { Worker, USER, INNER, SERIALIZATIONS, coded, post, receive }
+module.exports = { Worker, USER, INNER, SERIALIZATIONS, SCHED_NONE, SCHED_RR, coded, post, receive }

@@ -1,5 +1,5 @@
 'use strict'
-// What a ProcessPool starts for each worker.
+// What a ProcessPool and a Cluster start for each worker.
 
 const fs = require('node:fs')
 const path = require('node:path')
@@ -8,6 +8,8 @@ const { wrongType, texts, checkEnv } = require('./options.cjs')
 const { urlOf } = require('./files.cjs')
 
 const MAIN = path.join(__dirname, 'worker-main.cjs')
+/** What every worker of a cluster in Node.js loads before its script. */
+const PRELOAD = path.join(__dirname, 'register.cjs')
 /** Flags of this process that are about itself: its program text, its debugger, its tests. */
 const OWN_FLAGS = /^--(input-type|inspect|test|watch|experimental-test|cpu-prof|heap-prof)/
 
@@ -92,4 +94,4 @@ function commandOf({ node, python, command }, { argv, execArgv, env = process.en
   return { command: [...command, ...args], env: pairs }
 }
 
-module.exports = { checkWorker, commandOf, inherited }
+module.exports = { PRELOAD, checkWorker, commandOf, inherited }

@@ -3,16 +3,12 @@
 // pidfd, and end with this process. lib/forked.cjs is their side.
 
 const { EventEmitter } = require('node:events')
-const path = require('node:path')
 const native = require('./native.cjs')
 const { fail, signalName } = require('./error.cjs')
-const { begin, end, newNote, onNote } = require('./completion.cjs')
+const { begin, end, newNote, onNote, report } = require('./completion.cjs')
 const { opened, finished } = require('./channel.cjs')
-const { Worker, INNER, SERIALIZATIONS, coded, post, receive } = require('./forks.cjs')
-
-const PRELOAD = path.join(__dirname, 'register.cjs')
-const SCHED_NONE = 1
-const SCHED_RR = 2
+const { PRELOAD } = require('./launch.cjs')
+const { Worker, INNER, SERIALIZATIONS, SCHED_NONE, SCHED_RR, coded, post, receive } = require('./forks.cjs')
 
 const cluster = new EventEmitter()
 /** The core's cluster, from the first fork on. */
@@ -186,10 +182,7 @@ function start() {
       try {
         onEvent(event)
       } catch (error) {
-        // A listener's own error is its own.
-        queueMicrotask(() => {
-          throw error
-        })
+        report(error)
       }
     }
   })

@@ -4,47 +4,13 @@ import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import fs from 'node:fs'
 import http from 'node:http'
-import https from 'node:https'
 import net from 'node:net'
 import path from 'node:path'
 import { test } from 'node:test'
-import { fileURLToPath } from 'node:url'
 import { Cluster } from '../lib/index.mjs'
 import { directory, isAlive } from './processes.mjs'
+import { LOCAL, ask, file, open, portOf } from './servers.mjs'
 import { until } from './support.mjs'
-
-const file = (name) => fileURLToPath(new URL(`clusters/${name}`, import.meta.url))
-const LISTEN = JSON.stringify([0, '127.0.0.1'])
-
-async function open(t, options = {}) {
-  const { env, ...rest } = options
-  const cluster = new Cluster({ exec: file('server.mjs'), workers: 2, minReady: 0, ...rest, env: { LISTEN, ...env } })
-  t.after(() => cluster.stop({ grace: 0 }))
-  await cluster.start()
-  return cluster
-}
-
-const portOf = (cluster, index = 0) => Number(cluster.addresses[index].match(/:(\d+)$/)[1])
-
-/** One request; `[body, headers]`. Nothing is sent twice. */
-function ask(port, options = {}) {
-  return new Promise((resolve, reject) => {
-    const request = (options.ca === undefined ? http : https).request(
-      { host: '127.0.0.1', port, agent: false, ...options },
-      async (response) => {
-        try {
-          let body = ''
-          for await (const chunk of response) body += chunk
-          resolve([body, response.headers])
-        } catch (error) {
-          reject(error)
-        }
-      },
-    )
-    request.on('error', reject)
-    request.end(options.body)
-  })
-}
 
 const slotOf = ([, headers]) => Number(headers['x-worker'].split(' ')[1])
 
@@ -242,7 +208,7 @@ test('what can be said of a balance is checked, and told', async (t) => {
   })
   assert.throws(() => new Cluster({ exec, balance: 7 }), { code: 'ERR_OFFLOOP_INVALID', message: /option=balance/ })
   const warned = []
-  const cluster = new Cluster({ exec, workers: 1, balance: 'reuseport', env: { LISTEN } })
+  const cluster = new Cluster({ exec, workers: 1, balance: 'reuseport', env: { LISTEN: JSON.stringify(LOCAL) } })
   cluster.on('warning', (error) => warned.push(error))
   t.after(() => cluster.stop({ grace: 0 }))
   await cluster.start()

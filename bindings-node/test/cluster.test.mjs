@@ -7,46 +7,10 @@ import http2 from 'node:http2'
 import net from 'node:net'
 import path from 'node:path'
 import { test } from 'node:test'
-import { fileURLToPath } from 'node:url'
 import { Cluster } from '../lib/index.mjs'
 import { directory, isAlive } from './processes.mjs'
+import { LOCAL, ask, file, open, portOf } from './servers.mjs'
 import { rejection, until } from './support.mjs'
-
-const file = (name) => fileURLToPath(new URL(`clusters/${name}`, import.meta.url))
-const LOCAL = [0, '127.0.0.1']
-
-async function open(t, options = {}, listen = LOCAL) {
-  const { env, ...rest } = options
-  const cluster = new Cluster({
-    exec: file('server.mjs'),
-    workers: 2,
-    minReady: 0,
-    ...rest,
-    env: { LISTEN: JSON.stringify(listen), ...env },
-  })
-  t.after(() => cluster.stop({ grace: 0 }))
-  await cluster.start()
-  return cluster
-}
-
-const portOf = (cluster) => Number(cluster.addresses[0].match(/:(\d+)$/)[1])
-
-/** One request; `[body, headers]`. Nothing is sent twice. */
-function ask(port, options = {}) {
-  return new Promise((resolve, reject) => {
-    const request = http.request({ host: '127.0.0.1', port, agent: false, ...options }, async (response) => {
-      try {
-        let body = ''
-        for await (const chunk of response) body += chunk
-        resolve([body, response.headers])
-      } catch (error) {
-        reject(error)
-      }
-    })
-    request.on('error', reject)
-    request.end(options.body)
-  })
-}
 
 const pids = (cluster) => [...cluster.workers.values()].map((worker) => worker.pid)
 
