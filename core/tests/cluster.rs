@@ -1,6 +1,9 @@
 //! Clusters of real processes: this very program is the worker.
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod clients;
+
+use clients::{Clients, ask};
 use offloop::channel::Incoming;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, worker};
 use offloop::supervisor::{self, WorkerId};
@@ -216,14 +219,6 @@ impl Watched {
     }
 }
 
-fn ask(at: SocketAddr) -> std::io::Result<String> {
-    let mut connection = TcpStream::connect(at)?;
-    connection.write_all(b"ping")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    if answer.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
-}
-
 #[test]
 fn workers_share_the_sockets_and_a_reload_loses_no_connection() {
     reloads_lose_no_connection(Balance::Shared);
@@ -249,25 +244,10 @@ fn reloads_lose_no_connection(balance: Balance) {
     let w = start(quick().workers(2).balance(balance).listen(local()), command("one"));
     w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
     let at = w.port();
-    let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..4)
-        .map(|_| {
-            let (over, asked) = (Arc::clone(&over), Arc::clone(&asked));
-            std::thread::spawn(move || {
-                let mut failed = Vec::new();
-                while !over.load(Ordering::Relaxed) {
-                    match ask(at) {
-                        Ok(_) => drop(asked.fetch_add(1, Ordering::Relaxed)),
-                        Err(e) => failed.push(e.to_string()),
-                    }
-                }
-                failed
-            })
-        })
-        .collect();
+    let clients = Clients::start(4, at);
     for generation in 2..=6 {
-        let before = asked.load(Ordering::Relaxed);
-        while asked.load(Ordering::Relaxed) < before + 50 {
+        let before = clients.asked();
+        while clients.asked() < before + 50 {
             std::thread::yield_now();
         }
         assert_eq!(w.cluster.reload(Some(command(&format!("load {generation}")))).unwrap(), generation);
@@ -275,8 +255,7 @@ fn reloads_lose_no_connection(balance: Balance) {
         let report = w.cluster.wait_reload(generation, Some(WATCHDOG)).unwrap();
         assert_eq!((report.generation, report.replaced, report.forced), (generation, 2, 0));
     }
-    over.store(true, Ordering::Relaxed);
-    let failed: Vec<String> = clients.into_iter().flat_map(|c| c.join().unwrap()).collect();
+    let failed = clients.end();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(ask(at).unwrap().ends_with(" 6 load 6"));
     // The same command again.

@@ -1,6 +1,9 @@
 //! `offloop run` and the commands that talk to it, as processes: this very program is the server.
 #![expect(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "a test may")]
 
+mod clients;
+
+use clients::{Clients, ask};
 use offloop::cluster::worker;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +14,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -236,14 +239,6 @@ impl Drop for Running {
     }
 }
 
-fn ask(at: SocketAddr) -> std::io::Result<String> {
-    let mut connection = TcpStream::connect(at)?;
-    connection.write_all(b"ping")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    if answer.is_empty() { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer) }
-}
-
 fn pids(status: &Value) -> Vec<i32> {
     status["workers"].as_array().unwrap().iter().map(|w| i32::try_from(w["pid"].as_i64().unwrap()).unwrap()).collect()
 }
@@ -260,25 +255,10 @@ fn sighup_and_reload_replace_the_workers_and_no_request_fails() {
     let place = Place::new();
     let run = place.start("serves", &[]);
     let at = run.ready();
-    let (over, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients: Vec<_> = (0..3)
-        .map(|_| {
-            let (over, asked) = (Arc::clone(&over), Arc::clone(&asked));
-            std::thread::spawn(move || {
-                let mut failed = Vec::new();
-                while !over.load(Ordering::Relaxed) {
-                    match ask(at) {
-                        Ok(_) => drop(asked.fetch_add(1, Ordering::Relaxed)),
-                        Err(e) => failed.push(e.to_string()),
-                    }
-                }
-                failed
-            })
-        })
-        .collect();
+    let clients = Clients::start(3, at);
     for generation in 2..=5 {
-        let before = asked.load(Ordering::Relaxed);
-        eventually("requests are answered", || (asked.load(Ordering::Relaxed) > before + 50).then_some(()));
+        let before = clients.asked();
+        eventually("requests are answered", || (clients.asked() > before + 50).then_some(()));
         if generation % 2 == 0 {
             run.signal(libc::SIGHUP);
             run.line(&format!("reload to generation {generation} is done: 2 replaced"));
@@ -287,8 +267,7 @@ fn sighup_and_reload_replace_the_workers_and_no_request_fails() {
             assert_eq!((&done["generation"], &done["replaced"], &done["forced"]), (&json!(generation), &json!(2), &json!(0)));
         }
     }
-    over.store(true, Ordering::Relaxed);
-    let failed: Vec<String> = clients.into_iter().flat_map(|c| c.join().unwrap()).collect();
+    let failed = clients.end();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(ask(at).unwrap().starts_with("serves 5 "));
     assert_eq!(run.stop(), Some(0));

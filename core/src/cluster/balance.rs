@@ -30,6 +30,11 @@ const NAMES: &[(&str, Balance)] = &[
 ];
 
 impl Balance {
+    /// What each is called, the default first.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        NAMES.iter().map(|(name, _)| *name)
+    }
+
     /// The cluster accepts, and passes connections on.
     #[must_use]
     pub fn passes(self) -> bool {
@@ -42,7 +47,7 @@ impl FromStr for Balance {
 
     fn from_str(text: &str) -> Result<Balance> {
         NAMES.iter().find(|(name, _)| *name == text).map(|(_, balance)| *balance).ok_or_else(|| {
-            let all: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            let all: Vec<&str> = Balance::names().collect();
             Error::invalid("there is no such strategy").with("option", "balance").with("value", text).with("want", all.join(" "))
         })
     }

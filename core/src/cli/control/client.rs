@@ -109,47 +109,38 @@ impl Line {
     }
 }
 
-pub(in crate::cli) fn reload(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
-    let (_, done) = Line::ask(name(args), &json!({"do": "reload"}), None)?;
+/// What a command answers: the whole as JSON, where that is asked for, or the text.
+fn answer(args: &ArgMatches, out: &mut dyn Write, done: &Value, text: impl FnOnce() -> String) -> std::result::Result<(), Stop> {
     if args.get_flag("json") {
         writeln!(out, "{done}")?;
-        return Ok(());
+    } else {
+        write!(out, "{}", text())?;
     }
-    let forced = match done["forced"].as_u64() {
-        None | Some(0) => String::new(),
-        Some(n) => format!(", {n} did not finish in time"),
-    };
-    writeln!(
-        out,
-        "{}: generation {}, {} replaced in {:.1} s{forced}",
-        name(args),
-        done["generation"],
-        done["replaced"],
-        seconds(&done["took_ms"])
-    )?;
     Ok(())
+}
+
+pub(in crate::cli) fn reload(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
+    let (_, done) = Line::ask(name(args), &json!({"do": "reload"}), None)?;
+    answer(args, out, &done, || {
+        let forced = match done["forced"].as_u64() {
+            None | Some(0) => String::new(),
+            Some(n) => format!(", {n} did not finish in time"),
+        };
+        let took = seconds(&done["took_ms"]);
+        format!("{}: generation {}, {} replaced in {took:.1} s{forced}\n", name(args), done["generation"], done["replaced"])
+    })
 }
 
 pub(in crate::cli) fn scale(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
     let workers = *args.get_one::<u32>("workers").expect("clap requires it");
     let (_, done) = Line::ask(name(args), &json!({"do": "scale", "workers": workers}), None)?;
-    if args.get_flag("json") {
-        writeln!(out, "{done}")?
-    } else {
-        writeln!(out, "{}: {workers} ready", name(args))?
-    }
-    Ok(())
+    answer(args, out, &done, || format!("{}: {workers} ready\n", name(args)))
 }
 
 pub(in crate::cli) fn stop(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
     let (_, done) = Line::ask(name(args), &json!({"do": "stop", "fast": args.get_flag("now")}), None)?;
     let how = if done["status"] == json!(0) { "stopped" } else { "stopped, and workers had to be killed" };
-    if args.get_flag("json") {
-        writeln!(out, "{done}")?
-    } else {
-        writeln!(out, "{}: {how}", name(args))?
-    }
-    Ok(())
+    answer(args, out, &done, || format!("{}: {how}\n", name(args)))
 }
 
 pub(in crate::cli) fn events(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
@@ -183,12 +174,7 @@ pub(in crate::cli) fn logs(args: &ArgMatches, out: &mut dyn Write) -> std::resul
 
 pub(in crate::cli) fn metrics(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {
     let (_, done) = Line::ask(name(args), &json!({"do": "metrics"}), Some(ANSWER))?;
-    if args.get_flag("json") {
-        writeln!(out, "{done}")?
-    } else {
-        write!(out, "{}", done["text"].as_str().unwrap_or_default())?
-    }
-    Ok(())
+    answer(args, out, &done, || done["text"].as_str().unwrap_or_default().to_owned())
 }
 
 pub(in crate::cli) fn ps(args: &ArgMatches, out: &mut dyn Write) -> std::result::Result<(), Stop> {

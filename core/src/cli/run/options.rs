@@ -6,6 +6,7 @@ use crate::cluster::{Address, Balance, Builder};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
 use crate::sys::cpu;
+use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use std::ffi::{OsStr, OsString};
@@ -71,7 +72,7 @@ pub(in crate::cli) fn command() -> Command {
                 .long("balance")
                 .value_name("STRATEGY")
                 .default_value("shared")
-                .value_parser(["shared", "round-robin", "least-connections", "ip-hash", "reuseport"])
+                .value_parser(PossibleValuesParser::new(Balance::names()))
                 .help("How connections come to workers; but for shared and reuseport the command accepts, and passes them to programs that it has hooks in"),
             Arg::new("name").short('n').long("name").value_name("NAME").value_parser(place::name).help("What other commands know it by [default: that of the script]"),
             Arg::new("env")

@@ -2,6 +2,7 @@
 //! (`sd_listen_fds(3)`).
 
 use crate::sys::{clock, net};
+use crate::wire::cluster::FIRST_FD;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
@@ -9,8 +10,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
-/// The first fd that is given.
-const FIRST_FD: i32 = 3;
 /// What of all this is not the workers' business; [`Command`](crate::cluster::Command) sees to `LISTEN_FDS` and its like.
 pub(super) const OWN: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
