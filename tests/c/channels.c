@@ -11,17 +11,6 @@
 
 #define SECOND 1000000000LL
 
-static offloop_value *int_value(int64_t n) {
-  offloop_value *v = NULL;
-  OK(offloop_value_new_int(n, &v));
-  return v;
-}
-static int64_t int_of(offloop_incoming *in) {
-  int64_t n = -1;
-  OK(offloop_value_get_int(in->value, &n));
-  offloop_value_free(in->value);
-  return n;
-}
 static void send_int(offloop_channel *c, int64_t n) {
   offloop_value *v = int_value(n);
   OK(offloop_channel_send(c, &v, NULL, 0, -1));
@@ -31,7 +20,7 @@ static int64_t recv_int(offloop_channel *c) {
   offloop_incoming in;
   OK(offloop_channel_recv(c, -1, &in));
   CHECK(in.kind == OFFLOOP_INCOMING_MESSAGE && in.fd_count == 0);
-  return int_of(&in);
+  return take_int(in.value);
 }
 static void pair(size_t capacity, offloop_channel **a, offloop_channel **b) {
   offloop_channel_options o = OFFLOOP_CHANNEL_OPTIONS_INIT;
@@ -107,11 +96,11 @@ static void use(void) {
   OK(offloop_channel_request(a, &v, &fd, 1, -1, &in));
   CHECK(v == NULL && in.kind == OFFLOOP_INCOMING_REPLY && !in.failed && in.fd_count == 1);
   close(in.fds[0]);
-  CHECK(int_of(&in) == 20);
+  CHECK(take_int(in.value) == 20);
   v = int_value(30);
   OK(offloop_channel_post_request(a, &v, NULL, 0, -1, &id));
   while (offloop_channel_try_recv(a, &in) != OFFLOOP_OK) CHECK(poll(&p, 1, 60000) == 1);
-  CHECK(in.kind == OFFLOOP_INCOMING_REPLY && in.id == id && in.status == OFFLOOP_OK && int_of(&in) == 30);
+  CHECK(in.kind == OFFLOOP_INCOMING_REPLY && in.id == id && in.status == OFFLOOP_OK && take_int(in.value) == 30);
   OK(offloop_channel_close(a));
   CHECK(pthread_join(thread, NULL) == 0);
   v = int_value(1);
@@ -131,7 +120,7 @@ static void use(void) {
   CHECK(in.kind == OFFLOOP_INCOMING_REPLY && in.id == id && in.status == OFFLOOP_ERR_CLOSED);
   IS(offloop_channel_try_recv(a, &in), CLOSED);
   offloop_status ended;
-  while ((ended = offloop_channel_recv(b, -1, &in)) == OFFLOOP_OK) CHECK(in.kind == OFFLOOP_INCOMING_MESSAGE && int_of(&in) == 0);
+  while ((ended = offloop_channel_recv(b, -1, &in)) == OFFLOOP_OK) CHECK(in.kind == OFFLOOP_INCOMING_MESSAGE && take_int(in.value) == 0);
   CHECK(ended == OFFLOOP_ERR_CLOSED);
   offloop_channel_free(a), offloop_channel_free(b);
 
@@ -260,7 +249,7 @@ static void processes(void) {
   for (i = 990; i < 1000; i++) CHECK(recv_int(c) == i);
   v = int_value(7);
   OK(offloop_channel_request(c, &v, NULL, 0, -1, &in));
-  CHECK(int_of(&in) == 7);
+  CHECK(take_int(in.value) == 7);
   OK(offloop_channel_close(c));
   CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
   offloop_channel_free(c);

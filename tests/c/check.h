@@ -5,6 +5,7 @@
 #include <offloop.h> /* twice on purpose */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 extern long checks;
 #define CHECK(cond) \
@@ -19,6 +20,24 @@ extern long checks;
 #define IS(call, status) CHECK((call) == OFFLOOP_ERR_##status)
 
 #define FORGED ((void *)0x00005555deadbee0)
+#define MS 1000000LL
+
+static inline int says(const char *text) { return strstr(offloop_last_error(), text) != NULL; }
+static inline offloop_value *int_value(int64_t n) {
+  offloop_value *v = NULL;
+  OK(offloop_value_new_int(n, &v));
+  return v;
+}
+static inline int64_t int_of(const offloop_value *v) {
+  int64_t n = -1;
+  OK(offloop_value_get_int(v, &n));
+  return n;
+}
+static inline int64_t take_int(offloop_value *v) {
+  int64_t n = int_of(v);
+  offloop_value_free(v);
+  return n;
+}
 
 /* abi.c */
 offloop_pool *pool_of(int64_t workers, int64_t queue);

@@ -10,36 +10,23 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define MS 1000000LL
 
-static int says(const char *text) { return strstr(offloop_last_error(), text) != NULL; }
 
 /* ---- the worker's part: answers each connection with slot and generation ---- */
 
 static atomic_int drained_calls;
 static void on_drain(void *user) { atomic_fetch_add((atomic_int *)user, 1); }
 
-static offloop_value *number(int64_t n) {
-  offloop_value *v = NULL;
-  OK(offloop_value_new_int(n, &v));
-  return v;
-}
-static int64_t number_of(const offloop_incoming *in) {
-  int64_t n = -1;
-  OK(offloop_value_get_int(in->value, &n));
-  return n;
-}
-
 static void on_message(offloop_channel *from, const offloop_incoming *in, void *user) {
   offloop_value *v = NULL;
   CHECK(user == &drained_calls);
   if (in->kind == OFFLOOP_INCOMING_REQUEST) {
-    v = number(number_of(in) * 2);
+    v = int_value(int_of(in->value) * 2);
     OK(offloop_channel_reply(from, in->id, 0, &v, NULL, 0, -1));
   } else if (in->fd_count == 1) {
     CHECK(write(in->fds[0], "seen", 4) == 4 && close(in->fds[0]) == 0);
   } else {
-    v = number(number_of(in) + 1);
+    v = int_value(int_of(in->value) + 1);
     OK(offloop_worker_send(&v, NULL, 0, -1));
   }
   offloop_value_free(in->value);
@@ -48,13 +35,13 @@ static int talks(uint32_t slot) {
   struct pollfd drain = {offloop_worker_drain_fd(), POLLIN, 0};
   offloop_channel *own = NULL;
   offloop_incoming in;
-  offloop_value *v = number(slot * 100);
+  offloop_value *v = int_value(slot * 100);
   OK(offloop_worker_send(&v, NULL, 0, 0));
   IS(offloop_worker_send(&v, NULL, 0, -1), INVALID);
   OK(offloop_worker_channel(&own));
-  v = number(21);
+  v = int_value(21);
   OK(offloop_channel_request(own, &v, NULL, 0, -1, &in));
-  CHECK(in.failed == 0 && number_of(&in) == 63);
+  CHECK(in.failed == 0 && int_of(in.value) == 63);
   offloop_value_free(in.value);
   offloop_channel_free(own); /* ends nothing */
   IS(offloop_worker_on_message(NULL, NULL, NULL), INVALID);
@@ -124,10 +111,10 @@ static void freed(void *user) { (void)user; atomic_fetch_add(&heard.freed, 1); }
 
 static struct { atomic_int count, sum, freed; offloop_channel *_Atomic from; } said;
 static void hear_message(uint32_t slot, uint32_t generation, offloop_channel *from, const offloop_incoming *in, void *user) {
-  int64_t n = number_of(in);
+  int64_t n = int_of(in->value);
   CHECK(user == &said && slot < 2 && generation == 1);
   if (in->kind == OFFLOOP_INCOMING_REQUEST) {
-    offloop_value *v = number(n * 3);
+    offloop_value *v = int_value(n * 3);
     OK(offloop_channel_reply(from, in->id, 0, &v, NULL, 0, -1));
   } else {
     if (slot == 0) atomic_store(&said.from, from);
@@ -146,7 +133,7 @@ static void messages(offloop_cluster_options o) {
   offloop_cluster *c = NULL;
   offloop_channel *to = NULL;
   offloop_incoming in;
-  offloop_value *v = number(1);
+  offloop_value *v = int_value(1);
   offloop_buffer *buffer = NULL;
   uint32_t missed[2] = {9, 9};
   size_t count = 7;
@@ -163,20 +150,20 @@ static void messages(offloop_cluster_options o) {
   CHECK(heard_sum(2) == 100);
   OK(offloop_cluster_send(c, 1, &v, NULL, 0, -1));
   CHECK(v == NULL && heard_sum(3) == 102);
-  v = number(1000);
+  v = int_value(1000);
   OK(offloop_cluster_broadcast(c, &v, NULL, 0, missed, 2, &count));
   CHECK(v == NULL && count == 0 && missed[0] == 9 && heard_sum(5) == 2104);
 
   OK(offloop_cluster_channel(c, 0, &to));
-  v = number(21);
+  v = int_value(21);
   OK(offloop_channel_request(to, &v, NULL, 0, -1, &in));
-  CHECK(number_of(&in) == 42);
+  CHECK(int_of(in.value) == 42);
   offloop_value_free(in.value);
   offloop_channel_free(to); /* ends nothing */
 
   /* fds travel, and buffers to one worker only */
   CHECK(pipe(ends) == 0);
-  v = number(0);
+  v = int_value(0);
   OK(offloop_cluster_send(c, 0, &v, &ends[1], 1, -1));
   close(ends[1]);
   CHECK(read(ends[0], text, sizeof text) == 4 && !strcmp(text, "seen"));
@@ -192,7 +179,7 @@ static void messages(offloop_cluster_options o) {
   IS(offloop_cluster_channel(c, 9, &to), NOT_FOUND);
   IS(offloop_cluster_channel(c, 0, NULL), INVALID);
   OK(offloop_cluster_stop(c, 60000 * MS));
-  v = number(1);
+  v = int_value(1);
   IS(offloop_channel_try_send(atomic_load(&said.from), &v, NULL, 0), INVALID); /* went with its worker */
   IS(offloop_cluster_send(c, 0, &v, NULL, 0, -1), NOT_FOUND);
   offloop_value_free(v);

@@ -11,23 +11,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MS 1000000LL
 #define LONG_AGO 30000 /* ms; ends a hang of a worker, nothing is measured by it */
 
 static void nap(long ms) {
   struct timespec t = {ms / 1000, ms % 1000 * 1000000};
   nanosleep(&t, NULL);
-}
-static int says(const char *text) { return strstr(offloop_last_error(), text) != NULL; }
-static offloop_value *int_value(int64_t n) {
-  offloop_value *v = NULL;
-  OK(offloop_value_new_int(n, &v));
-  return v;
-}
-static int64_t int_of(const offloop_value *v) {
-  int64_t n = -1;
-  OK(offloop_value_get_int(v, &n));
-  return n;
 }
 
 /* ---- the worker's part ---- */

@@ -24,12 +24,6 @@ static int32_t hold(offloop_task_ctx *ctx, void *arg) {
   until(&gate, 1);
   return give_int(ctx, arg);
 }
-static int64_t int_of(offloop_value *v) {
-  int64_t n = 0;
-  OK(offloop_value_get_int(v, &n));
-  offloop_value_free(v);
-  return n;
-}
 
 /* ---- a callback may call whatever anybody else may ---- */
 
@@ -49,10 +43,10 @@ static void again(void *user, offloop_status status, offloop_value *value) {
   offloop_event event;
   size_t count = 1;
 
-  CHECK(status == OFFLOOP_OK && int_of(value) == r->left);
+  CHECK(status == OFFLOOP_OK && take_int(value) == r->left);
   OK(offloop_pool_submit(r->pool, give_int, (void *)7, NULL, NULL, &other));
   OK(offloop_task_wait(other, -1, &value));
-  CHECK(int_of(value) == 7);
+  CHECK(take_int(value) == 7);
   offloop_task_free(other);
   OK(offloop_task_cancel(own)); /* it is done: nothing happens */
   IS(offloop_task_wait(own, -1, NULL), INVALID); /* this call has its outcome */
@@ -113,7 +107,7 @@ static void on_outer(void *user, offloop_status status, offloop_value *value) {
   offloop_submit_options o = OFFLOOP_SUBMIT_OPTIONS_INIT;
   offloop_task *task = NULL;
   int inner = 0, attached = 0;
-  CHECK(status == OFFLOOP_OK && int_of(value) == 1);
+  CHECK(status == OFFLOOP_OK && take_int(value) == 1);
   o.on_done = on_inner;
   o.user = &inner;
   OK(offloop_pool_submit(r->pool, give_int, (void *)2, NULL, &o, NULL));
@@ -152,9 +146,9 @@ static void nested_waits(void) {
   until(&r.done, 1);
   OK(offloop_pool_submit(r.pool, wait_for_own_pool, &r, NULL, NULL, &task));
   OK(offloop_task_wait(task, -1, &v));
-  CHECK(int_of(v) == 5);
+  CHECK(take_int(v) == 5);
   OK(offloop_task_wait(r.task, -1, &v));
-  CHECK(int_of(v) == 4);
+  CHECK(take_int(v) == 4);
   offloop_task_free(r.task);
   offloop_task_free(task);
   OK(offloop_pool_shutdown(r.pool, -1));
@@ -217,7 +211,7 @@ struct scene {
 static void wait_for_task(struct scene *s) {
   offloop_value *v = NULL;
   OK(offloop_task_wait(s->task, -1, &v));
-  CHECK(int_of(v) == 42);
+  CHECK(take_int(v) == 42);
 }
 static void wait_for_cq(struct scene *s) { OK(offloop_cq_wait(s->cq, -1)); }
 static void wait_for_room(struct scene *s) {
@@ -227,7 +221,7 @@ static void wait_for_room(struct scene *s) {
   o.on_full = OFFLOOP_ON_FULL_WAIT;
   OK(offloop_pool_submit(s->pool, give_int, (void *)5, NULL, &o, &task));
   OK(offloop_task_wait(task, -1, &v));
-  CHECK(int_of(v) == 5);
+  CHECK(take_int(v) == 5);
   offloop_task_free(task);
 }
 static void wait_for_end(struct scene *s) { OK(offloop_pool_shutdown(s->pool, -1)); }
