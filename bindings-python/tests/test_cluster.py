@@ -718,6 +718,9 @@ def test_a_port_of_the_systems_choice_is_the_same_for_all_workers(server, tmp_pa
         "    async with server:", "    server.second = await asyncio.start_server(handle, '127.0.0.1', 0)\n    async with server:"
     )
     with server(code) as cluster:
+        # It is ready with the first of them.
+        while len(cluster.addresses) < 2:
+            time.sleep(0.01)
         one, two = (int(address.rsplit(":", 1)[1]) for address in cluster.addresses)
         for port in (one, two):
             pids, seen = {str(worker.pid) for worker in cluster.workers.values()}, set()
