@@ -256,9 +256,19 @@ typedef struct offloop_cluster offloop_cluster;
 typedef struct offloop_consumer offloop_consumer;
 
 /**
+ * A number that the processes of a cluster count together.
+ */
+typedef struct offloop_counter offloop_counter;
+
+/**
  * Delivers outcomes to an event loop.
  */
 typedef struct offloop_cq offloop_cq;
+
+/**
+ * Token buckets from which the processes of a cluster take together.
+ */
+typedef struct offloop_limiter offloop_limiter;
 
 /**
  * Accepts channels at a path.
@@ -908,9 +918,9 @@ typedef struct {
    */
   int32_t nice;
   /**
-   * 0.
+   * Not 0: each worker runs on one core, by its slot, the usable cores counted round.
    */
-  uint32_t reserved;
+  uint32_t pin_cpus;
   /**
    * Called with each event on threads of the library, one call at a time. Default: none.
    */
@@ -936,6 +946,22 @@ typedef struct {
    * Called with message_user when no message can come any more. May be NULL.
    */
   void (*message_user_free)(void*);
+  /**
+   * Whose workers are: "USER" or "USER:GROUP", by name or number, without supplementary groups. Another than this process's takes privileges. Default: this process's.
+   */
+  const char *user;
+  /**
+   * Soft and hard limits of the workers: texts "NAME=NUMBER" or "NAME=unlimited", NULL; names as for prlimit(1): "nofile", "core", "as" ... Default: this process's.
+   */
+  const char *const *limits;
+  /**
+   * oom_score_adj of the workers, -1000 to 1000: how much rather than others they are killed when memory runs out. 0: this process's.
+   */
+  int32_t oom_score;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
 } offloop_cluster_options;
 
 /**
@@ -1027,6 +1053,51 @@ typedef struct {
  * is the library's.
  */
 typedef void (*offloop_worker_message_fn)(offloop_channel *from, const offloop_incoming *message, void *user);
+
+/**
+ * What a rate limiter lets through. 0 means the default; start from OFFLOOP_LIMIT_INIT.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_limit).
+   */
+  size_t struct_size;
+  /**
+   * Tokens per second that come back: 0.000001 to 1,000,000. To be given.
+   */
+  double rate;
+  /**
+   * Tokens of a full bucket: 1 to 1,048,576. Default: those of one second, rounded up.
+   */
+  uint32_t burst;
+  /**
+   * Keys whose buckets are known at a time: 8 to 16,777,216, of 8 bytes each, rounded up to a power of two. Default 16,384. A key's bucket is among 8; where all 8 are in use, the one that is
+   * nearest to full is forgotten, and its key begins with a full one.
+   */
+  uint32_t keys;
+} offloop_limit;
+
+/**
+ * What became of offloop_limiter_take.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_taken), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * 1: the tokens were there.
+   */
+  uint32_t allowed;
+  /**
+   * Whole tokens that are there now.
+   */
+  uint32_t remaining;
+  /**
+   * When not allowed: until as many are there, if nobody else takes some. Else 0.
+   */
+  int64_t retry_after_ns;
+} offloop_taken;
 
 /**
  * How a ring is made. 0 or NULL means the default everywhere; start from OFFLOOP_RING_OPTIONS_INIT.
@@ -2178,6 +2249,53 @@ offloop_status offloop_worker_drained(void);
 offloop_status offloop_worker_fail(const char *text);
 
 /**
+ * The counter of this name, 1 to 128 bytes: a new one at 0 the first time. With `cluster` that which its workers have by this name, until the cluster ends; with NULL that of the cluster whose
+ * worker this process is, else one of this process alone. Ask once: a worker waits for its cluster's answer. OFFLOOP_ERR_CLOSED for a cluster that was not started, OFFLOOP_ERR_INVALID for a
+ * name that is none, and with more than 256 names.
+ */
+offloop_status offloop_counter_new(offloop_cluster *cluster,
+                                   const char *name,
+                                   offloop_counter **out);
+
+/**
+ * Adds `n`, which may be negative; what it is then goes to `value`, which may be NULL. It wraps at 64 bits.
+ */
+offloop_status offloop_counter_add(offloop_counter *counter, int64_t n, int64_t *value);
+
+/**
+ * Makes it `n`; what it was goes to `before`, which may be NULL.
+ */
+offloop_status offloop_counter_set(offloop_counter *counter, int64_t n, int64_t *before);
+
+/**
+ * Frees the handle; the counter stays. NULL is allowed.
+ */
+void offloop_counter_free(offloop_counter *counter);
+
+/**
+ * The rate limiter of this name, as offloop_counter_new: token buckets, one per key, which are full at first. OFFLOOP_ERR_INVALID for a limit that is none, and for a name that stands for
+ * another limit.
+ */
+offloop_status offloop_limiter_new(offloop_cluster *cluster,
+                                   const char *name,
+                                   const offloop_limit *limit,
+                                   offloop_limiter **out);
+
+/**
+ * Takes `cost` tokens from the bucket of a key of `len` bytes, all or none; 0 looks only. `taken_io` says whether they were there. OFFLOOP_ERR_INVALID for a cost above the burst.
+ */
+offloop_status offloop_limiter_take(offloop_limiter *limiter,
+                                    const void *key,
+                                    size_t len,
+                                    uint32_t cost,
+                                    offloop_taken *taken_io);
+
+/**
+ * Frees the handle; the limiter stays. NULL is allowed.
+ */
+void offloop_limiter_free(offloop_limiter *limiter);
+
+/**
  * Makes a ring in shared memory that is reserved in full: a bounded queue of records between threads and processes, which survives
  * the death of either side. `options` may be NULL: all defaults.
  */
@@ -2577,13 +2695,19 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
   { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_RELOAD_REPORT_INIT \
   { sizeof(offloop_reload_report), 0, 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_LIMIT_INIT \
+  { sizeof(offloop_limit), 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_TAKEN_INIT \
+  { sizeof(offloop_taken), 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_OP_DEF_INIT \
   { sizeof(offloop_op_def), OFFLOOP_ABI_VERSION, 0, NULL, NULL, NULL, NULL }

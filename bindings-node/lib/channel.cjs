@@ -93,6 +93,7 @@ class ChannelRequest {
 let opened
 let finished
 let sentCopy
+let answered
 
 class Channel extends EventEmitter {
   #handle
@@ -108,6 +109,9 @@ class Channel extends EventEmitter {
   /** It ended before what had come was listened for. */
   #left = false
   #told = false
+  /** Requests that were handed over and are not answered, and who waits for that. */
+  #open = new Set()
+  #settled
   /** The last counts of one whose fds and memory are let go of. */
   #last = null
   #resume = () => this.#receive()
@@ -116,6 +120,7 @@ class Channel extends EventEmitter {
     opened = (handle, note = 0) => new Channel(MADE_HERE, handle, note)
     finished = (channel) => channel.#finish()
     sentCopy = (channel, value, fds) => channel.#sendCopy(value, fds)
+    answered = (channel) => channel.#answered()
   }
 
   constructor(key, handle, note) {
@@ -383,10 +388,24 @@ class Channel extends EventEmitter {
       if (this.#why !== null) throw this.#why
       const send = (check) => native.channelReply(this.#handle, answer, given.fds, id, failed, check)
       this.#sent(movingBuffers(send, given.transfer))
+      this.#open.delete(id)
+      if (this.#open.size === 0) this.#settled?.()
     }
-    if (this.listenerCount('request') > 0) return this.emit('request', new ChannelRequest(value, fds, answer))
+    if (this.listenerCount('request') > 0) {
+      this.#open.add(id)
+      return this.emit('request', new ChannelRequest(value, fds, answer))
+    }
     drop(fds)
     this.#refuse(id, fail('NotFound', 'nobody answers requests on this channel'))
+  }
+
+  /** Resolves when every request that was handed over has its answer, or nobody waits for one. */
+  #answered() {
+    if (this.#open.size === 0 || this.#why !== null) return Promise.resolve()
+    return new Promise((resolve) => {
+      this.#settled = resolve
+      this.once('close', resolve)
+    })
   }
 
   /** An answer that nobody here gave; one that cannot be delivered is dropped. */
@@ -567,4 +586,4 @@ class ChannelListener {
   }
 }
 
-module.exports = { Channel, opened, finished, sentCopy, checkSend }
+module.exports = { Channel, opened, finished, sentCopy, answered, checkSend }

@@ -12,10 +12,14 @@ const { begin, end, newNote, onNote, offNote, report } = require('./completion.c
 const { wrongType, texts, checkEnv, closeGrace } = require('./options.cjs')
 const { PRELOAD, inherited } = require('./launch.cjs')
 const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
+const broker = require('./broker.cjs')
+const { pick } = require('./calls.cjs')
 
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
-const KNOWN = `${COMMAND.join(' ')} workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests`
+/** What the kernel lets workers have and do. */
+const CONFINE = ['nice', 'pinCpus', 'uid', 'gid', 'oomScore']
+const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests pool`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -68,6 +72,13 @@ function addressOf(listen) {
   if (typeof port !== 'number' || (host !== undefined && typeof host !== 'string')) throw wrong
   if (host === undefined) return `:${port}`
   return String(host).includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+}
+
+/** Names and numbers by turns. */
+function checkLimits(limits) {
+  if (limits === undefined || limits === null) return undefined
+  if (typeof limits !== 'object' || Array.isArray(limits)) throw wrongType('limits', 'object of numbers', limits)
+  return Object.entries(limits).flat()
 }
 
 function checkHeartbeat(heartbeat) {
@@ -127,6 +138,9 @@ class ClusterWorker {
 class Cluster extends EventEmitter {
   #options
   #listen
+  /** That workers submit to, and where they find it. */
+  #pool
+  #served = null
   /** By generation: what runs, and what is to. */
   #commands = new Map()
   #handle = null
@@ -147,14 +161,18 @@ class Cluster extends EventEmitter {
   constructor(options) {
     super()
     const { workers, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
-    const { heartbeat, maxAge, maxMemory, maxRequests, ...rest } = others
-    const { exec, args, execArgv, env, cwd, ...unknown } = rest
+    const { heartbeat, maxAge, maxMemory, maxRequests, pool, ...rest } = others
+    const { exec, args, execArgv, env, cwd, limits, ...last } = rest
+    const confine = pick(last, CONFINE)
+    const unknown = Object.fromEntries(Object.entries(last).filter(([name]) => !CONFINE.includes(name)))
     checkKnown(unknown, KNOWN)
     this.#commands.set(1, { exec, args, execArgv, env, cwd })
     checkCommand(this.#commands.get(1))
     if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
     if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
     this.#listen = listen.map(addressOf)
+    broker.checkPool(pool)
+    this.#pool = pool
     this.#options = {
       workers: workers === 'auto' ? undefined : workers,
       balance,
@@ -165,6 +183,8 @@ class Cluster extends EventEmitter {
       maxAge,
       maxMemory,
       maxRequests,
+      ...confine,
+      limits: checkLimits(limits),
       ...checkHeartbeat(heartbeat),
     }
     native.clusterCheck(this.#options, this.#listen)
@@ -187,9 +207,11 @@ class Cluster extends EventEmitter {
     this.#note = newNote()
     onNote(this.#note, () => this.#onEvents())
     try {
-      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...commandOf(this.#commands.get(1)))
+      if (this.#pool !== undefined) this.#served = broker.serve(this.#pool)
+      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...this.#command(this.#commands.get(1)))
     } catch (error) {
       offNote(this.#note)
+      this.#served?.close()
       throw error
     }
     begin()
@@ -200,6 +222,13 @@ class Cluster extends EventEmitter {
       if (this.#handle !== null) await this.#end(null)
       throw error
     }
+  }
+
+  /** What native code takes of a command. */
+  #command(command) {
+    const [args, variables, cwd] = commandOf(command)
+    if (this.#served !== null) variables.push(broker.VARIABLE, this.#served.path)
+    return [args, variables, cwd]
   }
 
   #until(holds) {
@@ -427,6 +456,10 @@ class Cluster extends EventEmitter {
     return this.#handle
   }
 
+  static handleOf(cluster) {
+    return cluster.#open()
+  }
+
   /**
    * Replaces all workers by a new generation, one after the other, without being fewer at any time. `exec`, `args`, `execArgv`, `env` and `cwd` are those
    * of the new one; each that is not given stays.
@@ -438,7 +471,7 @@ class Cluster extends EventEmitter {
     // Of the generation that runs, which may be a later one than this side has heard of.
     const command = changed(this.#commands.get(this.stats.generation), { exec, args, execArgv, env, cwd })
     checkCommand(command)
-    const generation = native.clusterReload(handle, ...commandOf(command))
+    const generation = native.clusterReload(handle, ...this.#command(command))
     this.#commands.set(generation, command)
     return new Promise((resolve, reject) => this.#reloads.set(generation, { resolve, reject }))
   }
@@ -473,6 +506,7 @@ class Cluster extends EventEmitter {
       for (const { reject } of this.#reloads.values()) reject(closed)
       this.#reloads.clear()
       offNote(this.#note)
+      this.#served?.close()
       native.clusterRelease(this.#handle)
       this.#handle = null
       end()

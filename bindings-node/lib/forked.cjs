@@ -39,8 +39,15 @@ class Own extends Worker {
     channel.on('close', (why) => this.#ended(why))
   }
 
-  destroy(signal = 'SIGTERM') {
-    process.kill(process.pid, signal)
+  /** As node:cluster: says so, and exits. */
+  destroy() {
+    if (this.state === 'destroying') return
+    this.exitedAfterDisconnect = true
+    if (!process.connected) process.exit(0)
+    this.state = 'destroying'
+    process.once('disconnect', () => process.exit(0))
+    this.#channel.send([INNER, 'disconnecting'])
+    this.#close()
   }
 
   /** Closes the servers, and the channel once they have ended. */

@@ -16,6 +16,7 @@ function load() {
   const { RingBuffer, Producer, Consumer, Delivery } = require('./ring.cjs')
   const { Channel } = require('./channel.cjs')
   const { Cluster } = require('./clusters.cjs')
+  const { Counter, RateLimiter } = require('./shared.cjs')
   const { ops } = require('./ops.cjs')
 
   const metrics = (format) => native.metrics(format)
@@ -35,6 +36,8 @@ function load() {
     Delivery,
     Channel,
     Cluster,
+    Counter,
+    RateLimiter,
     OffloopError,
     metrics,
   }

@@ -507,6 +507,19 @@ export interface ClusterOptions extends ClusterCommand {
   maxMemory?: number | undefined
   /** So is one that has answered so many requests, ±10 %: those of HTTP, and what it says by `served`. */
   maxRequests?: number | undefined
+  /** Added to the niceness of the workers. A lower niceness than this process's takes privileges, as do the next ones where they say so: without them `start` is `ERR_OFFLOOP_START_FAILED`. */
+  nice?: number | undefined
+  /** Each worker runs on one core, by its slot, the usable cores counted round. Default false. */
+  pinCpus?: boolean | undefined
+  /** Whose workers are, without supplementary groups. Another than this process's takes privileges. Without `gid` the group stays. */
+  uid?: number | undefined
+  gid?: number | undefined
+  /** Soft and hard limits of the workers, in the kernel's units: `{ nofile: 1024, core: 0 }`; `Infinity`: none. To raise a hard one takes privileges. */
+  limits?: Partial<Record<'as' | 'core' | 'cpu' | 'data' | 'fsize' | 'memlock' | 'nofile' | 'nproc' | 'rss' | 'stack', number>> | undefined
+  /** `oom_score_adj`, −1,000 to 1,000: how much rather than others workers are killed when memory runs out. A lower one than this process's takes privileges. */
+  oomScore?: number | undefined
+  /** A pool that all workers submit to: `currentWorker().pool` there. It is this process's own still: the cluster does not close it. */
+  pool?: WorkerPool | ProcessPool | undefined
 }
 
 /** A worker of a cluster, as its cluster sees it. */
@@ -652,6 +665,46 @@ export class Cluster extends EventEmitter<ClusterEvents> implements AsyncDisposa
   readonly addresses: string[]
   readonly stats: ClusterStats
   [Symbol.asyncDispose](): Promise<void>
+}
+
+/**
+ * A number that the workers of a cluster count together, by name; it lasts as long as the cluster. In a worker it is that of its cluster, in the cluster's process with `cluster` too; else one of
+ * this process alone. Make it once: a worker waits for its cluster's answer. `name` has 1 to 128 bytes; a cluster has 256 counters and limiters at most. A worker that dies leaves what it has counted.
+ */
+export class Counter {
+  constructor(name: string, options?: { cluster?: Cluster | undefined })
+  /** Adds a safe integer, which may be negative (default 1); what it is then. It wraps at 64 bits. */
+  add(n?: number): number
+  readonly value: number
+  /** Makes it a safe integer; what it was. */
+  set(value: number): number
+}
+
+export interface RateLimiterOptions {
+  /** Tokens per second that come back: 0.000001 to 1,000,000. */
+  rate: number
+  /** Tokens of a full bucket: 1 to 1,048,576. Default: those of one second. */
+  burst?: number | undefined
+  /** Keys whose buckets are known at a time: 8 to 16,777,216, of 8 bytes each. Default 16,384. */
+  keys?: number | undefined
+  cluster?: Cluster | undefined
+}
+
+/** What became of {@link RateLimiter.take}. */
+export interface Taken {
+  /** The tokens were there. */
+  allowed: boolean
+  /** Whole tokens that are there now. */
+  remaining: number
+  /** ms until as many are there as were wanted, if nobody else takes some; 0 when they were. */
+  retryAfter: number
+}
+
+/** Token buckets, one per key, from which the workers of a cluster take together; by name, as {@link Counter}. A name stands for one limit: another is `ERR_OFFLOOP_INVALID`. */
+export class RateLimiter {
+  constructor(name: string, options: RateLimiterOptions)
+  /** Takes `cost` tokens (default 1; 0: looks only) from the bucket of `key` (default ''), all or none. `ERR_OFFLOOP_INVALID` for a cost above the burst. */
+  take(key?: string, cost?: number): Taken
 }
 
 /** One typed function per native op, on the default pool: `await ops.sha256(data)`. */

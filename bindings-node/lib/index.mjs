@@ -16,6 +16,8 @@ export const {
   Delivery,
   Channel,
   Cluster,
+  Counter,
+  RateLimiter,
   OffloopError,
   metrics,
 } = offloop

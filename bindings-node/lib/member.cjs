@@ -3,6 +3,7 @@
 // leave its servers finish what they do. lib/clusters.cjs is the other side.
 
 const { EventEmitter, once } = require('node:events')
+const fs = require('node:fs')
 const net = require('node:net')
 const { constants } = require('node:os')
 const path = require('node:path')
@@ -12,10 +13,15 @@ const { fail, typeName } = require('./error.cjs')
 const { newNote, onNote, offNote } = require('./completion.cjs')
 const { textOf } = require('./functions.cjs')
 
+/** Requests that have been handed over are answered. */
+const answered = (channel) => require('./channel.cjs').answered(channel)
+
 /** Of the flags that a server listens with: no connection of version 4. */
 const IPV6_ONLY = 1
 
 let member = null
+/** Servers have been told to take nothing more. */
+let finishing = false
 /** Servers that listen, and those that drain. */
 const servers = new Set()
 /** By address: the servers that have the sockets there, in their order. */
@@ -27,6 +33,7 @@ const SAID = ['message', 'request', 'messageerror']
 class ClusterMember extends EventEmitter {
   #handle
   #channel = null
+  #pool
   /** By name: what hands over the channel's events. */
   #forwards = new Map()
   /** The cluster accepts, and passes connections on. */
@@ -73,6 +80,13 @@ class ClusterMember extends EventEmitter {
     // Loaded by those that use it.
     this.#channel ??= require('./channel.cjs').opened(native.memberChannel(this.#handle))
     return this.#channel
+  }
+
+  /** That which the process of the cluster has for all workers; null where it has none. */
+  get pool() {
+    // Loaded by those that use it.
+    if (this.#pool === undefined) this.#pool = require('./broker.cjs').ClusterPool.open()
+    return this.#pool
   }
 
   /** Sends a message to the process of the cluster, which waits here where that has no room for it; false then. */
@@ -188,6 +202,7 @@ class ClusterMember extends EventEmitter {
       })
       return
     }
+    if (this.#channel !== null) await answered(this.#channel)
     await Promise.all([...[process.stdout, process.stderr].map(flushed), this.#sent()])
     process.exit()
   }
@@ -265,6 +280,17 @@ class Intake {
 
   listen() {
     return 0
+  }
+
+  /** Of a unix socket: `readableAll` and `writableAll` of the server. */
+  fchmod(mode) {
+    const file = this.#where.slice('unix:'.length)
+    try {
+      fs.chmodSync(file, (fs.statSync(file).mode & 0o777) | (mode & 1 ? 0o444 : 0) | (mode & 2 ? 0o222 : 0))
+      return 0
+    } catch (error) {
+      return error.errno
+    }
   }
 
   getsockname(out) {
@@ -398,6 +424,7 @@ function patch() {
     this.once('close', () => servers.delete(this))
     if (this[SESSIONS] === undefined) watch(this)
     this.once('listening', () => member.ready())
+    if (finishing) this.once('listening', () => finish(this))
   }
 }
 
@@ -416,7 +443,10 @@ function enter(unmodified = false) {
   patch()
 }
 
-/** Every server of this process finishes what it has, and takes no connection any more. */
-const finishAll = () => Promise.all([...servers].map(finish))
+/** Every server of this process finishes what it has, and takes no connection any more; nor does one that listens later. */
+function finishAll() {
+  finishing = true
+  return Promise.all([...servers].map(finish))
+}
 
 module.exports = { enter, finishAll, current: () => member }

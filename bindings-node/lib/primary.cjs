@@ -3,6 +3,7 @@
 // pidfd, and end with this process. lib/forked.cjs is their side.
 
 const { EventEmitter } = require('node:events')
+const { constants } = require('node:os')
 const native = require('./native.cjs')
 const { fail, signalName } = require('./error.cjs')
 const { begin, end, newNote, onNote, report } = require('./completion.cjs')
@@ -26,11 +27,14 @@ class WorkerProcess extends EventEmitter {
   stdin = null
   stdout = null
   stderr = null
+  #known
   #channel
   #serialization
 
-  constructor(pid, channel, serialization, args) {
+  /** `known`: slot, generation and incarnation. */
+  constructor(known, pid, channel, serialization, args) {
     super()
+    this.#known = known
     this.pid = pid
     ;[this.spawnfile] = args
     this.spawnargs = args
@@ -43,8 +47,10 @@ class WorkerProcess extends EventEmitter {
   }
 
   kill(signal = 'SIGTERM') {
-    if (this.exitCode !== null || this.signalCode !== null) return false
-    process.kill(this.pid, signal)
+    const number = typeof signal === 'number' ? signal : constants.signals[signal]
+    if (number === undefined) throw coded(TypeError, 'ERR_UNKNOWN_SIGNAL', `Unknown signal: ${signal}`)
+    // Not by its number: that is another's, perhaps, before its end is heard of here.
+    if (this.exitCode !== null || this.signalCode !== null || !native.clusterSignal(handle, ...this.#known, number)) return false
     this.killed = true
     return true
   }
@@ -226,7 +232,7 @@ function fork(env) {
   begin()
   // Its worker keeps this process alive, and not what it may say.
   const channel = opened(native.clusterChannel(handle, slot, generation, incarnation)).unref()
-  const worker = new Forked(id, new WorkerProcess(pid, channel, serialization, command), channel)
+  const worker = new Forked(id, new WorkerProcess([slot, generation, incarnation], pid, channel, serialization, command), channel)
   running.set(`${slot}.${incarnation}`, worker)
   cluster.workers[id] = worker
   process.nextTick(() => {

@@ -1,5 +1,5 @@
 import type { EventEmitter } from 'node:events'
-import type { Channel, ChannelEvents, SendOptions, TransferBuffer, WaitOptions } from './index.js'
+import type { Channel, ChannelEvents, SendOptions, TransferBuffer, WaitOptions, WorkerRunOptions } from './index.js'
 
 export { move } from './index.js'
 
@@ -25,6 +25,22 @@ export interface PoolWorker {
   readonly pid: number
 }
 
+/** Options of a call of a {@link ClusterPool}: those of the pool's own `run` that go from process to process. */
+export type ClusterPoolOptions = Pick<WorkerRunOptions, 'signal' | 'timeout' | 'queueTimeout' | 'priority' | 'key' | 'retries'>
+
+/**
+ * A pool of the cluster's process, as its workers see it. Tasks and results are values of a channel, copied; a `TransferBuffer` moves. Errors are those of the pool. Calls that are aborted, and those of
+ * a worker that ends, are cancelled; when the cluster's process ends they are `ERR_OFFLOOP_PEER_DIED`, and with 16 MiB of tasks on their way `ERR_OFFLOOP_FULL`.
+ */
+export interface ClusterPool {
+  /** Runs the export `name` (default: the default export) of the pool's file with `task`. */
+  run(task: unknown, options?: (ClusterPoolOptions & { name?: string | undefined }) | null): Promise<any>
+  /** `await pool.exports.thumbnail(image, 200)`. */
+  readonly exports: Readonly<Record<string, (...args: any[]) => Promise<any>>>
+  /** The same pool, with these options for each call. */
+  options(options: ClusterPoolOptions): ClusterPool
+}
+
 /** This process as the worker of a Cluster. Its servers listen on the cluster's sockets; when it is to leave they take no more connections, answer the next request on each that is open, and the process ends with the last. */
 export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEvents, 'message' | 'request' | 'messageerror'>> {
   /** Its place, from 0 on. */
@@ -46,6 +62,8 @@ export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEven
    * worker that only listens for messages says `ready()` itself.
    */
   readonly channel: Channel
+  /** The pool that the process of the cluster has for all workers (`pool` of its options); null where it has none. */
+  readonly pool: ClusterPool | null
   /** `channel.send`: false when the message waits here; `ERR_OFFLOOP_FULL` when 16 MiB do. */
   send(message: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
   /** `channel.request`: the reply, or the error, of the process of the cluster. */

@@ -16,6 +16,7 @@ use napi::sys;
 use offloop::buffer::{Region, TransferToken, revoke_token};
 use offloop::pool::Stream;
 use offloop::ring::{Consumer, Producer};
+use offloop::shared::{Counter, RateLimiter};
 use offloop::value::{DType, TypedArray};
 use offloop::{Bytes, Error, ErrorKind, ThreadPool, TransferBuffer, Value};
 use std::any::Any;
@@ -58,6 +59,8 @@ pub(crate) enum Handle {
     Member(Rc<Member>),
     /// What connections come over that are passed to it.
     Intake(Intake),
+    Counter(Counter),
+    Limiter(RateLimiter),
 }
 
 /// Memory outside of the collector's heap that it was told of, so that garbage presses it. A region counts once, however

@@ -3,13 +3,15 @@
 use crate::buffer::{self, Handle};
 use crate::channel;
 use crate::js::{Call, Env, JsResult, Raw};
-use crate::pool::{bad, count, duration, shown};
+use crate::pool::{bad, count, duration, shown, whole};
 use crate::process::texts;
 use crate::state::Told;
 use crate::value;
 use offloop::channel::Channel;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
+use offloop::sys::confine::{Confine, UNLIMITED};
+use offloop::sys::process;
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
 use std::cell::RefCell;
@@ -20,9 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
-fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
-    let mut pids = HashMap::<WorkerId, i32>::new();
+fn listener(told: Arc<Told>, pids: Pids) -> impl FnMut(&Event) + Send {
     move |event| {
+        let pids = &mut *pids.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |pids: &HashMap<WorkerId, i32>, name: &'static str, id: &WorkerId, rest: Vec<Value>| {
             let pid = pids.get(id).copied().unwrap_or(0);
             let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
@@ -33,23 +35,23 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
         };
         let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
         let said = match event {
-            Event::Listening { worker, address } => of(&pids, "listening", worker, vec![Value::from(address.to_string())]),
+            Event::Listening { worker, address } => of(pids, "listening", worker, vec![Value::from(address.to_string())]),
             Event::Warning(error) => plain("warning", failure(error)),
             Event::Worker(event) => match event {
                 Of::Spawned { worker, pid } => {
                     pids.insert(*worker, *pid);
-                    of(&pids, "fork", worker, vec![])
+                    of(pids, "fork", worker, vec![])
                 }
-                Of::Starting { worker } => of(&pids, "online", worker, vec![]),
-                Of::Ready { worker, after } => of(&pids, "ready", worker, vec![ms(*after)]),
-                Of::Suspect { worker, cause } => of(&pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
-                Of::Resumed { worker } => of(&pids, "responsive", worker, vec![]),
-                Of::Expired { worker, why } => of(&pids, "expired", worker, vec![Value::from(why.name().to_owned())]),
-                Of::Draining { worker, cause } => of(&pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
+                Of::Starting { worker } => of(pids, "online", worker, vec![]),
+                Of::Ready { worker, after } => of(pids, "ready", worker, vec![ms(*after)]),
+                Of::Suspect { worker, cause } => of(pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
+                Of::Resumed { worker } => of(pids, "responsive", worker, vec![]),
+                Of::Expired { worker, why } => of(pids, "expired", worker, vec![Value::from(why.name().to_owned())]),
+                Of::Draining { worker, cause } => of(pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
                 Of::Exited { worker, cause, ended, forced, text, uptime } => {
                     let number = |n: Option<i32>| n.map_or(Value::Nil, int);
                     let said = of(
-                        &pids,
+                        pids,
                         "exit",
                         worker,
                         vec![
@@ -65,7 +67,7 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
                     pids.remove(worker);
                     said
                 }
-                Of::SpawnFailed { worker, error } => of(&pids, "startError", worker, failure(error)),
+                Of::SpawnFailed { worker, error } => of(pids, "startError", worker, failure(error)),
                 Of::BackOff { slot, delay } => plain("backOff", vec![int(*slot), ms(*delay)]),
                 Of::Reloading { generation } => plain("reloading", vec![int(*generation)]),
                 Of::RollingBack { generation, error } => {
@@ -101,6 +103,9 @@ fn failure(error: &Error) -> Vec<Value> {
     vec![int(error.status()), Value::from(error.to_string())]
 }
 
+/// Of processes that have not ended.
+type Pids = Arc<Mutex<HashMap<WorkerId, i32>>>;
+
 /// Channels to workers of which JavaScript has not heard yet.
 type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
 
@@ -108,6 +113,7 @@ type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
 struct Running {
     cluster: Cluster,
     told: Arc<Told>,
+    pids: Pids,
     channels: Channels,
 }
 
@@ -117,8 +123,10 @@ pub(crate) struct Clustered(RefCell<Option<Running>>);
 impl Drop for Clustered {
     /// With its environment, or with the collector: its workers finish as they would without their cluster's process.
     fn drop(&mut self) {
-        if let Some(Running { cluster, .. }) = self.0.get_mut() {
-            let _ = cluster.stop(Builder::default_supervision().orphan_grace);
+        let Some(Running { cluster, .. }) = self.0.get_mut().take() else { return };
+        if cluster.stop(Builder::default_supervision().orphan_grace).is_ok() {
+            // With the last handle they would be killed.
+            drop(std::thread::Builder::new().name("offloop-leave".to_owned()).spawn(move || drop(cluster.wait_stopped(None))));
         }
     }
 }
@@ -130,7 +138,7 @@ fn handle<'a>(call: &'a Call<'_>) -> JsResult<&'a Clustered> {
     }
 }
 
-fn cluster(call: &Call<'_>) -> JsResult<Cluster> {
+pub(crate) fn cluster(call: &Call<'_>) -> JsResult<Cluster> {
     let cluster = handle(call)?.0.borrow();
     let running = cluster.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the cluster has ended"))?;
     Ok(running.cluster.clone())
@@ -147,6 +155,7 @@ const NAMES: &[(&str, &str)] = &[
     ("max_age", "maxAge"),
     ("max_memory", "maxMemory"),
     ("max_requests", "maxRequests"),
+    ("oom_score", "oomScore"),
 ];
 
 /// The same error with the names that were given.
@@ -161,6 +170,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut supervision = Builder::default_supervision();
     let (mut workers, mut one_by_one) = (None, false);
     let mut balance = Balance::default();
+    let (mut confine, mut pin_cpus) = (Confine::default(), false);
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
         let key = env.at(keys, i)?;
@@ -179,13 +189,19 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             "killGrace" => supervision.kill_grace = time("killGrace")?,
             "beat" => supervision.beat = time("heartbeat.interval")?,
             "hang" => supervision.hang_timeout = time("heartbeat.timeout")?,
+            "pinCpus" => pin_cpus = env.bool(value).ok_or_else(|| bad("pinCpus", shown(env, value), "true or false"))?,
+            "nice" => confine.nice = i32::try_from(whole(env, value, "nice")?).unwrap_or(0),
+            "uid" => confine.uid = Some(id(env, value, "uid")?),
+            "gid" => confine.gid = Some(id(env, value, "gid")?),
+            "limits" => confine.limits = limits(env, value)?,
+            "oomScore" => confine.oom_score = Some(i32::try_from(whole(env, value, "oomScore")?).unwrap_or(i32::MAX)),
             "maxAge" => supervision.max_age = Some(time("maxAge")?),
             "maxMemory" => supervision.max_memory = Some(count(env, value, "maxMemory")? as u64),
             "maxRequests" => supervision.max_requests = Some(count(env, value, "maxRequests")? as u64),
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
-    let mut builder = Cluster::builder().supervision(supervision).balance(balance);
+    let mut builder = Cluster::builder().supervision(supervision).balance(balance).confine(confine).pin_cpus(pin_cpus);
     if let Some(workers) = workers {
         builder = builder.workers(workers);
     }
@@ -194,6 +210,25 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     }
     builder.check().map_err(|e| renamed(&e))?;
     Ok(builder)
+}
+
+fn id(env: Env, value: Raw, name: &'static str) -> JsResult<u32> {
+    u32::try_from(whole(env, value, name)?).map_err(|_| bad(name, shown(env, value), "a whole number from 0"))
+}
+
+/// Names and numbers by turns.
+fn limits(env: Env, given: Raw) -> JsResult<Vec<(String, u64)>> {
+    (0..env.len(given)?)
+        .step_by(2)
+        .map(|i| {
+            let (name, value) = (env.text(env.at(given, i)?).unwrap_or_default(), env.at(given, i + 1)?);
+            match env.f64(value) {
+                Some(n) if n == f64::INFINITY => Ok((name, UNLIMITED)),
+                Some(n) if n >= 0.0 && n.fract() == 0.0 => Ok((name, n as u64)),
+                _ => Err(bad("limits", format!("{name}: {}", shown(env, value)), "whole numbers from 0, or Infinity")),
+            }
+        })
+        .collect()
 }
 
 fn addresses(env: Env, given: Raw) -> JsResult<Vec<Address>> {
@@ -229,12 +264,13 @@ pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let channels = Channels::default();
     let taken = Arc::clone(&channels);
     let take = move |id, channel| drop(taken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, channel));
-    builder = builder.on_event(listener(Arc::clone(&told))).on_channel(take);
+    let pids = Pids::default();
+    builder = builder.on_event(listener(Arc::clone(&told), Arc::clone(&pids))).on_channel(take);
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
     let cluster = builder.build(command(env, [call.arg(3), call.arg(4), call.arg(5)])?)?;
-    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, channels })))))
+    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, pids, channels })))))
 }
 
 /// `clusterEvents(cluster)`: what happened.
@@ -281,6 +317,17 @@ fn worker_id(call: &Call<'_>) -> JsResult<WorkerId> {
 pub(crate) fn kill(call: &Call<'_>) -> JsResult<Raw> {
     cluster(call)?.kill(worker_id(call)?)?;
     Ok(call.env.undefined())
+}
+
+/// `clusterSignal(cluster, slot, generation, incarnation, signal)`: false once that process has ended, also where JavaScript has not heard of it and its number is another's.
+pub(crate) fn signal(call: &Call<'_>) -> JsResult<Raw> {
+    let id = worker_id(call)?;
+    let signal = whole(call.env, call.arg(4), "signal")? as i32;
+    let running = handle(call)?.0.borrow();
+    let pids = running.as_ref().map(|running| running.pids.lock().unwrap_or_else(PoisonError::into_inner));
+    let Some(pid) = pids.as_ref().and_then(|pids| pids.get(&id)) else { return call.env.boolean(false) };
+    // Its end is told, and the number taken away, by the thread that reaps it, right then.
+    call.env.boolean(process::signal(*pid, signal)?)
 }
 
 /// `clusterChannel(cluster, slot, generation, incarnation)`: the handle of the channel to that worker, once, from its `fork` on.

@@ -17,6 +17,7 @@ mod js;
 mod pool;
 mod process;
 mod ring;
+mod shared;
 mod state;
 mod table;
 mod value;
@@ -186,6 +187,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"clusterScale", cluster::scale),
     (c"clusterStop", cluster::stop),
     (c"clusterKill", cluster::kill),
+    (c"clusterSignal", cluster::signal),
     (c"clusterChannel", cluster::take_channel),
     (c"clusterStats", cluster::stats),
     (c"clusterAddresses", cluster::where_it_listens),
@@ -203,6 +205,12 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"memberFail", cluster::fail),
     (c"memberDrained", cluster::drained),
     (c"memberDraining", cluster::draining),
+    (c"counterNew", shared::counter_new),
+    (c"counterAdd", shared::counter_add),
+    (c"counterGet", shared::counter_get),
+    (c"counterSet", shared::counter_set),
+    (c"limiterNew", shared::limiter_new),
+    (c"limiterTake", shared::limiter_take),
     (c"cli", cli),
     (c"exec", exec),
 ];

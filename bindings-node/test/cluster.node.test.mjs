@@ -103,3 +103,8 @@ test('it has the names of node:cluster, and says what it has not', async () => {
   ours.schedulingPolicy = ours.SCHED_NONE
   assert.throws(() => ours.setupPrimary({ silent: true }), { code: 'ERR_OFFLOOP_UNSUPPORTED', message: /option=silent/ })
 })
+
+test('a worker ends itself, and one that is told to leave before it has begun does', async (t) => {
+  const said = await same(t, 'ends.mjs')
+  assert.deepEqual(said, ['leaves with 0', 'self 0 null true', 'killed false', 'early 0 null true'])
+})

@@ -5,6 +5,7 @@ import fs from 'node:fs'
 import http from 'node:http'
 import http2 from 'node:http2'
 import net from 'node:net'
+import os from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { Cluster } from '../lib/index.mjs'
@@ -403,5 +404,67 @@ test('a worker that is too old, or too big, is replaced', async (t) => {
     ['maxRequests', 'min=1'],
   ]) {
     assert.throws(() => new Cluster({ exec: file('server.mjs'), [option]: 0 }), new RegExp(`option=${option}, value.*=0, ${least}`))
+  }
+})
+
+test('workers have the niceness, core, user and limits that they were given', async (t) => {
+  const confined = new URL('./clusters/confined.mjs', import.meta.url)
+  // Another user's worker might not be let read its script here; core's tests start one.
+  const user = { uid: process.getuid(), gid: process.getgid() }
+  const cluster = await open(t, { exec: confined, nice: 2, pinCpus: true, ...user, limits: { nofile: 200, core: 0 }, oomScore: 300 })
+  const seen = new Map()
+  while (seen.size < 2) {
+    const said = JSON.parse((await ask(portOf(cluster)))[0])
+    seen.set(said.slot, said)
+  }
+  for (const { nice, uid, gid, files, core, oom, cpus } of seen.values()) {
+    assert.deepEqual([uid, gid, files, core, oom], [user.uid, user.gid, '200', '0', '300'])
+    assert.equal(nice, os.getPriority() + 2)
+    assert.match(cpus, /^\d+$/)
+  }
+  if (os.availableParallelism() > 1) assert.notEqual(seen.get(0).cpus, seen.get(1).cpus)
+})
+
+test('what the kernel does not allow is the error of the start, and what cannot be that of the constructor', async (t) => {
+  const exec = file('server.mjs')
+  for (const [options, ...parts] of [
+    [{ limits: { files: 3 } }, 'limit=files', 'nofile'],
+    [{ limits: { nofile: -1 } }, 'limits', 'nofile: -1'],
+    [{ limits: 5 }, 'limits'],
+    [{ oomScore: 1001 }, 'oomScore', 'max=1000'],
+    [{ uid: -1 }, 'uid'],
+    [{ uid: 'root' }, 'uid'],
+    [{ pinCpus: 1 }, 'pinCpus'],
+    [{ nice: 0.5 }, 'nice'],
+  ]) {
+    const refused = (error) => error.code === 'ERR_OFFLOOP_INVALID' && parts.every((part) => error.message.includes(part))
+    assert.throws(() => new Cluster({ exec, ...options }), refused, JSON.stringify(options))
+  }
+  const cluster = new Cluster({ exec, workers: 1, limits: { nofile: 2 ** 40 } })
+  t.after(() => cluster.stop({ grace: 0 }))
+  const error = await rejection(cluster.start())
+  assert.ok(error.code === 'ERR_OFFLOOP_START_FAILED' && error.message.includes('prlimit'), error.message)
+})
+
+test('a request of the cluster that a worker has taken is answered before it leaves', async (t) => {
+  const cluster = await open(t, { exec: new URL('./clusters/answers.mjs', import.meta.url), workers: 1 })
+  const asked = cluster.request(0, 'slow')
+  // It is there: what comes next is answered.
+  assert.equal(await cluster.request(0, 'quick'), 'quick')
+  const report = await cluster.reload()
+  assert.deepEqual([await asked, report.forced], ['slow', 0])
+})
+
+test('addresses of `listen` are sockets of their own, each once', async (t) => {
+  const cluster = await open(t, { exec: file('server.mjs'), listen: [0, 0], env: { LISTEN: '[{ "fd": 3 }]' } })
+  assert.equal(new Set(cluster.addresses).size, 2)
+  const port = portOf(cluster)
+  await cluster.stop()
+  for (const listen of [
+    [port, port],
+    [port, `127.0.0.1:${port}`],
+  ]) {
+    const error = await rejection(new Cluster({ exec: file('server.mjs'), listen }).start())
+    assert.ok(error.code === 'ERR_OFFLOOP_INVALID' && error.message.includes(`${port}`), error.message)
   }
 })

@@ -6,6 +6,8 @@ use crate::{value, wait};
 use offloop::channel::Channel;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
+use offloop::sys::confine::Confine;
+use offloop::sys::net::{self, Bound as Bind};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
 use pyo3::prelude::*;
@@ -175,10 +177,12 @@ type Running = Option<(Cluster, Arc<Told>)>;
 
 /// A cluster, started or not.
 #[pyclass(name = "_Cluster", module = "offloop._native", frozen)]
-struct PyCluster {
+pub(crate) struct PyCluster {
     workers: Option<usize>,
     supervision: supervisor::Options,
     balance: Balance,
+    confine: Confine,
+    pin_cpus: bool,
     listen: Vec<Address>,
     running: Mutex<Running>,
     /// Workers that were asked for last.
@@ -191,7 +195,7 @@ struct PyCluster {
 type Given = (Vec<OsString>, Vec<(OsString, Option<OsString>)>, Option<OsString>);
 
 fn command((args, env, cwd): Given) -> Command {
-    Command { args, env, cwd: cwd.map(Into::into), ..Command::default() }
+    Command { args, env, cwd: cwd.map(Into::into) }
 }
 
 fn worker_id((slot, generation, incarnation): (u32, u32, u64)) -> WorkerId {
@@ -203,6 +207,11 @@ impl PyCluster {
         let running = lock(&self.running);
         let running = running.as_ref().ok_or_else(|| raise(py, &Error::new(ErrorKind::Closed, "the cluster was not started")))?;
         Ok(running.clone())
+    }
+
+    /// The cluster, once it was started.
+    pub(crate) fn running(&self, py: Python<'_>) -> PyResult<Cluster> {
+        Ok(self.get(py)?.0)
     }
 
     /// Waits by the cluster's own waits, in slices; false when `timeout` has passed before.
@@ -238,6 +247,7 @@ impl PyCluster {
         let mut supervision = Builder::default_supervision();
         let mut workers = None;
         let mut balance = Balance::default();
+        let (mut confine, mut pin_cpus) = (Confine::default(), false);
         for (key, value) in options {
             let key: String = key.extract()?;
             let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
@@ -253,6 +263,12 @@ impl PyCluster {
                 "kill_grace" => supervision.kill_grace = time("kill_grace")?,
                 "beat" => supervision.beat = time("heartbeat[0]")?,
                 "hang" => supervision.hang_timeout = time("heartbeat[1]")?,
+                "nice" => confine.nice = number_option("nice", &value)?,
+                "pin_cpus" => pin_cpus = value.extract().map_err(|_| wrong_type("pin_cpus", &value, "a bool"))?,
+                "uid" => confine.uid = Some(number_option("user", &value)?),
+                "gid" => confine.gid = Some(number_option("group", &value)?),
+                "limits" => confine.limits = value.extract()?,
+                "oom_score" => confine.oom_score = Some(number_option("oom_score", &value)?),
                 "max_age" => supervision.max_age = Some(time("max_age")?),
                 "max_memory" => supervision.max_memory = Some(whole("max_memory", &value)?),
                 "max_requests" => supervision.max_requests = Some(whole("max_requests", &value)?),
@@ -261,11 +277,14 @@ impl PyCluster {
         }
         let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
         checked.check().map_err(|e| raise(py, &renamed(&e)))?;
+        confine.check().map_err(|e| raise(py, &e))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
         Ok(PyCluster {
             workers,
             supervision,
             balance,
+            confine,
+            pin_cpus,
             listen,
             running: Mutex::default(),
             scaling: AtomicUsize::new(0),
@@ -277,8 +296,12 @@ impl PyCluster {
     fn start(&self, py: Python<'_>, given: Given) -> PyResult<()> {
         let told = Arc::new(Told::default());
         let own = Arc::clone(&told);
-        let mut builder =
-            Cluster::builder().supervision(self.supervision.clone()).balance(self.balance).on_event(move |event| own.hear(event));
+        let mut builder = Cluster::builder()
+            .supervision(self.supervision.clone())
+            .balance(self.balance)
+            .confine(self.confine.clone())
+            .pin_cpus(self.pin_cpus)
+            .on_event(move |event| own.hear(event));
         let own = Arc::clone(&told);
         builder = builder.on_channel(move |id, channel| drop(lock(&own.heard).channels.insert(id, channel)));
         if let Some(workers) = self.workers {
@@ -585,7 +608,22 @@ impl PyMember {
     }
 }
 
+/// Where a connection was accepted that has this fd: a port, or a path; None for any other fd.
+#[pyfunction]
+fn _accepted_at(py: Python<'_>, fd: i32) -> PyResult<Option<Bound<'_, PyAny>>> {
+    if fd < 0 {
+        return Ok(None);
+    }
+    // SAFETY: the caller has it open, or it is gone meanwhile, and the calls below say so.
+    match net::accepted_at(unsafe { BorrowedFd::borrow_raw(fd) }) {
+        Some(Bind::Tcp(at)) => Ok(Some(at.port().into_pyobject(py)?.into_any())),
+        Some(Bind::Unix(Some(path))) => Ok(Some(path.into_os_string().into_pyobject(py)?.into_any())),
+        _ => Ok(None),
+    }
+}
+
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(_accepted_at, m)?)?;
     m.add_class::<PyCluster>()?;
     m.add_class::<PyMember>()
 }

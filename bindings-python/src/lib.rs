@@ -29,6 +29,7 @@ mod pool;
 mod port;
 mod process;
 mod ring;
+mod shared;
 mod table;
 mod value;
 mod wait;
@@ -77,6 +78,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     port::install(m)?;
     process::install(m)?;
     ring::install(m)?;
+    shared::install(m)?;
     table::install(m)?;
     value::install(m)?;
     wait::install(m)?;

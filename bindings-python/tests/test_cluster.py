@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import gc
 import http.client
+import json
 import os
+import pwd
+import re
 import signal
 import socket
 import subprocess
@@ -871,3 +874,162 @@ def test_the_program_of_workers_is_for_clusters():
     code = "import sys; sys.path.insert(0, ''); from offloop._member import run; run()"
     done = subprocess.run([sys.executable, "-c", code, "x.py"], capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (2, "offloop: a Cluster starts this program\n")
+
+
+CONFINED = """
+import http.server, json, os, resource
+import offloop
+
+said = json.dumps({
+    "slot": offloop.current_worker().slot,
+    "nice": os.getpriority(os.PRIO_PROCESS, 0),
+    "ids": [os.getuid(), os.getgid(), len(os.getgroups())],
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    "oom": int(open("/proc/self/oom_score_adj").read()),
+    "cpus": sorted(os.sched_getaffinity(0)),
+})
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said.encode())
+
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_workers_have_the_niceness_core_user_and_limits_that_they_were_given(server, port):
+    # Another user's worker might not be let read its script here; core's tests start one.
+    name, gid = pwd.getpwuid(os.getuid()).pw_name, os.getgid()
+    with server(CONFINED, nice=2, pin_cpus=True, user=name, group=gid, limits={"nofile": 200}, oom_score=300):
+        seen = {}
+        while len(seen) < 2:
+            said = json.loads(get(port))
+            seen[said["slot"]] = said
+        for said in seen.values():
+            assert [said["ids"][:2], said["files"], said["oom"]] == [[os.getuid(), gid], [200, 200], 300]
+            assert said["nice"] == os.getpriority(os.PRIO_PROCESS, 0) + 2
+            assert len(said["cpus"]) == 1
+        if len(os.sched_getaffinity(0)) > 1:
+            assert seen[0]["cpus"] != seen[1]["cpus"]
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"limits": {"files": 3}}, "limit=files"),
+        ({"limits": {"nofile": -1}}, "limits"),
+        ({"limits": 5}, "limits"),
+        ({"oom_score": 1001}, "max=1000"),
+        ({"user": -1}, "user"),
+        ({"user": "nobody of this name"}, "nobody of this name"),
+        ({"group": "no such group"}, "no such group"),
+        ({"pin_cpus": "all"}, "pin_cpus"),
+        ({"nice": 0.5}, "nice"),
+    ],
+)
+def test_what_workers_cannot_have_is_refused(server, options, part):
+    with pytest.raises((offloop.InvalidError, offloop.NotFoundError), match=re.escape(part)):
+        server(**options)
+
+
+def test_what_the_kernel_does_not_allow_is_the_error_of_the_start(server):
+    with pytest.raises(offloop.StartFailedError, match="prlimit"), server(limits={"nofile": 2**40}):
+        pass
+
+
+MULTIPROCESSING = """
+import multiprocessing, os, socket
+
+def serve(sock):
+    while True:
+        connection, _ = sock.accept()
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 5\\r\\nConnection: close\\r\\n\\r\\nhello")
+        connection.close()
+
+if __name__ == "__main__":
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", int(os.environ["PORT"])))
+    sock.listen()
+    child = multiprocessing.get_context("spawn").Process(target=serve, args=(sock,), daemon=True)
+    child.start()
+    child.join()
+"""
+
+
+def test_a_server_hands_its_socket_to_processes_of_its_own(server, port):
+    with server(MULTIPROCESSING, workers=1):
+        assert get(port) == "hello"
+    cluster = server(MULTIPROCESSING, workers=1, balance="round-robin")
+    heard = Heard(cluster, "exit")
+    cluster._begin()
+    try:
+        ((_, how), *_) = heard.wait("exit")
+        assert "needs balance=shared" in how.text
+    finally:
+        cluster.stop(0)
+
+
+def test_a_draining_worker_changes_no_socket_of_others(server, port, tmp_path):
+    code = """
+    import asyncio, os, socket, offloop
+
+    socket.setdefaulttimeout(30)
+    # As a library's own: it blocks.
+    mine, other = socket.socketpair()
+    mine.settimeout(None)
+
+    async def handle(reader, writer):
+        writer.close()
+
+    async def drained():
+        await asyncio.sleep(0.2)
+        with open(os.environ["GATE"], "w") as file:
+            file.write(str(os.get_blocking(mine.fileno())))
+
+    async def main():
+        offloop.current_worker().on_drain(drained)
+        async with await asyncio.start_server(handle, "127.0.0.1", int(os.environ["PORT"])) as server:
+            await server.serve_forever()
+
+    asyncio.run(main())
+    """
+    with server(code, workers=1):
+        pass
+    assert (tmp_path / "gate").read_text() == "True"
+
+
+def test_a_request_that_a_worker_has_taken_is_answered_before_it_leaves(server):
+    code = """
+    import asyncio, offloop
+
+    async def main():
+        leaving = asyncio.Event()
+        worker = offloop.current_worker()
+
+        async def leave():
+            leaving.set()
+
+        async def answer(message):
+            await leaving.wait()
+            await asyncio.sleep(0.2)
+            message.reply(message.value)
+
+        worker.on_drain(leave)
+        worker.on_message(answer)
+        worker.ready()
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+    """
+    with server(code, workers=1) as cluster:
+        said: list[object] = []
+        asking = threading.Thread(target=lambda: said.append(cluster.request(0, "slow", timeout=60)))
+        asking.start()
+        time.sleep(0.3)
+        report = cluster.reload()
+        asking.join(60)
+        assert (said, report.forced) == (["slow"], 0)

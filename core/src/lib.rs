@@ -1,7 +1,7 @@
 //! offloop keeps event loops free: pools, transferable buffers and native ops for Rust, C, Node.js and Python.
 //!
 //! ```text
-//!  error sync  ←  sys wire  ←  metrics  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi supervisor  ←  pool cluster  ←  capi cli, bindings
+//!  error sync  ←  sys wire  ←  metrics shared  ←  buffer  ←  value  ←  ring  ←  codec ops  ←  channel  ←  abi supervisor  ←  pool cluster  ←  capi cli, bindings
 //! ```
 //!
 //! Imports only go downwards (to the left). What a second language would need lives here; a binding only converts.
@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod ops;
 pub mod pool;
 pub mod ring;
+pub mod shared;
 pub mod supervisor;
 pub mod sync;
 pub mod sys;

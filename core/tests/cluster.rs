@@ -5,7 +5,8 @@ mod clients;
 
 use clients::{Clients, ask};
 use offloop::channel::Incoming;
-use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, worker};
+use offloop::cluster::{self, Address, Balance, Builder, Cluster, Command, Event, worker};
+use offloop::shared::Limit;
 use offloop::supervisor::{self, WorkerId};
 use offloop::{ErrorKind, TransferBuffer, Value};
 use std::ffi::OsString;
@@ -103,6 +104,19 @@ fn talk(worker: &worker::Worker, how: &str) -> ! {
     end(0)
 }
 
+const PASSES: Limit = Limit { rate: 1e-6, burst: 3, keys: 64 };
+
+/// Counts that it starts, and, where one of three passes is left, that too.
+fn count() {
+    cluster::counter("starts").unwrap().add(1);
+    if cluster::limiter("passes", PASSES).unwrap().take(b"key", 1).unwrap().allowed {
+        cluster::counter("passed").unwrap().add(1);
+    }
+    let e = cluster::limiter("passes", Limit { burst: 4, ..PASSES }).unwrap_err();
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("burst 3") && e.to_string().contains("burst 4"), "{e}");
+    assert_eq!(cluster::counter("").unwrap_err().kind(), ErrorKind::Invalid);
+}
+
 /// Answers each connection with its slot, generation and `mode`, and closes it.
 ///
 /// Of the mode `deaf N` slot N takes nothing, of `stuck N` its loop stands still as well.
@@ -114,6 +128,9 @@ fn be_worker(mode: &str) -> ! {
     }
     if let Some(how) = mode.strip_prefix("talks ") {
         talk(&worker, how);
+    }
+    if mode == "counts" {
+        count();
     }
     let from = match mode.strip_prefix("asks ") {
         Some(address) => worker.listen(address, 0, None),
@@ -308,6 +325,40 @@ fn a_killed_worker_is_replaced_and_the_others_go_on() {
     }
     ask(w.port()).unwrap();
     w.stop();
+}
+
+#[test]
+fn what_workers_count_outlives_them() {
+    let _one = alone();
+    let w = start(quick().workers(2).listen(local()), command("counts"));
+    w.ready(2);
+    for _ in 0..3 {
+        let (worker, _) = w.cluster.slots().unwrap()[0];
+        w.cluster.kill(worker).unwrap();
+        w.ready(1);
+    }
+    let ledger = w.cluster.ledger();
+    assert_eq!(ledger.counters(), [("passed".to_owned(), 3), ("starts".to_owned(), 5)]);
+    assert!(!ledger.limiter("passes", PASSES).unwrap().take(b"key", 1).unwrap().allowed);
+    assert!(ledger.limiter("passes", PASSES).unwrap().take(b"other", 3).unwrap().allowed);
+    w.stop();
+    assert_eq!(cluster::counter("starts").unwrap().get(), 0, "the host's own is another one");
+}
+
+#[test]
+fn an_address_is_given_once_and_ports_of_the_systems_choice_as_often_as_wanted() {
+    let _one = alone();
+    let w = start(quick().workers(1).listen(local()).listen(local()), command("serves"));
+    w.ready(1);
+    let at = w.cluster.addresses();
+    assert!(at.len() == 2 && at[0] != at[1], "{at:?}");
+    w.stop();
+    let Address::Tcp(first) = at[0] else { panic!("{at:?}") };
+    for twice in [[at[0].clone(), at[0].clone()], [Address::Any(first.port()), at[0].clone()]] {
+        let [one, other] = twice;
+        let e = quick().workers(1).listen(one).listen(other).build(command("serves")).map(drop).unwrap_err();
+        assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("given twice"), "{e}");
+    }
 }
 
 /// A client that has sent its request, and waits.

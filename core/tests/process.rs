@@ -259,7 +259,7 @@ fn the_death_signal_follows_the_thread_that_started_it() {
 fn group_and_niceness_are_set() {
     let mut spec = sh("cat /proc/$$/stat");
     spec.new_group = true;
-    spec.nice = 5;
+    spec.confine.nice = 5;
     let (read, write) = pipe();
     spec.fds.push((write.as_fd(), 1));
     let child = spawn(&spec).unwrap();

@@ -429,6 +429,42 @@ fn what_workers_print_comes_in_whole_lines_with_their_slot_and_process() {
 }
 
 #[test]
+fn workers_have_the_niceness_core_user_and_limits_that_are_said() {
+    let place = Place::new();
+    // SAFETY: a plain query.
+    let uid = unsafe { libc::geteuid() }.to_string();
+    let mut command =
+        place.offloop(&["run", "--name", "t", "-w", "1", "--ready-after", "0.1", "--limit", "nofile=99", "--limit", "core=0"]);
+    command.args(["--nice", "3", "--oom-score", "100", "--pin-cpus", "--user", &uid, "--"]);
+    let script = "ulimit -n; ulimit -c; nice; cat /proc/self/oom_score_adj; id -u; grep Cpus_allowed_list /proc/self/status; exec sleep 60";
+    command.args(["sh", "-c", script]);
+    let run = running(command);
+    // SAFETY: a plain query.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) } + 3;
+    let said = eventually("it prints all", || {
+        let (_, lines, _) = place.ask(&["logs", "t"]);
+        (lines.lines().count() == 6).then_some(lines)
+    });
+    let said: Vec<_> = said.lines().map(|line| line.split_once("] ").unwrap().1).collect();
+    assert_eq!(said[..5], ["99", "0", &nice.to_string(), "100", &uid]);
+    assert!(said[5].split_whitespace().last().unwrap().parse::<u32>().is_ok(), "one core: {}", said[5]);
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn what_a_worker_has_started_ends_with_it() {
+    let place = Place::new();
+    let file = place.0.join("child");
+    let mut command = place.offloop(&["run", "--name", "t", "-w", "1", "--ready-after", "0.1", "--", "sh", "-c"]);
+    command.arg(format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display()));
+    let run = running(command);
+    let child: i32 = eventually("it has a child", || std::fs::read_to_string(&file).ok()?.trim().parse().ok());
+    assert!(lives(child));
+    assert_eq!(run.stop(), Some(0));
+    eventually("so has that", || (!lives(child)).then_some(()));
+}
+
+#[test]
 fn who_floods_waits_and_the_cluster_goes_on() {
     let place = Place::new();
     let script = "while :; do echo 0123456789012345678901234567890123456789; done";

@@ -3,6 +3,7 @@
 
 use offloop::ErrorKind;
 use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, WorkerId, Zygote, worker};
+use offloop::sys::fork::PrivateFd;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::wire::supervisor::{ENV, parse_env, word};
 use std::collections::HashMap;
@@ -567,7 +568,7 @@ fn a_worker_gets_the_fds_of_its_launch_and_its_supervisors_beside_them() {
         let mut spec = Spec::new("/bin/sh");
         spec.args = ["-c", "echo $OFFLOOP_SUPERVISOR >&3; sleep 60"].map(OsString::from).to_vec();
         let out = write.lock().unwrap().take().ok_or_else(|| offloop::Error::invalid("started twice"))?;
-        Ok(Launch { spec, env: vec![], fds: vec![(out, 3)] })
+        Ok(Launch { spec, env: vec![], fds: vec![(PrivateFd::new(out), 3)] })
     });
     let mut line = String::new();
     BufReader::new(std::fs::File::from(read)).read_line(&mut line).unwrap();

@@ -4,6 +4,7 @@
 use offloop::pool::call::{Call, decode_reply};
 use offloop::pool::{self, PoolOptions, ProcessPool, Running, SubmitOptions};
 use offloop::supervisor::{Builder, Cause, Ended, Event, Launch, Supervisor, WorkerId, Zygote, worker, zygote};
+use offloop::sys::fork::PrivateFd;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
 use offloop::{ErrorKind, Task, Value};
 use std::collections::HashMap;
@@ -398,7 +399,7 @@ fn a_forked_worker_has_what_an_execd_one_has() {
         let mut spec = part("good/looks");
         spec.new_group = true;
         let env = vec![(OWN.into(), "own".into())];
-        Ok(Launch { spec, env, fds: vec![(ends.pop().unwrap(), 7)] })
+        Ok(Launch { spec, env, fds: vec![(PrivateFd::new(ends.pop().unwrap()), 7)] })
     });
     let zygote = w.zygote_ready();
     let worker = w.ready();
@@ -610,7 +611,7 @@ fn a_worker_whose_fds_have_other_numbers_is_started_by_exec() {
     let _alone = alone();
     let mut w = watch_with(quick(), "good/good", |_| {
         let null = std::fs::File::open("/dev/null").unwrap();
-        Ok(Launch { spec: part("good/good"), env: vec![], fds: vec![(null.into(), zygote::RESERVED)] })
+        Ok(Launch { spec: part("good/good"), env: vec![], fds: vec![(PrivateFd::new(null.into()), zygote::RESERVED)] })
     });
     let worker = w.ready();
     assert_eq!(parent(w.pid(worker)), std::process::id() as i32);

@@ -54,6 +54,7 @@ static int talks(uint32_t slot) {
 
 int member_child(const char *how) {
   uint32_t slot = 0, generation = 0;
+  offloop_counter *answers = NULL;
   char text[64];
   OK(offloop_worker_slot(&slot));
   OK(offloop_worker_generation(&generation));
@@ -79,6 +80,7 @@ int member_child(const char *how) {
   IS(offloop_worker_accept(-1, 0, &own), INVALID);
   IS(offloop_worker_accept(fd, 0, NULL), INVALID);
   OK(offloop_worker_on_drain(on_drain, &drained_calls, NULL));
+  OK(offloop_counter_new(NULL, "answers", &answers));
   OK(offloop_worker_ready());
   snprintf(text, sizeof text, "%u %u", slot, generation);
   for (;;) {
@@ -88,6 +90,7 @@ int member_child(const char *how) {
     if (polls[1].revents) break;
     int connection = -1;
     if (offloop_worker_accept(fd, 0, &connection) != OFFLOOP_OK) continue;
+    OK(offloop_counter_add(answers, 1, NULL));
     CHECK(write(connection, text, strlen(text)) > 0);
     close(connection);
     OK(offloop_worker_served(1));
@@ -108,6 +111,55 @@ static void hear(const offloop_cluster_event *event, void *user) {
   if (event->kind < 16) atomic_fetch_add(&heard.seen[event->kind], 1);
 }
 static void freed(void *user) { (void)user; atomic_fetch_add(&heard.freed, 1); }
+
+/* ---- counters and rate limiters ---- */
+
+static void own_counters(offloop_cluster *idle) {
+  offloop_counter *c = NULL, *same = NULL;
+  offloop_limiter *l = NULL;
+  offloop_limit limit = OFFLOOP_LIMIT_INIT;
+  offloop_taken taken = OFFLOOP_TAKEN_INIT;
+  int64_t n = 0;
+  IS(offloop_counter_new(NULL, "", &c), INVALID);
+  IS(offloop_counter_new(NULL, NULL, &c), INVALID);
+  IS(offloop_counter_new(NULL, "own", NULL), INVALID);
+  IS(offloop_counter_new(FORGED, "own", &c), INVALID);
+  IS(offloop_counter_new(idle, "own", &c), CLOSED);
+  OK(offloop_counter_new(NULL, "own", &c));
+  OK(offloop_counter_new(NULL, "own", &same));
+  OK(offloop_counter_add(c, 5, &n));
+  CHECK(n == 5);
+  OK(offloop_counter_add(same, -7, &n));
+  CHECK(n == -2);
+  OK(offloop_counter_set(c, 40, &n));
+  CHECK(n == -2);
+  OK(offloop_counter_add(same, 2, NULL));
+  OK(offloop_counter_add(c, 0, &n));
+  CHECK(n == 42);
+  offloop_counter_free(c);
+  offloop_counter_free(same);
+  offloop_counter_free(NULL);
+  IS(offloop_counter_add(c, 1, NULL), INVALID);
+
+  IS(offloop_limiter_new(NULL, "own", &limit, &l), INVALID);
+  CHECK(says("option=rate, value=0"));
+  limit.rate = 2.5;
+  OK(offloop_limiter_new(NULL, "own", &limit, &l));
+  OK(offloop_limiter_take(l, "key", 3, 2, &taken));
+  CHECK(taken.allowed == 1 && taken.remaining == 1 && taken.retry_after_ns == 0);
+  OK(offloop_limiter_take(l, "key", 3, 3, &taken));
+  CHECK(taken.allowed == 0 && taken.retry_after_ns > 0 && taken.retry_after_ns <= 800 * MS);
+  OK(offloop_limiter_take(l, NULL, 0, 3, &taken));
+  CHECK(taken.allowed == 1 && taken.remaining == 0);
+  IS(offloop_limiter_take(l, "key", 3, 4, &taken), INVALID);
+  CHECK(says("cost=4, burst=3"));
+  limit.burst = 9;
+  IS(offloop_limiter_new(NULL, "own", &limit, &l), INVALID);
+  CHECK(says("burst 3") && says("burst 9"));
+  offloop_limiter_free(l);
+  offloop_limiter_free(NULL);
+  IS(offloop_limiter_take(l, "key", 3, 1, &taken), INVALID);
+}
 
 /* ---- messages ---- */
 
@@ -253,6 +305,7 @@ void clusters(void) {
   o.event_user_free = freed;
   OK(offloop_cluster_new(&o, &c));
   IS(offloop_cluster_stats(c, &counts), CLOSED);
+  own_counters(c);
   OK(offloop_cluster_start(c, -1));
   OK(offloop_cluster_start(c, -1));
   OK(offloop_cluster_stats(c, &counts));
@@ -262,6 +315,11 @@ void clusters(void) {
   IS(offloop_cluster_address(c, 0, tiny, sizeof tiny), TOO_LARGE);
   ask(address, answer, sizeof answer);
   CHECK(strstr(answer, " 1") != NULL);
+  int64_t answers = 0;
+  offloop_counter *counted = NULL;
+  OK(offloop_counter_new(c, "answers", &counted));
+  OK(offloop_counter_add(counted, 0, &answers));
+  CHECK(answers == 1);
 
   OK(offloop_cluster_reload(c, NULL, -1, &report));
   CHECK(report.generation == 2 && report.replaced == 2 && report.forced == 0 && report.took_ns > 0);
@@ -272,6 +330,9 @@ void clusters(void) {
   IS(offloop_cluster_reload(c, none, -1, NULL), INVALID);
   ask(address, answer, sizeof answer);
   CHECK(strstr(answer, " 2") != NULL);
+  OK(offloop_counter_add(counted, 0, &answers));
+  CHECK(answers == 3); /* by workers of two generations */
+  offloop_counter_free(counted);
 
   OK(offloop_cluster_scale(c, 3));
   OK(offloop_cluster_start(c, -1));

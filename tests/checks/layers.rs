@@ -7,7 +7,7 @@ use std::collections::HashMap;
 const LAYERS: &[&[&str]] = &[
     &["error", "sync"],
     &["sys", "wire"],
-    &["metrics"],
+    &["metrics", "shared"],
     &["buffer"],
     &["value"],
     &["ring"],

@@ -53,6 +53,7 @@ from ._native import (
 )
 from ._pool import ThreadPool, default_pool
 from ._process import ProcessPool
+from ._shared import Counter, RateLimiter, Taken
 from ._stats import Histogram, PoolStats
 from ._stream import Stream
 from ._trace import TaskTrace
@@ -66,6 +67,7 @@ __all__ = [
     "ClusterWorker",
     "Consumer",
     "CorruptError",
+    "Counter",
     "DegradedError",
     "Delivery",
     "DetachedError",
@@ -87,10 +89,12 @@ __all__ = [
     "PoolStats",
     "ProcessPool",
     "Producer",
+    "RateLimiter",
     "ReloadReport",
     "RingBuffer",
     "StartFailedError",
     "Stream",
+    "Taken",
     "Task",
     "TaskFailedError",
     "TaskTrace",

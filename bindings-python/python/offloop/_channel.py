@@ -634,7 +634,7 @@ class Listener:
 
     def __init__(self, listener: _native._Listener, fn: Callable[[Channel], object] | None = None) -> None:
         self._listener = listener
-        self._fn = fn
+        self._fn: Callable[[Channel], object] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[object]] = set()
         # Coroutines that `close` wakes.
@@ -643,10 +643,15 @@ class Listener:
         if fn is None:
             return
         if _in_loop():
+            self._fn = fn
             self._loop = asyncio.get_running_loop()
             self._watch()
         else:
-            threading.Thread(target=self._serve, name="offloop-listen", daemon=True).start()
+            self._serve_by_threads(fn)
+
+    def _serve_by_threads(self, fn: Callable[[Channel], object]) -> None:
+        self._fn = fn
+        threading.Thread(target=self._serve, name="offloop-listen", daemon=True).start()
 
     @property
     def path(self) -> os.PathLike[str]:

@@ -6,13 +6,14 @@ import asyncio
 import collections.abc
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _native, _threads
+from . import _broker, _native, _threads
 from ._channel import PAUSE, Channel, Message, _fds, _named
 from ._native import ClosedError, ForkedError, Full, InvalidError, NotFoundError, OffloopError, OsError, PeerDiedError, TimeoutError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._native import TransferBuffer
+    from ._pool import ThreadPool
+    from ._process import ProcessPool
 
     Path = str | os.PathLike[str]
     Id = tuple[int, int, int]
@@ -41,6 +44,8 @@ EVENTS = (
     "warning",
     "stopped",
 )
+# What the kernel calls no limit.
+_UNLIMITED = 2**64 - 1
 # Messages of one worker before the next one's, and that event loops were given and have not taken.
 _TURN = 64
 _AHEAD = 256
@@ -187,6 +192,43 @@ def _address(listen: Any) -> str:
     raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
 
 
+def _owner(user: Any, group: Any) -> dict[str, int]:
+    """Numbers of a user and a group, which may be names."""
+    owner = {}
+    if isinstance(user, str):
+        import pwd
+
+        try:
+            found = pwd.getpwnam(user)
+        except KeyError:
+            raise NotFoundError(f"not found: the system knows no such user (user={user!r:.80})") from None
+        owner = {"uid": found.pw_uid, "gid": found.pw_gid}
+    elif user is not None:
+        owner = {"uid": user}
+    if isinstance(group, str):
+        import grp
+
+        try:
+            owner["gid"] = grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise NotFoundError(f"not found: the system knows no such group (group={group!r:.80})") from None
+    elif group is not None:
+        owner["gid"] = group
+    return owner
+
+
+def _limits(limits: Any) -> list[tuple[str, int]]:
+    if limits is None:
+        return []
+    if not isinstance(limits, collections.abc.Mapping):
+        raise _wrong_type("limits", limits, "numbers by names")
+    for name, value in limits.items():
+        whole = value == math.inf or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _UNLIMITED)
+        if not isinstance(name, str) or not whole:
+            raise _wrong_type("limits", {name: value}, "whole numbers from 0, or inf, by names")
+    return [(name, _UNLIMITED if value == math.inf else value) for name, value in limits.items()]
+
+
 def _heartbeat(heartbeat: Any) -> dict[str, Any]:
     if heartbeat is None:
         return {}
@@ -257,6 +299,13 @@ class Cluster:
     `http.server`, and what a worker says by `served`): a worker that reaches one of them is replaced, its successor first; age and
     requests ±10 %. Default: none is.
 
+    `nice` is added to the niceness of the workers; `pin_cpus`: each runs on one core, by its slot. `user`, `group` (names or numbers; a user's name brings its group): whose they are, without
+    supplementary groups. `limits`: soft and hard ones by the names of `prlimit` (`{"nofile": 1024, "core": 0}`; `math.inf`: none). `oom_score`, -1000 to 1000: how much rather than others they are
+    killed when memory runs out. What takes privileges that this process does not have is StartFailedError of `start`.
+
+    `pool`: a ProcessPool or ThreadPool that all workers submit to (`current_worker().pool`); it stays this process's own, and the cluster does not shut it down. `tasks`: the functions that workers may
+    name, as a list or by name; without it a name is the pool's own: of a native op, or of a function of a program in another language.
+
     What cannot be is InvalidError with the option, its value and its limits; a script that is not there is NotFoundError. In a forked child
     everything raises ForkedError.
     """
@@ -279,6 +328,14 @@ class Cluster:
         max_age: float | None = None,
         max_memory: int | None = None,
         max_requests: int | None = None,
+        nice: int = 0,
+        pin_cpus: bool = False,
+        user: int | str | None = None,
+        group: int | str | None = None,
+        limits: Mapping[str, float] | None = None,
+        oom_score: int | None = None,
+        pool: ThreadPool | ProcessPool | None = None,
+        tasks: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
     ) -> None:
         # By generation: what runs, and what is to.
         self._commands = {1: _Command(exec, args, env, cwd)}
@@ -287,7 +344,8 @@ class Cluster:
             raise _wrong_type("workers", workers, "a number or 'auto'")
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
             raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
-        limits = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests}
+        given = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests, "nice": nice, "oom_score": oom_score}
+        owner = _owner(user, group)
         options = {
             "balance": balance,
             "ready_timeout": ready_timeout,
@@ -295,10 +353,17 @@ class Cluster:
             "drain_timeout": drain_timeout,
             "kill_grace": kill_grace,
             **_heartbeat(heartbeat),
-            **{name: value for name, value in limits.items() if value is not None},
+            "pin_cpus": pin_cpus,
+            "limits": _limits(limits),
+            **owner,
+            **{name: value for name, value in given.items() if value is not None},
             **({} if workers in (None, "auto") else {"workers": workers}),
         }
         self._native = _native._Cluster(options, [_address(item) for item in listen])
+        self._pool = pool
+        self._tasks = _broker.check(pool, tasks)
+        # Where workers find it.
+        self._served: _broker.Served | None = None
         self._drain_timeout = drain_timeout
         self._pid = os.getpid()
         self._state = "new"
@@ -318,6 +383,15 @@ class Cluster:
             raise ClosedError(f"closed: the cluster {'was not started' if self._state == 'new' else 'has ended'}")
         return self._native
 
+    def _given(self, command: _Command) -> tuple[list[str], list[tuple[str, str | None]], str | None]:
+        """What native code takes of a command."""
+        args, env, cwd = command.native()
+        return args, env if self._served is None else [*env, (_broker.VARIABLE, self._served.path)], cwd
+
+    def _unserve(self) -> None:
+        if self._served is not None:
+            self._served.close()
+
     # ---- start ----
 
     def _begin(self) -> None:
@@ -327,7 +401,13 @@ class Cluster:
             raise ClosedError("closed: the cluster has ended")
         if self._state == "started":
             return
-        self._native.start(self._commands[1].native())
+        if self._pool is not None:
+            self._served = _broker.Served(self._pool, self._tasks)
+        try:
+            self._native.start(self._given(self._commands[1]))
+        except BaseException:
+            self._unserve()
+            raise
         self._state = "started"
         _threads.clusters.add(self)
         self._thread = threading.Thread(target=self._hear, name="offloop-cluster", daemon=True)
@@ -402,6 +482,7 @@ class Cluster:
                 self._tell(name, values, error)
             self._wake()
         self._last = ClusterStats(**self._native.stats())
+        self._unserve()
         self._native.release()
         _threads.clusters.discard(self)
         self._wake()
@@ -588,7 +669,7 @@ class Cluster:
         runs = self.stats.generation
         command = self._commands[runs]._replace(**{name: value for name, value in changes.items() if value is not None})
         command.check()
-        generation = native.reload(command.native())
+        generation = native.reload(self._given(command))
         # One that failed is never asked for.
         self._commands = {known: one for known, one in self._commands.items() if known >= runs} | {generation: command}
         return generation

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import copyreg
 import errno
 import inspect
 import logging
@@ -30,6 +31,7 @@ from ._native import InUseError, InvalidError, NotFoundError, OsError, PeerDiedE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ._broker import ClusterPool
     from ._channel import Message
     from ._native import TransferBuffer
 
@@ -99,6 +101,9 @@ class Worker:
         self._leave: Callable[[], object] | None = None
         self._channel: Channel | None = None
         self._hears: Callable[[Message], object] | None = None
+        self._pool: ClusterPool | None = None
+        # Requests of the cluster that were handed over; `is_request` holds until they are answered.
+        self._unanswered: list[Message] = []
 
     # ---- what scripts use ----
 
@@ -159,6 +164,16 @@ class Worker:
             if self._channel is None:
                 self._channel = Channel(self._native.channel())
             return self._channel
+
+    @property
+    def pool(self) -> ClusterPool | None:
+        """The pool that the process of the cluster has for all workers (`pool` of its options); None where it has none."""
+        # Loaded by those that use it.
+        from . import _broker
+
+        if self._pool is None:
+            self._pool = _broker.opened()
+        return self._pool
 
     def send(self, message: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = (), *, timeout: float | None = None) -> None:
         """Sends a message to the process of the cluster; TransferBuffers in it move, fds are duplicated.
@@ -332,7 +347,14 @@ class Worker:
             begin = time.monotonic()
             # A server that was made meanwhile, too.
             stopped = all(server._stopped or server._loop.is_closed() for server in list(self._servers))
-            over = stopped and all(done.is_set() for done in called) and not self._callbacks and self._connections() == 0
+            self._unanswered = [message for message in self._unanswered if message.is_request]
+            over = (
+                stopped
+                and all(done.is_set() for done in called)
+                and not self._callbacks
+                and not self._unanswered
+                and self._connections() == 0
+            )
             quiet = quiet + 1 if over else 0
             now = time.monotonic()
             # Looking at many connections takes no more than a tenth of the time.
@@ -354,13 +376,9 @@ class Worker:
             with contextlib.suppress(OSError):
                 if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                     continue
-                sock = socket.socket(fileno=fd)
-                try:
-                    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and _end_of(sock) in self._ends:
-                        count += 1
-                finally:
-                    # It is somebody else's.
-                    sock.detach()
+                # Not by a `socket`, which `setdefaulttimeout` would make non-blocking: it is somebody else's.
+                if _native._accepted_at(fd) in self._ends:
+                    count += 1
         return count
 
     def _end(self) -> None:
@@ -456,6 +474,8 @@ def _receive(worker: Worker, channel: Channel, fn: Callable[[Message], object], 
             # One message that has no form here.
             logging.getLogger("concurrent.futures").exception("message of the cluster is lost")
             continue
+        if message.is_request:
+            worker._unanswered.append(message)
         loop = own or worker._loop
         if loop is None or not loop.is_running() or not _heard_in(loop, fn, message):
             _heard(fn, message, None)
@@ -623,6 +643,26 @@ class _Passed(_Adopted):
         if self.fileno() >= 0 and _worker is not None:
             _worker._native.leave(self.fileno())
         super().close()
+
+
+def _reduced(sock: Any) -> Any:
+    """For a server that hands its socket to processes of its own by multiprocessing (hypercorn, `uvicorn --workers`): there it is a plain one."""
+    if isinstance(sock, _Passed):
+        raise InvalidError(
+            "invalid: connections are passed to this process, and it cannot pass them on: a server with processes of its own needs balance=shared"
+        )
+    from multiprocessing import reduction
+
+    return _rebuilt, (reduction.DupFd(sock.fileno()), sock.family, sock.type, sock.proto)
+
+
+def _rebuilt(fd: Any, *kind: int) -> socket.socket:
+    family, type, proto = kind
+    return socket.socket(family, type, proto, fd.detach())
+
+
+for _kind in (_Adopted, _Passed):
+    copyreg.pickle(_kind, _reduced)
 
 
 class _Connection(socket.socket):

@@ -43,10 +43,12 @@ pub enum Kind {
     ProcessPool,
     Stream,
     Cluster,
+    Counter,
+    Limiter,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 17] = [
         Kind::Value,
         Kind::Buffer,
         Kind::Ctx,
@@ -62,6 +64,8 @@ impl Kind {
         Kind::ProcessPool,
         Kind::Stream,
         Kind::Cluster,
+        Kind::Counter,
+        Kind::Limiter,
     ];
 
     fn from_u8(n: u8) -> Option<Kind> {
@@ -87,6 +91,8 @@ impl Kind {
             Kind::ProcessPool => "process pool",
             Kind::Stream => "stream",
             Kind::Cluster => "cluster",
+            Kind::Counter => "counter",
+            Kind::Limiter => "rate limiter",
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::cluster::{Address, Builder, Cluster, Command, Event};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Event as Of, WorkerId};
 use crate::sync::lock;
+use crate::sys::confine::{self, Confine};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::path::PathBuf;
@@ -121,8 +122,8 @@ pub struct offloop_cluster_options {
     pub max_requests: i64,
     /// Added to the niceness of the workers. Default 0.
     pub nice: i32,
-    /// 0.
-    pub reserved: u32,
+    /// Not 0: each worker runs on one core, by its slot, the usable cores counted round.
+    pub pin_cpus: u32,
     /// Called with each event on threads of the library, one call at a time. Default: none.
     pub on_event: offloop_cluster_event_fn,
     /// Passed to it.
@@ -136,11 +137,19 @@ pub struct offloop_cluster_options {
     pub message_user: *mut c_void,
     /// Called with message_user when no message can come any more. May be NULL.
     pub message_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
+    /// Whose workers are: "USER" or "USER:GROUP", by name or number, without supplementary groups. Another than this process's takes privileges. Default: this process's.
+    pub user: *const c_char,
+    /// Soft and hard limits of the workers: texts "NAME=NUMBER" or "NAME=unlimited", NULL; names as for prlimit(1): "nofile", "core", "as" ... Default: this process's.
+    pub limits: *const *const c_char,
+    /// oom_score_adj of the workers, -1000 to 1000: how much rather than others they are killed when memory runs out. 0: this process's.
+    pub oom_score: i32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
 unsafe impl Options for offloop_cluster_options {
-    const MIN_SIZE: usize = size_of::<offloop_cluster_options>();
+    const MIN_SIZE: usize = std::mem::offset_of!(offloop_cluster_options, user);
     const NAME: &'static str = "offloop_cluster_options";
 }
 
@@ -219,6 +228,11 @@ impl Held {
 
 fn lookup(cluster: *const offloop_cluster) -> Result<Arc<Held>> {
     handle::shared(cluster)
+}
+
+/// The cluster of a handle, once it was started.
+pub(super) fn running(cluster: *const offloop_cluster) -> Result<Cluster> {
+    Ok(lookup(cluster)?.cluster()?.clone())
 }
 
 /// The channels that `on_message` was shown.
@@ -350,7 +364,7 @@ unsafe fn command(o: &offloop_cluster_options, args: *const *const c_char) -> Re
     // SAFETY: this function's contract.
     let (args, added, cwd) = unsafe { (texts(args, "command")?, texts(o.env, "env")?, os(o.cwd)) };
     let env = added.iter().map(|text| variable(text).map(|(name, value)| (name, Some(value)))).collect::<Result<_>>()?;
-    let command = Command { args, env, cwd: cwd.map(PathBuf::from), nice: o.nice };
+    let command = Command { args, env, cwd: cwd.map(PathBuf::from) };
     command.check()?;
     Ok(command)
 }
@@ -397,6 +411,21 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         if let Some(balance) = unsafe { os(o.balance) } {
             builder = builder.balance(balance.to_string_lossy().parse()?);
         }
+        // SAFETY: this function's contract.
+        let (user, limits) = unsafe { (os(o.user), texts(o.limits, "limits")?) };
+        let ids = user.map(|user| confine::parse_user(&user.to_string_lossy())).transpose()?;
+        let limits = limits.iter().map(|text| confine::parse_limit(&text.to_string_lossy())).collect::<Result<_>>()?;
+        let oom_score = Some(o.oom_score).filter(|n| *n != 0);
+        builder = builder
+            .confine(Confine {
+                nice: o.nice,
+                uid: ids.map(|ids| ids.0),
+                gid: ids.map(|ids| ids.1),
+                limits,
+                oom_score,
+                ..Confine::default()
+            })
+            .pin_cpus(o.pin_cpus != 0);
         builder.check()?;
         let place = Place::new()?;
         let shown = Shown::default();
@@ -456,7 +485,7 @@ pub unsafe extern "C" fn offloop_cluster_reload(
             None
         } else {
             // SAFETY: this function's contract.
-            Some(Command { args: unsafe { texts(command, "command") }?, ..cluster.command() })
+            Some(Command { args: unsafe { texts(command, "command") }?, ..cluster.command()? })
         };
         let generation = cluster.reload(new)?;
         let report = cluster.wait_reload(generation, ffi::forever_or(timeout_ns))?;

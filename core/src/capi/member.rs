@@ -27,7 +27,7 @@ static HEARS: ForkCell<AtomicBool> = ForkCell::new();
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Attached at the first question.
-fn own() -> Result<Worker> {
+pub(super) fn own() -> Result<Worker> {
     let mut own = lock(OWN.get(Mutex::default));
     if own.is_none() {
         *own = worker::attach()?;

@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod pool;
 pub mod process;
 pub mod ring;
+pub mod shared;
 pub mod stream;
 pub mod task;
 
@@ -87,6 +88,18 @@ pub struct offloop_cluster {
     _opaque: (),
 }
 
+/// A number that the processes of a cluster count together.
+#[derive(Debug)]
+pub struct offloop_counter {
+    _opaque: (),
+}
+
+/// Token buckets from which the processes of a cluster take together.
+#[derive(Debug)]
+pub struct offloop_limiter {
+    _opaque: (),
+}
+
 crate::abi::kinds!(
     offloop_pool = Pool,
     offloop_task = Task,
@@ -98,7 +111,9 @@ crate::abi::kinds!(
     offloop_listener = Listener,
     offloop_process_pool = ProcessPool,
     offloop_stream = Stream,
-    offloop_cluster = Cluster
+    offloop_cluster = Cluster,
+    offloop_counter = Counter,
+    offloop_limiter = Limiter
 );
 
 /// # Safety

@@ -1,6 +1,6 @@
 //! Workers that are started one by one: which command belongs to which start.
 
-use super::Command;
+use super::launch::Resolved;
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{Event, MAX_WORKERS, Supervisor, WorkerId};
 use crate::sync::lock;
@@ -14,7 +14,7 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Asked {
     /// That the next start is for.
-    command: Option<Command>,
+    command: Option<Resolved>,
     /// The start of that, until it is known how it went.
     launched: Option<WorkerId>,
     outcome: Option<Result<(WorkerId, i32)>>,
@@ -31,7 +31,7 @@ pub(super) struct Forks {
 }
 
 impl Forks {
-    pub(super) fn start(&self, supervisor: &Supervisor, command: Command) -> Result<(WorkerId, i32)> {
+    pub(super) fn start(&self, supervisor: &Supervisor, command: Resolved) -> Result<(WorkerId, i32)> {
         // Before any lock: a forked child has none.
         let wanted = || supervisor.stats().map(|stats| stats.wanted);
         wanted()?;
@@ -53,7 +53,7 @@ impl Forks {
     }
 
     /// What the worker `id` runs.
-    pub(super) fn launch(&self, id: WorkerId) -> Result<Command> {
+    pub(super) fn launch(&self, id: WorkerId) -> Result<Resolved> {
         let mut asked = lock(&self.asked);
         let command = asked.command.take().ok_or_else(|| Error::new(ErrorKind::NotFound, "nobody has asked for another worker"))?;
         asked.launched = Some(id);

@@ -4,12 +4,13 @@ use super::listen::{Address, Sockets};
 use super::pass::Passer;
 use super::{Event, Listener};
 use crate::error::{Error, Result};
+use crate::shared::{Ledger, Limit};
 use crate::supervisor::WorkerId;
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll::Epoll;
 use crate::sys::{socket, thread};
-use crate::wire::cluster::{LISTEN, MAX_LEN, SEAT, decode_request, encode_reply};
+use crate::wire::cluster::{Asked, COUNTER, LIMITER, LISTEN, MAX_LEN, SEAT, decode_request, encode_reply};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -31,9 +32,8 @@ struct Rows {
 }
 
 impl Gates {
-    /// Starts the thread, which ends with [`close`](Self::close). With a `passer` workers get seats in place of sockets. `first` is told before
-    /// anything else.
-    pub(super) fn open(sockets: Arc<Sockets>, passer: Option<Arc<Passer>>, listener: Listener, first: Option<Event>) -> Result<Arc<Gates>> {
+    /// Starts the thread, which ends with [`close`](Self::close). `first` is told before anything else.
+    pub(super) fn open(house: House, listener: Listener, first: Option<Event>) -> Result<Arc<Gates>> {
         let gates = Arc::new(Gates { epoll: Epoll::new()?, bell: EventFd::new()?, rows: Mutex::default() });
         gates.epoll.add_tagged(gates.bell.fd(), BELL)?;
         let own = Arc::clone(&gates);
@@ -42,7 +42,7 @@ impl Gates {
             if let Some(first) = first {
                 listener.tell(&first);
             }
-            own.run(&sockets, passer.as_deref(), &listener);
+            own.run(&house, &listener);
         };
         drop(thread::spawn(&options, run)?);
         Ok(gates)
@@ -76,7 +76,7 @@ impl Gates {
         self.bell.signal();
     }
 
-    fn run(&self, sockets: &Sockets, passer: Option<&Passer>, listener: &Listener) {
+    fn run(&self, house: &House, listener: &Listener) {
         let mut ready = Vec::with_capacity(64);
         loop {
             self.epoll.wait(&mut ready);
@@ -90,7 +90,7 @@ impl Gates {
                 }
                 let found = lock(&self.rows).by_token.get(&token).map(|(id, fd)| (*id, Arc::clone(fd)));
                 if let Some((id, fd)) = found
-                    && !serve(id, fd.as_fd(), sockets, passer, listener)
+                    && !house.serve(id, fd.as_fd(), listener)
                 {
                     // It would be readable for good.
                     self.epoll.remove(fd.as_fd());
@@ -101,37 +101,61 @@ impl Gates {
     }
 }
 
-/// Answers one request; false when there will be no more.
-fn serve(id: WorkerId, gate: BorrowedFd<'_>, sockets: &Sockets, passer: Option<&Passer>, listener: &Listener) -> bool {
-    let mut bytes = [0; MAX_LEN];
-    let len = match socket::peek(gate, &mut bytes) {
-        // Fds that it sends are nobody's: they are closed here.
-        Ok(socket::Received::Datagram(len, _fds)) => len,
-        Ok(socket::Received::Nothing) => return true,
-        Ok(socket::Received::End) => return false,
-        // No room for fds that nobody has asked for.
-        Err(_) => 0,
-    };
-    socket::skip(gate);
-    let answered = match (decode_request(&bytes[..len.min(MAX_LEN)]), passer) {
-        (Some((LISTEN, queue, nth, text)), _) => text.parse::<Address>().and_then(|address| sockets.at(&address, nth, queue)),
-        (Some((SEAT, index, _, _)), Some(_)) => sockets.nth(index),
-        _ => Err(Error::invalid("worker asks for what no cluster has")),
-    };
-    let answered = answered.and_then(|found| {
-        let fd = match passer {
+/// What workers may ask for.
+pub(super) struct House {
+    pub(super) sockets: Arc<Sockets>,
+    /// With it workers get seats in place of sockets.
+    pub(super) passer: Option<Arc<Passer>>,
+    pub(super) ledger: Arc<Ledger>,
+}
+
+impl House {
+    /// Answers one request; false when there will be no more.
+    fn serve(&self, id: WorkerId, gate: BorrowedFd<'_>, listener: &Listener) -> bool {
+        let mut bytes = [0; MAX_LEN];
+        let len = match socket::peek(gate, &mut bytes) {
+            // Fds that it sends are nobody's: they are closed here.
+            Ok(socket::Received::Datagram(len, _fds)) => len,
+            Ok(socket::Received::Nothing) => return true,
+            Ok(socket::Received::End) => return false,
+            // No room for fds that nobody has asked for.
+            Err(_) => 0,
+        };
+        socket::skip(gate);
+        let (seq, asked) = decode_request(&bytes[..len.min(MAX_LEN)]).map_or((0, None), |(seq, asked)| (seq, Some(asked)));
+        let answered = self.find(id, asked);
+        let sent = match &answered {
+            Ok((fd, at)) => {
+                let at = at.as_ref().map(ToString::to_string).unwrap_or_default();
+                socket::send(gate, &encode_reply(seq, 0, &at), &[fd.as_fd()])
+            }
+            Err(e) => socket::send(gate, &encode_reply(seq, e.errno().map_or(libc::EINVAL, |(errno, _)| errno), &e.to_string()), &[]),
+        };
+        if let (Ok((_, Some(address))), Ok(socket::Sent::Whole)) = (answered, &sent) {
+            listener.tell(&Event::Listening { worker: id, address });
+        }
+        // Who does not read its replies has no use for more.
+        matches!(sent, Ok(socket::Sent::Whole))
+    }
+
+    /// What the request asks for, and where it listens, if it does.
+    fn find(&self, id: WorkerId, asked: Option<Asked<'_>>) -> Result<(OwnedFd, Option<Address>)> {
+        let none = || Error::invalid("worker asks for what no cluster has");
+        let found = match (asked.ok_or_else(none)?, &self.passer) {
+            ((LISTEN, queue, nth, text), _) => self.sockets.at(&text.parse()?, nth, queue)?,
+            ((SEAT, index, _, _), Some(_)) => self.sockets.nth(index)?,
+            ((COUNTER, _, _, name), _) => return Ok((self.ledger.counter_fd(name)?, None)),
+            ((LIMITER, burst, keys, text), _) => {
+                let (rate, name) = text.split_once(' ').ok_or_else(none)?;
+                let limit = Limit { rate: rate.parse().map_err(|_| none())?, burst: burst as u32, keys };
+                return Ok((self.ledger.limiter_fd(name, limit)?, None));
+            }
+            _ => return Err(none()),
+        };
+        let fd = match &self.passer {
             Some(passer) => passer.seat(id, &found)?,
             None => found.for_worker()?,
         };
-        Ok((found.bound.clone(), fd))
-    });
-    let sent = match &answered {
-        Ok((bound, fd)) => socket::send(gate, &encode_reply(0, &bound.to_string()), &[fd.as_fd()]),
-        Err(e) => socket::send(gate, &encode_reply(e.errno().map_or(libc::EINVAL, |(errno, _)| errno), &e.to_string()), &[]),
-    };
-    if let (Ok((address, _)), Ok(socket::Sent::Whole)) = (answered, &sent) {
-        listener.tell(&Event::Listening { worker: id, address });
+        Ok((fd, Some(found.bound.clone())))
     }
-    // Who does not read its replies has no use for more.
-    matches!(sent, Ok(socket::Sent::Whole))
 }

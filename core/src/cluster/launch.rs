@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::supervisor::{Launch, WorkerId};
+use crate::sys::confine::Confine;
+use crate::sys::fork::PrivateFd;
 use crate::sys::process::{Spec, own_env};
 use crate::wire::cluster::{ENV, FIRST_FD, format_env};
 use std::ffi::{OsStr, OsString};
@@ -21,8 +23,6 @@ pub struct Command {
     pub env: Vec<(OsString, Option<OsString>)>,
     /// Working directory; this process's.
     pub cwd: Option<PathBuf>,
-    /// Added to the niceness.
-    pub nice: i32,
 }
 
 impl Command {
@@ -37,25 +37,42 @@ impl Command {
         Ok(())
     }
 
-    /// For the worker `id`, which gets these sockets from [`FIRST_FD`] on, behind them its end of the gate, and what else has a name.
-    pub(super) fn launch(
-        &self,
-        id: WorkerId,
-        sockets: &[Arc<Socket>],
-        gate: OwnedFd,
-        named: Vec<(&'static str, OwnedFd)>,
-    ) -> Result<Launch> {
-        let mut args = self.args.iter().map(|arg| with_numbers(arg, sockets.len()));
-        let mut spec = Spec::new(args.next().unwrap_or_default());
-        spec.args = args.collect();
-        spec.cwd.clone_from(&self.cwd);
-        spec.nice = self.nice;
-        // Ctrl-C at a terminal is for the cluster, which drains its workers.
-        spec.new_group = true;
+    /// With this process's variables as they are now. They are read by who calls, and not when a worker starts: `setenv` of a host's own thread, which has them in other places, would be in its way.
+    pub(super) fn resolve(self) -> Resolved {
         let mut env = own_env();
         env.retain(|(name, _)| self.env.iter().all(|(other, _)| other != name));
         env.extend(self.env.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))));
         env.retain(|(name, _)| name.to_str().is_none_or(|name| !name.starts_with("LISTEN_")));
+        Resolved { command: self, env }
+    }
+}
+
+/// A command with its whole environment.
+pub(super) struct Resolved {
+    pub(super) command: Command,
+    env: Vec<(OsString, OsString)>,
+}
+
+impl Resolved {
+    /// For the worker `id`, which gets these sockets from [`FIRST_FD`] on, behind them its end of the gate, and what else has a name.
+    pub(super) fn launch(
+        &self,
+        id: WorkerId,
+        confine: Confine,
+        sockets: &[Arc<Socket>],
+        gate: OwnedFd,
+        named: Vec<(&'static str, OwnedFd)>,
+    ) -> Result<Launch> {
+        let Command { args, cwd, .. } = &self.command;
+        let mut args = args.iter().map(|arg| with_numbers(arg, sockets.len()));
+        let mut spec = Spec::new(args.next().unwrap_or_default());
+        spec.args = args.collect();
+        spec.cwd.clone_from(cwd);
+        spec.confine = confine;
+        // Ctrl-C at a terminal is for the cluster, which drains its workers.
+        spec.new_group = true;
+        // What it has started and left behind would keep the sockets.
+        spec.ends_group = true;
         let gate_number = FIRST_FD + sockets.len() as i32;
         let numbers: Vec<_> = named.iter().map(|(name, _)| *name).zip(gate_number + 1..).collect();
         let mut own = vec![(ENV, format_env(gate_number, sockets.len(), &numbers)), ("OFFLOOP_SLOT", id.slot.to_string())];
@@ -64,11 +81,11 @@ impl Command {
             own.push(("LISTEN_FDNAMES", sockets.iter().map(|s| s.bound.to_string().replace(':', "-")).collect::<Vec<_>>().join(":")));
             spec.pid_variable = Some("LISTEN_PID");
         }
-        spec.env = Some(env);
-        let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((socket.for_worker()?, number)));
+        spec.env = Some(self.env.clone());
+        let copies = sockets.iter().zip(FIRST_FD..).map(|(socket, number)| Ok((PrivateFd::open(|| socket.for_worker())?, number)));
         let mut fds = copies.collect::<Result<Vec<_>>>()?;
-        fds.push((gate, gate_number));
-        fds.extend(named.into_iter().map(|(_, fd)| fd).zip(gate_number + 1..));
+        fds.push((PrivateFd::new(gate), gate_number));
+        fds.extend(named.into_iter().map(|(_, fd)| PrivateFd::new(fd)).zip(gate_number + 1..));
         Ok(Launch { spec, env: own.into_iter().map(|(name, value)| (name.into(), value.into())).collect(), fds })
     }
 }

@@ -30,6 +30,15 @@ pub enum Address {
 }
 
 impl Address {
+    /// The system chooses the port.
+    pub(super) fn is_any_port(&self) -> bool {
+        match self {
+            Address::Any(port) => *port == 0,
+            Address::Tcp(address) => address.port() == 0,
+            Address::Unix(_) => false,
+        }
+    }
+
     /// Of a socket. One of every address, of either version, is [`Any`](Address::Any).
     pub(super) fn of(bound: Bound) -> Address {
         match bound {

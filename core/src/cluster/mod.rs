@@ -40,13 +40,17 @@ pub use worker::Worker;
 
 use crate::channel::{Channel, Incoming, Reply};
 use crate::error::{Error, ErrorKind, Result};
+use crate::shared::{self, Counter, Ledger, Limit, RateLimiter};
 use crate::supervisor::{self, Launch, Reloaded, State, Stats, Supervisor, WorkerId};
 use crate::sync::lock;
+use crate::sys::confine::Confine;
+use crate::sys::fork::PrivateFd;
 use crate::sys::{cpu, net};
 use crate::value::Value;
 use crate::wire::cluster::{CHANNEL, PASS};
 use fork::Forks;
-use gate::Gates;
+use gate::{Gates, House};
+use launch::Resolved;
 use listen::{Socket, Sockets};
 use logs::Logs;
 use mail::{HearMessage, Mail, Standing};
@@ -104,6 +108,8 @@ pub struct Builder {
     take_channel: Option<TakeChannel>,
     logs: Option<logs::Hear>,
     one_by_one: bool,
+    confine: Confine,
+    pin_cpus: bool,
 }
 
 impl fmt::Debug for Builder {
@@ -129,6 +135,18 @@ impl Builder {
     /// number may start at once. `workers` is not heeded, nor is the command of [`build`](Self::build).
     pub fn one_by_one(mut self) -> Builder {
         self.one_by_one = true;
+        self
+    }
+
+    /// Niceness, user, group and limits of the workers. Default: those of this process. `cpu` is not heeded.
+    pub fn confine(mut self, confine: Confine) -> Builder {
+        self.confine = confine;
+        self
+    }
+
+    /// Each worker runs on one core, by its slot, the usable cores counted round. Default: the kernel chooses.
+    pub fn pin_cpus(mut self, pin_cpus: bool) -> Builder {
+        self.pin_cpus = pin_cpus;
         self
     }
 
@@ -193,6 +211,7 @@ impl Builder {
     /// `Invalid`, naming the option, its value and the limits.
     pub fn check(&self) -> Result<()> {
         check_workers(self.workers.unwrap_or(1))?;
+        self.confine.check()?;
         supervisor::Options { workers: 1, ..self.supervision.clone() }.check()
     }
 
@@ -215,8 +234,14 @@ impl Builder {
         for fd in self.adopted {
             listen.push(sockets.adopt(fd)?);
         }
-        for address in &self.listen {
-            listen.push(sockets.at(address, 0, QUEUE)?);
+        for (at, address) in self.listen.iter().enumerate() {
+            // Of a port of the system's choice each is another one.
+            let nth = self.listen[..at].iter().filter(|other| *other == address).count();
+            let socket = sockets.at(address, if address.is_any_port() { nth as u32 } else { 0 }, QUEUE)?;
+            if listen.iter().any(|other| Arc::ptr_eq(other, &socket)) {
+                return Err(Error::invalid("address is given twice").with("listen", address).with("same_as", &socket.bound));
+            }
+            listen.push(socket);
         }
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
         let beat = Some(options.beat).filter(|_| !options.hang_timeout.is_zero());
@@ -228,15 +253,29 @@ impl Builder {
         });
         // Each has a thread by then.
         let close = |_: &Error| passer.iter().for_each(|passer| passer.close());
-        let gates = Gates::open(Arc::clone(&sockets), passer.clone(), listener.clone(), warning).inspect_err(close)?;
+        let ledger = Arc::new(Ledger::default());
+        let house = House { sockets: Arc::clone(&sockets), passer: passer.clone(), ledger: Arc::clone(&ledger) };
+        let gates = Gates::open(house, listener.clone(), warning).inspect_err(close)?;
         let close = |e: &Error| {
             close(e);
             gates.close();
         };
         let mail = Mail::open(self.hear_message).inspect_err(close)?;
         let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
-        let commands = Mutex::new(HashMap::from([(1, Arc::new(command))]));
-        let inner = Arc::new(Inner { sockets, gates, mail, logs, passer, forks, commands, seated: Seated::default() });
+        let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve()))]));
+        let inner = Arc::new(Inner {
+            sockets,
+            ledger,
+            gates,
+            mail,
+            logs,
+            passer,
+            forks,
+            commands,
+            seated: Seated::default(),
+            confine: self.confine,
+            pin_cpus: self.pin_cpus,
+        });
         let (heard, launched) = (Arc::clone(&inner), Arc::clone(&inner));
         let mut take_channel = self.take_channel;
         let supervisor = Supervisor::builder()
@@ -251,6 +290,27 @@ impl Builder {
             }
         }
     }
+}
+
+/// The counter of this name: that of the cluster whose worker this process is, once it has [attached](worker::attach); else one of this process alone.
+///
+/// # Errors
+/// Those of [`Worker::counter`] or of [`Ledger::counter`].
+pub fn counter(name: &str) -> Result<Counter> {
+    worker::current().map_or_else(|| shared::own().counter(name), |worker| worker.counter(name))
+}
+
+/// The rate limiter of this name, as [`counter`].
+///
+/// # Errors
+/// Those of [`Worker::limiter`] or of [`Ledger::limiter`].
+pub fn limiter(name: &str, limit: Limit) -> Result<RateLimiter> {
+    worker::current().map_or_else(|| shared::own().limiter(name, limit), |worker| worker.limiter(name, limit))
+}
+
+/// What the generation that runs has been started with.
+fn of_generation(commands: &HashMap<u32, Arc<Resolved>>, generation: u32) -> Arc<Resolved> {
+    Arc::clone(commands.get(&generation.max(1)).expect("the generation that runs has a command"))
 }
 
 fn check_workers(workers: usize) -> Result<()> {
@@ -270,6 +330,7 @@ pub struct Cluster {
 
 struct Inner {
     sockets: Arc<Sockets>,
+    ledger: Arc<Ledger>,
     gates: Arc<Gates>,
     mail: Arc<Mail>,
     logs: Option<Arc<Logs>>,
@@ -277,7 +338,9 @@ struct Inner {
     /// Of one whose workers are started one by one.
     forks: Option<Forks>,
     /// By generation.
-    commands: Mutex<HashMap<u32, Arc<Command>>>,
+    commands: Mutex<HashMap<u32, Arc<Resolved>>>,
+    confine: Confine,
+    pin_cpus: bool,
     /// Workers of which the one that passes has heard that they are ready.
     seated: Seated,
 }
@@ -347,9 +410,10 @@ impl Inner {
         if let Some(passer) = &self.passer {
             named.push((PASS, passer.add(id)?));
         }
-        let mut launch = command.launch(id, listen, self.gates.add(id)?, named)?;
+        let confine = Confine { cpu: self.pin_cpus.then_some(id.slot as usize), ..self.confine.clone() };
+        let mut launch = command.launch(id, confine, listen, self.gates.add(id)?, named)?;
         if let Some(logs) = &self.logs {
-            launch.fds.extend(logs.add(id)?.into_iter().zip(1..));
+            launch.fds.extend(logs.add(id)?.into_iter().map(PrivateFd::new).zip(1..));
         }
         Ok(launch)
     }
@@ -384,6 +448,8 @@ impl Cluster {
             take_channel: None,
             logs: None,
             one_by_one: false,
+            confine: Confine::default(),
+            pin_cpus: false,
         }
     }
 
@@ -410,7 +476,7 @@ impl Cluster {
     pub fn fork(&self, command: Command) -> Result<(WorkerId, i32)> {
         let forks = self.inner.forks.as_ref().ok_or_else(|| Error::invalid("cluster starts its workers itself"))?;
         command.check()?;
-        forks.start(&self.supervisor, command)
+        forks.start(&self.supervisor, command.resolve())
     }
 
     /// Replaces all workers by a new generation, without being fewer at any time: see [`Supervisor::reload`]. `command`: what the new ones run; the same as before.
@@ -422,23 +488,23 @@ impl Cluster {
         if let Some(command) = &command {
             command.check()?;
         }
+        let command = command.map(|command| Arc::new(command.resolve()));
+        let current = self.supervisor.stats()?.generation;
         // Held until the number is known: the launcher asks under this lock.
         let mut commands = lock(&self.inner.commands);
         let generation = self.supervisor.reload()?;
-        let command = command.map_or_else(|| self.current(&commands), Arc::new);
+        let command = command.unwrap_or_else(|| of_generation(&commands, current));
         commands.insert(generation, command);
         Ok(generation)
     }
 
     /// What its workers run: that of the last (re)load that succeeded.
-    #[must_use]
-    pub fn command(&self) -> Command {
-        Command::clone(&self.current(&lock(&self.inner.commands)))
-    }
-
-    fn current(&self, commands: &HashMap<u32, Arc<Command>>) -> Arc<Command> {
-        let generation = self.supervisor.stats().map_or(1, |stats| stats.generation).max(1);
-        Arc::clone(commands.get(&generation).expect("the generation that runs has a command"))
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn command(&self) -> Result<Command> {
+        let generation = self.supervisor.stats()?.generation;
+        Ok(of_generation(&lock(&self.inner.commands), generation).command.clone())
     }
 
     /// Waits until a reload is over: see [`Supervisor::wait_reload`].
@@ -538,6 +604,12 @@ impl Cluster {
         if let Some(logs) = &self.inner.logs {
             logs.wait(of, timeout);
         }
+    }
+
+    /// Counters and rate limiters that its workers share, by name; they last as long as the cluster.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.inner.ledger
     }
 
     /// Where it listens: the sockets of the option first, then those that workers have asked for.

@@ -5,16 +5,27 @@ use super::page::Page;
 use super::pass;
 use crate::channel::{Channel, Options};
 use crate::error::{Error, ErrorKind, Result};
+use crate::shared::{Counter, Limit, RateLimiter};
 use crate::supervisor;
 use crate::sync::lock;
-use crate::sys::{fork, net, poll, socket};
-use crate::wire::cluster::{ENV, FIRST_FD, Inherited, LISTEN, MAX_LEN, SEAT, decode_reply, encode_request, parse_env};
+use crate::sys::fork::{self, ForkCell};
+use crate::sys::{net, poll, socket};
+use crate::wire::cluster::{
+    Asked, COUNTER, ENV, FIRST_FD, Inherited, LIMITER, LISTEN, MAX_LEN, SEAT, decode_reply, encode_request, parse_env,
+};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a worker waits for its cluster's answer, which comes from a thread that has nothing else to do.
 const ANSWER: Duration = Duration::from_secs(30);
+
+static CURRENT: ForkCell<Mutex<Option<Worker>>> = ForkCell::new();
+
+/// What [`attach`] has made of this process.
+pub(super) fn current() -> Option<Worker> {
+    lock(CURRENT.get(Mutex::default)).clone()
+}
 
 /// This process as a worker of a cluster. Copies of the handle are the same worker.
 #[derive(Clone, Debug)]
@@ -23,12 +34,19 @@ pub struct Worker(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     supervised: supervisor::Worker,
-    gate: Mutex<OwnedFd>,
+    gate: Mutex<Gate>,
     sockets: usize,
     post: Mutex<Post>,
     /// Of a cluster that passes connections.
     page: Option<Page>,
     epoch: u64,
+}
+
+/// Where it asks the cluster for things, and how often it has.
+#[derive(Debug)]
+struct Gate {
+    fd: OwnedFd,
+    asked: u32,
 }
 
 /// The way to the cluster's process.
@@ -63,7 +81,16 @@ pub fn attach() -> Result<Option<Worker>> {
     let page = pass.map(|fd| Page::attach(unsafe { net::take_over(fd) }.as_fd())).transpose()?;
     socket::check_kind(gate.as_fd())?;
     socket::adopt(gate.as_fd())?;
-    Ok(Some(Worker(Arc::new(Inner { supervised, gate: Mutex::new(gate), sockets, post: Mutex::new(post), page, epoch: fork::epoch() }))))
+    let worker = Worker(Arc::new(Inner {
+        supervised,
+        gate: Mutex::new(Gate { fd: gate, asked: 0 }),
+        sockets,
+        post: Mutex::new(post),
+        page,
+        epoch: fork::epoch(),
+    }));
+    *lock(CURRENT.get(Mutex::default)) = Some(worker.clone());
+    Ok(Some(worker))
 }
 
 impl Worker {
@@ -97,7 +124,7 @@ impl Worker {
             Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index).with("sockets", self.0.sockets)
         })?;
         if self.is_passed() {
-            return self.ask(&encode_request(SEAT, index as i32, 0, ""), "");
+            return self.ask_for_socket((SEAT, index as i32, 0, ""));
         }
         // SAFETY: it is open for as long as the program keeps it so, which is its word.
         let fd = poll::duplicate(unsafe { BorrowedFd::borrow_raw(fd) })?;
@@ -188,38 +215,76 @@ impl Worker {
     /// # Errors
     /// `Os` with what the bind failed with (`EADDRINUSE`, `EACCES` …), `Invalid` for an address that is none, `PeerDied` when the cluster is gone, `Forked`.
     pub fn listen(&self, address: &str, nth: u32, queue: Option<i32>) -> Result<(OwnedFd, Address)> {
-        self.ask(&encode_request(LISTEN, queue.unwrap_or(QUEUE), nth, address), address)
+        self.ask_for_socket((LISTEN, queue.unwrap_or(QUEUE), nth, address))
     }
 
-    fn ask(&self, request: &[u8], address: &str) -> Result<(OwnedFd, Address)> {
+    /// The counter of this name that the workers of this cluster share: a new one at 0 the first time. Waits for the cluster's answer, so ask once.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that [`Ledger::counter`](crate::shared::Ledger::counter) refuses; `PeerDied` when the cluster is gone; `Os`, `Forked`.
+    pub fn counter(&self, name: &str) -> Result<Counter> {
+        let (fd, _) = self.ask((COUNTER, 0, 0, name), "counter")?;
+        Counter::attach(fd.as_fd())
+    }
+
+    /// The limiter of this name that the workers of this cluster share: a new one the first time. Waits for the cluster's answer, so ask once.
+    ///
+    /// # Errors
+    /// Those of [`counter`](Self::counter); `Invalid` for a limit that is none, and where the name stands for another one.
+    pub fn limiter(&self, name: &str, limit: Limit) -> Result<RateLimiter> {
+        limit.check()?;
+        let (fd, _) = self.ask((LIMITER, limit.burst as i32, limit.keys, &format!("{} {name}", limit.rate)), "limiter")?;
+        RateLimiter::attach(fd.as_fd())
+    }
+
+    fn ask_for_socket(&self, asked: Asked<'_>) -> Result<(OwnedFd, Address)> {
+        let (fd, at) = self.ask(asked, "listen")?;
+        Ok((fd, at.parse()?))
+    }
+
+    /// What the cluster gives, and what it says with it.
+    fn ask(&self, (op, queue, nth, name): Asked<'_>, what: &'static str) -> Result<(OwnedFd, String)> {
         self.check_fork()?;
         let gone = || Error::new(ErrorKind::PeerDied, "the cluster of this worker is gone");
-        let gate = lock(&self.0.gate);
-        if socket::send(gate.as_fd(), request, &[])? != socket::Sent::Whole {
+        let mut gate = lock(&self.0.gate);
+        gate.asked = gate.asked.wrapping_add(1);
+        let seq = gate.asked;
+        let gate = gate.fd.as_fd();
+        if socket::send(gate, &encode_request(seq, op, queue, nth, name), &[])? != socket::Sent::Whole {
             return Err(gone());
         }
         let until = Instant::now() + ANSWER;
         let mut bytes = [0; MAX_LEN];
         let (len, mut fds) = loop {
-            match socket::peek(gate.as_fd(), &mut bytes)? {
-                socket::Received::Datagram(len, fds) => break (len, fds),
-                socket::Received::End => return Err(gone()),
-                socket::Received::Nothing => {}
+            match socket::peek(gate, &mut bytes) {
+                // Of a question that was given up.
+                Ok(socket::Received::Datagram(len, _)) if decode_reply(&bytes[..len.min(MAX_LEN)]).is_some_and(|(of, ..)| of != seq) => {
+                    socket::skip(gate);
+                    continue;
+                }
+                Ok(socket::Received::Datagram(len, fds)) => break (len, fds),
+                Ok(socket::Received::End) => return Err(gone()),
+                Ok(socket::Received::Nothing) => {}
+                Err(e) => {
+                    // There is no room for the fd of the answer, which goes with it.
+                    socket::skip(gate);
+                    return Err(e);
+                }
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Error::new(ErrorKind::Timeout, "the cluster does not answer").with("listen", address));
+                return Err(Error::new(ErrorKind::Timeout, "the cluster does not answer").with(what, name));
             }
             poll::wait_readable(&mut [poll::readable(gate.as_raw_fd())], Some(left));
         };
-        socket::skip(gate.as_fd());
+        socket::skip(gate);
         match decode_reply(&bytes[..len.min(MAX_LEN)]) {
-            Some((0, text)) => match fds.pop() {
-                Some(fd) => Ok((fd, text.parse()?)),
-                None => Err(Error::new(ErrorKind::Corrupt, "the cluster answers without a socket")),
+            Some((_, 0, text)) => match fds.pop() {
+                Some(fd) => Ok((fd, text.to_owned())),
+                None => Err(Error::new(ErrorKind::Corrupt, "the cluster answers without an fd")),
             },
-            Some((libc::EINVAL, text)) => Err(Error::invalid(text.to_owned())),
-            Some((errno, _)) => Err(Error::os("bind", errno).with("listen", address)),
+            Some((_, libc::EINVAL, text)) => Err(Error::invalid(text.to_owned())),
+            Some((_, errno, _)) => Err(Error::os(if what == "listen" { "bind" } else { "memfd" }, errno).with(what, name)),
             None => Err(Error::new(ErrorKind::Corrupt, "the cluster's answer is none")),
         }
     }

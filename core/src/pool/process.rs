@@ -27,6 +27,7 @@ use crate::supervisor::{self, Cause, Ended, Event, Launch, Supervisor, WorkerId,
 use crate::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering, fence};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
+use crate::sys::fork::PrivateFd;
 use crate::sys::process::{self, Spec};
 use crate::sys::{clock, fork, poll, thread};
 use crate::value::Value;
@@ -452,8 +453,8 @@ impl Seats {
 
 /// A terminal's Ctrl-C is the host's; so is its input. An output that the host has closed leads nowhere: no fd of the lane, and no file that
 /// a function opens, is to get its number.
-fn apart(spec: &mut Spec<'static>, nice: i32) -> Result<Vec<(OwnedFd, RawFd)>> {
-    spec.nice = nice;
+fn apart(spec: &mut Spec<'static>, nice: i32) -> Result<Vec<(PrivateFd, RawFd)>> {
+    spec.confine.nice = nice;
     spec.new_group = true;
     let null = std::fs::File::options().read(true).write(true).open("/dev/null");
     let null: OwnedFd = null.map_err(|e| Error::os("open", e.raw_os_error().unwrap_or(0)).with("path", "/dev/null"))?.into();
@@ -461,10 +462,10 @@ fn apart(spec: &mut Spec<'static>, nice: i32) -> Result<Vec<(OwnedFd, RawFd)>> {
     for number in [1, 2] {
         // SAFETY: a plain query.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            fds.push((poll::duplicate(null.as_fd())?, number));
+            fds.push((PrivateFd::new(poll::duplicate(null.as_fd())?), number));
         }
     }
-    fds.push((null, 0));
+    fds.push((PrivateFd::new(null), 0));
     Ok(fds)
 }
 
@@ -673,8 +674,9 @@ impl Host {
             self.payloads(),
             [&self.bells()[0], &self.bells()[1]],
         )?;
-        let ((name, value), mut fds) = ends.launch(FIRST_FD);
+        let ((name, value), fds) = ends.launch(FIRST_FD);
         let env = vec![(name.into(), value.into())];
+        let mut fds: Vec<_> = fds.into_iter().map(|(fd, number)| (PrivateFd::new(fd), number)).collect();
         fds.extend(apart(&mut spec, self.nice)?);
         let seat = Seat {
             id,

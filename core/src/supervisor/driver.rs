@@ -621,7 +621,7 @@ impl Machine {
         let mut free = (3..).filter(|n| !taken(n));
         let numbers = [free.next(), free.next()].map(|n| n.expect("there are more numbers than fds"));
         drop(free);
-        fds.extend([(page_fd, numbers[0]), (theirs, numbers[1])]);
+        fds.extend([(PrivateFd::new(page_fd), numbers[0]), (PrivateFd::new(theirs), numbers[1])]);
         env.retain(|(name, _)| name != ENV);
         env.push((ENV.into(), format!("{},{}", numbers[0], numbers[1]).into()));
         // Before the worker exists: there is no way back then.

@@ -30,7 +30,7 @@ const KILLED: Duration = Duration::from_millis(100);
 pub(super) struct Kit {
     pub(super) spec: Spec<'static>,
     pub(super) env: Vec<(OsString, OsString)>,
-    pub(super) fds: Vec<(OwnedFd, RawFd)>,
+    pub(super) fds: Vec<(PrivateFd, RawFd)>,
 }
 
 /// Starts a program with more variables and fds than its `spec` has.

@@ -37,11 +37,12 @@ pub use worker::Worker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
 use crate::sys::fork;
+use crate::sys::fork::PrivateFd;
 use crate::sys::process::Spec;
 use driver::{Hub, Order, Shared};
 use std::ffi::OsString;
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,7 @@ pub struct Launch {
     /// Variables of this worker's own, which replace those of `spec`.
     pub env: Vec<(OsString, OsString)>,
     /// `(fd, number)`: fds of this worker's own, closed here once it has them.
-    pub fds: Vec<(OwnedFd, RawFd)>,
+    pub fds: Vec<(PrivateFd, RawFd)>,
 }
 
 impl From<Spec<'static>> for Launch {

@@ -124,12 +124,16 @@ fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
 /// What a worker is killed before its supervisor by, when memory runs out. The scale ends at 1,000.
 const OOM_SCORE: i32 = 200;
 
+/// Unless somebody has chosen another score for it than its parent's.
 fn be_killed_before_the_host() {
-    const FILE: &str = "/proc/self/oom_score_adj";
-    let own = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
-    if let Some(own) = own {
+    let score = |process: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{process}/oom_score_adj")).ok()?;
+        text.trim().parse::<i32>().ok()
+    };
+    let parent = score(&std::os::unix::process::parent_id().to_string());
+    if let Some(own) = score("self").filter(|own| parent.is_none_or(|parent| parent == *own)) {
         // Not there without /proc; then the kernel decides by size alone.
-        let _ = std::fs::write(FILE, (own + OOM_SCORE).min(1000).to_string());
+        let _ = std::fs::write("/proc/self/oom_score_adj", (own + OOM_SCORE).min(1000).to_string());
     }
 }
 

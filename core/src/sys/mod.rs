@@ -7,6 +7,7 @@ compile_error!("offloop needs a 64-bit little-endian target");
 
 pub mod cgroup;
 pub mod clock;
+pub mod confine;
 pub mod cpu;
 pub mod eventfd;
 pub mod failpoint;

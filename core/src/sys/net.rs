@@ -91,15 +91,31 @@ pub fn waiting_connections_move() -> bool {
 pub fn listen_unix(path: &Path, queue: i32) -> Result<OwnedFd> {
     let address = UnixAddr::new(path).map_err(|_| Error::invalid("no socket can have this path").with("path", path.display()))?;
     let fd = open(AddressFamily::Unix)?;
+    // Between bind and listen it would look as if it were left over, and what is left over goes once.
+    let _turn = turn(path);
     let mut bound = bind(fd.as_raw_fd(), &address);
     if bound == Err(nix::errno::Errno::EADDRINUSE) && is_left_over(path, &address) {
-        // Whoever else finds it left over meanwhile fails at the bind.
         let _ = std::fs::remove_file(path);
         bound = bind(fd.as_raw_fd(), &address);
     }
     bound.map_err(|e| failed("bind", e))?;
     listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
     Ok(fd)
+}
+
+/// A lock of the directory of `path`, by which processes take turns; none where that cannot be had.
+fn turn(path: &Path) -> Option<std::fs::File> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = std::fs::File::open(dir).ok()?;
+    // Anybody may have it locked, for as long as he likes.
+    for _ in 0..100 {
+        match dir.try_lock() {
+            Ok(()) => return Some(dir),
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            Err(std::fs::TryLockError::Error(_)) => return None,
+        }
+    }
+    None
 }
 
 /// A socket that refuses connections: its process is gone.
@@ -129,6 +145,12 @@ pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
         Err(_) => return Err(refuse("not a socket")),
     }
     local(fd)
+}
+
+/// Where the connection was accepted that this fd is, as far as it is one: of any other fd, and of a socket that listens, `None`.
+#[must_use]
+pub fn accepted_at(fd: BorrowedFd<'_>) -> Option<Bound> {
+    if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) { local(fd).ok() } else { None }
 }
 
 /// Makes a socket that was inherited as those of [`listen_tcp`]: close-on-exec, non-blocking, and of what it accepts nothing waits for more to send.
@@ -162,11 +184,16 @@ pub fn local(fd: BorrowedFd<'_>) -> Result<Bound> {
     }
 }
 
+/// Errors of `accept` with which the connection waits on.
+const WAITS_ON: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+/// Those with which there will never be one.
+const NO_LISTENER: [i32; 4] = [libc::EINVAL, libc::EBADF, libc::ENOTSOCK, libc::EOPNOTSUPP];
+
 /// Takes a connection that waits, and the address of its other end, which a unix socket has not; `None` while there is none. Close-on-exec and
 /// non-blocking.
 ///
 /// # Errors
-/// `Os` with `EMFILE`, `ENFILE`, `ENOBUFS` or `ENOMEM`: then the connection waits on.
+/// `Os` with `EMFILE`, `ENFILE`, `ENOBUFS` or `ENOMEM`: then the connection waits on; with `EINVAL`, `EBADF`, `ENOTSOCK` or `EOPNOTSUPP`: nobody listens there (any more).
 pub fn accept(fd: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Option<IpAddr>)>> {
     loop {
         // SAFETY: plain data, all-zero is valid.
@@ -179,12 +206,8 @@ pub fn accept(fd: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Option<IpAddr>)>> {
             return Ok(Some((own(new, "accept4")?, address_of(&storage))));
         }
         match Error::last_os("accept4") {
-            e if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) => {
-                return Err(e);
-            }
-            e if e.errno().is_some_and(|(errno, _)| matches!(errno, libc::EAGAIN | libc::EINVAL | libc::EBADF | libc::ENOTSOCK)) => {
-                return Ok(None);
-            }
+            e if e.errno().is_some_and(|(errno, _)| errno == libc::EAGAIN) => return Ok(None),
+            e if e.errno().is_some_and(|(errno, _)| WAITS_ON.contains(&errno) || NO_LISTENER.contains(&errno)) => return Err(e),
             // Of a connection that has failed already; accept(2) names a dozen. It is no longer in the queue.
             _ => {}
         }

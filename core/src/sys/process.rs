@@ -6,7 +6,7 @@
 //!  all strings and tables made ready
 //!  signals blocked
 //!  clone(VM | VFORK | PIDFD) ──────────────► handlers to default, fds moved, the rest close-on-exec,
-//!       (suspended)                          cwd, group, niceness, death signal, mask emptied
+//!       (suspended)                          group, niceness, limits, user, cwd, death signal, mask emptied
 //!  reads the outcome from memory ◄────────── execve, or the failed step and its errno, then _exit
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! Without a pidfd (a seccomp policy) a thread waits for the child without reaping it and signals an eventfd, so that
 //! [`Child::exit_fd`] can be polled in every case.
 
+use super::confine::{Confine, Prepared};
 use super::eventfd::EventFd;
 use super::fork;
 use super::probe::{Call, has};
@@ -49,8 +50,10 @@ pub struct Spec<'a> {
     /// Makes the child the leader of a process group of its own, out of reach of a terminal's Ctrl-C, and without a controlling terminal that
     /// could stop it.
     pub new_group: bool,
-    /// Added to the niceness.
-    pub nice: i32,
+    /// With its end the rest of its group, if it leads one, is killed.
+    pub ends_group: bool,
+    /// Niceness, cores, user, limits.
+    pub confine: Confine,
     /// A variable of its environment whose value is the child's own process id, as `LISTEN_PID` is.
     pub pid_variable: Option<&'static str>,
 }
@@ -66,7 +69,8 @@ impl Spec<'_> {
             fds: Vec::new(),
             death_signal: None,
             new_group: false,
-            nice: 0,
+            ends_group: false,
+            confine: Confine::default(),
             pid_variable: None,
         }
     }
@@ -103,6 +107,8 @@ pub struct Child {
     watch: Watch,
     /// Another process is its parent, as far as is known.
     foreign: bool,
+    /// Its group ends with it.
+    ends_group: bool,
     /// Set once it was reaped; from then on its pid may belong to another process.
     exit: Mutex<Option<Exit>>,
     epoch: u64,
@@ -131,7 +137,7 @@ struct Plan {
     death_signal: Option<i32>,
     parent: libc::pid_t,
     new_group: bool,
-    nice: i32,
+    confine: Prepared,
     failed: Option<(&'static str, i32)>,
 }
 
@@ -234,8 +240,8 @@ extern "C" fn child_main(plan: *mut libc::c_void) -> libc::c_int {
 fn prepare_and_exec(plan: &mut Plan) -> &'static str {
     // SAFETY: every call below is async-signal-safe and gets pointers into `plan`, which outlives the child's use of it.
     unsafe {
-        // A handler of the parent must not run here once the mask is emptied. SIGPIPE and SIGXFSZ are ignored by some
-        // hosts for themselves (Python, Node, Rust); a program expects their default.
+        // A handler of the parent must not run here once the mask is emptied. Signals are ignored by hosts for themselves (SIGPIPE by
+        // Python, Node, Rust); a program expects their default. That of SIGHUP is nohup's word, which goes for children.
         for signal in 1..=64 {
             let mut action = MaybeUninit::<libc::sigaction>::zeroed();
             if libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) != 0 {
@@ -244,7 +250,7 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
             let action = action.assume_init_mut();
             let reset = match action.sa_sigaction {
                 libc::SIG_DFL => false,
-                libc::SIG_IGN => signal == libc::SIGPIPE || signal == libc::SIGXFSZ,
+                libc::SIG_IGN => signal != libc::SIGHUP,
                 _ => true,
             };
             if reset {
@@ -253,27 +259,11 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
                 libc::sigaction(signal, action, ptr::null_mut());
             }
         }
-        if let Some(signal) = plan.death_signal {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) != 0 {
-                return "prctl(PR_SET_PDEATHSIG)";
-            }
-            // The parent may have died before the line above took effect.
-            if libc::getppid() != plan.parent {
-                libc::_exit(127);
-            }
-        }
         if plan.new_group {
             if libc::setpgid(0, 0) != 0 {
                 return "setpgid";
             }
             leave_terminal();
-        }
-        if plan.nice != 0 {
-            *libc::__errno_location() = 0;
-            let now = libc::getpriority(libc::PRIO_PROCESS, 0);
-            if libc::setpriority(libc::PRIO_PROCESS, 0, now.saturating_add(plan.nice).clamp(-20, 19)) != 0 {
-                return "setpriority";
-            }
         }
         // First every source to a number that is nobody's target, so that no move overwrites a later source.
         for at in 0..plan.fds.len() {
@@ -307,6 +297,19 @@ fn prepare_and_exec(plan: &mut Plan) -> &'static str {
         if !by_range && !close_on_exec_by_list(plan) {
             for fd in 3..plan.fd_limit {
                 close_on_exec(plan, fd);
+            }
+        }
+        if let Err(step) = plan.confine.apply() {
+            return step;
+        }
+        // A change of user takes it away.
+        if let Some(signal) = plan.death_signal {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) != 0 {
+                return "prctl(PR_SET_PDEATHSIG)";
+            }
+            // The parent may have died before the line above took effect.
+            if libc::getppid() != plan.parent {
+                libc::_exit(127);
             }
         }
         if let Some(dir) = &plan.cwd
@@ -442,11 +445,18 @@ pub fn spawn(spec: &Spec<'_>) -> Result<Child> {
         // SAFETY: a plain query.
         parent: unsafe { libc::getpid() },
         new_group: spec.new_group,
-        nice: spec.nice,
+        confine: spec.confine.prepare()?,
         failed: None,
     };
     let (pid, pidfd) = clone(&mut plan)?;
-    let started = watch(pid, pidfd).map(|watch| Child { pid, watch, foreign: false, exit: Mutex::new(None), epoch: fork::epoch() });
+    let started = watch(pid, pidfd).map(|watch| Child {
+        pid,
+        watch,
+        foreign: false,
+        ends_group: spec.new_group && spec.ends_group,
+        exit: Mutex::new(None),
+        epoch: fork::epoch(),
+    });
     match (plan.failed, started) {
         (None, Ok(child)) => Ok(child),
         (None, Err(e)) => {
@@ -552,7 +562,7 @@ impl Child {
     /// and its reaper; else [`try_wait`](Self::try_wait) has neither code nor signal.
     #[must_use]
     pub fn adopt(pid: i32, pidfd: OwnedFd) -> Child {
-        Child { pid, watch: Watch::Pidfd(pidfd), foreign: true, exit: Mutex::new(None), epoch: fork::epoch() }
+        Child { pid, watch: Watch::Pidfd(pidfd), foreign: true, ends_group: false, exit: Mutex::new(None), epoch: fork::epoch() }
     }
 
     /// The process id. It may belong to another process once this one was waited for.
@@ -630,6 +640,16 @@ impl Child {
             Watch::Pidfd(fd) if has(Call::WaitPidfd) => (libc::P_PIDFD, fd.as_raw_fd() as libc::id_t),
             _ => (libc::P_PID, self.pid as libc::id_t),
         };
+        if self.ends_group {
+            let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+            // SAFETY: `info` is a valid out pointer, zeroed; the process stays as it is, so its number, which is that of its group, is nobody else's.
+            unsafe {
+                let ended = libc::waitid(kind, id, info.as_mut_ptr(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) == 0;
+                if ended && info.assume_init_ref().si_pid() != 0 {
+                    libc::kill(-self.pid, libc::SIGKILL);
+                }
+            }
+        }
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
         // SAFETY: `info` is a valid out pointer.
         if unsafe { libc::waitid(kind, id, info.as_mut_ptr(), libc::WEXITED | libc::WNOHANG) } != 0 {
@@ -676,6 +696,21 @@ impl Child {
             // SAFETY: one valid pollfd. A signal ends it early, which the loop takes care of.
             unsafe { libc::poll(&raw mut poll, 1, ms) };
         }
+    }
+}
+
+/// Sends a signal to a process that is known by its number; false when there is none.
+///
+/// # Errors
+/// `Os` with `EPERM` or `EINVAL`.
+pub fn signal(pid: i32, signal: i32) -> Result<bool> {
+    // SAFETY: a plain call.
+    if unsafe { libc::kill(pid, signal) } == 0 {
+        return Ok(true);
+    }
+    match errno() {
+        libc::ESRCH => Ok(false),
+        _ => Err(Error::last_os("kill").with("pid", pid).with("signal", signal)),
     }
 }
 

@@ -5,14 +5,16 @@
 //! of a channel (`wire::channel`) for messages, [`PASS`] is the memfd of a cluster that accepts by itself and passes connections on. All integers are little-endian.
 //!
 //! ```text
-//!  request   u32 op = LISTEN │ i32 queue │ u32 nth │ address, UTF-8: host:port, :port, or unix:path
-//!            u32 op = SEAT   │ i32 index of a socket of the option listen │ u32 0
-//!  reply     i32 errno, or 0 │ text, UTF-8: where it listens, or why it does not          + the listening socket, or the seat
+//!  request   u32 seq │ u32 op = LISTEN │ i32 queue │ u32 nth │ address, UTF-8: host:port, :port, or unix:path
+//!            u32 seq │ u32 op = SEAT   │ i32 index of a socket of the option listen │ u32 0
+//!            u32 seq │ u32 op = COUNTER │ i32 0 │ u32 0 │ name, UTF-8
+//!            u32 seq │ u32 op = LIMITER │ i32 burst │ u32 keys │ tokens per second, in decimal, a space, and the name, UTF-8
+//!  reply     u32 seq │ i32 errno, or 0 │ text, UTF-8: where it listens, or why it does not          + the listening socket, the seat, or a memfd of `wire::shared`
 //! ```
 //!
-//! One request at a time; the worker waits for the reply. A gate that hangs up says that the cluster's process is gone.
+//! One request at a time; the worker waits for the reply, and drops one to an earlier question, which it has given up. A gate that hangs up says that the cluster's process is gone.
 //!
-//! With [`PASS`] the reply to either request has a seat in place of a listening socket: one end of another socket pair, over which the connections of
+//! With [`PASS`] the reply to the first two requests has a seat in place of a listening socket: one end of another socket pair, over which the connections of
 //! that one listening socket come.
 //!
 //! ```text
@@ -40,6 +42,10 @@ pub const FIRST_FD: i32 = 3;
 pub const LISTEN: u32 = 1;
 /// Give me a seat at a socket of the option `listen`.
 pub const SEAT: u32 = 2;
+/// Give me the shared counter of that name.
+pub const COUNTER: u32 = 3;
+/// Give me the shared rate limiter of that name.
+pub const LIMITER: u32 = 4;
 /// The worker has the connection.
 pub const TAKEN: u32 = 1;
 /// It has no room for it: another worker is to have it.
@@ -57,9 +63,9 @@ pub const PAGE_CLOSED: usize = 128;
 /// Longest datagram.
 pub const MAX_LEN: usize = 1024;
 /// Bytes of a request before its text.
-const REQUEST: usize = 12;
+const REQUEST: usize = 16;
 /// Bytes of a reply before its text.
-const REPLY: usize = 4;
+const REPLY: usize = 8;
 
 /// Name of the worker's end of the channel.
 pub const CHANNEL: &str = "channel";
@@ -147,32 +153,36 @@ fn head<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 /// As bytes; the text is cut where the datagram would be too long. `nth`: how many sockets of that address the worker has already.
 #[must_use]
-pub fn encode_request(op: u32, queue: i32, nth: u32, address: &str) -> Vec<u8> {
-    let mut out = [op.to_le_bytes(), queue.to_le_bytes(), nth.to_le_bytes()].concat();
+pub fn encode_request(seq: u32, op: u32, queue: i32, nth: u32, address: &str) -> Vec<u8> {
+    let mut out = [seq.to_le_bytes(), op.to_le_bytes(), queue.to_le_bytes(), nth.to_le_bytes()].concat();
     out.extend_from_slice(&address.as_bytes()[..address.floor_char_boundary(MAX_LEN - REQUEST)]);
     out
 }
 
-/// `(op, queue, nth, address)`; `None` for what is no request.
+/// `(op, queue, nth, text)` of a request.
+pub type Asked<'a> = (u32, i32, u32, &'a str);
+
+/// Its number, and what it asks for; `None` for what is no request.
 #[must_use]
-pub fn decode_request(bytes: &[u8]) -> Option<(u32, i32, u32, &str)> {
+pub fn decode_request(bytes: &[u8]) -> Option<(u32, Asked<'_>)> {
     let text = std::str::from_utf8(bytes.get(REQUEST..)?).ok()?;
-    Some((u32::from_le_bytes(head(bytes, 0)?), i32::from_le_bytes(head(bytes, 4)?), u32::from_le_bytes(head(bytes, 8)?), text))
+    let number = |at| head(bytes, at).map(u32::from_le_bytes);
+    Some((number(0)?, (number(4)?, number(8)? as i32, number(12)?, text)))
 }
 
 /// As bytes; the text is cut where the datagram would be too long.
 #[must_use]
-pub fn encode_reply(errno: i32, text: &str) -> Vec<u8> {
-    let mut out = errno.to_le_bytes().to_vec();
+pub fn encode_reply(seq: u32, errno: i32, text: &str) -> Vec<u8> {
+    let mut out = [seq.to_le_bytes(), errno.to_le_bytes()].concat();
     out.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(MAX_LEN - REPLY)]);
     out
 }
 
-/// `(errno, text)`; `None` for what is no reply.
+/// `(seq, errno, text)`; `None` for what is no reply.
 #[must_use]
-pub fn decode_reply(bytes: &[u8]) -> Option<(i32, &str)> {
+pub fn decode_reply(bytes: &[u8]) -> Option<(u32, i32, &str)> {
     let text = std::str::from_utf8(bytes.get(REPLY..)?).ok()?;
-    Some((i32::from_le_bytes(head(bytes, 0)?), text))
+    Some((u32::from_le_bytes(head(bytes, 0)?), i32::from_le_bytes(head(bytes, 4)?), text))
 }
 
 #[cfg(test)]
@@ -181,20 +191,21 @@ mod tests {
 
     #[test]
     fn messages_have_these_bytes() {
-        assert_eq!(encode_request(LISTEN, 511, 2, ":3000"), b"\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000");
-        assert_eq!(decode_request(b"\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000"), Some((LISTEN, 511, 2, ":3000")));
-        assert_eq!(encode_reply(98, "taken"), b"b\0\0\0taken");
-        assert_eq!(decode_reply(b"b\0\0\0taken"), Some((98, "taken")));
+        assert_eq!(encode_request(9, LISTEN, 511, 2, ":3000"), b"\x09\0\0\0\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000");
+        assert_eq!(decode_request(b"\x09\0\0\0\x01\0\0\0\xff\x01\0\0\x02\0\0\0:3000"), Some((9, (LISTEN, 511, 2, ":3000"))));
+        assert_eq!(encode_request(1, LIMITER, 5, 8, "0.5 a b"), b"\x01\0\0\0\x04\0\0\0\x05\0\0\0\x08\0\0\x000.5 a b");
+        assert_eq!(encode_reply(9, 98, "taken"), b"\x09\0\0\0b\0\0\0taken");
+        assert_eq!(decode_reply(b"\x09\0\0\0b\0\0\0taken"), Some((9, 98, "taken")));
         let long = "ü".repeat(MAX_LEN);
-        assert!(encode_request(1, 0, 0, &long).len() <= MAX_LEN && encode_reply(0, &long).len() <= MAX_LEN);
+        assert!(encode_request(1, 1, 0, 0, &long).len() <= MAX_LEN && encode_reply(1, 0, &long).len() <= MAX_LEN);
     }
 
     #[test]
     fn what_is_no_message_is_none() {
-        for bad in [&b""[..], b"\x01\0\0\0\0\0\0\0\0\0\0", b"\x01\0\0\0\0\0\0\0\0\0\0\0\xff"] {
+        for bad in [&b""[..], &[0; 15], b"\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\xff"] {
             assert_eq!(decode_request(bad), None);
         }
-        for bad in [&b""[..], b"\0\0\0", b"\0\0\0\0\xff"] {
+        for bad in [&b""[..], &[0; 7], b"\0\0\0\0\0\0\0\0\xff"] {
             assert_eq!(decode_reply(bad), None);
         }
     }

@@ -6,6 +6,7 @@ mod fnv;
 pub mod lane;
 pub mod metrics;
 pub mod ring;
+pub mod shared;
 pub mod supervisor;
 pub mod value;
 pub mod zygote;

@@ -25,6 +25,7 @@ const SOURCES: &[&str] = &[
     "capi/stream.rs",
     "capi/cluster.rs",
     "capi/member.rs",
+    "capi/shared.rs",
     "capi/ring.rs",
     "capi/channel.rs",
     "capi/metrics.rs",
@@ -44,6 +45,8 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_cluster_options", "OFFLOOP_CLUSTER_OPTIONS_INIT"),
     ("offloop_cluster_counts", "OFFLOOP_CLUSTER_COUNTS_INIT"),
     ("offloop_reload_report", "OFFLOOP_RELOAD_REPORT_INIT"),
+    ("offloop_limit", "OFFLOOP_LIMIT_INIT"),
+    ("offloop_taken", "OFFLOOP_TAKEN_INIT"),
     ("offloop_op_def", "OFFLOOP_OP_DEF_INIT"),
 ];
 

@@ -14,6 +14,7 @@ mod options;
 mod output;
 mod service;
 mod told;
+mod voice;
 
 use super::Stop;
 use super::control::server::{LISTENER, Request, Server};
@@ -37,6 +38,7 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use voice::Voice;
 
 pub(super) use options::command;
 
@@ -93,7 +95,7 @@ struct Conductor<'a> {
     cluster: Cluster,
     server: Server,
     epoll: &'a Epoll,
-    err: &'a mut dyn Write,
+    voice: Voice,
     phase: Phase,
     output: Arc<Output>,
     /// Clients that read what workers print, and the number of the next line for each.
@@ -140,6 +142,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     // What connections are passed to has to know how to take them.
     let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero() && !run.balance.passes());
     let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
+    let voice = Voice::new(std::io::stderr())?;
     let output = Output::new(Arc::clone(&bell));
     let hear = output.hear(&run.log, run.rotation)?;
     let mut env = run.env.clone();
@@ -148,13 +151,19 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         env.push((UNBUFFERED.into(), Some("1".into())));
     }
     env.extend(service::OWN.map(|name| (name.into(), None)));
-    let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone(), nice: 0 };
+    let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone() };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
-    let mut builder = Cluster::builder().workers(run.workers).balance(run.balance).supervision(supervision).on_event(move |event| {
-        lock(&theirs.0).push(event.clone());
-        rings.signal();
-    });
+    let mut builder = Cluster::builder()
+        .workers(run.workers)
+        .balance(run.balance)
+        .supervision(supervision)
+        .confine(run.confine.clone())
+        .pin_cpus(run.pin_cpus)
+        .on_event(move |event| {
+            lock(&theirs.0).push(event.clone());
+            rings.signal();
+        });
     builder = builder.on_line(hear);
     for fd in service::sockets(|name| std::env::var_os(name)) {
         builder = builder.adopt(fd);
@@ -176,7 +185,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         cluster,
         server,
         epoll: &epoll,
-        err,
+        voice,
         phase: Phase::Starting,
         output,
         readers: HashMap::new(),
@@ -280,9 +289,9 @@ fn hint(error: &Error, listen: &[Address]) -> String {
 impl Conductor<'_> {
     /// A line of its own.
     fn say(&mut self, text: &str) {
-        // As JSON it is an event. Whoever does not read it is gone.
+        // As JSON it is an event.
         if !self.run.json {
-            let _ = writeln!(self.err, "offloop: {text}");
+            self.voice.say(format!("offloop: {text}"));
         }
     }
 
@@ -335,13 +344,13 @@ impl Conductor<'_> {
             && let Some(line) = told::as_json(event)
         {
             if self.run.json {
-                let _ = writeln!(self.err, "{line}");
+                self.voice.say(line.to_string());
             }
             self.server.tell(&line, self.epoll);
         }
-        if self.phase != Phase::Starting
-            && let Some(text) = told::as_text(event)
-        {
+        // One that fails to come up says so itself, and at the end of the start so does the cluster.
+        let is_news = self.phase != Phase::Starting || matches!(event, Event::Worker(E::SpawnFailed { .. }) | Event::Warning(_));
+        if is_news && let Some(text) = told::as_text(event) {
             self.say(&text);
         }
     }
@@ -386,11 +395,8 @@ impl Conductor<'_> {
             self.say(&line);
             self.manager.tell(&format!("READY=1\nSTATUS={line}"));
             if self.run.json {
-                let _ = writeln!(
-                    self.err,
-                    "{}",
-                    json!({"event": "started", "name": self.name, "workers": stats.ready, "listen": self.addresses()})
-                );
+                let started = json!({"event": "started", "name": self.name, "workers": stats.ready, "listen": self.addresses()});
+                self.voice.say(started.to_string());
             }
         }
         for (client, wait) in std::mem::take(&mut self.waits) {

@@ -5,6 +5,7 @@ use super::output::{Place, Rotation};
 use crate::cluster::{Address, Balance, Builder};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
+use crate::sys::confine::{self, Confine};
 use crate::sys::cpu;
 use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
@@ -38,6 +39,8 @@ pub(super) struct Run {
     pub(super) log: Place,
     pub(super) rotation: Rotation,
     pub(super) json: bool,
+    pub(super) confine: Confine,
+    pub(super) pin_cpus: bool,
 }
 
 pub(in crate::cli) fn command() -> Command {
@@ -125,6 +128,30 @@ pub(in crate::cli) fn command() -> Command {
                 .value_name("N")
                 .value_parser(value_parser!(u64).range(1..))
                 .help("A worker that has answered so many requests, ±10 %, is replaced; those of HTTP in Node.js, under uvicorn and http.server are counted"),
+            Arg::new("pin-cpus").long("pin-cpus").action(ArgAction::SetTrue).help("Each worker runs on one core, by its slot, the usable cores counted round"),
+            Arg::new("user")
+                .long("user")
+                .value_name("USER[:GROUP]")
+                .help("Whose workers are, by names or numbers, without supplementary groups; the command itself stays who it is"),
+            Arg::new("limit")
+                .long("limit")
+                .value_name("NAME=N")
+                .action(ArgAction::Append)
+                .value_parser(|text: &str| confine::parse_limit(text).map_err(|e| e.to_string()))
+                .help("A soft and hard limit of the workers: as, core, cpu, data, fsize, memlock, nofile, nproc, rss, stack; N or unlimited"),
+            Arg::new("oom-score")
+                .long("oom-score")
+                .value_name("N")
+                .allow_negative_numbers(true)
+                .value_parser(value_parser!(i32).range(-1000..=1000))
+                .help("oom_score_adj of the workers, -1000 to 1000: how much rather than others they are killed when memory runs out"),
+            Arg::new("nice")
+                .long("nice")
+                .value_name("N")
+                .default_value("0")
+                .allow_negative_numbers(true)
+                .value_parser(value_parser!(i32).range(-40..=40))
+                .help("Added to the niceness of the workers"),
             Arg::new("config")
                 .long("config")
                 .value_name("FILE")
@@ -247,6 +274,18 @@ impl Run {
                 keep: *by("log-keep").get_one::<u32>("log-keep").expect("it has a default"),
             },
             json: by("json").get_flag("json"),
+            confine: {
+                let ids = by("user").get_one::<String>("user").map(|text| confine::parse_user(text)).transpose()?;
+                Confine {
+                    nice: *by("nice").get_one("nice").expect("it has a default"),
+                    uid: ids.map(|ids| ids.0),
+                    gid: ids.map(|ids| ids.1),
+                    limits: by("limit").get_many("limit").unwrap_or_default().cloned().collect(),
+                    oom_score: by("oom-score").get_one("oom-score").copied(),
+                    ..Confine::default()
+                }
+            },
+            pin_cpus: by("pin-cpus").get_flag("pin-cpus"),
         })
     }
 }

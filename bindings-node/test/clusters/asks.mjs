@@ -1,0 +1,40 @@
+// Asks the pool of its cluster what a request's path names.
+import http from 'node:http'
+import { currentWorker } from '../../lib/worker.mjs'
+
+const { pool } = currentWorker()
+
+const paths = {
+  '/none': () => String(pool),
+  '/pid': () => pool.exports.pid(),
+  '/add': () => pool.exports.add(20, 22),
+  '/run': () => pool.run({ deep: [1, 2] }),
+  '/named': () => pool.run(7, { name: 'double', priority: 5 }),
+  '/bytes': async () => (await pool.exports.reversed(new Uint8Array([1, 2, 3]))).join(),
+  '/fails': () => pool.exports.fails('no such user'),
+  '/missing': () => pool.exports.missing(),
+  '/late': () => pool.options({ timeout: 50 }).exports.holds(),
+  '/option': () => pool.run(1, { timout: 50 }),
+  '/abort': () => {
+    const over = new AbortController()
+    setTimeout(() => over.abort(new Error('enough')), 50)
+    return pool.options({ signal: over.signal }).exports.holds()
+  },
+  '/aborted': () => pool.run(1, { signal: AbortSignal.abort() }),
+  '/leaves': () => {
+    pool.exports.holds().catch(() => {})
+    return pool.exports.add(1, 1)
+  },
+}
+
+http
+  .createServer(async (request, response) => {
+    response.setHeader('connection', 'close')
+    response.setHeader('x-pid', process.pid)
+    try {
+      response.end(JSON.stringify({ value: await paths[request.url]() }))
+    } catch ({ name, code, message, user, cause }) {
+      response.end(JSON.stringify({ name, code, message, user, cause: cause?.message }))
+    }
+  })
+  .listen(0, '127.0.0.1')
