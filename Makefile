@@ -142,6 +142,7 @@ test: build c-programs $(BIN)/.ready $(NODE_READY) $(EXAMPLES_READY)  ## the who
 	@$(PHASE) node          $(NPM) --prefix bindings-node test --silent
 	@$(PHASE) python        $(BIN)/python -m pytest -q bindings-python
 	@$(PHASE) examples      $(BIN)/python tests/examples.py
+	@$(PHASE) page          $(BIN)/python tests/page.py
 	@$(PHASE) packages      $(MAKE) --no-print-directory dist
 	@$(PHASE) wheel         $(BIN)/python tests/wheel.py
 	@$(PHASE) quick-starts  $(BIN)/python tests/quickstarts.py --require

@@ -962,6 +962,11 @@ typedef struct {
    * 0.
    */
   uint32_t reserved;
+  /**
+   * Where a thread of the library answers HTTP requests: /metrics for Prometheus, /status as JSON, / a page that shows them as they change. "HOST:PORT" or "unix:PATH", as listen has it;
+   * port 0 is one that the system chooses. Whoever can connect reads them: name 127.0.0.1. Default: nowhere.
+   */
+  const char *metrics;
 } offloop_cluster_options;
 
 /**
@@ -1046,7 +1051,38 @@ typedef struct {
    * Reloads that failed.
    */
   uint64_t reloads_failed;
+  /**
+   * What workers have told of by offloop_worker_served, those that have ended too.
+   */
+  uint64_t served;
 } offloop_cluster_counts;
+
+/**
+ * What a worker does.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_cluster_load), set by the caller.
+   */
+  size_t struct_size;
+  /**
+   * The (re)load that the worker belongs to, from 1 on.
+   */
+  uint32_t generation;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * What it has told of by offloop_worker_served since its start.
+   */
+  uint64_t served;
+  /**
+   * By how much its loop is late, in nanoseconds: what its next beat is overdue by now, or the greatest lateness of one before, of which half is left after each second. -1 before its
+   * first beat.
+   */
+  int64_t loop_delay_ns;
+} offloop_cluster_load;
 
 /**
  * Hears of what the process of the cluster says. The value and the fds of `message` are the callee's to free and to close. A request is answered by offloop_channel_reply on `from`, which
@@ -2133,9 +2169,23 @@ offloop_status offloop_cluster_address(offloop_cluster *cluster,
                                        size_t len);
 
 /**
+ * Writes where the option metrics is to be had, as offloop_cluster_address does. OFFLOOP_ERR_NOT_FOUND without that option.
+ */
+offloop_status offloop_cluster_metrics_address(offloop_cluster *cluster,
+                                               char *text,
+                                               size_t len);
+
+/**
  * Reads counts.
  */
 offloop_status offloop_cluster_stats(offloop_cluster *cluster, offloop_cluster_counts *counts_io);
+
+/**
+ * Reads what the worker does that offloop_cluster_send means by `slot`. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+ */
+offloop_status offloop_cluster_worker_load(offloop_cluster *cluster,
+                                           uint32_t slot,
+                                           offloop_cluster_load *load_io);
 
 /**
  * Frees the handle; workers that still run are killed. NULL is allowed.
@@ -2193,7 +2243,8 @@ offloop_status offloop_worker_listen(const char *address,
 offloop_status offloop_worker_ready(void);
 
 /**
- * Shows that the event loop turns: call it from a timer of the loop that does the work, as often as the cluster's beat_ns says, and from no other thread.
+ * Shows that the event loop turns: call it from a timer of the loop that does the work, as often as the cluster's beat_ns says, and from no other thread. By how much it comes later
+ * than that is the loop's delay (offloop_cluster_worker_load).
  */
 offloop_status offloop_worker_beat(void);
 
@@ -2695,10 +2746,13 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
-  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+/** All defaults. */
+#define OFFLOOP_CLUSTER_LOAD_INIT \
+  { sizeof(offloop_cluster_load), 0, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_RELOAD_REPORT_INIT \
   { sizeof(offloop_reload_report), 0, 0, 0, 0 }

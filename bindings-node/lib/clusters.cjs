@@ -19,7 +19,7 @@ const { pick } = require('./calls.cjs')
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
 /** What the kernel lets workers have and do. */
 const CONFINE = ['nice', 'pinCpus', 'uid', 'gid', 'oomScore']
-const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests pool`
+const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -59,12 +59,12 @@ function commandOf({ exec, args = [], execArgv = [], env = {}, cwd }) {
 }
 
 /** Where to listen, as text. */
-function addressOf(listen) {
+function addressOf(listen, option = 'listen', want = 'array of ports, addresses or { host, port, path }') {
   if (typeof listen === 'number' || typeof listen === 'string') return String(listen)
-  if (listen === null || typeof listen !== 'object') throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
+  if (listen === null || typeof listen !== 'object') throw wrongType(option, want, listen)
   const { port, host, path: file, ...unknown } = listen
   checkKnown(unknown, 'port host path')
-  const wrong = wrongType('listen', '{ port, host } or { path }', listen)
+  const wrong = wrongType(option, '{ port, host } or { path }', listen)
   if (file !== undefined) {
     if (typeof file !== 'string' || file === '' || port !== undefined || host !== undefined) throw wrong
     return `unix:${path.resolve(file)}`
@@ -104,11 +104,24 @@ class ClusterWorker {
   state = 'starting'
   #incarnation
   #channel = null
-  constructor(slot, generation, incarnation, pid) {
+  #load
+  /** `load` gives what it has served and how late its loop is, or null. */
+  constructor(slot, generation, incarnation, pid, load) {
     this.slot = slot
     this.generation = generation
     this.pid = pid
     this.#incarnation = incarnation
+    this.#load = load
+  }
+
+  /** Requests that it has answered since its start; null once it has ended. */
+  get served() {
+    return this.#load()?.[0] ?? null
+  }
+
+  /** ms by which its event loop is late, or was: half of it is left after each second. Null before its first beat, and once it has ended. */
+  get loopDelay() {
+    return this.#load()?.[1] ?? null
   }
 
   /** Sends a message, which waits in this process where the worker has no room for it; false then. */
@@ -161,7 +174,7 @@ class Cluster extends EventEmitter {
   constructor(options) {
     super()
     const { workers, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
-    const { heartbeat, maxAge, maxMemory, maxRequests, pool, ...rest } = others
+    const { heartbeat, maxAge, maxMemory, maxRequests, metrics, pool, ...rest } = others
     const { exec, args, execArgv, env, cwd, limits, ...last } = rest
     const confine = pick(last, CONFINE)
     const unknown = Object.fromEntries(Object.entries(last).filter(([name]) => !CONFINE.includes(name)))
@@ -170,7 +183,7 @@ class Cluster extends EventEmitter {
     checkCommand(this.#commands.get(1))
     if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
     if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
-    this.#listen = listen.map(addressOf)
+    this.#listen = listen.map((at) => addressOf(at))
     broker.checkPool(pool)
     this.#pool = pool
     this.#options = {
@@ -185,6 +198,8 @@ class Cluster extends EventEmitter {
       maxRequests,
       ...confine,
       limits: checkLimits(limits),
+      metrics:
+        metrics === undefined || metrics === null ? undefined : addressOf(metrics, 'metrics', 'port, address or { host, port, path }'),
       ...checkHeartbeat(heartbeat),
     }
     native.clusterCheck(this.#options, this.#listen)
@@ -281,7 +296,8 @@ class Cluster extends EventEmitter {
     const key = `${slot}.${incarnation}`
     let worker = this.#processes.get(key)
     if (worker === undefined) {
-      worker = new ClusterWorker(slot, generation, incarnation, pid)
+      const load = () => (this.#handle === null ? null : native.clusterLoad(this.#handle, slot, generation, incarnation))
+      worker = new ClusterWorker(slot, generation, incarnation, pid, load)
       this.#processes.set(key, worker)
     }
     return worker
@@ -531,6 +547,11 @@ class Cluster extends EventEmitter {
   /** Where it listens. */
   get addresses() {
     return this.#handle === null ? [] : native.clusterAddresses(this.#handle)
+  }
+
+  /** Where metrics are to be had; null without the option, and before the start. */
+  get metricsAddress() {
+    return this.#handle === null ? null : native.clusterMetricsAddress(this.#handle)
   }
 
   get stats() {

@@ -520,6 +520,11 @@ export interface ClusterOptions extends ClusterCommand {
   oomScore?: number | undefined
   /** A pool that all workers submit to: `currentWorker().pool` there. It is this process's own still: the cluster does not close it. */
   pool?: WorkerPool | ProcessPool | undefined
+  /**
+   * Where a thread of this process answers HTTP requests: `/metrics` for Prometheus, `/status` as JSON, `/` a page that shows them as they change. Whoever can connect reads them:
+   * `'127.0.0.1:9464'`. Default: nowhere.
+   */
+  metrics?: ClusterListen | undefined
 }
 
 /** A worker of a cluster, as its cluster sees it. */
@@ -530,6 +535,13 @@ export interface ClusterWorker {
   readonly generation: number
   readonly pid: number
   readonly state: 'starting' | 'ready' | 'unresponsive' | 'draining' | 'exited'
+  /** Requests that it has answered since its start, read now: those that `maxRequests` counts. Null once it has ended. */
+  readonly served: number | null
+  /**
+   * ms by which its event loop is late, read now: by how much a beat is overdue, or the greatest lateness of one before, of which half is left after each second. Null before its first beat,
+   * and once it has ended.
+   */
+  readonly loopDelay: number | null
   /** Sends to this process, as `Channel.send` does. `ERR_OFFLOOP_CLOSED` or `ERR_OFFLOOP_PEER_DIED` once it has ended. */
   send(message: unknown, options?: SendOptions | TransferBuffer[] | null): boolean
   /** The reply of this process, or its error. */
@@ -572,6 +584,8 @@ export interface ClusterStats {
   live: number
   ready: number
   degraded: boolean
+  /** Requests that workers have answered since the start, those that have ended too. */
+  served: number
   /** Since the start. */
   spawned: number
   crashed: number
@@ -663,6 +677,8 @@ export class Cluster extends EventEmitter<ClusterEvents> implements AsyncDisposa
   readonly workers: ReadonlyMap<number, ClusterWorker>
   /** Where it listens. */
   readonly addresses: string[]
+  /** Where `metrics` are to be had, port 0 resolved; null without that option, before the start and after the end. */
+  readonly metricsAddress: string | null
   readonly stats: ClusterStats
   [Symbol.asyncDispose](): Promise<void>
 }

@@ -30,6 +30,9 @@ const held = new Map()
 /** What of the channel is an event of the worker. */
 const SAID = ['message', 'request', 'messageerror']
 
+/** Requests of which the cluster is told at once; fewer wait for the next beat. */
+const MANY = 64
+
 class ClusterMember extends EventEmitter {
   #handle
   #channel = null
@@ -60,10 +63,8 @@ class ClusterMember extends EventEmitter {
     this.fds = fds
     // Twice as often as is looked at; it keeps no process alive.
     setInterval(() => {
-      native.memberBeat(handle)
-      if (this.#served === 0) return
-      native.memberServed(handle, this.#served)
-      this.#served = 0
+      native.memberBeat(handle, beat / 2)
+      this.#tellServed()
     }, beat / 2).unref()
     const changed = (name) => {
       if (SAID.includes(name)) this.#hear(name)
@@ -124,6 +125,13 @@ class ClusterMember extends EventEmitter {
   served(n = 1) {
     if (!Number.isSafeInteger(n) || n < 0) throw fail('Invalid', 'requests are counted by whole numbers from 0 on', { n: String(n) })
     this.#served += n
+    if (this.#served >= MANY) this.#tellServed()
+  }
+
+  #tellServed() {
+    if (this.#served === 0) return
+    native.memberServed(this.#handle, this.#served)
+    this.#served = 0
   }
 
   /** Says that it takes work. It is said by itself when the first server listens. */

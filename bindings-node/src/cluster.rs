@@ -171,6 +171,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let (mut workers, mut one_by_one) = (None, false);
     let mut balance = Balance::default();
     let (mut confine, mut pin_cpus) = (Confine::default(), false);
+    let mut metrics = None;
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
         let key = env.at(keys, i)?;
@@ -183,6 +184,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             "workers" => workers = Some(count(env, value, "workers")?),
             "oneByOne" => one_by_one = env.bool(value) == Some(true),
             "balance" => balance = env.text(value).ok_or_else(|| bad("balance", shown(env, value), "text"))?.parse()?,
+            "metrics" => metrics = Some(env.text(value).ok_or_else(|| bad("metrics", shown(env, value), "text"))?.parse()?),
             "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
             "minReady" => supervision.min_ready = time("minReady")?,
             "drainTimeout" => supervision.drain_timeout = time("drainTimeout")?,
@@ -207,6 +209,9 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     }
     if one_by_one {
         builder = builder.one_by_one();
+    }
+    if let Some(address) = metrics {
+        builder = builder.metrics(address);
     }
     builder.check().map_err(|e| renamed(&e))?;
     Ok(builder)
@@ -352,6 +357,7 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
         ("live", count(s.live)),
         ("ready", count(s.ready)),
         ("degraded", Value::Bool(s.degraded)),
+        ("served", total(s.served)),
         ("spawned", total(s.spawned)),
         ("crashed", total(s.exits.unasked())),
         ("oom", total(s.oom)),
@@ -365,10 +371,27 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
     value::to_js(call.env, call.state, Value::Array(pairs))
 }
 
+/// `clusterLoad(cluster, slot, generation, incarnation)`: what it has served, and ms by which its loop is late or null; null when it has ended.
+pub(crate) fn load(call: &Call<'_>) -> JsResult<Raw> {
+    let id = worker_id(call)?;
+    let loads = cluster(call)?.loads()?;
+    let Some((_, load)) = loads.into_iter().find(|(other, _)| *other == id) else { return Ok(call.env.null()) };
+    let all = vec![Value::Int(load.served as i64), load.loop_delay.map_or(Value::Nil, ms)];
+    value::to_js(call.env, call.state, Value::Array(all))
+}
+
 /// `clusterAddresses(cluster)`.
 pub(crate) fn where_it_listens(call: &Call<'_>) -> JsResult<Raw> {
     let all = cluster(call)?.addresses().iter().map(|a| Value::from(a.to_string())).collect();
     value::to_js(call.env, call.state, Value::Array(all))
+}
+
+/// `clusterMetricsAddress(cluster)`: null without metrics.
+pub(crate) fn where_metrics_are(call: &Call<'_>) -> JsResult<Raw> {
+    match cluster(call)?.metrics_address() {
+        Some(at) => call.env.string(&at.to_string()),
+        None => Ok(call.env.null()),
+    }
 }
 
 /// `clusterRelease(cluster)`: lets go of one that has stopped.
@@ -506,9 +529,10 @@ pub(crate) fn member_channel(call: &Call<'_>) -> JsResult<Raw> {
     channel::give(call, member(call)?.worker.channel()?)
 }
 
-/// `memberBeat(member)`.
+/// `memberBeat(member, next)`: from a timer that comes again in so many ms.
 pub(crate) fn beat(call: &Call<'_>) -> JsResult<Raw> {
-    member(call)?.worker.beat();
+    let next = duration(call.env, call.arg(1), "next")?;
+    member(call)?.worker.beat_within(next.unwrap_or(MAX_DURATION));
     Ok(call.env.undefined())
 }
 

@@ -190,6 +190,8 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"clusterSignal", cluster::signal),
     (c"clusterChannel", cluster::take_channel),
     (c"clusterStats", cluster::stats),
+    (c"clusterLoad", cluster::load),
+    (c"clusterMetricsAddress", cluster::where_metrics_are),
     (c"clusterAddresses", cluster::where_it_listens),
     (c"clusterRelease", cluster::release),
     (c"memberAttach", cluster::attach),

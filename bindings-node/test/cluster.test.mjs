@@ -40,6 +40,40 @@ test('an unmodified server runs in each worker, on one port', async (t) => {
   assert.deepEqual({ wanted, ready, live, generation }, { wanted: 2, ready: 2, live: 2, generation: 1 })
 })
 
+test('what a worker has served and how late its loop is are read at any time', async (t) => {
+  const cluster = await open(t, { workers: 1, heartbeat: { interval: 100, timeout: 60_000 } })
+  const [worker] = cluster.workers.values()
+  for (let i = 0; i < 3; i++) await ask(portOf(cluster))
+  await until(() => worker.served === 3)
+  assert.ok(worker.loopDelay >= 0)
+  const stalled = ask(portOf(cluster), { path: '/stall' })
+  await until(() => worker.loopDelay >= 500)
+  await stalled
+  await until(() => worker.served === 4 && worker.loopDelay < 500)
+  await cluster.stop()
+  assert.deepEqual([worker.state, worker.served, worker.loopDelay], ['exited', null, null])
+})
+
+test('metrics are served by HTTP', async (t) => {
+  const cluster = await open(t, { metrics: '127.0.0.1:0' })
+  assert.match(cluster.metricsAddress, /^127\.0\.0\.1:[1-9]\d*$/)
+  await ask(portOf(cluster))
+  await until(() => cluster.stats.served === 1)
+  const [text, headers] = await ask(Number(cluster.metricsAddress.split(':')[1]), { path: '/metrics' })
+  assert.equal(headers['content-type'], 'text/plain; version=0.0.4; charset=utf-8')
+  assert.match(text, /^offloop_cluster_workers\{cluster="cluster",state="ready"\} 2$/m)
+  assert.match(text, /^offloop_cluster_requests_total\{cluster="cluster"\} 1$/m)
+  const other = new Cluster({ exec: file('server.mjs'), metrics: cluster.metricsAddress })
+  const error = await rejection(other.start())
+  assert.equal(error.code, 'ERR_OFFLOOP_OS')
+  assert.ok(error.message.includes(cluster.metricsAddress) && error.message.includes('option=metrics'), error.message)
+  for (const metrics of ['nonsense', {}, true]) {
+    assert.throws(() => new Cluster({ exec: file('server.mjs'), metrics }), { code: 'ERR_OFFLOOP_INVALID' })
+  }
+  await cluster.stop()
+  assert.equal(cluster.metricsAddress, null)
+})
+
 test('a stop leaves no process, no socket and no file', async (t) => {
   const at = path.join(directory(t), 'a.sock')
   const cluster = await open(t, {}, [{ path: at }])

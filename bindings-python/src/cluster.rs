@@ -5,7 +5,7 @@ use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::{value, wait};
 use offloop::channel::Channel;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
-use offloop::supervisor::{self, Event as Of, MAX_DURATION, State, WorkerId};
+use offloop::supervisor::{self, Event as Of, Load, MAX_DURATION, State, WorkerId};
 use offloop::sys::confine::Confine;
 use offloop::sys::net::{self, Bound as Bind};
 use offloop::sys::watch::Watch;
@@ -23,8 +23,8 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Slot, generation, incarnation, process id, and where it stands.
-type WorkerRow = (u32, u32, u64, i32, &'static str);
+/// Slot, generation, incarnation, process id, where it stands, what it has served, and seconds by which its loop is late.
+type WorkerRow = (u32, u32, u64, i32, &'static str, u64, Option<f64>);
 
 /// What happened: a name, values, and what failed.
 struct Said {
@@ -184,6 +184,7 @@ pub(crate) struct PyCluster {
     confine: Confine,
     pin_cpus: bool,
     listen: Vec<Address>,
+    metrics: Option<Address>,
     running: Mutex<Running>,
     /// Workers that were asked for last.
     scaling: AtomicUsize,
@@ -248,6 +249,7 @@ impl PyCluster {
         let mut workers = None;
         let mut balance = Balance::default();
         let (mut confine, mut pin_cpus) = (Confine::default(), false);
+        let mut metrics = None;
         for (key, value) in options {
             let key: String = key.extract()?;
             let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
@@ -256,6 +258,10 @@ impl PyCluster {
                 "balance" => {
                     let text: String = value.extract().map_err(|_| wrong_type("balance", &value, "the name of a strategy"))?;
                     balance = text.parse().map_err(|e| raise(py, &e))?;
+                }
+                "metrics" => {
+                    let text: String = value.extract().map_err(|_| wrong_type("metrics", &value, "an address"))?;
+                    metrics = Some(text.parse().map_err(|e| raise(py, &e))?);
                 }
                 "ready_timeout" => supervision.boot_timeout = time("ready_timeout")?,
                 "min_ready" => supervision.min_ready = time("min_ready")?,
@@ -286,6 +292,7 @@ impl PyCluster {
             confine,
             pin_cpus,
             listen,
+            metrics,
             running: Mutex::default(),
             scaling: AtomicUsize::new(0),
             watches: Mutex::default(),
@@ -306,6 +313,9 @@ impl PyCluster {
         builder = builder.on_channel(move |id, channel| drop(lock(&own.heard).channels.insert(id, channel)));
         if let Some(workers) = self.workers {
             builder = builder.workers(workers);
+        }
+        if let Some(address) = &self.metrics {
+            builder = builder.metrics(address.clone());
         }
         builder = self.listen.iter().fold(builder, |b, address| b.listen(address.clone()));
         let built = wait::detached(py, || builder.build(command(given))).map_err(|e| raise(py, &e))?;
@@ -442,17 +452,27 @@ impl PyCluster {
         drop(watch);
     }
 
-    /// Slot, generation, incarnation, pid and state of each slot that has a process.
+    /// Each slot that has a process.
     fn workers(&self, py: Python<'_>) -> PyResult<Vec<WorkerRow>> {
         let (cluster, told) = self.get(py)?;
         let slots = cluster.slots().map_err(|e| raise(py, &e))?;
+        let loads: HashMap<WorkerId, Load> = cluster.loads().map_err(|e| raise(py, &e))?.into_iter().collect();
         let heard = lock(&told.heard);
-        let row = |(id, state): (WorkerId, State)| Some((id.slot, id.generation, id.incarnation, *heard.pids.get(&id)?, shown(state)?));
+        let row = |(id, state): (WorkerId, State)| {
+            let load = loads.get(&id).copied().unwrap_or_default();
+            let delay = load.loop_delay.map(|late| late.as_secs_f64());
+            Some((id.slot, id.generation, id.incarnation, *heard.pids.get(&id)?, shown(state)?, load.served, delay))
+        };
         Ok(slots.into_iter().filter_map(row).collect())
     }
 
     fn addresses(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         Ok(self.get(py)?.0.addresses().iter().map(ToString::to_string).collect())
+    }
+
+    /// None without metrics.
+    fn metrics_address(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        Ok(self.get(py)?.0.metrics_address().map(|at| at.to_string()))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -471,6 +491,7 @@ impl PyCluster {
         d.set_item("unresponsive", s.suspected)?;
         d.set_item("reloads", s.reloads)?;
         d.set_item("reloads_failed", s.reloads_failed)?;
+        d.set_item("served", s.served)?;
         Ok(d)
     }
 
@@ -580,8 +601,13 @@ impl PyMember {
         self.0.closed();
     }
 
-    fn beat(&self) {
-        self.0.beat();
+    /// From what comes again within so many seconds; None: within the interval.
+    #[pyo3(signature = (within=None))]
+    fn beat(&self, within: Option<f64>) {
+        match within.and_then(|within| Duration::try_from_secs_f64(within).ok()) {
+            Some(within) => self.0.beat_within(within),
+            None => self.0.beat(),
+        }
     }
 
     fn served(&self, n: u64) {

@@ -103,6 +103,13 @@ def children() -> list[str]:
     return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
+def until(holds) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 class Heard:
     """Events of a cluster, and a wait for them."""
 
@@ -218,6 +225,39 @@ def test_a_killed_worker_is_replaced(server, port):
         assert get(port).endswith(" 1")
         with pytest.raises(offloop.NotFoundError, match="slot=7"):
             cluster.kill(7)
+
+
+def test_what_a_worker_has_served_and_how_late_its_loop_is_are_read_at_any_time(server, port):
+    code = SERVER.replace(
+        "            body =",
+        "            worker.served()\n            if line.split()[1] == b'/stall':\n                import time; time.sleep(1)\n            body =",
+    )
+    with server(code, workers=1, heartbeat=(0.1, 60.0)) as cluster:
+        for _ in range(3):
+            get(port)
+        assert cluster.workers[0].served == 3
+        assert cluster.workers[0].loop_delay is not None
+        asker = threading.Thread(target=get, args=(port, "/stall"))
+        asker.start()
+        until(lambda: cluster.workers[0].loop_delay >= 0.5)
+        asker.join()
+        until(lambda: cluster.workers[0].loop_delay < 0.5)
+        assert cluster.workers[0].served == 4
+
+
+def test_metrics_are_served_by_http(server, port, write):
+    with server(metrics="127.0.0.1:0") as cluster:
+        where = cluster.metrics_address
+        text = get(int(where.rpartition(":")[2]), "/metrics")
+        assert 'offloop_cluster_workers{cluster="cluster",state="ready"} 2\n' in text
+        assert cluster.stats.served == 0
+        with pytest.raises(offloop.OsError, match=f"listen={where}, option=metrics"):
+            server(metrics=where).start()
+    with server() as cluster:
+        assert cluster.metrics_address is None
+    for wrong in ("nonsense", 1.5, object()):
+        with pytest.raises(offloop.InvalidError, match=r"metrics|nonsense"):
+            server(metrics=wrong)
 
 
 def test_scale(server, port):

@@ -6,9 +6,10 @@ mod clients;
 use clients::{Clients, ask};
 use offloop::channel::Incoming;
 use offloop::cluster::{self, Address, Balance, Builder, Cluster, Command, Event, worker};
+use offloop::pool::{SubmitOptions, Work};
 use offloop::shared::Limit;
 use offloop::supervisor::{self, WorkerId};
-use offloop::{ErrorKind, TransferBuffer, Value};
+use offloop::{ErrorKind, ThreadPool, TransferBuffer, Value};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -55,6 +56,15 @@ fn worker_part() {
 fn end(code: i32) -> ! {
     // SAFETY: ends a process of the test, without the harness.
     unsafe { libc::_exit(code) }
+}
+
+/// Runs some tasks in a pool of its own, before it is ready.
+fn work(tasks: usize) -> ThreadPool {
+    let pool = ThreadPool::builder().max_workers(1).name("in-worker").build().unwrap();
+    for _ in 0..tasks {
+        pool.submit(Work::call(|_| Ok(Value::Nil)), SubmitOptions::default()).unwrap().wait(None).unwrap();
+    }
+    pool
 }
 
 /// Says `hello <slot> <generation>`, answers what it hears, and ends when it is told to. `deaf` in slot 0 hears nothing, `floods` says numbers as fast as it can.
@@ -140,6 +150,7 @@ fn be_worker(mode: &str) -> ! {
         worker.supervisor().fail(&e.to_string());
         end(1)
     });
+    let _pool = (mode == "works").then(|| work(5));
     let id = worker.supervisor().id();
     let is = |what: &str| mode.strip_prefix(what).is_some_and(|slot| slot.parse() == Ok(id.slot));
     worker.supervisor().ready();
@@ -167,6 +178,7 @@ fn be_worker(mode: &str) -> ! {
             if connection.read_exact(&mut request).is_ok() {
                 let _ = connection.write_all(format!("{} {} {mode}", id.slot, id.generation).as_bytes());
             }
+            worker.supervisor().served(1);
             worker.closed();
             drop(connection);
             open.fetch_sub(1, Ordering::SeqCst);
@@ -669,6 +681,8 @@ fn what_cannot_be_is_refused_before_anything_starts() {
     let taken = Address::Tcp(held.local_addr().unwrap());
     let e = quick().workers(1).listen(taken.clone()).build(command("serves")).unwrap_err();
     assert!(e.errno().is_some_and(|(errno, _)| errno == libc::EADDRINUSE) && e.to_string().contains(&taken.to_string()), "{e}");
+    let e = quick().workers(1).metrics(taken.clone()).build(command("serves")).unwrap_err();
+    assert!(e.to_string().contains(&format!("listen={taken}, option=metrics")), "{e}");
     let e = quick().workers(0).build(command("serves")).unwrap_err();
     assert!(e.to_string().contains("option=workers, value=0"), "{e}");
     assert_eq!(quick().build(Command::default()).unwrap_err().kind(), ErrorKind::Invalid);
@@ -677,6 +691,131 @@ fn what_cannot_be_is_refused_before_anything_starts() {
     assert!(failed.to_string().contains("/no/such/program"), "{failed}");
     e.stop_now().unwrap();
     e.wait_stopped(Some(WATCHDOG)).unwrap();
+}
+
+/// The answer to bytes that are sent, to its end.
+fn exchange(at: &Address, bytes: &[u8]) -> String {
+    let Address::Tcp(at) = at else { panic!("{at}") };
+    let mut connection = TcpStream::connect(at).unwrap();
+    connection.set_read_timeout(Some(WATCHDOG)).unwrap();
+    let _ = connection.write_all(bytes);
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn get(at: &Address, path: &str) -> String {
+    let answer = exchange(at, format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n").as_bytes());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+    body.to_owned()
+}
+
+/// The value of a row of metrics.
+fn row(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn numbers_and_a_page_are_to_be_had_by_http() {
+    let _one = alone();
+    let w = start(quick().workers(2).listen(local()).name("web").metrics(local()), command("serves"));
+    w.ready(2);
+    let at = w.cluster.metrics_address().unwrap();
+    assert!(!w.cluster.addresses().contains(&at) && !at.to_string().ends_with(":0"), "{at}");
+    for _ in 0..3 {
+        ask(w.port()).unwrap();
+    }
+    let until = std::time::Instant::now() + WATCHDOG;
+    while row(&get(&at, "/metrics"), "offloop_cluster_requests_total{cluster=\"web\"}") != Some(3.0) {
+        assert!(std::time::Instant::now() < until, "{}", get(&at, "/metrics"));
+    }
+    let text = get(&at, "/metrics");
+    assert_eq!(row(&text, "offloop_cluster_workers{cluster=\"web\",state=\"ready\"}"), Some(2.0), "{text}");
+    assert_eq!(row(&text, "offloop_cluster_connections_waiting{cluster=\"web\"}"), Some(0.0), "{text}");
+    assert!(text.contains("offloop_cluster_worker_loop_delay_seconds{cluster=\"web\",slot=\"0\",pid=\""), "{text}");
+    let status = get(&at, "/status");
+    assert!(
+        status.starts_with("{\"name\":\"web\",\"pid\":")
+            && status.contains("\"ready\":2,")
+            && status.contains("\"served\":3,\"workers\":[{\"slot\":0,"),
+        "{status}"
+    );
+    let page = get(&at, "/");
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n") && !page.contains("{nonce}"), "{page}");
+
+    let head = |request: &str| exchange(&at, format!("{request}\r\nHost: x\r\n\r\n").as_bytes());
+    let (full, bare) = (head("GET / HTTP/1.1"), head("HEAD / HTTP/1.1"));
+    let nonce = full.split_once("script-src 'nonce-").unwrap().1.split_once('\'').unwrap().0.to_owned();
+    assert_eq!(full.matches(&format!("nonce=\"{nonce}\"")).count(), 2, "{full}");
+    assert!(bare.ends_with("\r\n\r\n") && bare.contains(&format!("Content-Length: {}\r\n", page.len())), "{bare}");
+    assert!(head("GET /metrics HTTP/1.1").contains("\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"));
+    assert!(head("GET /status HTTP/1.0").contains("\r\nContent-Type: application/json\r\n"));
+    for (request, answer) in [
+        ("GET /other HTTP/1.1", "HTTP/1.1 404 "),
+        ("POST /metrics HTTP/1.1\r\nContent-Length: 1", "HTTP/1.1 405 "),
+        ("hello", "HTTP/1.1 400 "),
+    ] {
+        let got = head(request);
+        assert!(got.starts_with(answer), "{request}: {got}");
+    }
+    assert!(head("PUT / HTTP/1.1").contains("\r\nAllow: GET, HEAD\r\n"));
+    let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(9000));
+    assert!(exchange(&at, long.as_bytes()).starts_with("HTTP/1.1 431 "));
+
+    // Those that say nothing hold up nobody, and are few.
+    let Address::Tcp(socket) = at else { panic!("{at}") };
+    let silent: Vec<_> = (0..32).map(|_| TcpStream::connect(socket).unwrap()).collect();
+    let mut late = TcpStream::connect(socket).unwrap();
+    late.set_read_timeout(Some(WATCHDOG)).unwrap();
+    assert!(matches!(late.read(&mut [0; 1]), Ok(0) | Err(_)), "one too many is closed");
+    drop(silent);
+    let again = || {
+        let mut connection = TcpStream::connect(socket).ok()?;
+        connection.write_all(b"GET /status HTTP/1.1\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 200 ").then_some(())
+    };
+    while again().is_none() {
+        assert!(std::time::Instant::now() < until, "it answers when they are gone");
+    }
+    w.stop();
+    assert!(TcpStream::connect(socket).is_err(), "nobody listens when it has stopped");
+    TcpListener::bind(socket).unwrap();
+}
+
+#[test]
+fn pools_of_workers_are_summed_and_count_on_when_their_worker_is_gone() {
+    let _one = alone();
+    let w = start(quick().workers(2).listen(local()).metrics(local()), command("works"));
+    w.ready(2);
+    let at = w.cluster.metrics_address().unwrap();
+    let labels = "{pool=\"in-worker\",kind=\"thread\"}";
+    let counts = |text: &str| {
+        (row(text, &format!("offloop_tasks_completed_total{labels}")), row(text, &format!("offloop_task_run_seconds_count{labels}")))
+    };
+    assert_eq!(counts(&get(&at, "/metrics")), (Some(10.0), Some(10.0)));
+    let generation = w.cluster.reload(None).unwrap();
+    w.cluster.wait_reload(generation, Some(WATCHDOG)).unwrap();
+    assert_eq!(counts(&w.cluster.metrics()), (Some(20.0), Some(20.0)), "{}", w.cluster.metrics());
+    w.stop();
+}
+
+#[test]
+fn connections_that_nobody_takes_are_counted() {
+    let _one = alone();
+    let w = start(quick().workers(1).listen(local()), command("deaf 0"));
+    w.ready(1);
+    assert_eq!((w.cluster.status().waiting, w.cluster.metrics_address()), (Some(0), None));
+    let waits: Vec<_> = (0..3).map(|_| TcpStream::connect(w.port()).unwrap()).collect();
+    let until = std::time::Instant::now() + WATCHDOG;
+    while w.cluster.status().waiting != Some(3) {
+        assert!(std::time::Instant::now() < until, "{:?}", w.cluster.status());
+    }
+    assert_eq!(w.cluster.status().state, "running");
+    drop(waits);
+    w.stop();
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod clients;
 use clients::{Clients, ask};
 use offloop::cluster::worker;
 use serde_json::{Value, json};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -95,7 +96,9 @@ fn be_server(mode: &str) -> ! {
     let text = format!("{mode} {} {}", worker.id().generation, std::process::id());
     while mode == "stubborn" || !worker.is_draining() {
         worker.beat();
-        if !answer(&listener, &text) {
+        if answer(&listener, &text) {
+            worker.served(1);
+        } else {
             std::thread::sleep(ms(1));
         }
     }
@@ -287,6 +290,7 @@ fn a_cluster_is_shown_scaled_and_stopped_by_its_name() {
         (&json!("t"), &json!("running"), &json!(2), &json!(run.child.id()))
     );
     assert!(pids(&status).len() == 2 && pids(&status).iter().all(|pid| lives(*pid)), "{status}");
+    assert!(status["workers"][0]["served"] == 0 && status["workers"][0]["loop_delay_ms"].is_number(), "{status}");
     assert!(status["workers"][0]["memory"].as_u64().unwrap() > 0 && status["workers"][0]["cpu_ms"].is_number(), "{status}");
     let (_, table, _) = place.ask(&["ps", "t"]);
     assert!(
@@ -323,6 +327,179 @@ fn a_cluster_is_shown_scaled_and_stopped_by_its_name() {
     assert!(events.wait().unwrap().success());
     let (status, _, err) = place.ask(&["reload", "t"]);
     assert!(status == Some(1) && err.starts_with("offloop: not found: no cluster of this name runs"), "{err}");
+}
+
+/// A terminal, and what was written to it.
+struct Terminal {
+    own: File,
+    theirs: OwnedFd,
+    seen: String,
+}
+
+impl Terminal {
+    fn open(columns: u16) -> Terminal {
+        let (mut own, mut theirs) = (-1, -1);
+        let null = std::ptr::null_mut();
+        let size = libc::winsize { ws_row: 20, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: two numbers to be written; a name and attributes are not asked for.
+        assert_eq!(unsafe { libc::openpty(&raw mut own, &raw mut theirs, null, std::ptr::null(), &raw const size) }, 0);
+        // SAFETY: both were opened here.
+        let (own, theirs) = unsafe { (File::from_raw_fd(own), OwnedFd::from_raw_fd(theirs)) };
+        Terminal { own, theirs, seen: String::new() }
+    }
+
+    fn start(&self, mut command: Command) -> Child {
+        let end = || Stdio::from(self.theirs.try_clone().unwrap());
+        command.stdin(end()).stdout(end()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Reads on until all of `parts` were seen since the last call; what was seen.
+    fn until(&mut self, parts: &[&str]) -> String {
+        while !parts.iter().all(|part| self.seen.contains(part)) {
+            let mut ready = libc::pollfd { fd: self.own.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid entry.
+            assert_eq!(unsafe { libc::poll(&raw mut ready, 1, 60_000) }, 1, "{parts:?} is not in {:?}", self.seen);
+            let mut bytes = [0; 4096];
+            let n = self.own.read(&mut bytes).unwrap();
+            self.seen.push_str(&String::from_utf8_lossy(&bytes[..n]));
+        }
+        std::mem::take(&mut self.seen)
+    }
+
+    fn modes(&self) -> [u32; 4] {
+        // SAFETY: plain data, all-zero is valid.
+        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: `modes` is valid for writing.
+        assert_eq!(unsafe { libc::tcgetattr(self.theirs.as_raw_fd(), &raw mut modes) }, 0);
+        [modes.c_iflag, modes.c_oflag, modes.c_cflag, modes.c_lflag]
+    }
+}
+
+const LEAVES: &str = "\x1b[?1049l";
+
+#[test]
+fn top_draws_a_table_until_a_key_a_signal_or_the_end_and_puts_the_terminal_back() {
+    let place = Place::new();
+    let run = place.start("serves", &[]);
+    let at = run.ready();
+    ask(at).unwrap();
+    let pid = pids(&place.json(&["ps"]))[1].to_string();
+    let wait = |mut top: Child| eventually("top ends", || top.try_wait().unwrap());
+    let signal = |top: &Child, signal: i32| {
+        // SAFETY: a child of ours that was not waited for.
+        assert_eq!(unsafe { libc::kill(top.id().cast_signed(), signal) }, 0);
+    };
+
+    let mut terminal = Terminal::open(120);
+    let before = terminal.modes();
+    for (key, status) in [(Some(b"q"), 0), (Some(b"\x03"), 0), (None, 128 + libc::SIGTERM)] {
+        let top = terminal.start(place.offloop(&["top", "--interval", "0.05"]));
+        // The second look has rates.
+        let seen = terminal.until(&[
+            "\x1b[?1049h",
+            "t: running, 2 of 2 workers ready at ",
+            " requests/s, 1 in all",
+            &pid,
+            "0 requests/s, 1 in all",
+        ]);
+        assert!(seen.contains("loop delay  CPU %       memory  restarts"), "{seen}");
+        assert_ne!(terminal.modes(), before, "keys come one by one");
+        match key {
+            Some(key) => terminal.own.write_all(key).unwrap(),
+            None => signal(&top, libc::SIGTERM),
+        }
+        assert_eq!(wait(top).code(), Some(status));
+        terminal.until(&[LEAVES]);
+        assert_eq!(terminal.modes(), before);
+    }
+
+    // It fits what it is in, and follows.
+    let top = terminal.start(place.offloop(&["top", "t", "--interval", "3600"]));
+    terminal.until(&["t: running, 2 of 2", "restarts\x1b[K"]);
+    let size = libc::winsize { ws_row: 2, ws_col: 10, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: `size` is what this request reads.
+    assert_eq!(unsafe { libc::ioctl(terminal.theirs.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
+    signal(&top, libc::SIGWINCH);
+    let small = terminal.until(&["\x1b[J"]);
+    let small = small.rsplit_once("\x1b[H").unwrap().1;
+    assert!(small.starts_with("t: running\x1b[K\r") && small.matches('\n').count() == 1 && !small.contains(&pid), "{small:?}");
+    terminal.own.write_all(b"xq").unwrap();
+    assert_eq!(wait(top).code(), Some(0));
+    terminal.until(&[LEAVES]);
+
+    let top = terminal.start(place.offloop(&["top", "t", "--interval", "0.05"]));
+    terminal.until(&["\x1b[J"]);
+    assert_eq!(run.stop(), Some(0));
+    assert_eq!(wait(top).code(), Some(0));
+    terminal.until(&[LEAVES, "t: the cluster has ended"]);
+    assert_eq!(terminal.modes(), before);
+    let mut top = terminal.start(place.offloop(&["top", "t"]));
+    assert_eq!(top.wait().unwrap().code(), Some(1));
+    let mut err = String::new();
+    top.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(err.contains("no cluster of this name runs"), "{err}");
+    assert_eq!(terminal.modes(), before);
+}
+
+#[test]
+fn top_without_a_terminal_says_so_and_gives_json() {
+    let place = Place::new();
+    let (status, out, err) = place.ask(&["top"]);
+    assert!(status == Some(2) && out.is_empty() && err.contains("no terminal: `offloop ps`"), "{out}{err}");
+    let (status, _, err) = place.ask(&["top", "--json"]);
+    assert!(status == Some(1) && err.contains("no cluster runs"), "{err}");
+    let run = place.start("serves", &[]);
+    let at = run.ready();
+    let clients = Clients::start(1, at);
+    let (status, out, err) = place.ask(&["top", "--json", "--interval", "0.3", "--count", "3"]);
+    assert_eq!(clients.end(), Vec::<String>::new());
+    assert_eq!(status, Some(0), "{err}");
+    let looks: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((looks.len(), &looks[0]["requests_per_s"], &looks[0]["workers"][0]["cpu_percent"]), (3, &Value::Null, &Value::Null));
+    assert!(looks[2]["requests_per_s"].as_f64().unwrap() > 0.0 && looks[2]["workers"][1]["loop_delay_ms"].is_number(), "{out}");
+    let other = running(place.command("serves", &["--name", "other", "--listen", "127.0.0.1:0"]));
+    other.ready();
+    let (status, _, err) = place.ask(&["top", "--json"]);
+    assert!(status == Some(1) && err.contains("several clusters: say which (names=other t)"), "{err}");
+    assert_eq!((other.stop(), run.stop()), (Some(0), Some(0)));
+}
+
+#[test]
+fn metrics_are_served_where_an_option_or_the_file_says() {
+    let place = Place::new();
+    let run = place.start("serves", &["--metrics", "127.0.0.1:0"]);
+    run.ready();
+    let at: SocketAddr = run.line("metrics at ").rsplit_once("metrics at ").unwrap().1.parse().unwrap();
+    assert_eq!(place.json(&["ps"])["metrics"], at.to_string());
+    let get = |path: &str| {
+        let mut connection = TcpStream::connect(at).unwrap();
+        write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    };
+    let families = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE ")).map(str::to_owned).collect::<Vec<_>>();
+    let text = get("/metrics");
+    assert!(text.contains("offloop_cluster_workers{cluster=\"t\",state=\"ready\"} 2\n"), "{text}");
+    assert_eq!(families(&text), families(&place.ask(&["metrics", "t"]).1));
+    assert_eq!(serde_json::from_str::<Value>(&get("/status")).unwrap()["name"], "t");
+    // One that is in use.
+    let (status, err) = place.refused(place.command("serves", &["--name", "u", "--metrics", &at.to_string()]));
+    assert!(
+        status == Some(3) && err.contains(&format!("listen={at}, option=metrics")) && err.contains("another program listens there"),
+        "{err}"
+    );
+    let (status, err) = place.refused(place.command("serves", &["--metrics", "nonsense"]));
+    assert!(status == Some(2) && err.contains("nonsense"), "{err}");
+    assert_eq!(run.stop(), Some(0));
+    assert!(TcpStream::connect(at).is_err());
+    place.file("offloop.toml", "metrics = \"127.0.0.1:0\"\n");
+    let mut from_file = place.command("serves", &["--json", "--name", "t", "--listen", "127.0.0.1:0"]);
+    from_file.current_dir(&place.0);
+    let run = running(from_file);
+    let started: Value = serde_json::from_str(&run.line("\"started\"")).unwrap();
+    assert!(started["metrics"].as_str().unwrap().starts_with("127.0.0.1:"), "{started}");
+    assert_eq!(run.stop(), Some(0));
 }
 
 #[test]

@@ -455,6 +455,32 @@ fn a_suspect_that_goes_on_is_kept() {
 }
 
 #[test]
+fn what_a_worker_has_served_and_how_late_its_loop_is_are_seen_at_any_time() {
+    let _alone = alone();
+    let mut w = watch(quick(), "serves");
+    let worker = w.ready();
+    let supervisor = w.supervisor.clone();
+    let load = || supervisor.loads().unwrap().into_iter().find(|(id, _)| *id == worker).map(|(_, load)| load);
+    eventually("it serves", || load().is_some_and(|load| load.served >= 20 && load.loop_delay.is_some()));
+    send_signal(w.pid(worker), libc::SIGSTOP);
+    eventually("it is late for as long as it stands still", || load().and_then(|load| load.loop_delay).is_some_and(|late| late >= ms(700)));
+    let before = load().unwrap().served;
+    send_signal(w.pid(worker), libc::SIGCONT);
+    eventually("it goes on", || load().unwrap().served > before);
+    let after = load().unwrap().loop_delay.unwrap();
+    assert!(after >= ms(80), "it was late by 700 ms, and half of that is left each second: {after:?}");
+    eventually("which fades", || load().unwrap().loop_delay.unwrap() < ms(80));
+    w.supervisor.kill(worker).unwrap();
+    w.exited();
+    assert_eq!(load(), None);
+    let mut plain = watch(quick().ready_after(ms(50)), "plain");
+    let other = plain.ready();
+    assert_eq!(plain.supervisor.loads().unwrap(), [(other, offloop::supervisor::Load::default())], "it does not beat");
+    plain.stop(Duration::ZERO);
+    w.stop(WATCHDOG);
+}
+
+#[test]
 fn a_suspect_is_asked_for_its_stacks() {
     let _alone = alone();
     // Without a handler the signal ends the worker, and so shows that it came.

@@ -254,10 +254,29 @@ static void ask(const char *address, char *answer, size_t len) {
   close(fd);
 }
 
+/* What an HTTP request for the metrics gets. */
+static void metrics(const char *address) {
+  static const char request[] = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  char text[65536];
+  size_t len = 0;
+  ssize_t n;
+  to.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1));
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0);
+  CHECK(write(fd, request, sizeof request - 1) == sizeof request - 1);
+  while ((n = read(fd, text + len, sizeof text - 1 - len)) > 0) len += (size_t)n;
+  CHECK(n == 0);
+  text[len] = 0;
+  close(fd);
+  CHECK(!strncmp(text, "HTTP/1.1 200 OK\r\n", 17) && strstr(text, "offloop_cluster_workers_wanted{cluster=\"cluster\"} 1\n") != NULL);
+}
+
 void clusters(void) {
   static const char *const listen_at[] = {"127.0.0.1:0", NULL}, *const bad_at[] = {"nonsense", NULL}, *const none[] = {NULL};
   offloop_cluster_options o = OFFLOOP_CLUSTER_OPTIONS_INIT;
   offloop_cluster_counts counts = OFFLOOP_CLUSTER_COUNTS_INIT;
+  offloop_cluster_load load = OFFLOOP_CLUSTER_LOAD_INIT;
   offloop_reload_report report = OFFLOOP_RELOAD_REPORT_INIT;
   offloop_cluster *c = NULL;
   uint32_t slot = 7;
@@ -387,17 +406,31 @@ void clusters(void) {
   CHECK(says("option=max_memory, value=1000, min=1048576"));
   o.max_memory = 0;
   o.max_requests = 5;
+  o.metrics = "nonsense";
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  o.metrics = "127.0.0.1:0";
   OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_worker_load(c, 0, &load), CLOSED);
   OK(offloop_cluster_start(c, -1));
   OK(offloop_cluster_address(c, 0, address, sizeof address));
+  OK(offloop_cluster_worker_load(c, 0, &load));
+  CHECK(load.generation == 1 && load.served == 0 && load.loop_delay_ns >= 0);
+  IS(offloop_cluster_worker_load(c, 1, &load), NOT_FOUND);
+  IS(offloop_cluster_worker_load(c, 0, NULL), INVALID);
+  for (ask(address, answer, sizeof answer); load.served == 0; usleep(1000)) OK(offloop_cluster_worker_load(c, 0, &load));
   while (!atomic_load(&heard.seen[OFFLOOP_CLUSTER_EXIT])) ask(address, answer, sizeof answer);
+  OK(offloop_cluster_metrics_address(c, address, sizeof address));
+  CHECK(!strncmp(address, "127.0.0.1:", 10) && strcmp(address, "127.0.0.1:0"));
+  IS(offloop_cluster_metrics_address(c, address, 3), TOO_LARGE);
+  metrics(address);
   OK(offloop_cluster_stats(c, &counts));
-  CHECK(counts.expired >= 1 && counts.crashed == 0 && counts.forced == 0);
+  CHECK(counts.served >= 4 && counts.expired >= 1 && counts.crashed == 0 && counts.forced == 0);
   CHECK(atomic_load(&heard.seen[OFFLOOP_CLUSTER_EXPIRED]) >= 1);
   OK(offloop_cluster_stop(c, 60000 * MS));
   offloop_cluster_free(c);
   o.on_event = NULL;
   o.max_requests = 0;
+  o.metrics = NULL;
 
   /* A start that fails says why. */
   o.command = broken_path;

@@ -41,6 +41,11 @@ const server = http.createServer(async (request, response) => {
       break
     case '/block':
       for (;;);
+    case '/stall':
+      // In its loop, which turns meanwhile for nobody.
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000)
+      response.end('stall')
+      break
     case '/slow':
       // Until the test says so.
       fs.appendFileSync(`${HOLD}.began`, `${process.pid}\n`)

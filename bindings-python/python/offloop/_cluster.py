@@ -64,6 +64,11 @@ class ClusterWorker(NamedTuple):
     """`starting`, `ready`, `unresponsive`, `draining` or `exited`."""
     incarnation: int
     """Rises with each process of the slot."""
+    served: int = 0
+    """Requests that it has answered since its start: those that `max_requests` counts. Of `Cluster.workers`; else 0."""
+    loop_delay: float | None = None
+    """Seconds by which its event loop is late: by how much a beat is overdue, or the greatest lateness of one before, of which half is left
+    after each second. Of `Cluster.workers`, from its first beat on; else None."""
 
 
 class WorkerExit(NamedTuple):
@@ -113,6 +118,8 @@ class ClusterStats(NamedTuple):
     unresponsive: int
     reloads: int
     reloads_failed: int
+    served: int
+    """Requests that workers have answered, those that have ended too."""
 
 
 class _Command(NamedTuple):
@@ -182,14 +189,14 @@ def _check_environment(env: Any) -> None:
             raise _wrong_type("env", (name, value), "texts by names, None to remove one")
 
 
-def _address(listen: Any) -> str:
+def _address(listen: Any, option: str = "listen", want: str = "a list of ports, addresses or (host, port)") -> str:
     """Where to listen, as text."""
     if isinstance(listen, str) or (isinstance(listen, int) and not isinstance(listen, bool)):
         return str(listen)
     if isinstance(listen, tuple) and len(listen) == 2 and isinstance(listen[0], str) and isinstance(listen[1], int):
         host, port = listen
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
+    raise _wrong_type(option, listen, want)
 
 
 def _owner(user: Any, group: Any) -> dict[str, int]:
@@ -298,6 +305,8 @@ class Cluster:
     `max_age` (seconds, from 1), `max_memory` (bytes, PSS, at three looks in a row, one a second) and `max_requests` (those of ASGI and
     `http.server`, and what a worker says by `served`): a worker that reaches one of them is replaced, its successor first; age and
     requests ±10 %. Default: none is.
+    `metrics`: where a thread of this process answers HTTP requests, as an item of `listen`: `/metrics` for Prometheus, `/status` as JSON, `/` a page
+    that shows them as they change. Whoever can connect reads them: `"127.0.0.1:9464"`. Default: nowhere.
 
     `nice` is added to the niceness of the workers; `pin_cpus`: each runs on one core, by its slot. `user`, `group` (names or numbers; a user's name brings its group): whose they are, without
     supplementary groups. `limits`: soft and hard ones by the names of `prlimit` (`{"nofile": 1024, "core": 0}`; `math.inf`: none). `oom_score`, -1000 to 1000: how much rather than others they are
@@ -336,6 +345,7 @@ class Cluster:
         oom_score: int | None = None,
         pool: ThreadPool | ProcessPool | None = None,
         tasks: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
+        metrics: int | str | tuple[str, int] | None = None,
     ) -> None:
         # By generation: what runs, and what is to.
         self._commands = {1: _Command(exec, args, env, cwd)}
@@ -358,6 +368,7 @@ class Cluster:
             **owner,
             **{name: value for name, value in given.items() if value is not None},
             **({} if workers in (None, "auto") else {"workers": workers}),
+            **({} if metrics is None else {"metrics": _address(metrics, "metrics", "a port, an address or (host, port)")}),
         }
         self._native = _native._Cluster(options, [_address(item) for item in listen])
         self._pool = pool
@@ -780,13 +791,21 @@ class Cluster:
     def workers(self) -> dict[int, ClusterWorker]:
         """The workers that take requests, by slot."""
         rows = self._check().workers()
-        all_of_them = (ClusterWorker(slot, generation, pid, state, incarnation) for slot, generation, incarnation, pid, state in rows)
+        all_of_them = (
+            ClusterWorker(slot, generation, pid, state, incarnation, served, delay)
+            for slot, generation, incarnation, pid, state, served, delay in rows
+        )
         return {worker.slot: worker for worker in all_of_them if worker.state in ("ready", "unresponsive")}
 
     @property
     def addresses(self) -> list[str]:
         """Where it listens: what `listen` names, then what workers have asked for."""
         return self._check().addresses()
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where `metrics` are to be had, port 0 resolved; None without that option."""
+        return self._check().metrics_address()
 
     @property
     def stats(self) -> ClusterStats:

@@ -306,19 +306,21 @@ class Worker:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             return
-        self._native.beat()
         # Twice as often as is looked at.
-        loop.call_later(self._native.beat_interval / 2, self._tick, loop)
+        pause = self._native.beat_interval / 2
+        self._native.beat(pause)
+        loop.call_later(pause, self._tick, loop)
 
-    def _beat(self) -> None:
+    def _beat(self, within: float | None = None) -> None:
         """Of a program without an event loop: shows that the interpreter runs threads, and no more."""
         loop = self._loop
         if loop is None or not loop.is_running():
-            self._native.beat()
+            self._native.beat(within)
 
     def _watch(self) -> None:
-        while not self._native.wait_drain(self._native.beat_interval / 2):
-            self._beat()
+        pause = self._native.beat_interval / 2
+        while not self._native.wait_drain(pause):
+            self._beat(pause)
         self._drain()
 
     def _drain(self) -> None:

@@ -145,6 +145,9 @@ pub struct offloop_cluster_options {
     pub oom_score: i32,
     /// 0.
     pub reserved: u32,
+    /// Where a thread of the library answers HTTP requests: /metrics for Prometheus, /status as JSON, / a page that shows them as they change. "HOST:PORT" or "unix:PATH", as listen has it;
+    /// port 0 is one that the system chooses. Whoever can connect reads them: name 127.0.0.1. Default: nowhere.
+    pub metrics: *const c_char,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -183,12 +186,37 @@ pub struct offloop_cluster_counts {
     pub reloads: u64,
     /// Reloads that failed.
     pub reloads_failed: u64,
+    /// What workers have told of by offloop_worker_served, those that have ended too.
+    pub served: u64,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
 unsafe impl Options for offloop_cluster_counts {
     const MIN_SIZE: usize = size_of::<offloop_cluster_counts>();
     const NAME: &'static str = "offloop_cluster_counts";
+}
+
+/// What a worker does.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_cluster_load {
+    /// sizeof(offloop_cluster_load), set by the caller.
+    pub struct_size: usize,
+    /// The (re)load that the worker belongs to, from 1 on.
+    pub generation: u32,
+    /// 0.
+    pub reserved: u32,
+    /// What it has told of by offloop_worker_served since its start.
+    pub served: u64,
+    /// By how much its loop is late, in nanoseconds: what its next beat is overdue by now, or the greatest lateness of one before, of which half is left after each second. -1 before its
+    /// first beat.
+    pub loop_delay_ns: i64,
+}
+
+// SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
+unsafe impl Options for offloop_cluster_load {
+    const MIN_SIZE: usize = size_of::<offloop_cluster_load>();
+    const NAME: &'static str = "offloop_cluster_load";
 }
 
 /// What a reload has done.
@@ -426,6 +454,10 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
                 ..Confine::default()
             })
             .pin_cpus(o.pin_cpus != 0);
+        // SAFETY: this function's contract.
+        if let Some(metrics) = unsafe { os(o.metrics) } {
+            builder = builder.metrics(metrics.to_string_lossy().parse()?);
+        }
         builder.check()?;
         let place = Place::new()?;
         let shown = Shown::default();
@@ -622,21 +654,41 @@ pub unsafe extern "C" fn offloop_cluster_address(
         let _ = ffi::out(text, "text")?; // for NULL
         let held = lookup(cluster)?;
         let all = held.cluster()?.addresses();
-        let address = all.get(index).map(ToString::to_string);
-        let address = address
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index).with("sockets", all.len()))?;
-        if address.len() >= len {
-            return Err(Error::new(ErrorKind::TooLarge, "text has no room for the address")
-                .with("len", len)
-                .with("need", address.len() + 1));
-        }
-        // SAFETY: `len` writable bytes by this function's contract, of which these are fewer.
-        unsafe {
-            ptr::copy_nonoverlapping(address.as_ptr().cast(), text, address.len());
-            text.add(address.len()).write(0);
-        }
-        Ok(())
+        let none = || Error::new(ErrorKind::NotFound, "cluster has no such socket").with("index", index).with("sockets", all.len());
+        // SAFETY: this function's contract.
+        unsafe { written(all.get(index).ok_or_else(none)?, text, len) }
     })
+}
+
+/// Writes where the option metrics is to be had, as offloop_cluster_address does. OFFLOOP_ERR_NOT_FOUND without that option.
+///
+/// # Safety
+/// `text` is valid for writing `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_metrics_address(cluster: *mut offloop_cluster, text: *mut c_char, len: usize) -> offloop_status {
+    ffi::call(|| {
+        let _ = ffi::out(text, "text")?; // for NULL
+        let held = lookup(cluster)?;
+        let at = held.cluster()?.metrics_address();
+        let at = at.ok_or_else(|| Error::new(ErrorKind::NotFound, "cluster was made without metrics"))?;
+        // SAFETY: this function's contract.
+        unsafe { written(&at, text, len) }
+    })
+}
+
+/// # Safety
+/// `text` is valid for writing `len` bytes.
+unsafe fn written(address: &Address, text: *mut c_char, len: usize) -> Result<()> {
+    let address = address.to_string();
+    if address.len() >= len {
+        return Err(Error::new(ErrorKind::TooLarge, "text has no room for the address").with("len", len).with("need", address.len() + 1));
+    }
+    // SAFETY: `len` writable bytes by this function's contract, of which these are fewer.
+    unsafe {
+        ptr::copy_nonoverlapping(address.as_ptr().cast(), text, address.len());
+        text.add(address.len()).write(0);
+    }
+    Ok(())
 }
 
 /// Reads counts.
@@ -665,7 +717,33 @@ pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, co
             unresponsive: s.suspected,
             reloads: s.reloads,
             reloads_failed: s.reloads_failed,
+            served: s.served,
         });
+        Ok(())
+    })
+}
+
+/// Reads what the worker does that offloop_cluster_send means by `slot`. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+///
+/// # Safety
+/// `load_io` is as long as it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_worker_load(
+    cluster: *mut offloop_cluster,
+    slot: u32,
+    load_io: *mut offloop_cluster_load,
+) -> offloop_status {
+    ffi::call(|| {
+        // SAFETY: this function's contract.
+        let place = unsafe { ffi::filled(load_io) }?;
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        let id = cluster.worker_at(slot)?;
+        let found = cluster.loads()?.into_iter().find(|(other, _)| *other == id);
+        let (_, load) = found.ok_or_else(|| Error::new(ErrorKind::NotFound, "slot has no worker").with("slot", slot))?;
+        let loop_delay_ns = load.loop_delay.map_or(-1, |late| i64::try_from(late.as_nanos()).unwrap_or(i64::MAX));
+        let struct_size = place.struct_size;
+        place.set(offloop_cluster_load { struct_size, generation: id.generation, reserved: 0, served: load.served, loop_delay_ns });
         Ok(())
     })
 }

@@ -149,7 +149,8 @@ pub extern "C" fn offloop_worker_ready() -> offloop_status {
     })
 }
 
-/// Shows that the event loop turns: call it from a timer of the loop that does the work, as often as the cluster's beat_ns says, and from no other thread.
+/// Shows that the event loop turns: call it from a timer of the loop that does the work, as often as the cluster's beat_ns says, and from no other thread. By how much it comes later
+/// than that is the loop's delay (offloop_cluster_worker_load).
 #[unsafe(no_mangle)]
 pub extern "C" fn offloop_worker_beat() -> offloop_status {
     ffi::call(|| {

@@ -74,6 +74,7 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(run::command())
         .subcommands(control::client::commands())
+        .subcommand(control::top::command())
         .subcommand(ring)
         .subcommand(bench::command())
         .subcommand(doctor::command())
@@ -95,6 +96,7 @@ fn dispatch(matches: &ArgMatches, out: &mut dyn Write, err: &mut dyn Write) -> R
         Some(("events", args)) => client::events(args, out),
         Some(("logs", args)) => client::logs(args, out),
         Some(("metrics", args)) => client::metrics(args, out),
+        Some(("top", args)) => control::top::top(args, out),
         Some(("doctor", args)) => doctor::run(args, out),
         Some(("completions", args)) => completions(args.get_one::<String>("shell").map_or("", String::as_str), out),
         Some(("ring", ring)) => match ring.subcommand() {
@@ -197,7 +199,7 @@ mod tests {
         for shell in ["bash", "zsh", "fish"] {
             let (status, out, err) = offloop(&["completions", shell]);
             assert!(status == SUCCESS && err.is_empty(), "{shell}: {err}");
-            for word in ["run", "reload", "completions", "drain-timeout"] {
+            for word in ["run", "reload", "top", "interval", "metrics", "completions", "drain-timeout"] {
                 assert!(out.contains(word), "{shell} does not know {word}");
             }
         }

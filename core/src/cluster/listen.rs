@@ -100,7 +100,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    fn open(asked: &Address, nth: u32, queue: i32, each: bool) -> Result<Socket> {
+    pub(super) fn open(asked: &Address, nth: u32, queue: i32, each: bool) -> Result<Socket> {
         let tcp = |address, only_v6| if each { net::reserve_tcp(address, only_v6) } else { net::listen_tcp(address, queue, only_v6) };
         let fd = match asked {
             Address::Any(port) => match tcp((Ipv6Addr::UNSPECIFIED, *port).into(), false) {
@@ -227,6 +227,12 @@ impl Sockets {
     /// Where they are, in the order in which they were asked for.
     pub(super) fn addresses(&self) -> Vec<Address> {
         lock(&self.all).iter().map(|s| s.bound.clone()).collect()
+    }
+
+    /// Connections that wait to be accepted; `None` where no socket says so.
+    pub(super) fn waiting(&self) -> Option<u64> {
+        let all = lock(&self.all);
+        all.iter().filter_map(|socket| net::waiting(socket.fd.as_fd())).reduce(|a, b| a + b)
     }
 
     /// Nobody listens any more, as far as this process goes.

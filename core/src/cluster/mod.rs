@@ -15,12 +15,14 @@
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
 //! * With [`Balance::RoundRobin`] and its like the cluster accepts by a thread of its own (`pass`), and passes each connection to the worker that `balance` chooses.
 //! * `logs`: what workers print, as whole lines.
+//! * `status`: what it shows of its workers; `endpoint`: that, and the metrics of its workers' pools, by HTTP.
 //! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages; `fork`: workers that are
 //!   started one by one, each with a command of its own.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
 
 mod balance;
+mod endpoint;
 mod fork;
 mod gate;
 mod launch;
@@ -29,6 +31,7 @@ mod logs;
 mod mail;
 mod page;
 mod pass;
+mod status;
 pub mod worker;
 
 pub use balance::Balance;
@@ -36,18 +39,21 @@ pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
 pub use logs::{Line, MAX_LINE, Stream};
 pub use mail::RING;
+pub use status::{Status, WorkerStatus};
 pub use worker::Worker;
 
 use crate::channel::{Channel, Incoming, Reply};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Collector;
 use crate::shared::{self, Counter, Ledger, Limit, RateLimiter};
-use crate::supervisor::{self, Launch, Reloaded, State, Stats, Supervisor, WorkerId};
+use crate::supervisor::{self, Launch, Load, Reloaded, State, Stats, Supervisor, View, WorkerId};
 use crate::sync::lock;
 use crate::sys::confine::Confine;
 use crate::sys::fork::PrivateFd;
 use crate::sys::{cpu, net};
 use crate::value::Value;
 use crate::wire::cluster::{CHANNEL, PASS};
+use endpoint::Endpoint;
 use fork::Forks;
 use gate::{Gates, House};
 use launch::Resolved;
@@ -55,11 +61,12 @@ use listen::{Socket, Sockets};
 use logs::Logs;
 use mail::{HearMessage, Mail, Standing};
 use pass::Passer;
+use status::Register;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 /// What happens in a cluster.
@@ -110,6 +117,8 @@ pub struct Builder {
     one_by_one: bool,
     confine: Confine,
     pin_cpus: bool,
+    name: String,
+    metrics: Option<Address>,
 }
 
 impl fmt::Debug for Builder {
@@ -205,6 +214,19 @@ impl Builder {
         self
     }
 
+    /// What it is called in its [`Status`] and in metrics. Default `cluster`.
+    pub fn name(mut self, name: impl Into<String>) -> Builder {
+        self.name = name.into();
+        self
+    }
+
+    /// Where a thread of this process answers HTTP requests: `/metrics` with what [`Cluster::metrics`] gives, `/status` with the JSON of [`Cluster::status`], `/` with a page that shows both as
+    /// they change. Whoever can connect can read it: name a loopback address, or a unix socket. Port 0 is one that the system chooses ([`Cluster::metrics_address`]). Default: nowhere.
+    pub fn metrics(mut self, address: Address) -> Builder {
+        self.metrics = Some(address);
+        self
+    }
+
     /// Checks every option but those that only the system can judge.
     ///
     /// # Errors
@@ -243,6 +265,7 @@ impl Builder {
             }
             listen.push(socket);
         }
+        let endpoint = self.metrics.as_ref().map(Endpoint::bind).transpose()?;
         let listener = Listener(Arc::new(Mutex::new(self.hear)));
         let beat = Some(options.beat).filter(|_| !options.hang_timeout.is_zero());
         let passer = self.balance.passes().then(|| Passer::open(self.balance, beat, listener.clone())).transpose()?;
@@ -264,6 +287,7 @@ impl Builder {
         let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
         let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve()))]));
         let inner = Arc::new(Inner {
+            name: self.name,
             sockets,
             ledger,
             gates,
@@ -275,7 +299,14 @@ impl Builder {
             seated: Seated::default(),
             confine: self.confine,
             pin_cpus: self.pin_cpus,
+            register: Register::new(),
+            view: OnceLock::new(),
+            collector: Mutex::default(),
+            endpoint,
         });
+        if let Some(endpoint) = &inner.endpoint {
+            endpoint.start(&inner).inspect_err(|_| inner.close())?;
+        }
         let (heard, launched) = (Arc::clone(&inner), Arc::clone(&inner));
         let mut take_channel = self.take_channel;
         let supervisor = Supervisor::builder()
@@ -283,7 +314,10 @@ impl Builder {
             .on_event(move |event| heard.hear(event, &mut take_channel, &listener))
             .build(move |id| launched.launch(id, &listen));
         match supervisor {
-            Ok(supervisor) => Ok(Cluster { supervisor, inner }),
+            Ok(supervisor) => {
+                let _ = inner.view.set(supervisor.view());
+                Ok(Cluster { supervisor, inner })
+            }
             Err(e) => {
                 inner.close();
                 Err(e)
@@ -329,6 +363,7 @@ pub struct Cluster {
 }
 
 struct Inner {
+    name: String,
     sockets: Arc<Sockets>,
     ledger: Arc<Ledger>,
     gates: Arc<Gates>,
@@ -343,6 +378,12 @@ struct Inner {
     pin_cpus: bool,
     /// Workers of which the one that passes has heard that they are ready.
     seated: Seated,
+    register: Register,
+    /// Of its supervisor, once that was made.
+    view: OnceLock<View>,
+    /// Of the workers' own pools, once somebody has asked.
+    collector: Mutex<Option<Collector>>,
+    endpoint: Option<Endpoint>,
 }
 
 type Seated = (Mutex<u64>, Condvar);
@@ -351,6 +392,7 @@ impl Inner {
     /// An event of the supervisor: all parts hear of it, then the host.
     fn hear(&self, event: &supervisor::Event, take_channel: &mut Option<TakeChannel>, listener: &Listener) {
         use supervisor::Event as E;
+        self.register.hear(event, &self.stats());
         match event {
             E::Spawned { worker, pid } => {
                 self.logs.iter().for_each(|logs| logs.spawned(*worker, *pid));
@@ -367,6 +409,7 @@ impl Inner {
                 }
             }
             E::Draining { worker, .. } => {
+                self.collect(false);
                 self.mail.stand(*worker, Standing::Draining);
                 self.passer.iter().for_each(|passer| passer.drain(*worker));
             }
@@ -418,8 +461,35 @@ impl Inner {
         Ok(launch)
     }
 
+    fn stats(&self) -> Stats {
+        self.view.get().map(View::stats).unwrap_or_default()
+    }
+
+    fn status(&self) -> Status {
+        let loads = self.view.get().map(View::loads).unwrap_or_default();
+        let stopping = self.view.get().is_some_and(View::is_stopping);
+        let status = self.register.status(&self.name, stopping, self.stats(), &loads);
+        Status { listen: self.sockets.addresses(), waiting: self.sockets.waiting(), ..status }
+    }
+
+    /// Looks at the pools of the workers, which keep counting when those are gone; `begin`: also if nobody has asked for them before.
+    fn collect(&self, begin: bool) {
+        let mut collector = lock(&self.collector);
+        if begin || collector.is_some() {
+            collector.get_or_insert_default().look(&self.register.pids());
+        }
+    }
+
+    /// The numbers of `status`, and those of all pools.
+    fn metrics_of(&self, status: &Status) -> String {
+        self.collect(true);
+        let pools = lock(&self.collector).as_ref().map(Collector::export).unwrap_or_default();
+        status.prometheus() + &pools
+    }
+
     /// All threads end, and nobody listens any more.
     fn close(&self) {
+        self.endpoint.iter().for_each(Endpoint::close);
         self.logs.iter().for_each(|logs| logs.close());
         self.passer.iter().for_each(|passer| passer.close());
         self.gates.close();
@@ -450,6 +520,8 @@ impl Cluster {
             one_by_one: false,
             confine: Confine::default(),
             pin_cpus: false,
+            name: "cluster".to_owned(),
+            metrics: None,
         }
     }
 
@@ -632,5 +704,31 @@ impl Cluster {
     /// `Forked`.
     pub fn slots(&self) -> Result<Vec<(WorkerId, State)>> {
         self.supervisor.slots()
+    }
+
+    /// What each worker does that has not ended, requests served and delay of its loop: see [`Supervisor::loads`].
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn loads(&self) -> Result<Vec<(WorkerId, Load)>> {
+        self.supervisor.loads()
+    }
+
+    /// Everything that it shows of itself and its workers. Looks at each worker's memory and processor time, which takes some milliseconds.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.inner.status()
+    }
+
+    /// The numbers of [`status`](Self::status) and those of all pools of the workers and of this process, summed by kind and name, as Prometheus reads them (text format 0.0.4).
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.inner.metrics_of(&self.status())
+    }
+
+    /// Where [`metrics`](Builder::metrics) are to be had; `None` without that option.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<Address> {
+        self.inner.endpoint.as_ref().map(|endpoint| endpoint.address().clone())
     }
 }

@@ -102,7 +102,12 @@ impl Worker {
 
     /// Shows that the loop turns: [`supervisor::Worker::beat`], and to who chooses the worker of a connection.
     pub fn beat(&self) {
-        self.0.supervised.beat();
+        self.beat_within(self.0.supervised.beat_interval());
+    }
+
+    /// As [`beat`](Self::beat), from a timer that comes again after `next`: [`supervisor::Worker::beat_within`].
+    pub fn beat_within(&self, next: Duration) {
+        self.0.supervised.beat_within(next);
         if let Some(page) = &self.0.page {
             page.beat();
         }

@@ -25,7 +25,7 @@ const BOUNDS_STEP: usize = 2;
 pub fn export(format: Format) -> String {
     let pools = PoolMetrics::live();
     match format {
-        Format::Prometheus => prometheus(&pools.iter().map(|p| (p.kind(), p.name(), p.sums())).collect::<Vec<_>>()),
+        Format::Prometheus => prometheus(&pools.iter().map(|p| (p.kind(), p.name(), p.sums())).collect::<Vec<_>>(), true),
         Format::Json => json(&pools.iter().map(|p| (p.kind(), p.name(), p.age_ns(), p.sums())).collect::<Vec<_>>()),
     }
 }
@@ -35,16 +35,18 @@ fn seconds(ns: u64) -> f64 {
 }
 
 /// Label values: backslash, quote and line feed are escaped, nothing else.
-fn escape_label(text: &str) -> String {
+pub(crate) fn escape_label(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn head(out: &mut String, metric: &str, kind: &str, help: &str) {
+/// The two lines before a family's rows.
+pub(crate) fn head(out: &mut String, metric: &str, kind: &str, help: &str) {
     // Writing to a string cannot fail.
     let _ = writeln!(out, "# HELP {metric} {help}\n# TYPE {metric} {kind}");
 }
 
-fn prometheus(pools: &[(&str, &str, Sums)]) -> String {
+/// Those of one kind and name are summed, in the order of the first of them. `gauges`: with what the pools measure now.
+pub(super) fn prometheus(pools: &[(&str, &str, Sums)], gauges: bool) -> String {
     let mut merged: Vec<(&str, &str, String, Sums)> = Vec::new();
     for (kind, name, sums) in pools {
         match merged.iter_mut().find(|m| (m.0, m.1) == (*kind, *name)) {
@@ -69,7 +71,7 @@ fn prometheus(pools: &[(&str, &str, Sums)]) -> String {
     for (_, _, labels, sums) in &merged {
         let _ = writeln!(out, "offloop_worker_busy_seconds_total{{{labels}}} {}", seconds(sums.busy_ns));
     }
-    for g in Gauge::ALL {
+    for g in Gauge::ALL.iter().filter(|_| gauges) {
         head(&mut out, g.metric(), "gauge", g.help());
         for (_, _, labels, sums) in &merged {
             let _ = writeln!(out, "{}{{{labels}}} {}", g.metric(), sums.gauges[*g as usize]);
@@ -108,7 +110,7 @@ fn prometheus(pools: &[(&str, &str, Sums)]) -> String {
 }
 
 /// A JSON string (RFC 8259).
-fn json_string(text: &str) -> String {
+pub(crate) fn json_string(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn prometheus_text_is_exact() {
-        let text = prometheus(&[("thread", "img", sample())]);
+        let text = prometheus(&[("thread", "img", sample())], true);
         check_exposition(&text);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "# HELP offloop_tasks_submitted_total Tasks that the pool accepted.");
@@ -231,7 +233,7 @@ mod tests {
 
     #[test]
     fn prometheus_buckets_are_cumulative() {
-        let samples = check_exposition(&prometheus(&[("thread", "img", sample())]));
+        let samples = check_exposition(&prometheus(&[("thread", "img", sample())], true));
         let buckets: Vec<f64> = samples.iter().filter(|s| s.0 == "offloop_task_wait_seconds_bucket").map(|s| s.2).collect();
         assert_eq!(buckets.len(), 15);
         assert!(buckets.is_sorted());
@@ -240,7 +242,7 @@ mod tests {
     #[test]
     fn pools_of_one_name_are_summed_and_names_are_escaped() {
         let odd = "a\"b\\c\nd{e}";
-        let text = prometheus(&[("thread", odd, sample()), ("process", odd, sample()), ("thread", odd, sample())]);
+        let text = prometheus(&[("thread", odd, sample()), ("process", odd, sample()), ("thread", odd, sample())], true);
         let samples = check_exposition(&text);
         let labels = "pool=\"a\\\"b\\\\c\\nd{e}\",kind=\"thread\"";
         let submitted: Vec<_> = samples.iter().filter(|s| s.0 == "offloop_tasks_submitted_total").map(|s| (s.1.as_str(), s.2)).collect();
@@ -249,7 +251,7 @@ mod tests {
 
     #[test]
     fn without_pools_the_text_is_empty() {
-        assert_eq!(prometheus(&[]), "");
+        assert_eq!(prometheus(&[], true), "");
         assert!(json(&[]).ends_with("\"pools\":[]}"));
     }
 

@@ -6,11 +6,13 @@
 //!                                              │
 //!   stats, export ────── PoolMetrics::snapshot ┤ sums the shards
 //!   another process ──── Reader::open ─────────┘ the same, over a read-only mapping of the memfd
+//!   … of several ─────── Collector::look          finds them by /proc, and sums them
 //! ```
 //!
 //! The layout is in [`crate::wire::metrics`]. A reader takes no lock and stops no writer: each number is exact and never
 //! runs backwards, but two numbers of one snapshot may be some tasks apart.
 
+mod collector;
 mod export;
 mod histogram;
 mod pool;
@@ -18,7 +20,9 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+pub use collector::Collector;
 pub use export::{Format, export};
+pub(crate) use export::{escape_label, head, json_string};
 pub use histogram::{Histogram, Totals, bucket_of, bucket_range};
 pub use pool::{PoolMetrics, Snapshot, Writer};
 pub use reader::Reader;

@@ -63,10 +63,13 @@ impl Reader {
     /// The pool's numbers now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
+        self.sums().snapshot(clock::monotonic_ns().saturating_sub(self.header.created_mono_ns))
+    }
+
+    pub(super) fn sums(&self) -> Sums {
         let used = (self.words.as_slice()[header_word::SHARDS_USED].load(Ordering::Relaxed) >> 32) as usize;
         // `used` is the one field that grows; the bound is the copy that was validated.
         let used = used.clamp(1, self.header.shards as usize);
-        let sums = Sums::of_region(self.words.as_slice(), self.header.header_len as usize, self.header.shard_len as usize, used);
-        sums.snapshot(clock::monotonic_ns().saturating_sub(self.header.created_mono_ns))
+        Sums::of_region(self.words.as_slice(), self.header.header_len as usize, self.header.shard_len as usize, used)
     }
 }

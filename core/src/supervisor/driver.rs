@@ -20,7 +20,7 @@ use crate::sys::poll::Epoll;
 use crate::sys::process::{Child, Exit, memory_above};
 use crate::sys::{clock, cpu, socket, thread};
 use crate::wire::supervisor::{ENV, Header, MINOR, state};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,6 +60,10 @@ impl From<Order> for Input {
 pub(super) struct Board {
     pub(super) stats: Stats,
     pub(super) slots: Vec<(WorkerId, State)>,
+    /// Of each process that has not ended.
+    pub(super) pages: BTreeMap<WorkerId, Arc<Page>>,
+    /// What those have served that have.
+    pub(super) served: u64,
     /// Calls of `scale` that the plan has not heard of.
     pub(super) scaling: usize,
     pub(super) start_error: Option<Error>,
@@ -74,6 +78,18 @@ pub(super) struct Board {
 }
 
 impl Board {
+    /// Counts, with what the pages say at this moment.
+    pub(super) fn stats(&self) -> Stats {
+        let served = self.pages.values().fold(self.served, |sum, page| sum.saturating_add(page.served()));
+        Stats { served, ..self.stats }
+    }
+
+    fn forget(&mut self, id: WorkerId) {
+        if let Some(page) = self.pages.remove(&id) {
+            self.served = self.served.saturating_add(page.served());
+        }
+    }
+
     fn end_reload(&mut self, generation: u32, outcome: Result<Reloaded>) {
         self.reloading = false;
         if outcome.is_ok() {
@@ -247,7 +263,7 @@ struct Live {
     /// `None`: the zygote was asked for it.
     child: Option<Child>,
     lifeline: PrivateFd,
-    page: Page,
+    page: Arc<Page>,
     /// What it showed last.
     seen: u32,
     tokens: Vec<u64>,
@@ -395,6 +411,7 @@ impl Machine {
 
     fn remove(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) -> Option<Live> {
         let live = self.live.remove(&id)?;
+        lock(&self.shared.board).forget(id);
         forget(&live, epoll, tokens);
         if let Some(forks) = &mut self.forks {
             forks.forget(id);
@@ -626,7 +643,16 @@ impl Machine {
         env.push((ENV.into(), format!("{},{}", numbers[0], numbers[1]).into()));
         // Before the worker exists: there is no way back then.
         let token = tokens.add(Source::Lifeline(self.id, id));
-        let mut live = Live { child: None, lifeline, page, seen: state::NONE, tokens: vec![token], zygote: None, told: None, until: None };
+        let mut live = Live {
+            child: None,
+            lifeline,
+            page: Arc::new(page),
+            seen: state::NONE,
+            tokens: vec![token],
+            zygote: None,
+            told: None,
+            until: None,
+        };
         let kit = Kit { spec, env, fds };
         let asked = epoll.add_tagged(live.lifeline.as_fd(), token).and_then(|()| match &mut self.forks {
             Some(forks) => forks.fork(id, kit, epoll, tokens),
@@ -639,6 +665,7 @@ impl Machine {
                 return Err(error);
             }
         };
+        lock(&self.shared.board).pages.insert(id, Arc::clone(&live.page));
         let Some(child) = child else {
             self.live.insert(id, live);
             self.hear(epoll, tokens);
@@ -650,6 +677,7 @@ impl Machine {
             // Nobody would see its end.
             let _ = child.kill(libc::SIGKILL);
             let _ = child.wait(None);
+            lock(&self.shared.board).forget(id);
             forget(&live, epoll, tokens);
             return Err(error);
         }

@@ -306,6 +306,16 @@ pub enum Event {
     Stopped,
 }
 
+/// What one worker does, as its page says at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// What it has served since its start ([`Worker::served`](super::Worker::served)); 0 where it does not count.
+    pub served: u64,
+    /// How late its loop is: by how much its next beat is overdue now, or the greatest lateness of one before, of which half is left after each second. `None` before its first beat.
+    pub loop_delay: Option<Duration>,
+}
+
 /// What a reload has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reloaded {
@@ -429,6 +439,8 @@ pub struct Stats {
     pub resumed: u64,
     /// Workers that were to be replaced, by reason; each counts once.
     pub expired: Expiries,
+    /// What workers have served, those that have ended too ([`Worker::served`](super::Worker::served)).
+    pub served: u64,
     /// Replacements that took over.
     pub retired: u64,
     /// Replacements that failed.

@@ -30,15 +30,15 @@ mod tests;
 pub mod worker;
 pub mod zygote;
 
-pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, Reloaded, State, Stats, WorkerId};
+pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, Load, Reloaded, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
 pub use worker::Worker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
-use crate::sys::fork;
 use crate::sys::fork::PrivateFd;
 use crate::sys::process::Spec;
+use crate::sys::{clock, fork};
 use driver::{Hub, Order, Shared};
 use std::ffi::OsString;
 use std::fmt;
@@ -355,7 +355,7 @@ impl Supervisor {
     /// `Forked`.
     pub fn stats(&self) -> Result<Stats> {
         self.check_fork()?;
-        Ok(lock(&self.0.shared.board).stats)
+        Ok(self.view().stats())
     }
 
     /// Each slot with its last incarnation and where it stands.
@@ -365,6 +365,20 @@ impl Supervisor {
     pub fn slots(&self) -> Result<Vec<(WorkerId, State)>> {
         self.check_fork()?;
         Ok(lock(&self.0.shared.board).slots.clone())
+    }
+
+    /// What each process does that has not ended: read at this moment, from pages that the workers write.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn loads(&self) -> Result<Vec<(WorkerId, Load)>> {
+        self.check_fork()?;
+        Ok(self.view().loads())
+    }
+
+    /// Who looks on without keeping the supervisor alive.
+    pub(crate) fn view(&self) -> View {
+        View(Arc::clone(&self.0.shared))
     }
 
     /// Waits until as many workers are ready as are wanted, at most `timeout` (`None`: without end).
@@ -419,6 +433,28 @@ impl Supervisor {
                 None => relock(self.0.shared.changed.wait(board).map_err(std::sync::PoisonError::into_inner)),
             };
         }
+    }
+}
+
+/// What a supervisor shows, also when it has stopped. It is of no use in a forked child.
+#[derive(Clone)]
+pub(crate) struct View(Arc<Shared>);
+
+impl View {
+    /// As [`Supervisor::stats`].
+    pub(crate) fn stats(&self) -> Stats {
+        lock(&self.0.board).stats()
+    }
+
+    /// It was stopped, or is about to be.
+    pub(crate) fn is_stopping(&self) -> bool {
+        lock(&self.0.board).closing
+    }
+
+    /// As [`Supervisor::loads`].
+    pub(crate) fn loads(&self) -> Vec<(WorkerId, Load)> {
+        let now = clock::monotonic_ns();
+        lock(&self.0.board).pages.iter().map(|(id, page)| (*id, page.load(now))).collect()
     }
 }
 

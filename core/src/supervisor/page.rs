@@ -1,12 +1,13 @@
 //! A worker's page as each side sees it. The other side may write anything at any time: each word is loaded once, and judged.
 
-use super::event::WorkerId;
+use super::event::{Load, WorkerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, MAJOR, MAX_TEXT, MINOR, PAGE_LEN, state, word};
+use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, LATE_HALF_NS, MAJOR, MAX_TEXT, MINOR, PAGE_LEN, state, word};
 use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// The mapping.
 #[derive(Debug)]
@@ -76,6 +77,25 @@ impl Page {
         Some(Look { state: shown, loop_beat, native_beat, served })
     }
 
+    /// What the worker does, at `now`. Any thread may ask.
+    pub(super) fn load(&self, now: u64) -> Load {
+        // Words of different moments make a number that is wrong for one look: Relaxed.
+        let due = self.word64(word::LOOP_DUE).load(Ordering::Relaxed);
+        let late = self.late(now).max(now.saturating_sub(due));
+        Load { served: self.served(), loop_delay: Some(Duration::from_nanos(late)).filter(|_| due != 0) }
+    }
+
+    pub(super) fn served(&self) -> u64 {
+        self.word64(word::SERVED).load(Ordering::Relaxed)
+    }
+
+    /// What is left at `now` of the greatest lateness.
+    fn late(&self, now: u64) -> u64 {
+        let halves = now.saturating_sub(self.word64(word::LATE_AT).load(Ordering::Relaxed)) / LATE_HALF_NS;
+        let late = self.word64(word::LATE).load(Ordering::Relaxed);
+        u32::try_from(halves).ok().and_then(|halves| late.checked_shr(halves)).unwrap_or(0)
+    }
+
     /// Sets the flag that asks the worker to finish.
     pub(super) fn ask_to_drain(&self) {
         // Release: pairs with the Acquire of `is_asked_to_drain`.
@@ -109,7 +129,18 @@ impl Page {
         self.word32(word::STATE).fetch_max(at_least, Ordering::Release) < at_least
     }
 
-    pub(super) fn beat_loop(&self) -> u64 {
+    /// A beat at `now`, and another is to come within `next` nanoseconds. Returns how many there were before.
+    pub(super) fn beat_loop(&self, now: u64, next: u64) -> u64 {
+        let due = self.word64(word::LOOP_DUE);
+        let late = match due.load(Ordering::Relaxed) {
+            0 => 0,
+            due => now.saturating_sub(due),
+        };
+        if late > 0 && late >= self.late(now) {
+            self.word64(word::LATE).store(late, Ordering::Relaxed);
+            self.word64(word::LATE_AT).store(now, Ordering::Relaxed);
+        }
+        due.store(now.saturating_add(next), Ordering::Relaxed);
         self.word64(word::LOOP_BEAT).fetch_add(1, Ordering::Relaxed)
     }
 
@@ -163,7 +194,7 @@ mod tests {
         let (own, theirs) = pair();
         assert_eq!(own.look(0, ID), Some(Look { state: state::NONE, loop_beat: 0, native_beat: 0, served: 0 }));
         theirs.hello(9);
-        theirs.beat_loop();
+        theirs.beat_loop(1, 1);
         theirs.beat_native();
         theirs.serve(3);
         assert!(theirs.show(state::READY) && !theirs.show(state::READY) && !theirs.show(state::HELLO));
@@ -171,6 +202,35 @@ mod tests {
         assert!(!theirs.is_asked_to_drain());
         own.ask_to_drain();
         assert!(theirs.is_asked_to_drain());
+    }
+
+    #[test]
+    fn the_lateness_of_a_loop_is_seen_while_it_lasts_and_fades() {
+        const S: u64 = 1_000_000_000;
+        let (own, theirs) = pair();
+        let delay = |now| own.load(now).loop_delay.map(|late| late.as_nanos() as u64);
+        assert_eq!(delay(7 * S), None, "it has not beaten");
+        theirs.beat_loop(10 * S, S);
+        assert_eq!((delay(10 * S), delay(11 * S)), (Some(0), Some(0)));
+        assert_eq!(delay(13 * S), Some(2 * S), "it is late now");
+        theirs.beat_loop(14 * S, S);
+        assert_eq!((delay(14 * S), delay(15 * S - 1)), (Some(3 * S), Some(3 * S)));
+        theirs.beat_loop(15 * S, S);
+        assert_eq!((delay(15 * S), delay(16 * S)), (Some(3 * S / 2), Some(3 * S / 4)));
+        theirs.beat_loop(16 * S + S / 2, S);
+        assert_eq!(delay(16 * S + S / 2), Some(3 * S / 4), "a shorter one changes nothing");
+        theirs.beat_loop(20 * S, S);
+        assert_eq!(delay(20 * S), Some(2 * S + S / 2), "a longer one counts");
+        theirs.beat_loop(20 * S, S);
+        assert_eq!(delay(u64::MAX), Some(u64::MAX - 21 * S));
+        // A worker may write anything.
+        for (due, late, at) in [(u64::MAX, u64::MAX, u64::MAX), (1, u64::MAX, 0), (u64::MAX, 1, 0)] {
+            theirs.word64(word::LOOP_DUE).store(due, Ordering::Relaxed);
+            theirs.word64(word::LATE).store(late, Ordering::Relaxed);
+            theirs.word64(word::LATE_AT).store(at, Ordering::Relaxed);
+            assert!(delay(100 * S).is_some());
+            theirs.beat_loop(100 * S, u64::MAX);
+        }
     }
 
     #[test]

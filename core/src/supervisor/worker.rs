@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::{self, ForkCell, PrivateFd};
-use crate::sys::{poll, socket, thread};
+use crate::sys::{clock, poll, socket, thread};
 use crate::wire::supervisor::{ENV, Header, parse_env, state};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -157,10 +157,17 @@ impl Worker {
         Some(Duration::from_nanos(self.0.header.hang_ns)).filter(|d| !d.is_zero())
     }
 
-    /// Shows that the loop turns: call it from a timer of the loop that does the work, and from no other thread. A few nanoseconds.
+    /// Shows that the loop turns: call it from a timer of the loop that does the work, and from no other thread. It is expected again after
+    /// [`beat_interval`](Self::beat_interval), and by how much it comes later is the loop's delay ([`Load`](super::Load)). Tens of nanoseconds.
     pub fn beat(&self) {
+        self.beat_within(self.beat_interval());
+    }
+
+    /// As [`beat`](Self::beat), from a timer that comes again after `next`, which is at most the interval.
+    pub fn beat_within(&self, next: Duration) {
+        let next = u64::try_from(next.as_nanos()).unwrap_or(u64::MAX);
         // The first one may be what `ready` waits for.
-        if self.0.page.beat_loop() == 0 {
+        if self.0.page.beat_loop(clock::monotonic_ns(), next) == 0 {
             self.show_ready();
         }
     }

@@ -6,6 +6,7 @@ compile_error!("offloop needs Linux 5.10 or newer with glibc 2.31 or newer; othe
 compile_error!("offloop needs a 64-bit little-endian target");
 
 pub mod cgroup;
+pub mod clients;
 pub mod clock;
 pub mod confine;
 pub mod cpu;
@@ -26,6 +27,7 @@ pub mod process;
 pub mod signals;
 pub mod socket;
 pub mod stream;
+pub mod terminal;
 pub mod thread;
 pub mod watch;
 pub mod words;

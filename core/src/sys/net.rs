@@ -214,6 +214,19 @@ pub fn accept(fd: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Option<IpAddr>)>> {
     }
 }
 
+/// TCP connections that wait to be accepted from a socket; `None` for one of another kind, and one that does not listen.
+#[must_use]
+pub fn waiting(fd: BorrowedFd<'_>) -> Option<u64> {
+    const LISTENS: u8 = 10;
+    // SAFETY: plain data, all-zero is valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: `info` has `len` writable bytes.
+    let rc = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut len) };
+    // Of a socket that listens it is the length of its queue.
+    (rc == 0 && info.tcpi_state == LISTENS).then_some(info.tcpi_unacked.into())
+}
+
 fn address_of(storage: &libc::sockaddr_storage) -> Option<IpAddr> {
     let at = std::ptr::from_ref(storage);
     match i32::from(storage.ss_family) {

@@ -16,7 +16,8 @@
 //!          128 │ flags │ 0                                                     │  supervisor
 //!              ├───────┼───────┬───────────────┬───────────────────────────────┤
 //!          256 │ state │ proto │ echo          │ 0                             │  worker
-//!          384 │ loop_beat     │ served        │ 0                             │  worker's loop
+//!          384 │ loop_beat     │ served        │ loop_due      │ late          │  worker's loop
+//!          416 │ late_at       │ 0                                             │
 //!          512 │ native_beat   │ 0                                             │  worker's native thread
 //!          640 │txt_len│ 0                                                     │  worker
 //!              ├───────┴───────────────────────────────────────────────────────┤
@@ -29,6 +30,8 @@
 //!   worker read); the supervisor loads it with Acquire. Another value, or one that shrinks, ends the worker.
 //! * `loop_beat` and `native_beat` are counters: whether they change is what counts. READY is believed with a `loop_beat` that is not 0.
 //! * `served` counts what the worker has served (requests, connections); 0 where it does not count.
+//! * `loop_due` is when the next beat of the loop is to come, nanoseconds of `CLOCK_MONOTONIC`; 0 before the first one. `late` is the greatest lateness of a
+//!   beat, in nanoseconds, of which half is left after each [`LATE_HALF_NS`] from `late_at` on. One thread writes all three.
 //! * `text` is what the worker says of its failure, UTF-8; `txt_len` is stored with Release after it and read when the worker has ended.
 //! * After `state`, `txt_len` or `flags` has changed, one datagram on the socket wakes the other side. Its content means nothing. An end
 //!   of the socket that hangs up says that its process is gone.
@@ -41,7 +44,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"OFLWORK1");
 /// Another major version is refused.
 pub const MAJOR: u16 = 1;
 /// Grows when words that were 0 get a meaning that may be ignored.
-pub const MINOR: u16 = 1;
+pub const MINOR: u16 = 2;
 /// Bytes of the page.
 pub const PAGE_LEN: usize = 4096;
 /// Bytes of the fixed part.
@@ -65,6 +68,12 @@ pub mod word {
     pub const LOOP_BEAT: usize = 384;
     /// 64 bits; since minor version 1.
     pub const SERVED: usize = 392;
+    /// 64 bits; since minor version 2.
+    pub const LOOP_DUE: usize = 400;
+    /// 64 bits; since minor version 2.
+    pub const LATE: usize = 408;
+    /// 64 bits; since minor version 2.
+    pub const LATE_AT: usize = 416;
     /// 64 bits.
     pub const NATIVE_BEAT: usize = 512;
     /// 32 bits.
@@ -87,6 +96,9 @@ pub mod state {
 
 /// `flags`: finish what you have and end.
 pub const DRAIN: u32 = 1;
+
+/// After this time a lateness counts half, nanoseconds.
+pub const LATE_HALF_NS: u64 = 1_000_000_000;
 
 /// Changes with any offset.
 pub const LAYOUT: u64 = layout_of(&[

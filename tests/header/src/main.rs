@@ -44,6 +44,7 @@ const INITS: &[(&str, &str)] = &[
     ("offloop_process_pool_options", "OFFLOOP_PROCESS_POOL_OPTIONS_INIT"),
     ("offloop_cluster_options", "OFFLOOP_CLUSTER_OPTIONS_INIT"),
     ("offloop_cluster_counts", "OFFLOOP_CLUSTER_COUNTS_INIT"),
+    ("offloop_cluster_load", "OFFLOOP_CLUSTER_LOAD_INIT"),
     ("offloop_reload_report", "OFFLOOP_RELOAD_REPORT_INIT"),
     ("offloop_limit", "OFFLOOP_LIMIT_INIT"),
     ("offloop_taken", "OFFLOOP_TAKEN_INIT"),

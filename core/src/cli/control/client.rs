@@ -59,14 +59,15 @@ fn name(args: &ArgMatches) -> &str {
     args.get_one::<String>("name").expect("clap requires it")
 }
 
-struct Line {
+pub(super) struct Line {
     from: BufReader<UnixStream>,
     name: String,
+    patience: Option<Duration>,
 }
 
 impl Line {
     /// Asks, and gives the first answer.
-    fn ask(name: &str, request: &Value, patience: Option<Duration>) -> Result<(Line, Value)> {
+    pub(super) fn ask(name: &str, request: &Value, patience: Option<Duration>) -> Result<(Line, Value)> {
         let path = place::to_find(name)?;
         let gone = |e: &std::io::Error| match e.kind() {
             std::io::ErrorKind::ConnectionRefused => {
@@ -77,9 +78,13 @@ impl Line {
         let mut stream = UnixStream::connect(&path).map_err(|e| gone(&e))?;
         stream.set_read_timeout(patience).and_then(|()| stream.set_write_timeout(Some(ANSWER))).map_err(|e| gone(&e))?;
         let lost = || Error::new(ErrorKind::PeerDied, "the cluster has ended before it answered").with("name", name);
-        writeln!(stream, "{request}").map_err(|_| lost())?;
-        let mut line = Line { from: BufReader::new(stream), name: name.to_owned() };
-        let first = line.next()?.ok_or_else(lost)?;
+        // One that takes nobody more has answered, and hung up, perhaps.
+        let sent = writeln!(stream, "{request}");
+        let mut line = Line { from: BufReader::new(stream), name: name.to_owned(), patience };
+        let first = match line.next() {
+            Err(_) if sent.is_err() => return Err(lost()),
+            first => first?.ok_or_else(lost)?,
+        };
         if first["ok"] == json!(true) {
             return Ok((line, first));
         }
@@ -102,7 +107,7 @@ impl Line {
             Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                 Err(Error::new(ErrorKind::Timeout, "the cluster does not answer")
                     .with("name", &self.name)
-                    .with("waited_s", ANSWER.as_secs()))
+                    .with("waited_s", self.patience.unwrap_or_default().as_secs()))
             }
             Err(_) => Ok(None),
         }
@@ -182,8 +187,17 @@ pub(in crate::cli) fn ps(args: &ArgMatches, out: &mut dyn Write) -> std::result:
     let mut found = Vec::new();
     match args.get_one::<String>("name") {
         Some(name) => found.push(Line::ask(name, &status, Some(ANSWER))?.1),
-        // Those that are gone, or say nothing, are nobody's to show.
-        None => found.extend(place::all()?.iter().filter_map(|name| Line::ask(name, &status, Some(ANSWER)).ok()).map(|(_, answer)| answer)),
+        None => {
+            for name in place::all()? {
+                match Line::ask(&name, &status, Some(ANSWER)) {
+                    Ok((_, answer)) => found.push(answer),
+                    // One that runs, and cannot answer now.
+                    Err(e) if e.kind() == ErrorKind::Full => return Err(e.into()),
+                    // Those that are gone, or say nothing, are nobody's to show.
+                    Err(_) => {}
+                }
+            }
+        }
     }
     if args.get_flag("json") {
         for cluster in &found {
@@ -209,7 +223,7 @@ fn words(list: &Value, between: &str) -> String {
 }
 
 /// A length of time in two digits or three.
-fn age(ms: &Value) -> String {
+pub(super) fn age(ms: &Value) -> String {
     let s = seconds(ms);
     match s as u64 {
         0..=9 => format!("{s:.1} s"),
@@ -220,12 +234,16 @@ fn age(ms: &Value) -> String {
     }
 }
 
-fn show(cluster: &Value, out: &mut dyn Write) -> std::io::Result<()> {
+pub(super) fn mebibytes(n: Option<f64>) -> String {
+    n.map_or_else(|| "-".to_owned(), |n| format!("{:.1} MiB", n / 1024.0 / 1024.0))
+}
+
+/// A cluster in one line.
+pub(super) fn headline(cluster: &Value) -> String {
     let text = |key: &str| cluster[key].as_str().unwrap_or("?").to_owned();
     let listen = words(&cluster["listen"], ", ");
     let at = if listen.is_empty() { String::new() } else { format!(" at {listen}") };
-    writeln!(
-        out,
+    format!(
         "{}: {}, {} of {} workers ready{at}, generation {}, up {}, pid {}",
         text("name"),
         text("state"),
@@ -234,12 +252,16 @@ fn show(cluster: &Value, out: &mut dyn Write) -> std::io::Result<()> {
         cluster["generation"],
         age(&cluster["up_ms"]),
         cluster["pid"]
-    )?;
+    )
+}
+
+fn show(cluster: &Value, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "{}", headline(cluster))?;
     writeln!(out, "  {}", words(&cluster["command"], " "))?;
     writeln!(out, "  slot        pid  state           gen      since  restarts       memory     cpu s")?;
     for worker in cluster["workers"].as_array().into_iter().flatten() {
         let number = |key: &str| worker[key].as_u64().unwrap_or(0);
-        let memory = worker["memory"].as_f64().map_or_else(|| "-".to_owned(), |n| format!("{:.1} MiB", n / 1024.0 / 1024.0));
+        let memory = mebibytes(worker["memory"].as_f64());
         let cpu = worker["cpu_ms"].as_f64().map_or_else(|| "-".to_owned(), |n| format!("{:.2}", n / 1e3));
         writeln!(
             out,

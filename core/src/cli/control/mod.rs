@@ -11,6 +11,7 @@
 pub(super) mod client;
 pub(super) mod place;
 pub(super) mod server;
+pub(super) mod top;
 
 /// Longest request.
 pub(super) const MAX_REQUEST: usize = 64 << 10;

@@ -2,11 +2,11 @@
 
 use super::{MAX_REQUEST, place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::clients::{Clients, Limits};
 use crate::sys::net;
 use crate::sys::poll::Epoll;
 use serde_json::{Value, json};
-use std::collections::{HashMap, VecDeque};
-use std::io::{ErrorKind as Io, Read, Write};
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 /// The listener's token; clients have those above.
 pub(in crate::cli) const LISTENER: u64 = 8;
-/// Clients at one time.
-const MAX_CLIENTS: usize = 64;
-/// What waits for a client to be read.
-const MAX_OUTPUT: usize = 4 << 20;
-/// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Until the next attempt after fds were missing.
+const REST: Duration = Duration::from_millis(50);
+/// What one client more is told.
+const REFUSAL: &str =
+    "{\"ok\":false,\"error\":{\"code\":\"ERR_OFFLOOP_FULL\",\"text\":\"full: 64 commands are connected to this cluster already\"}}\n";
+const LIMITS: Limits =
+    Limits { clients: 64, refusal: REFUSAL, input: MAX_REQUEST, output: 4 << 20, patience: Duration::from_secs(10), reading: None };
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,26 +59,14 @@ impl Request {
     }
 }
 
-struct Client {
-    stream: UnixStream,
-    since: Instant,
-    input: Vec<u8>,
-    output: VecDeque<u8>,
-    /// It has said what it wants.
-    asked: bool,
-    /// It hears of events.
-    listens: bool,
-    /// It gets nothing more than what is in `output`.
-    over: bool,
-}
-
 /// The socket and its clients.
 pub(in crate::cli) struct Server {
     listener: UnixListener,
     path: PathBuf,
     file: Option<(u64, u64)>,
-    clients: HashMap<u64, Client>,
-    last: u64,
+    clients: Clients<UnixStream>,
+    /// Those that hear of events.
+    listening: HashSet<u64>,
 }
 
 impl Server {
@@ -97,62 +86,33 @@ impl Server {
         // The directory is closed to others; the socket need not be open to them either.
         let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
         epoll.add_tagged(listener.as_fd(), LISTENER)?;
-        Ok(Server { listener: listener.into(), path, file, clients: HashMap::new(), last: LISTENER })
+        Ok(Server { listener: listener.into(), path, file, clients: Clients::new(LIMITS, LISTENER), listening: HashSet::new() })
     }
 
     /// Somebody connects.
     pub(in crate::cli) fn accept(&mut self, epoll: &Epoll) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            // One that is over the limit is closed here.
-            if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            self.last += 1;
-            if epoll.add_tagged(stream.as_fd(), self.last).is_ok() {
-                let client = Client {
-                    stream,
-                    since: Instant::now(),
-                    input: Vec::new(),
-                    output: VecDeque::new(),
-                    asked: false,
-                    listens: false,
-                    over: false,
-                };
-                self.clients.insert(self.last, client);
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if stream.set_nonblocking(true).is_ok() {
+                        self.clients.add(stream, epoll);
+                    }
+                }
+                // No fd is left, and who waits makes the listener ready at once: not more often than that.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => return std::thread::sleep(REST),
+                Err(_) => return,
             }
         }
     }
 
     /// A client's fd is ready: what it wants, if it has said so by now.
     pub(in crate::cli) fn ready(&mut self, token: u64, epoll: &Epoll) -> Option<Request> {
-        let client = self.clients.get_mut(&token)?;
-        let mut bytes = [0; 4096];
-        match client.stream.read(&mut bytes) {
-            Ok(0) => {
-                self.drop_client(token, epoll);
-                return None;
-            }
-            Ok(n) => client.input.extend_from_slice(&bytes[..n]),
-            Err(e) if matches!(e.kind(), Io::WouldBlock | Io::Interrupted) => {}
-            Err(_) => {
-                self.drop_client(token, epoll);
-                return None;
-            }
-        }
-        if client.input.len() > MAX_REQUEST {
-            self.drop_client(token, epoll);
-            return None;
-        }
-        self.flush(token, epoll);
-        let client = self.clients.get_mut(&token)?;
-        if client.asked {
-            return None;
-        }
-        let end = client.input.iter().position(|b| *b == b'\n')?;
-        client.asked = true;
-        match Request::parse(&client.input[..end]) {
+        let whole = |input: &[u8]| input.iter().position(|b| *b == b'\n').map(|end| Request::parse(&input[..end]));
+        match self.clients.ready(token, epoll, whole)? {
             Ok(request) => {
-                client.listens = request == Request::Events;
+                if request == Request::Events {
+                    self.listening.insert(token);
+                }
                 Some(request)
             }
             Err(e) => {
@@ -164,19 +124,12 @@ impl Server {
 
     /// A line for a client; `last`: there will be no more.
     pub(in crate::cli) fn say(&mut self, token: u64, line: &Value, last: bool, epoll: &Epoll) {
-        let Some(client) = self.clients.get_mut(&token) else { return };
-        client.output.extend(line.to_string().into_bytes());
-        client.output.push_back(b'\n');
-        client.over |= last;
-        self.flush(token, epoll);
+        self.clients.say(token, format!("{line}\n").into_bytes(), last, epoll);
     }
 
     /// It has got all.
     pub(in crate::cli) fn end(&mut self, token: u64, epoll: &Epoll) {
-        if let Some(client) = self.clients.get_mut(&token) {
-            client.over = true;
-            self.flush(token, epoll);
-        }
+        self.clients.end(token, epoll);
     }
 
     /// Its request has failed; `words` go behind the error's own.
@@ -187,58 +140,29 @@ impl Server {
 
     /// A line for all who hear of events.
     pub(in crate::cli) fn tell(&mut self, line: &Value, epoll: &Epoll) {
-        let hearing: Vec<u64> = self.clients.iter().filter(|(_, c)| c.listens).map(|(token, _)| *token).collect();
-        for token in hearing {
+        for token in self.listening.clone() {
             self.say(token, line, false, epoll);
         }
     }
 
     /// It is still there.
     pub(in crate::cli) fn has(&self, token: u64) -> bool {
-        self.clients.contains_key(&token)
+        self.clients.has(token)
     }
 
-    pub(in crate::cli) fn is_heard(&self) -> bool {
-        self.clients.values().any(|c| c.listens)
+    pub(in crate::cli) fn is_heard(&mut self) -> bool {
+        self.listening.retain(|token| self.clients.has(*token));
+        !self.listening.is_empty()
     }
 
     /// When somebody has been silent for too long.
     pub(in crate::cli) fn deadline(&self) -> Option<Instant> {
-        self.clients.values().filter(|c| !c.asked).map(|c| c.since + PATIENCE).min()
+        self.clients.deadline()
     }
 
     /// Drops those.
     pub(in crate::cli) fn expire(&mut self, epoll: &Epoll) {
-        let now = Instant::now();
-        let late: Vec<u64> = self.clients.iter().filter(|(_, c)| !c.asked && c.since + PATIENCE <= now).map(|(token, _)| *token).collect();
-        for token in late {
-            self.drop_client(token, epoll);
-        }
-    }
-
-    fn flush(&mut self, token: u64, epoll: &Epoll) {
-        let Some(client) = self.clients.get_mut(&token) else { return };
-        let mut lost = client.output.len() > MAX_OUTPUT;
-        while !lost && !client.output.is_empty() {
-            match client.stream.write(client.output.as_slices().0) {
-                Ok(n) => drop(client.output.drain(..n)),
-                Err(e) if e.kind() == Io::WouldBlock => break,
-                Err(e) if e.kind() == Io::Interrupted => {}
-                Err(_) => lost = true,
-            }
-        }
-        if lost || (client.over && client.output.is_empty()) {
-            self.drop_client(token, epoll);
-            return;
-        }
-        let waits = !client.output.is_empty();
-        let _ = epoll.want_room(client.stream.as_fd(), token, waits);
-    }
-
-    fn drop_client(&mut self, token: u64, epoll: &Epoll) {
-        if let Some(client) = self.clients.remove(&token) {
-            epoll.remove(client.stream.as_fd());
-        }
+        self.clients.expire(epoll);
     }
 }
 

@@ -20,11 +20,10 @@ use super::Stop;
 use super::control::server::{LISTENER, Request, Server};
 use crate::cluster::{Address, Cluster, Command, Event};
 use crate::error::{Error, ErrorKind, Result};
-use crate::supervisor::{self, Cause, Stats, WorkerId};
+use crate::supervisor::{self, Cause, Stats};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll::Epoll;
-use crate::sys::process;
 use crate::sys::signals::Signals;
 use clap::ArgMatches;
 use hooks::Hooks;
@@ -32,8 +31,7 @@ use options::Run;
 use output::Output;
 use serde_json::{Value, json};
 use service::Manager;
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -61,18 +59,9 @@ const PRINTING: Duration = Duration::from_secs(5);
 /// The same, before somebody is told of a failure in the workers' own words.
 const WORDS: Duration = Duration::from_millis(500);
 const UNBUFFERED: &str = "PYTHONUNBUFFERED";
-/// Workers whose memory is looked at for one answer: the kernel walks their pages.
-const MAX_LOOKED: usize = 64;
 /// What the cluster's threads tell this one.
 #[derive(Default)]
 struct Mailbox(Mutex<Vec<Event>>);
-
-/// A worker's process.
-struct Proc {
-    pid: i32,
-    state: &'static str,
-    since: Instant,
-}
 
 /// What a client waits for.
 enum Wait {
@@ -91,7 +80,6 @@ enum Phase {
 struct Conductor<'a> {
     run: &'a Run,
     name: String,
-    began: Instant,
     cluster: Cluster,
     server: Server,
     epoll: &'a Epoll,
@@ -100,9 +88,6 @@ struct Conductor<'a> {
     output: Arc<Output>,
     /// Clients that read what workers print, and the number of the next line for each.
     readers: HashMap<u64, u64>,
-    procs: BTreeMap<WorkerId, Proc>,
-    /// Ends that nobody asked for, by slot.
-    restarts: HashMap<u32, u64>,
     waits: Vec<(u64, Wait)>,
     /// Its exit status, once that is known.
     status: u8,
@@ -154,16 +139,15 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone() };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
-    let mut builder = Cluster::builder()
-        .workers(run.workers)
-        .balance(run.balance)
-        .supervision(supervision)
-        .confine(run.confine.clone())
-        .pin_cpus(run.pin_cpus)
-        .on_event(move |event| {
-            lock(&theirs.0).push(event.clone());
-            rings.signal();
-        });
+    let mut builder = Cluster::builder().name(&*name).workers(run.workers).balance(run.balance).supervision(supervision);
+    builder = builder.confine(run.confine.clone()).pin_cpus(run.pin_cpus);
+    if let Some(address) = &run.metrics {
+        builder = builder.metrics(address.clone());
+    }
+    builder = builder.on_event(move |event| {
+        lock(&theirs.0).push(event.clone());
+        rings.signal();
+    });
     builder = builder.on_line(hear);
     for fd in service::sockets(|name| std::env::var_os(name)) {
         builder = builder.adopt(fd);
@@ -181,7 +165,6 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let mut conductor = Conductor {
         run,
         name,
-        began: Instant::now(),
         cluster,
         server,
         epoll: &epoll,
@@ -189,8 +172,6 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         phase: Phase::Starting,
         output,
         readers: HashMap::new(),
-        procs: BTreeMap::new(),
-        restarts: HashMap::new(),
         waits: Vec::new(),
         status: 0,
         last_failure: None,
@@ -303,41 +284,11 @@ impl Conductor<'_> {
 
     fn heard(&mut self, event: &Event) {
         use supervisor::Event as E;
-        if let Event::Worker(event) = event {
-            let mut state = |worker: &WorkerId, state| {
-                if let Some(proc) = self.procs.get_mut(worker) {
-                    proc.state = state;
-                    if state == "ready" {
-                        proc.since = Instant::now();
-                    }
-                }
-            };
-            match event {
-                E::Spawned { worker, pid } => {
-                    self.procs.insert(*worker, Proc { pid: *pid, state: "starting", since: Instant::now() });
-                }
-                E::Starting { worker } => state(worker, "starting"),
-                E::Ready { worker, .. } => state(worker, "ready"),
-                E::Resumed { worker } => {
-                    if let Some(proc) = self.procs.get_mut(worker) {
-                        proc.state = "ready";
-                    }
-                }
-                E::Suspect { worker, .. } => state(worker, "unresponsive"),
-                E::Draining { worker, .. } => state(worker, "draining"),
-                E::Signalled { worker, .. } => state(worker, "ending"),
-                E::Exited { worker, cause, .. } => {
-                    self.procs.remove(worker);
-                    if !cause.is_asked() {
-                        *self.restarts.entry(worker.slot).or_default() += 1;
-                        self.last_failure = Some(*cause);
-                    }
-                }
-                E::SpawnFailed { worker, .. } => drop(self.procs.remove(worker)),
-                E::StartFailed { error } if self.phase == Phase::Starting => self.start_failed(error),
-                E::Stopped => self.ended(),
-                _ => {}
-            }
+        match event {
+            Event::Worker(E::Exited { cause, .. }) if !cause.is_asked() => self.last_failure = Some(*cause),
+            Event::Worker(E::StartFailed { error }) if self.phase == Phase::Starting => self.start_failed(error),
+            Event::Worker(E::Stopped) => self.ended(),
+            _ => {}
         }
         self.tell_manager(event);
         if (self.run.json || self.server.is_heard())
@@ -393,9 +344,14 @@ impl Conductor<'_> {
             let at = if addresses.is_empty() { String::new() } else { format!(" at {addresses}") };
             let line = format!("{}: {} worker{} ready{at}", self.name, stats.ready, if stats.ready == 1 { " is" } else { "s are" });
             self.say(&line);
+            let metrics = self.cluster.metrics_address().map(|at| at.to_string());
+            if let Some(at) = &metrics {
+                self.say(&format!("metrics at {at}"));
+            }
             self.manager.tell(&format!("READY=1\nSTATUS={line}"));
             if self.run.json {
-                let started = json!({"event": "started", "name": self.name, "workers": stats.ready, "listen": self.addresses()});
+                let (workers, listen) = (stats.ready, self.addresses());
+                let started = json!({"event": "started", "name": self.name, "workers": workers, "listen": listen, "metrics": metrics});
                 self.voice.say(started.to_string());
             }
         }
@@ -476,7 +432,7 @@ impl Conductor<'_> {
             self.manager.tell("STOPPING=1");
             self.forced_before = self.stats().forced;
             if !fast {
-                let workers = self.procs.len();
+                let workers = self.stats().live;
                 self.say(&format!(
                     "stopping: {workers} worker{} to finish, at most {} s",
                     if workers == 1 { " has" } else { "s have" },
@@ -496,7 +452,7 @@ impl Conductor<'_> {
                 Ok(())
             }
             Request::Metrics => {
-                let line = json!({"ok": true, "text": self.metrics()});
+                let line = json!({"ok": true, "text": self.cluster.metrics()});
                 self.server.say(client, &line, true, self.epoll);
                 Ok(())
             }
@@ -549,114 +505,11 @@ impl Conductor<'_> {
         self.cluster.addresses().iter().map(ToString::to_string).collect()
     }
 
-    /// Memory of a worker, bytes: pages that several have are divided among them.
-    fn memory(&self, pid: i32) -> Option<u64> {
-        (self.procs.len() <= MAX_LOOKED).then(|| process::proportional(pid)).flatten()
-    }
-
     fn status_json(&self) -> Value {
-        let stats = self.stats();
-        let workers: Vec<Value> = self
-            .procs
-            .iter()
-            .map(|(id, proc)| {
-                json!({
-                    "slot": id.slot, "pid": proc.pid, "generation": id.generation, "state": proc.state,
-                    "since_ms": told::ms(proc.since.elapsed()), "restarts": self.restarts.get(&id.slot).copied().unwrap_or(0),
-                    "memory": self.memory(proc.pid), "cpu_ms": process::cpu_time(proc.pid).map(told::ms),
-                })
-            })
-            .collect();
-        let phase = match self.phase {
-            Phase::Starting => "starting",
-            Phase::Running if stats.degraded => "degraded",
-            Phase::Running => "running",
-            Phase::Stopping => "stopping",
-        };
-        let exits: serde_json::Map<String, Value> = exits(&stats).map(|(name, n)| (name.to_owned(), json!(n))).collect();
-        json!({
-            "ok": true, "name": self.name, "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "state": phase,
-            "up_ms": told::ms(self.began.elapsed()), "generation": stats.generation, "wanted": stats.wanted, "ready": stats.ready,
-            "live": stats.live, "listen": self.addresses(),
-            "command": self.run.command.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>(),
-            "workers": workers,
-            "counts": {
-                "spawned": stats.spawned, "spawn_failed": stats.spawn_failed, "exits": exits, "oom": stats.oom, "forced": stats.forced,
-                "unresponsive": stats.suspected, "reloads": stats.reloads, "reloads_failed": stats.reloads_failed,
-            },
-        })
+        let mut status: Value = serde_json::from_str(&self.cluster.status().json()).expect("a status is JSON");
+        status["ok"] = json!(true);
+        status["command"] = json!(self.run.command.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>());
+        status["metrics"] = json!(self.cluster.metrics_address().map(|at| at.to_string()));
+        status
     }
-
-    /// As Prometheus reads it.
-    fn metrics(&self) -> String {
-        let stats = self.stats();
-        let mut out = String::new();
-        let cluster = format!("cluster=\"{}\"", self.name);
-        let mut family = |name: &str, kind: &str, help: &str, rows: &[(String, f64)]| {
-            // To a string: it cannot fail.
-            let _ = writeln!(out, "# HELP offloop_cluster_{name} {help}\n# TYPE offloop_cluster_{name} {kind}");
-            for (labels, value) in rows {
-                let comma = if labels.is_empty() { "" } else { "," };
-                let _ = writeln!(out, "offloop_cluster_{name}{{{cluster}{comma}{labels}}} {value}");
-            }
-        };
-        let one = |value: f64| [(String::new(), value)];
-        let states = ["starting", "ready", "unresponsive", "draining", "ending"];
-        let count = |state: &str| self.procs.values().filter(|proc| proc.state == state).count() as f64;
-        family("workers", "gauge", "Worker processes by state.", &states.map(|state| (format!("state=\"{state}\""), count(state))));
-        family("workers_wanted", "gauge", "Workers wanted.", &one(stats.wanted as f64));
-        family(
-            "degraded",
-            "gauge",
-            "1: too many workers fail, and one is tried from time to time.",
-            &one(f64::from(u8::from(stats.degraded))),
-        );
-        family("generation", "gauge", "The load or reload that runs, from 1 on.", &one(f64::from(stats.generation)));
-        family("spawned_total", "counter", "Worker processes started.", &one(stats.spawned as f64));
-        family("spawn_failed_total", "counter", "Starts that the system refused.", &one(stats.spawn_failed as f64));
-        let ends: Vec<(String, f64)> = exits(&stats).map(|(cause, n)| (format!("cause=\"{cause}\""), n as f64)).collect();
-        family("worker_exits_total", "counter", "Ends of workers by cause.", &ends);
-        family("worker_oom_total", "counter", "Workers that the kernel ended for want of memory.", &one(stats.oom as f64));
-        family("worker_forced_total", "counter", "Workers that did not finish in time.", &one(stats.forced as f64));
-        family("worker_unresponsive_total", "counter", "Times that a worker did not respond.", &one(stats.suspected as f64));
-        family("reloads_total", "counter", "Reloads that succeeded.", &one(stats.reloads as f64));
-        family("reloads_failed_total", "counter", "Reloads that failed.", &one(stats.reloads_failed as f64));
-        let of = |look: &dyn Fn(i32) -> Option<f64>| -> Vec<(String, f64)> {
-            let rows =
-                self.procs.iter().filter_map(|(id, proc)| Some((format!("slot=\"{}\",pid=\"{}\"", id.slot, proc.pid), look(proc.pid)?)));
-            rows.collect()
-        };
-        family(
-            "worker_memory_bytes",
-            "gauge",
-            "Memory of a worker; pages that several have are divided among them.",
-            &of(&|pid| self.memory(pid).map(|n| n as f64)),
-        );
-        family(
-            "worker_cpu_seconds_total",
-            "counter",
-            "Processor time of a worker.",
-            &of(&|pid| process::cpu_time(pid).map(|t| t.as_secs_f64())),
-        );
-        out
-    }
-}
-
-/// Ends by cause, under the names of events.
-fn exits(stats: &Stats) -> impl Iterator<Item = (&'static str, u64)> {
-    let e = stats.exits;
-    [
-        (Cause::Crash, e.crash),
-        (Cause::Boot, e.boot),
-        (Cause::BootTimeout, e.boot_timeout),
-        (Cause::Blocked, e.blocked),
-        (Cause::Frozen, e.frozen),
-        (Cause::Corrupt, e.corrupt),
-        (Cause::Killed, e.killed),
-        (Cause::Scale, e.scale),
-        (Cause::Retire, e.retire),
-        (Cause::Stop, e.stop),
-    ]
-    .map(|(cause, n)| (cause.name(), n))
-    .into_iter()
 }

@@ -28,6 +28,8 @@ pub(super) struct Run {
     pub(super) command: Vec<OsString>,
     pub(super) workers: usize,
     pub(super) listen: Vec<Address>,
+    /// Where numbers are to be had.
+    pub(super) metrics: Option<Address>,
     pub(super) balance: Balance,
     /// `None`: one that is made of the command.
     pub(super) name: Option<String>,
@@ -152,6 +154,11 @@ pub(in crate::cli) fn command() -> Command {
                 .allow_negative_numbers(true)
                 .value_parser(value_parser!(i32).range(-40..=40))
                 .help("Added to the niceness of the workers"),
+            Arg::new("metrics")
+                .long("metrics")
+                .value_name("ADDRESS")
+                .value_parser(address)
+                .help("Where HTTP requests get numbers: /metrics for Prometheus, / a page that shows them. Whoever can connect reads them: 127.0.0.1:PORT or unix:PATH"),
             Arg::new("config")
                 .long("config")
                 .value_name("FILE")
@@ -262,6 +269,7 @@ impl Run {
                 Workers::Auto => automatic(std::env::var_os("WEB_CONCURRENCY").as_deref())?,
             },
             listen: if listen.is_empty() { default_listen(std::env::var_os("PORT").as_deref())? } else { listen },
+            metrics: by("metrics").get_one("metrics").cloned(),
             balance: by("balance").get_one::<String>("balance").expect("it has a default").parse()?,
             name: by("name").get_one::<String>("name").cloned(),
             env: by("env").get_many::<OsString>("env").unwrap_or_default().map(|text| variable(text)).collect::<Result<_>>()?,
