@@ -150,7 +150,7 @@ enum {
 #define OFFLOOP_CLUSTER_READY 3
 
 /**
- * Its loop shows nothing: it is ended, unless it goes on.
+ * Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell.
  */
 #define OFFLOOP_CLUSTER_UNRESPONSIVE 4
 
@@ -746,7 +746,7 @@ typedef struct {
 } offloop_function;
 
 /**
- * What happened in a cluster. It and its text are gone when the callback returns.
+ * What happened in a cluster. It and its texts are gone when the callback returns.
  */
 typedef struct {
   /**
@@ -789,6 +789,10 @@ typedef struct {
    * NUL-terminated, or NULL.
    */
   const char *text;
+  /**
+   * Where the loop of OFFLOOP_CLUSTER_UNRESPONSIVE stands: lines of text, NUL-terminated; NULL where the worker does not say (workers in C do not).
+   */
+  const char *stack;
 } offloop_cluster_event;
 
 /**

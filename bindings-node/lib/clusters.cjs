@@ -393,7 +393,7 @@ class Cluster extends EventEmitter {
         const worker = this.#workerOf(rest)
         worker.state = 'unresponsive'
         this.#show(worker.slot)
-        this.emit('unresponsive', worker, { cause: rest[4] })
+        this.emit('unresponsive', worker, { cause: rest[4], stack: rest[5] })
         break
       }
       case 'expired':

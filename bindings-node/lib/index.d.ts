@@ -605,8 +605,11 @@ export interface ClusterEvents {
   listening: [worker: ClusterWorker, address: string]
   ready: [worker: ClusterWorker]
   draining: [worker: ClusterWorker, why: { cause: string }]
-  /** Its loop has shown nothing for so long; it is ended, unless it goes on in time (`responsive`). `cause`: `blocked`, or `frozen` where the whole process stands still. */
-  unresponsive: [worker: ClusterWorker, why: { cause: string }]
+  /**
+   * Its loop has shown nothing for so long; it is ended, unless it goes on in time (`responsive`). `cause`: `blocked`, or `frozen` where the whole process stands still. `stack`: where the loop
+   * stands, in lines as those of `Error.prototype.stack` (of a worker in Python: of a traceback); null where the worker does not say. 4,096 bytes of the worker's at most.
+   */
+  unresponsive: [worker: ClusterWorker, why: { cause: string; stack: string | null }]
   responsive: [worker: ClusterWorker]
   /** It is to be replaced, and goes on until its successor is there. */
   expired: [worker: ClusterWorker, why: { reason: 'age' | 'memory' | 'requests' }]

@@ -5,6 +5,7 @@ use crate::channel;
 use crate::js::{Call, Env, JsResult, Raw};
 use crate::pool::{bad, count, duration, shown, whole};
 use crate::process::texts;
+use crate::stack;
 use crate::state::Told;
 use crate::value;
 use offloop::channel::Channel;
@@ -44,7 +45,10 @@ fn listener(told: Arc<Told>, pids: Pids) -> impl FnMut(&Event) + Send {
                 }
                 Of::Starting { worker } => of(pids, "online", worker, vec![]),
                 Of::Ready { worker, after } => of(pids, "ready", worker, vec![ms(*after)]),
-                Of::Suspect { worker, cause } => of(pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned())]),
+                Of::Suspect { worker, cause, stack } => {
+                    let stack = stack.clone().map_or(Value::Nil, Value::from);
+                    of(pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned()), stack])
+                }
                 Of::Resumed { worker } => of(pids, "responsive", worker, vec![]),
                 Of::Expired { worker, why } => of(pids, "expired", worker, vec![Value::from(why.name().to_owned())]),
                 Of::Draining { worker, cause } => of(pids, "draining", worker, vec![Value::from(cause.name().to_owned())]),
@@ -424,6 +428,9 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let wake = call.state.wake.clone();
     let drain = Watch::new(worker.supervisor().drain_fd(), move || wake.notify(note))?;
     drain.arm()?;
+    if let Some(watched) = stack::watch(env)? {
+        worker.supervisor().on_stall(move |stall| watched.stack(stall));
+    }
     let (id, beat, fds) = (worker.supervisor().id(), worker.supervisor().beat_interval(), worker.fds());
     let passed = worker.is_passed();
     let out = env.array(6)?;

@@ -6,6 +6,7 @@
 //! * `pool`: submit, drain, cancel, close, stats
 //! * `worker`: pools of JavaScript workers, on either side
 //! * `process`: pools of worker processes, on either side
+//! * `cluster`: clusters, and this process as a worker of one; `stack`: where its JavaScript stands
 //! * `ring`: handles of rings, and the slow side of what `lib/lane.cjs` does itself
 //! * `channel`: handles of channels and listeners
 //! * `table`: errors and ops as tables, from which the JavaScript side makes its classes and wrappers
@@ -18,6 +19,7 @@ mod pool;
 mod process;
 mod ring;
 mod shared;
+mod stack;
 mod state;
 mod table;
 mod value;

@@ -3,13 +3,15 @@
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readFileSync, readlinkSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { RingBuffer } from '../lib/index.mjs'
+import { directory } from './processes.mjs'
+import { rejection } from './support.mjs'
 
 const root = new URL('../', import.meta.url)
 const { bin, version } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8'))
@@ -48,9 +50,31 @@ test('its exit status and outputs are those of a command', async () => {
   assert.equal((await offloop('rong'))[0], 2)
 })
 
+/** `offloop run` with what is in `place`: its process, its lines, its end. */
+function run(place, ...args) {
+  const env = { ...process.env, XDG_RUNTIME_DIR: place, NODE_OPTIONS: '--no-warnings' }
+  const file = fileURLToPath(new URL(bin.offloop, root))
+  const child = spawn(process.execPath, [file, 'run', '-n', 't', ...args], { env, stdio: ['ignore', 'inherit', 'pipe'] })
+  return { child, ended: once(child, 'exit'), lines: createInterface({ input: child.stderr })[Symbol.asyncIterator]() }
+}
+
+test('run tells of a blocked loop with its stack', async (t) => {
+  const script = fileURLToPath(new URL('clusters/stalls.mjs', import.meta.url))
+  const { child, ended, lines } = run(directory(t), '-w', '1', '--hang-timeout', '0.4', '--', 'node', script)
+  t.after(() => child.kill())
+  const [, port] = /1 worker is ready at 127\.0\.0\.1:(\d+)$/.exec((await lines.next()).value)
+  const lost = rejection(fetch(`http://127.0.0.1:${port}/loop`))
+  const said = [await lines.next(), await lines.next(), await lines.next()].map(({ value }) => value)
+  assert.equal(said[0], 'offloop: worker 0 does not respond: its event loop stands still')
+  assert.match(said[1], /^ {4}at spin \(file:.*\/stalls\.mjs:\d+:\d+\)$/)
+  assert.match(said[2], /^ {4}at file:.*\/stalls\.mjs:\d+:\d+$/)
+  await lost
+  child.kill('SIGTERM')
+  await ended
+})
+
 test('run serves an unmodified script, and no Node.js stays beside its workers', async (t) => {
-  const place = mkdtempSync(join(tmpdir(), 'ofl-run-'))
-  t.after(() => rmSync(place, { recursive: true, force: true }))
+  const place = directory(t)
   const said = join(place, 'said')
   const script = join(place, 'server.js')
   writeFileSync(
@@ -59,14 +83,8 @@ test('run serves an unmodified script, and no Node.js stays beside its workers',
     require('node:fs').writeFileSync(${JSON.stringify(said)}, JSON.stringify([NODE_OPTIONS, OFFLOOP_CLUSTER ?? null, LISTEN_FDS]))
     require('node:http').createServer((request, response) => response.end('hello')).listen(0, '127.0.0.1')\n`,
   )
-  const env = { ...process.env, XDG_RUNTIME_DIR: place, NODE_OPTIONS: '--no-warnings' }
-  const file = fileURLToPath(new URL(bin.offloop, root))
-  const child = spawn(process.execPath, [file, 'run', '-n', 't', '-w', '2', '--listen', '127.0.0.1:0', '--', 'node', script], {
-    env,
-    stdio: ['ignore', 'inherit', 'pipe'],
-  })
-  const ended = once(child, 'exit')
-  const [line] = await once(createInterface({ input: child.stderr }), 'line')
+  const { child, ended, lines } = run(place, '-w', '2', '--listen', '127.0.0.1:0', '--', 'node', script)
+  const line = (await lines.next()).value
   const [, port] = /2 workers are ready at 127\.0\.0\.1:(\d+)$/.exec(line) ?? assert.fail(line)
   assert.equal(await (await fetch(`http://127.0.0.1:${port}/`)).text(), 'hello')
   // What the worker started with, without what made it one.

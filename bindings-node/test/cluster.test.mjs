@@ -288,6 +288,69 @@ test('a blocked loop is noticed, and its worker replaced', async (t) => {
   assert.equal((await ask(portOf(cluster)))[0], 'first 0')
 })
 
+const STALLS = { exec: file('stalls.mjs'), workers: 1, heartbeat: { interval: 50, timeout: 400 } }
+const at = (name) => new RegExp(`^at ${name} \\(file://.*/clusters/stalls\\.mjs:\\d+:\\d+\\)$`)
+
+test('a blocked loop is shown by the stack of where it blocks', async (t) => {
+  const told = async (way) => {
+    const cluster = await open(t, STALLS)
+    const said = once(cluster, 'unresponsive')
+    const lost = rejection(ask(portOf(cluster), { path: `/${way}` }))
+    const [, { cause, stack }] = await said
+    assert.equal(cause, 'blocked', way)
+    await Promise.all([cluster.stop({ grace: 0 }), lost])
+    return stack.split('\n')
+  }
+  for (const [way, name] of [
+    ['loop', 'spin'],
+    ['wait', 'waits'],
+    ['regexp', 'matches'],
+  ]) {
+    const lines = await told(way)
+    assert.match(lines[0], at(name))
+    assert.ok(lines.length > 2 && lines.every((line) => line.startsWith('at ')), lines.join('\n'))
+  }
+  const deep = await told('deep')
+  assert.ok(deep.length > 10 && deep.every((line) => at('deeper').test(line)), 'lines that do not fit are left out whole')
+  for (const [way, line] of [
+    ['child', /^in system call \d+$/],
+    ['native', /^in native code$/],
+  ]) {
+    const lines = await told(way)
+    assert.match(lines[0], line)
+    assert.equal(lines.length, 1)
+  }
+})
+
+test('a loop that goes on before it could say where it stood is asked again the next time', async (t) => {
+  const HOLD = path.join(directory(t), 'hold')
+  const cluster = await open(t, { ...STALLS, env: { HOLD } })
+  const [said, responsive] = [once(cluster, 'unresponsive'), once(cluster, 'responsive')]
+  const answer = ask(portOf(cluster), { path: '/pause' })
+  const [worker, why] = await said
+  assert.match(why.stack, /^in system call \d+$/)
+  fs.writeFileSync(HOLD, '')
+  assert.equal((await answer)[0], 'back')
+  assert.equal((await responsive)[0], worker)
+  const again = once(cluster, 'unresponsive')
+  const lost = rejection(ask(portOf(cluster), { path: '/loop' }))
+  const [same, { stack }] = await again
+  assert.equal(same, worker)
+  assert.match(stack.split('\n')[0], at('spin'))
+  await Promise.all([cluster.stop({ grace: 0 }), lost])
+})
+
+test('a process that ends before it could say where it stood ends as it would', async (t) => {
+  const HOLD = path.join(directory(t), 'hold')
+  const cluster = await open(t, { ...STALLS, env: { HOLD } })
+  const [said, ended, lost] = [once(cluster, 'unresponsive'), once(cluster, 'exit'), rejection(ask(portOf(cluster), { path: '/leave' }))]
+  assert.match((await said)[1].stack, /^in system call \d+$/)
+  fs.writeFileSync(HOLD, '')
+  const [, { exitCode, signal }] = await ended
+  assert.deepEqual([exitCode, signal], [7, null])
+  await lost
+})
+
 test('more and fewer workers', async (t) => {
   const cluster = await open(t, { workers: 1 })
   await cluster.scale(3)

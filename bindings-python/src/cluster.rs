@@ -2,6 +2,7 @@
 
 use crate::channel::PyChannel;
 use crate::error::{duration, exception, number_option, raise, wrong_type};
+use crate::stack::Watched;
 use crate::{value, wait};
 use offloop::channel::Channel;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
@@ -98,7 +99,10 @@ impl Heard {
             }
             Of::Starting { worker } => of(&self.pids, "online", worker, vec![]),
             Of::Ready { worker, after } => of(&self.pids, "ready", worker, vec![seconds(*after)]),
-            Of::Suspect { worker, cause } => of(&self.pids, "unresponsive", worker, vec![text(cause.name())]),
+            Of::Suspect { worker, cause, stack } => {
+                let stack = stack.clone().map_or(Value::Nil, Value::from);
+                of(&self.pids, "unresponsive", worker, vec![text(cause.name()), stack])
+            }
             Of::Resumed { worker } => of(&self.pids, "responsive", worker, vec![]),
             Of::Expired { worker, why } => of(&self.pids, "expired", worker, vec![text(why.name())]),
             Of::Draining { worker, cause } => of(&self.pids, "draining", worker, vec![text(cause.name())]),
@@ -524,113 +528,133 @@ fn shown(state: State) -> Option<&'static str> {
 
 /// This process, as the worker of a cluster.
 #[pyclass(name = "_Member", module = "offloop._native", frozen)]
-struct PyMember(Worker);
+struct PyMember {
+    worker: Worker,
+    watched: Arc<Watched>,
+}
 
 #[pymethods]
 impl PyMember {
     /// None when no cluster started this process.
     #[staticmethod]
     fn attach(py: Python<'_>) -> PyResult<Option<PyMember>> {
-        Ok(worker::attach().map_err(|e| raise(py, &e))?.map(PyMember))
+        Ok(worker::attach().map_err(|e| raise(py, &e))?.map(|worker| PyMember { worker, watched: Arc::default() }))
     }
 
     #[getter]
     fn slot(&self) -> u32 {
-        self.0.supervisor().id().slot
+        self.worker.supervisor().id().slot
     }
 
     #[getter]
     fn generation(&self) -> u32 {
-        self.0.supervisor().id().generation
+        self.worker.supervisor().id().generation
     }
 
     /// Seconds between beats.
     #[getter]
     fn beat_interval(&self) -> f64 {
-        self.0.supervisor().beat_interval().as_secs_f64()
+        self.worker.supervisor().beat_interval().as_secs_f64()
     }
 
     #[getter]
     fn fds(&self) -> Vec<i32> {
-        self.0.fds()
+        self.worker.fds()
     }
 
     #[getter]
     fn draining(&self) -> bool {
-        self.0.supervisor().is_draining()
+        self.worker.supervisor().is_draining()
     }
 
     /// An fd, which is the caller's, and where it listens. `nth`: how many of that address are open here already. Waits for the cluster's answer.
     fn listen(&self, py: Python<'_>, address: &str, nth: u32, queue: Option<i32>) -> PyResult<(i32, String)> {
-        let (fd, at) = wait::detached(py, || self.0.listen(address, nth, queue)).map_err(|e| raise(py, &e))?;
+        let (fd, at) = wait::detached(py, || self.worker.listen(address, nth, queue)).map_err(|e| raise(py, &e))?;
         Ok((fd.into_raw_fd(), at.to_string()))
     }
 
     /// The channel to the cluster's process.
     fn channel(&self, py: Python<'_>) -> PyResult<PyChannel> {
-        Ok(PyChannel { channel: self.0.channel().map_err(|e| raise(py, &e))? })
+        Ok(PyChannel { channel: self.worker.channel().map_err(|e| raise(py, &e))? })
     }
 
     /// The cluster accepts, and passes connections on: what `listen` and `seat` give does not listen, but they come over it.
     #[getter]
     fn passed(&self) -> bool {
-        self.0.is_passed()
+        self.worker.is_passed()
     }
 
     /// As `listen`, of the socket `index` of the cluster's own.
     fn seat(&self, py: Python<'_>, index: usize) -> PyResult<(i32, String)> {
-        let (fd, at) = wait::detached(py, || self.0.seat(index)).map_err(|e| raise(py, &e))?;
+        let (fd, at) = wait::detached(py, || self.worker.seat(index)).map_err(|e| raise(py, &e))?;
         Ok((fd.into_raw_fd(), at.to_string()))
     }
 
     /// The fd of a connection that came over `seat`, which is the caller's; None: there is none now.
     fn take(&self, py: Python<'_>, seat: i32) -> PyResult<Option<i32>> {
         // SAFETY: the caller's socket is open during the call.
-        let taken = self.0.accept(unsafe { BorrowedFd::borrow_raw(seat) }, Some(Duration::ZERO)).map_err(|e| raise(py, &e))?;
+        let taken = self.worker.accept(unsafe { BorrowedFd::borrow_raw(seat) }, Some(Duration::ZERO)).map_err(|e| raise(py, &e))?;
         Ok(taken.map(IntoRawFd::into_raw_fd))
     }
 
     /// What is not taken goes to other workers.
     fn leave(&self, seat: i32) {
         // SAFETY: as above.
-        self.0.leave(unsafe { BorrowedFd::borrow_raw(seat) });
+        self.worker.leave(unsafe { BorrowedFd::borrow_raw(seat) });
     }
 
     /// A connection that was taken has ended.
     fn closed(&self) {
-        self.0.closed();
+        self.worker.closed();
     }
 
     /// From what comes again within so many seconds; None: within the interval.
     #[pyo3(signature = (within=None))]
     fn beat(&self, within: Option<f64>) {
         match within.and_then(|within| Duration::try_from_secs_f64(within).ok()) {
-            Some(within) => self.0.beat_within(within),
-            None => self.0.beat(),
+            Some(within) => self.worker.beat_within(within),
+            None => self.worker.beat(),
         }
     }
 
+    /// The loop turns on this thread: that is the one whose stack is told when it stands still, by a thread that calls `stalled` and `stack` in turns.
+    fn turns_here(&self) {
+        self.watched.turns_here();
+        let watched = Arc::clone(&self.watched);
+        self.worker.supervisor().on_stall(move |stall| watched.stack(stall));
+    }
+
+    /// Waits until the loop stands still; its thread.
+    fn stalled(&self, py: Python<'_>) -> u64 {
+        self.watched.wanted(py)
+    }
+
+    /// Tells where, a frame an item, the innermost last.
+    fn stack(&self, frames: Vec<String>) {
+        self.watched.tell(&frames);
+    }
+
     fn served(&self, n: u64) {
-        self.0.supervisor().served(n);
+        self.worker.supervisor().served(n);
     }
 
     fn ready(&self) {
-        self.0.supervisor().ready();
-        self.0.beat();
+        self.worker.supervisor().ready();
+        self.worker.beat();
     }
 
     fn fail(&self, text: &str) {
-        self.0.supervisor().fail(text);
+        self.worker.supervisor().fail(text);
     }
 
     fn drained(&self) {
-        self.0.supervisor().drained();
+        self.worker.supervisor().drained();
     }
 
     /// Whether it is to finish, at the latest after so many seconds. Waits without the GIL.
     fn wait_drain(&self, py: Python<'_>, seconds: f64) -> bool {
         let timeout = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_DURATION);
-        wait::detached(py, || self.0.supervisor().wait_drain(Some(timeout)))
+        wait::detached(py, || self.worker.supervisor().wait_drain(Some(timeout)))
     }
 }
 

@@ -8,7 +8,7 @@
 //!   pool     submit, options, shutdown       future   Future and its callbacks
 //!   hosted   Python threads pull callables   port     one completion queue per event loop
 //!   value buffer error copy (host memory)     late     references that native threads drop
-//!   process  ProcessPool, and its workers    cluster  Cluster, and this process as a worker of one
+//!   process  ProcessPool, and its workers    cluster  Cluster, and this process as a worker of one;  stack  where it stands
 //!   ring     RingBuffer, Producer, Consumer   wait     without the GIL;  offloop._ring waits in event loops
 //! ```
 //!
@@ -30,6 +30,7 @@ mod port;
 mod process;
 mod ring;
 mod shared;
+mod stack;
 mod table;
 mod value;
 mod wait;

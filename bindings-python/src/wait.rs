@@ -44,7 +44,7 @@ pub(crate) fn timed_out(py: Python<'_>, message: &'static str, timeout: Option<D
 pub(crate) fn detached<T: Send>(py: Python<'_>, f: impl FnOnce() -> T + Send) -> T {
     py.detach(|| {
         let out = f();
-        if LEAVING.load(Ordering::Acquire) && !is_main_thread() {
+        if is_leaving() && !is_main_thread() {
             loop {
                 std::thread::park();
             }
@@ -56,6 +56,11 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, f: impl FnOnce() -> T + Send) ->
 /// As [`detached`] where the work is worth the way.
 pub(crate) fn detached_if<T: Send>(py: Python<'_>, long: bool, f: impl FnOnce() -> T + Send) -> T {
     if long { detached(py, f) } else { f() }
+}
+
+/// The interpreter is about to finalize, or does.
+pub(crate) fn is_leaving() -> bool {
+    LEAVING.load(Ordering::Acquire)
 }
 
 pub(crate) fn is_main_thread() -> bool {

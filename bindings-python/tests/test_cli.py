@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 
 import offloop
 
@@ -47,3 +49,39 @@ def test_ctrl_c_ends_it(tmp_path):
     tail.send_signal(signal.SIGINT)
     assert tail.wait() == -signal.SIGINT
     tail.stdout.close()
+
+
+def test_run_tells_of_a_blocked_loop_with_its_stack(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(
+        textwrap.dedent("""
+        import asyncio, time
+
+        def stands():
+            time.sleep(600)
+
+        async def handle(reader, writer):
+            stands()
+
+        async def main():
+            async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+                await server.serve_forever()
+
+        asyncio.run(main())
+        """)
+    )
+    args = command("run", "--json", "-w", 1, "--hang-timeout", 0.4, "--", sys.executable, script)
+    cluster = subprocess.Popen(args, stderr=subprocess.PIPE, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)})
+    try:
+        said = (json.loads(line) for line in cluster.stderr)
+        started = next(event for event in said if event["event"] == "started")
+        host, port = started["listen"][0].rsplit(":", 1)
+        with socket.create_connection((host, int(port))):
+            told = next(event for event in said if event["event"] == "unresponsive")
+        lines = told["stack"].split("\n")
+        assert (told["cause"], lines[0]) == ("blocked", "Stack (most recent call last):")
+        assert lines[-2:] == [f'  File "{script}", line 5, in stands', "    time.sleep(600)"]
+    finally:
+        cluster.kill()
+        cluster.wait()
+        cluster.stderr.close()

@@ -807,11 +807,118 @@ def test_a_blocked_event_loop_is_seen_and_replaced(server, port):
         old = cluster.workers[0].pid
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /block HTTP/1.1\r\n\r\n")
-            ((worker, _),) = heard.wait("unresponsive")
+            ((worker, *_),) = heard.wait("unresponsive")
             assert worker.pid == old
             heard.wait("exit")
             heard.wait("ready", 2)
         assert cluster.workers[0].pid != old
+
+
+STALLS = """
+import ctypes, time
+
+def stands():
+    time.sleep(600)
+
+def held():
+    ctypes.PyDLL(None).sleep(600)
+
+def deeper(n=300):
+    further(n - 1)
+
+def further(n):
+    deeper(n) if n else time.sleep(600)
+
+def elsewhere():
+    import threading
+    threading.Thread(target=held).start()
+    time.sleep(600)
+
+def pause():
+    ctypes.PyDLL(None).system(b'while [ ! -e "$GATE" ]; do sleep 0.05; done')
+"""
+
+
+@pytest.fixture
+def stalls(server, port, tmp_path):
+    """Has a worker call a function that does not come back; the stack that is told of it, and the cluster."""
+    code = SERVER.replace(
+        'if line.split()[1] == b"/slow":',
+        'if line.split()[1] != b"/":\n                globals()[line.split()[1].decode()[1:]]()\n            if False:',
+    )
+    clusters = contextlib.ExitStack()
+
+    def told(*functions: str) -> list[str]:
+        cluster = server(STALLS + code, workers=1, heartbeat=(0.05, 0.4), kill_grace=0.1)
+        heard = Heard(cluster, "unresponsive", "responsive")
+        clusters.enter_context(cluster)
+        old = cluster.workers[0].pid
+        with contextlib.ExitStack() as clients:
+            for n, function in enumerate(functions, 1):
+                client = clients.enter_context(socket.create_connection(("127.0.0.1", port)))
+                client.sendall(b"GET /%s HTTP/1.1\r\n\r\n" % function.encode())
+                worker, cause, stack = heard.wait("unresponsive", n)[-1]
+                assert (worker.pid, cause) == (old, "blocked")
+                if n < len(functions):
+                    (tmp_path / "gate").touch()
+                    heard.wait("responsive", n)
+        cluster.stop(0)
+        return stack.split("\n")
+
+    with clusters:
+        yield told
+
+
+def test_a_blocked_event_loop_is_shown_by_its_traceback(stalls, tmp_path):
+    lines = stalls("stands")
+    line = STALLS.split("\n").index("def stands():") + 2
+    assert lines[0] == "Stack (most recent call last):"
+    assert lines[-2:] == [f'  File "{tmp_path}/server.py", line {line}, in stands', "    time.sleep(600)"]
+    assert any(line.endswith(", in handle") for line in lines), lines
+    # Of a long one the innermost frames are told.
+    lines = stalls("deeper")
+    assert [lines[0], lines[1][:8]] == ["Stack (most recent call last):", '  File "']
+    assert (lines[-2].split(", ")[-1], lines[-1].strip()) == ("in further", "deeper(n) if n else time.sleep(600)")
+    assert 3500 < len("\n".join(lines)) <= 4096
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the interpreter keeps to itself what dumps threads without the GIL")
+def test_a_loop_that_waits_for_native_code_with_the_gil_is_shown_too(stalls, tmp_path):
+    line = STALLS.split("\n").index("def held():") + 2
+    frame = f'  File "{tmp_path}/server.py", line {line} in held'
+    head, thread, innermost, *_ = stalls("held")
+    assert head.startswith("native code holds the GIL, in system call ")
+    assert re.fullmatch(r"Thread 0x[0-9a-f]{16} .*\(most recent call first\):", thread), thread
+    assert innermost == frame
+    # Another thread has it: the loop's comes first, and that one's is there.
+    lines = stalls("elsewhere")
+    assert lines[0].startswith("native code holds the GIL")
+    loop = next(n for n, line in enumerate(lines) if line.endswith(" in elsewhere"))
+    assert [n for n, line in enumerate(lines) if line.startswith("Thread") and n < loop] == [1], lines
+    assert loop < lines.index(frame)
+
+
+def test_native_code_that_gives_the_gil_back_leaves_a_worker_that_is_asked_again(stalls):
+    assert stalls("pause", "stands")[-2].endswith(", in stands")
+
+
+def test_a_program_without_an_event_loop_is_shown_by_its_main_thread(server, port):
+    code = """
+    import ctypes, http.server, os
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            ctypes.PyDLL(None).sleep(600)
+    http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+    """
+    cluster = server(code, workers=1, heartbeat=(0.05, 0.4), kill_grace=0.1)
+    heard = Heard(cluster, "unresponsive")
+    with cluster, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        ((_, cause, stack),) = heard.wait("unresponsive")
+        assert (cause, stack.split(",")[0].split("\n")[0]) == ("blocked", "native code holds the GIL")
+        if sys.version_info < (3, 13):
+            assert stack.split("\n")[2].endswith(" in do_GET"), stack
+        cluster.stop(0)
 
 
 def test_a_command_gets_the_number_of_the_socket(server):

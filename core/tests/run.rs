@@ -91,6 +91,7 @@ fn be_server(mode: &str) -> ! {
         std::thread::sleep(WATCHDOG);
         end(9);
     }
+    worker.on_stall(|_| Some("at wait (server.rs:7)\nat main".to_owned()));
     let listener = listener();
     worker.ready();
     let text = format!("{mode} {} {}", worker.id().generation, std::process::id());
@@ -98,6 +99,9 @@ fn be_server(mode: &str) -> ! {
         worker.beat();
         if answer(&listener, &text) {
             worker.served(1);
+            if mode == "stalls" {
+                std::thread::sleep(WATCHDOG);
+            }
         } else {
             std::thread::sleep(ms(1));
         }
@@ -720,6 +724,38 @@ fn its_own_words_are_json_where_that_is_asked_for() {
 }
 
 // ---- what goes wrong ----
+
+#[test]
+fn where_a_loop_stands_is_told_below_the_line_that_says_so() {
+    let place = Place::new();
+    let run = place.start("stalls", &["-w", "1", "--hang-timeout", "0.4"]);
+    let at = run.ready();
+    let mut events = place.offloop(&["events", "t"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = BufReader::new(events.stdout.take().unwrap()).lines();
+    heard.next().unwrap().unwrap();
+    std::net::TcpStream::connect(at).unwrap().write_all(b"ping").unwrap();
+    run.line("offloop: worker 0 does not respond: its event loop stands still");
+    assert_eq!(
+        [run.lines.recv_timeout(WATCHDOG).unwrap(), run.lines.recv_timeout(WATCHDOG).unwrap()],
+        ["    at wait (server.rs:7)", "    at main"]
+    );
+    let said =
+        heard.by_ref().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()).find(|e| e["event"] == "unresponsive").unwrap();
+    assert_eq!((&said["cause"], &said["stack"]), (&json!("blocked"), &json!("at wait (server.rs:7)\nat main")));
+    run.line("worker 0 did not respond: signal 6");
+    run.signal(libc::SIGTERM);
+    run.ended();
+    drop(heard);
+    events.wait().unwrap();
+
+    let run = running(place.command("stalls", &["--json", "-w", "1", "--hang-timeout", "0.4", "--listen", "127.0.0.1:0"]));
+    let started: Value = serde_json::from_str(&run.line("\"started\"")).unwrap();
+    let at: SocketAddr = started["listen"][0].as_str().unwrap().parse().unwrap();
+    std::net::TcpStream::connect(at).unwrap().write_all(b"ping").unwrap();
+    let said: Value = serde_json::from_str(&run.line("\"unresponsive\"")).unwrap();
+    assert_eq!(said["stack"], "at wait (server.rs:7)\nat main");
+    run.stop();
+}
 
 #[test]
 fn what_cannot_start_says_why_and_what_to_do() {

@@ -2,14 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 use offloop::ErrorKind;
-use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, WorkerId, Zygote, worker};
+use offloop::supervisor::{Builder, Cause, Ended, Event, Expiry, Launch, State, Supervisor, Worker, WorkerId, Zygote, worker};
 use offloop::sys::fork::PrivateFd;
 use offloop::sys::process::{Child, Exit, Spec, spawn};
-use offloop::wire::supervisor::{ENV, parse_env, word};
+use offloop::sys::thread;
+use offloop::wire::supervisor::{ENV, MAX_STACK, PAGE_LEN, parse_env, word};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -70,6 +73,9 @@ fn be_worker(mode: &str) -> ! {
     if mode == "scribbles" {
         scribble();
     }
+    if mode == "lies" {
+        std::thread::spawn(lie(parse_env(&std::env::var(ENV).unwrap()).unwrap()));
+    }
     let worker = worker::attach().unwrap().expect("supervised");
     assert_eq!(worker::attach().unwrap_err().kind(), ErrorKind::InUse);
     match mode {
@@ -82,6 +88,7 @@ fn be_worker(mode: &str) -> ! {
             end(9);
         }
         "stubborn" => ignore(libc::SIGTERM),
+        "stalls" => hook(&worker, number),
         _ => {}
     }
     worker.ready();
@@ -97,9 +104,14 @@ fn be_worker(mode: &str) -> ! {
                 // SAFETY: ends this process as a fault would.
                 unsafe { libc::raise(libc::SIGSEGV) };
             }
-            "blocks" if begun.elapsed() >= ms(number) => loop {
-                std::hint::spin_loop();
-            },
+            "blocks" if begun.elapsed() >= ms(number) => block(),
+            "lies" if begun.elapsed() >= ms(1) => block(),
+            // Until the test has heard of it.
+            "stalls" if begun.elapsed() >= ms(1) => {
+                while std::fs::remove_file(goes_on(std::process::id().cast_signed())).is_err() {
+                    std::thread::sleep(ms(1));
+                }
+            }
             "stubborn" => {}
             _ if drains => {
                 worker.drained();
@@ -116,6 +128,55 @@ fn be_worker(mode: &str) -> ! {
 fn ignore(signal: i32) {
     // SAFETY: SIG_IGN is no handler.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+fn block() -> ! {
+    loop {
+        std::thread::sleep(ms(10));
+    }
+}
+
+/// A file of this name lets the loop of that process go on.
+fn goes_on(pid: i32) -> PathBuf {
+    std::env::temp_dir().join(format!("ofl-goes-on-{pid}"))
+}
+
+/// Says where the loop stands, in one of several ways.
+fn hook(worker: &Worker, way: u64) {
+    let own = thread::id();
+    let calls = AtomicU32::new(0);
+    worker.on_stall(move |stall| {
+        assert_ne!(thread::id(), own, "not on the thread that stands still");
+        let call = calls.fetch_add(1, Ordering::Relaxed) + 1;
+        match way {
+            0 => Some(format!("in turn {call} (wörker.rs:7)\nby its own thread: {}\n", stall.thread == own)),
+            1 => None,
+            2 => panic!("a hook that fails"),
+            3 => block(),
+            _ => Some(format!("at stall {call}\n").repeat(1000)),
+        }
+    });
+}
+
+/// Answers what nobody has asked, by what is no text, and rings as often as it can.
+fn lie((page, lifeline): (i32, i32)) -> impl FnOnce() + Send {
+    // SAFETY: fds that this process was given.
+    let [page, lifeline] = [page, lifeline].map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().unwrap());
+    move || {
+        let put = |at: usize, bytes: &[u8]| {
+            // SAFETY: a plain call with readable bytes.
+            let put = unsafe { libc::pwrite(page.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), at as i64) };
+            assert_eq!(put, bytes.len() as isize);
+        };
+        put(word::STACK, &[0xFF; PAGE_LEN - word::STACK]);
+        put(word::HOOKED, &u32::MAX.to_le_bytes());
+        for round in 0u32.. {
+            put(word::STACK_LEN, &[0, MAX_STACK as u32, u32::MAX][round as usize % 3].to_le_bytes());
+            put(word::TOLD, &(round % 4).to_le_bytes());
+            // SAFETY: as above.
+            unsafe { libc::send(lifeline.as_raw_fd(), [1u8].as_ptr().cast(), 1, libc::MSG_DONTWAIT) };
+        }
+    }
 }
 
 /// Writes what no worker may, and then waits.
@@ -422,7 +483,7 @@ fn a_program_that_knows_of_no_supervisor_is_ready_when_it_lasts_and_ends_by_sigt
 fn a_blocked_loop_is_told_from_a_stopped_process_and_both_are_replaced() {
     let _alone = alone();
     let patient = || quick().hang_timeout(ms(400)).abort_grace(ms(50));
-    let suspect = |e: &Event| if let Event::Suspect { worker, cause } = e { Some((*worker, *cause)) } else { None };
+    let suspect = |e: &Event| if let Event::Suspect { worker, cause, .. } = e { Some((*worker, *cause)) } else { None };
 
     let mut w = watch(patient(), "blocks:1");
     assert_eq!(w.until(suspect), (id(0, 1), Cause::Blocked));
@@ -487,6 +548,75 @@ fn a_suspect_is_asked_for_its_stacks() {
     let mut w = watch(quick().hang_timeout(ms(300)).abort_grace(WATCHDOG).dump_signal(libc::SIGUSR2), "blocks:1");
     let (_, cause, ended, _) = w.exited();
     assert_eq!((cause, ended.exit.signal), (Cause::Blocked, Some(libc::SIGUSR2)));
+    w.stop(Duration::ZERO);
+}
+
+fn stack(e: &Event) -> Option<(WorkerId, Option<String>)> {
+    if let Event::Suspect { worker, stack, .. } = e { Some((*worker, stack.clone())) } else { None }
+}
+
+#[test]
+fn a_suspect_says_where_its_loop_stands() {
+    let _alone = alone();
+    let patient = || quick().hang_timeout(ms(400)).abort_grace(ms(2000));
+    let says = |mode: &'static str| {
+        let mut w = watch(patient(), mode);
+        let (worker, said) = w.until(stack);
+        assert_eq!(worker, id(0, 1), "{mode}");
+        let (worker, cause, ended, _) = w.exited();
+        assert_eq!((worker, cause, ended.exit.signal), (id(0, 1), Cause::Blocked, Some(libc::SIGABRT)), "{mode}");
+        let told = w.seen.iter().filter(|e| matches!(e, Event::Suspect { worker, .. } if *worker == id(0, 1))).count();
+        assert_eq!(told, 1, "{mode}");
+        w.stop(Duration::ZERO);
+        said
+    };
+    assert_eq!(says("stalls:0").as_deref(), Some("in turn 1 (wörker.rs:7)\nby its own thread: true"));
+    assert_eq!(says("stalls:1"), None, "its hook knows nothing");
+    assert_eq!(says("stalls:2"), None, "its hook panics");
+    assert_eq!(says("stalls:3"), None, "its hook does not come back");
+    assert_eq!(says("blocks:1"), None, "it has no hook");
+}
+
+#[test]
+fn a_suspicion_is_told_before_what_comes_of_it() {
+    let _alone = alone();
+    // It is aborted long before its hook's time is up.
+    let mut w = watch(quick().hang_timeout(ms(400)).abort_grace(ms(1)), "stalls:3");
+    w.exited();
+    let of_it = |e: &&Event| matches!(e, Event::Suspect { .. } | Event::Signalled { .. } | Event::Exited { .. });
+    let order: Vec<&Event> = w.seen.iter().filter(of_it).collect();
+    assert!(matches!(order[..], [Event::Suspect { stack: None, .. }, Event::Signalled { .. }, Event::Exited { .. }]), "{order:?}");
+    w.stop(Duration::ZERO);
+}
+
+#[test]
+fn a_loop_that_stands_still_again_is_asked_again() {
+    let _alone = alone();
+    let mut w = watch(quick().hang_timeout(ms(400)).abort_grace(WATCHDOG), "stalls:4");
+    for turn in 1..=2 {
+        let (_, said) = w.until(stack);
+        let said = said.unwrap();
+        let line = format!("at stall {turn}");
+        assert!(said.lines().all(|l| l == line) && said.len() <= MAX_STACK && said.len() > MAX_STACK - 12, "{turn}: {said}");
+        if turn == 1 {
+            std::fs::write(goes_on(w.pid(id(0, 1))), "").unwrap();
+            w.until(|e| (*e == Event::Resumed { worker: id(0, 1) }).then_some(()));
+        }
+    }
+    assert_eq!(w.supervisor.stats().unwrap().suspected, 2);
+    w.stop(Duration::ZERO);
+}
+
+#[test]
+fn a_worker_that_lies_about_where_it_stands_harms_nobody() {
+    let _alone = alone();
+    let mut w = watch(quick().workers(2).hang_timeout(ms(400)).abort_grace(ms(200)), "lies");
+    for _ in 0..4 {
+        let (_, said) = w.until(stack);
+        assert!(said.is_none_or(|said| said.len() <= 3 * MAX_STACK && said.chars().all(|c| c == char::REPLACEMENT_CHARACTER)));
+        let (_, cause, ..) = w.exited();
+        assert_eq!(cause, Cause::Blocked);
+    }
     w.stop(Duration::ZERO);
 }
 

@@ -1,5 +1,5 @@
 /* Clusters under good and bad use. `abi member` is a worker of one that serves, `abi member broken` one that does not come up, `abi member talks` one
- * that adds 1 to each number that it hears, and doubles those that it is asked for. */
+ * that adds 1 to each number that it hears, and doubles those that it is asked for, `abi member stalls` one whose loop stands still, and `says` where. */
 #define _GNU_SOURCE
 #include "check.h"
 #include <arpa/inet.h>
@@ -52,10 +52,32 @@ static int talks(uint32_t slot) {
   return 0;
 }
 
+/* A worker whose runtime says where it stands, as no function of C does: it shows in the page that it shares with its supervisor (core/src/wire/supervisor.rs) that its native
+ * thread lives, that its loop does not, and the answer to the first question. */
+static void put(int page, const void *bytes, size_t len, off_t at) { CHECK(pwrite(page, bytes, len, at) == (ssize_t)len); }
+static int says_where(const char *stack) {
+  const uint32_t ready[2] = {2, 1 | 2 << 16}, hooked_told_len[3] = {1, 1, (uint32_t)strlen(stack)};
+  uint64_t incarnation = 0, beat = 1;
+  int page = -1, lifeline = -1;
+  CHECK(sscanf(getenv("OFFLOOP_SUPERVISOR"), "%d,%d", &page, &lifeline) == 2);
+  CHECK(pread(page, &incarnation, sizeof incarnation, 32) == sizeof incarnation);
+  put(page, &incarnation, sizeof incarnation, 264);
+  put(page, &beat, sizeof beat, 384);
+  put(page, stack, strlen(stack), 4096);
+  put(page, hooked_told_len, sizeof hooked_told_len, 644);
+  put(page, ready, sizeof ready, 256);
+  CHECK(send(lifeline, "", 1, 0) == 1);
+  for (;; beat++) {
+    put(page, &beat, sizeof beat, 512);
+    usleep(10000);
+  }
+}
+
 int member_child(const char *how) {
   uint32_t slot = 0, generation = 0;
   offloop_counter *answers = NULL;
   char text[64];
+  if (!strcmp(how, "says")) return says_where("in main (clusters.c)\nin w\xC3\xB6rk");
   OK(offloop_worker_slot(&slot));
   OK(offloop_worker_generation(&generation));
   if (!strcmp(how, "broken")) {
@@ -63,6 +85,11 @@ int member_child(const char *how) {
     return 1;
   }
   if (!strcmp(how, "talks")) return talks(slot);
+  if (!strcmp(how, "stalls")) {
+    OK(offloop_worker_ready());
+    OK(offloop_worker_beat());
+    for (;;) pause();
+  }
   int passed = !strcmp(how, "passed");
   CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(1) == -1 && offloop_worker_fd(0) == offloop_worker_fd(0));
   CHECK(passed ? offloop_worker_fd(0) > 3 : offloop_worker_fd(0) == 3);
@@ -103,12 +130,28 @@ int member_child(const char *how) {
 
 /* ---- the host's part ---- */
 
-static struct { atomic_int seen[16]; char text[256]; atomic_int freed; } heard;
+static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed; } heard;
 static void hear(const offloop_cluster_event *event, void *user) {
   CHECK(user == &heard && event->struct_size == sizeof *event);
   if (event->kind == OFFLOOP_CLUSTER_EXIT && event->text) snprintf(heard.text, sizeof heard.text, "%s", event->text);
+  if (event->stack) snprintf(heard.stack, sizeof heard.stack, "%d: %s", event->kind, event->stack);
   if (event->kind == OFFLOOP_CLUSTER_FORK) CHECK(event->pid > 0 && event->generation > 0);
   if (event->kind < 16) atomic_fetch_add(&heard.seen[event->kind], 1);
+}
+/* A worker that is found to stand still. */
+static void stalls(offloop_cluster_options o, const char *const *command) {
+  offloop_cluster *c = NULL;
+  memset(&heard, 0, sizeof heard);
+  o.command = command;
+  o.workers = 1;
+  o.on_event = hear;
+  o.on_message = NULL;
+  o.hang_timeout_ns = 400 * MS;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  while (!atomic_load(&heard.seen[OFFLOOP_CLUSTER_UNRESPONSIVE])) usleep(1000);
+  OK(offloop_cluster_stop(c, 0));
+  offloop_cluster_free(c);
 }
 static void freed(void *user) { (void)user; atomic_fetch_add(&heard.freed, 1); }
 
@@ -283,7 +326,8 @@ void clusters(void) {
   int none_there = -1;
   char address[64], tiny[4], answer[64], self[4096];
   const char *const by_path[] = {self, "member", "serves", NULL}, *const passed_path[] = {self, "member", "passed", NULL},
-             *const broken_path[] = {self, "member", "broken", NULL}, *const talks_path[] = {self, "member", "talks", NULL};
+             *const broken_path[] = {self, "member", "broken", NULL}, *const talks_path[] = {self, "member", "talks", NULL},
+             *const stalls_path[] = {self, "member", "stalls", NULL}, *const says_path[] = {self, "member", "says", NULL};
   ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
   CHECK(n > 0);
   self[n] = 0;
@@ -428,9 +472,15 @@ void clusters(void) {
   CHECK(atomic_load(&heard.seen[OFFLOOP_CLUSTER_EXPIRED]) >= 1);
   OK(offloop_cluster_stop(c, 60000 * MS));
   offloop_cluster_free(c);
-  o.on_event = NULL;
   o.max_requests = 0;
   o.metrics = NULL;
+
+  /* Where a loop stands that stands still: what its worker says, which is nothing in C. */
+  stalls(o, stalls_path);
+  CHECK(heard.stack[0] == 0);
+  stalls(o, says_path);
+  CHECK(!strcmp(heard.stack, "4: in main (clusters.c)\nin w\xC3\xB6rk"));
+  o.on_event = NULL;
 
   /* A start that fails says why. */
   o.command = broken_path;

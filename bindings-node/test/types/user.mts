@@ -202,6 +202,10 @@ cluster.on('message', (worker, message, fds) => {
   void isSent
 })
 cluster.on('request', (worker, request) => request.reply([worker.slot, request.value]))
+cluster.on('unresponsive', (worker, { cause, stack }) => {
+  const said: [number, string, string[] | undefined] = [worker.slot, cause, stack?.split('\n')]
+  said.pop()
+})
 void cluster.request(0, { ask: 1 }, { timeout: 1000 })
 const missed: number[] = cluster.broadcast('all', { fds: [0] }).map(({ worker }) => worker.slot)
 void missed

@@ -458,7 +458,8 @@ class Cluster:
     def on(self, event: str, fn: Callable[..., object]) -> None:
         """Calls `fn` whenever something happens: in the event loop that runs where `on` is called, or without one on the cluster's thread.
 
-        With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why), `responsive`,
+        With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why, and the stack
+        of where its loop blocks, or None), `responsive`,
         `expired` (and why: `age`, `memory` or `requests`), `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
         request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
         `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back. Of the cluster: `back_off` (slot, seconds),

@@ -42,6 +42,8 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _LONG = 20.0 * 86400
 # Seconds between two looks at the connections that are left.
 _LOOK = 0.02
+# Most frames of a loop that stands still, the innermost ones.
+_FRAMES = 64
 
 _worker: Worker | None = None
 
@@ -289,7 +291,9 @@ class Worker:
     def _begin(self) -> None:
         # What the program registers is called before.
         atexit.register(self._at_exit)
-        threading.Thread(target=self._watch, name="offloop-worker", daemon=True).start()
+        self._native.turns_here()
+        for target, name in ((self._watch, "offloop-worker"), (self._look, "offloop-stall")):
+            threading.Thread(target=target, name=name, daemon=True).start()
 
     def _at_exit(self) -> None:
         if self._native.draining:
@@ -301,6 +305,7 @@ class Worker:
             return
         self._loop = loop
         self._loop_thread = threading.get_ident()
+        self._native.turns_here()
         self._tick(loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -316,6 +321,20 @@ class Worker:
         loop = self._loop
         if loop is None or not loop.is_running():
             self._native.beat(within)
+
+    def _look(self) -> None:
+        """Tells where a loop stands that stands still."""
+        while True:
+            of = self._native.stalled()
+            frames = sys._current_frames()
+            try:
+                lines = traceback.format_stack(frames.get(of) or frames.get(threading.main_thread().ident or 0), _FRAMES)
+            except Exception as error:
+                # Source files are read, by whatever loads them.
+                lines = [repr(error)]
+            # They would keep what their variables have.
+            frames.clear()
+            self._native.stack(lines)
 
     def _watch(self) -> None:
         pause = self._native.beat_interval / 2

@@ -26,7 +26,7 @@ pub const OFFLOOP_CLUSTER_FORK: i32 = 1;
 pub const OFFLOOP_CLUSTER_LISTENING: i32 = 2;
 /// It takes connections.
 pub const OFFLOOP_CLUSTER_READY: i32 = 3;
-/// Its loop shows nothing: it is ended, unless it goes on.
+/// Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell.
 pub const OFFLOOP_CLUSTER_UNRESPONSIVE: i32 = 4;
 /// It is to finish what it has.
 pub const OFFLOOP_CLUSTER_DRAINING: i32 = 5;
@@ -48,7 +48,7 @@ pub const OFFLOOP_CLUSTER_EXPIRED: i32 = 12;
 /// Something is not as it should be, and the cluster goes on: `text` says what.
 pub const OFFLOOP_CLUSTER_WARNING: i32 = 13;
 
-/// What happened in a cluster. It and its text are gone when the callback returns.
+/// What happened in a cluster. It and its texts are gone when the callback returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct offloop_cluster_event {
@@ -72,6 +72,8 @@ pub struct offloop_cluster_event {
     pub oom: i32,
     /// NUL-terminated, or NULL.
     pub text: *const c_char,
+    /// Where the loop of OFFLOOP_CLUSTER_UNRESPONSIVE stands: lines of text, NUL-terminated; NULL where the worker does not say (workers in C do not).
+    pub stack: *const c_char,
 }
 
 /// Hears of events.
@@ -325,6 +327,7 @@ impl Teller {
             forced: 0,
             oom: 0,
             text: ptr::null(),
+            stack: ptr::null(),
         };
         if let Event::Worker(Of::Spawned { worker, pid }) = event {
             self.pids.insert(*worker, *pid);
@@ -336,7 +339,7 @@ impl Teller {
             pid: self.pids.get(id).copied().unwrap_or(0),
             ..none
         };
-        let mut text = None;
+        let (mut text, mut lines) = (None, None);
         let mut told = match event {
             Event::Listening { worker, address } => {
                 text = Some(address.to_string());
@@ -349,7 +352,10 @@ impl Teller {
             Event::Worker(event) => match event {
                 Of::Spawned { worker, .. } => of(OFFLOOP_CLUSTER_FORK, worker),
                 Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
-                Of::Suspect { worker, .. } => of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker),
+                Of::Suspect { worker, stack, .. } => {
+                    lines.clone_from(stack);
+                    of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker)
+                }
                 Of::Draining { worker, .. } => of(OFFLOOP_CLUSTER_DRAINING, worker),
                 Of::Expired { worker, why } => {
                     text = Some(why.name().to_owned());
@@ -377,8 +383,10 @@ impl Teller {
             },
         };
         // A NUL in what a worker says would end the text.
-        let text = text.and_then(|text| CString::new(text.replace('\0', "\u{FFFD}")).ok());
-        told.text = text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+        let [text, lines] =
+            [text, lines].map(|said: Option<String>| said.and_then(|said| CString::new(said.replace('\0', "\u{FFFD}")).ok()));
+        let pointer = |said: &Option<CString>| said.as_ref().map_or(ptr::null(), |said| said.as_ptr());
+        (told.text, told.stack) = (pointer(&text), pointer(&lines));
         if let Some(call) = self.call {
             // SAFETY: the caller of offloop_cluster_new says that it may be called so; the event outlives the call.
             unsafe { call(&raw const told, self.user.get()) };

@@ -9,6 +9,7 @@ use super::forks::{Forks, Kit, News};
 use super::options::Options;
 use super::page::Page;
 use super::plan::{Action, Input, Plan, nanos};
+use super::stall::PATIENCE;
 use super::{Condvar, Launch, Launcher, Listener, ZygoteLauncher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -258,6 +259,9 @@ fn run(hub: &Arc<Hub>) {
 /// How long the zygote has to say how a worker of its ended.
 const STATUS_WAIT: u64 = 1_000_000_000;
 
+/// How long a suspicion is held back for the worker's word on where its loop stands: what its hook has, and the way.
+const STACK_WAIT: u64 = PATIENCE.as_nanos() as u64 + 250_000_000;
+
 /// One process of ours.
 struct Live {
     /// `None`: the zygote was asked for it.
@@ -266,6 +270,10 @@ struct Live {
     page: Arc<Page>,
     /// What it showed last.
     seen: u32,
+    /// How often it was asked where its loop stands.
+    asked: u32,
+    /// A suspicion that nobody has heard of is held back until then.
+    untold: Option<u64>,
     tokens: Vec<u64>,
     /// The zygote that has forked it, and will say how it ended.
     zygote: Option<u64>,
@@ -348,8 +356,8 @@ impl Machine {
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        let statuses = self.live.values().filter_map(|live| live.until).min();
-        self.plan.next_deadline().into_iter().chain(statuses).min()
+        let waits = self.live.values().flat_map(|live| [live.until, live.untold]);
+        self.plan.next_deadline().into_iter().chain(waits.flatten()).min()
     }
 
     /// Does something with the zygotes, and hears what comes of it.
@@ -432,6 +440,9 @@ impl Machine {
             // It ends, or closed what it does not know: it would be readable for good.
             epoll.remove(live.lifeline.as_fd());
         }
+        if live.untold.is_some() && live.page.is_told(live.asked) {
+            self.tell_suspicion(id);
+        }
         self.look(id);
     }
 
@@ -498,6 +509,7 @@ impl Machine {
     fn conclude(&mut self, id: WorkerId, exit: Exit, epoll: &Epoll, tokens: &mut Tokens) {
         // Who was ready and died before this was seen has been ready.
         self.look(id);
+        self.tell_suspicion(id);
         let Some(live) = self.remove(id, epoll, tokens) else { return };
         let oom = exit.signal == Some(libc::SIGKILL) && self.was_oom();
         let text = live.page.text();
@@ -515,6 +527,9 @@ impl Machine {
     fn round(&mut self, epoll: &Epoll, tokens: &mut Tokens) -> bool {
         let now = clock::monotonic_ns();
         self.conclude_all(|live| live.until.is_some_and(|at| at <= now), epoll, tokens);
+        let late = |live: &Live| live.untold.is_some_and(|at| at <= now);
+        let ids: Vec<WorkerId> = self.live.iter().filter(|(_, live)| late(live)).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.tell_suspicion(id));
         if self.plan.next_deadline().is_some_and(|at| at <= clock::monotonic_ns()) {
             let ids: Vec<WorkerId> = self.live.keys().copied().collect();
             ids.into_iter().for_each(|id| self.look(id));
@@ -583,6 +598,7 @@ impl Machine {
                         }
                     }
                     Action::Report(Event::Stopped) => self.last_event = Some(Event::Stopped),
+                    Action::Report(Event::Suspect { worker, cause: Cause::Blocked, .. }) if self.ask_stack(worker) => {}
                     Action::Report(event) => self.report(&event),
                 }
             }
@@ -603,7 +619,32 @@ impl Machine {
         self.tell(Input::SpawnFailed(id, error));
     }
 
+    /// Asks a worker whose native thread lives where its loop stands; false when it cannot say. Until it has, its suspicion is told to nobody.
+    fn ask_stack(&mut self, id: WorkerId) -> bool {
+        let Some(live) = self.live.get_mut(&id) else { return false };
+        live.asked = live.asked.wrapping_add(1);
+        let asked = live.page.ask_stack(live.asked);
+        if asked {
+            let _ = socket::send(live.lifeline.as_fd(), &[1], &[]);
+            live.untold = Some(clock::monotonic_ns().saturating_add(STACK_WAIT));
+        }
+        asked
+    }
+
+    /// Tells of a suspicion that was held back, with what the worker has said by now.
+    fn tell_suspicion(&mut self, id: WorkerId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        if live.untold.take().is_some() {
+            let stack = live.page.stack(live.asked);
+            self.report(&Event::Suspect { worker: id, cause: Cause::Blocked, stack });
+        }
+    }
+
     fn report(&mut self, event: &Event) {
+        // What comes of a suspicion is told after it.
+        if let Some(id) = event.worker() {
+            self.tell_suspicion(id);
+        }
         match event {
             Event::StartFailed { error } => lock(&self.shared.board).start_error = Some(error.clone()),
             Event::Ready { .. } => lock(&self.shared.board).start_error = None,
@@ -648,6 +689,8 @@ impl Machine {
             lifeline,
             page: Arc::new(page),
             seen: state::NONE,
+            asked: 0,
+            untold: None,
             tokens: vec![token],
             zygote: None,
             told: None,

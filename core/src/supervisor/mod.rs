@@ -12,7 +12,7 @@
 //! * `driver`: one native thread per process for all its supervisors, started with the first and ended with the last.
 //! * `forks`: the driver's zygotes, of which workers are forks where that is asked for; `zygote`: their side, [`zygote::attach`].
 //! * `page`, and `wire::supervisor`: what supervisor and worker show each other.
-//! * `worker`: the worker's side, which any program may use: [`worker::attach`].
+//! * `worker`: the worker's side, which any program may use: [`worker::attach`]; `stall`: what it says of a loop that stands still.
 //! * `options`, `event`: the options' table, events and counts.
 //!
 //! User documentation with the table of options: `docs/supervision.md`.
@@ -25,6 +25,7 @@ mod page;
 mod plan;
 mod reload;
 mod restart;
+mod stall;
 #[cfg(test)]
 mod tests;
 pub mod worker;
@@ -32,6 +33,7 @@ pub mod zygote;
 
 pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, Load, Reloaded, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
+pub use stall::Stall;
 pub use worker::Worker;
 
 use crate::error::{Error, ErrorKind, Result};

@@ -4,7 +4,7 @@ use super::event::{Load, WorkerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, LATE_HALF_NS, MAJOR, MAX_TEXT, MINOR, PAGE_LEN, state, word};
+use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, LATE_HALF_NS, MAJOR, MAX_STACK, MAX_TEXT, MINOR, PAGE_LEN, state, word};
 use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -102,16 +102,43 @@ impl Page {
         self.word32(word::FLAGS).fetch_or(DRAIN, Ordering::Release);
     }
 
-    /// What the worker said of its failure. Whole characters; what is no UTF-8 is replaced.
+    /// What the worker said of its failure.
     pub(super) fn text(&self) -> Option<String> {
         // Pairs with the Release of `say`.
         let len = self.word32(word::TEXT_LEN).load(Ordering::Acquire) as usize;
-        if len == 0 || len > MAX_TEXT {
+        (1..=MAX_TEXT).contains(&len).then(|| self.get(word::TEXT, len))
+    }
+
+    /// Asks the worker where its loop stands, by another `number` than before; false when it cannot say.
+    pub(super) fn ask_stack(&self, number: u32) -> bool {
+        let hooked = self.word32(word::HOOKED).load(Ordering::Relaxed) != 0;
+        if hooked {
+            self.word32(word::ASKED).store(number, Ordering::Relaxed);
+        }
+        hooked
+    }
+
+    /// The question `number` was answered.
+    pub(super) fn is_told(&self, number: u32) -> bool {
+        // Pairs with the Release of `tell_stack`.
+        self.word32(word::TOLD).load(Ordering::Acquire) == number
+    }
+
+    /// The answer to the question `number`, if there is one: whole lines as they can be shown, without what would steer a terminal.
+    pub(super) fn stack(&self, number: u32) -> Option<String> {
+        if !self.is_told(number) {
             return None;
         }
-        let words = (0..len.div_ceil(4)).flat_map(|i| self.word32(word::TEXT + 4 * i).load(Ordering::Relaxed).to_le_bytes());
+        let len = self.word32(word::STACK_LEN).load(Ordering::Relaxed) as usize;
+        let shown = |c: char| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+        (1..=MAX_STACK).contains(&len).then(|| self.get(word::STACK, len).chars().map(shown).collect())
+    }
+
+    /// Whole characters; what is no UTF-8 is replaced.
+    fn get(&self, at: usize, len: usize) -> String {
+        let words = (0..len.div_ceil(4)).flat_map(|i| self.word32(at + 4 * i).load(Ordering::Relaxed).to_le_bytes());
         let bytes: Vec<u8> = words.take(len).collect();
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     // ---- the worker's side ----
@@ -164,13 +191,49 @@ impl Page {
     /// Leaves a text for the supervisor, cut at a character's end where it is too long.
     pub(super) fn say(&self, text: &str) {
         let cut = text.floor_char_boundary(MAX_TEXT);
-        for (i, part) in text.as_bytes()[..cut].chunks(4).enumerate() {
-            let mut bytes = [0; 4];
-            bytes[..part.len()].copy_from_slice(part);
-            self.word32(word::TEXT + 4 * i).store(u32::from_le_bytes(bytes), Ordering::Relaxed);
-        }
+        self.put(word::TEXT, &text[..cut]);
         // Release: pairs with the Acquire of `text`.
         self.word32(word::TEXT_LEN).store(cut as u32, Ordering::Release);
+    }
+
+    /// Says that the worker can say where its loop stands.
+    pub(super) fn hook(&self) {
+        self.word32(word::HOOKED).store(1, Ordering::Relaxed);
+    }
+
+    /// The number of the last question; 0 before the first.
+    pub(super) fn asked(&self) -> u32 {
+        self.word32(word::ASKED).load(Ordering::Relaxed)
+    }
+
+    /// Answers the question `number`, by lines that fit; empty where it is not known.
+    pub(super) fn tell_stack(&self, number: u32, stack: &str) {
+        let fits = cut(stack, MAX_STACK);
+        self.put(word::STACK, fits);
+        self.word32(word::STACK_LEN).store(fits.len() as u32, Ordering::Relaxed);
+        // Release: pairs with the Acquire of `is_told`.
+        self.word32(word::TOLD).store(number, Ordering::Release);
+    }
+
+    fn put(&self, at: usize, text: &str) {
+        for (i, part) in text.as_bytes().chunks(4).enumerate() {
+            let mut bytes = [0; 4];
+            bytes[..part.len()].copy_from_slice(part);
+            self.word32(at + 4 * i).store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+    }
+}
+
+/// As many whole lines from the beginning as fit; of a first line that is too long, what fits.
+fn cut(text: &str, most: usize) -> &str {
+    let text = text.trim_end();
+    if text.len() <= most {
+        return text;
+    }
+    // One more: the line's end itself may be beyond.
+    match text.as_bytes()[..=most].iter().rposition(|byte| *byte == b'\n') {
+        Some(end) => &text[..end],
+        None => &text[..text.floor_char_boundary(most)],
     }
 }
 
@@ -245,6 +308,55 @@ mod tests {
         theirs.hello(9);
         theirs.word32(word::STATE).store(4, Ordering::Relaxed);
         assert!(own.look(0, ID).is_none(), "no such state");
+    }
+
+    #[test]
+    fn a_stack_is_the_answer_to_the_last_question() {
+        let (own, theirs) = pair();
+        assert!(!own.ask_stack(1), "it cannot say");
+        assert_eq!(theirs.asked(), 0);
+        theirs.hook();
+        assert!(own.ask_stack(1) && !own.is_told(1));
+        assert_eq!((theirs.asked(), own.stack(1)), (1, None));
+        theirs.tell_stack(1, "at spin (wörker.js:3:5)\nat handle (worker.js:9:1)\n");
+        assert_eq!(own.stack(1).as_deref(), Some("at spin (wörker.js:3:5)\nat handle (worker.js:9:1)"));
+        assert!(own.ask_stack(2));
+        assert_eq!(own.stack(2), None, "what was said before");
+        theirs.tell_stack(2, "");
+        assert!(own.is_told(2));
+        assert_eq!(own.stack(2), None, "it does not know");
+        assert_eq!(own.text(), None);
+    }
+
+    #[test]
+    fn a_stack_is_cut_at_a_lines_end() {
+        let (own, theirs) = pair();
+        let lines: Vec<String> = (0..400).map(|n| format!("at line {n} of wörker.js")).collect();
+        theirs.tell_stack(1, &lines.join("\n"));
+        let shown = own.stack(1).expect("told");
+        let count = shown.lines().count();
+        assert_eq!(shown, lines[..count].join("\n"));
+        assert!(shown.len() <= MAX_STACK && shown.len() + 1 + lines[count].len() > MAX_STACK, "{count}");
+        for (text, want) in
+            [("ab\ncd\n", "ab"), ("ab\ncd", "ab"), ("abc\nd", "abc"), ("abcd", "abc"), ("abü", "ab"), ("ab\n", "ab"), ("", "")]
+        {
+            assert_eq!(cut(text, 3), want, "{text:?}");
+        }
+        theirs.tell_stack(2, &"x".repeat(MAX_STACK));
+        assert_eq!(own.stack(2).map(|s| s.len()), Some(MAX_STACK), "all that there is room for");
+    }
+
+    #[test]
+    fn a_stack_that_is_none_harms_nobody() {
+        let (own, theirs) = pair();
+        theirs.tell_stack(1, "\u{1b}[2Jat\tspin\r\n\0");
+        assert_eq!(own.stack(1).as_deref(), Some("\u{FFFD}[2Jat\tspin\u{FFFD}\n\u{FFFD}"));
+        theirs.word32(word::STACK).store(u32::MAX, Ordering::Relaxed);
+        assert!(own.stack(1).is_some_and(|s| s.starts_with('\u{FFFD}')));
+        for lie in [MAX_STACK as u32 + 1, u32::MAX] {
+            theirs.word32(word::STACK_LEN).store(lie, Ordering::Relaxed);
+            assert_eq!(own.stack(1), None);
+        }
     }
 
     #[test]

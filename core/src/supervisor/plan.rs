@@ -964,7 +964,7 @@ impl Plan {
                 (proc.state, proc.cause) = (State::Suspect, Some(cause));
                 proc.deadline = Some(now.saturating_add(rules.abort_grace));
                 self.stats.suspected += 1;
-                out.push(Action::Report(Event::Suspect { worker: proc.id, cause }));
+                out.push(Action::Report(Event::Suspect { worker: proc.id, cause, stack: None }));
                 out.extend(rules.dump_signal.map(|signal| Action::Dump(proc.id, signal)));
             }
             if proc.deadline.is_none_or(|at| at > now) {

@@ -2,6 +2,7 @@
 
 use super::event::WorkerId;
 use super::page::Page;
+use super::stall::{Stall, Stalls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::eventfd::EventFd;
@@ -26,6 +27,7 @@ struct Inner {
     drain: EventFd,
     loaded: AtomicBool,
     orphaned: AtomicBool,
+    stalls: Stalls,
     epoch: u64,
 }
 
@@ -104,6 +106,7 @@ fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
         drain,
         loaded: AtomicBool::new(false),
         orphaned: AtomicBool::new(false),
+        stalls: Stalls::default(),
         epoch: fork::epoch(),
     };
     let worker = Worker(Arc::new(inner));
@@ -166,6 +169,7 @@ impl Worker {
     /// As [`beat`](Self::beat), from a timer that comes again after `next`, which is at most the interval.
     pub fn beat_within(&self, next: Duration) {
         let next = u64::try_from(next.as_nanos()).unwrap_or(u64::MAX);
+        self.0.stalls.turned();
         // The first one may be what `ready` waits for.
         if self.0.page.beat_loop(clock::monotonic_ns(), next) == 0 {
             self.show_ready();
@@ -198,6 +202,16 @@ impl Worker {
     pub fn fail(&self, text: &str) {
         if self.is_current() {
             self.0.page.say(text);
+        }
+    }
+
+    /// Calls `hook` when the supervisor finds that the loop stands still, for the text of [`Event::Suspect`](super::Event::Suspect): lines that say where, the innermost call
+    /// first where there may be many. 4,096 bytes at most; whole lines beyond are cut off. It is called on a thread of its own, while the loop stands or has gone on, and may itself wait for what
+    /// the loop holds: one call at a time, and what comes after [`Stall::patience`] is not heard. `None`: it does not know. The last hook counts.
+    pub fn on_stall(&self, hook: impl Fn(&Stall) -> Option<String> + Send + Sync + 'static) {
+        if self.is_current() {
+            self.0.stalls.set(Arc::new(hook));
+            self.0.page.hook();
         }
     }
 
@@ -248,17 +262,39 @@ impl Worker {
         let _ = socket::send(self.0.lifeline.as_fd(), &[1], &[]);
     }
 
+    /// Has the hook say where the loop stands, on a thread that may come to stand still itself.
+    fn answer(&self, number: u32) {
+        let own = self.clone();
+        let options = thread::Options { name: "offloop-stall".to_owned(), ..thread::Options::default() };
+        let asked = thread::spawn(&options, move || own.tell_stack(number, &own.0.stalls.ask()));
+        if asked.is_err() {
+            self.tell_stack(number, "");
+        }
+    }
+
+    fn tell_stack(&self, number: u32, stack: &str) {
+        self.0.page.tell_stack(number, stack);
+        self.0.stalls.end();
+        self.ring();
+    }
+
     /// The native thread.
     fn watch(&self) {
         let inner = &*self.0;
         // Twice as often as is looked at.
         let pause = Duration::from_nanos(inner.header.beat_ns) / 2;
         let mut told = false;
+        let mut answered = 0;
         loop {
             inner.page.beat_native();
             if inner.page.is_asked_to_drain() && !told {
                 told = true;
                 inner.drain.signal();
+            }
+            let asked = inner.page.asked();
+            if asked != answered && inner.stalls.begin() {
+                answered = asked;
+                self.answer(asked);
             }
             poll::wait_readable(&mut [poll::readable(inner.lifeline.as_fd().as_raw_fd())], Some(pause));
             socket::skip(inner.lifeline.as_fd());

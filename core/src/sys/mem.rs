@@ -13,7 +13,10 @@ pub(super) const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
 pub(super) const MFD_BASE: libc::c_uint = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
 
 /// A new memfd that can be sealed and, where the kernel knows how to, never made executable.
-pub(super) fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
+///
+/// # Errors
+/// `Os`.
+pub fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd> {
     let flags = if probe::has(Call::MemfdNoexecSeal) { MFD_BASE | MFD_NOEXEC_SEAL } else { MFD_BASE };
     // SAFETY: `name` is NUL-terminated and outlives the call.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };

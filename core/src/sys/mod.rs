@@ -27,6 +27,7 @@ pub mod process;
 pub mod signals;
 pub mod socket;
 pub mod stream;
+pub mod symbol;
 pub mod terminal;
 pub mod thread;
 pub mod watch;

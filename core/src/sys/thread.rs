@@ -1,6 +1,7 @@
 //! Threads of the library's own: named, quiet and of their own niceness.
 
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::sync::mpsc;
@@ -110,6 +111,27 @@ pub fn spawn(options: &Options, f: impl FnOnce() + Send + 'static) -> Result<Joi
     Ok(thread)
 }
 
+/// The kernel's id of the calling thread.
+#[must_use]
+pub fn id() -> i32 {
+    thread_local!(static ID: Cell<i32> = const { Cell::new(0) });
+    ID.with(|id| {
+        if id.get() == 0 {
+            // SAFETY: a plain query.
+            id.set(unsafe { libc::gettid() });
+        }
+        id.get()
+    })
+}
+
+/// The number of the system call that a thread of this process waits in. `None` where it is in none, where it runs, or where the kernel does not tell.
+#[must_use]
+pub fn system_call(thread: i32) -> Option<u32> {
+    // `running`, or number, arguments, stack and instruction pointer; -1 for a thread that waits elsewhere.
+    let said = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).ok()?;
+    said.split_whitespace().next()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +169,27 @@ mod tests {
         assert_eq!(name.trim(), "offloop-w3");
         assert_eq!(blocked, [true, true, true, true, false, false]);
         assert_eq!(is_blocked(libc::SIGTERM), before, "the starter's mask is as it was");
+    }
+
+    #[test]
+    fn the_call_that_a_thread_waits_in_has_a_number() {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let mut ended = ended;
+        let waits = move || {
+            tell.send(id()).expect("the test waits");
+            let _ = std::io::Read::read(&mut ended, &mut [0]);
+        };
+        let thread = spawn(&Options::default(), waits).expect("spawn");
+        let other = told.recv().expect("id");
+        assert_ne!(other, id());
+        let known = |call: Option<u32>| call == Some(libc::SYS_recvfrom as u32) || call == Some(libc::SYS_read as u32);
+        while std::fs::exists("/proc/self/syscall").unwrap_or(false) && !known(system_call(other)) {
+            std::thread::yield_now();
+        }
+        drop(end);
+        thread.join().expect("join");
+        assert_eq!(system_call(other), None, "it has ended");
     }
 
     #[test]

@@ -13,15 +13,17 @@
 //!           64 │ 0                                             │ 0             │
 //!           96 │ 0                                             │ check         │
 //!              ├───────┬───────────────────────────────────────┴───────────────┤
-//!          128 │ flags │ 0                                                     │  supervisor
-//!              ├───────┼───────┬───────────────┬───────────────────────────────┤
+//!          128 │ flags │ asked │ 0                                             │  supervisor
+//!              ├───────┼───────┼───────────────┬───────────────────────────────┤
 //!          256 │ state │ proto │ echo          │ 0                             │  worker
 //!          384 │ loop_beat     │ served        │ loop_due      │ late          │  worker's loop
 //!          416 │ late_at       │ 0                                             │
 //!          512 │ native_beat   │ 0                                             │  worker's native thread
-//!          640 │txt_len│ 0                                                     │  worker
-//!              ├───────┴───────────────────────────────────────────────────────┤
-//!         1024 │ text …                                                        │  worker … PAGE_LEN
+//!          640 │txt_len│ hooked│ told  │stk_len│ 0                             │  worker
+//!              ├───────┴───────┴───────┴───────┴───────────────────────────────┤
+//!         1024 │ text …                                                        │  worker … 4095
+//!              ├───────────────────────────────────────────────────────────────┤
+//!         4096 │ stack …                                                       │  worker … PAGE_LEN
 //!              └───────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -33,7 +35,9 @@
 //! * `loop_due` is when the next beat of the loop is to come, nanoseconds of `CLOCK_MONOTONIC`; 0 before the first one. `late` is the greatest lateness of a
 //!   beat, in nanoseconds, of which half is left after each [`LATE_HALF_NS`] from `late_at` on. One thread writes all three.
 //! * `text` is what the worker says of its failure, UTF-8; `txt_len` is stored with Release after it and read when the worker has ended.
-//! * After `state`, `txt_len` or `flags` has changed, one datagram on the socket wakes the other side. Its content means nothing. An end
+//! * `hooked` is not 0 when the worker can say where its loop stands. The supervisor asks by another number in `asked`; the worker stores `stk_len` and `stack`,
+//!   UTF-8, and then, with Release, that number in `told`. A length of 0 is "not known". An answer to an older question is none.
+//! * After `state`, `txt_len`, `flags`, `asked` or `told` has changed, one datagram on the socket wakes the other side. Its content means nothing. An end
 //!   of the socket that hangs up says that its process is gone.
 
 use super::fnv::{check_sum, layout_of};
@@ -46,11 +50,13 @@ pub const MAJOR: u16 = 1;
 /// Grows when words that were 0 get a meaning that may be ignored.
 pub const MINOR: u16 = 2;
 /// Bytes of the page.
-pub const PAGE_LEN: usize = 4096;
+pub const PAGE_LEN: usize = 8192;
 /// Bytes of the fixed part.
 pub const FIXED_LEN: usize = 128;
 /// Longest `text`.
-pub const MAX_TEXT: usize = PAGE_LEN - word::TEXT;
+pub const MAX_TEXT: usize = word::STACK - word::TEXT;
+/// Longest `stack`.
+pub const MAX_STACK: usize = PAGE_LEN - word::STACK;
 /// The variable of the worker's environment that names the two fds.
 pub const ENV: &str = "OFFLOOP_SUPERVISOR";
 
@@ -58,6 +64,8 @@ pub const ENV: &str = "OFFLOOP_SUPERVISOR";
 pub mod word {
     /// [`DRAIN`](super::DRAIN); 32 bits.
     pub const FLAGS: usize = 128;
+    /// The number of the last question; 32 bits.
+    pub const ASKED: usize = 132;
     /// [`state`](super::state); 32 bits.
     pub const STATE: usize = 256;
     /// `major | minor << 16`; 32 bits.
@@ -78,8 +86,16 @@ pub mod word {
     pub const NATIVE_BEAT: usize = 512;
     /// 32 bits.
     pub const TEXT_LEN: usize = 640;
-    /// Up to the page's end.
+    /// The worker can say where its loop stands; 32 bits.
+    pub const HOOKED: usize = 644;
+    /// The number of the question that was answered; 32 bits.
+    pub const TOLD: usize = 648;
+    /// 32 bits.
+    pub const STACK_LEN: usize = 652;
+    /// Up to `STACK`.
     pub const TEXT: usize = 1024;
+    /// Up to the page's end.
+    pub const STACK: usize = 4096;
 }
 
 /// How far a worker is.
@@ -112,6 +128,11 @@ pub const LAYOUT: u64 = layout_of(&[
     word::NATIVE_BEAT,
     word::TEXT_LEN,
     word::TEXT,
+    word::ASKED,
+    word::HOOKED,
+    word::TOLD,
+    word::STACK_LEN,
+    word::STACK,
 ]);
 
 /// The fixed part of a page.
@@ -228,7 +249,7 @@ mod tests {
     fn a_page_begins_with_these_bytes() {
         let want: [u8; FIXED_LEN] = {
             let mut w = [0; FIXED_LEN];
-            w[..16].copy_from_slice(b"OFLWORK1\x01\0\0\0\0\x10\0\0");
+            w[..16].copy_from_slice(b"OFLWORK1\x01\0\0\0\0\x20\0\0");
             w[16..24].copy_from_slice(&GOLDEN_LAYOUT.to_le_bytes());
             w[24] = 3;
             w[28] = 4;
@@ -244,8 +265,8 @@ mod tests {
     }
 
     /// Written down when the layout was: a change of it shows here.
-    const GOLDEN_LAYOUT: u64 = 0xf0f7_77f4_a32b_2ced;
-    const GOLDEN_CHECK: u64 = 0x65c4_0a07_b9a9_66cd;
+    const GOLDEN_LAYOUT: u64 = 0x8e60_bd9d_bd25_85cb;
+    const GOLDEN_CHECK: u64 = 0x93e4_efd1_1e97_120a;
 
     #[test]
     fn any_flipped_bit_is_refused() {
@@ -274,7 +295,7 @@ mod tests {
         for none in [Header { generation: 0, ..SAMPLE }, Header { incarnation: 0, ..SAMPLE }, Header { beat_ns: 0, ..SAMPLE }] {
             assert_eq!(Header::decode(&none.encode(), PAGE_LEN).expect_err("refused").kind(), ErrorKind::Corrupt);
         }
-        assert!(Header::decode(&SAMPLE.encode(), 4097).expect_err("longer").to_string().contains("file_len=4097"));
+        assert!(Header::decode(&SAMPLE.encode(), PAGE_LEN + 1).expect_err("longer").to_string().contains("file_len=8193"));
         let newer = Header { minor: 9, ..SAMPLE };
         assert_eq!(Header::decode(&newer.encode(), PAGE_LEN).expect("a newer minor is read"), newer);
     }

@@ -49,7 +49,7 @@ pub(super) fn as_json(event: &Event) -> Option<Value> {
         E::SpawnFailed { worker, error: e } => of("spawn_failed", *worker, json!({"error": error(e)})),
         E::Starting { worker } => of("starting", *worker, json!({})),
         E::Ready { worker, after } => of("ready", *worker, json!({"after_ms": ms(*after)})),
-        E::Suspect { worker, cause } => of("unresponsive", *worker, json!({"cause": cause.name()})),
+        E::Suspect { worker, cause, stack } => of("unresponsive", *worker, json!({"cause": cause.name(), "stack": stack})),
         E::Resumed { worker } => of("responsive", *worker, json!({})),
         E::Expired { worker, why } => of("expired", *worker, json!({"reason": why.name()})),
         E::Draining { worker, cause } => of("draining", *worker, json!({"cause": cause.name()})),
@@ -81,7 +81,7 @@ pub(super) fn reloaded(report: &supervisor::Reloaded) -> Value {
     json!({"generation": report.generation, "replaced": report.replaced, "forced": report.forced, "took_ms": ms(report.took)})
 }
 
-/// A line for whoever looks on; `None` for what goes well.
+/// A line for whoever looks on, and those of a stack below it; `None` for what goes well.
 pub(super) fn as_text(event: &Event) -> Option<String> {
     use supervisor::Event as E;
     let event = match event {
@@ -91,9 +91,10 @@ pub(super) fn as_text(event: &Event) -> Option<String> {
     };
     Some(match event {
         E::SpawnFailed { worker, error } => format!("worker {} could not be started: {error}", worker.slot),
-        E::Suspect { worker, cause } => {
+        E::Suspect { worker, cause, stack } => {
             let how = if *cause == Cause::Blocked { "its event loop stands still" } else { "its process stands still" };
-            format!("worker {} does not respond: {how}", worker.slot)
+            let lines: String = stack.iter().flat_map(|stack| stack.lines()).map(|line| format!("\n    {line}")).collect();
+            format!("worker {} does not respond: {how}{lines}", worker.slot)
         }
         E::Resumed { worker } => format!("worker {} responds again", worker.slot),
         E::Expired { worker, why } => format!("worker {} is to be replaced: {}", worker.slot, why.name()),

@@ -215,7 +215,7 @@ fn a_hanging_worker_is_suspected_dumped_aborted_and_killed() {
         assert_eq!(out, []);
         s.tell(Input::Beats(id(0, 1), 5000, if native { 99_999 } else { 5000 }));
         let out = s.until(15_000);
-        assert_eq!(reports(&out), [Event::Suspect { worker: id(0, 1), cause: want }]);
+        assert_eq!(reports(&out), [Event::Suspect { worker: id(0, 1), cause: want, stack: None }]);
         assert_eq!(deeds(&out), [Dump(0, libc::SIGUSR2)]);
         assert_eq!(s.state(0), State::Suspect);
         assert_eq!(deeds(&s.until(17_000)), [Signal(0, libc::SIGABRT)]);

@@ -793,7 +793,7 @@ impl World {
     fn reported(&mut self, event: Event) {
         self.note(|| format!("{event:?}"));
         let now = self.now;
-        if let Some(id) = worker_of(&event) {
+        if let Some(id) = event.worker() {
             self.must(!self.gone.contains(&id) || matches!(event, Event::SpawnFailed { .. }), || format!("{event:?} of one who is gone"));
         }
         match event {
@@ -818,7 +818,7 @@ impl World {
                 (model.judged_by, model.ready_at) = (None, now);
                 self.must(may && !twice, || format!("{worker} is routed too early or twice"));
             }
-            Event::Suspect { worker, cause } => {
+            Event::Suspect { worker, cause, .. } => {
                 self.figures.suspects += 1;
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
                 model.suspected = true;
@@ -1160,22 +1160,6 @@ impl World {
         self.must(ends == stats.spawned, || format!("{ends} ends of {} processes", stats.spawned));
         self.figures.late = stats.late;
         self.figures
-    }
-}
-
-fn worker_of(event: &Event) -> Option<WorkerId> {
-    match event {
-        Event::Spawned { worker, .. }
-        | Event::SpawnFailed { worker, .. }
-        | Event::Starting { worker }
-        | Event::Ready { worker, .. }
-        | Event::Suspect { worker, .. }
-        | Event::Resumed { worker }
-        | Event::Expired { worker, .. }
-        | Event::Draining { worker, .. }
-        | Event::Signalled { worker, .. }
-        | Event::Exited { worker, .. } => Some(*worker),
-        _ => None,
     }
 }
 
