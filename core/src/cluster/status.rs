@@ -323,7 +323,7 @@ mod tests {
         };
         is(Event::Spawned { worker: ID, pid: 1 << 30 }, none, &["starting", "starting"]);
         is(Event::Ready { worker: ID, after: Duration::ZERO }, one, &["running", "ready"]);
-        is(Event::Suspect { worker: ID, cause: Cause::Blocked }, none, &["running", "unresponsive"]);
+        is(Event::Suspect { worker: ID, cause: Cause::Blocked, stack: None }, none, &["running", "unresponsive"]);
         is(Event::Resumed { worker: ID }, Stats { degraded: true, ..one }, &["degraded", "ready"]);
         is(Event::Draining { worker: ID, cause: Cause::Retire }, one, &["running", "draining"]);
         is(Event::Signalled { worker: ID, signal: 15, cause: Cause::Retire }, one, &["running", "ending"]);
