@@ -200,6 +200,16 @@ enum {
 #define OFFLOOP_CLUSTER_WARNING 13
 
 /**
+ * A spare is loaded, and waits; its slot is 1,024 or higher.
+ */
+#define OFFLOOP_CLUSTER_SPARE 14
+
+/**
+ * A spare, the process `pid`, has the place `slot` of a worker that has ended, and takes connections.
+ */
+#define OFFLOOP_CLUSTER_ACTIVATED 15
+
+/**
  * Most fds, those of buffers that move included, in one message.
  */
 #define OFFLOOP_CHANNEL_MAX_FDS 253
@@ -918,6 +928,11 @@ typedef struct {
    */
   int64_t max_requests;
   /**
+   * Workers beside those that load and wait: when one has ended, a spare takes its place at once, and another is started. With the workers no more than 1024; not with
+   * "reuseport". Their program takes connections by offloop_worker_accept, or heeds offloop_worker_active_fd. Default: none.
+   */
+  int64_t spares;
+  /**
    * Added to the niceness of the workers. Default 0.
    */
   int32_t nice;
@@ -1016,17 +1031,21 @@ typedef struct {
    */
   int32_t degraded;
   /**
-   * Workers wanted, processes, workers that take connections.
+   * Workers wanted.
    */
   uint64_t wanted;
   /**
-   * Processes.
+   * Workers' processes.
    */
   uint64_t live;
   /**
    * Workers that take connections.
    */
   uint64_t ready;
+  /**
+   * Spares that wait.
+   */
+  uint64_t spares;
   /**
    * Processes started.
    */
@@ -2197,7 +2216,7 @@ offloop_status offloop_cluster_worker_load(offloop_cluster *cluster,
 void offloop_cluster_free(offloop_cluster *cluster);
 
 /**
- * This worker's place in its cluster, from 0 on. OFFLOOP_ERR_UNSUPPORTED when no cluster has started this process, so that a program can be both. The first
+ * This worker's place in its cluster, from 0 on; that of a spare is 1,024 or higher until it takes a worker's place. OFFLOOP_ERR_UNSUPPORTED when no cluster has started this process, so that a program can be both. The first
  * call of any offloop_worker_ function of a cluster starts a thread that shows the cluster that this process lives; call it on the first thread.
  */
 offloop_status offloop_worker_slot(uint32_t *out);
@@ -2220,8 +2239,14 @@ size_t offloop_worker_fd_count(void);
 int offloop_worker_fd(size_t index);
 
 /**
+ * An fd that is readable from when this worker takes connections, and for good: that of a spare from when it takes a worker's place, that of any other from the start. Poll it, do not
+ * read or close it; a program that polls listeners itself begins then. -1 where no cluster has started this process.
+ */
+int offloop_worker_active_fd(void);
+
+/**
  * Takes a connection that waits at `listener`, an fd of offloop_worker_fd or offloop_worker_listen, at most after `timeout_ns` (0: one that is there; below 0: for ever). It is the
- * caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
+ * caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came, and while this worker is a spare. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
  * it. OFFLOOP_ERR_PEER_DIED when the cluster is gone. With balance "least-connections" call offloop_worker_closed for each that has ended.
  */
 offloop_status offloop_worker_accept(int listener,
@@ -2750,10 +2775,10 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
-  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_LOAD_INIT \
   { sizeof(offloop_cluster_load), 0, 0, 0, 0 }

@@ -19,7 +19,7 @@ const { pick } = require('./calls.cjs')
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
 /** What the kernel lets workers have and do. */
 const CONFINE = ['nice', 'pinCpus', 'uid', 'gid', 'oomScore']
-const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
+const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers spares listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -90,17 +90,20 @@ function checkHeartbeat(heartbeat) {
   return { beat: interval, hang: timeout }
 }
 
+/** Slots of spares, from here on. */
+const FIRST_SPARE = 1024
+
 /** What of a worker's channel is an event of its cluster, once somebody listens for it. */
 const SAID = ['message', 'request']
 /** Whom a slot means while it has several processes: the last of these that one of them is. */
-const STANDING = ['draining', 'starting', 'unresponsive', 'ready']
+const STANDING = ['draining', 'starting', 'unresponsive', 'spare', 'ready']
 
 /** Why one worker does not get what others do. */
 const MISSES = ['Full', 'Closed', 'PeerDied'].map((kind) => fail(kind, '').code)
 
 /** One worker as its cluster sees it. */
 class ClusterWorker {
-  /** `starting`, `ready`, `unresponsive`, `draining` or `exited`. */
+  /** `starting`, `ready`, `spare`, `unresponsive`, `draining` or `exited`. */
   state = 'starting'
   #incarnation
   #channel = null
@@ -143,6 +146,12 @@ class ClusterWorker {
     return worker.#channel
   }
 
+  /** What was a spare has a place. */
+  static place(worker, slot, incarnation) {
+    worker.slot = slot
+    worker.#incarnation = incarnation
+  }
+
   static connect(worker, channel) {
     worker.#channel = channel
   }
@@ -173,7 +182,7 @@ class Cluster extends EventEmitter {
 
   constructor(options) {
     super()
-    const { workers, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
+    const { workers, spares, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
     const { heartbeat, maxAge, maxMemory, maxRequests, metrics, pool, ...rest } = others
     const { exec, args, execArgv, env, cwd, limits, ...last } = rest
     const confine = pick(last, CONFINE)
@@ -182,12 +191,14 @@ class Cluster extends EventEmitter {
     this.#commands.set(1, { exec, args, execArgv, env, cwd })
     checkCommand(this.#commands.get(1))
     if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
+    if (spares !== undefined && typeof spares !== 'number') throw wrongType('spares', 'number', spares)
     if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
     this.#listen = listen.map((at) => addressOf(at))
     broker.checkPool(pool)
     this.#pool = pool
     this.#options = {
       workers: workers === 'auto' ? undefined : workers,
+      spares,
       balance,
       readyTimeout,
       minReady,
@@ -231,7 +242,7 @@ class Cluster extends EventEmitter {
     }
     begin()
     try {
-      await this.#until((stats) => stats.wanted > 0 && stats.ready >= stats.wanted)
+      await this.#until((stats) => stats.wanted > 0 && this.#areReady(stats, stats.wanted))
     } catch (error) {
       // A stop has seen to that already.
       if (this.#handle !== null) await this.#end(null)
@@ -244,6 +255,12 @@ class Cluster extends EventEmitter {
     const [args, variables, cwd] = commandOf(command)
     if (this.#served !== null) variables.push(broker.VARIABLE, this.#served.path)
     return [args, variables, cwd]
+  }
+
+  /** So many are, and this side has heard of it. */
+  #areReady(stats, workers) {
+    const isReady = ({ slot, state }) => slot < FIRST_SPARE && (state === 'ready' || state === 'unresponsive')
+    return stats.ready >= workers && [...this.#processes.values()].filter(isReady).length >= workers
   }
 
   #until(holds) {
@@ -381,10 +398,28 @@ class Cluster extends EventEmitter {
       case 'listening':
         this.emit('listening', this.#workerOf(rest), rest[4])
         break
+      case 'spare': {
+        const worker = this.#workerOf(rest)
+        worker.state = 'spare'
+        this.emit('spare', worker)
+        break
+      }
+      case 'activated': {
+        const [slot, , incarnation, , spareSlot, spareIncarnation] = rest
+        const key = `${spareSlot}.${spareIncarnation}`
+        const worker = this.#processes.get(key)
+        this.#processes.delete(key)
+        ClusterWorker.place(worker, slot, incarnation)
+        this.#processes.set(`${slot}.${incarnation}`, worker)
+        worker.state = 'ready'
+        this.#show(slot)
+        this.emit('ready', worker)
+        break
+      }
       case 'ready':
       case 'responsive': {
         const worker = this.#workerOf(rest)
-        worker.state = 'ready'
+        worker.state = worker.slot < FIRST_SPARE ? 'ready' : 'spare'
         this.#show(worker.slot)
         this.emit(what, worker)
         break
@@ -499,7 +534,8 @@ class Cluster extends EventEmitter {
     if (this.stats.degraded) throw fail('Degraded', 'too many workers fail')
     this.#scaling = workers
     // A later call may have another number in mind.
-    await this.#until((stats) => this.#scaling !== workers || (stats.wanted === workers && stats.ready >= workers && stats.live <= workers))
+    const isDone = (stats) => stats.wanted === workers && stats.live <= workers && this.#areReady(stats, workers)
+    await this.#until((stats) => this.#scaling !== workers || isDone(stats))
   }
 
   /** Ends all workers, which have `grace` ms to finish what they do (default: `drainTimeout`); 0: at once. */

@@ -484,6 +484,11 @@ export interface ClusterCommand {
 export interface ClusterOptions extends ClusterCommand {
   /** 1 to 1,024. Default `'auto'`: as many as there are usable cores. */
   workers?: number | 'auto' | undefined
+  /**
+   * Workers beside those that load, listen and wait, without a connection: when a worker has ended, a spare takes its place at once, and another is started. With the workers no more than
+   * 1,024; not with `'reuseport'`. Default 0.
+   */
+  spares?: number | undefined
   /** Sockets that are bound before the first worker starts, and inherited from fd 3 on. Servers of a script need none: they listen where they ask to. */
   listen?: readonly ClusterListen[] | undefined
   /** How connections come to workers, of these sockets and of those that they ask for. Default `'shared'`. A reload with `'reuseport'` may lose connections. */
@@ -529,12 +534,12 @@ export interface ClusterOptions extends ClusterCommand {
 
 /** A worker of a cluster, as its cluster sees it. */
 export interface ClusterWorker {
-  /** Its place, from 0 on; whoever replaces it has the same. */
+  /** Its place, from 0 on; whoever replaces it has the same. That of a spare is 1,024 or higher until it takes a worker's. */
   readonly slot: number
   /** The (re)load that it belongs to, from 1 on. */
   readonly generation: number
   readonly pid: number
-  readonly state: 'starting' | 'ready' | 'unresponsive' | 'draining' | 'exited'
+  readonly state: 'starting' | 'ready' | 'spare' | 'unresponsive' | 'draining' | 'exited'
   /** Requests that it has answered since its start, read now: those that `maxRequests` counts. Null once it has ended. */
   readonly served: number | null
   /**
@@ -580,9 +585,11 @@ export interface ClusterStats {
   /** Of the last (re)load that succeeded. */
   generation: number
   wanted: number
-  /** Processes. */
+  /** Processes of workers. */
   live: number
   ready: number
+  /** Spares that wait. */
+  spares: number
   degraded: boolean
   /** Requests that workers have answered since the start, those that have ended too. */
   served: number
@@ -604,6 +611,8 @@ export interface ClusterEvents {
   online: [worker: ClusterWorker]
   listening: [worker: ClusterWorker, address: string]
   ready: [worker: ClusterWorker]
+  /** A spare is loaded, and waits. When it takes the place of a worker it is `ready`, with the slot of that one. */
+  spare: [worker: ClusterWorker]
   draining: [worker: ClusterWorker, why: { cause: string }]
   /**
    * Its loop has shown nothing for so long; it is ended, unless it goes on in time (`responsive`). `cause`: `blocked`, or `frozen` where the whole process stands still. `stack`: where the loop
@@ -672,7 +681,7 @@ export class Cluster extends EventEmitter<ClusterEvents> implements AsyncDisposa
   request(slot: number, message: unknown, options?: (SendOptions & WaitOptions & { withFds?: false }) | null): Promise<any>
   request(slot: number, message: unknown, options: SendOptions & WaitOptions & { withFds: true }): Promise<{ value: any; fds: number[] }>
   /**
-   * Sends a copy of a message to every worker that lives, those that start or drain included. Returns those that did not get it, and why: too much waits for them already, or they are
+   * Sends a copy of a message to every worker that lives, those that start or drain and spares included. Returns those that did not get it, and why: too much waits for them already, or they are
    * about to end. The others did. A `TransferBuffer` in it is `ERR_OFFLOOP_INVALID`: it moves to one worker.
    */
   broadcast(message: unknown, options?: { fds?: SendOptions['fds'] } | null): { worker: ClusterWorker; error: OffloopError }[]

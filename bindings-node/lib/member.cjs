@@ -48,13 +48,17 @@ class ClusterMember extends EventEmitter {
   #errors = []
   /** Requests of which the cluster has not heard. */
   #served = 0
+  /** It was a spare when it was looked at last, of this slot; and what begins when it takes a worker's place. */
+  #waits
+  #started
+  #waiting = []
 
-  constructor([handle, slot, generation, beat, fds, passed]) {
+  constructor([handle, slot, generation, beat, fds, passed, spare]) {
     super()
     this.#handle = handle
     this.#passed = passed
-    /** Its place, from 0 on. */
-    this.slot = slot
+    this.#waits = spare
+    this.#started = slot
     /** The (re)load that it belongs to, from 1 on. */
     this.generation = generation
     this.pid = process.pid
@@ -74,6 +78,16 @@ class ClusterMember extends EventEmitter {
     process.on('uncaughtExceptionMonitor', (error) => {
       if (process.listenerCount('uncaughtException') === 0) native.memberFail(handle, textOf(error))
     })
+  }
+
+  /** Its place, from 0 on; that of a spare is 1,024 or higher until it takes a worker's. */
+  get slot() {
+    return native.memberPlace(this.#handle) ?? this.#started
+  }
+
+  /** It waits for the place of a worker. */
+  get spare() {
+    return native.memberPlace(this.#handle) === null
   }
 
   /** To the process of the cluster. It keeps this one alive while somebody listens for what comes on it. */
@@ -188,6 +202,55 @@ class ClusterMember extends EventEmitter {
   add(server) {
     servers.add(server)
     if (this.#drains !== null) this.#drains = Promise.allSettled([this.#drains, finish(server)])
+  }
+
+  /** It may be no spare any more, or be to leave. */
+  look() {
+    if (this.#waits && !this.spare) {
+      this.#waits = false
+      if (process.env.OFFLOOP_SLOT !== undefined) process.env.OFFLOOP_SLOT = String(this.slot)
+      for (const begin of this.#waiting.splice(0)) begin()
+      this.emit('active')
+    }
+    this.drain()
+  }
+
+  /**
+   * The handle that `server` is about to make takes no connection before this spare takes a worker's place, and the server is told that it listens. Returns what is to be called when the
+   * handle is made.
+   */
+  defer(server) {
+    if (!this.#waits) return () => {}
+    let own = server._handle
+    const set = (handle) => {
+      own = handle
+      if (handle) this.#putOff(handle)
+    }
+    Object.defineProperty(server, '_handle', { configurable: true, enumerable: true, get: () => own, set })
+    return () => Object.defineProperty(server, '_handle', { configurable: true, enumerable: true, writable: true, value: own })
+  }
+
+  #putOff(handle) {
+    // Keeps the process alive, as a handle that listens does.
+    const timer = setInterval(() => {}, FOREVER)
+    let over = false
+    handle.listen = (queue) => {
+      this.#waiting.push(() => {
+        if (over) return
+        clearInterval(timer)
+        delete handle.listen
+        delete handle.close
+        const errno = handle.listen(queue)
+        if (errno !== 0) throw fail('Os', 'a server of what was a spare cannot listen', { errno: -errno })
+      })
+      return 0
+    }
+    handle.close = function (...args) {
+      over = true
+      clearInterval(timer)
+      delete this.close
+      return this.close(...args)
+    }
   }
 
   drain() {
@@ -422,8 +485,11 @@ function patch() {
       }
     }
     if (own === undefined) listen.call(this, address, port, type, queue, fd, flags)
-    else if (typeof own === 'number') listen.call(this, null, null, null, queue, own, flags)
-    else {
+    else if (typeof own === 'number') {
+      const made = where !== undefined || member.fds.includes(own) ? member.defer(this) : () => {}
+      listen.call(this, null, null, null, queue, own, flags)
+      made()
+    } else {
       this._handle = own
       listen.call(this, address, port, type, queue, fd, flags)
     }
@@ -445,7 +511,7 @@ function enter(unmodified = false) {
   const attached = native.memberAttach(note)
   if (attached === null) return
   member = new ClusterMember(attached)
-  onNote(note, () => member.drain())
+  onNote(note, () => member.look())
   // Programs that this one starts are nobody's worker.
   for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', ...(unmodified ? [] : LISTEN)]) delete process.env[name]
   patch()

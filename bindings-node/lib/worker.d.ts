@@ -42,9 +42,11 @@ export interface ClusterPool {
 }
 
 /** This process as the worker of a Cluster. Its servers listen on the cluster's sockets; when it is to leave they take no more connections, answer the next request on each that is open, and the process ends with the last. */
-export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEvents, 'message' | 'request' | 'messageerror'>> {
-  /** Its place, from 0 on. */
+export interface ClusterMember extends PoolWorker, EventEmitter<Pick<ChannelEvents, 'message' | 'request' | 'messageerror'> & { active: [] }> {
+  /** Its place, from 0 on; that of a spare is 1,024 or higher until it takes a worker's. */
   readonly slot: number
+  /** It is a spare, and waits: its servers take no connections. The event `active` says when that ends. */
+  readonly spare: boolean
   /** The (re)load that it belongs to, from 1 on. */
   readonly generation: number
   /** The sockets of the cluster's option `listen`: `server.listen({ fd: worker.fds[0] })`, with any `balance`. */

@@ -45,6 +45,12 @@ fn listener(told: Arc<Told>, pids: Pids) -> impl FnMut(&Event) + Send {
                 }
                 Of::Starting { worker } => of(pids, "online", worker, vec![]),
                 Of::Ready { worker, after } => of(pids, "ready", worker, vec![ms(*after)]),
+                Of::Spare { worker, .. } => of(pids, "spare", worker, vec![]),
+                Of::Activated { spare, worker } => {
+                    let pid = pids.remove(spare);
+                    pids.extend(pid.map(|pid| (*worker, pid)));
+                    of(pids, "activated", worker, vec![int(spare.slot), Value::Int(spare.incarnation as i64)])
+                }
                 Of::Suspect { worker, cause, stack } => {
                     let stack = stack.clone().map_or(Value::Nil, Value::from);
                     of(pids, "unresponsive", worker, vec![Value::from(cause.name().to_owned()), stack])
@@ -172,7 +178,7 @@ fn renamed(error: &Error) -> Error {
 
 fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let mut supervision = Builder::default_supervision();
-    let (mut workers, mut one_by_one) = (None, false);
+    let (mut workers, mut spares, mut one_by_one) = (None, 0, false);
     let mut balance = Balance::default();
     let (mut confine, mut pin_cpus) = (Confine::default(), false);
     let mut metrics = None;
@@ -186,6 +192,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
         let time = |name| Ok::<_, crate::js::Fail>(duration(env, value, name)?.unwrap_or(MAX_DURATION));
         match env.text(key).unwrap_or_default().as_str() {
             "workers" => workers = Some(count(env, value, "workers")?),
+            "spares" => spares = count(env, value, "spares")?,
             "oneByOne" => one_by_one = env.bool(value) == Some(true),
             "balance" => balance = env.text(value).ok_or_else(|| bad("balance", shown(env, value), "text"))?.parse()?,
             "metrics" => metrics = Some(env.text(value).ok_or_else(|| bad("metrics", shown(env, value), "text"))?.parse()?),
@@ -207,7 +214,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             other => return Err(Error::invalid("unknown option").with("option", other.chars().take(80).collect::<String>()).into()),
         }
     }
-    let mut builder = Cluster::builder().supervision(supervision).balance(balance).confine(confine).pin_cpus(pin_cpus);
+    let mut builder = Cluster::builder().supervision(supervision).spares(spares).balance(balance).confine(confine).pin_cpus(pin_cpus);
     if let Some(workers) = workers {
         builder = builder.workers(workers);
     }
@@ -360,6 +367,7 @@ pub(crate) fn stats(call: &Call<'_>) -> JsResult<Raw> {
         ("wanted", count(s.wanted)),
         ("live", count(s.live)),
         ("ready", count(s.ready)),
+        ("spares", count(s.spares)),
         ("degraded", Value::Bool(s.degraded)),
         ("served", total(s.served)),
         ("spawned", total(s.spawned)),
@@ -411,6 +419,8 @@ pub(crate) struct Member {
     worker: Worker,
     /// "Take no more work."
     _drain: Watch,
+    /// "You are no spare any more."
+    _active: Option<Watch>,
 }
 
 fn member(call: &Call<'_>) -> JsResult<Rc<Member>> {
@@ -420,7 +430,8 @@ fn member(call: &Call<'_>) -> JsResult<Rc<Member>> {
     }
 }
 
-/// `memberAttach(note)`: `[handle, slot, generation, ms between beats, fds, whether connections are passed]`, null when no cluster started this process; `note` is told when it is to drain.
+/// `memberAttach(note)`: `[handle, slot, generation, ms between beats, fds, whether connections are passed, whether it is a spare]`, null when no cluster started this process; `note` is told
+/// when it is to drain, and when it is no spare any more.
 pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let Some(worker) = worker::attach()? else { return Ok(env.null()) };
@@ -431,11 +442,16 @@ pub(crate) fn attach(call: &Call<'_>) -> JsResult<Raw> {
     if let Some(watched) = stack::watch(env)? {
         worker.supervisor().on_stall(move |stall| watched.stack(stall));
     }
+    let is_spare = worker.supervisor().is_spare();
+    let wake = call.state.wake.clone();
+    let active = is_spare.then(|| Watch::new(worker.supervisor().active_fd(), move || wake.notify(note))).transpose()?;
+    active.iter().try_for_each(Watch::arm)?;
     let (id, beat, fds) = (worker.supervisor().id(), worker.supervisor().beat_interval(), worker.fds());
     let passed = worker.is_passed();
-    let out = env.array(6)?;
+    let out = env.array(7)?;
+    env.set_at(out, 6, env.boolean(is_spare)?)?;
     env.set_at(out, 5, env.boolean(passed)?)?;
-    env.set_at(out, 0, buffer::external(env, call.state, Handle::Member(Rc::new(Member { worker, _drain: drain })))?)?;
+    env.set_at(out, 0, buffer::external(env, call.state, Handle::Member(Rc::new(Member { worker, _drain: drain, _active: active })))?)?;
     env.set_at(out, 1, env.number(id.slot.into())?)?;
     env.set_at(out, 2, env.number(id.generation.into())?)?;
     env.set_at(out, 3, env.number(beat.as_secs_f64() * 1e3)?)?;
@@ -567,6 +583,12 @@ pub(crate) fn fail(call: &Call<'_>) -> JsResult<Raw> {
 /// `memberDrained(member)`.
 pub(crate) fn drained(call: &Call<'_>) -> JsResult<Raw> {
     with(call, supervisor::Worker::drained)
+}
+
+/// `memberPlace(member)`: the slot of one that is no spare, null for one that is.
+pub(crate) fn place(call: &Call<'_>) -> JsResult<Raw> {
+    let id = member(call)?.worker.supervisor().id();
+    if id.is_spare() { Ok(call.env.null()) } else { call.env.number(id.slot.into()) }
 }
 
 /// `memberDraining(member)`.

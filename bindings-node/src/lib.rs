@@ -209,6 +209,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"memberFail", cluster::fail),
     (c"memberDrained", cluster::drained),
     (c"memberDraining", cluster::draining),
+    (c"memberPlace", cluster::place),
     (c"counterNew", shared::counter_new),
     (c"counterAdd", shared::counter_add),
     (c"counterGet", shared::counter_get),

@@ -99,6 +99,13 @@ impl Heard {
             }
             Of::Starting { worker } => of(&self.pids, "online", worker, vec![]),
             Of::Ready { worker, after } => of(&self.pids, "ready", worker, vec![seconds(*after)]),
+            Of::Spare { worker, .. } => of(&self.pids, "spare", worker, vec![]),
+            Of::Activated { spare, worker } => {
+                let pid = self.pids.remove(spare);
+                self.pids.extend(pid.map(|pid| (*worker, pid)));
+                let was = [int(spare.slot), int(spare.generation), Value::Int(spare.incarnation as i64)];
+                of(&self.pids, "activated", worker, was.into())
+            }
             Of::Suspect { worker, cause, stack } => {
                 let stack = stack.clone().map_or(Value::Nil, Value::from);
                 of(&self.pids, "unresponsive", worker, vec![text(cause.name()), stack])
@@ -158,21 +165,24 @@ fn renamed(error: &Error) -> Error {
     })
 }
 
-/// From 0 on.
-fn whole(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+fn whole(name: &'static str, value: &Bound<'_, PyAny>, min: usize) -> PyResult<u64> {
     if value.is_instance_of::<PyBool>() {
         return Err(wrong_type(name, value, "an integer"));
     }
     let n: i64 = number_option(name, value)?;
-    let low = || Error::invalid("option is out of range").with("option", name).with("value", n).with("min", 1);
+    let low = || Error::invalid("option is out of range").with("option", name).with("value", n).with("min", min);
     u64::try_from(n).map_err(|_| raise(value.py(), &low()))
 }
 
 fn count(name: &'static str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    let n = whole(name, value)?;
-    usize::try_from(n).ok().filter(|n| (1..=supervisor::MAX_WORKERS).contains(n)).ok_or_else(|| {
+    number_of(name, value, 1)
+}
+
+fn number_of(name: &'static str, value: &Bound<'_, PyAny>, min: usize) -> PyResult<usize> {
+    let n = whole(name, value, min)?;
+    usize::try_from(n).ok().filter(|n| (min..=supervisor::MAX_WORKERS).contains(n)).ok_or_else(|| {
         let error = Error::invalid("option is out of range").with("option", name).with("value", n);
-        raise(value.py(), &error.with("min", 1).with("max", supervisor::MAX_WORKERS))
+        raise(value.py(), &error.with("min", min).with("max", supervisor::MAX_WORKERS))
     })
 }
 
@@ -183,6 +193,7 @@ type Running = Option<(Cluster, Arc<Told>)>;
 #[pyclass(name = "_Cluster", module = "offloop._native", frozen)]
 pub(crate) struct PyCluster {
     workers: Option<usize>,
+    spares: usize,
     supervision: supervisor::Options,
     balance: Balance,
     confine: Confine,
@@ -250,7 +261,7 @@ impl PyCluster {
     #[new]
     fn new(py: Python<'_>, options: &Bound<'_, PyDict>, listen: Vec<String>) -> PyResult<PyCluster> {
         let mut supervision = Builder::default_supervision();
-        let mut workers = None;
+        let (mut workers, mut spares) = (None, 0);
         let mut balance = Balance::default();
         let (mut confine, mut pin_cpus) = (Confine::default(), false);
         let mut metrics = None;
@@ -259,6 +270,7 @@ impl PyCluster {
             let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
             match key.as_str() {
                 "workers" => workers = Some(count("workers", &value)?),
+                "spares" => spares = number_of("spares", &value, 0)?,
                 "balance" => {
                     let text: String = value.extract().map_err(|_| wrong_type("balance", &value, "the name of a strategy"))?;
                     balance = text.parse().map_err(|e| raise(py, &e))?;
@@ -280,17 +292,18 @@ impl PyCluster {
                 "limits" => confine.limits = value.extract()?,
                 "oom_score" => confine.oom_score = Some(number_option("oom_score", &value)?),
                 "max_age" => supervision.max_age = Some(time("max_age")?),
-                "max_memory" => supervision.max_memory = Some(whole("max_memory", &value)?),
-                "max_requests" => supervision.max_requests = Some(whole("max_requests", &value)?),
+                "max_memory" => supervision.max_memory = Some(whole("max_memory", &value, 1)?),
+                "max_requests" => supervision.max_requests = Some(whole("max_requests", &value, 1)?),
                 _ => return Err(raise(py, &Error::invalid("unknown option").with("option", key))),
             }
         }
-        let checked = supervisor::Options { workers: workers.unwrap_or(1), ..supervision.clone() };
+        let checked = Cluster::builder().supervision(supervision.clone()).workers(workers.unwrap_or(1)).spares(spares).balance(balance);
         checked.check().map_err(|e| raise(py, &renamed(&e)))?;
         confine.check().map_err(|e| raise(py, &e))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
         Ok(PyCluster {
             workers,
+            spares,
             supervision,
             balance,
             confine,
@@ -309,6 +322,7 @@ impl PyCluster {
         let own = Arc::clone(&told);
         let mut builder = Cluster::builder()
             .supervision(self.supervision.clone())
+            .spares(self.spares)
             .balance(self.balance)
             .confine(self.confine.clone())
             .pin_cpus(self.pin_cpus)
@@ -456,7 +470,7 @@ impl PyCluster {
         drop(watch);
     }
 
-    /// Each slot that has a process.
+    /// Slot, generation, incarnation, pid and state of each slot that has a process, but for spares.
     fn workers(&self, py: Python<'_>) -> PyResult<Vec<WorkerRow>> {
         let (cluster, told) = self.get(py)?;
         let slots = cluster.slots().map_err(|e| raise(py, &e))?;
@@ -467,7 +481,7 @@ impl PyCluster {
             let delay = load.loop_delay.map(|late| late.as_secs_f64());
             Some((id.slot, id.generation, id.incarnation, *heard.pids.get(&id)?, shown(state)?, load.served, delay))
         };
-        Ok(slots.into_iter().filter_map(row).collect())
+        Ok(slots.into_iter().filter(|(id, _)| !id.is_spare()).filter_map(row).collect())
     }
 
     fn addresses(&self, py: Python<'_>) -> PyResult<Vec<String>> {
@@ -486,6 +500,7 @@ impl PyCluster {
         d.set_item("wanted", s.wanted)?;
         d.set_item("live", s.live)?;
         d.set_item("ready", s.ready)?;
+        d.set_item("spares", s.spares)?;
         d.set_item("degraded", s.degraded)?;
         d.set_item("spawned", s.spawned)?;
         d.set_item("crashed", s.exits.unasked())?;
@@ -649,6 +664,18 @@ impl PyMember {
 
     fn drained(&self) {
         self.worker.supervisor().drained();
+    }
+
+    /// It is a spare, and waits.
+    #[getter]
+    fn spare(&self) -> bool {
+        self.worker.supervisor().is_spare()
+    }
+
+    /// Whether it is no spare any more, at the latest after so many seconds. Waits without the GIL.
+    fn wait_active(&self, py: Python<'_>, seconds: f64) -> bool {
+        let timeout = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_DURATION);
+        wait::detached(py, || self.worker.supervisor().wait_active(Some(timeout)))
     }
 
     /// Whether it is to finish, at the latest after so many seconds. Waits without the GIL.

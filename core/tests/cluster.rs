@@ -129,7 +129,7 @@ fn count() {
 
 /// Answers each connection with its slot, generation and `mode`, and closes it.
 ///
-/// Of the mode `deaf N` slot N takes nothing, of `stuck N` its loop stands still as well.
+/// Of the mode `pid` it says its process id in place of that. Of the mode `deaf N` slot N takes nothing, of `stuck N` its loop stands still as well.
 fn be_worker(mode: &str) -> ! {
     let worker = worker::attach().unwrap().expect("of a cluster");
     if mode == "broken" {
@@ -167,6 +167,7 @@ fn be_worker(mode: &str) -> ! {
         worker.beat();
         let Some(connection) = worker.accept(from.as_fd(), Some(ms(1))).unwrap() else { continue };
         let mut connection = TcpStream::from(connection);
+        let id = worker.supervisor().id();
         let (worker, mode, open) = (worker.clone(), mode.to_owned(), Arc::clone(&open));
         open.fetch_add(1, Ordering::SeqCst);
         std::thread::spawn(move || {
@@ -176,7 +177,8 @@ fn be_worker(mode: &str) -> ! {
                 connection.write_all(b"+").unwrap();
             }
             if connection.read_exact(&mut request).is_ok() {
-                let _ = connection.write_all(format!("{} {} {mode}", id.slot, id.generation).as_bytes());
+                let said = if mode == "pid" { std::process::id().to_string() } else { mode };
+                let _ = connection.write_all(format!("{} {} {said}", id.slot, id.generation).as_bytes());
             }
             worker.supervisor().served(1);
             worker.closed();
@@ -1048,4 +1050,200 @@ fn who_receives_by_itself_has_the_channel() {
     while !matches!(w.events.recv_timeout(WATCHDOG).unwrap(), Event::Worker(supervisor::Event::Exited { .. })) {}
     assert_eq!(w.cluster.channel(id).unwrap_err().kind(), ErrorKind::NotFound);
     w.stop();
+}
+
+// ---- spares ----
+
+/// What a test of spares has seen: the process of each worker, and events that it has not looked at.
+struct Spares {
+    w: Watched,
+    pids: std::collections::HashMap<WorkerId, i32>,
+}
+
+impl Spares {
+    fn start(builder: Builder) -> Spares {
+        let mut s = Spares { w: start(builder.listen(local()), command("pid")), pids: std::collections::HashMap::new() };
+        s.w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
+        s.waits();
+        s
+    }
+
+    /// The next event of which `pick` makes something.
+    fn next<T>(&mut self, pick: impl Fn(&supervisor::Event) -> Option<T>) -> T {
+        loop {
+            let Event::Worker(event) = self.w.events.recv_timeout(WATCHDOG).unwrap() else { continue };
+            match event {
+                supervisor::Event::Spawned { worker, pid } => drop(self.pids.insert(worker, pid)),
+                supervisor::Event::Activated { spare, worker } => {
+                    let pid = self.pids.remove(&spare).unwrap();
+                    self.pids.insert(worker, pid);
+                }
+                _ => {}
+            }
+            if let Some(found) = pick(&event) {
+                return found;
+            }
+        }
+    }
+
+    /// The next spare that waits.
+    fn waits(&mut self) -> WorkerId {
+        self.next(|e| if let supervisor::Event::Spare { worker, .. } = e { Some(*worker) } else { None })
+    }
+
+    fn takes_over(&mut self) -> (WorkerId, WorkerId) {
+        self.next(|e| if let supervisor::Event::Activated { spare, worker } = e { Some((*spare, *worker)) } else { None })
+    }
+
+    fn ready(&mut self) -> WorkerId {
+        self.next(|e| if let supervisor::Event::Ready { worker, .. } = e { Some(*worker) } else { None })
+    }
+
+    fn pid(&self, slot: u32) -> i32 {
+        let last = self.pids.iter().filter(|(id, _)| id.slot == slot).max_by_key(|(id, _)| id.incarnation);
+        *last.unwrap().1
+    }
+
+    fn kill_9(&self, slot: u32) {
+        // SAFETY: a child of this program, which has not been waited for by anybody but the supervisor.
+        assert_eq!(unsafe { libc::kill(self.pid(slot), libc::SIGKILL) }, 0);
+    }
+
+    fn ended(&mut self, slot: u32) {
+        self.next(|e| matches!(e, supervisor::Event::Exited { worker, .. } if worker.slot == slot).then_some(()));
+    }
+
+    /// Slot, generation, process.
+    fn ask(&self) -> (u32, u32, i32) {
+        let answer = ask(self.w.port()).unwrap();
+        let mut words = answer.split(' ');
+        let mut number = || words.next().unwrap().parse::<i32>().unwrap();
+        (number() as u32, number() as u32, number())
+    }
+
+    fn stop(self) {
+        let (cluster, pids) = (self.w.cluster.clone(), self.pids.clone());
+        self.w.stop();
+        assert_eq!(cluster.stats().unwrap().spares, 0);
+        // SAFETY: a plain query.
+        assert!(pids.values().all(|pid| unsafe { libc::kill(*pid, 0) } != 0), "a process is left");
+    }
+}
+
+fn with_spare(workers: usize, balance: Balance) -> Spares {
+    Spares::start(quick().workers(workers).spares(1).balance(balance))
+}
+
+const SPARE: u32 = supervisor::FIRST_SPARE;
+
+#[test]
+fn a_spare_answers_nothing_and_takes_the_place_of_the_only_worker_when_that_is_killed() {
+    let _one = alone();
+    for balance in [Balance::Shared, Balance::RoundRobin, Balance::LeastConnections, Balance::IpHash] {
+        let mut s = with_spare(1, balance);
+        for _ in 0..5 {
+            let (worker, spare) = (s.pid(0), s.pid(SPARE));
+            let stats = s.w.cluster.stats().unwrap();
+            assert_eq!((stats.ready, stats.live, stats.wanted, stats.spares), (1, 1, 1, 1), "{balance}");
+            for _ in 0..50 {
+                assert_eq!(s.ask(), (0, 1, worker), "{balance}");
+            }
+            s.kill_9(0);
+            let (was, is) = s.takes_over();
+            assert_eq!((was.slot, is.slot), (SPARE, 0));
+            assert_eq!(s.ask(), (0, 1, spare), "{balance}");
+            assert_eq!(s.w.cluster.worker_at(0).unwrap(), is);
+            s.waits();
+        }
+        assert_eq!(s.w.cluster.stats().unwrap().activated, 5);
+        s.stop();
+    }
+}
+
+#[test]
+fn a_spare_that_is_killed_is_replaced_and_both_at_once_are() {
+    let _one = alone();
+    let mut s = with_spare(1, Balance::Shared);
+    let worker = s.pid(0);
+    s.kill_9(SPARE);
+    s.ended(SPARE);
+    s.waits();
+    assert_eq!(s.ask(), (0, 1, worker));
+    s.kill_9(SPARE);
+    s.kill_9(0);
+    let (ready, _) = (s.ready(), s.waits());
+    assert_eq!(s.ask(), (0, 1, s.pids[&ready]));
+    s.stop();
+}
+
+#[test]
+fn a_reload_replaces_the_spare_and_one_that_fails_leaves_it() {
+    let _one = alone();
+    let mut s = with_spare(1, Balance::Shared);
+    let generation = s.w.cluster.reload(None).unwrap();
+    s.w.cluster.wait_reload(generation, Some(WATCHDOG)).unwrap();
+    assert_eq!((s.waits().generation, generation), (2, 2));
+    let failed = s.w.cluster.reload(Some(command("broken"))).unwrap();
+    assert_eq!(s.w.cluster.wait_reload(failed, Some(WATCHDOG)).unwrap_err().kind(), ErrorKind::StartFailed);
+    assert_eq!(s.w.cluster.stats().unwrap().spares, 1);
+    let spare = s.pid(SPARE);
+    s.kill_9(0);
+    s.takes_over();
+    assert_eq!(s.ask(), (0, 2, spare));
+    s.waits();
+    s.stop();
+}
+
+#[test]
+fn a_new_place_is_taken_by_a_spare_and_a_message_finds_it_there() {
+    let _one = alone();
+    let mut s = with_spare(1, Balance::RoundRobin);
+    let spare = s.pid(SPARE);
+    let (worker, starts) = (s.w.cluster.worker_at(SPARE).unwrap(), s.pids.len());
+    let channel = s.w.cluster.channel(worker).unwrap();
+    s.w.cluster.scale(2).unwrap();
+    let (was, is) = s.takes_over();
+    assert_eq!((was, is.slot, s.pid(1), starts), (worker, 1, spare, 2));
+    // The same channel by another name.
+    s.w.cluster.send(1, &mut Value::from("a".to_owned()), &[], Some(WATCHDOG)).unwrap();
+    assert_eq!(channel.stats().sent, 1);
+    assert_eq!(s.w.cluster.channel(worker).unwrap_err().kind(), ErrorKind::NotFound);
+    s.waits();
+    let mut seen = [s.ask().2, s.ask().2];
+    seen.sort_unstable();
+    let mut want = [s.pid(0), spare];
+    want.sort_unstable();
+    assert_eq!(seen, want, "both have their turn");
+    s.stop();
+}
+
+#[test]
+fn a_program_that_knows_nothing_of_its_cluster_has_no_spare() {
+    let _one = alone();
+    let options = supervisor::Options { ready_after: Some(ms(50)), ..supervisor::Options::default() };
+    let w = start(Cluster::builder().supervision(options).workers(1).spares(1), shell("exec sleep 1000"));
+    let warning = |e: &Event| matches!(e, Event::Warning(e) if e.kind() == ErrorKind::Unsupported && e.to_string().contains("spares=1"));
+    while !warning(&w.events.recv_timeout(WATCHDOG).unwrap()) {}
+    assert_eq!(w.cluster.stats().unwrap().spawned, 1);
+    w.cluster.stop_now().unwrap();
+    w.cluster.wait_stopped(Some(WATCHDOG)).unwrap();
+}
+
+#[test]
+fn spares_that_cannot_be_are_refused() {
+    let text = |builder: Builder| builder.build(command("x")).unwrap_err().to_string();
+    let both = text(quick().workers(1).spares(1).balance(Balance::Reuseport));
+    assert!(both.contains("option=spares") && both.contains("balance=reuseport"), "{both}");
+    let many = text(quick().workers(1000).spares(25));
+    assert!(many.contains("option=spares, value=25, min=0, max=24"), "{many}");
+    let one = text(quick().one_by_one().spares(1));
+    assert!(one.contains("option=spares"), "{one}");
+    let _one = alone();
+    let mut s = with_spare(1, Balance::Shared);
+    let e = s.w.cluster.scale(1024).unwrap_err().to_string();
+    assert!(e.contains("option=workers, value=1024, min=1, max=1023"), "{e}");
+    assert_eq!(s.ask().0, 0);
+    s.kill_9(0);
+    s.takes_over();
+    s.stop();
 }

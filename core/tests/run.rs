@@ -97,7 +97,7 @@ fn be_server(mode: &str) -> ! {
     let text = format!("{mode} {} {}", worker.id().generation, std::process::id());
     while mode == "stubborn" || !worker.is_draining() {
         worker.beat();
-        if answer(&listener, &text) {
+        if !worker.is_spare() && answer(&listener, &text) {
             worker.served(1);
             if mode == "stalls" {
                 std::thread::sleep(WATCHDOG);
@@ -507,6 +507,48 @@ fn metrics_are_served_where_an_option_or_the_file_says() {
 }
 
 #[test]
+fn a_spare_is_shown_and_takes_the_place_of_the_only_worker() {
+    let place = Place::new();
+    let run = place.start("serves", &["-w", "1", "--spares", "1"]);
+    let at = run.ready();
+    let shown = |pid: i32| {
+        eventually("a spare waits", || {
+            let status = place.json(&["ps"]);
+            let rows = status["workers"].as_array().unwrap();
+            let spare = rows.iter().find(|w| w["state"] == "spare" && w["pid"] != pid)?["pid"].as_i64().unwrap();
+            assert_eq!((&status["ready"], &status["live"], &status["spares"]), (&json!(1), &json!(1), &json!(1)));
+            Some((i32::try_from(rows[0]["pid"].as_i64().unwrap()).unwrap(), i32::try_from(spare).unwrap()))
+        })
+    };
+    let (worker, spare) = shown(0);
+    let (_, table, _) = place.ask(&["ps", "t"]);
+    assert!(table.contains("1 of 1 workers ready and 1 spare at") && table.contains(&format!("  1024  {spare:>9}  spare ")), "{table}");
+    for _ in 0..20 {
+        assert_eq!(ask(at).unwrap(), format!("serves 1 {worker}"));
+    }
+    // SAFETY: a process of this test.
+    assert_eq!(unsafe { libc::kill(worker, libc::SIGKILL) }, 0);
+    run.line("a spare takes the place of worker 0");
+    assert_eq!(ask(at).unwrap(), format!("serves 1 {spare}"));
+    let (now, next) = shown(spare);
+    assert_eq!(now, spare);
+    let (_, metrics, _) = place.ask(&["metrics", "t"]);
+    assert!(metrics.contains("offloop_cluster_activated_total{cluster=\"t\"} 1") && metrics.contains("state=\"spare\"} 1"), "{metrics}");
+    assert_eq!(run.stop(), Some(0));
+    assert!(!lives(spare) && !lives(next));
+}
+
+#[test]
+fn a_program_that_knows_nothing_has_no_spare_and_that_is_said() {
+    let place = Place::new();
+    let run = place.start("plain", &["-w", "1", "--spares", "1", "--ready-after", "0.1"]);
+    run.line("no spare is started: a program that knows nothing of its cluster cannot wait (spares=1, slot=0)");
+    let status = place.json(&["ps"]);
+    assert_eq!((pids(&status).len(), &status["counts"]["spawned"]), (1, &json!(1)));
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
 fn a_program_that_knows_nothing_is_served_reloaded_and_ended_by_sigterm() {
     let place = Place::new();
     let run = place.start("plain", &["--ready-after", "0.1", "--hang-timeout", "0.2"]);
@@ -797,6 +839,10 @@ fn what_cannot_start_says_why_and_what_to_do() {
         (with("never", &[]), 3, vec!["not ready in time", "no server of it listens", "npm start"]),
         (with("serves", &["-w", "0"]), 2, vec!["0 is outside 1 to 1024 workers"]),
         (with("serves", &["-w", "10000"]), 2, vec!["10000 is outside 1 to 1024 workers"]),
+        (with("serves", &["--spares", "-1"]), 2, vec!["unexpected argument '-1'"]),
+        (with("serves", &["--spares", "1024"]), 2, vec!["1024 is not in 0..1024"]),
+        (with("serves", &["-w", "1000", "--spares", "25"]), 3, vec!["option=spares, value=25, min=0, max=24"]),
+        (with("serves", &["--spares", "1", "--balance", "reuseport"]), 3, vec!["option=spares", "balance=reuseport"]),
         (with("serves", &["-w", "some"]), 2, vec!["neither a number nor auto"]),
         (with("serves", &["--listen", "example.org:80"]), 2, vec!["not an address to listen at"]),
         (with("serves", &["--name", "../x"]), 2, vec!["is no name"]),

@@ -98,10 +98,12 @@ for (const [who, command, env] of [['offloop', OURS], KERNEL, TURNS]) {
   if (who === 'offloop') print('node.cluster_p99', who, report.p99_ratio)
 }
 
-/** ms from the SIGKILL of the only worker to the next answer. */
+/** ms from the SIGKILL of the only worker to the next answer; with SPARES once one waits. */
 async function crash(command, env = {}) {
   const port = await freePort()
-  const host = spawn(command[0], command.slice(1), { env: { ...process.env, PORT: port, WORKERS: 1, ...env }, stdio: 'ignore' })
+  const stdio = ['ignore', 'ignore', 'ignore', 'ipc']
+  const host = spawn(command[0], command.slice(1), { env: { ...process.env, PORT: port, WORKERS: 1, ...env }, stdio })
+  const spare = env.SPARES === undefined ? null : once(host, 'message')
   const ask = () =>
     new Promise((resolve) => {
       http
@@ -110,6 +112,7 @@ async function crash(command, env = {}) {
     })
   let pid = null
   while (pid === null) pid = await ask()
+  await spare
   const begun = performance.now()
   process.kill(pid, 'SIGKILL')
   for (let next = pid; next === null || next === pid; ) next = await ask()
@@ -123,7 +126,10 @@ for (let round = 0; round < ROUNDS; round++) {
   print('node.cluster_crash', 'offloop', await crash(OURS))
   print('node.cluster_crash', 'node:cluster-none', await crash(THEIRS, { SCHED: 'none' }))
   // What a start takes that nobody supervises.
-  print('node.cluster_crash', 'bare-start', await bareStart())
+  const bare = await bareStart()
+  print('node.cluster_crash', 'bare-start', bare)
+  print('node.cluster_crash_spare', 'offloop', await crash(OURS, { SPARES: 1 }))
+  print('node.cluster_crash_spare', 'bare-start', bare)
 }
 
 async function bareStart() {

@@ -102,6 +102,7 @@ const CASES: &[Case] = &[
     case("node.cluster_failed", "  failed requests in three reloads", "", Goal::AtMost(0.0)),
     case("node.cluster_p99", "  p99 during reloads, of that of steady times", "×", Goal::AtMost(3.0)),
     case("node.cluster_crash", "  the only worker killed, to the next answer", "ms", Goal::Within(1.0)),
+    case("node.cluster_crash_spare", "  the same, with a spare that waits", "ms", Goal::AtMost(10.0)),
     case("node.ring_64", "Node: 64 B records to another process", "/s", Goal::AtLeast(1.5e6)),
     case("node.ring_100", "Node: 100 B records, one by one", "/s", Goal::Times(5.0)),
     case("node.ring_64k", "Node: 64 KiB records", "/s", Goal::Times(3.0)),

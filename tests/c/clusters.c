@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -109,12 +110,18 @@ int member_child(const char *how) {
   OK(offloop_worker_on_drain(on_drain, &drained_calls, NULL));
   OK(offloop_counter_new(NULL, "answers", &answers));
   OK(offloop_worker_ready());
-  snprintf(text, sizeof text, "%u %u", slot, generation);
+  int spare = slot >= 1024;
   for (;;) {
-    struct pollfd polls[2] = {{fd, POLLIN, 0}, {offloop_worker_drain_fd(), POLLIN, 0}};
+    struct pollfd polls[2] = {{spare ? offloop_worker_active_fd() : fd, POLLIN, 0}, {offloop_worker_drain_fd(), POLLIN, 0}};
     OK(offloop_worker_beat());
     poll(polls, 2, 20);
     if (polls[1].revents) break;
+    if (spare && polls[0].revents) {
+      OK(offloop_worker_slot(&slot));
+      CHECK(slot < 1024);
+      spare = 0;
+    }
+    snprintf(text, sizeof text, "%u %u", slot, generation);
     int connection = -1;
     if (offloop_worker_accept(fd, 0, &connection) != OFFLOOP_OK) continue;
     OK(offloop_counter_add(answers, 1, NULL));
@@ -130,12 +137,17 @@ int member_child(const char *how) {
 
 /* ---- the host's part ---- */
 
-static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed; } heard;
+static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed, worker, spare; } heard;
 static void hear(const offloop_cluster_event *event, void *user) {
   CHECK(user == &heard && event->struct_size == sizeof *event);
   if (event->kind == OFFLOOP_CLUSTER_EXIT && event->text) snprintf(heard.text, sizeof heard.text, "%s", event->text);
   if (event->stack) snprintf(heard.stack, sizeof heard.stack, "%d: %s", event->kind, event->stack);
   if (event->kind == OFFLOOP_CLUSTER_FORK) CHECK(event->pid > 0 && event->generation > 0);
+  if (event->kind == OFFLOOP_CLUSTER_READY) atomic_store(&heard.worker, event->pid);
+  CHECK((event->kind == OFFLOOP_CLUSTER_SPARE) <= (event->slot >= 1024));
+  CHECK((event->kind == OFFLOOP_CLUSTER_ACTIVATED) <= (event->slot < 1024));
+  if (event->kind == OFFLOOP_CLUSTER_SPARE) atomic_store(&heard.spare, event->pid);
+  if (event->kind == OFFLOOP_CLUSTER_ACTIVATED) atomic_store(&heard.worker, event->pid);
   if (event->kind < 16) atomic_fetch_add(&heard.seen[event->kind], 1);
 }
 /* A worker that is found to stand still. */
@@ -335,6 +347,7 @@ void clusters(void) {
   /* No cluster started this process. */
   IS(offloop_worker_slot(&slot), UNSUPPORTED);
   CHECK(slot == 7 && offloop_worker_fd_count() == 0 && offloop_worker_fd(0) == -1 && offloop_worker_drain_fd() == -1);
+  CHECK(offloop_worker_active_fd() == -1);
   IS(offloop_worker_ready(), UNSUPPORTED);
   IS(offloop_worker_on_message(on_message, NULL, NULL), UNSUPPORTED);
   IS(offloop_worker_closed(), UNSUPPORTED);
@@ -481,6 +494,38 @@ void clusters(void) {
   stalls(o, says_path);
   CHECK(!strcmp(heard.stack, "4: in main (clusters.c)\nin w\xC3\xB6rk"));
   o.on_event = NULL;
+
+  /* A spare answers nothing, and takes the place of the only worker when that is killed. */
+  memset(&heard, 0, sizeof heard);
+  o.spares = 1024;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=spares, value=1024, min=0, max=1023"));
+  o.spares = 1;
+  o.balance = "reuseport";
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=spares") && says("balance=reuseport"));
+  o.balance = NULL;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_address(c, 0, address, sizeof address));
+  while (!atomic_load(&heard.seen[OFFLOOP_CLUSTER_SPARE])) usleep(1000);
+  OK(offloop_cluster_stats(c, &counts));
+  CHECK(counts.ready == 1 && counts.spares == 1 && counts.live == 1);
+  for (int i = 0; i < 50; i++) {
+    ask(address, answer, sizeof answer);
+    CHECK(!strcmp(answer, "0 1"));
+  }
+  int spare = atomic_load(&heard.spare);
+  CHECK(kill(atomic_load(&heard.worker), SIGKILL) == 0);
+  while (!atomic_load(&heard.seen[OFFLOOP_CLUSTER_ACTIVATED])) usleep(1000);
+  CHECK(atomic_load(&heard.worker) == spare);
+  ask(address, answer, sizeof answer);
+  CHECK(!strcmp(answer, "0 1"));
+  while (atomic_load(&heard.seen[OFFLOOP_CLUSTER_SPARE]) < 2) usleep(1000);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  offloop_cluster_free(c);
+  o.on_event = NULL;
+  o.spares = 0;
 
   /* A start that fails says why. */
   o.command = broken_path;

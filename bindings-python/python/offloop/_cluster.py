@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Id = tuple[int, int, int]
 
 # What is told, of a worker and of the cluster; `Cluster.on` says with what.
-_OF_WORKERS = ("fork", "online", "listening", "ready", "unresponsive", "responsive", "expired", "draining", "exit", "start_error")
+_OF_WORKERS = ("fork", "online", "listening", "spare", "ready", "unresponsive", "responsive", "expired", "draining", "exit", "start_error")
 EVENTS = (
     *_OF_WORKERS,
     "message",
@@ -49,19 +49,27 @@ _UNLIMITED = 2**64 - 1
 # Messages of one worker before the next one's, and that event loops were given and have not taken.
 _TURN = 64
 _AHEAD = 256
-_STATES = {"ready": "ready", "responsive": "ready", "unresponsive": "unresponsive", "draining": "draining", "exit": "exited"}
+_STATES = {
+    "spare": "spare",
+    "activated": "ready",
+    "ready": "ready",
+    "responsive": "ready",
+    "unresponsive": "unresponsive",
+    "draining": "draining",
+    "exit": "exited",
+}
 
 
 class ClusterWorker(NamedTuple):
     """A worker's process as its cluster sees it, at one moment."""
 
     slot: int
-    """Its place, from 0 on, which its successor has too."""
+    """Its place, from 0 on, which its successor has too. That of a spare is 1,024 or higher until it takes a worker's."""
     generation: int
     """The (re)load that it belongs to, from 1 on."""
     pid: int
     state: str
-    """`starting`, `ready`, `unresponsive`, `draining` or `exited`."""
+    """`starting`, `ready`, `spare`, `unresponsive`, `draining` or `exited`."""
     incarnation: int
     """Rises with each process of the slot."""
     served: int = 0
@@ -107,6 +115,8 @@ class ClusterStats(NamedTuple):
     wanted: int
     live: int
     ready: int
+    spares: int
+    """Those that wait."""
     degraded: bool
     """Too many workers fail: only one is tried from time to time."""
     spawned: int
@@ -295,7 +305,9 @@ class Cluster:
     has to say itself that it is ready.
 
     `args` of the script; `env`: variables that are added to this process's, or removed by None; `cwd`: default this process's.
-    `workers`: 1 to 1,024, default `"auto"`, the usable cores. `listen`: sockets that are bound before the first worker starts: ports,
+    `workers`: 1 to 1,024, default `"auto"`, the usable cores. `spares` (default 0): workers beside those that load, listen and wait without a
+    connection: when a worker has ended, a spare takes its place at once, and another is started; with the workers no more than 1,024, and not
+    with `"reuseport"`. `listen`: sockets that are bound before the first worker starts: ports,
     `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses. `balance`: how connections come to workers:
     `"shared"` (default), whoever accepts first; `"round-robin"`, `"least-connections"`, `"ip-hash"`, the cluster accepts and chooses;
     `"reuseport"`, the kernel chooses, and a reload may lose connections. `ready_timeout` (default 30 s): longest start of a worker. `min_ready` (default 1 s): how long a new worker has to be ready before the old one is asked to finish.
@@ -327,6 +339,7 @@ class Cluster:
         env: Mapping[str, str | None] | None = None,
         cwd: Path | None = None,
         workers: int | str | None = None,
+        spares: int = 0,
         listen: Iterable[int | str | tuple[str, int]] = (),
         balance: str = "shared",
         ready_timeout: float = 30.0,
@@ -357,6 +370,7 @@ class Cluster:
         given = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests, "nice": nice, "oom_score": oom_score}
         owner = _owner(user, group)
         options = {
+            "spares": spares,
             "balance": balance,
             "ready_timeout": ready_timeout,
             "min_ready": min_ready,
@@ -384,7 +398,9 @@ class Cluster:
         self._listeners: dict[str, list[tuple[Callable[..., object], asyncio.AbstractEventLoop | None]]] = {}
         self._waits: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
         # Every process that has not ended, in the order of their starts; changed by the cluster's thread alone.
+        # By what each was started as.
         self._lines: dict[Id, _Line] = {}
+        self._spares: dict[Id, Id] = {}
         self._states: dict[Id, str] = {}
 
     def _check(self) -> _native._Cluster:
@@ -458,7 +474,7 @@ class Cluster:
     def on(self, event: str, fn: Callable[..., object]) -> None:
         """Calls `fn` whenever something happens: in the event loop that runs where `on` is called, or without one on the cluster's thread.
 
-        With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `ready`, `unresponsive` (and why, and the stack
+        With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `spare` (it waits), `ready` (also of a spare that has taken a place), `unresponsive` (and why, and the stack
         of where its loop blocks, or None), `responsive`,
         `expired` (and why: `age`, `memory` or `requests`), `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
         request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
@@ -487,10 +503,14 @@ class Cluster:
                     continue
                 if name == "fork":
                     self._connect(values)
-                elif name != "exit" and name in _STATES and (key := tuple(values[:3])) in self._states:
-                    self._states[key] = _STATES[name]
+                elif name == "activated":
+                    self._activate(values)
+                    name, values = "ready", values[:4]
+                elif name != "exit" and name in _STATES and (key := self._key(values)) in self._states:
+                    resumed = name == "responsive" and self._lines[key].worker.state == "spare"
+                    self._states[key] = "spare" if resumed else _STATES[name]
                 if name == "exit":
-                    self._disconnect(tuple(values[:3]))
+                    self._disconnect(self._key(values))
                 self._tell(name, values, error)
             self._wake()
         self._last = ClusterStats(**self._native.stats())
@@ -515,6 +535,19 @@ class Cluster:
         if self._listeners.get("message"):
             line.watch()
 
+    def _key(self, values: list[Any]) -> Id:
+        """What the worker was started as."""
+        slot, generation, incarnation = values[:3]
+        return self._spares.get((slot, generation, incarnation), (slot, generation, incarnation))
+
+    def _activate(self, values: list[Any]) -> None:
+        slot, generation, incarnation, _, *was = values
+        key: Id = (was[0], was[1], was[2])
+        self._spares = {**self._spares, (slot, generation, incarnation): key}
+        line = self._lines[key]
+        line.worker = line.worker._replace(slot=slot, incarnation=incarnation)
+        self._states[key] = "ready"
+
     def _disconnect(self, key: Any) -> None:
         """The worker has ended: what it has said comes before that is told."""
         line = self._lines[key]
@@ -524,6 +557,7 @@ class Cluster:
                 self._deliver(line, event)
         self._lines = {id: other for id, other in self._lines.items() if other is not line}
         del self._states[key]
+        self._spares = {now: was for now, was in self._spares.items() if was != key}
         line.channel.close(0)
 
     def _receive(self, key: Any) -> None:
@@ -594,7 +628,7 @@ class Cluster:
         lines = [line for line in self._lines.values() if line.worker.slot == slot]
         if not lines:
             raise NotFoundError(f"not found: slot has no worker (slot={slot!r})")
-        standing = ("draining", "starting", "unresponsive", "ready")
+        standing = ("draining", "starting", "unresponsive", "spare", "ready")
         return max(lines, key=lambda line: (standing.index(self._states.get(line.id, "draining")), line.worker.incarnation))
 
     def send(self, slot: int, message: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = ()) -> None:
@@ -608,7 +642,7 @@ class Cluster:
             line.watch()
 
     def broadcast(self, message: Any, fds: Iterable[Any] = ()) -> list[tuple[ClusterWorker, OffloopError]]:
-        """Sends a copy of a message to every worker that lives, those that start or drain included; does not wait.
+        """Sends a copy of a message to every worker that lives, those that start or drain and spares included; does not wait.
 
         Returns those that did not get it, and why: too much waits for them already (Full), or they are about to end. The others did. A
         TransferBuffer in it is InvalidError: it moves to one worker.

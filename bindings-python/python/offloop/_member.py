@@ -46,6 +46,12 @@ _LOOK = 0.02
 _FRAMES = 64
 
 _worker: Worker | None = None
+# Of a spare that shares sockets: what its servers wait for, also in processes that it forks.
+_spare: _native._Member | None = None
+# Of its sockets of the cluster's `listen`.
+_inodes: frozenset[int] = frozenset()
+# Seconds between two chances of a thread that waits to run handlers of signals.
+_SLICE = 0.5
 
 
 def current_worker() -> Worker | None:
@@ -65,6 +71,8 @@ def _enter(*, unmodified: bool = False) -> Worker | None:
         for name in _VARIABLES if unmodified else (*_VARIABLES, *_LISTEN):
             os.environ.pop(name, None)
         _patch()
+        if native.spare:
+            _wait_for_place(native)
         _worker._begin()
     return _worker
 
@@ -82,8 +90,6 @@ class Worker:
 
     def __init__(self, native: _native._Member) -> None:
         self._native = native
-        self.slot = native.slot
-        """Its place, from 0 on."""
         self.generation = native.generation
         """The (re)load that it belongs to, from 1 on."""
         self._sockets: list[socket.socket] | None = None
@@ -108,6 +114,27 @@ class Worker:
         self._unanswered: list[Message] = []
 
     # ---- what scripts use ----
+
+    @property
+    def slot(self) -> int:
+        """Its place, from 0 on. That of a spare is 1,024 or higher until it takes a worker's."""
+        return self._native.slot
+
+    @property
+    def spare(self) -> bool:
+        """It is a spare, and waits: its servers take no connections. `on_active` says when that ends."""
+        return self._native.spare
+
+    def on_active(self, fn: Callable[[], object]) -> None:
+        """Calls `fn()` when this spare takes a worker's place; at once in a worker that is none, or not any more.
+
+        It is called in the event loop that runs where `on_active` is called, where it may be a coroutine function, or without one on a thread of
+        its own.
+        """
+        if not callable(fn):
+            raise InvalidError(f"invalid: option has the wrong type (option=fn, value={fn!r:.80}, want=a callable)")
+        loop = _running_loop()
+        _when_active(self._native, lambda: _called(fn, loop))
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -551,6 +578,54 @@ def _failed(fn: Callable[[Message], object], message: Message, error: Exception)
     logging.getLogger("concurrent.futures").error("exception calling listener %r", fn, exc_info=error)
 
 
+# ---- a spare ----
+
+
+def _waits() -> bool:
+    """Servers of this process are to take no connections yet."""
+    return _spare is not None and _spare.spare
+
+
+def _when_active(native: _native._Member, fn: Callable[[], object]) -> None:
+    if not native.spare:
+        fn()
+        return
+
+    def wait() -> None:
+        while not native.wait_active(_LONG):
+            pass
+        if "OFFLOOP_SLOT" in os.environ:
+            os.environ["OFFLOOP_SLOT"] = str(native.slot)
+        fn()
+
+    threading.Thread(target=wait, name="offloop-spare", daemon=True).start()
+
+
+def _wait_for_place(native: _native._Member) -> None:
+    # For its variable.
+    _when_active(native, lambda: None)
+    if native.passed:
+        # Nothing is passed to a spare.
+        return
+    global _spare, _inodes
+    _spare, _inodes = native, frozenset(os.fstat(fd).st_ino for fd in native.fds)
+    accept = socket.socket.accept
+
+    def held(self: socket.socket) -> tuple[socket.socket, Any]:
+        if _waits() and (isinstance(self, _Adopted) or os.fstat(self.fileno()).st_ino in _inodes):
+            timeout = self.gettimeout()
+            if timeout == 0.0:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            until = None if timeout is None else time.monotonic() + timeout
+            while not native.wait_active(_SLICE if until is None else max(0.0, min(_SLICE, until - time.monotonic()))):
+                if until is not None and time.monotonic() >= until:
+                    raise TimeoutError("timed out")
+        return accept(self)
+
+    held.__name__ = "accept"
+    socket.socket.accept = held  # type: ignore[method-assign]
+
+
 # ---- sockets ----
 
 
@@ -761,6 +836,9 @@ class _Server(asyncio.AbstractServer):
         self._inner = inner
         self._loop = loop
         self._stopped = False
+        # Of a spare: it is to serve as soon as that takes a place.
+        self._is_held = False
+        self._beginning: asyncio.Task[None] | None = None
         self._forever: asyncio.Future[None] | None = None
 
     def _stop_accepting(self) -> None:
@@ -778,7 +856,7 @@ class _Server(asyncio.AbstractServer):
         self._inner.close()
 
     def _show_ready(self) -> None:
-        if _worker is None or not self._inner.is_serving():
+        if _worker is None or not self.is_serving():
             return
         for sock in self._inner.sockets:
             end = _end_of(sock)
@@ -798,14 +876,30 @@ class _Server(asyncio.AbstractServer):
             self._forever.cancel()
 
     def is_serving(self) -> bool:
-        return bool(self._inner.is_serving())
+        return (self._is_held and not self._stopped) or bool(self._inner.is_serving())
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
 
     async def start_serving(self) -> None:
-        await self._inner.start_serving()
+        if self._is_held:
+            return
+        if _spare is not None and _waits():
+            self._is_held = True
+            _when_active(_spare, self._when_active)
+        else:
+            await self._inner.start_serving()
         self._show_ready()
+
+    def _when_active(self) -> None:
+        # A loop that is closed serves nobody.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._is_held = False
+        if not self._stopped:
+            self._beginning = self._loop.create_task(self._inner.start_serving())
 
     async def serve_forever(self) -> None:
         if self._forever is not None:
@@ -948,11 +1042,20 @@ def _patch_loop(cls: Any) -> None:
 
     def served(loop: Any, inner: Any) -> Any:
         # uvloop makes one of the two by the other.
-        if _worker is None or isinstance(inner, _Server):
+        if isinstance(inner, _Server) or (_worker is None and not _waits()):
             return inner
         server = _Server(inner, loop)
-        _worker._servers.add(server)
+        if _worker is not None:
+            _worker._servers.add(server)
         server._show_ready()
+        return server
+
+    async def made(loop: Any, make: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _waits():
+            return served(loop, await make(loop, *args, **kwargs))
+        server = served(loop, await make(loop, *args, **{**kwargs, "start_serving": False}))
+        if kwargs.get("start_serving", True):
+            await server.start_serving()
         return server
 
     # asyncio accepts by the socket's own `accept`; other loops by its fd.
@@ -961,7 +1064,7 @@ def _patch_loop(cls: Any) -> None:
     async def create(self: Any, *args: Any, **kwargs: Any) -> Any:
         if by_fd and _worker is not None and _worker._native.passed:
             return served(self, await _pumped(self, *args, **kwargs))
-        return served(self, await create_server(self, *args, **kwargs))
+        return await made(self, create_server, *args, **kwargs)
 
     async def create_unix(self: Any, protocol_factory: Any, path: Any = None, **kwargs: Any) -> Any:
         # The loops remove the socket that is there, which is the one of all workers.
@@ -971,7 +1074,7 @@ def _patch_loop(cls: Any) -> None:
                 path, kwargs["sock"] = None, _worker.listen(f"unix:{os.path.abspath(text)}", kwargs.get("backlog"))
         if by_fd and _worker is not None and _worker._native.passed and isinstance(kwargs.get("sock"), _Passed):
             return served(self, await _pumped(self, protocol_factory, **kwargs))
-        return served(self, await create_unix_server(self, protocol_factory, path, **kwargs))
+        return await made(self, create_unix_server, protocol_factory, path, **kwargs)
 
     create.__name__, create_unix.__name__ = "create_server", "create_unix_server"
     cls.create_server, cls.create_unix_server = create, create_unix

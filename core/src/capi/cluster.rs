@@ -48,6 +48,11 @@ pub const OFFLOOP_CLUSTER_EXPIRED: i32 = 12;
 /// Something is not as it should be, and the cluster goes on: `text` says what.
 pub const OFFLOOP_CLUSTER_WARNING: i32 = 13;
 
+/// A spare is loaded, and waits; its slot is 1,024 or higher.
+pub const OFFLOOP_CLUSTER_SPARE: i32 = 14;
+/// A spare, the process `pid`, has the place `slot` of a worker that has ended, and takes connections.
+pub const OFFLOOP_CLUSTER_ACTIVATED: i32 = 15;
+
 /// What happened in a cluster. It and its texts are gone when the callback returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -122,6 +127,9 @@ pub struct offloop_cluster_options {
     pub max_memory: i64,
     /// So is one that has told of so many requests (offloop_worker_served), ±10 %. Default: none is.
     pub max_requests: i64,
+    /// Workers beside those that load and wait: when one has ended, a spare takes its place at once, and another is started. With the workers no more than 1024; not with
+    /// "reuseport". Their program takes connections by offloop_worker_accept, or heeds offloop_worker_active_fd. Default: none.
+    pub spares: i64,
     /// Added to the niceness of the workers. Default 0.
     pub nice: i32,
     /// Not 0: each worker runs on one core, by its slot, the usable cores counted round.
@@ -168,12 +176,14 @@ pub struct offloop_cluster_counts {
     pub generation: u32,
     /// 1: too many workers fail.
     pub degraded: i32,
-    /// Workers wanted, processes, workers that take connections.
+    /// Workers wanted.
     pub wanted: u64,
-    /// Processes.
+    /// Workers' processes.
     pub live: u64,
     /// Workers that take connections.
     pub ready: u64,
+    /// Spares that wait.
+    pub spares: u64,
     /// Processes started.
     pub spawned: u64,
     /// Ends that nobody has asked for.
@@ -332,6 +342,13 @@ impl Teller {
         if let Event::Worker(Of::Spawned { worker, pid }) = event {
             self.pids.insert(*worker, *pid);
         }
+        if let Event::Worker(Of::Activated { spare, worker }) = event {
+            let pid = self.pids.remove(spare);
+            self.pids.extend(pid.map(|pid| (*worker, pid)));
+            let mut shown = lock(&self.shown);
+            let channel = shown.remove(spare);
+            shown.extend(channel.map(|channel| (*worker, channel)));
+        }
         let of = |kind, id: &WorkerId| offloop_cluster_event {
             kind,
             slot: id.slot,
@@ -352,6 +369,8 @@ impl Teller {
             Event::Worker(event) => match event {
                 Of::Spawned { worker, .. } => of(OFFLOOP_CLUSTER_FORK, worker),
                 Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
+                Of::Spare { worker, .. } => of(OFFLOOP_CLUSTER_SPARE, worker),
+                Of::Activated { worker, .. } => of(OFFLOOP_CLUSTER_ACTIVATED, worker),
                 Of::Suspect { worker, stack, .. } => {
                     lines.clone_from(stack);
                     of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker)
@@ -466,6 +485,7 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         if let Some(metrics) = unsafe { os(o.metrics) } {
             builder = builder.metrics(metrics.to_string_lossy().parse()?);
         }
+        builder = builder.spares(count("spares", o.spares)?.unwrap_or(0));
         builder.check()?;
         let place = Place::new()?;
         let shown = Shown::default();
@@ -718,6 +738,7 @@ pub unsafe extern "C" fn offloop_cluster_stats(cluster: *mut offloop_cluster, co
             wanted: s.wanted as u64,
             live: s.live as u64,
             ready: s.ready as u64,
+            spares: s.spares as u64,
             spawned: s.spawned,
             crashed: s.exits.unasked(),
             forced: s.forced,

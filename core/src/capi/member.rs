@@ -35,7 +35,7 @@ pub(super) fn own() -> Result<Worker> {
     own.clone().ok_or_else(|| Error::new(ErrorKind::Unsupported, "no cluster has started this process"))
 }
 
-/// This worker's place in its cluster, from 0 on. OFFLOOP_ERR_UNSUPPORTED when no cluster has started this process, so that a program can be both. The first
+/// This worker's place in its cluster, from 0 on; that of a spare is 1,024 or higher until it takes a worker's place. OFFLOOP_ERR_UNSUPPORTED when no cluster has started this process, so that a program can be both. The first
 /// call of any offloop_worker_ function of a cluster starts a thread that shows the cluster that this process lives; call it on the first thread.
 ///
 /// # Safety
@@ -90,8 +90,15 @@ fn fd_of(worker: &Worker, index: usize) -> Result<c_int> {
     Ok(*seats.entry(index).or_insert(seat.into_raw_fd()))
 }
 
+/// An fd that is readable from when this worker takes connections, and for good: that of a spare from when it takes a worker's place, that of any other from the start. Poll it, do not
+/// read or close it; a program that polls listeners itself begins then. -1 where no cluster has started this process.
+#[unsafe(no_mangle)]
+pub extern "C" fn offloop_worker_active_fd() -> c_int {
+    ffi::call_or(-1, || own().map_or(-1, |worker| worker.supervisor().active_fd().as_raw_fd()))
+}
+
 /// Takes a connection that waits at `listener`, an fd of offloop_worker_fd or offloop_worker_listen, at most after `timeout_ns` (0: one that is there; below 0: for ever). It is the
-/// caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
+/// caller's to close, non-blocking and close-on-exec. OFFLOOP_ERR_TIMEOUT when none came, and while this worker is a spare. OFFLOOP_ERR_OS with EMFILE when this process has no room for it: it waits, or another worker gets
 /// it. OFFLOOP_ERR_PEER_DIED when the cluster is gone. With balance "least-connections" call offloop_worker_closed for each that has ended.
 ///
 /// # Safety

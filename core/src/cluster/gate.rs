@@ -60,6 +60,11 @@ impl Gates {
         Ok(theirs)
     }
 
+    /// A spare has taken a worker's place.
+    pub(super) fn rename(&self, spare: WorkerId, worker: WorkerId) {
+        lock(&self.rows).by_token.values_mut().filter(|(id, _)| *id == spare).for_each(|(id, _)| *id = worker);
+    }
+
     /// The worker has ended, or was not started.
     pub(super) fn remove(&self, id: WorkerId) {
         let mut rows = lock(&self.rows);

@@ -122,6 +122,14 @@ impl Logs {
         }
     }
 
+    /// A spare has taken a worker's place.
+    pub(super) fn rename(&self, spare: WorkerId, worker: WorkerId) {
+        let mut rows = lock(&self.rows);
+        let named = rows.sources.values_mut().map(|source| &mut source.worker);
+        named.filter(|id| **id == spare).for_each(|id| *id = worker);
+        rows.busy = rows.busy.map(|id| if id == spare { worker } else { id });
+    }
+
     /// It could not be started.
     pub(super) fn remove(&self, worker: WorkerId) {
         lock(&self.rows).made.remove(&worker);
@@ -178,8 +186,9 @@ impl Logs {
             source.take(&bytes[..n], hear);
         }
         let mut rows = lock(&self.rows);
+        // It may have another name by now.
+        source.worker = rows.busy.take().unwrap_or(source.worker);
         rows.sources.insert(token, source);
-        rows.busy = None;
         drop(rows);
         if got == Some(0) {
             self.end(token, hear);

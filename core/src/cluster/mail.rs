@@ -115,6 +115,14 @@ impl Mail {
         }
     }
 
+    /// A spare has taken a worker's place.
+    pub(super) fn rename(&self, spare: WorkerId, worker: WorkerId) {
+        let mut rows = lock(&self.rows);
+        if let Some(row) = rows.by_id.remove(&spare) {
+            rows.by_id.insert(worker, row);
+        }
+    }
+
     /// The worker has ended, or was not started: what it has said is handed over, and nobody hears of it any more.
     pub(super) fn remove(&self, id: WorkerId) {
         let Some(row) = lock(&self.rows).by_id.remove(&id) else { return };

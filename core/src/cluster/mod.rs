@@ -107,6 +107,7 @@ impl Listener {
 pub struct Builder {
     supervision: supervisor::Options,
     workers: Option<usize>,
+    spares: usize,
     adopted: Vec<OwnedFd>,
     listen: Vec<Address>,
     balance: Balance,
@@ -131,6 +132,16 @@ impl Builder {
     /// Workers: 1 to 1,024. Default: as many as there are usable cores.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = Some(workers);
+        self
+    }
+
+    /// Workers beside those that are started, load, ask for their sockets, and wait: when a worker has ended, a spare takes its place at once, and another is started. With the workers
+    /// no more than 1,024. Default 0.
+    ///
+    /// A spare accepts nothing, which programs that accept by [`Worker::accept`] or wait for [`active_fd`](supervisor::Worker::active_fd) heed; one that knows nothing of its
+    /// cluster gets none ([`Event::Warning`]). Until it takes a place its slot is [`FIRST_SPARE`](supervisor::FIRST_SPARE) or higher.
+    pub fn spares(mut self, spares: usize) -> Builder {
+        self.spares = spares;
         self
     }
 
@@ -232,9 +243,15 @@ impl Builder {
     /// # Errors
     /// `Invalid`, naming the option, its value and the limits.
     pub fn check(&self) -> Result<()> {
-        check_workers(self.workers.unwrap_or(1))?;
+        let workers = self.workers.unwrap_or(1);
+        check_workers(workers)?;
         self.confine.check()?;
-        supervisor::Options { workers: 1, ..self.supervision.clone() }.check()
+        if self.spares > 0 && self.balance == Balance::Reuseport {
+            // The kernel gives connections to every socket that listens.
+            let error = Error::invalid("a spare would get connections of its own").with("option", "spares").with("value", self.spares);
+            return Err(error.with("balance", self.balance));
+        }
+        supervisor::Options { workers, spares: self.spares, once: self.one_by_one, ..self.supervision.clone() }.check()
     }
 
     /// Binds the sockets and starts the workers.
@@ -249,8 +266,9 @@ impl Builder {
             supervisor::Options { workers: 0, once: true, boot_timeout, max_starting, ..self.supervision }
         } else {
             command.check()?;
-            supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), ..self.supervision }
+            supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), spares: self.spares, ..self.supervision }
         };
+        let spares = options.spares;
         let sockets = Arc::new(Sockets::new(self.balance == Balance::Reuseport));
         let mut listen = Vec::with_capacity(self.adopted.len() + self.listen.len());
         for fd in self.adopted {
@@ -288,6 +306,7 @@ impl Builder {
         let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve()))]));
         let inner = Arc::new(Inner {
             name: self.name,
+            spares,
             sockets,
             ledger,
             gates,
@@ -364,6 +383,7 @@ pub struct Cluster {
 
 struct Inner {
     name: String,
+    spares: usize,
     sockets: Arc<Sockets>,
     ledger: Arc<Ledger>,
     gates: Arc<Gates>,
@@ -376,7 +396,7 @@ struct Inner {
     commands: Mutex<HashMap<u32, Arc<Resolved>>>,
     confine: Confine,
     pin_cpus: bool,
-    /// Workers of which the one that passes has heard that they are ready.
+    /// How often a worker became ready, or active, as all parts have heard.
     seated: Seated,
     register: Register,
     /// Of its supervisor, once that was made.
@@ -402,11 +422,19 @@ impl Inner {
             }
             E::Ready { worker, .. } => {
                 self.mail.stand(*worker, Standing::Ready);
-                if let Some(passer) = &self.passer {
-                    passer.ready(*worker);
-                    *lock(&self.seated.0) += 1;
-                    self.seated.1.notify_all();
-                }
+                self.passer.iter().for_each(|passer| passer.ready(*worker));
+                self.seat_one();
+            }
+            E::Spare { worker, .. } => {
+                self.mail.stand(*worker, Standing::Ready);
+                self.seat_one();
+            }
+            E::Activated { spare, worker } => {
+                self.mail.rename(*spare, *worker);
+                self.gates.rename(*spare, *worker);
+                self.logs.iter().for_each(|logs| logs.rename(*spare, *worker));
+                self.passer.iter().for_each(|passer| passer.activate(*spare, *worker));
+                self.seat_one();
             }
             E::Draining { worker, .. } => {
                 self.collect(false);
@@ -428,6 +456,11 @@ impl Inner {
             E::Stopped => self.close(),
             _ => {}
         }
+        if let E::SpareRefused { worker } = event {
+            let text = "no spare is started: a program that knows nothing of its cluster cannot wait";
+            let error = Error::new(ErrorKind::Unsupported, text).with("spares", self.spares).with("slot", worker.slot);
+            return listener.tell(&Event::Warning(error));
+        }
         // A start that nobody has asked for is nobody's business.
         if self.forks.as_ref().is_none_or(|forks| forks.answer(event)) {
             listener.tell(&Event::Worker(event.clone()));
@@ -438,6 +471,12 @@ impl Inner {
             E::Stopped => *lock(&listener.0) = None,
             _ => {}
         }
+    }
+
+    /// The one that passes has heard of one more.
+    fn seat_one(&self) {
+        *lock(&self.seated.0) += 1;
+        self.seated.1.notify_all();
     }
 
     /// What the worker `id` is started with.
@@ -510,6 +549,7 @@ impl Cluster {
         Builder {
             supervision: Builder::default_supervision(),
             workers: None,
+            spares: 0,
             adopted: Vec::new(),
             listen: Vec::new(),
             balance: Balance::default(),
@@ -533,7 +573,8 @@ impl Cluster {
         self.supervisor.wait_ready(timeout)?;
         if self.inner.passer.is_some() {
             // The supervisor shows it before its listener is told, which is next.
-            let ready = self.supervisor.stats()?.became_ready;
+            let stats = self.supervisor.stats()?;
+            let ready = stats.became_ready + stats.activated;
             let (count, changed) = &self.inner.seated;
             drop(changed.wait_while(lock(count), |seated| *seated < ready));
         }
@@ -587,12 +628,17 @@ impl Cluster {
         self.supervisor.wait_reload(generation, timeout)
     }
 
-    /// So many workers from now on, 1 to 1,024.
+    /// So many workers from now on, 1 to 1,024 less the spares. Spares that are ready take the new places.
     ///
     /// # Errors
     /// `Invalid`, `Closed`, `Forked`.
     pub fn scale(&self, workers: usize) -> Result<()> {
         check_workers(workers)?;
+        let max = supervisor::MAX_WORKERS - self.inner.spares;
+        if workers > max {
+            let error = Error::invalid("option is out of range").with("option", "workers").with("value", workers);
+            return Err(error.with("min", 1).with("max", max).with("spares", self.inner.spares));
+        }
         self.supervisor.scale(workers)
     }
 
@@ -614,7 +660,7 @@ impl Cluster {
         self.inner.mail.request(slot, value, fds, timeout)
     }
 
-    /// Sends a copy of a value, and fds, to every worker that lives, those that start or drain included. Does not wait: returns who did not get it, and why (`Full`, or what its channel
+    /// Sends a copy of a value, and fds, to every worker that lives, those that start or drain and spares included. Does not wait: returns who did not get it, and why (`Full`, or what its channel
     /// ended with). The others did.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ enum Order {
     Worker(WorkerId, Page),
     Seat { id: WorkerId, socket: Arc<Socket>, own: OwnedFd, theirs: OwnedFd },
     Ready(WorkerId),
+    Activate { spare: WorkerId, worker: WorkerId },
     Drain(WorkerId),
     Gone(WorkerId),
     Close,
@@ -110,6 +111,11 @@ impl Passer {
         self.order(Order::Ready(id));
     }
 
+    /// A spare has taken a worker's place, and takes connections from now on.
+    pub(super) fn activate(&self, spare: WorkerId, worker: WorkerId) {
+        self.order(Order::Activate { spare, worker });
+    }
+
     /// It gets no more.
     pub(super) fn drain(&self, id: WorkerId) {
         self.order(Order::Drain(id));
@@ -145,6 +151,8 @@ struct Connection {
 /// A worker.
 struct Taker {
     id: WorkerId,
+    /// What it was started as.
+    started: WorkerId,
     page: Page,
     ready: bool,
     draining: bool,
@@ -301,6 +309,7 @@ impl Thread {
             match order {
                 Order::Worker(id, page) => self.takers.push(Taker {
                     id,
+                    started: id,
                     page,
                     ready: false,
                     draining: false,
@@ -316,6 +325,12 @@ impl Thread {
                         taker.ready = true;
                         taker.beats.1 = now;
                     }
+                }
+                Order::Activate { spare, worker } => {
+                    if let Some(taker) = self.taker(spare) {
+                        (taker.id, taker.ready, taker.beats.1) = (worker, true, now);
+                    }
+                    self.seats.values_mut().filter(|id| **id == spare).for_each(|id| *id = worker);
                 }
                 Order::Drain(id) => {
                     if let Some(taker) = self.taker(id) {
@@ -344,13 +359,14 @@ impl Thread {
         });
         self.last_token += 1;
         let token = self.last_token;
-        let Some(taker) = self.takers.iter_mut().find(|taker| taker.id == id) else { return };
+        // It may have asked for it as a spare.
+        let Some(taker) = self.takers.iter_mut().find(|taker| taker.id == id || taker.started == id) else { return };
         if let Err(e) = self.epoll.add_tagged(own.as_fd(), token) {
             self.listener.tell(&Event::Warning(e.with("worker", id)));
             return;
         }
         taker.seats.push(Seat { token, door, own, theirs });
-        self.seats.insert(token, id);
+        self.seats.insert(token, taker.id);
     }
 
     /// A worker that has ended. What it has answered to ended with it; the rest is for the others.

@@ -21,7 +21,7 @@ pub struct WorkerStatus {
     pub id: WorkerId,
     /// Its process id.
     pub pid: i32,
-    /// `starting`, `ready`, `unresponsive`, `draining` or `ending`.
+    /// `starting`, `ready`, `spare`, `unresponsive`, `draining` or `ending`.
     pub state: &'static str,
     /// Time since its start, or since it was ready.
     pub since: Duration,
@@ -100,7 +100,16 @@ impl Register {
                 rows.procs.get_mut(worker).into_iter().for_each(|proc| proc.since = Instant::now());
                 rows.began |= stats.wanted > 0 && stats.ready >= stats.wanted;
             }
-            E::Resumed { worker } => state(worker, "ready"),
+            E::Spare { worker, .. } => {
+                state(worker, "spare");
+                rows.procs.get_mut(worker).into_iter().for_each(|proc| proc.since = Instant::now());
+            }
+            E::Activated { spare, worker } => {
+                if let Some(proc) = rows.procs.remove(spare) {
+                    rows.procs.insert(*worker, Proc { state: "ready", since: Instant::now(), ..proc });
+                }
+            }
+            E::Resumed { worker } => state(worker, if worker.is_spare() { "spare" } else { "ready" }),
             E::Suspect { worker, .. } => state(worker, "unresponsive"),
             E::Draining { worker, .. } => state(worker, "draining"),
             E::Signalled { worker, .. } => state(worker, "ending"),
@@ -205,7 +214,7 @@ impl Status {
             )
         });
         format!(
-            "{{\"name\":{},\"pid\":{},\"version\":\"{}\",\"state\":\"{}\",\"up_ms\":{},\"generation\":{},\"wanted\":{},\"ready\":{},\"live\":{},\"listen\":[{}],\"waiting\":{},\"served\":{},\"workers\":[{workers}],\"counts\":{{\"spawned\":{},\"spawn_failed\":{},\"exits\":{{{}}},\"oom\":{},\"forced\":{},\"unresponsive\":{},\"reloads\":{},\"reloads_failed\":{}}}}}",
+            "{{\"name\":{},\"pid\":{},\"version\":\"{}\",\"state\":\"{}\",\"up_ms\":{},\"generation\":{},\"wanted\":{},\"ready\":{},\"live\":{},\"spares\":{},\"listen\":[{}],\"waiting\":{},\"served\":{},\"workers\":[{workers}],\"counts\":{{\"spawned\":{},\"activated\":{},\"spawn_failed\":{},\"exits\":{{{}}},\"oom\":{},\"forced\":{},\"unresponsive\":{},\"reloads\":{},\"reloads_failed\":{}}}}}",
             json_string(&self.name),
             std::process::id(),
             env!("CARGO_PKG_VERSION"),
@@ -215,10 +224,12 @@ impl Status {
             s.wanted,
             s.ready,
             s.live,
+            s.spares,
             joined(&self.listen, |address| json_string(&address.to_string())),
             or_null(self.waiting, |n| n.to_string()),
             s.served,
             s.spawned,
+            s.activated,
             s.spawn_failed,
             joined(exits(s), |(cause, n)| format!("\"{cause}\":{n}")),
             s.oom,
@@ -247,7 +258,7 @@ impl Status {
             }
         };
         let one = |value: f64| [(String::new(), value)];
-        let states = ["starting", "ready", "unresponsive", "draining", "ending"];
+        let states = ["starting", "ready", "spare", "unresponsive", "draining", "ending"];
         let count = |state: &str| self.workers.iter().filter(|worker| worker.state == state).count() as f64;
         family("workers", "gauge", "Worker processes by state.", &states.map(|state| (format!("state=\"{state}\""), count(state))));
         family("workers_wanted", "gauge", "Workers wanted.", &one(stats.wanted as f64));
@@ -262,6 +273,7 @@ impl Status {
         let waiting = self.waiting.map(|n| one(n as f64));
         family("connections_waiting", "gauge", "TCP connections that wait to be accepted.", waiting.as_ref().map_or(&[], |one| &one[..]));
         family("spawned_total", "counter", "Worker processes started.", &one(stats.spawned as f64));
+        family("activated_total", "counter", "Spares that took the place of a worker.", &one(stats.activated as f64));
         family("spawn_failed_total", "counter", "Starts that the system refused.", &one(stats.spawn_failed as f64));
         let ends = exits(stats).map(|(cause, n)| (format!("cause=\"{cause}\""), n as f64));
         family("worker_exits_total", "counter", "Ends of workers by cause.", &ends);

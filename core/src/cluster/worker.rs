@@ -138,13 +138,17 @@ impl Worker {
     }
 
     /// A connection that waits at `from`, which [`listen`](Self::listen) or [`seat`](Self::seat) gave: non-blocking, close-on-exec. `None` when none came within `timeout`; zero: one that is
-    /// there, `None`: without end. Whoever takes connections in a loop of his own polls `from` for reading.
+    /// there, `None`: without end. Whoever takes connections in a loop of his own polls `from` for reading. For a spare none is there before it takes a worker's place: such a loop waits for
+    /// [`active_fd`](supervisor::Worker::active_fd) before it polls.
     ///
     /// # Errors
     /// `Os` with `EMFILE` when this process has no room for it: then it waits, or another worker gets it. `PeerDied` when no connections come any more, because the cluster is gone or
     /// [`leave`](Self::leave) was called.
     pub fn accept(&self, from: BorrowedFd<'_>, timeout: Option<Duration>) -> Result<Option<OwnedFd>> {
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
+        if !self.is_passed() && !self.0.supervised.wait_active(timeout) {
+            return Ok(None);
+        }
         loop {
             let found = if self.is_passed() { pass::take(from)? } else { net::accept(from)?.map(|(fd, _)| fd) };
             if found.is_some() {

@@ -85,6 +85,11 @@ impl Board {
         Stats { served, ..self.stats }
     }
 
+    fn rename(&mut self, spare: WorkerId, worker: WorkerId) {
+        let page = self.pages.remove(&spare);
+        self.pages.extend(page.map(|page| (worker, page)));
+    }
+
     fn forget(&mut self, id: WorkerId) {
         if let Some(page) = self.pages.remove(&id) {
             self.served = self.served.saturating_add(page.served());
@@ -264,6 +269,8 @@ const STACK_WAIT: u64 = PATIENCE.as_nanos() as u64 + 250_000_000;
 
 /// One process of ours.
 struct Live {
+    /// What it is called: the name that it has here too, until it takes a place as a spare.
+    name: WorkerId,
     /// `None`: the zygote was asked for it.
     child: Option<Child>,
     lifeline: PrivateFd,
@@ -419,7 +426,7 @@ impl Machine {
 
     fn remove(&mut self, id: WorkerId, epoll: &Epoll, tokens: &mut Tokens) -> Option<Live> {
         let live = self.live.remove(&id)?;
-        lock(&self.shared.board).forget(id);
+        lock(&self.shared.board).forget(live.name);
         forget(&live, epoll, tokens);
         if let Some(forks) = &mut self.forks {
             forks.forget(id);
@@ -597,6 +604,14 @@ impl Machine {
                             let _ = socket::send(live.lifeline.as_fd(), &[1], &[]);
                         }
                     }
+                    Action::Activate(id, worker) => {
+                        if let Some(live) = self.live.get_mut(&id) {
+                            live.name = worker;
+                            lock(&self.shared.board).rename(id, worker);
+                            live.page.activate(worker);
+                            let _ = socket::send(live.lifeline.as_fd(), &[1], &[]);
+                        }
+                    }
                     Action::Report(Event::Stopped) => self.last_event = Some(Event::Stopped),
                     Action::Report(Event::Suspect { worker, cause: Cause::Blocked, .. }) if self.ask_stack(worker) => {}
                     Action::Report(event) => self.report(&event),
@@ -619,9 +634,15 @@ impl Machine {
         self.tell(Input::SpawnFailed(id, error));
     }
 
+    /// The name that this worker has here.
+    fn key_of(&self, worker: WorkerId) -> Option<WorkerId> {
+        let found = self.live.get_key_value(&worker).filter(|(_, live)| live.name == worker);
+        found.or_else(|| self.live.iter().find(|(_, live)| live.name == worker)).map(|(id, _)| *id)
+    }
+
     /// Asks a worker whose native thread lives where its loop stands; false when it cannot say. Until it has, its suspicion is told to nobody.
-    fn ask_stack(&mut self, id: WorkerId) -> bool {
-        let Some(live) = self.live.get_mut(&id) else { return false };
+    fn ask_stack(&mut self, worker: WorkerId) -> bool {
+        let Some(live) = self.key_of(worker).and_then(|id| self.live.get_mut(&id)) else { return false };
         live.asked = live.asked.wrapping_add(1);
         let asked = live.page.ask_stack(live.asked);
         if asked {
@@ -636,13 +657,14 @@ impl Machine {
         let Some(live) = self.live.get_mut(&id) else { return };
         if live.untold.take().is_some() {
             let stack = live.page.stack(live.asked);
-            self.report(&Event::Suspect { worker: id, cause: Cause::Blocked, stack });
+            let worker = live.name;
+            self.report(&Event::Suspect { worker, cause: Cause::Blocked, stack });
         }
     }
 
     fn report(&mut self, event: &Event) {
         // What comes of a suspicion is told after it.
-        if let Some(id) = event.worker() {
+        if let Some(id) = event.worker().and_then(|worker| self.key_of(worker)) {
             self.tell_suspicion(id);
         }
         match event {
@@ -685,6 +707,7 @@ impl Machine {
         // Before the worker exists: there is no way back then.
         let token = tokens.add(Source::Lifeline(self.id, id));
         let mut live = Live {
+            name: id,
             child: None,
             lifeline,
             page: Arc::new(page),

@@ -1,19 +1,31 @@
 //! What a supervisor tells: events of each transition with their cause, and counts of them.
 
+use super::options::MAX_WORKERS;
 use crate::error::Error;
 use crate::sys::process::Exit;
 use std::fmt;
 use std::time::Duration;
 
+/// The slot of the first spare; those of workers are below.
+pub const FIRST_SPARE: u32 = MAX_WORKERS as u32;
+
 /// One process in one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId {
-    /// The place, from 0 on; a restart keeps it.
+    /// The place, from 0 on; a restart keeps it. From [`FIRST_SPARE`] on: that of a spare, which gets another when it takes over ([`Event::Activated`]).
     pub slot: u32,
     /// Of the (re)load that it belongs to, from 1 on ([`Supervisor::reload`](super::Supervisor::reload)).
     pub generation: u32,
     /// Goes up with each process of the slot, from 1 on.
     pub incarnation: u64,
+}
+
+impl WorkerId {
+    /// It waits for a worker to end, and takes its place then.
+    #[must_use]
+    pub const fn is_spare(self) -> bool {
+        self.slot >= FIRST_SPARE
+    }
 }
 
 impl fmt::Display for WorkerId {
@@ -167,6 +179,25 @@ pub enum Event {
         /// Time since its start.
         after: Duration,
     },
+    /// A spare is loaded, and waits.
+    Spare {
+        /// Which.
+        worker: WorkerId,
+        /// Time since its start.
+        after: Duration,
+    },
+    /// A spare has taken the place of a worker that has ended, or that was missing: it takes work from now on.
+    Activated {
+        /// What it was.
+        spare: WorkerId,
+        /// What it is from now on.
+        worker: WorkerId,
+    },
+    /// No spare is started while a worker runs whose program knows nothing of its supervisor: such a program cannot wait.
+    SpareRefused {
+        /// Which.
+        worker: WorkerId,
+    },
     /// It hangs.
     Suspect {
         /// Which.
@@ -316,6 +347,8 @@ impl Event {
             | Event::SpawnFailed { worker, .. }
             | Event::Starting { worker }
             | Event::Ready { worker, .. }
+            | Event::Spare { worker, .. }
+            | Event::Activated { worker, .. }
             | Event::Suspect { worker, .. }
             | Event::Resumed { worker }
             | Event::Expired { worker, .. }
@@ -432,10 +465,12 @@ pub struct Stats {
     pub wanted: usize,
     /// Of the last (re)load that succeeded.
     pub generation: u32,
-    /// Processes that have not ended.
+    /// Workers' processes that have not ended.
     pub live: usize,
     /// Processes that take work.
     pub ready: usize,
+    /// Spares that wait.
+    pub spares: usize,
     /// It is degraded.
     pub degraded: bool,
     /// Processes started.
@@ -446,8 +481,10 @@ pub struct Stats {
     pub zygotes: u64,
     /// Starts that failed.
     pub spawn_failed: u64,
-    /// Workers that became ready.
+    /// Workers that became ready, and spares.
     pub became_ready: u64,
+    /// Spares that took a worker's place.
+    pub activated: u64,
     /// Ends by cause; the owner's word is in.
     pub exits: Exits,
     /// Ends for want of memory.

@@ -8,7 +8,7 @@
 //!     └──────────── spawn, signal, drain ────────────────┴───────────────────────────────────┘
 //! ```
 //!
-//! * `plan`: the state machine of all slots, pure; `restart`: back-off and intensity, pure. Both run in a simulation with a model world.
+//! * `plan`: the state machine of all `slots`, those of spares included, pure; `restart`: back-off and intensity, pure. Both run in a simulation with a model world.
 //! * `driver`: one native thread per process for all its supervisors, started with the first and ended with the last.
 //! * `forks`: the driver's zygotes, of which workers are forks where that is asked for; `zygote`: their side, [`zygote::attach`].
 //! * `page`, and `wire::supervisor`: what supervisor and worker show each other.
@@ -25,13 +25,14 @@ mod page;
 mod plan;
 mod reload;
 mod restart;
+mod slots;
 mod stall;
 #[cfg(test)]
 mod tests;
 pub mod worker;
 pub mod zygote;
 
-pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, Load, Reloaded, State, Stats, WorkerId};
+pub use event::{Cause, Ended, Event, Exits, Expiries, Expiry, FIRST_SPARE, Load, Reloaded, State, Stats, WorkerId};
 pub use options::{MAX_DURATION, MAX_WORKERS, Options, ScaleDown};
 pub use stall::Stall;
 pub use worker::Worker;
@@ -105,6 +106,12 @@ impl Builder {
     /// Workers from the start on. Default 1.
     pub fn workers(mut self, workers: usize) -> Builder {
         self.options.workers = workers;
+        self
+    }
+
+    /// Workers that wait, loaded, for another to end ([`Event::Activated`]). Default 0.
+    pub fn spares(mut self, spares: usize) -> Builder {
+        self.options.spares = spares;
         self
     }
 

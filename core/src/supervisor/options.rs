@@ -35,6 +35,9 @@ macro_rules! durations {
             $($(#[$doc])* pub $name: Duration,)*
             /// Workers from the start on, 0 to [`MAX_WORKERS`]. Default 1.
             pub workers: usize,
+            /// Workers that are started beside those, loaded, and wait: as soon as a worker has ended, one takes its place, and another is started. With the workers no more than [`MAX_WORKERS`].
+            /// Not with `once`. Default 0.
+            pub spares: usize,
             /// Most workers that start at once, 1 to [`MAX_WORKERS`]. Default: usable cores (affinity and cgroup quota).
             pub max_starting: Option<usize>,
             /// Unstable exits within `window` after which the supervisor is degraded, 1 to 10,000. Default: 5 or twice the workers, whichever is more.
@@ -62,6 +65,7 @@ macro_rules! durations {
                 Options {
                     $($name: $default,)*
                     workers: 1,
+                    spares: 0,
                     max_starting: None,
                     max_failures: None,
                     dump_signal: None,
@@ -141,6 +145,16 @@ pub(super) fn check_duration(option: &'static str, value: Duration, min: Duratio
 }
 
 impl Options {
+    /// # Errors
+    /// `Invalid` where the spares are too many beside so many workers, or would never be used.
+    pub(super) fn check_spares(&self, workers: usize) -> Result<()> {
+        if self.once && self.spares > 0 {
+            return Err(Error::invalid("no spare takes the place of a worker that is started once").with("option", "spares"));
+        }
+        let max = MAX_WORKERS.saturating_sub(workers);
+        if self.spares > max { Err(out_of_range("spares", self.spares, 0, max)) } else { Ok(()) }
+    }
+
     /// Checks every option.
     ///
     /// # Errors
@@ -150,6 +164,7 @@ impl Options {
             check_duration(name, value, min)?;
         }
         check_workers(self.workers)?;
+        self.check_spares(self.workers)?;
         if !self.hang_timeout.is_zero() {
             check_duration("hang_timeout", self.hang_timeout, self.beat * 4)?;
         }
@@ -196,6 +211,8 @@ mod tests {
             format!("{range} (option=max_back_off, value_ms=99, min_ms=100, max_ms=2592000000)")
         );
         assert!(text(&|o| o.boot_timeout = Duration::MAX).contains("option=boot_timeout"));
+        assert!(text(&|o| (o.workers, o.spares) = (1000, 25)).contains("option=spares, value=25, min=0, max=24"));
+        assert!(text(&|o| (o.once, o.spares) = (true, 1)).contains("option=spares"));
         assert!(text(&|o| o.max_starting = Some(0)).contains("option=max_starting, value=0, min=1"));
         assert!(text(&|o| o.max_failures = Some(0)).contains("option=max_failures, value=0, min=1"));
         assert!(text(&|o| o.dump_signal = Some(65)).contains("option=dump_signal, value=65, min=1, max=64"));

@@ -4,7 +4,7 @@ use super::event::{Load, WorkerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::mapped::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::mem;
-use crate::wire::supervisor::{DRAIN, FIXED_LEN, Header, LATE_HALF_NS, MAJOR, MAX_STACK, MAX_TEXT, MINOR, PAGE_LEN, state, word};
+use crate::wire::supervisor::{ACTIVE, DRAIN, FIXED_LEN, Header, LATE_HALF_NS, MAJOR, MAX_STACK, MAX_TEXT, MINOR, PAGE_LEN, state, word};
 use memmap2::MmapRaw;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -102,6 +102,14 @@ impl Page {
         self.word32(word::FLAGS).fetch_or(DRAIN, Ordering::Release);
     }
 
+    /// Tells a spare whose place it takes.
+    pub(super) fn activate(&self, worker: WorkerId) {
+        self.word32(word::SLOT).store(worker.slot, Ordering::Relaxed);
+        self.word64(word::INCARNATION).store(worker.incarnation, Ordering::Relaxed);
+        // Release: pairs with the Acquire of `activated`.
+        self.word32(word::FLAGS).fetch_or(ACTIVE, Ordering::Release);
+    }
+
     /// What the worker said of its failure.
     pub(super) fn text(&self) -> Option<String> {
         // Pairs with the Release of `say`.
@@ -188,6 +196,13 @@ impl Page {
         self.word32(word::FLAGS).load(Ordering::Acquire) & DRAIN != 0
     }
 
+    /// Slot and incarnation of the place that this spare has taken.
+    pub(super) fn activated(&self) -> Option<(u32, u64)> {
+        // Pairs with the Release of `activate`, before which the two were stored.
+        let active = self.word32(word::FLAGS).load(Ordering::Acquire) & ACTIVE != 0;
+        active.then(|| (self.word32(word::SLOT).load(Ordering::Relaxed), self.word64(word::INCARNATION).load(Ordering::Relaxed)))
+    }
+
     /// Leaves a text for the supervisor, cut at a character's end where it is too long.
     pub(super) fn say(&self, text: &str) {
         let cut = text.floor_char_boundary(MAX_TEXT);
@@ -265,6 +280,9 @@ mod tests {
         assert!(!theirs.is_asked_to_drain());
         own.ask_to_drain();
         assert!(theirs.is_asked_to_drain());
+        assert_eq!(theirs.activated(), None);
+        own.activate(WorkerId { slot: 7, generation: 1, incarnation: 11 });
+        assert_eq!((theirs.activated(), theirs.is_asked_to_drain()), (Some((7, 11)), true));
     }
 
     #[test]

@@ -23,6 +23,8 @@
 //!   exit is replaced without delay and counts for neither back-off nor degradation. What it says later is taken back then.
 //! * The caller carries out what an input gave before the next one, and answers each [`Action::Spawn`] once with `Spawned` or `SpawnFailed`,
 //!   there and then or later: until then nothing else is told of that worker, and what would signal it makes it `SpawnFailed`. It calls with `Tick` when [`Plan::next_deadline`] has come, and nothing else is left to tell.
+//! * A spare is READY in a slot of its own, whose number says so, and takes no work. As soon as a worker's slot has no process, a spare of its generation moves there, which gives it the slot's next
+//!   incarnation; what the caller tells of it by the name that it was started with is about the same process. Its own slot starts another, after the back-off of who has ended.
 //! * With `once` a slot is wanted no more when its process has ended, by whatever cause, or did not start.
 //! * A worker that is too old, has too much memory or has served enough is replaced like one that was to retire, until that succeeds.
 //! * A caller that comes much later than the deadline was held up itself, and maybe its workers with it: deadlines move by that much.
@@ -31,6 +33,7 @@ use super::event::{Cause, Ended, Event, Expiry, Reloaded, State, Stats, WorkerId
 use super::options::{Options, ScaleDown};
 use super::reload::{Failed, Reload};
 use super::restart::{BackOff, Delays, Intensity, Random};
+use super::slots::Slots;
 use crate::error::{Error, ErrorKind};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -84,7 +87,31 @@ pub(super) enum Action {
     Weigh(WorkerId, u64),
     /// Make it write its stacks, by this signal.
     Dump(WorkerId, i32),
+    /// A spare takes work from now on, as the second.
+    Activate(WorkerId, WorkerId),
     Report(Event),
+}
+
+impl Input {
+    /// Whom it is about.
+    fn worker_mut(&mut self) -> Option<&mut WorkerId> {
+        match self {
+            Input::Release(id)
+            | Input::Charged(id)
+            | Input::Kill(id)
+            | Input::Spawned(id, _)
+            | Input::SpawnFailed(id, _)
+            | Input::Hello(id)
+            | Input::Ready(id)
+            | Input::Beats(id, _, _)
+            | Input::Served(id, _)
+            | Input::Weighed(id, _)
+            | Input::Drained(id)
+            | Input::Corrupt(id)
+            | Input::Exited(id, _, _) => Some(id),
+            Input::Scale(_) | Input::Retire(_) | Input::Reload(_) | Input::Stop(_) | Input::StopNow | Input::Tick => None,
+        }
+    }
 }
 
 /// Options in nanoseconds.
@@ -130,6 +157,8 @@ pub(super) fn nanos(d: Duration) -> u64 {
 
 struct Proc {
     id: WorkerId,
+    /// What it was started as: the caller knows no other.
+    key: WorkerId,
     state: State,
     spawned_at: u64,
     ready_at: Option<u64>,
@@ -179,7 +208,7 @@ impl Proc {
         self.killed = signal == libc::SIGKILL;
         self.deadline = (!self.killed).then(|| now.saturating_add(rules.kill_grace));
         let cause = self.cause.unwrap_or(Cause::Crash);
-        out.push(Action::Signal(self.id, signal));
+        out.push(Action::Signal(self.key, signal));
         out.push(Action::Report(Event::Signalled { worker: self.id, signal, cause }));
     }
 
@@ -205,8 +234,8 @@ impl Proc {
                 self.state = State::Draining;
                 self.cause = Some(cause);
                 self.deadline = Some(until);
-                out.push(Action::Drain(self.id));
-                out.extend(self.plain.then_some(Action::Signal(self.id, libc::SIGTERM)));
+                out.push(Action::Drain(self.key));
+                out.extend(self.plain.then_some(Action::Signal(self.key, libc::SIGTERM)));
                 out.push(Action::Report(Event::Draining { worker: self.id, cause }));
             }
             _ => {
@@ -224,6 +253,8 @@ struct Undo {
     back_off: BackOff,
     /// Its time, if it was unstable.
     unstable_at: Option<u64>,
+    /// Of the spare slot that rests for it.
+    spare: Option<(u32, BackOff)>,
 }
 
 struct Slot {
@@ -264,6 +295,10 @@ impl Slot {
         }
     }
 
+    fn number(&self) -> u32 {
+        self.last.slot
+    }
+
     fn procs(&self) -> impl Iterator<Item = &Proc> {
         self.main.iter().chain(&self.other)
     }
@@ -291,6 +326,8 @@ struct Dead {
     ended: Ended,
     charged: bool,
     uptime: Option<u64>,
+    /// The number of the spare that took its place.
+    relieved: Option<u32>,
     /// It was not the one that had the slot.
     successor: bool,
     predecessor: bool,
@@ -308,7 +345,7 @@ struct Degraded {
 /// All slots of one supervisor.
 pub(super) struct Plan {
     rules: Rules,
-    slots: Vec<Slot>,
+    slots: Slots<Slot>,
     wanted: usize,
     /// Of the last reload that succeeded; from 1 on.
     generation: u32,
@@ -320,6 +357,8 @@ pub(super) struct Plan {
     retiring: VecDeque<u32>,
     /// The one that is.
     recycling: Option<u32>,
+    /// It was said that there is no spare while a program runs that cannot be one.
+    refused: bool,
     dead: VecDeque<Dead>,
     ever_ready: bool,
     stopping: bool,
@@ -357,7 +396,7 @@ impl Plan {
                 max_memory: o.max_memory,
                 max_requests: o.max_requests,
             },
-            slots: Vec::new(),
+            slots: Slots::new(o.spares, |number| Slot { wanted: true, generation: 1, ..Slot::new(number) }),
             wanted: 0,
             generation: 1,
             reload: None,
@@ -366,6 +405,7 @@ impl Plan {
             degraded: None,
             retiring: VecDeque::new(),
             recycling: None,
+            refused: false,
             dead: VecDeque::new(),
             ever_ready: false,
             stopping: false,
@@ -378,7 +418,10 @@ impl Plan {
     }
 
     /// Takes one input; what is to be done is appended to `out`.
-    pub(super) fn handle(&mut self, input: Input, now: u64, out: &mut Vec<Action>) {
+    pub(super) fn handle(&mut self, mut input: Input, now: u64, out: &mut Vec<Action>) {
+        if let Some(id) = input.worker_mut() {
+            *id = self.current(*id);
+        }
         // Before anything of this moment: what begins now has its whole time.
         let skipped = self.catch_up(now, out);
         self.now = now;
@@ -397,7 +440,7 @@ impl Plan {
             Input::StopNow => self.stop(None, out),
             Input::Spawned(worker, pid) => {
                 self.stats.spawned += 1;
-                if let Some(proc) = self.slots.get_mut(worker.slot as usize).and_then(|s| s.procs_mut().find(|p| p.id == worker)) {
+                if let Some(proc) = self.slots.get_mut(worker.slot).and_then(|s| s.procs_mut().find(|p| p.id == worker)) {
                     proc.there = true;
                 }
                 out.push(Action::Report(Event::Spawned { worker, pid }));
@@ -407,7 +450,8 @@ impl Plan {
                 if let Some((proc, rules)) = self.proc(id)
                     && (proc.state == State::Spawned || (proc.plain && proc.state == State::Ready))
                 {
-                    let left = rules.ready_after.map_or(0, |after| rules.boot.saturating_sub(after));
+                    let after = rules.ready_after.filter(|_| !id.is_spare());
+                    let left = after.map_or(0, |after| rules.boot.saturating_sub(after));
                     proc.deadline = Some(proc.deadline.unwrap_or(now).saturating_add(left));
                     (proc.state, proc.plain, proc.ready_at) = (State::Starting, false, None);
                     out.push(Action::Report(Event::Starting { worker: id }));
@@ -418,13 +462,13 @@ impl Plan {
             Input::Served(id, n) => {
                 if let Some((proc, _)) = self.proc(id) {
                     proc.served = n;
-                    self.expire(id.slot as usize, out);
+                    self.expire(id.slot, out);
                 }
             }
             Input::Weighed(id, too_much) => {
                 if let Some((proc, _)) = self.proc(id) {
                     proc.heavy = if too_much { proc.heavy + 1 } else { 0 };
-                    self.expire(id.slot as usize, out);
+                    self.expire(id.slot, out);
                 }
             }
             Input::Drained(id) => {
@@ -445,6 +489,7 @@ impl Plan {
             Input::Tick => self.tick(skipped, out),
         }
         self.prove(out);
+        self.take_over(out);
         self.fill(out);
         if self.stopping && !self.stopped && self.dead.is_empty() && self.slots.iter().all(|s| s.procs().next().is_none()) {
             self.stopped = true;
@@ -459,12 +504,12 @@ impl Plan {
         }
         // What is due already waits for something else than time: `fill` has looked.
         let later = |at: u64| (at > self.now).then_some(at);
-        let resting = |(i, slot): (usize, &Slot)| {
-            let retried = self.reload.as_ref().is_some_and(|r| r.is_retrying(i as u32));
-            let waits = slot.main.is_none() || retried || self.retiring.contains(&(i as u32));
+        let resting = |slot: &Slot| {
+            let retried = self.reload.as_ref().is_some_and(|r| r.is_retrying(slot.number()));
+            let waits = slot.main.is_none() || retried || self.retiring.contains(&slot.number());
             (slot.wanted && !slot.quarantined && waits).then_some(slot.until).and_then(later)
         };
-        let slots = self.slots.iter().enumerate().filter_map(resting).min();
+        let slots = self.slots.iter().filter_map(resting).min();
         let degraded = self.degraded.as_ref().and_then(|d| {
             let probe = later(d.probe_at).filter(|_| self.slots.iter().any(|s| s.wanted && s.quarantined));
             probe.into_iter().chain(self.probation()).min()
@@ -487,7 +532,7 @@ impl Plan {
 
     /// When somebody will be too old, or is to be weighed.
     fn expiry_deadline(&self) -> impl Iterator<Item = u64> {
-        let mains = || self.slots.iter().filter_map(|s| s.main.as_ref()).filter(|p| p.is_watched() && !p.expired);
+        let mains = || self.slots.workers.iter().filter_map(|s| s.main.as_ref()).filter(|p| p.is_watched() && !p.expired);
         let weigh = self.rules.max_memory.filter(|_| mains().next().is_some()).map(|_| self.weigh_at);
         mains().filter_map(|p| p.expires_at).chain(weigh)
     }
@@ -508,8 +553,9 @@ impl Plan {
         Stats {
             wanted: self.wanted,
             generation: self.generation,
-            live: procs().count(),
-            ready: procs().filter(|p| p.is_watched()).count(),
+            live: procs().filter(|p| !p.id.is_spare()).count(),
+            ready: procs().filter(|p| p.is_watched() && !p.id.is_spare()).count(),
+            spares: procs().filter(|p| p.is_watched() && p.id.is_spare()).count(),
             degraded: self.degraded.is_some(),
             ..self.stats
         }
@@ -517,10 +563,10 @@ impl Plan {
 
     /// Each slot's last incarnation and where it stands.
     pub(super) fn states(&self) -> impl Iterator<Item = (WorkerId, State)> {
-        self.slots.iter().enumerate().map(|(i, slot)| {
+        self.slots.iter().map(|slot| {
             let state = match &slot.main {
                 Some(proc) => proc.state,
-                None if self.dead.iter().any(|d| d.id.slot as usize == i) => State::Dead,
+                None if self.dead.iter().any(|d| d.id.slot == slot.number()) => State::Dead,
                 None if !slot.wanted => State::Empty,
                 None if slot.quarantined => State::Quarantined,
                 None => State::BackOff,
@@ -536,22 +582,30 @@ impl Plan {
 
     #[cfg(test)]
     pub(super) fn wants(&self, slot: u32) -> bool {
-        self.slots.get(slot as usize).is_some_and(|s| s.wanted)
+        self.slots.get(slot).is_some_and(|s| s.wanted)
     }
 
     #[cfg(test)]
     pub(super) fn until(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].until
+        self.slots[slot].until
     }
 
     /// Why a process is ended, while it is.
     pub(super) fn cause(&self, id: WorkerId) -> Option<Cause> {
-        self.slots.get(id.slot as usize)?.procs().find(|p| p.id == id)?.cause
+        let id = self.current(id);
+        self.slots.get(id.slot)?.procs().find(|p| p.id == id)?.cause
+    }
+
+    /// What a process is called by now that was started as `id`: one that was a spare has another name.
+    fn current(&self, id: WorkerId) -> WorkerId {
+        let was_spare = |p: &&Proc| p.key == id;
+        let found = if id.is_spare() { self.slots.workers.iter().flat_map(Slot::procs).find(was_spare) } else { None };
+        found.map_or(id, |p| p.id)
     }
 
     /// A live process; a message about any other is late.
     fn proc(&mut self, id: WorkerId) -> Option<(&mut Proc, &Rules)> {
-        let found = self.slots.get_mut(id.slot as usize).and_then(|s| s.procs_mut().find(|p| p.id == id));
+        let found = self.slots.get_mut(id.slot).and_then(|s| s.procs_mut().find(|p| p.id == id));
         if found.is_none() {
             self.stats.late += 1;
         }
@@ -570,20 +624,21 @@ impl Plan {
         }
         while self.wanted < n {
             // One whose process is gone first, then the lowest; a new one only when all are wanted.
-            let free = self.slots.iter().enumerate().filter(|(_, s)| !s.wanted);
-            let at = free.min_by_key(|(i, s)| (s.procs().count(), *i)).map_or(self.slots.len(), |(i, _)| i);
-            if at == self.slots.len() {
-                self.slots.push(Slot::new(at as u32));
+            let slots = &mut self.slots.workers;
+            let free = slots.iter().filter(|s| !s.wanted);
+            let at = free.min_by_key(|s| (s.procs().count(), s.number())).map_or(slots.len() as u32, Slot::number);
+            if at as usize == slots.len() {
+                slots.push(Slot::new(at));
             }
             let slot = &mut self.slots[at];
             (slot.wanted, slot.generation) = (true, self.generation);
             slot.quarantined = self.degraded.is_some() && slot.main.is_none();
             if slot.quarantined {
-                out.push(Action::Report(Event::Quarantined { slot: at as u32 }));
+                out.push(Action::Report(Event::Quarantined { slot: at }));
             }
             self.wanted += 1;
             if let Some(reload) = &mut self.reload {
-                reload.add(at as u32);
+                reload.add(at);
             }
         }
         while self.wanted > n {
@@ -594,20 +649,19 @@ impl Plan {
                 Some(_) => 2,
             };
             let age = |s: &Slot| s.main.as_ref().map_or(0, |p| if oldest_first { p.spawned_at } else { u64::MAX - p.spawned_at });
-            let at = (0..self.slots.len())
-                .filter(|i| self.slots[*i].wanted)
-                .min_by_key(|i| (rank(&self.slots[*i]), age(&self.slots[*i]), if oldest_first { *i } else { usize::MAX - i }))
-                .expect("as many slots are wanted as `wanted` says");
+            let nth = |s: &Slot| if oldest_first { s.number() } else { u32::MAX - s.number() };
+            let wanted = self.slots.workers.iter().filter(|s| s.wanted);
+            let at = wanted.min_by_key(|s| (rank(s), age(s), nth(s))).expect("as many slots are wanted as `wanted` says").number();
             self.unwant(at, out);
         }
     }
 
     /// Ends what a slot has.
-    fn unwant(&mut self, at: usize, out: &mut Vec<Action>) {
+    fn unwant(&mut self, at: u32, out: &mut Vec<Action>) {
         self.wanted -= 1;
-        self.retiring.retain(|s| *s as usize != at);
+        self.retiring.retain(|s| *s != at);
         if let Some(reload) = &mut self.reload {
-            reload.forget(at as u32);
+            reload.forget(at);
         }
         let slot = &mut self.slots[at];
         (slot.wanted, slot.quarantined) = (false, false);
@@ -617,8 +671,7 @@ impl Plan {
     }
 
     /// Its process is gone, and with `once` there is to be no other.
-    fn unwant_once(&mut self, slot: u32, out: &mut Vec<Action>) {
-        let at = slot as usize;
+    fn unwant_once(&mut self, at: u32, out: &mut Vec<Action>) {
         if self.rules.once && self.slots[at].wanted && self.slots[at].main.is_none() {
             self.unwant(at, out);
         }
@@ -627,11 +680,11 @@ impl Plan {
     fn release(&mut self, id: WorkerId, out: &mut Vec<Action>) {
         // Also when it has ended: then its slot is not started again.
         let holds = |s: &Slot| s.wanted && s.main.as_ref().map_or(s.last, |p| p.id) == id;
-        if let Some(slot) = self.slots.get(id.slot as usize).filter(|s| holds(s)) {
+        if let Some(slot) = self.slots.workers.get(id.slot as usize).filter(|s| holds(s)) {
             // Its owner has used it and lets it go: it has proved itself, however short it was there.
             let served = |since: u64| slot.main.as_ref().is_some_and(|p| p.is_watched() && p.ready_at.is_some_and(|at| at >= since));
             let recovers = self.degraded.as_ref().is_some_and(|d| served(d.since));
-            self.unwant(id.slot as usize, out);
+            self.unwant(id.slot, out);
             if recovers {
                 self.recover(out);
             }
@@ -639,7 +692,7 @@ impl Plan {
     }
 
     fn retire(&mut self, slot: u32) {
-        let known = self.slots.get(slot as usize).is_some_and(|s| s.wanted && s.main.as_ref().is_some_and(Proc::is_watched));
+        let known = self.slots.workers.get(slot as usize).is_some_and(|s| s.wanted && s.main.as_ref().is_some_and(Proc::is_watched));
         if known && self.recycling != Some(slot) && !self.retiring.contains(&slot) {
             self.retiring.push_back(slot);
         }
@@ -651,7 +704,7 @@ impl Plan {
         self.degraded = None;
         self.retiring.clear();
         self.reload = None;
-        for slot in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             (slot.wanted, slot.quarantined) = (false, false);
             for proc in slot.procs_mut() {
                 match grace {
@@ -668,7 +721,7 @@ impl Plan {
             dead.charged = true;
             return;
         }
-        let Some(slot) = self.slots.get_mut(id.slot as usize) else {
+        let Some(slot) = self.slots.get_mut(id.slot) else {
             self.stats.late += 1;
             return;
         };
@@ -684,6 +737,10 @@ impl Plan {
         slot.back_off = undo.back_off;
         slot.until = slot.until.min(now);
         slot.quarantined = false;
+        if let Some((number, back_off)) = undo.spare {
+            let spare = &mut self.slots[number];
+            (spare.back_off, spare.until) = (back_off, spare.until.min(now));
+        }
         *self.stats.exits.of(undo.cause) -= 1;
         self.stats.exits.charged += 1;
         if let Some(at) = undo.unstable_at {
@@ -715,7 +772,7 @@ impl Plan {
         (proc.ready_at, proc.loop_at, proc.native_at) = (Some(now), now, now);
         (proc.expires_at, proc.most) = (age.map(|age| now.saturating_add(age)), most);
         let after = Duration::from_nanos(now.saturating_sub(proc.spawned_at));
-        out.push(Action::Report(Event::Ready { worker: id, after }));
+        out.push(Action::Report(if id.is_spare() { Event::Spare { worker: id, after } } else { Event::Ready { worker: id, after } }));
         self.stats.became_ready += 1;
         self.ever_ready = true;
         if self.poll_at <= now {
@@ -724,7 +781,7 @@ impl Plan {
         if self.weigh_at <= now {
             self.weigh_at = now.saturating_add(WEIGH);
         }
-        let slot = &mut self.slots[id.slot as usize];
+        let slot = &mut self.slots[id.slot];
         slot.failed_first = false;
     }
 
@@ -743,10 +800,10 @@ impl Plan {
         }
         if let Some(reload) = &mut self.reload
             && let Some(id) = reload.step()
-            && self.slots[id.slot as usize].main.as_ref().is_some_and(|p| p.id == id && has_proved(p))
+            && self.slots[id.slot].main.as_ref().is_some_and(|p| p.id == id && has_proved(p))
         {
             reload.done(id.slot);
-            self.slots[id.slot as usize].generation = id.generation;
+            self.slots[id.slot].generation = id.generation;
             self.retiring.retain(|s| *s != id.slot);
         }
     }
@@ -766,7 +823,7 @@ impl Plan {
         if self.stopping || self.reload.is_some() {
             return;
         }
-        let wanted = self.slots.iter().enumerate().filter(|(_, s)| s.wanted).map(|(i, _)| i as u32);
+        let wanted = self.slots.workers.iter().filter(|s| s.wanted).map(Slot::number);
         self.reload = Some(Reload::new(self.generation, generation, wanted, self.now, self.stats.forced));
         out.push(Action::Report(Event::Reloading { generation }));
     }
@@ -776,21 +833,22 @@ impl Plan {
         let Some(reload) = &self.reload else { return };
         if reload.is_over() {
             self.end_reload(out);
-            return;
+            // Spares have waited for it.
+            return self.fill(out);
         }
         let Some(at) = reload.next() else { return };
         let (generation, retries) = (reload.target(), reload.is_retrying(at));
         let unsettled = self.dead.iter().any(|d| d.id.slot == at);
-        let slot = &self.slots[at as usize];
+        let slot = &self.slots[at];
         let dies = slot.main.as_ref().is_some_and(|p| matches!(p.state, State::Draining | State::Aborting | State::Killing));
         if unsettled || dies || slot.other.is_some() || (retries && slot.until > self.now) {
             return;
         }
-        let proc = self.spawn(at as usize, generation, out);
+        let proc = self.spawn(at, generation, out);
         if let Some(reload) = &mut self.reload {
             reload.begin_step(proc.id);
         }
-        let slot = &mut self.slots[at as usize];
+        let slot = &mut self.slots[at];
         if slot.main.is_none() {
             slot.quarantined = false;
             slot.main = Some(proc);
@@ -818,8 +876,8 @@ impl Plan {
         let (from, to) = (reload.from, reload.to);
         out.push(Action::Report(Event::RollingBack { generation: to, error: error.clone() }));
         let has = |s: &Slot| s.main.as_ref().map_or(s.generation, |p| p.id.generation) == to;
-        reload.go_back(error, self.slots.iter().enumerate().filter(|(_, s)| s.wanted && has(s)).map(|(i, _)| i as u32));
-        for slot in &mut self.slots {
+        reload.go_back(error, self.slots.workers.iter().filter(|s| s.wanted && has(s)).map(Slot::number));
+        for slot in self.slots.iter_mut() {
             // Who is started from here on is of the old one.
             slot.generation = from;
             if slot.has_successor()
@@ -839,6 +897,12 @@ impl Plan {
             None => {
                 self.generation = generation;
                 self.stats.reloads += 1;
+                for spare in &mut self.slots.spares {
+                    spare.generation = generation;
+                    if let Some(old) = spare.main.as_mut().filter(|p| p.id.generation != generation) {
+                        old.end(Cause::Retire, self.rules.drain, self.now, &self.rules, out);
+                    }
+                }
                 out.push(Action::Report(Event::Reloaded(Reloaded { generation, replaced, forced, took })));
             }
             Some(error) => {
@@ -869,7 +933,7 @@ impl Plan {
         if self.proc(id).is_none() {
             return;
         }
-        let slot = &mut self.slots[id.slot as usize];
+        let slot = &mut self.slots[id.slot];
         let was_main = slot.main.as_ref().is_some_and(|p| p.id == id);
         let successor = !was_main && slot.has_successor();
         let proc = if was_main { slot.main.take() } else { slot.other.take() };
@@ -894,6 +958,7 @@ impl Plan {
             ended,
             charged: proc.charged,
             uptime,
+            relieved: None,
             successor,
             predecessor: !was_main && !successor,
             error,
@@ -905,7 +970,7 @@ impl Plan {
     }
 
     fn spawn_failed(&mut self, id: WorkerId, error: Error, out: &mut Vec<Action>) {
-        let Some(slot) = self.slots.get_mut(id.slot as usize) else { return };
+        let Some(slot) = self.slots.get_mut(id.slot) else { return };
         let main = slot.main.take_if(|p| p.id == id);
         let successor = main.is_none();
         let Some(proc) = main.or_else(|| slot.other.take_if(|p| p.id == id)) else {
@@ -929,11 +994,11 @@ impl Plan {
         self.reload_failed(id, || error.clone(), out);
         if asked || proc.cause == Some(Cause::Killed) || self.rules.once {
             // It was given up before it was there.
-            let slot = &mut self.slots[id.slot as usize];
+            let slot = &mut self.slots[id.slot];
             (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
             return;
         }
-        self.failed(id, None, None, Some(error), out);
+        self.failed(id, None, None, Some(error), None, out);
     }
 
     fn retire_failed(&mut self, slot: u32, out: &mut Vec<Action>) {
@@ -965,14 +1030,14 @@ impl Plan {
                 proc.deadline = Some(now.saturating_add(rules.abort_grace));
                 self.stats.suspected += 1;
                 out.push(Action::Report(Event::Suspect { worker: proc.id, cause, stack: None }));
-                out.extend(rules.dump_signal.map(|signal| Action::Dump(proc.id, signal)));
+                out.extend(rules.dump_signal.map(|signal| Action::Dump(proc.key, signal)));
             }
             if proc.deadline.is_none_or(|at| at > now) {
                 continue;
             }
             match proc.state {
                 // It has had its time to say hello, and lives.
-                State::Spawned if proc.there && rules.ready_after.is_some() => plain.push(proc.id),
+                State::Spawned if proc.there && rules.ready_after.is_some() && !proc.id.is_spare() => plain.push(proc.id),
                 State::Spawned | State::Starting => {
                     proc.cause = Some(Cause::BootTimeout);
                     proc.terminate(now, rules, out);
@@ -996,16 +1061,17 @@ impl Plan {
         if is_weighed {
             self.weigh_at = now.saturating_add(WEIGH);
         }
-        for at in 0..self.slots.len() {
+        for at in 0..self.slots.workers.len() as u32 {
             self.expire(at, out);
             let main = self.slots[at].main.as_ref().filter(|p| is_weighed && p.is_watched() && !p.expired);
-            out.extend(main.zip(self.rules.max_memory).map(|(p, limit)| Action::Weigh(p.id, limit)));
+            out.extend(main.zip(self.rules.max_memory).map(|(p, limit)| Action::Weigh(p.key, limit)));
         }
     }
 
     /// Has a slot's worker replaced, if it is time.
-    fn expire(&mut self, at: usize, out: &mut Vec<Action>) {
-        let Some(main) = self.slots[at].main.as_mut().filter(|p| p.is_watched() && !p.expired) else { return };
+    fn expire(&mut self, at: u32, out: &mut Vec<Action>) {
+        let main = self.slots[at].main.as_mut();
+        let Some(main) = main.filter(|p| p.is_watched() && !p.expired && !p.id.is_spare()) else { return };
         let why = if main.expires_at.is_some_and(|at| at <= self.now) {
             Expiry::Age
         } else if main.most.is_some_and(|most| main.served >= most) {
@@ -1056,21 +1122,33 @@ impl Plan {
             return;
         }
         if cause.is_asked() || matches!(cause, Cause::Charged | Cause::Killed) || self.rules.once {
-            let slot = &mut self.slots[dead.id.slot as usize];
+            let slot = &mut self.slots[dead.id.slot];
             (slot.until, slot.owed) = (slot.until.min(self.now), slot.main.is_none());
             return;
         }
-        self.failed(dead.id, Some(cause), dead.uptime, dead.error, out);
+        self.failed(dead.id, Some(cause), dead.uptime, dead.error, dead.relieved, out);
     }
 
     /// A process failed that nobody asked to end: the slot rests, and it counts if it was unstable.
-    fn failed(&mut self, id: WorkerId, cause: Option<Cause>, uptime: Option<u64>, error: Option<Error>, out: &mut Vec<Action>) {
+    /// Where a spare took its place, the slot of that rests in its stead.
+    fn failed(
+        &mut self,
+        id: WorkerId,
+        cause: Option<Cause>,
+        uptime: Option<u64>,
+        error: Option<Error>,
+        relieved: Option<u32>,
+        out: &mut Vec<Action>,
+    ) {
         let now = self.now;
         let limit = self.limit();
-        let slot = &mut self.slots[id.slot as usize];
+        let spare = relieved.map(|number| (number, self.slots[number].back_off));
+        let slot = &mut self.slots[id.slot];
         // While the slot has another worker, or is to have none, nobody is missing.
-        let unstable = slot.wanted && slot.main.is_none() && uptime.is_none_or(|u| u < self.rules.min_uptime);
-        let undo = |cause| Undo { incarnation: id.incarnation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now) };
+        let missing = slot.main.is_none() || relieved.is_some();
+        let unstable = slot.wanted && missing && uptime.is_none_or(|u| u < self.rules.min_uptime);
+        let undo =
+            |cause| Undo { incarnation: id.incarnation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now), spare };
         // A task can only be blamed for who has been ready.
         slot.undo = uptime.and(cause).map(undo);
         let delay = slot.back_off.failed(uptime, &self.rules.delays, &mut self.random);
@@ -1082,19 +1160,27 @@ impl Plan {
         if !slot.wanted {
             return;
         }
-        if slot.main.is_none() {
+        if let Some(number) = relieved {
+            let spare = &mut self.slots[number];
+            let delay = spare.back_off.failed(uptime, &self.rules.delays, &mut self.random).max(delay);
+            spare.until = now.saturating_add(delay);
+        }
+        let resting = &mut self.slots[relieved.unwrap_or(id.slot)];
+        if resting.main.is_none() && !resting.quarantined {
+            let slot = resting.number();
             if self.degraded.is_some() {
-                slot.quarantined = true;
-                out.push(Action::Report(Event::Quarantined { slot: id.slot }));
+                resting.quarantined = true;
+                out.push(Action::Report(Event::Quarantined { slot }));
             } else {
-                out.push(Action::Report(Event::BackOff { slot: id.slot, delay: Duration::from_nanos(delay) }));
+                let delay = Duration::from_nanos(resting.until.saturating_sub(now));
+                out.push(Action::Report(Event::BackOff { slot, delay }));
             }
         }
         if let Some(error) = error
             && !self.ever_ready
         {
-            slot.failed_first = true;
-            if self.slots.iter().filter(|s| s.wanted).all(|s| s.failed_first) {
+            self.slots[id.slot].failed_first = true;
+            if self.slots.workers.iter().filter(|s| s.wanted).all(|s| s.failed_first) {
                 self.slots.iter_mut().for_each(|s| s.failed_first = false);
                 out.push(Action::Report(Event::StartFailed { error }));
             }
@@ -1112,12 +1198,12 @@ impl Plan {
             let error = Error::new(ErrorKind::Degraded, "too many workers fail").with("failures", failures);
             self.go_back(error, out);
         }
-        for (i, slot) in self.slots.iter_mut().enumerate() {
+        for slot in self.slots.iter_mut() {
             // An exit that is not settled yet may turn out to be nobody's fault.
-            let unsettled = self.dead.iter().any(|d| d.id.slot as usize == i && !d.predecessor);
+            let unsettled = self.dead.iter().any(|d| d.id.slot == slot.number() && !d.predecessor);
             if slot.wanted && slot.main.is_none() && !slot.owed && !unsettled {
                 slot.quarantined = true;
-                out.push(Action::Report(Event::Quarantined { slot: i as u32 }));
+                out.push(Action::Report(Event::Quarantined { slot: slot.number() }));
             }
         }
     }
@@ -1132,20 +1218,83 @@ impl Plan {
         out.push(Action::Report(Event::Recovered));
     }
 
+    // ---- spares ----
+
+    /// Spares may be started: not of a program that knows nothing of its supervisor, which takes work as soon as it runs; not before the workers, and not in a reload, which replaces them in the end.
+    fn may_have_spares(&self) -> bool {
+        let mut mains = self.slots.workers.iter().filter_map(|s| s.main.as_ref()).filter(|p| p.is_watched()).peekable();
+        self.reload.is_none() && mains.peek().is_some() && mains.all(|p| !p.plain)
+    }
+
+    /// A spare that is ready takes each place that has no worker, in the step in which that is so.
+    fn take_over(&mut self, out: &mut Vec<Action>) {
+        if self.stopping || self.slots.spares.is_empty() {
+            return;
+        }
+        let plain = self.slots.workers.iter().filter_map(|s| s.main.as_ref()).find(|p| p.plain).map(|p| p.id);
+        if let Some(worker) = plain.filter(|_| !self.refused) {
+            out.push(Action::Report(Event::SpareRefused { worker }));
+        }
+        self.refused = plain.is_some();
+        for at in 0..self.slots.workers.len() as u32 {
+            let slot = &self.slots[at];
+            if !slot.wanted || slot.main.is_some() {
+                continue;
+            }
+            let target = self.reload.as_ref().filter(|r| r.takes(at)).map(Reload::target);
+            let fits = |p: &Proc| p.state == State::Ready && (p.id.generation == slot.generation || Some(p.id.generation) == target);
+            let Some(from) = self.slots.spares.iter().position(|s| s.main.as_ref().is_some_and(fits)) else { continue };
+            self.activate(from, at, out);
+        }
+    }
+
+    fn activate(&mut self, from: usize, at: u32, out: &mut Vec<Action>) {
+        let now = self.now;
+        let slot = &mut self.slots.spares[from];
+        let Some(mut proc) = slot.main.take() else { return };
+        let number = slot.number();
+        slot.until = slot.until.max(now);
+        slot.quarantined = self.degraded.is_some();
+        if slot.quarantined {
+            out.push(Action::Report(Event::Quarantined { slot: number }));
+        }
+        if let Some(dead) = self.dead.iter_mut().rev().find(|d| d.id.slot == at && !d.predecessor && !d.successor) {
+            dead.relieved.get_or_insert(number);
+        }
+        let slot = &mut self.slots[at];
+        let spare = proc.id;
+        proc.id = WorkerId { slot: at, generation: spare.generation, incarnation: slot.last.incarnation + 1 };
+        // Its time begins now: an end that comes soon is one that is not stable.
+        let (random, rules) = (&mut self.random, &self.rules);
+        proc.expires_at = rules.max_age.map(|age| now.saturating_add(about(age, random)));
+        (proc.ready_at, proc.served, proc.heavy) = (Some(now), 0, 0);
+        let worker = proc.id;
+        (slot.last, slot.quarantined, slot.owed, slot.failed_first) = (worker, false, false, false);
+        if let Some(reload) = self.reload.as_mut().filter(|r| r.takes(at) && r.target() == worker.generation) {
+            slot.generation = worker.generation;
+            reload.done(at);
+        }
+        self.stats.activated += 1;
+        out.push(Action::Activate(proc.key, worker));
+        out.push(Action::Report(Event::Activated { spare, worker }));
+        slot.main = Some(proc);
+    }
+
     // ---- starts ----
 
-    fn spawn(&mut self, at: usize, generation: u32, out: &mut Vec<Action>) -> Proc {
+    fn spawn(&mut self, at: u32, generation: u32, out: &mut Vec<Action>) -> Proc {
         let slot = &mut self.slots[at];
         slot.owed = false;
-        let id = WorkerId { slot: at as u32, generation, incarnation: slot.last.incarnation + 1 };
+        let id = WorkerId { slot: at, generation, incarnation: slot.last.incarnation + 1 };
         slot.last = id;
         out.push(Action::Spawn(id));
         Proc {
             id,
+            key: id,
             state: State::Spawned,
             spawned_at: self.now,
             ready_at: None,
-            deadline: Some(self.now.saturating_add(self.rules.ready_after.unwrap_or(self.rules.boot))),
+            deadline: Some(self.now.saturating_add(self.rules.ready_after.filter(|_| !id.is_spare()).unwrap_or(self.rules.boot))),
             loop_beat: 0,
             loop_at: self.now,
             native_beat: 0,
@@ -1177,9 +1326,9 @@ impl Plan {
         while places > 0
             && let Some(at) = self.next_start()
         {
-            if let Some(reload) = self.reload.as_mut().filter(|r| r.takes(at as u32)) {
+            if let Some(reload) = self.reload.as_mut().filter(|r| r.takes(at)) {
                 self.slots[at].generation = reload.target();
-                reload.done(at as u32);
+                reload.done(at);
             }
             let proc = self.spawn(at, self.slots[at].generation, out);
             self.slots[at].main = Some(proc);
@@ -1195,21 +1344,23 @@ impl Plan {
         }
     }
 
-    /// The slot that is to be started now: who was never tried first, then who has rested longest.
-    fn next_start(&self) -> Option<usize> {
-        let unsettled = |i: usize| self.dead.iter().any(|d| d.id.slot as usize == i);
-        let may = |s: &Slot| s.wanted && s.main.is_none() && !s.quarantined && s.until <= self.now;
+    /// The slot that is to be started now: workers before spares, who was never tried first, then who has rested longest.
+    fn next_start(&self) -> Option<u32> {
+        let unsettled = |s: &Slot| self.dead.iter().any(|d| d.id.slot == s.number() || d.relieved == Some(s.number()));
+        let has_spares = self.may_have_spares();
+        let may = |s: &Slot| s.wanted && s.main.is_none() && !s.quarantined && s.until <= self.now && (has_spares || !s.last.is_spare());
         // The reload starts its own slot.
         let next = self.reload.as_ref().filter(|_| self.recycling.is_none()).and_then(Reload::next);
-        let due = self.slots.iter().enumerate().filter(|(i, s)| may(s) && !unsettled(*i) && next != Some(*i as u32));
-        due.min_by_key(|(i, s)| (s.last.incarnation > 0, s.until, *i)).map(|(i, _)| i)
+        let due = self.slots.iter().filter(|s| may(s) && !unsettled(s) && next != Some(s.number()));
+        due.min_by_key(|s| (s.last.is_spare(), s.last.incarnation > 0, s.until, s.number())).map(Slot::number)
     }
 
     /// Lets one slot try, when it is time and nobody else starts.
     fn probe(&mut self, out: &mut Vec<Action>) {
-        let now = self.now;
+        let (now, has_spares) = (self.now, self.may_have_spares());
         let Some(degraded) = &mut self.degraded else { return };
-        let quarantined = self.slots.iter_mut().filter(|s| s.wanted && s.quarantined).min_by_key(|s| s.until);
+        let quarantined = self.slots.iter_mut().filter(|s| s.wanted && s.quarantined && (has_spares || !s.last.is_spare()));
+        let quarantined = quarantined.min_by_key(|s| (s.last.is_spare(), s.until));
         match quarantined {
             Some(slot) if degraded.probe_at <= now => {
                 degraded.probe_at = now.saturating_add(self.rules.probe);
@@ -1218,7 +1369,7 @@ impl Plan {
             Some(_) => {}
             // Nobody is left to be tried: who failed is no longer wanted, or is up.
             None => {
-                let filled = self.slots.iter().all(|s| !s.wanted || s.main.is_some());
+                let filled = self.slots.workers.iter().all(|s| !s.wanted || s.main.is_some());
                 if filled && self.dead.is_empty() && self.probation().next().is_none() {
                     self.recover(out);
                 }
@@ -1229,21 +1380,21 @@ impl Plan {
     fn recycle(&mut self, out: &mut Vec<Action>) {
         let slots = &self.slots;
         // Who was replaced otherwise, meanwhile, is new already.
-        self.retiring.retain(|s| slots[*s as usize].main.as_ref().is_some_and(Proc::is_watched));
+        self.retiring.retain(|s| slots[*s].main.as_ref().is_some_and(Proc::is_watched));
         let expired = |s: &Slot| s.wanted && s.main.as_ref().is_some_and(|p| p.is_watched() && p.expired);
-        for at in (0..slots.len() as u32).filter(|at| expired(&slots[*at as usize])) {
+        for at in slots.workers.iter().filter(|s| expired(s)).map(Slot::number) {
             if !self.retiring.contains(&at) {
                 self.retiring.push_back(at);
             }
         }
         // How long a slot rests is not known before its last failure is settled.
         let unsettled = |slot: u32| self.dead.iter().any(|d| d.id.slot == slot);
-        let may = |slot: &u32| self.slots[*slot as usize].until <= self.now && !unsettled(*slot);
+        let may = |slot: &u32| self.slots[*slot].until <= self.now && !unsettled(*slot);
         let Some(i) = self.retiring.iter().position(may) else { return };
         let Some(slot) = self.retiring.remove(i) else { return };
         self.recycling = Some(slot);
-        let proc = self.spawn(slot as usize, self.slots[slot as usize].generation, out);
-        self.slots[slot as usize].other = Some(proc);
+        let proc = self.spawn(slot, self.slots[slot].generation, out);
+        self.slots[slot].other = Some(proc);
     }
 }
 

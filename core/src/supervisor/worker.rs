@@ -25,6 +25,8 @@ struct Inner {
     lifeline: PrivateFd,
     /// Readable from when the worker is to finish.
     drain: EventFd,
+    /// Readable from when the worker takes work.
+    active: EventFd,
     loaded: AtomicBool,
     orphaned: AtomicBool,
     stalls: Stalls,
@@ -96,7 +98,7 @@ fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
     let (page, header) = Page::attach(page_at)?;
     socket::check_kind(lifeline_at).map_err(|_| Error::invalid("fd is not the lifeline of a worker").with("fd", lifeline_fd))?;
     socket::adopt(lifeline_at)?;
-    let drain = EventFd::new()?;
+    let (drain, active) = (EventFd::new()?, EventFd::new()?);
     // SAFETY: what was inherited for this purpose has no other owner.
     let (page_own, lifeline) = unsafe { (OwnedFd::from_raw_fd(page_fd), OwnedFd::from_raw_fd(lifeline_fd)) };
     let inner = Inner {
@@ -104,12 +106,16 @@ fn open(page_fd: i32, lifeline_fd: i32) -> Result<Worker> {
         header,
         lifeline: PrivateFd::new(lifeline),
         drain,
+        active,
         loaded: AtomicBool::new(false),
         orphaned: AtomicBool::new(false),
         stalls: Stalls::default(),
         epoch: fork::epoch(),
     };
     let worker = Worker(Arc::new(inner));
+    if !worker.is_spare() {
+        worker.0.active.signal();
+    }
     let own = worker.clone();
     let options = thread::Options { name: "offloop-beat".to_owned(), stack_size: Some(64 << 10), nice: 0 };
     drop(page_own);
@@ -141,11 +147,31 @@ fn be_killed_before_the_host() {
 }
 
 impl Worker {
-    /// Slot, generation and incarnation.
+    /// Slot, generation and incarnation. Those of a spare change when it takes the place of a worker.
     #[must_use]
     pub fn id(&self) -> WorkerId {
         let Header { slot, generation, incarnation, .. } = self.0.header;
-        WorkerId { slot, generation, incarnation }
+        let started = WorkerId { slot, generation, incarnation };
+        let activated = self.0.page.activated().filter(|_| started.is_spare());
+        activated.map_or(started, |(slot, incarnation)| WorkerId { slot, generation, incarnation })
+    }
+
+    /// It is a spare, and waits: it is to load, to say that it is [`ready`](Self::ready), to beat, and to take no work.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        self.id().is_spare()
+    }
+
+    /// Readable from when the worker takes work, and for good: that of a spare from when it takes a place, that of any other from the start. Poll it, do not read it.
+    #[must_use]
+    pub fn active_fd(&self) -> BorrowedFd<'_> {
+        self.0.active.fd()
+    }
+
+    /// Waits until it takes work, at most `timeout` (`None`: without end); true if it does.
+    #[must_use]
+    pub fn wait_active(&self, timeout: Option<Duration>) -> bool {
+        wait_until(self.0.active.fd(), timeout, || !self.is_spare())
     }
 
     /// How often the loop is to call [`beat`](Self::beat).
@@ -236,14 +262,7 @@ impl Worker {
     /// Waits until it is to finish, at most `timeout` (`None`: without end); true if it is.
     #[must_use]
     pub fn wait_drain(&self, timeout: Option<Duration>) -> bool {
-        let until = timeout.and_then(|t| Instant::now().checked_add(t));
-        loop {
-            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
-            if self.is_draining() || left.is_some_and(|l| l.is_zero()) {
-                return self.is_draining();
-            }
-            poll::wait_readable(&mut [poll::readable(self.0.drain.fd().as_raw_fd())], left);
-        }
+        wait_until(self.0.drain.fd(), timeout, || self.is_draining())
     }
 
     /// Says that everything is finished. The process is to end by itself, within `kill_grace`.
@@ -283,10 +302,14 @@ impl Worker {
         let inner = &*self.0;
         // Twice as often as is looked at.
         let pause = Duration::from_nanos(inner.header.beat_ns) / 2;
-        let mut told = false;
+        let (mut told, mut waits) = (false, self.is_spare());
         let mut answered = 0;
         loop {
             inner.page.beat_native();
+            if waits && !self.is_spare() {
+                waits = false;
+                inner.active.signal();
+            }
             if inner.page.is_asked_to_drain() && !told {
                 told = true;
                 inner.drain.signal();
@@ -307,6 +330,18 @@ impl Worker {
         std::thread::sleep(Duration::from_nanos(inner.header.orphan_ns));
         // SAFETY: ends the process without its handlers, which may wait for what a dead supervisor would have given.
         unsafe { libc::_exit(1) };
+    }
+}
+
+/// Until `holds`, which `fd` becomes readable with.
+fn wait_until(fd: BorrowedFd<'_>, timeout: Option<Duration>, holds: impl Fn() -> bool) -> bool {
+    let until = timeout.and_then(|t| Instant::now().checked_add(t));
+    loop {
+        let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+        if holds() || left.is_some_and(|l| l.is_zero()) {
+            return holds();
+        }
+        poll::wait_readable(&mut [poll::readable(fd.as_raw_fd())], left);
     }
 }
 

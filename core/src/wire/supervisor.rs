@@ -12,9 +12,9 @@
 //!              ├───────────────┴───────────────┴───────────────┼───────────────┤
 //!           64 │ 0                                             │ 0             │
 //!           96 │ 0                                             │ check         │
-//!              ├───────┬───────────────────────────────────────┴───────────────┤
-//!          128 │ flags │ asked │ 0                                             │  supervisor
-//!              ├───────┼───────┼───────────────┬───────────────────────────────┤
+//!              ├───────┬───────┬───────┬───────┬───────────────┴───────────────┤
+//!          128 │ flags │ asked │ slot  │ 0     │ incarnation   │ 0             │  supervisor
+//!              ├───────┼───────┼───────┴───────┼───────────────┴───────────────┤
 //!          256 │ state │ proto │ echo          │ 0                             │  worker
 //!          384 │ loop_beat     │ served        │ loop_due      │ late          │  worker's loop
 //!          416 │ late_at       │ 0                                             │
@@ -34,6 +34,8 @@
 //! * `served` counts what the worker has served (requests, connections); 0 where it does not count.
 //! * `loop_due` is when the next beat of the loop is to come, nanoseconds of `CLOCK_MONOTONIC`; 0 before the first one. `late` is the greatest lateness of a
 //!   beat, in nanoseconds, of which half is left after each [`LATE_HALF_NS`] from `late_at` on. One thread writes all three.
+//! * A worker whose slot is 1,024 or higher is a spare: it loads, says that it is ready, and takes no work before `flags` has [`ACTIVE`]. What it is from then on stands behind
+//!   `flags`, stored before. A worker of minor version 1 takes work as soon as it is ready.
 //! * `text` is what the worker says of its failure, UTF-8; `txt_len` is stored with Release after it and read when the worker has ended.
 //! * `hooked` is not 0 when the worker can say where its loop stands. The supervisor asks by another number in `asked`; the worker stores `stk_len` and `stack`,
 //!   UTF-8, and then, with Release, that number in `told`. A length of 0 is "not known". An answer to an older question is none.
@@ -62,10 +64,14 @@ pub const ENV: &str = "OFFLOOP_SUPERVISOR";
 
 /// Byte offsets of what changes.
 pub mod word {
-    /// [`DRAIN`](super::DRAIN); 32 bits.
+    /// [`DRAIN`](super::DRAIN), [`ACTIVE`](super::ACTIVE); 32 bits.
     pub const FLAGS: usize = 128;
     /// The number of the last question; 32 bits.
     pub const ASKED: usize = 132;
+    /// 32 bits; since minor version 2.
+    pub const SLOT: usize = 136;
+    /// 64 bits; since minor version 2.
+    pub const INCARNATION: usize = 144;
     /// [`state`](super::state); 32 bits.
     pub const STATE: usize = 256;
     /// `major | minor << 16`; 32 bits.
@@ -112,6 +118,8 @@ pub mod state {
 
 /// `flags`: finish what you have and end.
 pub const DRAIN: u32 = 1;
+/// `flags`: no spare any more.
+pub const ACTIVE: u32 = 2;
 
 /// After this time a lateness counts half, nanoseconds.
 pub const LATE_HALF_NS: u64 = 1_000_000_000;

@@ -243,8 +243,9 @@ pub(super) fn headline(cluster: &Value) -> String {
     let text = |key: &str| cluster[key].as_str().unwrap_or("?").to_owned();
     let listen = words(&cluster["listen"], ", ");
     let at = if listen.is_empty() { String::new() } else { format!(" at {listen}") };
+    let spares = cluster["spares"].as_u64().filter(|n| *n > 0).map_or_else(String::new, |n| format!(" and {n} spare"));
     format!(
-        "{}: {}, {} of {} workers ready{at}, generation {}, up {}, pid {}",
+        "{}: {}, {} of {} workers ready{spares}{at}, generation {}, up {}, pid {}",
         text("name"),
         text("state"),
         cluster["ready"],

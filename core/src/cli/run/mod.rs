@@ -139,7 +139,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone() };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
-    let mut builder = Cluster::builder().name(&*name).workers(run.workers).balance(run.balance).supervision(supervision);
+    let mut builder = Cluster::builder().name(&*name).workers(run.workers).spares(run.spares).balance(run.balance).supervision(supervision);
     builder = builder.confine(run.confine.clone()).pin_cpus(run.pin_cpus);
     if let Some(address) = &run.metrics {
         builder = builder.metrics(address.clone());

@@ -27,6 +27,7 @@ enum Workers {
 pub(super) struct Run {
     pub(super) command: Vec<OsString>,
     pub(super) workers: usize,
+    pub(super) spares: usize,
     pub(super) listen: Vec<Address>,
     /// Where numbers are to be had.
     pub(super) metrics: Option<Address>,
@@ -65,6 +66,12 @@ pub(in crate::cli) fn command() -> Command {
                 .default_value("auto")
                 .value_parser(workers)
                 .help("Workers, 1 to 1024; auto: $WEB_CONCURRENCY, or the usable cores"),
+            Arg::new("spares")
+                .long("spares")
+                .value_name("N")
+                .default_value("0")
+                .value_parser(value_parser!(u32).range(0..MAX_WORKERS as i64))
+                .help("Workers beside those that load and wait: when one has ended, a spare takes its place at once"),
             Arg::new("listen")
                 .short('l')
                 .long("listen")
@@ -268,6 +275,7 @@ impl Run {
                 Workers::Number(n) => *n,
                 Workers::Auto => automatic(std::env::var_os("WEB_CONCURRENCY").as_deref())?,
             },
+            spares: *by("spares").get_one::<u32>("spares").expect("it has a default") as usize,
             listen: if listen.is_empty() { default_listen(std::env::var_os("PORT").as_deref())? } else { listen },
             metrics: by("metrics").get_one("metrics").cloned(),
             balance: by("balance").get_one::<String>("balance").expect("it has a default").parse()?,

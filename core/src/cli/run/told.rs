@@ -49,6 +49,8 @@ pub(super) fn as_json(event: &Event) -> Option<Value> {
         E::SpawnFailed { worker, error: e } => of("spawn_failed", *worker, json!({"error": error(e)})),
         E::Starting { worker } => of("starting", *worker, json!({})),
         E::Ready { worker, after } => of("ready", *worker, json!({"after_ms": ms(*after)})),
+        E::Spare { worker, after } => of("spare", *worker, json!({"after_ms": ms(*after)})),
+        E::Activated { spare, worker } => of("activated", *worker, json!({"spare": spare.slot, "spare_incarnation": spare.incarnation})),
         E::Suspect { worker, cause, stack } => of("unresponsive", *worker, json!({"cause": cause.name(), "stack": stack})),
         E::Resumed { worker } => of("responsive", *worker, json!({})),
         E::Expired { worker, why } => of("expired", *worker, json!({"reason": why.name()})),
@@ -90,6 +92,7 @@ pub(super) fn as_text(event: &Event) -> Option<String> {
         Event::Listening { .. } => return None,
     };
     Some(match event {
+        E::Activated { worker, .. } => format!("a spare takes the place of worker {}", worker.slot),
         E::SpawnFailed { worker, error } => format!("worker {} could not be started: {error}", worker.slot),
         E::Suspect { worker, cause, stack } => {
             let how = if *cause == Cause::Blocked { "its event loop stands still" } else { "its process stands still" };

@@ -1,6 +1,6 @@
 //! Single stories, with an exact clock.
 
-use super::super::event::{Cause, Ended, Event, Expiry, Reloaded, State, WorkerId};
+use super::super::event::{Cause, Ended, Event, Expiry, FIRST_SPARE, Reloaded, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan};
 use crate::error::{Error, ErrorKind};
@@ -31,6 +31,7 @@ enum Deed {
     Drain(u32, u64),
     Dump(u32, i32),
     Weigh(u32),
+    Activate(u32, u32, u64),
 }
 
 fn deeds(actions: &[Action]) -> Vec<Deed> {
@@ -40,6 +41,7 @@ fn deeds(actions: &[Action]) -> Vec<Deed> {
         Action::Drain(id) => Some(Deed::Drain(id.slot, id.incarnation)),
         Action::Dump(id, signal) => Some(Deed::Dump(id.slot, *signal)),
         Action::Weigh(id, _) => Some(Deed::Weigh(id.slot)),
+        Action::Activate(id, worker) => Some(Deed::Activate(id.slot, worker.slot, worker.incarnation)),
         Action::Report(_) => None,
     };
     actions.iter().filter_map(deed).collect()
@@ -116,7 +118,7 @@ impl Story {
     }
 }
 
-use Deed::{Drain, Dump, Signal, Spawn, Weigh};
+use Deed::{Activate, Drain, Dump, Signal, Spawn, Weigh};
 
 #[test]
 fn a_worker_is_ready_after_hello_and_ready_and_in_no_other_order() {
@@ -1168,4 +1170,144 @@ fn a_reload_of_those_who_say_nothing_waits_until_they_have_lasted() {
     s.tell(Input::Ready(of(0, 3, 3)));
     assert_eq!(deeds(&s.until(6999)), []);
     assert_eq!(deeds(&s.until(7000)), [Drain(0, 2), Signal(0, libc::SIGTERM)]);
+}
+
+// ---- spares ----
+
+/// The first spare.
+const S: u32 = FIRST_SPARE;
+
+/// So many workers that are ready, each `n`th start of it, and one spare that waits.
+fn with_spare(workers: u32) -> Story {
+    let mut s = Story::with(&Options { spares: 1, hang_timeout: Duration::ZERO, ..Options::default() }, 8);
+    s.tell(Input::Scale(workers as usize));
+    for slot in 0..workers {
+        s.ready(id(slot, 1));
+    }
+    s.ready(id(S, 1));
+    s
+}
+
+#[test]
+fn a_spare_starts_behind_the_first_worker_and_counts_apart() {
+    let mut s = Story::with(&Options { spares: 2, ..Options::default() }, 8);
+    assert_eq!(deeds(&s.tell(Input::Scale(2))), [Spawn(0, 1), Spawn(1, 1)]);
+    assert_eq!(deeds(&s.ready(id(0, 1))), [Spawn(S, 1), Spawn(S + 1, 1)]);
+    s.now = 9;
+    let spare = Event::Spare { worker: id(S, 1), after: Duration::from_millis(9) };
+    assert_eq!(reports(&s.ready(id(S, 1)))[1..], [spare]);
+    let stats = s.plan.stats();
+    assert_eq!((stats.wanted, stats.ready, stats.spares, stats.live, stats.became_ready), (2, 1, 1, 2, 2));
+}
+
+#[test]
+fn a_spare_takes_the_place_of_whoever_ends_in_that_step_and_another_follows() {
+    let mut s = with_spare(2);
+    s.now = 8000;
+    let out = s.tell(Input::Exited(id(1, 1), code(1), None));
+    assert_eq!(deeds(&out), [Activate(S, 1, 2)]);
+    assert!(reports(&out).contains(&Event::Activated { spare: id(S, 1), worker: id(1, 2) }), "{out:?}");
+    assert_eq!((s.plan.stats().ready, s.plan.stats().spares, s.plan.stats().activated), (2, 0, 1));
+    assert_eq!(deeds(&s.until(8000)), [Spawn(S, 2)]);
+    s.ready(id(S, 2));
+    // What is told by the name of before is about it; its time began when it took over.
+    s.now = 9000;
+    let out = s.exit(id(S, 1));
+    let ended = |e: &Event| matches!(e, Event::Exited { worker, uptime: Some(uptime), .. } if *worker == id(1, 2) && uptime.as_secs() == 1);
+    assert!(reports(&out).iter().any(ended), "{out:?}");
+    assert_eq!(deeds(&out)[0], Activate(S, 1, 3));
+    assert_eq!(s.plan.stats().late, 0);
+}
+
+#[test]
+fn the_slot_of_a_spare_rests_for_who_it_has_relieved() {
+    let mut s = with_spare(1);
+    assert_eq!(deeds(&s.exit(id(0, 1))), [Activate(S, 0, 2), Spawn(S, 2)]);
+    s.ready(id(S, 2));
+    // The second failure in a row.
+    let out = s.exit(id(0, 2));
+    assert_eq!(deeds(&out), [Activate(S, 0, 3)]);
+    assert!(reports(&out).iter().any(|e| matches!(e, Event::BackOff { slot: S, delay } if delay.as_millis() >= 80)), "{out:?}");
+    assert_eq!(deeds(&s.until(79)), []);
+    assert_eq!(deeds(&s.until(121)), [Spawn(S, 3)]);
+    // A task is to blame for the third: it is forgotten.
+    s.ready(id(S, 3));
+    assert_eq!(deeds(&s.exit(id(0, 3))), [Activate(S, 0, 4)]);
+    assert_eq!(deeds(&s.tell(Input::Charged(id(0, 3)))), [Spawn(S, 4)]);
+}
+
+#[test]
+fn ends_that_spares_make_up_for_degrade_all_the_same() {
+    let mut s = with_spare(1);
+    let mut out = Vec::new();
+    for n in 1..=6 {
+        out = s.exit(id(0, n));
+        assert!(n == 6 || !s.plan.stats().degraded);
+        let at = s.now + 3000;
+        out.extend(s.until(at));
+        s.ready(id(S, n + 1));
+    }
+    assert!(s.plan.stats().degraded && s.plan.stats().ready == 1, "{out:?}");
+    assert_eq!(s.state(S), State::Quarantined);
+}
+
+#[test]
+fn a_spare_that_ends_is_replaced_and_both_at_once_are() {
+    let mut s = with_spare(1);
+    s.now = 6000;
+    assert_eq!(deeds(&s.exit(id(S, 1))), [Spawn(S, 2)]);
+    s.ready(id(S, 2));
+    s.now = 12_000;
+    s.tell(Input::Exited(id(S, 2), code(1), None));
+    s.tell(Input::Exited(id(0, 1), code(1), None));
+    // No worker is ready that a spare could stand by.
+    assert_eq!(deeds(&s.until(12_500)), [Spawn(0, 2)]);
+    assert_eq!(deeds(&s.ready(id(0, 2))), [Spawn(S, 3)]);
+}
+
+#[test]
+fn a_spare_takes_a_new_place_and_leaves_with_its_generation() {
+    let mut s = with_spare(1);
+    assert_eq!(deeds(&s.tell(Input::Scale(3))), [Activate(S, 1, 1), Spawn(2, 1), Spawn(S, 2)]);
+    s.ready(id(2, 1));
+    s.ready(id(S, 2));
+    s.tell(Input::Reload(2));
+    let other = |slot, incarnation| WorkerId { slot, generation: 2, incarnation };
+    for (slot, old) in [(0, 1), (1, 1), (2, 1)] {
+        s.ready(other(slot, old + 1));
+        // The one of the old generation takes no place of the new one.
+        assert_eq!(s.plan.stats().spares, 1);
+        s.exit(id(slot, old));
+    }
+    assert_eq!(s.plan.stats().reloads, 1);
+    assert_eq!(deeds(&s.exit(id(S, 2))), [Spawn(S, 3)]);
+    s.ready(other(S, 3));
+    assert_eq!(deeds(&s.exit(other(0, 2)))[0], Activate(S, 0, 3));
+    assert_eq!(deeds(&s.tell(Input::StopNow)).len(), 4);
+}
+
+#[test]
+fn a_failed_reload_leaves_the_spare_and_it_serves_meanwhile() {
+    let mut s = with_spare(1);
+    s.tell(Input::Reload(2));
+    // The slot has a successor that loads: that is waited for.
+    s.exit(WorkerId { generation: 2, ..id(0, 2) });
+    assert_eq!((s.plan.stats().reloads_failed, s.plan.stats().spares), (1, 1));
+    assert_eq!(deeds(&s.exit(id(0, 1)))[0], Activate(S, 0, 3));
+}
+
+#[test]
+fn a_program_that_cannot_wait_has_no_spare() {
+    let mut s = Story::with(&Options { spares: 1, ..plain() }, 8);
+    s.tell(Input::Scale(2));
+    assert_eq!(deeds(&s.until(999)), []);
+    let out = s.until(1000);
+    assert_eq!(reports(&out).iter().filter(|e| matches!(e, Event::SpareRefused { .. })).count(), 1, "{out:?}");
+    assert_eq!((deeds(&out), s.plan.stats().live), (vec![], 2));
+    // One that has all the time of a start, and says nothing, is none.
+    let mut s = Story::with(&Options { spares: 1, ..plain() }, 8);
+    s.tell(Input::Scale(1));
+    assert_eq!(deeds(&s.ready(id(0, 1))), [Spawn(S, 1)]);
+    assert_eq!(deeds(&s.beating(29_999, &[id(0, 1)], true)), []);
+    assert_eq!(deeds(&s.beating(30_000, &[id(0, 1)], true)), [Signal(S, libc::SIGTERM)]);
 }

@@ -4,7 +4,7 @@
 //!
 //! `OFFLOOP_TORTURE=1` runs 100,000 seeds, `OFFLOOP_SEED=n` one, which tells what happened if it fails.
 
-use super::super::event::{Cause, Ended, Event, Expiry, State, WorkerId};
+use super::super::event::{Cause, Ended, Event, Expiry, FIRST_SPARE, State, WorkerId};
 use super::super::options::{Options, ScaleDown};
 use super::super::plan::{Action, Input, Plan, nanos};
 use super::super::restart::Random;
@@ -90,6 +90,8 @@ struct World {
     mail: VecDeque<Input>,
     procs: BTreeMap<WorkerId, Model>,
     gone: BTreeSet<WorkerId>,
+    /// What a spare is by now.
+    names: HashMap<WorkerId, WorkerId>,
     /// Each slot's last process.
     last: HashMap<u32, WorkerId>,
     max_starting: usize,
@@ -166,6 +168,10 @@ struct Figures {
     taken_back: u64,
     /// Slots that were left with the new generation.
     stuck: u64,
+    /// Spares that came up, and that took a place: after an end, or of one that was new or empty.
+    spares: u64,
+    activated: [u64; 2],
+    refused: u64,
     /// Owner's releases of a live worker, of one that had ended, and of one whose slot had another or was not wanted.
     released: u64,
     released_dead: u64,
@@ -198,6 +204,7 @@ impl World {
             max_age: Some(pick(&[0, 5 * SECOND, 40 * SECOND])).filter(|age| !age.is_zero()),
             max_memory: if pick(&[0, 1]).is_zero() { None } else { Some(1 << 30) },
             max_requests: Some(pick(&[0, 100]).as_nanos() as u64).filter(|n| *n > 0),
+            spares: pick(&[0, 0, 1, 2]).as_nanos() as usize,
             ..Options::default()
         };
         let max_starting = 1 + random.below(4) as usize;
@@ -220,6 +227,7 @@ impl World {
             mail: VecDeque::new(),
             procs: BTreeMap::new(),
             gone: BTreeSet::new(),
+            names: HashMap::new(),
             last: HashMap::new(),
             max_starting,
             wanted: 0,
@@ -285,6 +293,20 @@ impl World {
         self.chance(percent)
     }
 
+    /// All slots there may be.
+    fn slots(&self) -> impl Iterator<Item = u32> + use<> {
+        (0..7).chain((FIRST_SPARE..).take(self.options.spares))
+    }
+
+    /// What is called so by now that was started as `id`.
+    fn name(&self, id: WorkerId) -> WorkerId {
+        self.names.get(&id).copied().unwrap_or(id)
+    }
+
+    fn excuse(&mut self, slot: u32) {
+        self.excuses.entry(slot).or_default().push(self.now);
+    }
+
     // ---- the workers ----
 
     fn start(&mut self, id: WorkerId) {
@@ -326,7 +348,8 @@ impl World {
             goes_on = if self.chance(70) { loop_stops + hang + self.between(0, 3 * SECOND) } else { u64::MAX };
         }
         let drains_in = (!self.rare(15)).then(|| self.between(MS, 6 * SECOND));
-        let first = nanos(self.options.ready_after.unwrap_or(self.options.boot_timeout));
+        let ready_after = self.options.ready_after.filter(|_| !id.is_spare());
+        let first = nanos(ready_after.unwrap_or(self.options.boot_timeout));
         let judged_by = self.procs.get(&id).map_or(Some(self.now + first), |asked| asked.judged_by);
         let model = Model {
             asked: false,
@@ -346,7 +369,7 @@ impl World {
             ignores: [self.rare(15), self.rare(15)],
             judged_by,
             ready_at: 0,
-            plain_at: self.options.ready_after.map(|after| self.now + nanos(after)),
+            plain_at: ready_after.map(|after| self.now + nanos(after)),
             taken_back: false,
         };
         self.procs.insert(id, model);
@@ -384,7 +407,8 @@ impl World {
     }
 
     fn die(&mut self, id: WorkerId, code: i32, signal: i32) {
-        let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive && !m.asked) else { return };
+        let name = self.name(id);
+        let Some(model) = self.procs.get_mut(&name).filter(|m| m.alive && !m.asked) else { return };
         model.alive = false;
         let exit = if signal == 0 {
             Exit { code: Some(code), signal: None, core_dumped: false }
@@ -411,20 +435,23 @@ impl World {
                 }
             }
             What::Hello(id) => {
-                if let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive) {
+                let name = self.name(id);
+                if let Some(model) = self.procs.get_mut(&name).filter(|m| m.alive) {
                     model.said_hello = true;
                     self.mail.push_back(Input::Hello(id));
                 }
             }
             What::Ready(id) => {
-                if let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive) {
+                let name = self.name(id);
+                if let Some(model) = self.procs.get_mut(&name).filter(|m| m.alive) {
                     model.said_ready |= model.said_hello;
                     self.mail.push_back(Input::Ready(id));
                 }
             }
             What::Drained(id) => self.mail.push_back(Input::Drained(id)),
             What::Corrupt(id) => {
-                if let Some(model) = self.procs.get_mut(&id).filter(|m| m.alive) {
+                let name = self.name(id);
+                if let Some(model) = self.procs.get_mut(&name).filter(|m| m.alive) {
                     // Ended for a reason: not as healthy as it looks.
                     model.loop_stops = model.loop_stops.min(u64::MAX - 1);
                     self.mail.push_back(Input::Corrupt(id));
@@ -444,6 +471,10 @@ impl World {
     }
 
     fn charge(&mut self, id: WorkerId) {
+        if id.is_spare() {
+            // It has no task.
+            return;
+        }
         self.note(|| format!("{id} is charged"));
         self.mail.push_back(Input::Charged(id));
         self.charged.insert(id);
@@ -479,7 +510,7 @@ impl World {
                         self.gone.iter().nth(n).copied()
                     }
                 };
-                if let Some(id) = id {
+                if let Some(id) = id.filter(|id| !id.is_spare()) {
                     self.note(|| format!("release {id}"));
                     self.mail.push_back(Input::Release(id));
                 }
@@ -568,6 +599,10 @@ impl World {
         alive.or_else(|| self.last.get(&slot).copied())
     }
 
+    fn holds(&self, id: WorkerId) -> bool {
+        !id.is_spare() && self.plan.wants(id.slot) && self.holder(id.slot) == Some(id)
+    }
+
     fn prove(&mut self) {
         let min_ready = nanos(self.options.min_ready);
         let takes_work = |m: &Model| m.ready && !m.draining && !m.suspected && m.signalled.is_none();
@@ -579,7 +614,7 @@ impl World {
         let mut released = None;
         match &input {
             Input::SpawnFailed(id, _) => self.did_not_start(*id),
-            Input::Release(id) if self.plan.wants(id.slot) && self.holder(id.slot) == Some(*id) => {
+            Input::Release(id) if self.holds(*id) => {
                 self.wanted -= 1;
                 released = Some(id.slot);
                 let dead = !self.procs.contains_key(id);
@@ -588,9 +623,7 @@ impl World {
             }
             Input::Release(_) => self.figures.released_late += 1,
             Input::Scale(n) if !self.stop_heard => {
-                for slot in 0..7 {
-                    self.excuses.entry(slot).or_default().push(self.now);
-                }
+                self.slots().for_each(|slot| self.excuse(slot));
                 self.wanted = *n;
                 self.most = self.most.max(*n);
                 self.peak = self.peak.max(*n);
@@ -601,7 +634,8 @@ impl World {
                 self.last_failure.remove(&id.slot);
                 self.unstable.retain(|(who, ..)| who != id);
                 self.owed.insert(id.slot);
-                self.excuses.entry(id.slot).or_default().push(self.now);
+                let spares = self.slots().filter(|slot| *slot >= FIRST_SPARE);
+                spares.chain([id.slot]).for_each(|slot| self.excuse(slot));
                 self.figures.late_charged += 1;
             }
             _ => {}
@@ -621,6 +655,21 @@ impl World {
 
     /// One input, and everything that it leads to.
     fn hear(&mut self, input: Input) {
+        self.hear_all(input);
+        self.check_places();
+    }
+
+    /// No place is empty that a spare could have.
+    fn check_places(&self) {
+        let spare = self.plan.procs().find(|(id, s)| id.is_spare() && *s == State::Ready && id.generation == self.generation);
+        let Some((spare, _)) = spare.filter(|_| self.reload.is_none() && !self.stuck) else { return };
+        let empty = self.plan.states().find(|(id, s)| {
+            !id.is_spare() && self.plan.wants(id.slot) && matches!(s, State::Dead | State::BackOff | State::Quarantined | State::Empty)
+        });
+        self.must(empty.is_none(), || format!("{empty:?} has no worker, and {spare} waits"));
+    }
+
+    fn hear_all(&mut self, input: Input) {
         self.tell(input);
         while !self.out.is_empty() {
             for action in std::mem::take(&mut self.out) {
@@ -665,14 +714,20 @@ impl World {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Spawn(id) => self.spawned(id),
-            Action::Signal(id, signal) => self.signalled(id, signal),
-            Action::Dump(id, _) => self.must(self.procs.get(&id).is_some_and(|m| m.ready), || format!("{id} is dumped")),
+            Action::Signal(id, signal) => self.signalled(self.name(id), signal),
+            Action::Activate(id, worker) => {
+                let model = self.procs.get(&id);
+                let may = id.is_spare() && !worker.is_spare() && model.is_some_and(|m| m.ready && !m.draining && m.signalled.is_none());
+                self.must(may, || format!("{id} becomes {worker}: {model:?}"));
+            }
+            Action::Dump(id, _) => self.must(self.procs.get(&self.name(id)).is_some_and(|m| m.ready), || format!("{id} is dumped")),
             Action::Weigh(id, limit) => {
-                self.must(self.options.max_memory == Some(limit) && self.procs[&id].ready, || format!("{id} is weighed"));
+                self.must(self.options.max_memory == Some(limit) && self.procs[&self.name(id)].ready, || format!("{id} is weighed"));
                 let too_much = self.chance(40);
                 self.tell(Input::Weighed(id, too_much));
             }
             Action::Drain(id) => {
+                let id = self.name(id);
                 let Some(model) = self.procs.get_mut(&id) else { return self.must(false, || format!("{id} drains, who is gone")) };
                 let (ready, after, says) = (model.ready, model.drains_in, model.says_drained);
                 self.must(ready, || format!("{id} drains without having been ready"));
@@ -692,7 +747,9 @@ impl World {
         let last = self.last.insert(id.slot, id).map_or(0, |last| last.incarnation);
         self.must(id.incarnation > last, || format!("{id} is started after incarnation {last}"));
         self.must(!self.stop_heard, || format!("{id} is started after the stop"));
-        self.must((id.slot as usize) < self.peak, || format!("{id} has a slot that nobody needs"));
+        self.must(id.is_spare() || (id.slot as usize) < self.peak, || format!("{id} has a slot that nobody needs"));
+        let works = |(id, m): (&WorkerId, &Model)| !id.is_spare() && m.ready && !m.draining;
+        self.must(!id.is_spare() || self.procs.iter().any(works), || format!("{id} comes before its workers"));
         self.spawns.entry(id.slot).or_default().push(self.now);
         let owed = self.owed.remove(&id.slot);
         self.must(id.generation == self.generation || Some(id.generation) == self.reload, || {
@@ -798,7 +855,8 @@ impl World {
         }
         match event {
             Event::Starting { worker } => {
-                let left = self.options.ready_after.map_or(0, |after| nanos(self.options.boot_timeout) - nanos(after));
+                let after = self.options.ready_after.filter(|_| !worker.is_spare());
+                let left = after.map_or(0, |after| nanos(self.options.boot_timeout) - nanos(after));
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
                 let (said, was_ready) = (model.said_hello, std::mem::take(&mut model.ready));
                 (model.judged_by, model.plain_at) = (Some(model.judged_by.unwrap_or(now) + left), None);
@@ -806,7 +864,10 @@ impl World {
                 self.figures.taken_back += u64::from(was_ready);
                 self.must(said, || format!("{worker} has not said hello"));
             }
-            Event::Ready { worker, .. } => {
+            Event::Ready { worker, .. } | Event::Spare { worker, .. } => {
+                let is_spare = matches!(event, Event::Spare { .. });
+                self.must(is_spare == worker.is_spare(), || format!("{event:?}"));
+                self.figures.spares += u64::from(is_spare);
                 self.figures.ready += 1;
                 self.ever_ready = true;
                 self.were_ready.insert(worker);
@@ -817,6 +878,11 @@ impl World {
                 model.ready = true;
                 (model.judged_by, model.ready_at) = (None, now);
                 self.must(may && !twice, || format!("{worker} is routed too early or twice"));
+            }
+            Event::Activated { spare, worker } => self.activated(spare, worker),
+            Event::SpareRefused { worker } => {
+                self.figures.refused += 1;
+                self.must(self.is_plain(worker), || format!("{worker} could have a spare"));
             }
             Event::Suspect { worker, cause, .. } => {
                 self.figures.suspects += 1;
@@ -853,7 +919,7 @@ impl World {
                 };
                 let successor = self.procs.iter().any(|(id, m)| follows(id, m));
                 let goes_back = self.rolling_back && Some(worker.generation) == self.reload;
-                self.must(cause != Cause::Retire || successor || goes_back, || {
+                self.must(cause != Cause::Retire || successor || goes_back || worker.is_spare(), || {
                     format!("{worker} retires before its successor has proved itself")
                 });
                 let model = self.procs.get_mut(&worker).expect("it is not gone");
@@ -885,6 +951,10 @@ impl World {
                 let cap = nanos(self.options.max_back_off);
                 self.must(nanos(delay) <= cap + cap / 5, || format!("slot {slot} rests for {delay:?}"));
                 self.must(!self.degraded, || format!("slot {slot} rests while degraded"));
+                if slot >= FIRST_SPARE {
+                    // For somebody else's fault, too.
+                    self.owed.remove(&slot);
+                }
             }
             Event::Quarantined { slot } => self.must(self.degraded, || format!("slot {slot} is quarantined")),
             Event::RetireFailed { .. } => self.figures.retire_failed += 1,
@@ -936,9 +1006,7 @@ impl World {
                 // An end of this moment may be settled before or after.
                 self.unstable.retain(|(_, at, _)| *at == now);
                 self.unstable.iter_mut().for_each(|(_, _, other)| *other = true);
-                for slot in 0..7 {
-                    self.excuses.entry(slot).or_default().push(now);
-                }
+                self.slots().for_each(|slot| self.excuse(slot));
             }
             Event::Skipped { late } => {
                 self.figures.skipped += 1;
@@ -953,9 +1021,32 @@ impl World {
         }
     }
 
+    /// A spare has a worker's place.
+    fn activated(&mut self, spare: WorkerId, worker: WorkerId) {
+        let last = self.last.insert(worker.slot, worker).map_or(0, |last| last.incarnation);
+        let mut model = self.procs.remove(&spare).expect("it is not gone");
+        let may = spare.is_spare() && model.ready && !model.draining && !model.suspected && model.signalled.is_none();
+        let first = self.names.insert(spare, worker).is_none() && worker.incarnation > last && spare.generation == worker.generation;
+        self.must(may && first, || format!("{spare} becomes {worker}: {model:?}"));
+        let others = self.procs.iter().filter(|(id, _)| id.slot == worker.slot);
+        let leaves = |m: &Model| m.draining || m.signalled.is_some();
+        self.must(others.clone().all(|(_, m)| leaves(m)), || format!("{worker} is not needed: {others:?}"));
+        self.must(self.plan.wants(worker.slot), || format!("{worker} is not wanted"));
+        model.ready_at = self.now;
+        self.procs.insert(worker, model);
+        self.were_ready.insert(worker);
+        // The slot of the spare rests for one that has failed, and for no other.
+        let failed = self.failed_at.get(&worker.slot) == Some(&self.now);
+        if !failed || !self.unstable.iter().any(|(id, at, _)| id.slot == worker.slot && *at == self.now) {
+            self.excuse(spare.slot);
+        }
+        self.owed.remove(&worker.slot);
+        self.figures.activated[usize::from(!failed)] += 1;
+    }
+
     /// Starts that a reload adds.
     fn excuse_all(&mut self, times: usize) {
-        for slot in 0..7 {
+        for slot in self.slots() {
             self.excuses.entry(slot).or_default().extend(std::iter::repeat_n(self.now, times));
         }
     }
@@ -1024,7 +1115,7 @@ impl World {
         self.must(ids.len() == known.len() && ids.iter().eq(self.procs.keys()), || {
             format!("the plan has {ids:?}, the world {:?}", self.procs.keys().collect::<Vec<_>>())
         });
-        self.must(known.len() <= self.peak + 1, || format!("{} processes for {} slots", known.len(), self.peak));
+        self.must(known.len() <= self.peak + 1 + self.options.spares, || format!("{} processes for {} slots", known.len(), self.peak));
         let mut per_slot: HashMap<u32, usize> = HashMap::new();
         known.iter().for_each(|(id, _)| *per_slot.entry(id.slot).or_default() += 1);
         let doubles = per_slot.values().filter(|n| **n > 1).count();
@@ -1037,17 +1128,25 @@ impl World {
             self.must(!matches!(state, State::Ready | State::Suspect) || (model.ready && !model.draining), || format!("{id} is {state:?}"));
         }
         let stats = self.plan.stats();
-        self.must(stats.wanted == self.wanted && stats.live == known.len() && stats.degraded == self.degraded, || format!("{stats:?}"));
+        self.must(
+            stats.wanted == self.wanted
+                && stats.live == known.iter().filter(|(id, _)| !id.is_spare()).count()
+                && stats.degraded == self.degraded,
+            || format!("{stats:?}"),
+        );
         let states: Vec<(WorkerId, State)> = self.plan.states().collect();
         let cap = nanos(self.options.max_back_off);
+        let works = |(id, s): &&(WorkerId, State)| !id.is_spare() && matches!(s, State::Ready | State::Suspect);
+        let has_spares = states.iter().any(|s| works(&s)) && !states.iter().filter(works).any(|(id, _)| self.is_plain(*id));
         for (id, state) in &states {
             let until = self.plan.until(id.slot);
+            let may = !id.is_spare() || (has_spares && self.reload.is_none());
             match state {
                 State::Dead => self.must(false, || format!("slot {} is not settled", id.slot)),
                 State::Quarantined => self.must(self.degraded, || format!("slot {} is quarantined for nothing", id.slot)),
                 State::BackOff => {
                     let waits = until > now && until <= now + cap + cap / 5;
-                    self.must(waits || starting >= self.max_starting, || format!("slot {} is forgotten", id.slot));
+                    self.must(waits || starting >= self.max_starting || !may, || format!("slot {} is forgotten", id.slot));
                     let owed = self.owed.contains(&id.slot) && until > now;
                     self.must(!owed, || format!("slot {} rests for nobody's fault", id.slot));
                 }
@@ -1057,9 +1156,9 @@ impl World {
         // Nobody is missing where none is wanted.
         let empty = |slot: u32| states.iter().any(|(id, s)| id.slot == slot && *s == State::Empty);
         for (id, at, other) in &mut self.unstable {
-            *other |= *at == now && empty(id.slot);
+            *other |= *at == now && (empty(id.slot) || !self.plan.wants(id.slot));
         }
-        let filled = states.iter().filter(|(_, s)| *s != State::Empty).count();
+        let filled = states.iter().filter(|(id, s)| !id.is_spare() && *s != State::Empty).count();
         self.must(filled >= self.wanted, || format!("{filled} slots for {}", self.wanted));
         let next = self.plan.next_deadline();
         self.must(next.is_none_or(|at| at > now), || "the deadline is in the past".to_owned());
@@ -1075,6 +1174,7 @@ impl World {
             self.must(!late, || format!("{id} should have been ended: {model:?}"));
             if let Some(age) = self.options.max_age
                 && model.ready
+                && !id.is_spare()
                 && !model.draining
                 && model.signalled.is_none()
                 && self.holder(id.slot) == Some(*id)
@@ -1201,6 +1301,9 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         sum.plain += f.plain;
         sum.taken_back += f.taken_back;
         sum.stuck += f.stuck;
+        sum.spares += f.spares;
+        sum.activated.iter_mut().zip(f.activated).for_each(|(all, n)| *all += n);
+        sum.refused += f.refused;
         sum.released += f.released;
         sum.released_dead += f.released_dead;
         sum.released_late += f.released_late;
@@ -1212,7 +1315,7 @@ fn in_every_world_the_invariants_hold_after_each_step() {
     let Figures { steps, ready, suspects, resumed, degraded, recovered, retired, forced, charged, late_charged, .. } = sum;
     let Figures { answered, cancelled, boot_cancelled, .. } = sum;
     let Figures { skipped, spawn_failed, start_failed, retire_failed, released, released_dead, released_late, stopped, late, .. } = sum;
-    let Figures { reloaded, rolled_back, reload_failed, plain, taken_back, stuck, .. } = sum;
+    let Figures { reloaded, rolled_back, reload_failed, plain, taken_back, stuck, spares, refused, .. } = sum;
     let each = [
         steps,
         ready,
@@ -1236,11 +1339,16 @@ fn in_every_world_the_invariants_hold_after_each_step() {
         reload_failed,
         plain,
         taken_back,
+        spares,
+        refused,
         released,
         released_dead,
         released_late,
         stopped,
         late,
     ];
-    assert!(each.iter().chain(&sum.expired).all(|n| *n >= 100) && stuck >= 10, "a world in which too little happens: {sum:?}");
+    assert!(
+        each.iter().chain(&sum.expired).chain(&sum.activated).all(|n| *n >= 100) && stuck >= 10,
+        "a world in which too little happens: {sum:?}"
+    );
 }
