@@ -66,8 +66,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What happens in a cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -570,13 +570,16 @@ impl Cluster {
     /// # Errors
     /// `StartFailed`, `Degraded`, `Timeout`, `Closed`, `Forked`.
     pub fn wait_ready(&self, timeout: Option<Duration>) -> Result<()> {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.supervisor.wait_ready(timeout)?;
-        if self.inner.passer.is_some() {
-            // The supervisor shows it before its listener is told, which is next.
-            let stats = self.supervisor.stats()?;
-            let ready = stats.became_ready + stats.activated;
-            let (count, changed) = &self.inner.seated;
-            drop(changed.wait_while(lock(count), |seated| *seated < ready));
+        // The supervisor shows it before its listener is told, which is next.
+        let stats = self.supervisor.stats()?;
+        let ready = stats.became_ready + stats.activated;
+        let left = until.map_or(supervisor::MAX_DURATION, |until| until.saturating_duration_since(Instant::now()));
+        let (count, changed) = &self.inner.seated;
+        let waited = changed.wait_timeout_while(lock(count), left, |seated| *seated < ready);
+        if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
+            return Err(Error::new(ErrorKind::Timeout, "workers are not ready in time").with("ready", stats.ready));
         }
         Ok(())
     }
