@@ -312,6 +312,32 @@ def cluster_node(folder, _shown):
     reloaded(folder, ["node", "examples/cluster-node/main.mjs"], "POST", "secret", is_right, then=are_counted)
 
 
+def queue(folder, _shown):
+    """A client has its limit whichever worker it asks; who is killed takes nothing of others along; an end answers what is under way."""
+    env = environment(folder)
+    with running(["node", "examples/queue/main.mjs"], folder, env) as process:
+        until("it listens", lambda: listens(process, env["PORT"]))
+        assert ask(connection_to(env["PORT"]), "GET", "/10") == (200, "4 primes\n")
+        # Each on a connection of its own, so by either worker.
+        allowed = 0
+        while ask(connection_to(env["PORT"]), "GET", "/100")[0] == 200:
+            allowed += 1
+            assert allowed < 1000
+        assert allowed >= 19, allowed
+        # A token comes back each second.
+        until("it may ask again", lambda: ask(connection_to(env["PORT"]), "GET", "/100")[0] == 200)
+        time.sleep(1.1)
+        last = connection_to(env["PORT"])
+        last.request("GET", "/30000000")
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        response = last.getresponse()
+        assert (response.status, response.read()) == (200, b"1857859 primes\n")
+        last.close()
+        process.wait(LIMIT)
+    assert process.returncode == 0, process.returncode
+
+
 def reloaded(folder, command, method, body, is_right, port=None, then=lambda client: None):
     env = environment(folder)
     env["PORT"] = port or env["PORT"]
