@@ -688,6 +688,29 @@ fn what_a_worker_has_started_ends_with_it() {
 }
 
 #[test]
+fn a_change_of_a_file_reloads() {
+    let place = Place::new();
+    let sources = place.0.join("sources");
+    std::fs::create_dir(&sources).unwrap();
+    let watch = format!("--watch={}", sources.display());
+    let run = place.start("serves", &["-w", "1", &watch]);
+    let at = run.ready();
+    assert!(ask(at).unwrap().starts_with("serves 1 "));
+    std::fs::write(sources.join(".hidden"), "x").unwrap();
+    std::fs::write(sources.join("app.mjs"), "x").unwrap();
+    run.line("app.mjs has changed: reloading");
+    run.line("generation 2 is done");
+    assert!(ask(at).unwrap().starts_with("serves 2 "));
+    std::fs::write(sources.join("app.mjs"), "y").unwrap();
+    run.line("app.mjs has changed: reloading");
+    run.line("generation 3 is done");
+    assert!(ask(at).unwrap().starts_with("serves 3 "));
+    assert_eq!(run.stop(), Some(0));
+    let (status, err) = place.refused(place.command("serves", &["--watch=/no/such/directory"]));
+    assert!(status == Some(1) && err.contains("/no/such/directory"), "{err}");
+}
+
+#[test]
 fn who_floods_waits_and_the_cluster_goes_on() {
     let place = Place::new();
     let script = "while :; do echo 0123456789012345678901234567890123456789; done";

@@ -15,6 +15,7 @@ mod output;
 mod service;
 mod told;
 mod voice;
+mod watch;
 
 use super::Stop;
 use super::control::server::{LISTENER, Request, Server};
@@ -37,6 +38,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use voice::Voice;
+use watch::Watched;
 
 pub(super) use options::command;
 
@@ -49,6 +51,7 @@ const AT_ONCE: u8 = 128;
 
 const SIGNAL: u64 = 1;
 const BELL: u64 = 2;
+const CHANGED: u64 = 3;
 /// Names that are tried when nobody has given one.
 const NAMES: usize = 100;
 /// After how long a worker that says nothing is taken as ready: where nothing else is to be expected, and where a hook is to say it.
@@ -99,6 +102,7 @@ struct Conductor<'a> {
     stopped_by: Option<i32>,
     has_terminal: bool,
     manager: Manager,
+    watched: Option<Watched>,
     over: bool,
 }
 
@@ -127,6 +131,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     // What connections are passed to has to know how to take them.
     let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero() && !run.balance.passes());
     let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
+    let watched = if run.watch.is_empty() { None } else { Some(Watched::new(&run.watch, &cwd, &epoll, CHANGED)?) };
     let voice = Voice::new(std::io::stderr())?;
     let output = Output::new(Arc::clone(&bell));
     let hear = output.hear(&run.log, run.rotation)?;
@@ -179,11 +184,13 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         stopped_by: None,
         has_terminal: has_terminal(),
         manager: Manager::find(|name| std::env::var_os(name)),
+        watched,
         over: false,
     };
     let mut ready = Vec::with_capacity(64);
     while !conductor.over {
-        let deadlines = conductor.server.deadline().into_iter().chain(conductor.manager.deadline());
+        let changed = conductor.watched.as_ref().and_then(Watched::deadline);
+        let deadlines = conductor.server.deadline().into_iter().chain(conductor.manager.deadline()).chain(changed);
         let patience = deadlines.min().map(|at| at.saturating_duration_since(Instant::now()));
         epoll.wait_for(&mut ready, patience);
         for token in ready.drain(..) {
@@ -202,6 +209,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
                     conductor.look();
                     conductor.feed();
                 }
+                CHANGED => conductor.watched.iter_mut().for_each(Watched::read),
                 LISTENER => conductor.server.accept(&epoll),
                 client => {
                     if let Some(request) = conductor.server.ready(client, &epoll) {
@@ -212,6 +220,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         }
         conductor.server.expire(&epoll);
         conductor.manager.beat();
+        conductor.follow();
     }
     // What the last worker has printed.
     conductor.cluster.wait_lines(|_| true, PRINTING);
@@ -417,6 +426,17 @@ impl Conductor<'_> {
             self.status = AT_ONCE.saturating_add(u8::try_from(signal).unwrap_or(0));
         }
         self.stop(is_second);
+    }
+
+    /// What has changed is what runs next.
+    fn follow(&mut self) {
+        let Some(path) = self.watched.as_mut().and_then(Watched::take) else { return };
+        match self.reload() {
+            Ok(_) => self.say(&format!("{} has changed: reloading", path.display())),
+            // One is under way, or the start.
+            Err(e) if e.kind() == ErrorKind::InUse => self.watched.iter_mut().for_each(|watched| watched.again(path.clone())),
+            Err(e) => self.say(&format!("{} has changed: {e}", path.display())),
+        }
     }
 
     fn reload(&mut self) -> Result<u32> {

@@ -44,6 +44,8 @@ pub(super) struct Run {
     pub(super) json: bool,
     pub(super) confine: Confine,
     pub(super) pin_cpus: bool,
+    /// Reloads when something changes there.
+    pub(super) watch: Vec<PathBuf>,
 }
 
 pub(in crate::cli) fn command() -> Command {
@@ -166,6 +168,15 @@ pub(in crate::cli) fn command() -> Command {
                 .value_name("ADDRESS")
                 .value_parser(address)
                 .help("Where HTTP requests get numbers: /metrics for Prometheus, / a page that shows them. Whoever can connect reads them: 127.0.0.1:PORT or unix:PATH"),
+            Arg::new("watch")
+                .long("watch")
+                .value_name("PATH")
+                .action(ArgAction::Append)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value(".")
+                .value_parser(value_parser!(PathBuf))
+                .help("While developing: a change of a file there reloads; of a directory also what is below, but for node_modules, target and the like [default of PATH: .]"),
             Arg::new("config")
                 .long("config")
                 .value_name("FILE")
@@ -302,6 +313,7 @@ impl Run {
                 }
             },
             pin_cpus: by("pin-cpus").get_flag("pin-cpus"),
+            watch: by("watch").get_many("watch").unwrap_or_default().cloned().collect(),
         })
     }
 }
