@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::eventfd::EventFd;
 use crate::sys::fork::{self, ForkCell, PrivateFd};
-use crate::sys::{clock, poll, socket, thread};
+use crate::sys::{clock, pipe, poll, socket, thread};
 use crate::wire::supervisor::{ENV, Header, parse_env, state};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -325,6 +325,8 @@ impl Worker {
                 break;
             }
         }
+        // What it prints went to who is gone: it would end the requests that it finishes.
+        [1, 2].into_iter().for_each(pipe::detach_broken);
         inner.orphaned.store(true, Ordering::Relaxed);
         inner.drain.signal();
         std::thread::sleep(Duration::from_nanos(inner.header.orphan_ns));
