@@ -37,9 +37,11 @@ def browser():
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return None, "there is no Chromium: apt-get install chromium"
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-        done = subprocess.run(
-            ["apt-get", "-qq", *command], capture_output=True, text=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        try:
+            done = subprocess.run(["apt-get", "-qq", *command], capture_output=True, text=True, env=env, timeout=300)
+        except subprocess.TimeoutExpired:
+            return None, "Chromium cannot be installed: apt-get takes longer than 300 s"
         if done.returncode != 0:
             return None, f"Chromium cannot be installed: {(done.stderr.strip().splitlines() or ['apt-get failed'])[-1]}"
     return shutil.which(NAMES[0]), None
