@@ -39,7 +39,7 @@ def browser():
     for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         try:
-            done = subprocess.run(["apt-get", "-qq", *command], capture_output=True, text=True, env=env, timeout=300)
+            done = subprocess.run(["apt-get", "-qq", *command], capture_output=True, text=True, env=env, timeout=300, check=False)
         except subprocess.TimeoutExpired:
             return None, "Chromium cannot be installed: apt-get takes longer than 300 s"
         if done.returncode != 0:

@@ -419,12 +419,13 @@ fn top_draws_a_table_until_a_key_a_signal_or_the_end_and_puts_the_terminal_back(
 
     // It fits what it is in, and follows.
     let top = terminal.start(place.offloop(&["top", "t", "--interval", "3600"]));
-    terminal.until(&["t: running, 2 of 2", "restarts\x1b[K"]);
+    // To the end of the picture: what is read later is of the next one.
+    terminal.until(&["t: running, 2 of 2", "restarts\x1b[K", "\x1b[J"]);
     let size = libc::winsize { ws_row: 2, ws_col: 10, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: `size` is what this request reads.
     assert_eq!(unsafe { libc::ioctl(terminal.theirs.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
     signal(&top, libc::SIGWINCH);
-    let small = terminal.until(&["\x1b[J"]);
+    let small = terminal.until(&["\x1b[H", "\x1b[J"]);
     let small = small.rsplit_once("\x1b[H").unwrap().1;
     assert!(small.starts_with("t: running\x1b[K\r") && small.matches('\n').count() == 1 && !small.contains(&pid), "{small:?}");
     terminal.own.write_all(b"xq").unwrap();

@@ -8,6 +8,7 @@ use crate::shared::{Ledger, Limit};
 use crate::supervisor::WorkerId;
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
+use crate::sys::fork::PrivateFd;
 use crate::sys::poll::Epoll;
 use crate::sys::{socket, thread};
 use crate::wire::cluster::{Asked, COUNTER, LIMITER, LISTEN, MAX_LEN, SEAT, decode_request, encode_reply};
@@ -144,22 +145,23 @@ impl House {
     }
 
     /// What the request asks for, and where it listens, if it does.
-    fn find(&self, id: WorkerId, asked: Option<Asked<'_>>) -> Result<(OwnedFd, Option<Address>)> {
+    fn find(&self, id: WorkerId, asked: Option<Asked<'_>>) -> Result<(PrivateFd, Option<Address>)> {
         let none = || Error::invalid("worker asks for what no cluster has");
         let found = match (asked.ok_or_else(none)?, &self.passer) {
             ((LISTEN, queue, nth, text), _) => self.sockets.at(&text.parse()?, nth, queue)?,
             ((SEAT, index, _, _), Some(_)) => self.sockets.nth(index)?,
-            ((COUNTER, _, _, name), _) => return Ok((self.ledger.counter_fd(name)?, None)),
+            ((COUNTER, _, _, name), _) => return Ok((PrivateFd::new(self.ledger.counter_fd(name)?), None)),
             ((LIMITER, burst, keys, text), _) => {
                 let (rate, name) = text.split_once(' ').ok_or_else(none)?;
                 let limit = Limit { rate: rate.parse().map_err(|_| none())?, burst: burst as u32, keys };
-                return Ok((self.ledger.limiter_fd(name, limit)?, None));
+                return Ok((PrivateFd::new(self.ledger.limiter_fd(name, limit)?), None));
             }
             _ => return Err(none()),
         };
         let fd = match &self.passer {
-            Some(passer) => passer.seat(id, &found)?,
-            None => found.for_worker()?,
+            Some(passer) => PrivateFd::new(passer.seat(id, &found)?),
+            // A child that the host forks would go on to listen.
+            None => PrivateFd::open(|| found.for_worker())?,
         };
         Ok((fd, Some(found.bound.clone())))
     }
