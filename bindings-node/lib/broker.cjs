@@ -3,7 +3,7 @@
 // messages, so neither waits for the other.
 
 const { Channel } = require('./channel.cjs')
-const { aborted } = require('./error.cjs')
+const { aborted, fail } = require('./error.cjs')
 const { runOptions, wrongType, checkBegin, madeWhenAsked, RUN_OPTIONS } = require('./options.cjs')
 const { Calls } = require('./calls.cjs')
 const { listen, unlisten } = require('./completion.cjs')
@@ -35,8 +35,9 @@ function answer(pool, channel) {
   channel.on('request', async (request) => {
     let call
     try {
-      const { name, args, spread, options } = request.value
+      const { name, args, spread, options, kwargs } = request.value
       call = request.value.call
+      if (kwargs !== undefined) throw fail('Invalid', 'a function of this pool has no arguments by name', { task: name })
       const over = new AbortController()
       running.set(call, over)
       const given = { ...options, signal: over.signal }

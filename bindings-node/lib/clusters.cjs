@@ -13,13 +13,10 @@ const { wrongType, texts, checkEnv, closeGrace } = require('./options.cjs')
 const { PRELOAD, inherited } = require('./launch.cjs')
 const { opened, finished, sentCopy, checkSend } = require('./channel.cjs')
 const broker = require('./broker.cjs')
-const { pick } = require('./calls.cjs')
 
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
-/** What the kernel lets workers have and do. */
-const CONFINE = ['nice', 'pinCpus', 'uid', 'gid', 'oomScore']
-const KNOWN = `${COMMAND.join(' ')} ${CONFINE.join(' ')} limits workers spares listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
+const KNOWN = `${COMMAND.join(' ')} nice pinCpus uid gid oomScore limits workers spares listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -185,8 +182,7 @@ class Cluster extends EventEmitter {
     const { workers, spares, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
     const { heartbeat, maxAge, maxMemory, maxRequests, metrics, pool, ...rest } = others
     const { exec, args, execArgv, env, cwd, limits, ...last } = rest
-    const confine = pick(last, CONFINE)
-    const unknown = Object.fromEntries(Object.entries(last).filter(([name]) => !CONFINE.includes(name)))
+    const { nice, pinCpus, uid, gid, oomScore, ...unknown } = last
     checkKnown(unknown, KNOWN)
     this.#commands.set(1, { exec, args, execArgv, env, cwd })
     checkCommand(this.#commands.get(1))
@@ -207,7 +203,11 @@ class Cluster extends EventEmitter {
       maxAge,
       maxMemory,
       maxRequests,
-      ...confine,
+      nice,
+      pinCpus,
+      uid,
+      gid,
+      oomScore,
       limits: checkLimits(limits),
       metrics:
         metrics === undefined || metrics === null ? undefined : addressOf(metrics, 'metrics', 'port, address or { host, port, path }'),

@@ -35,6 +35,8 @@ for (const Pool of [ProcessPool, WorkerPool]) {
     assert.equal((await asked(cluster, '/late')).code, 'ERR_OFFLOOP_TIMEOUT')
     const unknown = await asked(cluster, '/option')
     assert.ok(unknown.code === 'ERR_OFFLOOP_INVALID' && unknown.message.includes('timout'), unknown.message)
+    const named = await asked(cluster, '/by-name')
+    assert.ok(named.code === 'ERR_OFFLOOP_INVALID' && named.message.includes('task=add'), named.message)
     for (const path of ['/abort', '/aborted']) assert.equal((await asked(cluster, path)).name, 'AbortError')
     // The next call has the one worker, so what was aborted has let it go.
     assert.equal((await asked(cluster, '/add')).value, 42)

@@ -1,5 +1,6 @@
 // Asks the pool of its cluster what a request's path names.
 import http from 'node:http'
+import { Channel } from '../../lib/index.mjs'
 import { currentWorker } from '../../lib/worker.mjs'
 
 const { pool } = currentWorker()
@@ -21,6 +22,15 @@ const paths = {
     return pool.options({ signal: over.signal }).exports.holds()
   },
   '/aborted': () => pool.run(1, { signal: AbortSignal.abort() }),
+  // As a worker in Python asks.
+  '/by-name': async () => {
+    const channel = await Channel.connect(process.env.OFFLOOP_POOL)
+    try {
+      return await channel.request({ call: 1, name: 'add', args: [1], spread: true, options: {}, kwargs: { b: 2 } })
+    } finally {
+      channel.close()
+    }
+  },
   '/leaves': () => {
     pool.exports.holds().catch(() => {})
     return pool.exports.add(1, 1)

@@ -1,9 +1,8 @@
 //! What the kernel lets a child have and do: the cores that it runs on, whose it is, its limits, and how willingly it is killed for want of memory.
 
-use super::cpu;
+use super::{cpu, failed};
 use crate::error::{Error, Result};
 use std::ffi::CString;
-use std::io;
 use std::ptr;
 
 /// Of a limit: none.
@@ -175,14 +174,13 @@ pub fn parse_limit(text: &str) -> Result<(String, u64)> {
 /// # Errors
 /// `NotFound` for one that the system does not know; `Os`.
 pub fn parse_user(text: &str) -> Result<(u32, u32)> {
-    let os = |call: &'static str, e: nix::errno::Errno| Error::os(call, io::Error::from(e).raw_os_error().unwrap_or(0));
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let found = match user.parse::<u32>() {
         Ok(uid) => nix::unistd::User::from_uid(uid.into())
-            .map_err(|e| os("getpwuid", e))?
+            .map_err(|e| failed("getpwuid", e))?
             .map(|u| (u.uid.as_raw(), u.gid.as_raw()))
             .or(Some((uid, uid))),
-        Err(_) => nix::unistd::User::from_name(user).map_err(|e| os("getpwnam", e))?.map(|u| (u.uid.as_raw(), u.gid.as_raw())),
+        Err(_) => nix::unistd::User::from_name(user).map_err(|e| failed("getpwnam", e))?.map(|u| (u.uid.as_raw(), u.gid.as_raw())),
     };
     let unknown = |what: &'static str, name: &str| {
         Error::new(crate::error::ErrorKind::NotFound, "the system knows no such user or group").with(what, name)
@@ -192,9 +190,11 @@ pub fn parse_user(text: &str) -> Result<(u32, u32)> {
         None => own,
         Some(group) => match group.parse::<u32>() {
             Ok(gid) => gid,
-            Err(_) => {
-                nix::unistd::Group::from_name(group).map_err(|e| os("getgrnam", e))?.ok_or_else(|| unknown("group", group))?.gid.as_raw()
-            }
+            Err(_) => nix::unistd::Group::from_name(group)
+                .map_err(|e| failed("getgrnam", e))?
+                .ok_or_else(|| unknown("group", group))?
+                .gid
+                .as_raw(),
         },
     };
     Ok((uid, gid))
@@ -208,7 +208,7 @@ mod tests {
 
     /// What a shell prints that is confined so.
     fn says(confine: Confine, script: &str) -> Result<String> {
-        let (read, write) = io::pipe().expect("pipe");
+        let (read, write) = std::io::pipe().expect("pipe");
         let mut spec = Spec::new("/bin/sh");
         spec.args = vec!["-c".into(), script.into()];
         spec.fds = vec![(write.as_fd(), 1)];
@@ -216,7 +216,7 @@ mod tests {
         let child = spawn(&spec)?;
         drop(spec);
         drop(write);
-        let text = io::read_to_string(read).expect("its output");
+        let text = std::io::read_to_string(read).expect("its output");
         child.wait(None)?;
         Ok(text.trim().to_owned())
     }

@@ -32,3 +32,8 @@ pub mod terminal;
 pub mod thread;
 pub mod watch;
 pub mod words;
+
+/// What a call of `nix` has failed with.
+pub(crate) fn failed(call: &'static str, errno: nix::errno::Errno) -> crate::error::Error {
+    crate::error::Error::os(call, errno as i32)
+}

@@ -1,5 +1,6 @@
 //! Sockets that listen: TCP of both versions, and unix streams. Close-on-exec and non-blocking, as their loops want them.
 
+use super::failed;
 use super::socket::own;
 use crate::error::{Error, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -19,10 +20,6 @@ pub enum Bound {
     Tcp(SocketAddr),
     /// A unix socket; `None` where it has no path.
     Unix(Option<PathBuf>),
-}
-
-fn failed(call: &'static str, errno: nix::errno::Errno) -> Error {
-    Error::os(call, errno as i32)
 }
 
 fn backlog(len: i32) -> Backlog {

@@ -1,7 +1,7 @@
 //! Signals as something to poll: blocked in the calling thread, and in those that it starts from then on, and read from an fd. For a program's own
 //! first thread, before it has others; a library does not do this to its host.
 
-use super::poll;
+use super::{failed, poll};
 use crate::error::{Error, Result};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -12,10 +12,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub struct Signals {
     fd: SignalFd,
     before: SigSet,
-}
-
-fn failed(call: &'static str, errno: nix::errno::Errno) -> Error {
-    Error::os(call, errno as i32)
 }
 
 impl Signals {

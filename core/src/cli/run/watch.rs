@@ -1,11 +1,11 @@
 //! `--watch`: what changes below a directory, for a reload while one develops. By inotify, so nothing is looked at where nothing happens.
 
 use crate::error::{Error, Result};
+use crate::sys::failed;
 use crate::sys::poll::Epoll;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -117,10 +117,6 @@ impl Watched {
     pub(super) fn again(&mut self, first: PathBuf) {
         self.due.get_or_insert((Instant::now() + AGAIN, first));
     }
-}
-
-fn failed(call: &'static str, e: nix::errno::Errno) -> Error {
-    Error::os(call, io::Error::from(e).raw_os_error().unwrap_or(0))
 }
 
 /// Nothing of an editor's, a cache's or a version control's.
