@@ -246,7 +246,7 @@ impl Proc {
     }
 }
 
-/// How a failure may be taken back, until the slot's next process has ended.
+/// How a failure may be taken back, until the slot's next one.
 struct Undo {
     incarnation: u64,
     cause: Cause,

@@ -1081,7 +1081,6 @@ impl World {
         let charged = uptime.is_some() && self.charged.contains(&id);
         self.figures.charged += u64::from(charged && !cause.is_asked());
         let stable = uptime.is_some_and(|u| u >= nanos(self.options.min_uptime));
-        self.last_failure.remove(&id.slot);
         let replaced = self.was_replaced(id);
         if charged || cause.is_asked() || cause == Cause::Killed {
             if !replaced {
