@@ -585,7 +585,10 @@ impl Machine {
 
     fn perform(&mut self, epoll: &Epoll, tokens: &mut Tokens) {
         while !self.actions.is_empty() {
-            for action in std::mem::take(&mut self.actions) {
+            let mut actions = std::mem::take(&mut self.actions);
+            // Work waits for a spare; who hears of an end does not.
+            actions.sort_by_key(|action| !matches!(action, Action::Activate(..)));
+            for action in actions {
                 match action {
                     Action::Spawn(id) => match self.spawn(id, epoll, tokens) {
                         Ok(Some(pid)) => self.handle(Input::Spawned(id, pid)),

@@ -143,6 +143,9 @@ const WEIGH: u64 = 1_000_000_000;
 /// Looks in a row that find too much.
 const HEAVY: u32 = 3;
 
+/// How long the next spare is not started after one took a place: that one answers first what has waited, and a start takes a core.
+const SETTLE: u64 = 200_000_000;
+
 /// ±10 %, so that workers that were started together do not leave together.
 fn about(n: u64, random: &mut Random) -> u64 {
     (n - n / 10).saturating_add(random.below(n / 10 * 2 + 1))
@@ -246,7 +249,7 @@ impl Proc {
     }
 }
 
-/// How a failure may be taken back, until the slot's next one.
+/// How a failure may be taken back, until the slot's next process has ended.
 struct Undo {
     incarnation: u64,
     cause: Cause,
@@ -938,7 +941,10 @@ impl Plan {
         let successor = !was_main && slot.has_successor();
         let proc = if was_main { slot.main.take() } else { slot.other.take() };
         let Some(proc) = proc else { return };
-        slot.undo = None;
+        let predecessor = !was_main && !successor;
+        if !predecessor {
+            slot.undo = None;
+        }
         // The kernel's count may be another's: whom we have killed it did not need to.
         let ended = Ended { oom: ended.oom && !proc.killed, ..ended };
         if was_main && slot.has_newer() {
@@ -960,7 +966,7 @@ impl Plan {
             uptime,
             relieved: None,
             successor,
-            predecessor: !was_main && !successor,
+            predecessor,
             error,
             text: text.clone(),
         });
@@ -1163,7 +1169,7 @@ impl Plan {
         if let Some(number) = relieved {
             let spare = &mut self.slots[number];
             let delay = spare.back_off.failed(uptime, &self.rules.delays, &mut self.random).max(delay);
-            spare.until = now.saturating_add(delay);
+            spare.until = spare.until.max(now.saturating_add(delay));
         }
         let resting = &mut self.slots[relieved.unwrap_or(id.slot)];
         if resting.main.is_none() && !resting.quarantined {
@@ -1253,7 +1259,7 @@ impl Plan {
         let slot = &mut self.slots.spares[from];
         let Some(mut proc) = slot.main.take() else { return };
         let number = slot.number();
-        slot.until = slot.until.max(now);
+        slot.until = slot.until.max(now.saturating_add(SETTLE));
         slot.quarantined = self.degraded.is_some();
         if slot.quarantined {
             out.push(Action::Report(Event::Quarantined { slot: number }));

@@ -1082,6 +1082,9 @@ impl World {
         self.figures.charged += u64::from(charged && !cause.is_asked());
         let stable = uptime.is_some_and(|u| u >= nanos(self.options.min_uptime));
         let replaced = self.was_replaced(id);
+        if !replaced {
+            self.last_failure.remove(&id.slot);
+        }
         if charged || cause.is_asked() || cause == Cause::Killed {
             if !replaced {
                 self.owed.insert(id.slot);
