@@ -13,12 +13,17 @@ const VARIABLE = 'OFFLOOP_POOL'
 /** Of a call; what goes on while it runs is told to who owns the pool. */
 const OPTIONS = RUN_OPTIONS.filter((name) => name !== 'onProgress')
 
+const FULL = fail('Full', '').code
+
 let served = 0
 
 // ---- the process that owns the pool ----
 
-function checkPool(pool) {
-  if (pool !== undefined && !(pool instanceof Calls)) throw wrongType('pool', 'WorkerPool or ProcessPool', pool)
+function checkPool(pool, uid) {
+  if (pool === undefined) return
+  if (!(pool instanceof Calls)) throw wrongType('pool', 'WorkerPool or ProcessPool', pool)
+  const own = process.getuid()
+  if (uid !== undefined && uid !== own) throw fail('Invalid', 'workers of another user cannot reach the pool', { option: 'pool', uid, own_uid: own })
 }
 
 /** Serves `pool` until `close()`; workers find it at `path`. */
@@ -69,9 +74,8 @@ class ClusterPool {
   #defaults
   #exports = null
 
-  static open() {
-    const path = process.env[VARIABLE]
-    return path === undefined ? null : new ClusterPool(asking(path), {})
+  static at(path) {
+    return new ClusterPool(asking(path), {})
   }
 
   constructor(ask, defaults) {
@@ -106,6 +110,20 @@ class ClusterPool {
 function asking(path) {
   let opening = null
   let last = 0
+  /** Calls that nobody waits for, of which the pool was not told for want of room. */
+  const untold = []
+  const giveUp = (channel, call) => {
+    if (channel.closed) return
+    try {
+      channel.send(call)
+    } catch (error) {
+      if (error.code !== FULL) throw error
+      if (untold.push(call) > 1) return
+      channel.once('drain', () => {
+        for (const call of untold.splice(0)) giveUp(channel, call)
+      })
+    }
+  }
   return async (what, { signal, ...options }) => {
     checkBegin({ signal, ...options })
     opening ??= Channel.connect(path)
@@ -119,7 +137,7 @@ function asking(path) {
     if (signal?.aborted) throw aborted(signal.reason)
     const call = ++last
     const asked = channel.request({ call, ...what, options }, { signal })
-    const onAbort = () => channel.closed || channel.send(call)
+    const onAbort = () => giveUp(channel, call)
     if (signal) listen(signal, onAbort)
     try {
       return await asked

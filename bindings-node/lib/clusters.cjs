@@ -16,7 +16,7 @@ const broker = require('./broker.cjs')
 
 /** Options of the command that workers run. */
 const COMMAND = ['exec', 'args', 'execArgv', 'env', 'cwd']
-const KNOWN = `${COMMAND.join(' ')} nice pinCpus uid gid oomScore limits workers spares listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics pool`
+const KNOWN = `${COMMAND.join(' ')} nice pinCpus uid gid oomScore limits workers spares listen balance readyTimeout minReady drainTimeout killGrace heartbeat maxAge maxMemory maxRequests metrics log pool`
 
 /** What runs with what is `given` in place of what ran before. A command has its arguments in `exec`, so those of a script go with it. */
 function changed(command, given) {
@@ -85,6 +85,16 @@ function checkHeartbeat(heartbeat) {
   const { interval, timeout, ...unknown } = heartbeat
   checkKnown(unknown, 'interval timeout')
   return { beat: interval, hang: timeout }
+}
+
+function checkLog(log) {
+  if (log === undefined || log === null) return {}
+  if (typeof log === 'string') return checkLog({ file: log })
+  if (typeof log !== 'object') throw wrongType('log', "'prefixed', 'raw', 'none', a path or { file, size, keep }", log)
+  const { file, size, keep, ...unknown } = log
+  checkKnown(unknown, 'file size keep')
+  if (typeof file !== 'string') throw wrongType('log.file', 'path', file)
+  return { log: file, logSize: size, logKeep: keep }
 }
 
 /** Slots of spares, from here on. */
@@ -180,7 +190,7 @@ class Cluster extends EventEmitter {
   constructor(options) {
     super()
     const { workers, spares, listen = [], balance, readyTimeout, minReady, drainTimeout, killGrace, ...others } = checkOptions(options)
-    const { heartbeat, maxAge, maxMemory, maxRequests, metrics, pool, ...rest } = others
+    const { heartbeat, maxAge, maxMemory, maxRequests, metrics, log, pool, ...rest } = others
     const { exec, args, execArgv, env, cwd, limits, ...last } = rest
     const { nice, pinCpus, uid, gid, oomScore, ...unknown } = last
     checkKnown(unknown, KNOWN)
@@ -190,7 +200,7 @@ class Cluster extends EventEmitter {
     if (spares !== undefined && typeof spares !== 'number') throw wrongType('spares', 'number', spares)
     if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
     this.#listen = listen.map((at) => addressOf(at))
-    broker.checkPool(pool)
+    broker.checkPool(pool, uid)
     this.#pool = pool
     this.#options = {
       workers: workers === 'auto' ? undefined : workers,
@@ -211,6 +221,7 @@ class Cluster extends EventEmitter {
       limits: checkLimits(limits),
       metrics:
         metrics === undefined || metrics === null ? undefined : addressOf(metrics, 'metrics', 'port, address or { host, port, path }'),
+      ...checkLog(log),
       ...checkHeartbeat(heartbeat),
     }
     native.clusterCheck(this.#options, this.#listen)
@@ -253,7 +264,7 @@ class Cluster extends EventEmitter {
   /** What native code takes of a command. */
   #command(command) {
     const [args, variables, cwd] = commandOf(command)
-    if (this.#served !== null) variables.push(broker.VARIABLE, this.#served.path)
+    variables.push(broker.VARIABLE, this.#served?.path)
     return [args, variables, cwd]
   }
 

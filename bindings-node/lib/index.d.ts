@@ -530,6 +530,12 @@ export interface ClusterOptions extends ClusterCommand {
    * `'127.0.0.1:9464'`. Default: nowhere.
    */
   metrics?: ClusterListen | undefined
+  /**
+   * Where what workers print goes, as whole lines in the order of their streams: `'prefixed'` (to this process's outputs, each line as `[slot:pid] line`), `'raw'` (without the prefix),
+   * `'none'`, or the path of a file, with the prefix. A file that would grow beyond `size` bytes (default 10 MiB) becomes `FILE.1`, that `FILE.2` and so on; `keep` (default 5, up to 1,000) of
+   * those are kept. Default: workers have this process's outputs.
+   */
+  log?: 'prefixed' | 'raw' | 'none' | (string & {}) | { file: string; size?: number | undefined; keep?: number | undefined } | undefined
 }
 
 /** A worker of a cluster, as its cluster sees it. */

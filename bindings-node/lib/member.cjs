@@ -37,6 +37,7 @@ class ClusterMember extends EventEmitter {
   #handle
   #channel = null
   #pool
+  #poolPath
   /** By name: what hands over the channel's events. */
   #forwards = new Map()
   /** The cluster accepts, and passes connections on. */
@@ -62,6 +63,9 @@ class ClusterMember extends EventEmitter {
     /** The (re)load that it belongs to, from 1 on. */
     this.generation = generation
     this.pid = process.pid
+    // `VARIABLE` of broker.cjs, which is loaded by those that use it. What this process starts has no pool of it.
+    this.#poolPath = process.env.OFFLOOP_POOL
+    delete process.env.OFFLOOP_POOL
     this.threadId = threads.threadId
     /** The sockets of the cluster's `listen`. */
     this.fds = fds
@@ -100,7 +104,7 @@ class ClusterMember extends EventEmitter {
   /** That which the process of the cluster has for all workers; null where it has none. */
   get pool() {
     // Loaded by those that use it.
-    if (this.#pool === undefined) this.#pool = require('./broker.cjs').ClusterPool.open()
+    if (this.#pool === undefined) this.#pool = this.#poolPath === undefined ? null : require('./broker.cjs').ClusterPool.at(this.#poolPath)
     return this.#pool
   }
 
@@ -265,8 +269,8 @@ class ClusterMember extends EventEmitter {
       seen = this.#drains
       await seen
     }
-    native.memberDrained(this.#handle)
     if (this.#errors.length > 0) {
+      native.memberDrained(this.#handle)
       // As an error that nobody caught.
       setImmediate(() => {
         throw this.#errors[0]
@@ -274,6 +278,8 @@ class ClusterMember extends EventEmitter {
       return
     }
     if (this.#channel !== null) await answered(this.#channel)
+    // What is left takes no time.
+    native.memberDrained(this.#handle)
     await Promise.all([...[process.stdout, process.stderr].map(flushed), this.#sent()])
     process.exit()
   }

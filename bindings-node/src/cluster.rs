@@ -9,7 +9,7 @@ use crate::stack;
 use crate::state::Told;
 use crate::value;
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Log, Rotation, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::confine::{Confine, UNLIMITED};
 use offloop::sys::process;
@@ -166,6 +166,8 @@ const NAMES: &[(&str, &str)] = &[
     ("max_memory", "maxMemory"),
     ("max_requests", "maxRequests"),
     ("oom_score", "oomScore"),
+    ("log_size", "log.size"),
+    ("log_keep", "log.keep"),
 ];
 
 /// The same error with the names that were given.
@@ -181,7 +183,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     let (mut workers, mut spares, mut one_by_one) = (None, 0, false);
     let mut balance = Balance::default();
     let (mut confine, mut pin_cpus) = (Confine::default(), false);
-    let mut metrics = None;
+    let (mut metrics, mut log, mut rotation) = (None, None, Rotation::default());
     let keys = env.keys(given)?;
     for i in 0..env.len(keys)? {
         let key = env.at(keys, i)?;
@@ -196,6 +198,9 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
             "oneByOne" => one_by_one = env.bool(value) == Some(true),
             "balance" => balance = env.text(value).ok_or_else(|| bad("balance", shown(env, value), "text"))?.parse()?,
             "metrics" => metrics = Some(env.text(value).ok_or_else(|| bad("metrics", shown(env, value), "text"))?.parse()?),
+            "log" => log = Some(env.text(value).ok_or_else(|| bad("log", shown(env, value), "text"))?),
+            "logSize" => rotation.size = count(env, value, "log.size")? as u64,
+            "logKeep" => rotation.keep = u32::try_from(count(env, value, "log.keep")?).unwrap_or(u32::MAX),
             "readyTimeout" => supervision.boot_timeout = time("readyTimeout")?,
             "minReady" => supervision.min_ready = time("minReady")?,
             "drainTimeout" => supervision.drain_timeout = time("drainTimeout")?,
@@ -223,6 +228,9 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     }
     if let Some(address) = metrics {
         builder = builder.metrics(address);
+    }
+    if let Some(log) = log {
+        builder = builder.log(Log::parse(&log, rotation));
     }
     builder.check().map_err(|e| renamed(&e))?;
     Ok(builder)

@@ -63,7 +63,29 @@ test('what a worker leaves behind is cancelled, and a reload goes on with the sa
   assert.equal(await pool.exports.add(1, 2), 3, 'the pool is the host’s')
 })
 
-test('a cluster without a pool has none, and a pool that is none is refused', async (t) => {
+test('calls that are aborted while there is no way to the pool are cancelled later', async (t) => {
+  const pool = new ProcessPool(workerFile('asked.mjs'), { maxWorkers: 1, cancelGrace: 60_000 })
+  t.after(() => pool.close({ grace: 0 }))
+  const cluster = await open(t, { exec, pool, workers: 1 })
+  assert.equal((await asked(cluster, '/add')).value, 42)
+  const answer = asked(cluster, '/full')
+  await new Promise((resolve) => setTimeout(resolve, 200))
+  // Nobody receives meanwhile.
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500)
+  const [refused, aborted] = (await answer).value
+  assert.ok(refused > 0 && aborted > 0 && refused + aborted === 400, `${refused} refused, ${aborted} aborted`)
+  await until(() => pool.stats.running === 0 && pool.stats.queued === 0)
+  assert.equal((await asked(cluster, '/add')).value, 42, 'the same worker')
+  assert.equal(cluster.stats.spawned, 1)
+})
+
+test('a cluster without a pool has none, also in a worker of another, and a pool that is none is refused', async (t) => {
+  const pool = new ProcessPool(workerFile('asked.mjs'), { maxWorkers: 1 })
+  t.after(() => pool.close({ grace: 0 }))
+  assert.equal((await asked(await open(t, { exec, workers: 1, pool }), '/inherits')).value, 'nothing')
+  assert.throws(() => new Cluster({ exec, pool, uid: process.getuid() + 1 }), { code: 'ERR_OFFLOOP_INVALID', message: /option=pool, uid=\d+/ })
+  process.env.OFFLOOP_POOL = 'another'
+  t.after(() => delete process.env.OFFLOOP_POOL)
   const cluster = await open(t, { exec, workers: 1 })
   assert.equal((await asked(cluster, '/none')).value, 'null')
   for (const pool of [{}, 4, new ThreadPool({ maxWorkers: 1 })]) {

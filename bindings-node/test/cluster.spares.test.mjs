@@ -1,6 +1,8 @@
 // Spares: they load, listen and wait, and take the place of a worker that has ended.
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { readdirSync, readFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { test } from 'node:test'
 import { Cluster } from '../lib/index.mjs'
 import { isAlive } from './processes.mjs'
@@ -51,6 +53,21 @@ for (const balance of ['shared', 'round-robin']) {
     assert.deepEqual(await who(cluster), { slot: 0, pid: spares[1].pid })
   })
 }
+
+test('a spare has the core of the place that it takes, and none before', { skip: availableParallelism() < 2 && 'one core' }, async (t) => {
+  const coresOf = (pid) => {
+    const states = readdirSync(`/proc/${pid}/task`).map((id) => readFileSync(`/proc/${pid}/task/${id}/status`, 'utf8'))
+    return [...new Set(states.map((state) => /^Cpus_allowed_list:\s+(\S+)$/m.exec(state)[1]))]
+  }
+  const { cluster, spares } = await withSpare(t, { pinCpus: true })
+  const first = cluster.workers.get(0).pid
+  const cores = coresOf(first)
+  assert.equal(cores.length, 1)
+  assert.notDeepEqual(coresOf(spares[0].pid), cores)
+  process.kill(first, 'SIGKILL')
+  await once(cluster, 'ready')
+  assert.deepEqual(coresOf(spares[0].pid), cores)
+})
 
 test('a reload replaces the spare, one that fails leaves it, and a stop leaves nothing', async (t) => {
   const { cluster, spares } = await withSpare(t)

@@ -544,7 +544,7 @@ test('what the kernel does not allow is the error of the start, and what cannot 
 })
 
 test('a request of the cluster that a worker has taken is answered before it leaves', async (t) => {
-  const cluster = await open(t, { exec: new URL('./clusters/answers.mjs', import.meta.url), workers: 1 })
+  const cluster = await open(t, { exec: new URL('./clusters/answers.mjs', import.meta.url), workers: 1, killGrace: 500 })
   const asked = cluster.request(0, 'slow')
   // It is there: what comes next is answered.
   assert.equal(await cluster.request(0, 'quick'), 'quick')

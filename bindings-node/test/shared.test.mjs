@@ -51,6 +51,11 @@ test('all workers count and let through together, and what they have counted out
   await ask(portOf(cluster))
   assert.equal(hits.value, asked + 2)
   assert.equal(new Counter('hits').value, 0, 'this process has its own')
+  // Another limit comes with another version.
+  await cluster.reload({ env: { RATE: 2e-6 } })
+  assert.equal((await ask(portOf(cluster), { headers: { 'x-key': 'another' } }))[1]['x-remaining'], '9')
+  const refused = { code: INVALID, message: /^invalid: limiter has another limit/ }
+  assert.throws(() => new RateLimiter('few', { rate: 1e-6, burst: 10, cluster }), refused)
 })
 
 test('names, limits and amounts that cannot be are refused', async () => {

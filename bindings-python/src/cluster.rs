@@ -5,7 +5,7 @@ use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::stack::Watched;
 use crate::{value, wait};
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Worker, worker};
+use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Log, Rotation, Worker, worker};
 use offloop::supervisor::{self, Event as Of, Load, MAX_DURATION, State, WorkerId};
 use offloop::sys::confine::Confine;
 use offloop::sys::net::{self, Bound as Bind};
@@ -200,6 +200,7 @@ pub(crate) struct PyCluster {
     pin_cpus: bool,
     listen: Vec<Address>,
     metrics: Option<Address>,
+    log: Option<Log>,
     running: Mutex<Running>,
     /// Workers that were asked for last.
     scaling: AtomicUsize,
@@ -264,7 +265,7 @@ impl PyCluster {
         let (mut workers, mut spares) = (None, 0);
         let mut balance = Balance::default();
         let (mut confine, mut pin_cpus) = (Confine::default(), false);
-        let mut metrics = None;
+        let (mut metrics, mut log, mut rotation) = (None, None, Rotation::default());
         for (key, value) in options {
             let key: String = key.extract()?;
             let time = |name| Ok::<_, PyErr>(duration(name, &value)?.unwrap_or(MAX_DURATION));
@@ -279,6 +280,11 @@ impl PyCluster {
                     let text: String = value.extract().map_err(|_| wrong_type("metrics", &value, "an address"))?;
                     metrics = Some(text.parse().map_err(|e| raise(py, &e))?);
                 }
+                "log" => {
+                    log = Some(value.extract::<String>().map_err(|_| wrong_type("log", &value, "'prefixed', 'raw', 'none' or a path"))?)
+                }
+                "log_size" => rotation.size = whole("log_size", &value, 1)?,
+                "log_keep" => rotation.keep = number_option("log_keep", &value)?,
                 "ready_timeout" => supervision.boot_timeout = time("ready_timeout")?,
                 "min_ready" => supervision.min_ready = time("min_ready")?,
                 "drain_timeout" => supervision.drain_timeout = time("drain_timeout")?,
@@ -297,7 +303,11 @@ impl PyCluster {
                 _ => return Err(raise(py, &Error::invalid("unknown option").with("option", key))),
             }
         }
-        let checked = Cluster::builder().supervision(supervision.clone()).workers(workers.unwrap_or(1)).spares(spares).balance(balance);
+        let log = log.map(|text| Log::parse(&text, rotation));
+        let mut checked = Cluster::builder().supervision(supervision.clone()).workers(workers.unwrap_or(1)).spares(spares).balance(balance);
+        if let Some(log) = &log {
+            checked = checked.log(log.clone());
+        }
         checked.check().map_err(|e| raise(py, &renamed(&e)))?;
         confine.check().map_err(|e| raise(py, &e))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
@@ -310,6 +320,7 @@ impl PyCluster {
             pin_cpus,
             listen,
             metrics,
+            log,
             running: Mutex::default(),
             scaling: AtomicUsize::new(0),
             watches: Mutex::default(),
@@ -334,6 +345,9 @@ impl PyCluster {
         }
         if let Some(address) = &self.metrics {
             builder = builder.metrics(address.clone());
+        }
+        if let Some(log) = &self.log {
+            builder = builder.log(log.clone());
         }
         builder = self.listen.iter().fold(builder, |b, address| b.listen(address.clone()));
         let built = wait::detached(py, || builder.build(command(given))).map_err(|e| raise(py, &e))?;

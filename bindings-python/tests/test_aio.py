@@ -737,9 +737,9 @@ def test_the_timeout_of_amap_is_told_to_its_consumer_and_cancels_nobody(run, poo
     async def consume():
         got = 0
         with pytest.raises(offloop.TimeoutError):
-            async for _ in pool.amap(lambda wait: wait and late.wait(), [False, True], timeout=0.05):
+            async for _ in pool.amap(lambda wait: wait and late.wait(), [False, True], timeout=0.5):
                 got += 1
-                await asyncio.sleep(0.1)  # longer than the timeout, which runs out meanwhile
+                await asyncio.sleep(0.6)  # longer than the timeout, which runs out meanwhile
         return got
 
     async def main():
@@ -748,9 +748,9 @@ def test_the_timeout_of_amap_is_told_to_its_consumer_and_cancels_nobody(run, poo
         assert not task.cancelled()
         late.set()
         # Who left the loop early and holds the iterator is left alone.
-        results = pool.amap("noop", [b"1", b"2"], timeout=0.01)
+        results = pool.amap("noop", [b"1", b"2"], timeout=0.5)
         assert await anext(results) == b"1"
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)
         await results.aclose()
 
     run(main())

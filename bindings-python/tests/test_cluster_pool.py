@@ -27,6 +27,7 @@ async def give_up():
 
 things = {
     "none": lambda: asyncio.sleep(0, repr(pool)),
+    "inherits": lambda: asyncio.sleep(0, os.environ.get("OFFLOOP_POOL")),
     "pid": lambda: pool.run("pid"),
     "add": lambda: pool.run("add", 20, b=22),
     "call": lambda: asyncio.to_thread(pool.call, "add", 1, 2),
@@ -150,7 +151,13 @@ def test_names_are_the_pools_own_where_no_tasks_are_given(server):
         assert ask(cluster, "missing")[1]["error"] == "NotFoundError"
 
 
-def test_a_cluster_without_a_pool_has_none(server):
+def test_a_cluster_without_a_pool_has_none_also_in_a_worker_of_another(server, monkeypatch):
+    with ProcessPool(max_workers=1) as pool:
+        with server(workers=1, pool=pool) as cluster:
+            assert ask(cluster, "inherits")[1] == {"value": "None"}
+        with pytest.raises(InvalidError, match=r"option=pool, uid=\d+"):
+            server(pool=pool, user=os.getuid() + 1)
+    monkeypatch.setenv("OFFLOOP_POOL", "another")
     with server(workers=1) as cluster:
         assert ask(cluster, "none")[1] == {"value": "'None'"}
 

@@ -8,7 +8,7 @@ const leaving = new Promise((resolve) => {
 })
 worker.onDrain(leaves)
 worker.on('request', async (request) => {
-  if (request.value === 'slow') await leaving.then(() => new Promise((resolve) => setTimeout(resolve, 200)))
+  if (request.value === 'slow') await leaving.then(() => new Promise((resolve) => setTimeout(resolve, 1000)))
   request.reply(request.value)
 })
 worker.ready()

@@ -1,4 +1,5 @@
 // Asks the pool of its cluster what a request's path names.
+import { readFileSync } from 'node:fs'
 import http from 'node:http'
 import { Channel } from '../../lib/index.mjs'
 import { currentWorker } from '../../lib/worker.mjs'
@@ -24,13 +25,25 @@ const paths = {
   '/aborted': () => pool.run(1, { signal: AbortSignal.abort() }),
   // As a worker in Python asks.
   '/by-name': async () => {
-    const channel = await Channel.connect(process.env.OFFLOOP_POOL)
+    const [, path] = /\0OFFLOOP_POOL=([^\0]*)/.exec(readFileSync('/proc/self/environ', 'utf8'))
+    const channel = await Channel.connect(path)
     try {
       return await channel.request({ call: 1, name: 'add', args: [1], spread: true, options: {}, kwargs: { b: 2 } })
     } finally {
       channel.close()
     }
   },
+  // Far more than there is room for.
+  '/full': async () => {
+    const over = new AbortController()
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    const calls = Array.from({ length: 400 }, () => pool.options({ signal: over.signal }).exports.holds('x'.repeat(100_000)))
+    await new Promise(setImmediate)
+    over.abort()
+    const ended = await Promise.allSettled(calls)
+    return ['ERR_OFFLOOP_FULL', 'ABORT_ERR'].map((code) => ended.filter(({ reason }) => reason.code === code).length)
+  },
+  '/inherits': () => process.env.OFFLOOP_POOL ?? 'nothing',
   '/leaves': () => {
     pool.exports.holds().catch(() => {})
     return pool.exports.add(1, 1)

@@ -3,7 +3,7 @@ import http from 'node:http'
 import { Counter, RateLimiter } from '../../lib/index.mjs'
 
 const hits = new Counter('hits')
-const few = new RateLimiter('few', { rate: 1e-6, burst: 10 })
+const few = new RateLimiter('few', { rate: Number(process.env.RATE ?? 1e-6), burst: 10 })
 
 http
   .createServer((request, response) => {

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._channel import Channel, Message
-from ._native import ClosedError, InvalidError, NotFoundError, OffloopError, PeerDiedError, UnsupportedError
+from ._native import ClosedError, FullError, InvalidError, NotFoundError, OffloopError, PeerDiedError, UnsupportedError
 from ._pool import ThreadPool
 from ._process import ProcessPool
 
@@ -26,16 +26,20 @@ VARIABLE = "OFFLOOP_POOL"
 #: Options of a call: what travels, and what `options` of a pool calls it.
 _OPTIONS = {"timeout": "timeout", "queueTimeout": "queue_timeout", "priority": "priority", "key": "key", "retries": "retries"}
 _TIMES = ("timeout", "queueTimeout")
+#: Seconds after which a way that was full is tried again.
+_AGAIN = 0.05
 
 _numbers = itertools.count(1)
 
 # ---- the process that owns the pool ----
 
 
-def check(pool: object, tasks: Any) -> dict[str, Callable[..., Any]] | None:
+def check(pool: object, tasks: Any, uid: int | None) -> dict[str, Callable[..., Any]] | None:
     """The functions by name; None where the pool knows names itself."""
     if pool is not None and not isinstance(pool, ThreadPool | ProcessPool):
         raise InvalidError(f"invalid: option has the wrong type (option=pool, value={pool!r:.80}, want=a ProcessPool or a ThreadPool)")
+    if pool is not None and uid not in (None, os.getuid()):
+        raise InvalidError(f"invalid: workers of another user cannot reach the pool (option=pool, uid={uid}, own_uid={os.getuid()})")
     if tasks is None:
         return None
     if pool is None:
@@ -218,11 +222,15 @@ class _Way:
 
     def give_up(self, call: int) -> None:
         assert self.opened is not None
-        # Never waits: it is queued where there is no room.
-        with contextlib.suppress(OffloopError):
+        # Never waits: it is queued where there is no room, and tried again where too much is.
+        try:
             self.opened._end.post(call, [], [])
+        except FullError:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().call_later(_AGAIN, self.give_up, call)
+        except OffloopError:
+            pass
 
 
-def opened() -> ClusterPool | None:
-    path = os.environ.get(VARIABLE)
-    return None if path is None else ClusterPool(_Way(path), {})
+def at(path: str) -> ClusterPool:
+    return ClusterPool(_Way(path), {})

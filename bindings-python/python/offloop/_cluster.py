@@ -319,6 +319,9 @@ class Cluster:
     requests ±10 %. Default: none is.
     `metrics`: where a thread of this process answers HTTP requests, as an item of `listen`: `/metrics` for Prometheus, `/status` as JSON, `/` a page
     that shows them as they change. Whoever can connect reads them: `"127.0.0.1:9464"`. Default: nowhere.
+    `log`: where what workers print goes, as whole lines: `"prefixed"` (to this process's outputs, each line as `[slot:pid] line`), `"raw"`, `"none"`, or the path of a file,
+    with the prefix; one that would grow beyond `log_size` (bytes, default 10 MiB) becomes `FILE.1`, of which `log_keep` (default 5, up to 1,000) are kept. Default: to this
+    process's outputs, unread.
 
     `nice` is added to the niceness of the workers; `pin_cpus`: each runs on one core, by its slot. `user`, `group` (names or numbers; a user's name brings its group): whose they are, without
     supplementary groups. `limits`: soft and hard ones by the names of `prlimit` (`{"nofile": 1024, "core": 0}`; `math.inf`: none). `oom_score`, -1000 to 1000: how much rather than others they are
@@ -359,6 +362,9 @@ class Cluster:
         pool: ThreadPool | ProcessPool | None = None,
         tasks: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
         metrics: int | str | tuple[str, int] | None = None,
+        log: Path | None = None,
+        log_size: int | None = None,
+        log_keep: int | None = None,
     ) -> None:
         # By generation: what runs, and what is to.
         self._commands = {1: _Command(exec, args, env, cwd)}
@@ -368,6 +374,7 @@ class Cluster:
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
             raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
         given = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests, "nice": nice, "oom_score": oom_score}
+        given |= {"log_size": log_size, "log_keep": log_keep}
         owner = _owner(user, group)
         options = {
             "spares": spares,
@@ -382,11 +389,13 @@ class Cluster:
             **owner,
             **{name: value for name, value in given.items() if value is not None},
             **({} if workers in (None, "auto") else {"workers": workers}),
+            **({} if log is None else {"log": os.fspath(log) if isinstance(log, os.PathLike) else log}),
             **({} if metrics is None else {"metrics": _address(metrics, "metrics", "a port, an address or (host, port)")}),
         }
         self._native = _native._Cluster(options, [_address(item) for item in listen])
+        self._logs = log is not None
         self._pool = pool
-        self._tasks = _broker.check(pool, tasks)
+        self._tasks = _broker.check(pool, tasks, owner.get("uid"))
         # Where workers find it.
         self._served: _broker.Served | None = None
         self._drain_timeout = drain_timeout
@@ -413,7 +422,11 @@ class Cluster:
     def _given(self, command: _Command) -> tuple[list[str], list[tuple[str, str | None]], str | None]:
         """What native code takes of a command."""
         args, env, cwd = command.native()
-        return args, env if self._served is None else [*env, (_broker.VARIABLE, self._served.path)], cwd
+        env = [*env, (_broker.VARIABLE, None if self._served is None else self._served.path)]
+        # An interpreter that prints to a pipe keeps its lines to itself.
+        if self._logs and "PYTHONUNBUFFERED" not in os.environ and all(name != "PYTHONUNBUFFERED" for name, _ in env):
+            env.append(("PYTHONUNBUFFERED", "1"))
+        return args, env, cwd
 
     def _unserve(self) -> None:
         if self._served is not None:

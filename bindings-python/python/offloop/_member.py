@@ -110,6 +110,8 @@ class Worker:
         self._channel: Channel | None = None
         self._hears: Callable[[Message], object] | None = None
         self._pool: ClusterPool | None = None
+        # What this process starts has no pool of it.
+        self._pool_path = os.environ.pop("OFFLOOP_POOL", None)
         # Requests of the cluster that were handed over; `is_request` holds until they are answered.
         self._unanswered: list[Message] = []
 
@@ -200,8 +202,8 @@ class Worker:
         # Loaded by those that use it.
         from . import _broker
 
-        if self._pool is None:
-            self._pool = _broker.opened()
+        if self._pool is None and self._pool_path is not None:
+            self._pool = _broker.at(self._pool_path)
         return self._pool
 
     def send(self, message: Any, buffers: Iterable[TransferBuffer] = (), fds: Iterable[Any] = (), *, timeout: float | None = None) -> None:

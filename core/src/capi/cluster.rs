@@ -8,7 +8,7 @@ use crate::capi::pool::{count, duration};
 use crate::capi::process::{os, texts, variable};
 use crate::capi::{offloop_channel, offloop_cluster};
 use crate::channel::{Channel, Incoming};
-use crate::cluster::{Address, Builder, Cluster, Command, Event};
+use crate::cluster::{Address, Builder, Cluster, Command, Event, Log, Rotation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Event as Of, WorkerId};
 use crate::sync::lock;
@@ -158,6 +158,15 @@ pub struct offloop_cluster_options {
     /// Where a thread of the library answers HTTP requests: /metrics for Prometheus, /status as JSON, / a page that shows them as they change. "HOST:PORT" or "unix:PATH", as listen has it;
     /// port 0 is one that the system chooses. Whoever can connect reads them: name 127.0.0.1. Default: nowhere.
     pub metrics: *const c_char,
+    /// Where what workers print goes, as whole lines in the order of their streams: "prefixed" (to this process's outputs, each line as "[slot:pid] line"), "raw" (without the prefix),
+    /// "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: workers have this process's outputs.
+    pub log: *const c_char,
+    /// A file of log that would grow beyond so many bytes becomes FILE.1, that FILE.2 and so on, 1 to 2^50. Default 10 MiB.
+    pub log_size: i64,
+    /// So many of those are kept, up to 1000; below 0: none. Default 5.
+    pub log_keep: i32,
+    /// 0.
+    pub reserved2: u32,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -484,6 +493,17 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         // SAFETY: this function's contract.
         if let Some(metrics) = unsafe { os(o.metrics) } {
             builder = builder.metrics(metrics.to_string_lossy().parse()?);
+        }
+        // SAFETY: as above.
+        if let Some(log) = unsafe { os(o.log) } {
+            let mut rotation = Rotation::default();
+            if o.log_size != 0 {
+                rotation.size = u64::try_from(o.log_size).unwrap_or(0);
+            }
+            if o.log_keep != 0 {
+                rotation.keep = u32::try_from(o.log_keep).unwrap_or(0);
+            }
+            builder = builder.log(Log::parse(&log.to_string_lossy(), rotation));
         }
         builder = builder.spares(count("spares", o.spares)?.unwrap_or(0));
         builder.check()?;

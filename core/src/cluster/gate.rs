@@ -135,7 +135,12 @@ impl House {
                 let at = at.as_ref().map(ToString::to_string).unwrap_or_default();
                 socket::send(gate, &encode_reply(seq, 0, &at), &[fd.as_fd()])
             }
-            Err(e) => socket::send(gate, &encode_reply(seq, e.errno().map_or(libc::EINVAL, |(errno, _)| errno), &e.to_string()), &[]),
+            Err(e) => {
+                // The worker says again that it is invalid.
+                let text = e.to_string();
+                let text = text.strip_prefix("invalid: ").unwrap_or(&text);
+                socket::send(gate, &encode_reply(seq, e.errno().map_or(libc::EINVAL, |(errno, _)| errno), text), &[])
+            }
         };
         if let (Ok((_, Some(address))), Ok(socket::Sent::Whole)) = (answered, &sent) {
             listener.tell(&Event::Listening { worker: id, address });
@@ -154,7 +159,7 @@ impl House {
             ((LIMITER, burst, keys, text), _) => {
                 let (rate, name) = text.split_once(' ').ok_or_else(none)?;
                 let limit = Limit { rate: rate.parse().map_err(|_| none())?, burst: burst as u32, keys };
-                return Ok((PrivateFd::new(self.ledger.limiter_fd(name, limit)?), None));
+                return Ok((PrivateFd::new(self.ledger.limiter_fd(name, limit, Some(id.generation))?), None));
             }
             _ => return Err(none()),
         };

@@ -14,7 +14,7 @@
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
 //! * With [`Balance::RoundRobin`] and its like the cluster accepts by a thread of its own (`pass`), and passes each connection to the worker that `balance` chooses.
-//! * `logs`: what workers print, as whole lines.
+//! * `logs`: what workers print, as whole lines; `sink`: where those go.
 //! * `status`: what it shows of its workers; `endpoint`: that, and the metrics of its workers' pools, by HTTP.
 //! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages; `fork`: workers that are
 //!   started one by one, each with a command of its own.
@@ -31,6 +31,7 @@ mod logs;
 mod mail;
 mod page;
 mod pass;
+mod sink;
 mod status;
 pub mod worker;
 
@@ -39,6 +40,7 @@ pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
 pub use logs::{Line, MAX_LINE, Stream};
 pub use mail::RING;
+pub use sink::{Log, Rotation};
 pub use status::{Status, WorkerStatus};
 pub use worker::Worker;
 
@@ -48,7 +50,7 @@ use crate::metrics::Collector;
 use crate::shared::{self, Counter, Ledger, Limit, RateLimiter};
 use crate::supervisor::{self, Launch, Load, Reloaded, State, Stats, Supervisor, View, WorkerId};
 use crate::sync::lock;
-use crate::sys::confine::Confine;
+use crate::sys::confine::{self, Confine};
 use crate::sys::fork::PrivateFd;
 use crate::sys::{cpu, net};
 use crate::value::Value;
@@ -115,6 +117,7 @@ pub struct Builder {
     hear_message: Option<HearMessage>,
     take_channel: Option<TakeChannel>,
     logs: Option<logs::Hear>,
+    log: Option<Log>,
     one_by_one: bool,
     confine: Confine,
     pin_cpus: bool,
@@ -225,6 +228,13 @@ impl Builder {
         self
     }
 
+    /// Where what workers print goes, as whole lines in the order of their streams; [`on_line`](Self::on_line)'s function is called before. Lines that cannot be written, to a full disk for example, are
+    /// lost, and workers go on. Default: workers have this process's standard output and error output.
+    pub fn log(mut self, log: Log) -> Builder {
+        self.log = Some(log);
+        self
+    }
+
     /// What it is called in its [`Status`] and in metrics. Default `cluster`.
     pub fn name(mut self, name: impl Into<String>) -> Builder {
         self.name = name.into();
@@ -246,6 +256,7 @@ impl Builder {
         let workers = self.workers.unwrap_or(1);
         check_workers(workers)?;
         self.confine.check()?;
+        self.log.as_ref().map_or(Ok(()), Log::check)?;
         if self.spares > 0 && self.balance == Balance::Reuseport {
             // The kernel gives connections to every socket that listens.
             let error = Error::invalid("a spare would get connections of its own").with("option", "spares").with("value", self.spares);
@@ -267,6 +278,14 @@ impl Builder {
         } else {
             command.check()?;
             supervisor::Options { workers: self.workers.unwrap_or_else(cpu::usable_cores), spares: self.spares, ..self.supervision }
+        };
+        let hear: Option<logs::Hear> = match (self.log.as_ref().map(sink::open_log).transpose()?, self.logs) {
+            (None, hear) => hear,
+            (Some(write), None) => Some(Box::new(write)),
+            (Some(mut write), Some(mut hear)) => Some(Box::new(move |line| {
+                hear(line);
+                write(line);
+            })),
         };
         let spares = options.spares;
         let sockets = Arc::new(Sockets::new(self.balance == Balance::Reuseport));
@@ -302,7 +321,7 @@ impl Builder {
             gates.close();
         };
         let mail = Mail::open(self.hear_message).inspect_err(close)?;
-        let logs = self.logs.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
+        let logs = hear.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
         let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve()))]));
         let inner = Arc::new(Inner {
             name: self.name,
@@ -434,6 +453,9 @@ impl Inner {
                 self.gates.rename(*spare, *worker);
                 self.logs.iter().for_each(|logs| logs.rename(*spare, *worker));
                 self.passer.iter().for_each(|passer| passer.activate(*spare, *worker));
+                if let (true, Some(pid)) = (self.pin_cpus, self.register.pid(*worker)) {
+                    confine::pin(pid, worker.slot as usize);
+                }
                 self.seat_one();
             }
             E::Draining { worker, .. } => {
@@ -492,7 +514,9 @@ impl Inner {
         if let Some(passer) = &self.passer {
             named.push((PASS, passer.add(id)?));
         }
-        let confine = Confine { cpu: self.pin_cpus.then_some(id.slot as usize), ..self.confine.clone() };
+        // A spare has its core with its place.
+        let cpu = (self.pin_cpus && !id.is_spare()).then_some(id.slot as usize);
+        let confine = Confine { cpu, ..self.confine.clone() };
         let mut launch = command.launch(id, confine, listen, self.gates.add(id)?, named)?;
         if let Some(logs) = &self.logs {
             launch.fds.extend(logs.add(id)?.into_iter().map(PrivateFd::new).zip(1..));
@@ -557,6 +581,7 @@ impl Cluster {
             hear_message: None,
             take_channel: None,
             logs: None,
+            log: None,
             one_by_one: false,
             confine: Confine::default(),
             pin_cpus: false,

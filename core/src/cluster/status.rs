@@ -124,6 +124,10 @@ impl Register {
         }
     }
 
+    pub(super) fn pid(&self, worker: WorkerId) -> Option<i32> {
+        lock(&self.rows).procs.get(&worker).map(|proc| proc.pid)
+    }
+
     pub(super) fn pids(&self) -> Vec<i32> {
         lock(&self.rows).procs.values().map(|proc| proc.pid).collect()
     }

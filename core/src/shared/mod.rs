@@ -33,8 +33,21 @@ fn no_memory_of_ours(what: &'static str, len: usize) -> Error {
     Error::new(ErrorKind::Corrupt, what).with("len", len)
 }
 
-/// `(kind, limit)`: what a name stands for.
-type Rows = BTreeMap<(String, bool), (OwnedFd, Option<Limit>)>;
+/// What a name stands for.
+#[derive(Debug)]
+struct Row {
+    fd: OwnedFd,
+    /// Of a limiter.
+    limit: Option<Limit>,
+    /// The last whose workers have asked for it.
+    generation: u32,
+}
+
+/// By name, and whether it is a limiter. A limiter has a second row while a reload changes its limit.
+type Rows = BTreeMap<(String, bool), Vec<Row>>;
+
+/// Limits of one limiter: that of the workers, and that of those that replace them.
+const MAX_ROWS: usize = 2;
 
 /// Names, and what they stand for. A counter and a limiter may have the same name.
 #[derive(Debug, Default)]
@@ -60,40 +73,50 @@ impl Ledger {
     /// The limiter of this name: a new one the first time.
     ///
     /// # Errors
-    /// Those of [`counter`](Self::counter) and of [`Limit::check`]; `Invalid` where the name stands for another limit.
+    /// Those of [`counter`](Self::counter) and of [`Limit::check`]; `Invalid` where the name stands for another limit. Workers of a later generation of a
+    /// cluster begin a new one with theirs.
     pub fn limiter(&self, name: &str, limit: Limit) -> Result<RateLimiter> {
-        RateLimiter::attach(self.limiter_fd(name, limit)?.as_fd())
+        RateLimiter::attach(self.limiter_fd(name, limit, None)?.as_fd())
     }
 
     /// The memfd of a counter, for [`Counter::attach`] in another process.
     pub(crate) fn counter_fd(&self, name: &str) -> Result<OwnedFd> {
-        self.at(name, None, Counter::create)
+        self.at(name, None, None, Counter::create)
     }
 
-    /// The memfd of a limiter, for [`RateLimiter::attach`] in another process.
-    pub(crate) fn limiter_fd(&self, name: &str, limit: Limit) -> Result<OwnedFd> {
+    /// The memfd of a limiter, for [`RateLimiter::attach`] in another process, of a worker of this generation.
+    pub(crate) fn limiter_fd(&self, name: &str, limit: Limit, generation: Option<u32>) -> Result<OwnedFd> {
         limit.check()?;
-        self.at(name, Some(limit), || RateLimiter::create(limit))
+        self.at(name, Some(limit), generation, || RateLimiter::create(limit))
     }
 
-    fn at(&self, name: &str, limit: Option<Limit>, create: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
+    fn at(&self, name: &str, limit: Option<Limit>, generation: Option<u32>, create: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
         check_name(name)?;
         let mut rows = lock(&self.0);
         let len = rows.len();
         let key = (name.to_owned(), limit.is_some());
-        if let Some((fd, has)) = rows.get(&key) {
-            if *has != limit {
-                let [has, wanted] = [*has, limit].map(|limit| limit.unwrap_or_default().to_string());
-                return Err(Error::invalid("limiter has another limit").with("limiter", name).with("has", has).with("wanted", wanted));
-            }
-            return copy(fd.as_fd());
+        let known = rows.get_mut(&key).map(Vec::as_mut_slice).unwrap_or_default();
+        let generation = generation.or_else(|| known.iter().map(|row| row.generation).max()).unwrap_or(1);
+        if let Some(row) = known.iter().find(|row| row.generation == generation && row.limit != limit) {
+            let [has, wanted] = [row.limit, limit].map(|limit| limit.unwrap_or_default().to_string());
+            return Err(Error::invalid("limiter has another limit").with("limiter", name).with("has", has).with("wanted", wanted));
         }
-        if len == MAX_NAMES {
+        if let Some(row) = known.iter_mut().find(|row| row.limit == limit) {
+            row.generation = row.generation.max(generation);
+            return copy(row.fd.as_fd());
+        }
+        if known.is_empty() && len == MAX_NAMES {
             return Err(Error::new(ErrorKind::Full, "too many shared counters and limiters").with("name", name).with("max", MAX_NAMES));
         }
         let fd = create()?;
         let given = copy(fd.as_fd())?;
-        rows.insert(key, (fd, limit));
+        let rows = rows.entry(key).or_default();
+        if rows.len() == MAX_ROWS {
+            // Who has the oldest keeps it.
+            let oldest = rows.iter().map(|row| row.generation).min();
+            rows.retain(|row| Some(row.generation) != oldest);
+        }
+        rows.push(Row { fd, limit, generation });
         Ok(given)
     }
 
@@ -101,8 +124,9 @@ impl Ledger {
     #[must_use]
     pub fn counters(&self) -> Vec<(String, i64)> {
         let rows = lock(&self.0);
-        let counters = rows.iter().filter(|(_, (_, limit))| limit.is_none());
-        counters.filter_map(|((name, _), (fd, _))| Some((name.clone(), Counter::attach(fd.as_fd()).ok()?.get()))).collect()
+        let counters = rows.iter().filter(|((_, is_limiter), _)| !is_limiter);
+        let values = counters.flat_map(|((name, _), rows)| rows.iter().map(move |row| (name, Counter::attach(row.fd.as_fd()))));
+        values.filter_map(|(name, counter)| Some((name.clone(), counter.ok()?.get()))).collect()
     }
 }
 
@@ -137,6 +161,27 @@ mod tests {
         let e = ledger.limiter("hits", Limit { burst: 11, ..limit }).expect_err("another limit").to_string();
         assert!(e.contains("limiter=hits") && e.contains("burst 10") && e.contains("burst 11"), "{e}");
         assert_eq!(ledger.counters(), [("errors".to_owned(), 0), ("hits".to_owned(), 3)]);
+    }
+
+    #[test]
+    fn a_later_generation_begins_with_its_own_limit() {
+        let ledger = Ledger::default();
+        let limit = |rate| Limit { rate, burst: 2, ..Limit::default() };
+        let at = |rate, generation| {
+            let fd = ledger.limiter_fd("api", limit(rate), Some(generation))?;
+            RateLimiter::attach(fd.as_fd())?.take(b"", 1).map(|taken| taken.remaining)
+        };
+        assert_eq!(at(1.0, 1).expect("new"), 1);
+        assert_eq!(at(1.0, 1).expect("the same"), 0);
+        assert_eq!(at(2.0, 1).expect_err("another").kind(), ErrorKind::Invalid);
+        assert_eq!(at(2.0, 2).expect("a reload changes it"), 1);
+        assert_eq!(at(1.0, 2).expect_err("that of before is another, too").kind(), ErrorKind::Invalid);
+        // One of before that comes again, and one after the next reload.
+        assert_eq!(at(1.0, 1).expect("that of before"), 0);
+        assert_eq!(at(2.0, 2).expect("the same"), 0);
+        assert_eq!(at(3.0, 3).expect("the next"), 1);
+        assert_eq!(ledger.limiter("api", limit(4.0)).expect_err("a host that has another").kind(), ErrorKind::Invalid);
+        ledger.limiter("api", limit(3.0)).expect("the newest");
     }
 
     #[test]

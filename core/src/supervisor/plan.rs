@@ -1152,7 +1152,8 @@ impl Plan {
         let slot = &mut self.slots[id.slot];
         // While the slot has another worker, or is to have none, nobody is missing.
         let missing = slot.main.is_none() || relieved.is_some();
-        let unstable = slot.wanted && missing && uptime.is_none_or(|u| u < self.rules.min_uptime);
+        // A spare is missed by nobody: a program that fails only as one is no reason to stop starting workers.
+        let unstable = slot.wanted && missing && !id.is_spare() && uptime.is_none_or(|u| u < self.rules.min_uptime);
         let undo =
             |cause| Undo { incarnation: id.incarnation, cause, back_off: slot.back_off, unstable_at: unstable.then_some(now), spare };
         // A task can only be blamed for who has been ready.

@@ -2,6 +2,7 @@
 
 use super::{cpu, failed};
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::ptr;
 
@@ -85,6 +86,25 @@ impl Confine {
         };
         let oom_score = self.oom_score.map(|n| CString::new(n.to_string()).expect("digits"));
         Ok(Prepared { nice: self.nice, cpus, uid: self.uid, gid: self.gid, limits: limits.collect::<Result<_>>()?, oom_score })
+    }
+}
+
+/// Puts all threads of a process on the core of this number, as [`Confine::cpu`] does. What the kernel refuses stays where it is.
+pub(crate) fn pin(pid: i32, nth: usize) {
+    let Some(all) = cpu::affinity() else { return };
+    let mask = cpu::mask_of_one(&all, nth);
+    let mut seen = BTreeSet::new();
+    // Once more for those that one had started before it was put there.
+    while let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) {
+        let ids = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<libc::pid_t>().ok());
+        let fresh: Vec<libc::pid_t> = ids.filter(|id| seen.insert(*id)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        for id in fresh {
+            // SAFETY: the mask has as many readable bytes as are said.
+            unsafe { libc::syscall(libc::SYS_sched_setaffinity, id, mask.len() * 8, mask.as_ptr()) };
+        }
     }
 }
 

@@ -134,7 +134,6 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let watched = if run.watch.is_empty() { None } else { Some(Watched::new(&run.watch, &cwd, &epoll, CHANGED)?) };
     let voice = Voice::new(std::io::stderr())?;
     let output = Output::new(Arc::clone(&bell));
-    let hear = output.hear(&run.log, run.rotation)?;
     let mut env = run.env.clone();
     // An interpreter that prints to a pipe keeps its lines to itself.
     if std::env::var_os(UNBUFFERED).is_none() && env.iter().all(|(name, _)| name != UNBUFFERED) {
@@ -153,7 +152,8 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         lock(&theirs.0).push(event.clone());
         rings.signal();
     });
-    builder = builder.on_line(hear);
+    let kept = Arc::clone(&output);
+    builder = builder.log(run.log.clone()).on_line(move |line| kept.keep(line));
     for fd in service::sockets(|name| std::env::var_os(name)) {
         builder = builder.adopt(fd);
     }

@@ -1,8 +1,7 @@
 //! What `offloop run` is told, by its arguments and by variables of the environment.
 
 use super::super::control::place;
-use super::output::{Place, Rotation};
-use crate::cluster::{Address, Balance, Builder};
+use crate::cluster::{Address, Balance, Builder, Log, Rotation};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
 use crate::sys::confine::{self, Confine};
@@ -39,8 +38,7 @@ pub(super) struct Run {
     pub(super) supervision: supervisor::Options,
     /// `None`: it depends on the program.
     pub(super) ready_after: Option<Duration>,
-    pub(super) log: Place,
-    pub(super) rotation: Rotation,
+    pub(super) log: Log,
     pub(super) json: bool,
     pub(super) confine: Confine,
     pub(super) pin_cpus: bool,
@@ -295,10 +293,10 @@ impl Run {
             cwd: by("cwd").get_one("cwd").cloned(),
             supervision,
             ready_after: by("ready-after").get_one("ready-after").copied(),
-            log: Place::parse(by("log").get_one::<String>("log").expect("it has a default")),
-            rotation: Rotation {
-                size: u64::from(*by("log-size").get_one::<u32>("log-size").expect("it has a default")) << 20,
-                keep: *by("log-keep").get_one::<u32>("log-keep").expect("it has a default"),
+            log: {
+                let size = u64::from(*by("log-size").get_one::<u32>("log-size").expect("it has a default")) << 20;
+                let keep = *by("log-keep").get_one::<u32>("log-keep").expect("it has a default");
+                Log::parse(by("log").get_one::<String>("log").expect("it has a default"), Rotation { size, keep })
             },
             json: by("json").get_flag("json"),
             confine: {

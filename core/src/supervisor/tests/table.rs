@@ -1258,6 +1258,28 @@ fn ends_that_spares_make_up_for_degrade_all_the_same() {
 }
 
 #[test]
+fn spares_that_fail_degrade_nothing() {
+    let mut s = with_spare(1);
+    for n in 1..=20 {
+        s.exit(id(S, n));
+        let at = s.now + 40_000;
+        assert_eq!(deeds(&s.until(at)), [Spawn(S, n + 1)]);
+        s.ready(id(S, n + 1));
+    }
+    let mut s = with_spare(1);
+    for n in 1..=8 {
+        s.exit(id(S, n));
+        let at = s.now + 7000;
+        assert_eq!(deeds(&s.until(at)), [Spawn(S, n + 1)]);
+        s.ready(id(S, n + 1));
+    }
+    assert!(!s.plan.stats().degraded);
+    // So a worker's first failure is no delay.
+    s.exit(id(S, 9));
+    assert_eq!(deeds(&s.exit(id(0, 1))), [Spawn(0, 2)]);
+}
+
+#[test]
 fn a_spare_that_ends_is_replaced_and_both_at_once_are() {
     let mut s = with_spare(1);
     s.now = 6000;

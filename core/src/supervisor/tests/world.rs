@@ -1090,7 +1090,7 @@ impl World {
                 self.owed.insert(id.slot);
             }
         } else if !replaced {
-            if !stable {
+            if !stable && !id.is_spare() {
                 let other = self.procs.keys().any(|o| o.slot == id.slot);
                 self.unstable.push((id, self.now, other));
             }
