@@ -10,6 +10,7 @@ import http.client
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,8 +18,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -40,9 +42,9 @@ def blocks(name, lang):
 
 
 def environment(folder, **more):
-    path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    path = f"{ROOT / '.venv/bin'}:{ROOT / 'bindings-python/python/offloop/_bin'}:{os.environ['PATH']}"
     library = {"PKG_CONFIG_PATH": str(PREFIX / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(PREFIX / "lib")}
-    return {**os.environ, **library, "PATH": path, "PORT": str(free_port()), **more}
+    return {**os.environ, **library, "PATH": path, "PORT": str(free_port()), "XDG_RUNTIME_DIR": str(folder), **more}
 
 
 def free_port():
@@ -55,9 +57,9 @@ def printed(name, folder, in_order=True):
     may come in any, as those of several processes do."""
     env = environment(folder)
     commands, wanted = (block.replace("3000", env["PORT"]) for block in (blocks(name, "sh"), blocks(name, "text")))
-    run = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands + "wait"], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
-    )
+    # Where one of them fails, those that run beside it are ended, or they would be waited for.
+    script = f"trap 'kill $(jobs -p) 2> /dev/null || :' EXIT\n{commands}wait"
+    run = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT)
     # A server that was told to end has nothing to add, whichever way it ends.
     assert run.returncode in (0, 128 + signal.SIGTERM), f"status {run.returncode}\n{run.stdout}{run.stderr}"
     assert not run.stderr, run.stderr
@@ -202,7 +204,6 @@ def rows(folder, _shown):
 
 def words(folder, _shown):
     with server(folder, "examples/words/server.mjs") as (client, _line):
-
         assert ask(client, "POST", "/", "again again") == (200, '{"again":2}\n')
 
 
@@ -418,6 +419,195 @@ def chat(folder, _shown):
     assert process.returncode == 0, process.returncode
 
 
+def cluster_logs(folder, _shown):
+    """What a worker has printed before it answered is there, though it was killed."""
+    env = environment(folder)
+    command = ["offloop", "run", "--name", "killed", "-w", "2", "--", "node", "examples/cluster-logs/server.mjs"]
+    with running(command, folder, env) as process:
+        until("it listens", lambda: listens(process, env["PORT"]))
+        answered = {}
+        for n in range(300):
+            status, text = ask(connection_to(env["PORT"]), "GET", f"/{n}")
+            line, pid = map(int, re.fullmatch(r"line (\d+) of process (\d+)\n", text).groups())
+            answered[pid] = max(line, answered.get(pid, 0))
+            assert status == 200, status
+            if n == 150:
+                os.kill(pid, signal.SIGKILL)
+                killed = pid
+        process.terminate()
+        printed = process.stdout.read()
+    assert process.returncode == 0, process.returncode
+    lines = {}
+    for pid, text in re.findall(r"^\[\d+:(\d+)\] (.*)$", printed, re.M):
+        lines.setdefault(int(pid), []).append(json.loads(text)["line"])
+    assert sum(map(len, lines.values())) == len(printed.splitlines()) >= 300, printed
+    assert all(of == list(range(len(of))) for of in lines.values()), lines
+    assert killed in answered
+    assert all(len(lines[pid]) == last + 1 for pid, last in answered.items()), answered
+
+
+def graceful(folder, shown):
+    """Requests that run at SIGTERM are answered, as is the next one of a kept connection, and are in the store; nothing is begun after that."""
+    rows = folder / "rows.txt"
+    # The store is closed after the last answer, and the process ends after that.
+    for part in shown.split("listening")[1:]:
+        ends = [re.sub(r" \d+", "", line) for line in part.splitlines() if line.startswith("worker")]
+        assert len(ends) == 4, part
+    for command in ("node", "main.mjs"), ("python3", "main.py"):
+        rows.unlink()
+        env = environment(folder)
+        with running([command[0], f"examples/graceful/{command[1]}", env["PORT"]], folder, env) as process:
+            assert process.stdout.readline().startswith("listening"), command
+            kept = connection_to(env["PORT"])
+            assert ask(kept, "GET", "/0") == (200, "done\n")
+            slow = [connection_to(env["PORT"]) for _ in range(8)]
+            for n, client in enumerate(slow):
+                client.request("GET", f"/{1500 + n}")
+            begun = {process.stdout.readline() for _ in range(9)}
+            assert begun == {"begun /0\n"} | {f"begun /{1500 + n}\n" for n in range(8)}, begun
+            process.send_signal(signal.SIGTERM)
+            for client in slow:
+                answer = client.getresponse()
+                assert (answer.status, answer.read(), answer.getheader("connection")) == (200, b"done\n", "close"), (command, answer.status)
+            kept.request("GET", "/1")
+            answer = kept.getresponse()
+            assert (answer.status, answer.read(), answer.getheader("connection")) == (200, b"done\n", "close"), (command, answer.status)
+            kept.close()
+            said = process.stdout.read().splitlines()
+            process.wait(LIMIT)
+        assert process.returncode == 0, (command, process.returncode)
+        assert "begun /1" in said, said
+        for worker in "01":
+            own = [line for line in said if line.startswith(f"worker {worker}")]
+            assert re.fullmatch(rf"worker {worker} has closed its store, \d+ rows\nworker {worker} ended: 0", "\n".join(own)), said
+        wanted = ["/0", "/1", *(f"/{1500 + n}" for n in range(8))]
+        assert sorted(json.loads(row)["path"] for row in rows.read_text().splitlines()) == wanted, command
+
+
+def load(folder, env, *options):
+    """What `offloop bench http` has counted."""
+    run = subprocess.run(
+        ["offloop", "bench", "http", f"http://localhost:{env['PORT']}/", "--count-header", "x-worker", "--json", *options],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert run.stdout, run.stderr
+    return json.loads(run.stdout)
+
+
+def asgi(folder, _shown):
+    """All processes answer, also while each is replaced; no request fails."""
+    port = environment(folder)["PORT"]
+    main = ["python3", "examples/asgi/main.py", port]
+    reloaded(folder, main, "GET", None, lambda text: text.startswith("hello"), port)
+    env = environment(folder)
+    seen = set()
+
+    def both_answer():
+        clients = [connection_to(env["PORT"]) for _ in range(8)]
+        for client in clients:
+            client.request("GET", "/", headers={"connection": "close"})
+        answers = [client.getresponse() for client in clients]
+        assert {answer.status for answer in answers} == {200}
+        seen.update(answer.getheader("x-worker") for answer in answers)
+        return len(seen) == 2
+
+    with running([*main[:2], env["PORT"]], folder, env) as process:
+        until("it listens", lambda: listens(process, env["PORT"]))
+        until("both processes answer", both_answer)
+    assert process.returncode == 0, process.returncode
+    env = environment(folder)
+    server = "offloop run --name counted -w 2 -- uvicorn --app-dir examples/asgi app:app --log-level warning --port"
+    # It accepts before all workers are ready, and is reloaded when they are.
+    again = "until offloop reload counted; do sleep 0.1; done"
+    counted = load(folder, env, "--every", "1", "--times", "1", "--run", again, "--", *server.split(), env["PORT"])
+    assert (counted["failed"], [event["ended"] for event in counted["events"]]) == (0, ["exit 0"]), counted
+    assert len(counted["answers"]["values"]) == 4, counted["answers"]
+
+
+def echo(folder, _shown):
+    """What is sent comes back while the server is reloaded; one that is to end serves the connections that it has, and takes no other."""
+    env = environment(folder)
+
+    def connect():
+        return socket.create_connection(("localhost", int(env["PORT"])), timeout=LIMIT)
+
+    def comes_back(client, data):
+        sender = threading.Thread(target=client.sendall, args=(data,))
+        sender.start()
+        got = bytearray()
+        while len(got) < len(data) and (piece := client.recv(1 << 16)):
+            got += piece
+        sender.join()
+        return got == data
+
+    with running(["./host", env["PORT"], "./server"], folder, env) as process:
+        assert process.stdout.readline() == f"listening on :{env['PORT']}\n"
+        data = random.Random(1).randbytes(3_000_000)
+        with connect() as client:
+            assert comes_back(client, data)
+        process.send_signal(signal.SIGHUP)
+        reloading = threading.Thread(target=lambda: reports.append(process.stdout.readline()))
+        reports = []
+        reloading.start()
+        rounds = 0
+        while reloading.is_alive():
+            with connect() as client:
+                assert comes_back(client, data[rounds : rounds + 100_000]), rounds
+            rounds += 1
+        assert reports == ["generation 2: 2 workers replaced\n"], reports
+        assert rounds > 10, rounds
+        with connect() as client:
+            assert comes_back(client, b"before")
+            process.send_signal(signal.SIGTERM)
+            until("it takes no other", lambda: not takes(env["PORT"]))
+            assert comes_back(client, b"after")
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+        process.wait(LIMIT)
+    assert process.returncode == 0, process.returncode
+
+
+def takes(port):
+    """A new connection is served."""
+    try:
+        with socket.create_connection(("localhost", int(port)), timeout=0.5) as client:
+            client.sendall(b"?")
+            return client.recv(1) == b"?"
+    except OSError:
+        return False
+
+
+def reload(folder, _shown):
+    """A server that ends in the middle is one whose failures are counted."""
+    url, env = "http://localhost:{PORT}/", environment(folder)
+    bench = f"offloop bench http {url.format_map(env)} --every 0.5 --run 'kill -9 {{pid}}' --times 1 --count-header x-worker --json"
+    run = subprocess.run(
+        ["bash", "-c", f"{bench} -- node examples/reload/server.mjs 2> said.txt | node examples/reload/report.mjs"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert run.returncode == 1, run
+    shown = re.fullmatch(
+        r"\d+ requests over \d+ connections, answered by 1 processes\nreloads: 1 of 1\nfailures: (\d+)\n((?:  \w+: \d+\n)+)", run.stdout
+    )
+    assert shown, run.stdout
+    assert sum(map(int, re.findall(r"\d+", shown[2]))) == int(shown[1]) > 0, run.stdout
+
+
+def child_process(_folder, shown):
+    total = sum(n * n % 97 for n in range(1000))
+    assert shown.startswith(f"exec: {total}\n  a call: {total}\nspawn: 1000 readings, {total}\n  a stream: 1000 readings, {total}\n"), shown
+    composite = {multiple for n in range(2, 317) for multiple in range(n * n, 100_000, n)}
+    assert f"fork: {99_998 - len(composite)} primes\n" in shown, shown
+
+
 def photos(folder):
     """Pictures of noise and shades, and a file that is none."""
     from PIL import Image
@@ -465,6 +655,16 @@ def tracing(_folder, shown):
 tracing_node = tracing_python = tracing
 
 
+def there(folder):
+    """Processes that work in `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                found.append(int(process.name))
+    return found
+
+
 def main():
     sections = re.findall(r"^## (.+)$", README, re.M)
     missing = [str(path) for path in (PREFIX / "lib/pkgconfig/offloop.pc", ROOT / ".venv/bin/python3") if not path.exists()]
@@ -481,14 +681,18 @@ def main():
             (folder / "examples/node_modules").symlink_to(ROOT / "examples/node_modules")
             if name == "pictures":
                 photos(folder)
-            shown = printed(name, folder, in_order=name not in ("frames", "pictures"))
+            shown = printed(name, folder, in_order=name not in ("frames", "graceful", "pictures"))
             if further := globals().get(name.replace("-", "_")):
                 further(folder, shown)
+            until(f"no process is left in {folder}", lambda folder=folder: not there(folder))
             print(f"ok    example {name} ({time.monotonic() - start:.1f} s)")
         except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
             failed = True
             print(f"FAIL  example {name}: {type(error).__name__}: {error}")
         finally:
+            for process in there(folder):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             shutil.rmtree(folder)
     return failed
 

@@ -404,7 +404,7 @@ const flushed = (stream) => new Promise((resolve) => (stream.writableLength > 0 
 /** Takes no connection any more, and resolves when the last one has ended. Idle ones stay until their next request, which is told that it is the last. */
 function finish(server) {
   return new Promise((resolve) => {
-    for (const event of REQUESTS) if (server.listenerCount(event) > 0) server.prependListener(event, last)
+    if (answers(server)) tellLast()
     for (const session of server[SESSIONS] ?? []) session.close()
     // Not that of http: it would close idle connections, on which a request may be on its way.
     net.Server.prototype.close.call(server, resolve)
@@ -414,32 +414,41 @@ function finish(server) {
 /** Events with a request and its response. */
 const REQUESTS = ['request', 'checkContinue', 'checkExpectation']
 
-/** This answer is its connection's last, whatever the application says. */
-function last({ httpVersionMajor }, response) {
-  // Sessions of HTTP/2 have been told.
-  if (httpVersionMajor > 1) return
-  response.shouldKeepAlive = false
-  const { writeHead } = response
-  response.writeHead = function (status, ...rest) {
-    const isConnection = (name) => String(name).toLowerCase() === 'connection'
-    const headers = rest.at(-1)
-    if (status !== 101 && !this.headersSent) {
-      if (Array.isArray(headers)) {
-        const pairs = headers.flatMap((one) => (Array.isArray(one) ? one : [one]))
-        rest[rest.length - 1] = pairs.filter((_, i) => !isConnection(pairs[i - (i % 2)]))
-      } else if (typeof headers === 'object' && headers !== null) {
-        rest[rest.length - 1] = Object.fromEntries(Object.entries(headers).filter(([name]) => !isConnection(name)))
-      }
-      this.setHeader('Connection', 'close')
-    }
-    return writeHead.call(this, status, ...rest)
+let tells = false
+/** From when this worker finishes, each answer is its connection's last, whatever the application says: that to a request which has begun before, too. */
+function tellLast() {
+  if (tells) return
+  tells = true
+  // Not those of HTTP/2, whose sessions are told.
+  const answer = require('node:http').ServerResponse.prototype
+  const { writeHead } = answer
+  answer.writeHead = function (...args) {
+    if ((finishing || member.draining) && args[0] !== 101 && !this.headersSent) last(this, args)
+    return writeHead.apply(this, args)
   }
+}
+
+/** `args`: those of `writeHead`. */
+function last(response, args) {
+  const isConnection = (name) => String(name).toLowerCase() === 'connection'
+  const headers = args.at(-1)
+  if (Array.isArray(headers)) {
+    const pairs = headers.flatMap((one) => (Array.isArray(one) ? one : [one]))
+    args[args.length - 1] = pairs.filter((_, i) => !isConnection(pairs[i - (i % 2)]))
+  } else if (typeof headers === 'object' && headers !== null) {
+    args[args.length - 1] = Object.fromEntries(Object.entries(headers).filter(([name]) => !isConnection(name)))
+  }
+  response.setHeader('Connection', 'close')
 }
 
 const SESSIONS = Symbol('offloop.sessions')
 
+const answers = (server) => REQUESTS.some((event) => server.listenerCount(event) > 0)
+
 /** Counts requests, and keeps sessions of HTTP/2, which end with a GOAWAY. */
 function watch(server) {
+  // Before the application's middleware takes `writeHead` as it is.
+  if (answers(server)) tellLast()
   // Only of a server that has listeners: without one it answers otherwise.
   for (const event of REQUESTS) if (server.listenerCount(event) > 0) server.on(event, () => member.served())
   server[SESSIONS] = new Set()

@@ -162,6 +162,22 @@ test('an answer is the connection’s last, whatever the application says', asyn
   assert.equal((await reloading).forced, 0)
 })
 
+test('an answer to a request that has begun before the drain is its connection’s last, too', async (t) => {
+  const hold = path.join(directory(t), 'hold')
+  const cluster = await open(t, { workers: 1, drainTimeout: 60_000, env: { HOLD: hold } })
+  const slow = ['/slow', '/slow?wrapped'].map((at) => {
+    const agent = new http.Agent({ keepAlive: true })
+    t.after(() => agent.destroy())
+    return ask(portOf(cluster), { agent, path: at })
+  })
+  await until(() => fs.existsSync(`${hold}.began`) && fs.readFileSync(`${hold}.began`, 'utf8').split('\n').length === 3)
+  const reloading = cluster.reload()
+  await until(() => fs.existsSync(`${hold}.drained`))
+  fs.writeFileSync(`${hold}.open`, '')
+  for (const [body, headers] of await Promise.all(slow)) assert.deepEqual([body, headers.connection], ['slow', 'close'])
+  assert.equal((await reloading).forced, 0)
+})
+
 test('a function of onDrain that fails, or listens, cuts no request', async (t) => {
   for (const env of [{ FAILS: 1 }, { LATE: 1 }]) {
     const hold = path.join(directory(t), 'hold')

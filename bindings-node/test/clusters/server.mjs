@@ -47,7 +47,11 @@ const server = http.createServer(async (request, response) => {
       response.end('stall')
       break
     case '/slow':
-      // Until the test says so.
+      // Until the test says so. As middleware does it: it keeps what was there when the request came.
+      if (request.url.endsWith('?wrapped')) {
+        const { writeHead } = response
+        response.writeHead = (...args) => writeHead.apply(response, args)
+      }
       fs.appendFileSync(`${HOLD}.began`, `${process.pid}\n`)
       while (!fs.existsSync(`${HOLD}.open`)) await new Promise((resolve) => setTimeout(resolve, 5))
       response.end('slow')
