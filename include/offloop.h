@@ -986,6 +986,23 @@ typedef struct {
    * port 0 is one that the system chooses. Whoever can connect reads them: name 127.0.0.1. Default: nowhere.
    */
   const char *metrics;
+  /**
+   * Where what workers print goes, as whole lines in the order of their streams: "prefixed" (to this process's outputs, each line as "[slot:pid] line"), "raw" (without the prefix),
+   * "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: workers have this process's outputs.
+   */
+  const char *log;
+  /**
+   * A file of log that would grow beyond so many bytes becomes FILE.1, that FILE.2 and so on, 1 to 2^50. Default 10 MiB.
+   */
+  int64_t log_size;
+  /**
+   * So many of those are kept, up to 1000; below 0: none. Default 5.
+   */
+  int32_t log_keep;
+  /**
+   * 0.
+   */
+  uint32_t reserved2;
 } offloop_cluster_options;
 
 /**
@@ -2775,7 +2792,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, 0, 0, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
   { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -23,7 +23,8 @@ function checkPool(pool, uid) {
   if (pool === undefined) return
   if (!(pool instanceof Calls)) throw wrongType('pool', 'WorkerPool or ProcessPool', pool)
   const own = process.getuid()
-  if (uid !== undefined && uid !== own) throw fail('Invalid', 'workers of another user cannot reach the pool', { option: 'pool', uid, own_uid: own })
+  if (uid !== undefined && uid !== own)
+    throw fail('Invalid', 'workers of another user cannot reach the pool', { option: 'pool', uid, own_uid: own })
 }
 
 /** Serves `pool` until `close()`; workers find it at `path`. */

@@ -73,7 +73,7 @@ test('calls that are aborted while there is no way to the pool are cancelled lat
   // Nobody receives meanwhile.
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1500)
   const [refused, aborted] = (await answer).value
-  assert.ok(refused > 0 && aborted > 0 && refused + aborted === 400, `${refused} refused, ${aborted} aborted`)
+  assert.ok(refused > 0 && aborted > 0 && refused + aborted === 1200, `${refused} refused, ${aborted} aborted`)
   await until(() => pool.stats.running === 0 && pool.stats.queued === 0)
   assert.equal((await asked(cluster, '/add')).value, 42, 'the same worker')
   assert.equal(cluster.stats.spawned, 1)
@@ -83,7 +83,10 @@ test('a cluster without a pool has none, also in a worker of another, and a pool
   const pool = new ProcessPool(workerFile('asked.mjs'), { maxWorkers: 1 })
   t.after(() => pool.close({ grace: 0 }))
   assert.equal((await asked(await open(t, { exec, workers: 1, pool }), '/inherits')).value, 'nothing')
-  assert.throws(() => new Cluster({ exec, pool, uid: process.getuid() + 1 }), { code: 'ERR_OFFLOOP_INVALID', message: /option=pool, uid=\d+/ })
+  assert.throws(() => new Cluster({ exec, pool, uid: process.getuid() + 1 }), {
+    code: 'ERR_OFFLOOP_INVALID',
+    message: /option=pool, uid=\d+/,
+  })
   process.env.OFFLOOP_POOL = 'another'
   t.after(() => delete process.env.OFFLOOP_POOL)
   const cluster = await open(t, { exec, workers: 1 })

@@ -559,6 +559,46 @@ test('what the kernel does not allow is the error of the start, and what cannot 
   assert.ok(error.code === 'ERR_OFFLOOP_START_FAILED' && error.message.includes('prlimit'), error.message)
 })
 
+test('what workers print goes to files, as whole lines with who has printed them', async (t) => {
+  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'offloop-log-'))
+  t.after(() => fs.rmSync(dir, { recursive: true }))
+  const log = path.join(dir, 'log')
+  const cluster = await open(t, { exec: file('prints.mjs'), log: { file: log, size: 300, keep: 50 } })
+  const pids = [...cluster.workers.values()].map(({ slot, pid }) => `${slot}:${pid}`)
+  await cluster.stop()
+  const files = fs.readdirSync(dir)
+  assert.ok(files.length > 2, `${files}`)
+  const lines = files.flatMap((name) => fs.readFileSync(path.join(dir, name), 'utf8').trimEnd().split('\n'))
+  for (const name of files) assert.ok(fs.statSync(path.join(dir, name)).size <= 300)
+  for (const pid of pids) {
+    const own = lines.filter((line) => line.startsWith(`[${pid}] `)).map((line) => Number(/ line (\d+)$/.exec(line)[1]))
+    assert.deepEqual(
+      own.toSorted((a, b) => a - b),
+      Array.from({ length: 50 }, (_, i) => i + 1),
+    )
+  }
+  assert.equal(lines.length, 100)
+})
+
+test('a log that cannot be is refused', async () => {
+  const exec = file('prints.mjs')
+  for (const [log, ...parts] of [
+    [5, 'log'],
+    ['', 'option=log'],
+    [{ size: 5 }, 'log.file'],
+    [{ file: 'x', size: 0 }, 'option=log.size', 'value=0', 'min=1'],
+    [{ file: 'x', size: 1.5 }, 'log.size'],
+    [{ file: 'x', keep: 1001 }, 'option=log.keep', 'value=1001', 'max=1000'],
+    [{ file: 'x', keep: -1 }, 'log.keep'],
+    [{ file: 'x', count: 5 }, 'count'],
+  ]) {
+    const refused = (error) => error.code === 'ERR_OFFLOOP_INVALID' && parts.every((part) => error.message.includes(part))
+    assert.throws(() => new Cluster({ exec, log }), refused, JSON.stringify(log))
+  }
+  const error = await rejection(new Cluster({ exec, log: '/no/such/directory/log' }).start())
+  assert.ok(error.code === 'ERR_OFFLOOP_OS' && error.message.includes('/no/such/directory/log'), error.message)
+})
+
 test('a request of the cluster that a worker has taken is answered before it leaves', async (t) => {
   const cluster = await open(t, { exec: new URL('./clusters/answers.mjs', import.meta.url), workers: 1, killGrace: 500 })
   const asked = cluster.request(0, 'slow')

@@ -1193,3 +1193,47 @@ def test_a_request_that_a_worker_has_taken_is_answered_before_it_leaves(server):
         report = cluster.reload()
         asking.join(60)
         assert (said, report.forced) == (["slow"], 0)
+
+
+PRINTS = """
+import sys
+import offloop
+
+for i in range(1, 51):
+    print(f"line {i}", file=sys.stderr if i % 10 == 0 else sys.stdout)
+offloop.current_worker().ready()
+import time
+time.sleep(600)
+"""
+
+
+def test_what_workers_print_goes_to_files_as_whole_lines_with_who_has_printed_them(server, tmp_path):
+    log = tmp_path / "printed" / "log"
+    log.parent.mkdir()
+    cluster = server(PRINTS, workers=2, log=log, log_size=300, log_keep=50, drain_timeout=0.1, kill_grace=0.1)
+    with cluster:
+        names = [f"[{worker.slot}:{worker.pid}] " for worker in cluster.workers.values()]
+        # While it runs: nothing waits in a buffer.
+        until(lambda: sum(len(file.read_text().splitlines()) for file in log.parent.iterdir()) == 100)
+    cluster.stop(0)
+    files = list(log.parent.iterdir())
+    assert len(files) > 2
+    assert all(file.stat().st_size <= 300 for file in files)
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    for name in names:
+        own = sorted(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+        assert own == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"log": ""}, "option=log"),
+        ({"log": 5}, "option=log"),
+        ({"log": "x", "log_size": 0}, "option=log_size, value=0, min=1"),
+        ({"log": "x", "log_keep": 1001}, "option=log_keep, value=1001, min=0, max=1000"),
+    ],
+)
+def test_a_log_that_cannot_be_is_refused(server, options, told):
+    with pytest.raises(offloop.InvalidError, match=told):
+        server(PRINTS, **options)

@@ -488,6 +488,35 @@ void clusters(void) {
   o.max_requests = 0;
   o.metrics = NULL;
 
+  /* What a worker prints goes to a file, with who has printed it. */
+  char log[] = "/tmp/offloop-log-XXXXXX", printed[128] = "", expected[128];
+  const char *const prints_path[] = {"/bin/sh", "-c", "echo in C; exec \"$0\" member serves", self, NULL};
+  int file = mkstemp(log);
+  CHECK(file >= 0);
+  memset(&heard, 0, sizeof heard);
+  o.command = prints_path;
+  o.log = "";
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=log"));
+  o.log = log;
+  o.log_size = -1;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=log_size, value=0, min=1"));
+  o.log_size = 1000;
+  o.log_keep = 1001;
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(says("option=log_keep, value=1001, min=0, max=1000"));
+  o.log_keep = -1;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  offloop_cluster_free(c);
+  snprintf(expected, sizeof expected, "[0:%d] in C\n", atomic_load(&heard.worker));
+  CHECK(read(file, printed, sizeof printed - 1) > 0 && !strcmp(printed, expected));
+  CHECK(close(file) == 0 && unlink(log) == 0);
+  o.log = NULL;
+  o.command = by_path;
+
   /* Where a loop stands that stands still: what its worker says, which is nothing in C. */
   stalls(o, stalls_path);
   CHECK(heard.stack[0] == 0);

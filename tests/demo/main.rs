@@ -1,10 +1,11 @@
 //! The demo: the same work at the same offered load in Node.js, Python and C servers, once on the event loop and once offloaded.
 //!
 //! `demo [node] [python] [c] [--seconds N]`. It prints its progress and a table, writes a plot, and shows functions of the user's own in workers.
-//! Nothing here is an assertion.
+//! At its end a cluster is reloaded and loses processes under load. That no request failed of that is the one assertion here.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
+mod cluster;
 mod own;
 mod plot;
 mod server;
@@ -102,6 +103,9 @@ fn run() -> Result<(), String> {
     std::fs::write(&file, plot::draw(&pairs, &about, seconds)).map_err(|e| format!("{}: {e}", file.display()))?;
     println!("\nThe plot: {}", file.display());
     own::show(&hosts)?;
+    if hosts.contains(&Host::Node) {
+        cluster::show()?;
+    }
     println!("It took {:.0} s.", began.elapsed().as_secs_f64());
     Ok(())
 }

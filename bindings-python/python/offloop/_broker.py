@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ._channel import Channel, Message
-from ._native import ClosedError, FullError, InvalidError, NotFoundError, OffloopError, PeerDiedError, UnsupportedError
+from ._native import ClosedError, Full, InvalidError, NotFoundError, OffloopError, PeerDiedError, UnsupportedError
 from ._pool import ThreadPool
 from ._process import ProcessPool
 
@@ -225,7 +225,7 @@ class _Way:
         # Never waits: it is queued where there is no room, and tried again where too much is.
         try:
             self.opened._end.post(call, [], [])
-        except FullError:
+        except Full:
             with contextlib.suppress(RuntimeError):
                 asyncio.get_running_loop().call_later(_AGAIN, self.give_up, call)
         except OffloopError:

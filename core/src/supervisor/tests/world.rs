@@ -803,7 +803,9 @@ impl World {
         self.gone.insert(id);
         self.figures.spawn_failed += 1;
         let other = self.procs.keys().any(|o| o.slot == id.slot);
-        self.unstable.push((id, self.now, other));
+        if !id.is_spare() {
+            self.unstable.push((id, self.now, other));
+        }
         self.owed.remove(&id.slot);
         self.last_failure.remove(&id.slot);
     }
