@@ -746,7 +746,7 @@ fn numbers_and_a_page_are_to_be_had_by_http() {
     let page = get(&at, "/");
     assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n") && !page.contains("{nonce}"), "{page}");
 
-    let head = |request: &str| exchange(&at, format!("{request}\r\nHost: x\r\n\r\n").as_bytes());
+    let head = |request: &str| exchange(&at, format!("{request}\r\nHost: localhost\r\n\r\n").as_bytes());
     let (full, bare) = (head("GET / HTTP/1.1"), head("HEAD / HTTP/1.1"));
     let nonce = full.split_once("script-src 'nonce-").unwrap().1.split_once('\'').unwrap().0.to_owned();
     assert_eq!(full.matches(&format!("nonce=\"{nonce}\"")).count(), 2, "{full}");
@@ -760,6 +760,10 @@ fn numbers_and_a_page_are_to_be_had_by_http() {
     ] {
         let got = head(request);
         assert!(got.starts_with(answer), "{request}: {got}");
+    }
+    for path in ["/", "/metrics", "/status"] {
+        let other = exchange(&at, format!("GET {path} HTTP/1.1\r\nHost: evil.example.com:9464\r\n\r\n").as_bytes());
+        assert!(other.starts_with("HTTP/1.1 421 ") && other.contains("localhost") && !other.contains("offloop_cluster"), "{other}");
     }
     assert!(head("PUT / HTTP/1.1").contains("\r\nAllow: GET, HEAD\r\n"));
     let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(9000));

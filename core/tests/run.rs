@@ -74,6 +74,9 @@ fn be_server(mode: &str) -> ! {
         println!("\nhello from {}", std::process::id());
         eprint!("it has no end");
     }
+    if mode == "writes" {
+        std::fs::write(std::env::var_os("FILE").unwrap(), std::process::id().to_string()).unwrap();
+    }
     if mode == "plain" {
         let listener = listener();
         listener.set_nonblocking(false).unwrap();
@@ -478,7 +481,7 @@ fn metrics_are_served_where_an_option_or_the_file_says() {
     assert_eq!(place.json(&["ps"])["metrics"], at.to_string());
     let get = |path: &str| {
         let mut connection = TcpStream::connect(at).unwrap();
-        write!(connection, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        write!(connection, "GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n").unwrap();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).unwrap();
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
@@ -709,6 +712,47 @@ fn a_change_of_a_file_reloads() {
     assert_eq!(run.stop(), Some(0));
     let (status, err) = place.refused(place.command("serves", &["--watch=/no/such/directory"]));
     assert!(status == Some(1) && err.contains("/no/such/directory"), "{err}");
+}
+
+#[test]
+fn what_workers_write_as_they_start_reloads_them_a_few_times_only() {
+    let place = Place::new();
+    let sources = place.0.join("sources");
+    std::fs::create_dir(&sources).unwrap();
+    let (watch, file) = (format!("--watch={}", sources.display()), format!("FILE={}", sources.join("last-start.json").display()));
+    let run = place.start("writes", &["-w", "1", &watch, "--env", &file]);
+    run.ready();
+    let said = run.line("seem to write it themselves");
+    assert!(said.contains("last-start.json has changed again and again"), "{said}");
+    eventually("the last reload is done", || (place.json(&["ps", "t"])["generation"] == 6).then_some(()));
+    for generation in [7, 8] {
+        std::fs::write(sources.join("app.mjs"), generation.to_string()).unwrap();
+        run.line("app.mjs has changed: reloading");
+        run.line(&format!("generation {generation} is done"));
+    }
+    assert_eq!(run.stop(), Some(0));
+}
+
+#[test]
+fn a_first_start_that_fails_waits_for_a_change() {
+    let place = Place::new();
+    let mode = place.file("mode", "broken");
+    let (watch, server) = (format!("--watch={}", mode.display()), format!("@{}", mode.display()));
+    let run = place.start(&server, &["-w", "1", &watch]);
+    run.line("waiting for a change");
+    place.file("mode", "serves");
+    let at = run.ready();
+    assert!(ask(at).unwrap().starts_with("serves "));
+    eventually("it reloads", || (place.json(&["ps", "t"])["generation"] == 2).then_some(()));
+    // Saved by a rename again, and broken.
+    place.file("mode", "broken");
+    run.line("reload failed, the old version goes on");
+    assert!(ask(at).unwrap().starts_with("serves "));
+    assert_eq!(run.stop(), Some(0));
+    let mode = place.file("mode", "broken");
+    let run = place.start(&server, &["-w", "1", &format!("--watch={}", mode.display())]);
+    run.line("waiting for a change");
+    assert_eq!(run.stop(), Some(0), "it can be stopped then");
 }
 
 #[test]

@@ -39,6 +39,12 @@ impl Log {
         }
     }
 
+    /// The file, where it is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        if let Log::File { path, .. } = self { Some(path) } else { None }
+    }
+
     /// # Errors
     /// `Invalid`, naming the option, its value and the limits.
     pub fn check(&self) -> Result<()> {

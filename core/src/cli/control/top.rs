@@ -101,7 +101,7 @@ impl View<'_> {
         };
         let (columns, rows) = screen.size();
         let mut text = String::from("\x1b[H");
-        let lines = table(now, rates, trouble);
+        let lines = table(now, rates, trouble, columns);
         for (i, line) in lines.iter().take(rows).enumerate() {
             let line: String = line.chars().filter(|c| !c.is_control()).take(columns).collect();
             // The last line has no end, or the first would leave the screen.
@@ -240,42 +240,79 @@ fn delay(ms: Option<f64>) -> String {
     }
 }
 
-/// The lines of a screen.
-fn table(now: &Value, rates: &Rates, trouble: &str) -> Vec<String> {
+const NAMES: [&str; 10] = ["slot", "pid", "state", "gen", "since", "requests/s", "loop delay", "CPU %", "memory", "restarts"];
+const WIDTHS: [usize; 10] = [4, 9, 12, 5, 9, 10, 10, 5, 11, 8];
+const SHORT: [&str; 10] = ["slot", "pid", "state", "gen", "since", "req/s", "delay", "CPU %", "memory", "restarts"];
+const STATE: usize = 2;
+/// What a narrow screen goes without: generation, time, pid, delay and CPU, in this order.
+const DISPENSABLE: [usize; 5] = [3, 4, 1, 6, 7];
+
+/// Rows below their names: as wide as is good to read, or else as they need to be.
+fn aligned(rows: &[[String; 10]], columns: usize) -> Vec<String> {
+    let line = |shown: &[usize], widths: &[usize; 10], gap: &str, cells: &dyn Fn(usize) -> String| {
+        let cell = |at: &usize| {
+            let (text, width) = (cells(*at), widths[*at]);
+            if *at == STATE { format!("{text:<width$}") } else { format!("{text:>width$}") }
+        };
+        shown.iter().map(cell).collect::<Vec<_>>().join(gap)
+    };
+    let mut shown: Vec<usize> = (0..NAMES.len()).collect();
+    let length = |shown: &[usize], widths: &[usize; 10], gap: usize| shown.iter().map(|at| widths[*at] + gap).sum::<usize>() - gap;
+    let is_wide = length(&shown, &WIDTHS, 2) <= columns;
+    let (names, mut widths, mut gap) = if is_wide { (&NAMES, WIDTHS, 2) } else { (&SHORT, SHORT.map(str::len), 2) };
+    if !is_wide {
+        for (at, width) in widths.iter_mut().enumerate() {
+            *width = rows.iter().map(|row| row[at].chars().count()).chain([*width]).max().unwrap_or(0);
+        }
+        gap = if length(&shown, &widths, 2) <= columns { 2 } else { 1 };
+        for other in DISPENSABLE {
+            if length(&shown, &widths, gap) > columns {
+                shown.retain(|at| *at != other);
+            }
+        }
+    }
+    let gap = " ".repeat(gap);
+    let first = line(&shown, &widths, &gap, &|at| names[at].to_owned());
+    std::iter::once(first).chain(rows.iter().map(|row| line(&shown, &widths, &gap, &|at| row[at].clone()))).collect()
+}
+
+/// The lines of a screen of so many columns.
+fn table(now: &Value, rates: &Rates, trouble: &str, columns: usize) -> Vec<String> {
     let workers = || now["workers"].as_array().into_iter().flatten();
     let most = |key: &str| workers().filter_map(|w| w[key].as_f64()).reduce(f64::max);
     let sum = |key: &str| workers().filter_map(|w| w[key].as_f64()).reduce(|a, b| a + b);
-    let waiting = now["waiting"].as_u64().map_or(String::new(), |n| format!(", {n} connections wait"));
-    let mut lines = vec![
-        client::headline(now),
+    let all = |per_second: &str, late: &str, wait: &str| {
+        let waiting = now["waiting"].as_u64().map_or(String::new(), |n| format!(", {n} {wait}"));
         format!(
-            "{} requests/s, {} in all, loop delay {}, CPU {} %, memory {}, {} restarts{waiting}",
+            "{} {per_second}, {} in all, {late} {}, CPU {} %, memory {}, {} restarts{waiting}",
             number(rates.all.requests),
             now["served"],
             delay(most("loop_delay_ms")),
             number(rates.all.cpu),
             client::mebibytes(sum("memory")),
             sum("restarts").unwrap_or(0.0)
-        ),
-        trouble.to_owned(),
-        "slot        pid  state           gen      since  requests/s  loop delay  CPU %       memory  restarts".to_owned(),
-    ];
-    lines.extend(workers().zip(&rates.workers).map(|(worker, rate)| {
-        let whole = |key: &str| worker[key].as_u64().unwrap_or(0);
-        format!(
-            "{:>4}  {:>9}  {:<12}  {:>5}  {:>9}  {:>10}  {:>10}  {:>5}  {:>11}  {:>8}",
+        )
+    };
+    let long = all("requests/s", "loop delay", "connections wait");
+    let all = if long.len() <= columns { long } else { all(SHORT[5], SHORT[6], "wait") };
+    let row = |(worker, rate): (&Value, &Rate)| {
+        let whole = |key: &str| worker[key].as_u64().unwrap_or(0).to_string();
+        [
             whole("slot"),
             whole("pid"),
-            worker["state"].as_str().unwrap_or("?"),
+            worker["state"].as_str().unwrap_or("?").to_owned(),
             whole("generation"),
             client::age(&worker["since_ms"]),
             number(rate.requests),
             delay(worker["loop_delay_ms"].as_f64()),
             number(rate.cpu),
             client::mebibytes(worker["memory"].as_f64()),
-            whole("restarts")
-        )
-    }));
+            whole("restarts"),
+        ]
+    };
+    let rows: Vec<_> = workers().zip(&rates.workers).map(row).collect();
+    let mut lines = vec![client::headline(now), all, trouble.to_owned()];
+    lines.extend(aligned(&rows, columns));
     lines
 }
 
@@ -314,7 +351,7 @@ mod tests {
     fn a_look_is_a_table_and_a_line_of_json() {
         let now = at(3000.0, 150, &[worker(5, 70, 1010.0)]);
         let rates = Rates::between(&at(1000.0, 100, &[worker(5, 60, 10.0)]), &now);
-        let lines = table(&now, &rates, "");
+        let lines = table(&now, &rates, "", 120);
         assert_eq!(
             lines,
             [
@@ -325,6 +362,26 @@ mod tests {
                 "   0          5  ready             1      1.5 s         5.0      2.5 ms     50      3.0 MiB         2",
             ]
         );
+        let narrow = table(&now, &rates, "", 80);
+        assert_eq!(
+            narrow[1..],
+            [
+                "25 req/s, 150 in all, delay 2.5 ms, CPU 50 %, memory 3.0 MiB, 2 restarts, 4 wait",
+                "",
+                "slot  pid  state  gen  since  req/s   delay  CPU %   memory  restarts",
+                "   0    5  ready    1  1.5 s    5.0  2.5 ms     50  3.0 MiB         2",
+            ]
+        );
+        // Many digits, and little room.
+        let mut large = worker(4_194_303, 70, 1010.0);
+        (large["slot"], large["state"], large["memory"]) = (json!(1023), json!("unresponsive"), json!(12_345u64 << 20));
+        (large["loop_delay_ms"], large["restarts"]) = (json!(999.0), json!(12_345));
+        let large = at(3000.0, 12_345_678, &[large]);
+        for columns in [80, 60, 45] {
+            let lines = table(&large, &Rates::between(&Value::Null, &large), "", columns);
+            assert!(lines[3..].iter().all(|line| line.len() <= columns), "{lines:#?}");
+            assert!(lines[3].contains(" memory restarts") && lines[4].ends_with("12345.0 MiB    12345"), "{lines:#?}");
+        }
         let line = with_rates(&now, &rates);
         assert_eq!((&line["requests_per_s"], &line["workers"][0]["cpu_percent"]), (&json!(25.0), &json!(50.0)));
         assert_eq!((line.get("ok"), &line["workers"][0]["requests_per_s"]), (None, &json!(5.0)));

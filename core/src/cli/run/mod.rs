@@ -21,7 +21,7 @@ use super::Stop;
 use super::control::server::{LISTENER, Request, Server};
 use crate::cluster::{Address, Cluster, Command, Event};
 use crate::error::{Error, ErrorKind, Result};
-use crate::supervisor::{self, Cause, Stats};
+use crate::supervisor::{self, Cause, Stats, WorkerId};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll::Epoll;
@@ -32,13 +32,13 @@ use options::Run;
 use output::Output;
 use serde_json::{Value, json};
 use service::Manager;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use voice::Voice;
-use watch::Watched;
+use watch::{Due, Watched};
 
 pub(super) use options::command;
 
@@ -61,6 +61,8 @@ const HOOKED: Duration = Duration::from_secs(10);
 const PRINTING: Duration = Duration::from_secs(5);
 /// The same, before somebody is told of a failure in the workers' own words.
 const WORDS: Duration = Duration::from_millis(500);
+/// What changes so soon after workers have started or ended may be of their making.
+const SETTLED: Duration = Duration::from_millis(500);
 const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 /// What the cluster's threads tell this one.
 #[derive(Default)]
@@ -76,6 +78,8 @@ enum Wait {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Starting,
+    /// Nothing came up, and the next change is waited for.
+    Failed,
     Running,
     Stopping,
 }
@@ -103,6 +107,9 @@ struct Conductor<'a> {
     has_terminal: bool,
     manager: Manager,
     watched: Option<Watched>,
+    /// Workers that start or end, and when the last one did.
+    moving: HashSet<WorkerId>,
+    moved: Instant,
     over: bool,
 }
 
@@ -131,7 +138,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     // What connections are passed to has to know how to take them.
     let ready_after = Some(after.min(run.supervision.boot_timeout)).filter(|after| !after.is_zero() && !run.balance.passes());
     let supervision = supervisor::Options { ready_after, ..run.supervision.clone() };
-    let watched = if run.watch.is_empty() { None } else { Some(Watched::new(&run.watch, &cwd, &epoll, CHANGED)?) };
+    let watched = if run.watch.is_empty() { None } else { Some(Watched::new(&run.watch, run.log.file(), &cwd, &epoll, CHANGED)?) };
     let voice = Voice::new(std::io::stderr())?;
     let output = Output::new(Arc::clone(&bell));
     let mut env = run.env.clone();
@@ -185,6 +192,8 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         has_terminal: has_terminal(),
         manager: Manager::find(|name| std::env::var_os(name)),
         watched,
+        moving: HashSet::new(),
+        moved: Instant::now(),
         over: false,
     };
     let mut ready = Vec::with_capacity(64);
@@ -209,7 +218,10 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
                     conductor.look();
                     conductor.feed();
                 }
-                CHANGED => conductor.watched.iter_mut().for_each(Watched::read),
+                CHANGED => {
+                    let busy = conductor.is_busy();
+                    conductor.watched.iter_mut().for_each(|watched| watched.read(busy));
+                }
                 LISTENER => conductor.server.accept(&epoll),
                 client => {
                     if let Some(request) = conductor.server.ready(client, &epoll) {
@@ -299,6 +311,7 @@ impl Conductor<'_> {
             Event::Worker(E::Stopped) => self.ended(),
             _ => {}
         }
+        self.follow_workers(event);
         self.tell_manager(event);
         if (self.run.json || self.server.is_heard())
             && let Some(line) = told::as_json(event)
@@ -309,10 +322,33 @@ impl Conductor<'_> {
             self.server.tell(&line, self.epoll);
         }
         // One that fails to come up says so itself, and at the end of the start so does the cluster.
-        let is_news = self.phase != Phase::Starting || matches!(event, Event::Worker(E::SpawnFailed { .. }) | Event::Warning(_));
+        let is_news = match event {
+            Event::Worker(E::SpawnFailed { .. }) => self.phase != Phase::Failed,
+            Event::Worker(E::Reloading { .. } | E::ReloadFailed { .. }) | Event::Warning(_) => true,
+            _ => !matches!(self.phase, Phase::Starting | Phase::Failed),
+        };
         if is_news && let Some(text) = told::as_text(event) {
             self.say(&text);
         }
+    }
+
+    fn follow_workers(&mut self, event: &Event) {
+        use supervisor::Event as E;
+        match event {
+            Event::Worker(E::Spawned { worker, .. } | E::Draining { worker, .. } | E::Signalled { worker, .. }) => {
+                self.moving.insert(*worker);
+            }
+            Event::Worker(E::Ready { worker, .. } | E::Spare { worker, .. } | E::Exited { worker, .. } | E::SpawnFailed { worker, .. }) => {
+                self.moving.remove(worker);
+                self.moved = Instant::now();
+            }
+            _ => {}
+        }
+    }
+
+    /// Workers start or end, or have just done so.
+    fn is_busy(&self) -> bool {
+        !self.moving.is_empty() || self.moved.elapsed() < SETTLED
     }
 
     fn tell_manager(&self, event: &Event) {
@@ -337,6 +373,11 @@ impl Conductor<'_> {
             _ if error.kind() == ErrorKind::NotFound => text.push_str("\n  is it installed, and in PATH?"),
             _ => {}
         }
+        if self.watched.is_some() {
+            self.phase = Phase::Failed;
+            text.push_str("\n  waiting for a change, and trying again from time to time");
+            return self.say(&text);
+        }
         self.say(&text);
         self.status = NOT_STARTED;
         self.phase = Phase::Stopping;
@@ -347,7 +388,7 @@ impl Conductor<'_> {
     /// Who waits for what is so by now.
     fn look(&mut self) {
         let stats = self.stats();
-        if self.phase == Phase::Starting && stats.wanted > 0 && stats.ready >= stats.wanted {
+        if matches!(self.phase, Phase::Starting | Phase::Failed) && stats.wanted > 0 && stats.ready >= stats.wanted {
             self.phase = Phase::Running;
             let addresses = self.addresses().join(", ");
             let at = if addresses.is_empty() { String::new() } else { format!(" at {addresses}") };
@@ -430,13 +471,24 @@ impl Conductor<'_> {
 
     /// What has changed is what runs next.
     fn follow(&mut self) {
-        let Some(path) = self.watched.as_mut().and_then(Watched::take) else { return };
+        let path = match self.watched.as_mut().and_then(Watched::due) {
+            None => return,
+            Some(Due::Reload(path)) => path,
+            Some(Due::Own(path)) => {
+                return self.say(&format!(
+                    "{} has changed again and again while workers start or end: they seem to write it themselves, so that is no reload any more; write it elsewhere, or name what to --watch",
+                    path.display()
+                ));
+            }
+        };
         match self.reload() {
             Ok(_) => self.say(&format!("{} has changed: reloading", path.display())),
             // One is under way, or the start.
-            Err(e) if e.kind() == ErrorKind::InUse => self.watched.iter_mut().for_each(|watched| watched.again(path.clone())),
+            Err(e) if e.kind() == ErrorKind::InUse => return self.watched.iter_mut().for_each(Watched::again),
             Err(e) => self.say(&format!("{} has changed: {e}", path.display())),
         }
+        self.moved = Instant::now();
+        self.watched.iter_mut().for_each(Watched::done);
     }
 
     fn reload(&mut self) -> Result<u32> {

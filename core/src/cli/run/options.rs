@@ -174,7 +174,7 @@ pub(in crate::cli) fn command() -> Command {
                 .require_equals(true)
                 .default_missing_value(".")
                 .value_parser(value_parser!(PathBuf))
-                .help("While developing: a change of a file there reloads; of a directory also what is below, but for node_modules, target and the like [default of PATH: .]"),
+                .help("While developing: a change of a file there reloads; of a directory also what is below, but for node_modules, target, logs, databases and the like [default of PATH: .]"),
             Arg::new("config")
                 .long("config")
                 .value_name("FILE")
