@@ -311,7 +311,7 @@ static void ask(const char *address, char *answer, size_t len) {
 
 /* What an HTTP request for the metrics gets. */
 static void metrics(const char *address) {
-  static const char request[] = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+  static const char request[] = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
   struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   char text[65536];
   size_t len = 0;
