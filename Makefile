@@ -104,7 +104,7 @@ C_OFFLOOP = $$(PKG_CONFIG_PATH=$(DIST)/c/lib/pkgconfig pkg-config --cflags --lib
 c-programs:
 	$(MAKE) --no-print-directory install PREFIX=$(DIST)/c
 	mkdir -p $(TARGET)/conformance $(TARGET)/demo $(TARGET)/bench
-	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c tests/drivers/c/driver.c $(C_OFFLOOP) -lpthread
+	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/driver-c $(wildcard tests/drivers/c/*.c) $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/pair-worker-c tests/pairs/worker.c $(C_OFFLOOP) -lpthread
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/conformance/host-c tests/hosts/host.c $(C_OFFLOOP)
 	$(CC) -std=gnu11 $(C_FLAGS) -o $(TARGET)/demo/server-c tests/demo/server.c $(C_OFFLOOP)

@@ -150,17 +150,17 @@ enum {
 #define OFFLOOP_CLUSTER_READY 3
 
 /**
- * Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell.
+ * Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell; `cause`.
  */
 #define OFFLOOP_CLUSTER_UNRESPONSIVE 4
 
 /**
- * It is to finish what it has.
+ * It is to finish what it has: `cause`.
  */
 #define OFFLOOP_CLUSTER_DRAINING 5
 
 /**
- * It has ended: `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
+ * It has ended: `cause`, `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
  */
 #define OFFLOOP_CLUSTER_EXIT 6
 
@@ -803,6 +803,10 @@ typedef struct {
    * Where the loop of OFFLOOP_CLUSTER_UNRESPONSIVE stands: lines of text, NUL-terminated; NULL where the worker does not say (workers in C do not).
    */
   const char *stack;
+  /**
+   * Why: "crash", "boot", "bootTimeout", "blocked", "frozen", "corrupt", "killed", "scale", "retire" (a reload, or its age, memory or requests), "stop"; NULL where the event has none.
+   */
+  const char *cause;
 } offloop_cluster_event;
 
 /**
@@ -2158,6 +2162,12 @@ offloop_status offloop_cluster_reload(offloop_cluster *cluster,
  */
 offloop_status offloop_cluster_scale(offloop_cluster *cluster,
                                      int64_t workers);
+
+/**
+ * Ends the worker that offloop_cluster_send means by `slot` with SIGKILL; another takes its place. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+ */
+offloop_status offloop_cluster_kill(offloop_cluster *cluster,
+                                    uint32_t slot);
 
 /**
  * Ends all workers, which have `grace_ns` to finish what they have (0: none, they are killed; below 0: drain_timeout's default, 30 s), and waits until no

@@ -342,6 +342,11 @@ impl PyChannel {
         self.channel.close_now();
     }
 
+    /// As `close_now`: the process at the other end is no more.
+    fn close_dead(&self) {
+        self.channel.close_dead();
+    }
+
     #[getter]
     fn closed(&self) -> bool {
         self.channel.ended().is_some()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import textwrap
@@ -220,6 +221,21 @@ def test_what_a_worker_says_comes_before_its_exit_and_nothing_after(talking):
         cluster.on("message", lambda *_: time.sleep(0.001))
         cluster.send(0, "go")
         assert said.until_exit()[:301] == [*range(1, 301), "exit"]
+
+
+def test_a_request_to_a_worker_that_dies_says_so(talking):
+    with talking(workers=1, env={"DEAF": "0"}) as cluster:
+        for ask in (lambda: cluster.request(0, 1), lambda: asyncio.run(cluster.arequest(0, 1))) * 5:
+            (line,) = cluster._lines.values()
+            with concurrent.futures.ThreadPoolExecutor() as threads:
+                asking = threads.submit(ask)
+                while line.channel.stats["pending"] == 0:
+                    time.sleep(0.001)
+                cluster.kill(0)
+                with pytest.raises(offloop.PeerDiedError):
+                    asking.result(60)
+            while 0 not in cluster.workers or cluster.workers[0].pid == line.worker.pid:
+                time.sleep(0.001)
 
 
 def test_messages_wait_for_a_listener_and_hold_back_who_says_more(talking):

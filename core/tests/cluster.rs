@@ -936,6 +936,26 @@ impl Talking {
 }
 
 #[test]
+fn a_request_to_a_worker_that_dies_says_so() {
+    let _one = alone();
+    let t = talking(1, "deaf");
+    for round in 0..20 {
+        let worker = t.cluster.worker_at(0).unwrap();
+        let channel = t.cluster.channel(worker).unwrap();
+        let cluster = t.cluster.clone();
+        let asking = std::thread::spawn(move || cluster.request(0, &mut Value::Int(1), &[], Some(WATCHDOG)).unwrap_err());
+        while channel.stats().pending == 0 {
+            std::thread::yield_now();
+        }
+        t.cluster.kill(worker).unwrap();
+        let e = asking.join().unwrap();
+        assert!(e.kind() == ErrorKind::PeerDied && e.to_string().contains("slot=0"), "{round}: {e}");
+        while t.cluster.worker_at(0).is_ok_and(|next| next == worker) || t.cluster.wait_ready(Some(WATCHDOG)).is_err() {}
+    }
+    t.stop();
+}
+
+#[test]
 fn messages_and_requests_go_both_ways() {
     let _one = alone();
     let t = talking(2, "well");

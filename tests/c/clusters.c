@@ -137,11 +137,14 @@ int member_child(const char *how) {
 
 /* ---- the host's part ---- */
 
-static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed, worker, spare; } heard;
+static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed, worker, spare, killed; } heard;
 static void hear(const offloop_cluster_event *event, void *user) {
   CHECK(user == &heard && event->struct_size == sizeof *event);
   if (event->kind == OFFLOOP_CLUSTER_EXIT && event->text) snprintf(heard.text, sizeof heard.text, "%s", event->text);
   if (event->stack) snprintf(heard.stack, sizeof heard.stack, "%d: %s", event->kind, event->stack);
+  int has_cause = event->kind == OFFLOOP_CLUSTER_EXIT || event->kind == OFFLOOP_CLUSTER_DRAINING || event->kind == OFFLOOP_CLUSTER_UNRESPONSIVE;
+  CHECK((event->cause != NULL) == has_cause);
+  if (event->kind == OFFLOOP_CLUSTER_EXIT && !strcmp(event->cause, "killed")) atomic_store(&heard.killed, 1 + (int)event->slot);
   if (event->kind == OFFLOOP_CLUSTER_FORK) CHECK(event->pid > 0 && event->generation > 0);
   if (event->kind == OFFLOOP_CLUSTER_READY) atomic_store(&heard.worker, event->pid);
   CHECK((event->kind == OFFLOOP_CLUSTER_SPARE) <= (event->slot >= 1024));
@@ -381,6 +384,7 @@ void clusters(void) {
   o.event_user_free = freed;
   OK(offloop_cluster_new(&o, &c));
   IS(offloop_cluster_stats(c, &counts), CLOSED);
+  IS(offloop_cluster_kill(c, 0), CLOSED);
   own_counters(c);
   OK(offloop_cluster_start(c, -1));
   OK(offloop_cluster_start(c, -1));
@@ -414,6 +418,9 @@ void clusters(void) {
   OK(offloop_cluster_start(c, -1));
   IS(offloop_cluster_scale(c, 0), INVALID);
   IS(offloop_cluster_scale(c, -5), INVALID);
+  IS(offloop_cluster_kill(c, 3), NOT_FOUND);
+  OK(offloop_cluster_kill(c, 2));
+  while (atomic_load(&heard.killed) != 3) usleep(1000);
   OK(offloop_cluster_stop(c, 60000 * MS));
   OK(offloop_cluster_stats(c, &counts));
   CHECK(counts.live == 0 && counts.reloads == 1 && counts.reloads_failed == 1 && counts.forced == 0);

@@ -5,12 +5,14 @@
 
 #![allow(clippy::print_stdout, reason = "a test harness reports")]
 
+mod client;
 mod pairs;
 mod world;
 
+use client::Client;
 use offloop::ring::Kind;
-use offloop_tests::driver::{Driver, FIRST_FD, LANGS, command};
-use offloop_tests::scenario::{Scenario, Step};
+use offloop_tests::driver::{Driver, FIRST_FD, LANGS, command, member};
+use offloop_tests::scenario::{CLIENT, Expect, Matrix, Scenario, Step};
 use offloop_tests::{files, root};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -49,14 +51,15 @@ fn main() -> std::process::ExitCode {
     }
     let (mut passed, mut skipped) = (0, missing.len());
     for scenario in &scenarios {
-        for Case { langs, kind, pool } in cases(scenario) {
-            let of: String = [kind.map(Kind::as_str), pool].into_iter().flatten().map(|of| format!(" {of}")).collect();
+        for case in cases(scenario) {
+            let of: String = [case.kind.map(Kind::as_str), case.pool].into_iter().flatten().map(|of| format!(" {of}")).collect();
+            let langs: Vec<&str> = case.langs.iter().chain(&case.workers).copied().collect();
             let name = format!("{}{of} [{}]", scenario.name, langs.join("→"));
             if !filters.is_empty() && !filters.iter().any(|f| name.contains(f)) || langs.iter().any(|l| missing.contains_key(l)) {
                 continue;
             }
             let start = Instant::now();
-            match run(scenario, &Case { langs, kind, pool }, passed + skipped + failed) {
+            match run(scenario, &case, passed + skipped + failed) {
                 Outcome::Passed => {
                     println!("ok    {name} ({} ms)", start.elapsed().as_millis());
                     passed += 1;
@@ -107,19 +110,23 @@ struct Case<'a> {
     kind: Option<Kind>,
     /// The kind of pool that `@pool` is.
     pool: Option<&'a str>,
+    /// The language of the workers, where it is not the actors' own.
+    workers: Option<&'static str>,
 }
 
 fn cases(scenario: &Scenario) -> Vec<Case<'_>> {
-    let langs: Vec<Vec<&str>> = if scenario.pairs {
-        LANGS.iter().flat_map(|a| LANGS.iter().map(move |b| vec![*a, *b])).collect()
-    } else {
-        LANGS.iter().map(|l| vec![*l; scenario.actors.len()]).collect()
+    let own = || LANGS.iter().map(|lang| vec![*lang; scenario.actors.len()]);
+    let langs: Vec<(Vec<&str>, Option<&str>)> = match scenario.matrix {
+        Matrix::Each => own().map(|langs| (langs, None)).collect(),
+        Matrix::Pairs => LANGS.iter().flat_map(|a| LANGS.iter().map(move |b| (vec![*a, *b], None))).collect(),
+        Matrix::Workers => own().flat_map(|langs| LANGS.iter().map(move |of| (langs.clone(), Some(*of)))).collect(),
     };
     let kinds = scenario.ring.iter().flat_map(|ring| &ring.kinds).copied().map(Some);
     let kinds: Vec<Option<Kind>> = kinds.chain(scenario.ring.iter().all(|ring| ring.kinds.is_empty()).then_some(None)).collect();
     let pools = scenario.pools.iter().map(|pool| Some(pool.as_str())).chain(scenario.pools.is_empty().then_some(None));
     let both = pools.flat_map(|pool| kinds.iter().map(move |kind| (pool, *kind)));
-    both.flat_map(|(pool, kind)| langs.iter().map(move |langs| Case { langs: langs.clone(), kind, pool })).collect()
+    both.flat_map(|(pool, kind)| langs.iter().map(move |(langs, workers)| Case { langs: langs.clone(), kind, pool, workers: *workers }))
+        .collect()
 }
 
 /// `number` is the case's own.
@@ -136,6 +143,7 @@ fn run_steps(scenario: &Scenario, case: &Case<'_>, number: usize) -> Result<Outc
     let mut world = World::new(scenario.ring.as_ref(), case.kind, number)?;
     let needs: Vec<&str> = scenario.requires.iter().map(String::as_str).chain(case.pool.map(pool_cap)).collect();
     let mut drivers: HashMap<&str, Driver> = HashMap::new();
+    let mut client = Client::default();
     for (actor, lang) in scenario.actors.iter().zip(&case.langs) {
         let driver = Driver::start(lang, &world.fds(), &world.names_dir(), deadline).map_err(Failure::Failed)?;
         if let Some(cap) = needs.iter().find(|need| !driver.caps.iter().any(|cap| cap == *need)) {
@@ -145,7 +153,12 @@ fn run_steps(scenario: &Scenario, case: &Case<'_>, number: usize) -> Result<Outc
     }
     let mut saved: HashMap<String, String> = world.names(FIRST_FD).into_iter().collect();
     saved.insert("path".to_owned(), world.path.to_string_lossy().into_owned());
+    saved.insert("unix".to_owned(), format!("unix:{}", world.path.display()));
     saved.extend(case.pool.map(|pool| ("pool".to_owned(), pool.to_owned())));
+    if let Some(lang) = case.workers {
+        saved.insert("of".to_owned(), lang.to_owned());
+        saved.insert("command".to_owned(), member(lang).map_err(Failure::Failed)?.join(","));
+    }
     let mut started: HashMap<String, (String, u64)> = HashMap::new();
     for (i, step) in scenario.steps.iter().enumerate() {
         let at = |why: String| Failure::Failed(format!("step {}: {why}", i + 1));
@@ -156,7 +169,7 @@ fn run_steps(scenario: &Scenario, case: &Case<'_>, number: usize) -> Result<Outc
                 forbidden @ Failure::Forbidden(_) => forbidden,
             })?;
         } else {
-            run_step(step, &mut drivers, &mut saved, &mut started, deadline).map_err(at)?;
+            run_step(step, &mut drivers, &mut client, &mut saved, &mut started, deadline).map_err(at)?;
         }
     }
     for (actor, driver) in drivers {
@@ -173,34 +186,35 @@ fn pool_cap(pool: &str) -> &'static str {
 fn run_step(
     step: &Step,
     drivers: &mut HashMap<&str, Driver>,
+    client: &mut Client,
     saved: &mut HashMap<String, String>,
     started: &mut HashMap<String, (String, u64)>,
     deadline: Instant,
 ) -> Result<(), String> {
     let (line, reply, expect, says, save) = match step {
         Step::Call { actor, line, expect, says, save, until } => {
-            let line = fill(line, saved)?;
-            let driver = drivers.get_mut(actor.as_str()).expect("the reader checked actors");
-            let mut reply = driver.call(&line, deadline)?;
-            while *until && !expect.fits(&reply) {
+            let (line, expect) = (fill(line, saved)?, Expect(fill(&expect.0, saved)?));
+            loop {
+                let id = send(drivers, client, actor, &line, deadline)?;
+                let reply = reply_of(drivers, client, actor, id, deadline)?;
+                if !until || expect.fits(&reply) {
+                    break (line, reply, expect, says.as_slice(), save);
+                }
                 if Instant::now() >= deadline {
-                    return Err(format!("{line}: never {:?}, last {reply:?}", expect.0));
+                    return Err(format!("{line}: never {:?}, last {:?}", expect.0, readable(&reply)));
                 }
                 std::thread::sleep(Duration::from_millis(1));
-                reply = driver.call(&line, deadline)?;
             }
-            (line, reply, expect, says.as_slice(), save)
         }
         Step::Start { actor, line, label } => {
-            let line = fill(line, saved)?;
-            let id = drivers.get_mut(actor.as_str()).expect("the reader checked actors").send(&line)?;
+            let id = send(drivers, client, actor, &fill(line, saved)?, deadline)?;
             started.insert(label.clone(), (actor.clone(), id));
             return Ok(());
         }
-        Step::Await { label, expect, save } => {
+        Step::Await { label, expect, says, save } => {
             let (actor, id) = started.remove(label).ok_or_else(|| format!("nothing was started as {label}"))?;
-            let reply = drivers.get_mut(actor.as_str()).expect("the reader checked actors").reply(id, deadline)?;
-            (format!("await {label}"), reply, expect, [].as_slice(), save)
+            let reply = reply_of(drivers, client, &actor, id, deadline)?;
+            (format!("await {label}"), reply, Expect(fill(&expect.0, saved)?), says.as_slice(), save)
         }
         Step::Act { .. } => return Err("an act is the runner's".into()),
         Step::Kill(actor) => {
@@ -219,6 +233,20 @@ fn run_step(
         saved.insert(name.clone(), value.ok_or_else(|| format!("{line}: reply {reply:?} has no {key}"))?.to_owned());
     }
     Ok(())
+}
+
+fn send(drivers: &mut HashMap<&str, Driver>, client: &mut Client, actor: &str, line: &str, deadline: Instant) -> Result<u64, String> {
+    if actor == CLIENT {
+        return Ok(client.send(line, deadline));
+    }
+    drivers.get_mut(actor).expect("the reader checked actors").send(line)
+}
+
+fn reply_of(drivers: &mut HashMap<&str, Driver>, client: &mut Client, actor: &str, id: u64, deadline: Instant) -> Result<String, String> {
+    if actor == CLIENT {
+        return client.reply(id, deadline);
+    }
+    drivers.get_mut(actor).expect("the reader checked actors").reply(id, deadline)
 }
 
 /// Puts saved values in place of `@name`, in lists too, and where something goes on behind a slash.

@@ -2,9 +2,10 @@
 import { closeSync, openSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { createRequire } from 'node:module'
+import { constants } from 'node:os'
 import * as offloop from '../../bindings-node/lib/index.mjs'
 
-const { OffloopError, ThreadPool, WorkerPool, ProcessPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel } = offloop
+const { OffloopError, ThreadPool, WorkerPool, ProcessPool, TransferBuffer, defaultPool, revokeToken, RingBuffer, Channel, Cluster, Counter, RateLimiter } = offloop
 
 const table = JSON.parse(readFileSync(new URL('../vectors/errors.json', import.meta.url), 'utf8')).errors
 const kindOf = new Map(table.map((row) => [row.code, row.kind]))
@@ -23,6 +24,7 @@ const channels = new Map()
 const listeners = new Map()
 const requests = new Map()
 const streams = new Map()
+const clusters = new Map()
 let order = []
 
 class DriverError extends Error {}
@@ -163,11 +165,66 @@ const fields = (value) => show(value).slice('ok '.length)
 const record = (args) => (args.len === undefined ? Buffer.from(args.data, 'hex') : Buffer.alloc(Number(args.len)))
 const within = (args) => (args.timeout === undefined ? undefined : { timeout: Number(args.timeout) })
 
+/** What workers of a cluster run: member.mjs, or a program of another language, and what they are to do. */
+function memberOf(args) {
+  const words = [args.mode ?? 'serves', args.version ?? 'one', args.at ?? '']
+  if (args.command !== undefined && args.of !== 'node') return { exec: [...args.command.split(','), ...words] }
+  return { exec: new URL('member.mjs', import.meta.url), args: words }
+}
+
+/** Options of a cluster that are numbers. */
+const CLUSTER_NUMBERS = { workers: 'workers', spares: 'spares', ready_timeout: 'readyTimeout', min_ready: 'minReady', drain_timeout: 'drainTimeout', kill_grace: 'killGrace', max_age: 'maxAge', max_requests: 'maxRequests' }
+
+function newCluster(args) {
+  const options = { ...memberOf(args) }
+  for (const [key, name] of Object.entries(CLUSTER_NUMBERS)) if (args[key] !== undefined) options[name] = Number(args[key])
+  if (args.listen !== undefined) options.listen = args.listen.split(',')
+  if (args.balance !== undefined) options.balance = args.balance
+  if (args.beat !== undefined) options.heartbeat = { interval: Number(args.beat), timeout: Number(args.hang_timeout) }
+  return new Cluster(options)
+}
+
+const workerFields = ({ slot, generation, pid }) => `slot=${slot} generation=${generation} pid=${pid}`
+const exitFields = ({ cause, exitCode, signal, forced, text: said }) =>
+  `cause=${cause} exit_code=${exitCode ?? 'none'} signal=${constants.signals[signal] ?? 'none'} forced=${Number(forced)} text=${text(said ?? '')}`
+
+/** What an event is in a reply, by the name that scenarios have for it. */
+const EVENTS = {
+  ready: workerFields,
+  spare: workerFields,
+  unresponsive: (worker, { cause }) => `${workerFields(worker)} cause=${cause}`,
+  draining: (worker, { cause }) => `${workerFields(worker)} cause=${cause}`,
+  exit: (worker, how) => `${workerFields(worker)} ${exitFields(how)}`,
+  expired: (worker, { reason }) => `${workerFields(worker)} reason=${reason}`,
+  listening: (worker, address) => `${workerFields(worker)} address=${address}`,
+  reload: ({ generation }) => `generation=${generation}`,
+  reloadFailed: ({ generation, error }) => `generation=${generation} message=${text(error.message)}`,
+  warning: (error) => `message=${text(error.message)}`,
+  degraded: () => '',
+  recovered: () => '',
+  stopped: () => ''
+}
+
+/** Keeps a cluster, and what it tells. */
+function keepCluster(name, cluster) {
+  const lines = { message: new Line() }
+  for (const [event, show] of Object.entries(EVENTS)) {
+    const line = new Line()
+    lines[event.replace('reloadFailed', 'reload_failed')] = line
+    cluster.on(event, (...told) => line.put(show(...told)))
+  }
+  cluster.on('message', (worker, value) => lines.message.put({ worker, value }))
+  cluster.on('request', (worker, request) => lines.message.put({ worker, value: request.value, request }))
+  clusters.set(name, { cluster, lines })
+}
+
+const clusterOf = (args) => need(clusters, args, 'cluster').cluster
+
 /** Calls what may throw at once, as a promise. */
 const attempt = async (call) => await call()
 
 const verbs = {
-  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers,processes,moves,names,unsendable,map,classes,counts,leaves,streams${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}`,
+  hello: () => `lang=node abi=1 wire=1 caps=back,ordered,grace,zero,workers,processes,moves,names,unsendable,map,classes,counts,leaves,streams${RingBuffer ? ',rings' : ''}${Channel ? ',channels' : ''}${Cluster ? ',clusters' : ''}`,
   'pool.new'(args) {
     const options = {}
     if (args.max_workers) options.maxWorkers = Number(args.max_workers)
@@ -315,6 +372,36 @@ const verbs = {
   },
   'channel.request': async (args) => fields(await need(channels, args, 'channel').channel.request(message(args), within(args))),
   'channel.reply': (args) => void need(requests, args, 'request').reply(message(args)),
+  'cluster.new': (args) => keepCluster(args.cluster, newCluster(args)),
+  'cluster.start': (args) => clusterOf(args).start(),
+  async 'cluster.reload'(args) {
+    const { generation, replaced, forced } = await clusterOf(args).reload(args.version === undefined ? {} : memberOf(args))
+    return `generation=${generation} replaced=${replaced} forced=${forced}`
+  },
+  'cluster.scale': (args) => clusterOf(args).scale(Number(args.workers)),
+  'cluster.stop': (args) => clusterOf(args).stop(args.grace === undefined ? {} : { grace: Number(args.grace) }),
+  'cluster.kill': (args) => void clusterOf(args).kill(Number(args.slot)),
+  'cluster.addresses': (args) => `addresses=${clusterOf(args).addresses.join(',')}`,
+  'cluster.stats'(args) {
+    const s = clusterOf(args).stats
+    const counts = `generation=${s.generation} wanted=${s.wanted} live=${s.live} ready=${s.ready} spares=${s.spares} degraded=${Number(s.degraded)}`
+    const since = `spawned=${s.spawned} crashed=${s.crashed} forced=${s.forced} expired=${s.expired}`
+    return `${counts} ${since} reloads=${s.reloads} reloads_failed=${s.reloadsFailed} served=${s.served}`
+  },
+  'cluster.event': (args) => need(clusters, args, 'cluster').lines[args.of].take(),
+  'cluster.send': (args) => void clusterOf(args).send(Number(args.slot), param(args.value)),
+  'cluster.broadcast': (args) => `missed=${clusterOf(args).broadcast(param(args.value)).length}`,
+  'cluster.request': async (args) => fields(await clusterOf(args).request(Number(args.slot), param(args.value), within(args))),
+  async 'cluster.recv'(args) {
+    const { worker, value, request } = await need(clusters, args, 'cluster').lines.message.take()
+    if (request !== undefined) requests.set(args.as, request)
+    return `slot=${worker.slot} ${fields(value)} request=${Number(request !== undefined)}`
+  },
+  'cluster.count': (args) => `int=${new Counter(args.counter, { cluster: clusterOf(args) }).add(Number(args.add ?? 0))}`,
+  'cluster.take'(args) {
+    const limiter = new RateLimiter(args.limiter, { rate: 1e-6, burst: Number(args.burst ?? 3), keys: 64, cluster: clusterOf(args) })
+    return `allowed=${Number(limiter.take().allowed)}`
+  },
   'channel.close'(args) {
     need(channels, args, 'channel').channel.close(args.grace === undefined ? {} : { grace: Number(args.grace) })
   }

@@ -1,6 +1,8 @@
 """The Python driver of the conformance runner: PROTOCOL.md through the public API of the package."""
 
 import os
+import pathlib
+import queue
 import sys
 import threading
 
@@ -20,6 +22,8 @@ CHANNELS: dict[str, object] = {}
 LISTENERS: dict[str, object] = {}
 REQUESTS: dict[str | None, object] = {}
 STREAMS: dict[str, object] = {}
+CLUSTERS: dict[str, object] = {}
+EVENTS: dict[str, dict[str, queue.SimpleQueue]] = {}  # of each cluster, by kind
 ELSEWHERE: set[str] = set()  # pools whose workers know functions by their names alone
 ORDER: list[str] = []
 WAITING: list[ThreadPool] = []  # pools whose submit may block
@@ -507,6 +511,132 @@ def channel_close(args):
     return ""
 
 
+def member_of(args):
+    """What workers of a cluster run: member.py, or a program of another language, and what they are to do."""
+    words = [args.get("mode", "serves"), args.get("version", "one"), args.get("at", "")]
+    if "command" in args and args["of"] != "python":
+        return {"exec": [*args["command"].split(","), *words]}
+    return {"exec": pathlib.Path(__file__).with_name("member.py"), "args": words}
+
+
+def worker_fields(worker):
+    return f"slot={worker.slot} generation={worker.generation} pid={worker.pid}"
+
+
+def exit_fields(worker, how):
+    code, signal = ("none" if n is None else n for n in (how.exit_code, how.signal))
+    ended = f"cause={how.cause} exit_code={code} signal={signal} forced={int(how.forced)}"
+    return f"{worker_fields(worker)} {ended} text={(how.text or '').encode().hex()}"
+
+
+def error_text(error):
+    return f"message={str(error).encode().hex()}"
+
+
+# What an event is in a reply.
+TOLD = {
+    "ready": worker_fields,
+    "spare": worker_fields,
+    "unresponsive": lambda worker, cause, _stack: f"{worker_fields(worker)} cause={cause}",
+    "draining": lambda worker, cause: f"{worker_fields(worker)} cause={cause}",
+    "exit": exit_fields,
+    "expired": lambda worker, reason: f"{worker_fields(worker)} reason={reason}",
+    "listening": lambda worker, address: f"{worker_fields(worker)} address={address}",
+    "reload": lambda report: f"generation={report.generation}",
+    "reload_failed": lambda generation, error: f"generation={generation} {error_text(error)}",
+    "warning": error_text,
+    "degraded": lambda _failures: "",
+    "recovered": lambda: "",
+    "stopped": lambda: "",
+}
+
+
+def cluster_new(args):
+    options = {key: int(args[key]) for key in ("workers", "spares", "max_requests") if key in args}
+    for key in ("ready_timeout", "min_ready", "drain_timeout", "kill_grace", "max_age"):
+        if key in args:
+            options[key] = float(args[key]) / 1e3
+    if "beat" in args:
+        options["heartbeat"] = (float(args["beat"]) / 1e3, float(args["hang_timeout"]) / 1e3)
+    if "listen" in args:
+        options["listen"] = args["listen"].split(",")
+    if "balance" in args:
+        options["balance"] = args["balance"]
+    cluster = offloop.Cluster(**member_of(args), **options)
+    CLUSTERS[args["cluster"]] = cluster
+    lines = EVENTS[args["cluster"]] = {kind: queue.SimpleQueue() for kind in (*TOLD, "message")}
+    for kind, show in TOLD.items():
+        cluster.on(kind, lambda *told, line=lines[kind], show=show: line.put(show(*told)))
+    cluster.on("message", lambda *said: lines["message"].put(said))
+    return ""
+
+
+def cluster_start(args):
+    need(CLUSTERS, args, "cluster").start(timeout=within(args))
+    return ""
+
+
+def cluster_reload(args):
+    report = need(CLUSTERS, args, "cluster").reload(**(member_of(args) if "version" in args else {}))
+    return f"generation={report.generation} replaced={report.replaced} forced={report.forced}"
+
+
+def cluster_scale(args):
+    need(CLUSTERS, args, "cluster").scale(int(args["workers"]))
+    return ""
+
+
+def cluster_stop(args):
+    need(CLUSTERS, args, "cluster").stop(float(args["grace"]) / 1e3 if "grace" in args else None)
+    return ""
+
+
+def cluster_kill(args):
+    need(CLUSTERS, args, "cluster").kill(int(args["slot"]))
+    return ""
+
+
+def cluster_stats(args):
+    stats = need(CLUSTERS, args, "cluster").stats
+    names = "generation wanted live ready spares degraded spawned crashed forced expired reloads reloads_failed served".split()
+    return " ".join(f"{name}={int(getattr(stats, name))}" for name in names)
+
+
+def cluster_event(args):
+    return need(EVENTS, args, "cluster")[args["of"]].get()
+
+
+def cluster_send(args):
+    need(CLUSTERS, args, "cluster").send(int(args["slot"]), param(args["value"]))
+    return ""
+
+
+def cluster_broadcast(args):
+    return f"missed={len(need(CLUSTERS, args, 'cluster').broadcast(param(args['value'])))}"
+
+
+def cluster_request(args):
+    return fields(need(CLUSTERS, args, "cluster").request(int(args["slot"]), param(args["value"]), timeout=within(args)))
+
+
+def cluster_recv(args):
+    worker, came = need(EVENTS, args, "cluster")["message"].get()
+    if came.is_request:
+        REQUESTS[args.get("as")] = came
+    return f"slot={worker.slot} {fields(came.value)} request={int(came.is_request)}"
+
+
+def cluster_count(args):
+    counter = offloop.Counter(args["counter"], cluster=need(CLUSTERS, args, "cluster"))
+    return f"int={counter.add(int(args.get('add', 0)))}"
+
+
+def cluster_take(args):
+    burst = int(args.get("burst", 3))
+    limiter = offloop.RateLimiter(args["limiter"], rate=1e-6, burst=burst, keys=64, cluster=need(CLUSTERS, args, "cluster"))
+    return f"allowed={int(limiter.take().allowed)}"
+
+
 # What waits, each on a thread of its own.
 WAITS = {
     "pool.map": pool_map,
@@ -517,10 +647,17 @@ WAITS = {
     "channel.send": channel_send,
     "channel.recv": channel_recv,
     "channel.request": channel_request,
+    "cluster.start": cluster_start,
+    "cluster.reload": cluster_reload,
+    "cluster.scale": cluster_scale,
+    "cluster.stop": cluster_stop,
+    "cluster.event": cluster_event,
+    "cluster.request": cluster_request,
+    "cluster.recv": cluster_recv,
 }
 
 VERBS = {
-    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero,processes,map,unsendable,classes,streams" + (",counts" if "retried" in offloop.PoolStats.__annotations__ else "") + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else ""),
+    "hello": lambda _args: "lang=python abi=1 wire=1 caps=back,ordered,zero,processes,map,unsendable,classes,streams" + (",counts" if "retried" in offloop.PoolStats.__annotations__ else "") + (",rings" if hasattr(offloop, "RingBuffer") else "") + (",channels" if hasattr(offloop, "Channel") else "") + (",clusters" if hasattr(offloop, "Cluster") else ""),
     "pool.new": pool_new,
     "pool.submit_many": submit_many,
     "pool.stats": pool_stats,
@@ -557,6 +694,14 @@ VERBS = {
     "channel.listen": channel_listen,
     "channel.reply": channel_reply,
     "channel.close": channel_close,
+    "cluster.new": cluster_new,
+    "cluster.addresses": lambda args: f"addresses={','.join(need(CLUSTERS, args, 'cluster').addresses)}",
+    "cluster.kill": cluster_kill,
+    "cluster.stats": cluster_stats,
+    "cluster.send": cluster_send,
+    "cluster.broadcast": cluster_broadcast,
+    "cluster.count": cluster_count,
+    "cluster.take": cluster_take,
 }
 
 

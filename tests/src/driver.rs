@@ -81,6 +81,20 @@ pub fn worker(lang: &str) -> Result<(String, Vec<String>), String> {
     })
 }
 
+/// What a cluster starts for each worker that is to be a driver's: the whole command, to which the driver adds what the worker is to do.
+///
+/// # Errors
+/// As [`command`].
+pub fn member(lang: &str) -> Result<Vec<String>, String> {
+    let program = command(lang)?.get_program().to_string_lossy().into_owned();
+    let path = |name: &str| root().join(name).to_string_lossy().into_owned();
+    Ok(match lang {
+        "node" => vec![program, "--require".to_owned(), path("bindings-node/lib/register.cjs"), path("tests/drivers/member.mjs")],
+        "python" => vec![program, path("tests/drivers/member.py")],
+        _ => vec![program, "member".to_owned()],
+    })
+}
+
 /// The number of the first fd that a driver inherits.
 pub const FIRST_FD: RawFd = 100;
 

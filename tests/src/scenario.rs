@@ -15,8 +15,8 @@ pub struct Scenario {
     pub about: String,
     /// The processes that take part, by name.
     pub actors: Vec<String>,
-    /// Whether every ordered pair of languages runs it, or every language by itself.
-    pub pairs: bool,
+    /// Which languages run it together.
+    pub matrix: Matrix,
     /// The pools of a host's own functions that run it, one case each: `thread`, `process`. `@pool` is the word.
     pub pools: Vec<String>,
     /// What a driver must say in `caps` of its `hello`.
@@ -28,6 +28,20 @@ pub struct Scenario {
     /// The steps, in order.
     pub steps: Vec<Step>,
 }
+
+/// Who runs a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    /// Every language by itself.
+    Each,
+    /// Every ordered pair of languages has the two actors.
+    Pairs,
+    /// Every language has the actors, with the workers of every language: `@of` and `@command`.
+    Workers,
+}
+
+/// The actor that is the runner itself, as a client of what the others serve.
+pub const CLIENT: &str = "client";
 
 /// The runner's ring.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +109,8 @@ pub enum Step {
         label: String,
         /// What the reply must have.
         expect: Expect,
+        /// What its message must say.
+        says: Vec<String>,
         /// `name → key` of the reply.
         save: Vec<(String, String)>,
     },
@@ -109,7 +125,7 @@ pub enum Step {
     },
 }
 
-/// What a reply must have: `ok` or `err`, and for each `key` a value. `key=*` is any value, `key>=n` a number.
+/// What a reply must have: `ok` or `err`, and for each `key` a value. `key=*` is any value, `key>=n` a number, `key!=value` any other one.
 #[derive(Clone, Debug)]
 pub struct Expect(pub String);
 
@@ -125,6 +141,9 @@ impl Expect {
             if let Some((key, min)) = want.split_once(">=") {
                 let number = |s: &str| s.parse::<f64>().ok();
                 return have.get(key).and_then(|v| number(v)).zip(number(min)).is_some_and(|(v, min)| v >= min);
+            }
+            if let Some((key, other)) = want.split_once("!=") {
+                return have.get(key).is_some_and(|have| *have != other);
             }
             let (key, value) = want.split_once('=').unwrap_or((want, "*"));
             have.get(key).is_some_and(|have| value == "*" || *have == value)
@@ -159,9 +178,10 @@ impl Scenario {
         }
         Ok(Scenario {
             about: table.get("about").and_then(Value::as_str).ok_or(format!("{name}: no about"))?.to_owned(),
-            pairs: match table.get("matrix").and_then(Value::as_str) {
-                None | Some("each") => false,
-                Some("pairs") if actors.len() == 2 => true,
+            matrix: match table.get("matrix").and_then(Value::as_str) {
+                None | Some("each") => Matrix::Each,
+                Some("pairs") if actors.len() == 2 => Matrix::Pairs,
+                Some("workers") => Matrix::Workers,
                 Some(other) => return Err(format!("{name}: matrix {other} does not fit {} actors", actors.len())),
             },
             requires: strings(table.get("requires")),
@@ -216,8 +236,9 @@ fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
         return Err(format!("unknown key {bad}"));
     }
     let text = |key: &str| table.get(key).and_then(Value::as_str).map(str::to_owned);
-    let actor = text("actor").unwrap_or_else(|| actors[0].clone());
-    if !actors.contains(&actor) {
+    let client = text("send").is_some_and(|line| line.starts_with("client."));
+    let actor = if client { CLIENT.to_owned() } else { text("actor").unwrap_or_else(|| actors[0].clone()) };
+    if !client && !actors.contains(&actor) {
         return Err(format!("no actor {actor}"));
     }
     let save = table
@@ -235,7 +256,7 @@ fn read_step(step: &Value, actors: &[String]) -> Result<Step, String> {
             Ok(Step::Call { actor, line, expect, says: strings(table.get("says")), save, until: until.is_some() })
         }
         (Some(line), Some(label), None, None) => Ok(Step::Start { actor, line, label }),
-        (None, None, Some(label), None) => Ok(Step::Await { label, expect, save }),
+        (None, None, Some(label), None) => Ok(Step::Await { label, expect, says: strings(table.get("says")), save }),
         (None, None, None, Some(actor)) => Ok(Step::Kill(actor)),
         _ => Err("needs one of send, await, kill, scribble, place, file_size, memory".into()),
     }
@@ -254,5 +275,8 @@ mod tests {
         assert!(!fits("err kind=Full", "err kind=Closed"));
         assert!(!fits("ok a>=3", "ok a=2"));
         assert!(!fits("ok a=*", "ok"));
+        assert!(fits("ok a!=2", "ok a=1"));
+        assert!(!fits("ok a!=1", "ok a=1"));
+        assert!(!fits("ok a!=1", "ok"));
     }
 }

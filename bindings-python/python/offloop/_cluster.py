@@ -49,6 +49,8 @@ _UNLIMITED = 2**64 - 1
 # Messages of one worker before the next one's, and that event loops were given and have not taken.
 _TURN = 64
 _AHEAD = 256
+# Seconds that the end of a channel is waited for whose worker has ended: it is there, unless a process that the worker has left behind has its socket.
+_END = 0.1
 _STATES = {
     "spare": "spare",
     "activated": "ready",
@@ -85,7 +87,7 @@ class WorkerExit(NamedTuple):
     exit_code: int | None
     signal: int | None
     cause: str
-    """Why: `crash`, `stop`, `scale`, `retire`, `hang` …"""
+    """Why: `crash`, `boot`, `bootTimeout`, `blocked`, `frozen`, `corrupt`, `killed`, `scale`, `retire` (a reload) or `stop`."""
     forced: bool
     """It was signalled, because it did not finish in time."""
     oom: bool
@@ -565,13 +567,15 @@ class Cluster:
         """The worker has ended: what it has said comes before that is told."""
         line = self._lines[key]
         self._native.unwatch(line.id)
+        # To the channel's end. A thread that waits for a reply may be reading.
         with contextlib.suppress(OffloopError):
-            while self._listeners.get("message") and (event := line.channel._end.message()) is not None:
-                self._deliver(line, event)
+            while event := line.channel._end.recv(_END):
+                if self._listeners.get("message"):
+                    self._deliver(line, event)
         self._lines = {id: other for id, other in self._lines.items() if other is not line}
         del self._states[key]
         self._spares = {now: was for now, was in self._spares.items() if was != key}
-        line.channel.close(0)
+        line.channel._end.close_dead()
 
     def _receive(self, key: Any) -> None:
         """Takes what a worker says, and sends what waits for room, for one turn."""

@@ -10,7 +10,7 @@ use crate::capi::{offloop_channel, offloop_cluster};
 use crate::channel::{Channel, Incoming};
 use crate::cluster::{Address, Builder, Cluster, Command, Event, Log, Rotation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::supervisor::{self, Event as Of, WorkerId};
+use crate::supervisor::{self, Cause, Event as Of, WorkerId};
 use crate::sync::lock;
 use crate::sys::confine::{self, Confine};
 use std::collections::HashMap;
@@ -26,11 +26,11 @@ pub const OFFLOOP_CLUSTER_FORK: i32 = 1;
 pub const OFFLOOP_CLUSTER_LISTENING: i32 = 2;
 /// It takes connections.
 pub const OFFLOOP_CLUSTER_READY: i32 = 3;
-/// Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell.
+/// Its loop shows nothing: it is ended, unless it goes on. `stack` says where it stands, if the worker can tell; `cause`.
 pub const OFFLOOP_CLUSTER_UNRESPONSIVE: i32 = 4;
-/// It is to finish what it has.
+/// It is to finish what it has: `cause`.
 pub const OFFLOOP_CLUSTER_DRAINING: i32 = 5;
-/// It has ended: `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
+/// It has ended: `cause`, `exit_code`, `signal`, `forced`, `oom`; `text` is its own last words.
 pub const OFFLOOP_CLUSTER_EXIT: i32 = 6;
 /// All workers are of `generation` now.
 pub const OFFLOOP_CLUSTER_RELOADED: i32 = 7;
@@ -79,6 +79,8 @@ pub struct offloop_cluster_event {
     pub text: *const c_char,
     /// Where the loop of OFFLOOP_CLUSTER_UNRESPONSIVE stands: lines of text, NUL-terminated; NULL where the worker does not say (workers in C do not).
     pub stack: *const c_char,
+    /// Why: "crash", "boot", "bootTimeout", "blocked", "frozen", "corrupt", "killed", "scale", "retire" (a reload, or its age, memory or requests), "stop"; NULL where the event has none.
+    pub cause: *const c_char,
 }
 
 /// Hears of events.
@@ -347,6 +349,7 @@ impl Teller {
             oom: 0,
             text: ptr::null(),
             stack: ptr::null(),
+            cause: ptr::null(),
         };
         if let Event::Worker(Of::Spawned { worker, pid }) = event {
             self.pids.insert(*worker, *pid);
@@ -365,7 +368,7 @@ impl Teller {
             pid: self.pids.get(id).copied().unwrap_or(0),
             ..none
         };
-        let (mut text, mut lines) = (None, None);
+        let (mut text, mut lines, mut why) = (None, None, None);
         let mut told = match event {
             Event::Listening { worker, address } => {
                 text = Some(address.to_string());
@@ -380,17 +383,22 @@ impl Teller {
                 Of::Ready { worker, .. } => of(OFFLOOP_CLUSTER_READY, worker),
                 Of::Spare { worker, .. } => of(OFFLOOP_CLUSTER_SPARE, worker),
                 Of::Activated { worker, .. } => of(OFFLOOP_CLUSTER_ACTIVATED, worker),
-                Of::Suspect { worker, stack, .. } => {
+                Of::Suspect { worker, cause, stack } => {
                     lines.clone_from(stack);
+                    why = Some(*cause);
                     of(OFFLOOP_CLUSTER_UNRESPONSIVE, worker)
                 }
-                Of::Draining { worker, .. } => of(OFFLOOP_CLUSTER_DRAINING, worker),
+                Of::Draining { worker, cause } => {
+                    why = Some(*cause);
+                    of(OFFLOOP_CLUSTER_DRAINING, worker)
+                }
                 Of::Expired { worker, why } => {
                     text = Some(why.name().to_owned());
                     of(OFFLOOP_CLUSTER_EXPIRED, worker)
                 }
-                Of::Exited { worker, ended, forced, text: words, .. } => {
+                Of::Exited { worker, cause, ended, forced, text: words, .. } => {
                     text.clone_from(words);
+                    why = Some(*cause);
                     offloop_cluster_event {
                         exit_code: ended.exit.code.unwrap_or(-1),
                         signal: ended.exit.signal.unwrap_or(0),
@@ -411,10 +419,10 @@ impl Teller {
             },
         };
         // A NUL in what a worker says would end the text.
-        let [text, lines] =
-            [text, lines].map(|said: Option<String>| said.and_then(|said| CString::new(said.replace('\0', "\u{FFFD}")).ok()));
+        let [text, lines, why] = [text, lines, why.map(|cause: Cause| cause.name().to_owned())]
+            .map(|said: Option<String>| said.and_then(|said| CString::new(said.replace('\0', "\u{FFFD}")).ok()));
         let pointer = |said: &Option<CString>| said.as_ref().map_or(ptr::null(), |said| said.as_ptr());
-        (told.text, told.stack) = (pointer(&text), pointer(&lines));
+        (told.text, told.stack, told.cause) = (pointer(&text), pointer(&lines), pointer(&why));
         if let Some(call) = self.call {
             // SAFETY: the caller of offloop_cluster_new says that it may be called so; the event outlives the call.
             unsafe { call(&raw const told, self.user.get()) };
@@ -586,6 +594,19 @@ pub unsafe extern "C" fn offloop_cluster_reload(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_cluster_scale(cluster: *mut offloop_cluster, workers: i64) -> offloop_status {
     ffi::call(|| lookup(cluster)?.cluster()?.scale(usize::try_from(workers).unwrap_or(0)))
+}
+
+/// Ends the worker that offloop_cluster_send means by `slot` with SIGKILL; another takes its place. OFFLOOP_ERR_NOT_FOUND for a slot without a worker.
+///
+/// # Safety
+/// Any pointer is safe.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn offloop_cluster_kill(cluster: *mut offloop_cluster, slot: u32) -> offloop_status {
+    ffi::call(|| {
+        let held = lookup(cluster)?;
+        let cluster = held.cluster()?;
+        cluster.kill(cluster.worker_at(slot)?)
+    })
 }
 
 /// Ends all workers, which have `grace_ns` to finish what they have (0: none, they are killed; below 0: drain_timeout's default, 30 s), and waits until no

@@ -616,6 +616,13 @@ impl Channel {
             self.inner.close_now();
         }
     }
+
+    /// As [`close_now`](Self::close_now), by who knows that the process at the other end is no more: whoever waits here gets `PeerDied`.
+    pub fn close_dead(&self) {
+        if fork::is_current(self.inner.epoch) {
+            self.inner.close_with(&Error::new(ErrorKind::PeerDied, "other end died"));
+        }
+    }
 }
 
 const MESSAGE: Purpose = Purpose { kind: Kind::Message, flags: 0, id: 0 };

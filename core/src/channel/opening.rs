@@ -280,8 +280,12 @@ impl Inner {
     }
 
     pub(super) fn close_now(&self) {
+        self.close_with(&own_close());
+    }
+
+    pub(super) fn close_with(&self, why: &Error) {
         let mut inbox = lock(&self.inbox);
-        self.end_with(&mut inbox, &own_close());
+        self.end_with(&mut inbox, why);
         inbox.drop_unread();
         drop(inbox);
         // An end that was never opened is another process's to open: nothing but this fd ends.

@@ -189,7 +189,24 @@ impl Inner {
     }
 
     /// Waits until `take` finds what it looks for in the inbox.
-    pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
+    pub(super) fn wait_for<T>(&self, deadline: Deadline, asks: bool, take: impl FnMut(&mut Inbox) -> Result<Option<T>>) -> Result<T> {
+        let mut has_read = false;
+        let found = self.read_until(deadline, asks, take, &mut has_read);
+        // A thread that has slept at the ring has taken the wakes of the loop's fd, which is armed again by the loop's next look.
+        if has_read && self.is_polled.load(Ordering::Relaxed) {
+            self.ring();
+        }
+        found
+    }
+
+    /// `has_read` says whether this thread has read for all.
+    fn read_until<T>(
+        &self,
+        deadline: Deadline,
+        asks: bool,
+        mut take: impl FnMut(&mut Inbox) -> Result<Option<T>>,
+        has_read: &mut bool,
+    ) -> Result<T> {
         let what = if asks { "no reply in time" } else { "no message on the channel" };
         let mut inbox = self.inbox()?;
         let (mut looked, mut held_back) = (false, false);
@@ -228,6 +245,7 @@ impl Inner {
                 continue;
             }
             inbox.pumping = true;
+            *has_read = true;
             drop(inbox);
             let found = self.take_or_wait(&mut lock(&self.rx), left);
             inbox = lock(&self.inbox);

@@ -1013,6 +1013,27 @@ fn room_is_told_to_a_loop_whose_wakes_a_blocked_thread_takes() {
 }
 
 #[test]
+fn a_loop_hears_of_what_comes_after_a_thread_has_waited_for_its_reply() {
+    let (a, b) = pair();
+    send(&b, 0);
+    assert_eq!(int(&a), 0);
+    for n in 1..100 {
+        settle(&a);
+        let asking = {
+            let a = a.clone();
+            thread::spawn(move || a.request(&mut Value::Nil, &[], None).expect("reply"))
+        };
+        let Incoming::Request(request) = b.recv(None).expect("request") else { panic!("asked") };
+        b.reply(request.id, false, &mut Value::Nil, &[], None).expect("reply");
+        asking.join().expect("thread");
+        settle(&a);
+        send(&b, n);
+        assert!(readable(&a), "nobody tells the loop");
+        assert!(matches!(next(&a).expect("message"), Incoming::Message(message) if message.value.as_int() == Some(n)));
+    }
+}
+
+#[test]
 fn what_rings_during_a_look_is_found_by_the_next() {
     let (a, _b) = pair();
     settle(&a);

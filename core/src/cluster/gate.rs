@@ -130,6 +130,10 @@ impl House {
         socket::skip(gate);
         let (seq, asked) = decode_request(&bytes[..len.min(MAX_LEN)]).map_or((0, None), |(seq, asked)| (seq, Some(asked)));
         let answered = self.find(id, asked);
+        // Before the answer: the host hears of it before the worker can be ready.
+        if let Ok((_, Some(address))) = &answered {
+            listener.tell(&Event::Listening { worker: id, address: address.clone() });
+        }
         let sent = match &answered {
             Ok((fd, at)) => {
                 let at = at.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -142,9 +146,6 @@ impl House {
                 socket::send(gate, &encode_reply(seq, e.errno().map_or(libc::EINVAL, |(errno, _)| errno), text), &[])
             }
         };
-        if let (Ok((_, Some(address))), Ok(socket::Sent::Whole)) = (answered, &sent) {
-            listener.tell(&Event::Listening { worker: id, address });
-        }
         // Who does not read its replies has no use for more.
         matches!(sent, Ok(socket::Sent::Whole))
     }

@@ -26,6 +26,9 @@ const TURN: usize = 64;
 /// Until the next attempt after fds or memory were missing; nothing is lost meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the end of a channel is waited for whose worker has ended: it is there, unless a process that the worker has left behind has its socket.
+const END: Duration = Duration::from_millis(100);
+
 pub(super) type HearMessage = Box<dyn FnMut(WorkerId, &Channel, Incoming) + Send>;
 
 /// Whom a slot means while it has several processes: the greatest.
@@ -131,9 +134,8 @@ impl Mail {
             // SAFETY: the channel, which is held here, keeps it open.
             receiving.epoll.remove(unsafe { BorrowedFd::borrow_raw(fd) });
         }
-        // As many as the rings and the inbox hold: nobody is there to send more.
-        while receiving.hand_over(id, &row.channel).is_ok_and(|more| more) {}
-        row.channel.close_now();
+        receiving.hand_over_rest(id, &row.channel);
+        row.channel.close_dead();
     }
 
     pub(super) fn close(&self) {
@@ -261,5 +263,17 @@ impl Receiving {
             Some(incoming) => drop(catch_unwind(AssertUnwindSafe(|| hear(id, channel, incoming)))),
         }
         Ok(true)
+    }
+
+    /// What a worker that has ended has said, to the channel's end. A thread that waits for a reply may be reading.
+    fn hand_over_rest(&self, id: WorkerId, channel: &Channel) {
+        let mut hear = lock(&self.hear);
+        let Some(hear) = &mut *hear else { return };
+        // As many as the rings and the inbox hold: nobody is there to send more.
+        while let Ok(incoming) = channel.recv(Some(END)) {
+            if !matches!(incoming, Incoming::Drained) {
+                drop(catch_unwind(AssertUnwindSafe(|| hear(id, channel, incoming))));
+            }
+        }
     }
 }

@@ -1,9 +1,8 @@
 /* The C driver of the conformance runner: PROTOCOL.md through offloop.h and nothing else. */
 
 #define _GNU_SOURCE
+#include "driver.h"
 #include <fcntl.h>
-#include <offloop.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,18 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_ARGS 32
-#define MAX_NAMED 64
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t came = PTHREAD_COND_INITIALIZER;
-
-typedef struct {
-  char *number, *verb;
-  char *keys[MAX_ARGS], *values[MAX_ARGS];
-  int count;
-  char *line;
-} args_t;
+pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+pthread_cond_t came = PTHREAD_COND_INITIALIZER;
 
 typedef struct {
   char *name;
@@ -62,14 +51,6 @@ typedef struct {
 static ring_entry rings[MAX_NAMED]; /* rings, producers and consumers */
 static delivery_entry deliveries[MAX_NAMED];
 
-/* Channels, listeners, and requests that wait for an answer, which a thread that waited makes. */
-typedef struct {
-  char *name;
-  offloop_channel *channel;
-  offloop_listener *listener;
-  uint64_t request;
-} channel_entry;
-
 static channel_entry channels[MAX_NAMED];
 
 typedef struct {
@@ -86,12 +67,12 @@ static char order[4096];
 
 /* ---- text ---- */
 
-static void *grab(void *memory) {
+void *grab(void *memory) {
   if (memory == NULL) abort();
   return memory;
 }
 
-static char *hex(const void *data, size_t len) {
+char *hex(const void *data, size_t len) {
   static const char digits[] = "0123456789abcdef";
   char *out = grab(malloc(2 * len + 1));
   for (size_t i = 0; i < len; i++) {
@@ -112,7 +93,7 @@ static unsigned char *unhex(const char *text, size_t *len) {
   return out;
 }
 
-static char *format(const char *pattern, ...) {
+char *format(const char *pattern, ...) {
   char *out = NULL;
   va_list list;
   va_start(list, pattern);
@@ -122,7 +103,7 @@ static char *format(const char *pattern, ...) {
 }
 
 /* Takes the reply. */
-static void say(const char *number, char *reply) {
+void say(const char *number, char *reply) {
   size_t len = strlen(reply);
   while (len > 0 && reply[len - 1] == ' ') reply[--len] = 0;
   flockfile(stdout);
@@ -149,7 +130,7 @@ static void kind_of(offloop_status status, char out[64]) {
   *out = 0;
 }
 
-static char *show_error(offloop_status status, const char *message, size_t len) {
+char *show_error(offloop_status status, const char *message, size_t len) {
   char kind[64];
   char *text = hex(message, len);
   kind_of(status, kind);
@@ -158,14 +139,14 @@ static char *show_error(offloop_status status, const char *message, size_t len) 
   return out;
 }
 
-static char *last_error(offloop_status status) {
+char *last_error(offloop_status status) {
   char *message = grab(strdup(offloop_last_error()));
   char *out = show_error(status, message, strlen(message));
   free(message);
   return out;
 }
 
-static char *driver_error(const char *what) {
+char *driver_error(const char *what) {
   char *text = hex(what, strlen(what));
   char *out = format("err kind=Driver status=0 message=%s", text);
   free(text);
@@ -235,19 +216,19 @@ static char *show(offloop_status status, offloop_value *value) {
 
 /* ---- arguments and names ---- */
 
-static const char *get(const args_t *args, const char *key) {
+const char *get(const args_t *args, const char *key) {
   for (int i = 0; i < args->count; i++) {
     if (strcmp(args->keys[i], key) == 0) return args->values[i];
   }
   return NULL;
 }
 
-static int64_t number(const args_t *args, const char *key, int64_t otherwise) {
+int64_t number(const args_t *args, const char *key, int64_t otherwise) {
   const char *value = get(args, key);
   return value == NULL ? otherwise : strtoll(value, NULL, 10);
 }
 
-static int64_t ms(const args_t *args, const char *key) { return number(args, key, 0) * 1000000; }
+int64_t ms(const args_t *args, const char *key) { return number(args, key, 0) * 1000000; }
 
 static pool_entry *pool_of(const args_t *args) {
   const char *name = get(args, "pool");
@@ -279,7 +260,7 @@ static task_entry *new_task(const char *name) {
   return &tasks[task_count++];
 }
 
-static offloop_value *param(const char *text) {
+offloop_value *param(const char *text) {
   offloop_value *value = NULL;
   char *end;
   size_t len;
@@ -453,7 +434,7 @@ static char *submit_many(pool_entry *pool, const args_t *args) {
 
 /* ---- verbs that wait, each on a thread of its own ---- */
 
-static void release(args_t *args) {
+void release(args_t *args) {
   free(args->line);
   free(args);
 }
@@ -511,7 +492,7 @@ static void *op_thread(void *arg) {
   return NULL;
 }
 
-static char *later(void *(*body)(void *), args_t *args) {
+char *later(void *(*body)(void *), args_t *args) {
   pthread_t thread;
   if (pthread_create(&thread, NULL, body, args) != 0) abort();
   pthread_detach(thread);
@@ -950,7 +931,7 @@ static channel_entry channel_named(const char *name) {
   return found;
 }
 
-static char *keep_channel(const char *name, channel_entry made, offloop_status status) {
+char *keep_channel(const char *name, channel_entry made, offloop_status status) {
   if (status != OFFLOOP_OK) return last_error(status);
   if (name == NULL) return driver_error("no name");
   pthread_mutex_lock(&lock);
@@ -971,7 +952,7 @@ static offloop_value *message_of(const args_t *args) {
 }
 
 /* `show`, of a buffer too. Frees the value. */
-static char *show_message(offloop_value *value) {
+char *show_message(offloop_value *value) {
   offloop_buffer *buffer = NULL;
   uint8_t *data;
   size_t len;
@@ -1195,7 +1176,7 @@ static char *run(args_t *args) {
   pool_entry *pool = pool_of(args);
   task_entry *task;
   if (strcmp(verb, "hello") == 0) {
-    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,processes,names,counts,leaves,streams,rings,channels", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
+    return format("ok lang=c abi=%u wire=%u caps=foreign,back,ordered,grace,processes,names,counts,leaves,streams,rings,channels,clusters", (unsigned)offloop_abi_version(), (unsigned)offloop_wire_version());
   }
   if (strcmp(verb, "pool.new") == 0) return pool_new(args);
   if (strcmp(verb, "order.take") == 0) {
@@ -1215,6 +1196,7 @@ static char *run(args_t *args) {
   if (strncmp(verb, "buffer.", 7) == 0) return buffer_verb(verb, args);
   if (strncmp(verb, "ring.", 5) == 0) return ring_verb(verb, args);
   if (strncmp(verb, "channel.", 8) == 0) return channel_verb(verb, args);
+  if (strncmp(verb, "cluster.", 8) == 0) return cluster_verb(verb, args);
   if (strncmp(verb, "stream.", 7) == 0) return stream_verb(pool, args);
   if (strncmp(verb, "task.", 5) == 0) {
     if ((task = task_of(get(args, "task"))) == NULL) return driver_error("no such task");
@@ -1249,6 +1231,7 @@ static char *run(args_t *args) {
 }
 
 int main(int argc, char **argv) {
+  if (argc == 5 && strcmp(argv[1], "member") == 0) return member(argv + 2);
   if (argc > 1) return worker(strcmp(argv[1], "broken") == 0);
   char *line = NULL;
   size_t room = 0;

@@ -1,6 +1,6 @@
 //! The verbs of channels.
 
-use super::{Args, Reply, later, missing, param, show};
+use super::{Args, LOCK, Reply, later, missing, param, show};
 use offloop::channel::{Channel, Incoming, Listener, Message, Options};
 use offloop::{Error, TransferBuffer, Value};
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Channels {
     channels: Arc<Mutex<HashMap<String, Channel>>>,
     listeners: HashMap<String, Arc<Listener>>,
-    /// Requests that wait for an answer, by the name that a scenario gives them.
-    requests: Arc<Mutex<HashMap<String, (Channel, u64)>>>,
+    pub(crate) requests: Requests,
 }
 
-const LOCK: &str = "no panic under the lock";
+/// Requests that wait for an answer, by the name that a scenario gives them.
+pub(crate) type Requests = Arc<Mutex<HashMap<String, (Channel, u64)>>>;
 
 /// A value as the fields of a reply.
-fn fields(value: Value) -> Reply {
+pub(crate) fn fields(value: Value) -> Reply {
     let value = if let Value::Buffer(buffer) = value { Value::Bytes(buffer.to_vec()?.into()) } else { value };
     Ok(show(Ok(value)).trim_start_matches("ok ").to_owned())
 }

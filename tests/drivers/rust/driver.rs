@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, reason = "the protocol is spoken on standard output")]
 
 mod channel;
+mod cluster;
+mod member;
 mod process;
 mod ring;
 
@@ -17,6 +19,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 type Reply = Result<String, Error>;
+
+const LOCK: &str = "no panic under the lock";
 
 /// A task's one outcome, as the text of a reply.
 #[derive(Default)]
@@ -66,6 +70,7 @@ struct Driver {
     streams: HashMap<String, Arc<Streamed>>,
     rings: ring::Rings,
     channels: channel::Channels,
+    clusters: cluster::Clusters,
 }
 
 /// Memory that somebody else owns: counts when it is given back.
@@ -322,7 +327,7 @@ impl Driver {
     fn run(&mut self, id: &str, verb: &str, args: &Args) -> Reply {
         match verb {
             "hello" => Ok(
-                "lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,processes,names,classes,counts,leaves,streams,rings,channels"
+                "lang=rust abi=1 wire=1 caps=foreign,back,ordered,grace,zero,processes,names,classes,counts,leaves,streams,rings,channels,clusters"
                     .into(),
             ),
             "pool.new" if args.get("worker").is_some() => {
@@ -435,6 +440,7 @@ impl Driver {
             "foreign.freed" => Ok(format!("count={}", self.freed.load(Ordering::SeqCst))),
             _ if verb.starts_with("ring.") => self.rings.run(id, verb, args),
             _ if verb.starts_with("channel.") => self.channels.run(id, verb, args, &mut self.buffers),
+            _ if verb.starts_with("cluster.") => self.clusters.run(id, verb, args, &self.channels.requests),
             _ => self.run_buffer(verb, args),
         }
     }
@@ -496,8 +502,10 @@ impl Driver {
 }
 
 fn main() -> std::process::ExitCode {
-    if let Some(how) = std::env::args().nth(1) {
-        return if process::worker(&how).is_ok() { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE };
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(how) = words.first() {
+        let done = if how == member::MEMBER { member::run(&words[1..]) } else { process::worker(how) };
+        return if done.is_ok() { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE };
     }
     let mut driver = Driver::default();
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
