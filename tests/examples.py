@@ -368,54 +368,76 @@ def cluster_python(folder, _shown):
     reloaded(folder, ["python3", "examples/cluster-python/main.py", port], "GET", None, lambda text: text.startswith("hello"), port)
 
 
+class WebSocket:
+    """A client of RFC 6455, as far as short texts go."""
+
+    def __init__(self, port, source):
+        self.socket = socket.create_connection(("127.0.0.1", port), LIMIT, (source, 0))
+        self.file = self.socket.makefile("rb")
+        asks = [
+            "GET / HTTP/1.1",
+            "Host: localhost",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+        ]
+        self.socket.sendall("\r\n".join([*asks, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", ""]).encode())
+        assert self.file.readline().startswith(b"HTTP/1.1 101 ")
+        while self.file.readline() != b"\r\n":
+            pass
+
+    def say(self, text):
+        # Masked by zeros, as they are.
+        self.socket.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text.encode())
+
+    def hears(self):
+        """A text, the number that the server closes with, or None at the end."""
+        head = self.file.read(2)
+        if not head:
+            return None
+        data = self.file.read(head[1])
+        return data.decode() if head[0] == 0x81 else int.from_bytes(data[:2], "big")
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
 def chat(folder, _shown):
     """Everybody hears what anybody says, under the name that is known to one worker alone, also after a reload."""
     env = environment(folder)
 
-    def at(n):
-        return http.client.HTTPConnection("127.0.0.1", int(env["PORT"]), timeout=LIMIT, source_address=(f"127.0.0.{n}", 0))
-
-    def post(n, path, body):
-        # On a connection of its own: stickiness is not that of a kept connection.
-        client = at(n)
-        client.request("POST", path, body, {"Connection": "close"})
-        assert client.getresponse().status == 200
-        client.close()
-
-    def listening(n):
-        client = at(n)
-        client.request("GET", "/")
-        stream = client.getresponse()
-        assert stream.readline() == b"retry: 100\n"
-        worker = stream.readline()
-        stream.readline()
-        return stream, worker
-
-    def hears(stream, line):
-        said = stream.readline() + stream.readline()
-        assert said == f"data: {line}\n\n".encode(), said
+    def connect(n):
+        client = WebSocket(int(env["PORT"]), f"127.0.0.{n}")
+        return client, client.hears()
 
     with running(["node", "examples/chat/main.mjs"], folder, env) as process:
         # With one of them only, that one would have all clients.
         assert process.stdout.readline() == f"listening on :{env['PORT']}, 2 workers\n"
-        clients = range(2, 14)
-        for n in clients:
-            post(n, "/name", f"client{n}")
-        streams = {n: listening(n) for n in clients}
-        assert {worker for _, worker in streams.values()} == {b": worker 0\n", b": worker 1\n"}, streams
-        for n in clients:
-            post(n, "/say", "hello")
-            for stream, _ in streams.values():
-                hears(stream, f"client{n}: hello")
+        numbers = range(2, 14)
+        for n in numbers:
+            # On a connection of its own: stickiness is not that of a connection.
+            client, _ = connect(n)
+            client.say(f"/name client{n}")
+            client.close()
+        # In another order than that in which they got their names.
+        clients = {n: connect(n) for n in reversed(numbers)}
+        assert {worker for _, worker in clients.values()} == {"worker 0", "worker 1"}, clients
+        for n in numbers:
+            clients[n][0].say("hello")
+            for client, _ in clients.values():
+                assert (said := client.hears()) == f"client{n}: hello", said
         process.send_signal(signal.SIGHUP)
-        # The streams end by themselves, as those of an answer that is complete.
-        for stream, _ in streams.values():
-            assert stream.read() == b""
-        streams = {n: listening(n) for n in clients}
-        post(2, "/name", "again")
-        post(2, "/say", "still here")
-        for stream, _ in streams.values():
-            hears(stream, "again: still here")
+        # One worker after the other.
+        for client, _ in sorted(clients.values(), key=lambda client: client[1]):
+            assert (code := client.hears()) == 1012, code
+            client.close()
+        clients = {n: connect(n) for n in numbers}
+        clients[2][0].say("/name again")
+        clients[2][0].say("still here")
+        for client, _ in clients.values():
+            assert (said := client.hears()) == "again: still here", said
+            client.close()
     assert process.returncode == 0, process.returncode
 
 

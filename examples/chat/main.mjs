@@ -1,4 +1,4 @@
-// The room of room.mjs on all cores. A client comes to the same worker each time, and what is said to one worker is heard by the clients of all.
+// The WebSocket room of room.mjs on all cores. A client comes to the same worker each time, and what is said to one worker is heard by the clients of all.
 import { fileURLToPath } from 'node:url'
 import { Cluster } from 'offloop'
 

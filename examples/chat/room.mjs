@@ -1,35 +1,32 @@
-// One worker: POST a name to /name, then what you say to /say; GET / is everything that anybody says, as server-sent events. Who has which name is known
-// to this worker alone, in its memory: with `balance: 'ip-hash'` a client's requests all come here.
+// One worker: a WebSocket for each client. `/name ada` gives a client its name, anything else is said to all. Who has which name is known to this worker alone, in its memory: with
+// `balance: 'ip-hash'` all connections of a client come here, so it has its name still when it connects again.
 import { createServer } from 'node:http'
-import { text } from 'node:stream/consumers'
 import { currentWorker } from 'offloop/worker'
+import { WebSocketServer } from 'ws'
+
+/** "Service restart" of RFC 6455: connect again. */
+const RESTART = 1012
 
 const worker = currentWorker()
 const names = new Map()
-const listeners = new Set()
+const server = createServer((_request, response) => response.writeHead(426, { connection: 'close', upgrade: 'websocket' }).end())
+const room = new WebSocketServer({ server })
 
+room.on('connection', (client, request) => {
+  const from = request.socket.remoteAddress
+  client.on('error', (error) => console.error(`${from}: ${error.message}`))
+  client.on('message', (data) => {
+    const text = String(data)
+    if (text.startsWith('/name ')) names.set(from, text.slice(6))
+    else worker.send(`${names.get(from) ?? 'somebody'}: ${text}`)
+  })
+  client.send(`worker ${worker.slot}`)
+})
 worker.on('message', (line) => {
-  for (const response of listeners) response.write(`data: ${line}\n\n`)
+  for (const client of room.clients) client.send(line)
 })
-// An open stream would be waited for: its client comes again, by itself, to the worker that takes this one's place.
+// Open connections would be waited for: the worker that takes this one's place is there already.
 worker.onDrain(() => {
-  for (const response of listeners) response.end()
+  for (const client of room.clients) client.close(RESTART)
 })
-
-createServer(async (request, response) => {
-  const client = request.socket.remoteAddress
-  switch (`${request.method} ${request.url}`) {
-    case 'POST /name':
-      names.set(client, await text(request))
-      return response.end()
-    case 'POST /say':
-      worker.send(`${names.get(client) ?? 'somebody'}: ${await text(request)}`)
-      return response.end()
-    case 'GET /':
-      response.writeHead(200, { 'content-type': 'text/event-stream', connection: 'close' })
-      response.write(`retry: 100\n: worker ${worker.slot}\n\n`)
-      listeners.add(response)
-      return response.on('close', () => listeners.delete(response))
-  }
-  response.writeHead(404).end()
-}).listen(Number(process.env.PORT ?? 3000))
+server.listen(Number(process.env.PORT ?? 3000))
