@@ -328,12 +328,15 @@ impl Hand {
     fn is_held_up(&self) -> bool {
         let (ahead, at_work) = (self.ahead(), self.at_work());
         let mut hold = lock(&self.hold);
-        if ahead == 0 || at_work == 0 || hold.seen != hold.done {
+        if at_work == 0 || hold.seen != hold.done {
             (hold.seen, hold.still) = (hold.done, 0);
             return false;
         }
-        hold.still += 1;
-        hold.still >= HELD_UP
+        // What was taken back does not go there again before something has ended.
+        if ahead > 0 {
+            hold.still = hold.still.saturating_add(1);
+        }
+        ahead > 0 && hold.still >= HELD_UP
     }
 
     /// As the last tick had it, and nothing has ended since.
@@ -1266,6 +1269,36 @@ mod tests {
         word.store(DONE, Ordering::Release);
         assert_eq!(feed(&mut worker), Fed::Asleep, "nothing is left that would have it fed again");
         assert!(first.is_done());
+    }
+
+    #[test]
+    fn what_was_taken_back_from_behind_a_long_task_does_not_go_there_again() {
+        let host = Arc::<WithLanes>::default();
+        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
+        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
+        let submit = || pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit");
+        let first = submit();
+        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
+        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
+        worker.set_lane(lane.clone());
+        worker.ready(Box::new(|| {}));
+        let place = |state| lane.words().iter().position(|w| w.load(Ordering::Relaxed) == state);
+        assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
+        let at = place(READY).expect("the first was handed out");
+        lane.words()[at].store(CLAIMED, Ordering::Relaxed);
+        let next = submit();
+        assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
+        assert!(place(READY).is_some(), "the next is ahead");
+        (0..HELD_UP).for_each(|_| pool.inner().recall());
+        for _ in 0..3 * HELD_UP {
+            assert_eq!(place(READY), None);
+            assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
+            pool.inner().recall();
+        }
+        lane.words()[at].store(DONE, Ordering::Release);
+        assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
+        assert!(first.is_done() && place(READY).is_some());
+        drop(next);
     }
 
     #[test]
