@@ -407,6 +407,8 @@ impl Hand {
             }
             word.store(FREE, Ordering::Relaxed);
         }
+        // As they were handed out, which is how one that runs one at a time has ended them.
+        ended.sort_unstable_by_key(|one| one.held.order);
         // A tick collects as well, and has no way to end a worker.
         hold.unsound |= !sound;
         !hold.unsound
@@ -1200,7 +1202,7 @@ impl Inner {
 mod tests {
     use super::*;
     use crate::pool::service::Due;
-    use crate::pool::{SubmitOptions, ThreadPool, Work};
+    use crate::pool::{SubmitOptions, Task, ThreadPool, Work};
 
     /// Workers whose thread is that of the test.
     #[derive(Default)]
@@ -1299,6 +1301,39 @@ mod tests {
         assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
         assert!(first.is_done() && place(READY).is_some());
         drop(next);
+    }
+
+    #[test]
+    fn tasks_that_are_found_ended_together_end_in_the_order_of_their_begin() {
+        let host = Arc::<WithLanes>::default();
+        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
+        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
+        let submit = || pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit");
+        let mut tasks = vec![submit(), submit()];
+        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
+        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
+        worker.set_lane(lane.clone());
+        worker.ready(Box::new(|| {}));
+        let mut given = Vec::new();
+        let mut feed = |worker: &mut LoopWorker| {
+            worker.feed(true, &mut |one| {
+                given.push(one.index);
+                true
+            })
+        };
+        assert_eq!(feed(&mut worker), Fed::Busy);
+        // The third gets the number of the first, before that of the second.
+        let first = lane.words().iter().position(|w| w.load(Ordering::Relaxed) == READY).expect("handed out");
+        lane.words()[first].store(DONE, Ordering::Release);
+        tasks.push(submit());
+        assert_eq!(feed(&mut worker), Fed::Busy);
+        assert!(given.len() == 3 && given[0] < given[1] && given[2] == given[0], "{given:?}");
+        given[1..].iter().for_each(|at| lane.words()[*at].store(DONE, Ordering::Release));
+        let mut ended = Vec::new();
+        assert!(worker.hand.collect(&mut ended));
+        assert_eq!(ended.iter().map(|one| one.held.order).collect::<Vec<_>>(), [2, 3]);
+        conclude(&worker.worker.pool, &worker.worker.writer, ended);
+        assert!(tasks.iter().all(Task::is_done));
     }
 
     #[test]
