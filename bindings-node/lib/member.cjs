@@ -63,9 +63,7 @@ class ClusterMember extends EventEmitter {
     /** The (re)load that it belongs to, from 1 on. */
     this.generation = generation
     this.pid = process.pid
-    // `VARIABLE` of broker.cjs, which is loaded by those that use it. What this process starts has no pool of it.
-    this.#poolPath = process.env.OFFLOOP_POOL
-    delete process.env.OFFLOOP_POOL
+    this.#poolPath = process.env[POOL]
     this.threadId = threads.threadId
     /** The sockets of the cluster's `listen`. */
     this.fds = fds
@@ -517,6 +515,8 @@ function patch() {
   }
 }
 
+/** `VARIABLE` of broker.cjs, which is loaded by those that use it. */
+const POOL = 'OFFLOOP_POOL'
 const LISTEN = ['LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']
 
 /** Attaches, if a cluster started this process. A program that is `unmodified` may look for the sockets itself; LISTEN_PID keeps them from its children. */
@@ -528,7 +528,7 @@ function enter(unmodified = false) {
   member = new ClusterMember(attached)
   onNote(note, () => member.look())
   // Programs that this one starts are nobody's worker.
-  for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', ...(unmodified ? [] : LISTEN)]) delete process.env[name]
+  for (const name of ['OFFLOOP_CLUSTER', 'OFFLOOP_SUPERVISOR', POOL, ...(unmodified ? [] : LISTEN)]) delete process.env[name]
   patch()
 }
 

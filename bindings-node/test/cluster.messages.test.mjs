@@ -20,6 +20,20 @@ async function open(t, options = {}) {
   return { cluster, said, texts: () => said.map(([, message]) => JSON.stringify(message)).sort() }
 }
 
+test('messages go to workers of another user', { skip: process.getuid() !== 0 && 'only root may start them' }, async (t) => {
+  const cluster = new Cluster({ exec, workers: 1, minReady: 0, uid: 65534, gid: 65534 })
+  t.after(() => cluster.stop({ grace: 0 }))
+  const heard = once(cluster, 'message')
+  try {
+    await cluster.start()
+  } catch (error) {
+    if (!/EACCES|Cannot find module/.test(error.message)) throw error
+    return t.skip(`that user may not read this folder: ${error.message.split('\n')[0]}`)
+  }
+  assert.deepEqual((await heard)[1], { hello: 0, generation: 1 })
+  assert.equal(await cluster.request(0, 41), 42)
+})
+
 test('messages and requests go both ways', async (t) => {
   const { cluster, said, texts } = await open(t)
   await until(() => said.length === 2)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._native import TransferBuffer
 
 # Of core's environment, and what other programs know: these that a worker starts are nobody's workers.
-_VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR")
+_VARIABLES = ("OFFLOOP_CLUSTER", "OFFLOOP_SUPERVISOR", "OFFLOOP_POOL")
 _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 # Seconds that stand for "as long as it takes" where the fd itself has to stay non-blocking; poll has 24 days.
 _LONG = 20.0 * 86400
@@ -110,8 +110,7 @@ class Worker:
         self._channel: Channel | None = None
         self._hears: Callable[[Message], object] | None = None
         self._pool: ClusterPool | None = None
-        # What this process starts has no pool of it.
-        self._pool_path = os.environ.pop("OFFLOOP_POOL", None)
+        self._pool_path = os.environ.get("OFFLOOP_POOL")
         # Requests of the cluster that were handed over; `is_request` holds until they are answered.
         self._unanswered: list[Message] = []
 
