@@ -52,6 +52,14 @@ pub struct Line<'a> {
     pub is_cut: bool,
 }
 
+#[cfg(test)]
+impl Line<'_> {
+    /// A whole line of the process 77, in slot 2 of generation 3.
+    pub(crate) fn sample(bytes: &[u8], stream: Stream) -> Line<'_> {
+        Line { worker: WorkerId { slot: 2, generation: 3, incarnation: 1 }, pid: 77, stream, bytes, goes_on: false, is_cut: false }
+    }
+}
+
 pub(super) type Hear = Box<dyn FnMut(&Line<'_>) + Send>;
 
 /// One end that is read from.

@@ -193,11 +193,6 @@ pub(super) fn open_log(log: &Log) -> Result<impl FnMut(&Line<'_>) + Send + use<>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::WorkerId;
-
-    fn line(bytes: &[u8], stream: Stream) -> Line<'_> {
-        Line { worker: WorkerId { slot: 2, generation: 3, incarnation: 1 }, pid: 77, stream, bytes, goes_on: false, is_cut: false }
-    }
 
     #[test]
     fn files_are_followed_by_the_next_and_no_more_are_kept() {
@@ -208,9 +203,9 @@ mod tests {
         let file = |path: &Path| Log::File { path: path.to_owned(), rotation: Rotation { size: 30, keep: 2 } };
         let mut hear = open_log(&file(&path)).expect("file");
         for text in ["one", "two", "three", "four", "five"] {
-            hear(&line(text.as_bytes(), Stream::Out));
+            hear(&Line::sample(text.as_bytes(), Stream::Out));
         }
-        hear(&Line { goes_on: true, ..line(b"more", Stream::Err) });
+        hear(&Line { goes_on: true, ..Line::sample(b"more", Stream::Err) });
         let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
         assert_eq!(read("log").as_deref(), Some("[2:77] five\n[2:77]+ more\n"));
         assert_eq!(read("log.1").as_deref(), Some("[2:77] three\n[2:77] four\n"));

@@ -332,11 +332,12 @@ impl Hand {
             (hold.seen, hold.still) = (hold.done, 0);
             return false;
         }
-        // What was taken back does not go there again before something has ended.
-        if ahead > 0 {
-            hold.still = hold.still.saturating_add(1);
+        // What was taken back does not go there again before something has ended: the count stays.
+        if ahead == 0 {
+            return false;
         }
-        ahead > 0 && hold.still >= HELD_UP
+        hold.still = hold.still.saturating_add(1);
+        hold.still >= HELD_UP
     }
 
     /// As the last tick had it, and nothing has ended since.
@@ -389,6 +390,7 @@ impl Hand {
     fn collect(&self, ended: &mut Vec<Ended>) -> bool {
         let Some(board) = self.board.get() else { return true };
         let mut sound = true;
+        let first = ended.len();
         let mut hold = lock(&self.hold);
         for (index, word) in board.words().iter().enumerate() {
             let state = word.load(Ordering::Acquire);
@@ -408,7 +410,7 @@ impl Hand {
             word.store(FREE, Ordering::Relaxed);
         }
         // As they were handed out, which is how one that runs one at a time has ended them.
-        ended.sort_unstable_by_key(|one| one.held.order);
+        ended[first..].sort_unstable_by_key(|one| one.held.order);
         // A tick collects as well, and has no way to end a worker.
         hold.unsound |= !sound;
         !hold.unsound
@@ -1240,20 +1242,26 @@ mod tests {
         fn end(&self, _: u64) {}
     }
 
-    #[test]
-    fn a_worker_whose_next_tasks_were_all_cancelled_looks_for_others() {
+    fn submit(pool: &ThreadPool, timeout: Option<Duration>) -> Task {
+        pool.submit(Work::hosted(Box::new(())), SubmitOptions { timeout, ..SubmitOptions::default() }).expect("submit")
+    }
+
+    /// A pool with so many tasks, and its one worker, which has a lane and is ready.
+    fn with_lane(tasks: usize) -> (ThreadPool, Vec<Task>, LoopWorker, Arc<Board>) {
         let host = Arc::<WithLanes>::default();
         let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
         let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
-        let submit = |timeout| {
-            let options = SubmitOptions { timeout, ..SubmitOptions::default() };
-            pool.submit(Work::hosted(Box::new(())), options).expect("submit")
-        };
-        let first = submit(None);
+        let tasks = (0..tasks).map(|_| submit(&pool, None)).collect();
         let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
         let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
         worker.set_lane(lane.clone());
         worker.ready(Box::new(|| {}));
+        (pool, tasks, worker, lane)
+    }
+
+    #[test]
+    fn a_worker_whose_next_tasks_were_all_cancelled_looks_for_others() {
+        let (pool, tasks, mut worker, lane) = with_lane(1);
         let at = std::cell::Cell::new(None);
         let feed = |worker: &mut LoopWorker| {
             worker.feed(true, &mut |given| {
@@ -1263,32 +1271,24 @@ mod tests {
         };
         assert_eq!(feed(&mut worker), Fed::Busy);
         // One with a deadline is not handed out before this one has ended.
-        let next = submit(Some(Duration::from_secs(3600)));
+        let next = submit(&pool, Some(Duration::from_secs(3600)));
         assert_eq!(feed(&mut worker), Fed::Busy);
         assert!(next.cancel());
         let word = &lane.words()[at.get().expect("the first was handed out")];
         word.store(CLAIMED, Ordering::Relaxed);
         word.store(DONE, Ordering::Release);
         assert_eq!(feed(&mut worker), Fed::Asleep, "nothing is left that would have it fed again");
-        assert!(first.is_done());
+        assert!(tasks[0].is_done());
     }
 
     #[test]
     fn what_was_taken_back_from_behind_a_long_task_does_not_go_there_again() {
-        let host = Arc::<WithLanes>::default();
-        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
-        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
-        let submit = || pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit");
-        let first = submit();
-        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
-        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
-        worker.set_lane(lane.clone());
-        worker.ready(Box::new(|| {}));
+        let (pool, tasks, mut worker, lane) = with_lane(1);
         let place = |state| lane.words().iter().position(|w| w.load(Ordering::Relaxed) == state);
         assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
         let at = place(READY).expect("the first was handed out");
         lane.words()[at].store(CLAIMED, Ordering::Relaxed);
-        let next = submit();
+        let next = submit(&pool, None);
         assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
         assert!(place(READY).is_some(), "the next is ahead");
         (0..HELD_UP).for_each(|_| pool.inner().recall());
@@ -1299,21 +1299,13 @@ mod tests {
         }
         lane.words()[at].store(DONE, Ordering::Release);
         assert_eq!(worker.feed(true, &mut |_| true), Fed::Busy);
-        assert!(first.is_done() && place(READY).is_some());
+        assert!(tasks[0].is_done() && place(READY).is_some());
         drop(next);
     }
 
     #[test]
     fn tasks_that_are_found_ended_together_end_in_the_order_of_their_begin() {
-        let host = Arc::<WithLanes>::default();
-        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
-        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
-        let submit = || pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit");
-        let mut tasks = vec![submit(), submit()];
-        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
-        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
-        worker.set_lane(lane.clone());
-        worker.ready(Box::new(|| {}));
+        let (pool, mut tasks, mut worker, lane) = with_lane(2);
         let mut given = Vec::new();
         let mut feed = |worker: &mut LoopWorker| {
             worker.feed(true, &mut |one| {
@@ -1325,7 +1317,7 @@ mod tests {
         // The third gets the number of the first, before that of the second.
         let first = lane.words().iter().position(|w| w.load(Ordering::Relaxed) == READY).expect("handed out");
         lane.words()[first].store(DONE, Ordering::Release);
-        tasks.push(submit());
+        tasks.push(submit(&pool, None));
         assert_eq!(feed(&mut worker), Fed::Busy);
         assert!(given.len() == 3 && given[0] < given[1] && given[2] == given[0], "{given:?}");
         given[1..].iter().for_each(|at| lane.words()[*at].store(DONE, Ordering::Release));
@@ -1338,14 +1330,7 @@ mod tests {
 
     #[test]
     fn a_lane_has_more_ahead_of_tasks_that_take_next_to_nothing_and_no_more_of_others() {
-        let host = Arc::<WithLanes>::default();
-        let options = LoopOptions { host: host.clone(), concurrency: 1, cancel_grace: Duration::ZERO };
-        let pool = ThreadPool::builder().max_workers(1).looped(options).build().expect("pool");
-        let tasks: Vec<_> = (0..1000).map(|_| pool.submit(Work::hosted(Box::new(())), SubmitOptions::default()).expect("submit")).collect();
-        let mut worker = lock(&host.0.0).pop().expect("a worker was wanted");
-        let lane = Arc::new(Board::new(held_at_once(1, LANE_AHEAD)));
-        worker.set_lane(lane.clone());
-        worker.ready(Box::new(|| {}));
+        let (_pool, tasks, mut worker, lane) = with_lane(1000);
         let ready = || lane.words().iter().filter(|w| w.load(Ordering::Relaxed) == READY).count();
         let end_all = |run_ns: f64| {
             for (index, word) in lane.words().iter().enumerate().filter(|(_, w)| w.load(Ordering::Relaxed) == READY) {

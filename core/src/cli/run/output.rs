@@ -94,22 +94,17 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::WorkerId;
-
-    fn line(bytes: &[u8], stream: Stream) -> Line<'_> {
-        Line { worker: WorkerId { slot: 2, generation: 3, incarnation: 1 }, pid: 77, stream, bytes, goes_on: false, is_cut: false }
-    }
 
     #[test]
     fn the_last_lines_are_kept_and_not_more() {
         let bell = Arc::new(EventFd::new().expect("bell"));
         let output = Output::new(Arc::clone(&bell));
         for n in 0..KEPT_LINES + 10 {
-            output.keep(&line(format!("line {n}").as_bytes(), Stream::Out));
+            output.keep(&Line::sample(format!("line {n}").as_bytes(), Stream::Out));
         }
         assert!(!bell.clear(), "nobody follows");
         output.follow(true);
-        output.keep(&line(b"last \xff", Stream::Err));
+        output.keep(&Line::sample(b"last \xff", Stream::Err));
         assert!(bell.clear());
         let (lines, next) = output.since(output.last(2));
         assert_eq!((lines.len(), next), (2, KEPT_LINES as u64 + 11));
@@ -117,7 +112,7 @@ mod tests {
         assert_eq!(output.since(0).0.len(), KEPT_LINES);
         assert_eq!(output.since(next).0.len(), 0);
         assert_eq!((output.words(3), output.words(4)), ("\n  | last \u{fffd}".to_owned(), String::new()));
-        output.keep(&line(&vec![b'x'; KEPT_BYTES], Stream::Out));
+        output.keep(&Line::sample(&vec![b'x'; KEPT_BYTES], Stream::Out));
         assert_eq!(output.since(0).0.len(), 1, "bytes count, too");
     }
 }
