@@ -158,6 +158,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a pid");
         let name = "collected";
         let counts = |collector: &Collector| rows(collector).get(name).copied();
+        let _looking = crate::sync::lock(&crate::metrics::tests::LOOKING);
         let mut collector = Collector::default();
         let pool = PoolMetrics::create("test", name, 1);
         pool.add(Counter::Completed, 5);
@@ -216,6 +217,7 @@ mod tests {
         assert!(said.lines().any(|line| line.is_ok_and(|line| line == POOL)), "it has its pool");
         let pid = i32::try_from(other.id()).expect("a pid");
         let counts = |collector: &Collector| rows(collector).get(POOL).copied();
+        let _looking = crate::sync::lock(&crate::metrics::tests::LOOKING);
         let mut collector = Collector::default();
         collector.look(&[pid]);
         assert_eq!(counts(&collector), Some(5));
@@ -241,6 +243,7 @@ mod tests {
 
     #[test]
     fn names_beyond_a_limit_share_a_row_and_lose_nothing() {
+        let _looking = crate::sync::lock(&crate::metrics::tests::LOOKING);
         let mut collector = Collector::default();
         let mut last = 0;
         let all = |collector: &Collector| {
