@@ -1,15 +1,15 @@
-// Node.js: Cluster beside node:cluster, two workers of the same server each, asked by `offloop bench http`. Rates by kind of connection, requests that fail while the
-// workers are replaced, and how long nobody answers when the only worker is killed.
+// Cluster beside node:cluster, and `offloop run` beside uvicorn's own workers, two workers of the same server each, asked by `offloop bench http`. Rates by kind of connection, requests that
+// fail while the workers are replaced, and how long nobody answers when the only worker is killed.
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import http from 'node:http'
-import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
-import { print } from './load.mjs'
+import { freePort, print } from './load.mjs'
 
 const file = (name) => fileURLToPath(new URL(name, import.meta.url))
 const OFFLOOP = file('../../bindings-node/bin/offloop.cjs')
 const SERVER = file('cluster/server.mjs')
+const PYTHON = file('../../.venv/bin/python')
 const ROUNDS = Number(process.env.ROUNDS ?? 3)
 const SECONDS = 2
 const RELOADS = 3
@@ -17,15 +17,6 @@ const RELOADS = 3
 /** How each is started, with `WORKERS`. Both reload at SIGHUP. */
 const OURS = [process.execPath, file('cluster/offloop_cluster.mjs')]
 const THEIRS = [process.execPath, file('cluster/node_cluster.mjs')]
-
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address()
-  server.close()
-  await once(server, 'close')
-  return port
-}
 
 /** The report of one load; `command` runs meanwhile. */
 async function load(command, options, env = {}) {
@@ -60,6 +51,15 @@ await rates('node.cluster_new_turns', 'new', [['offloop', OURS], TURNS])
 const IN_TURN = { BALANCE: 'round-robin' }
 await rates('node.cluster_passed_new', 'new', [['offloop', OURS, IN_TURN], TURNS])
 await rates('node.cluster_passed_keep', 'keep', [['offloop', OURS, IN_TURN], TURNS])
+
+const UVICORN = `${PYTHON} -m uvicorn --app-dir ${file('cluster')} --log-level error --port $PORT asgi:app`
+const served = (command) => ['sh', '-c', `exec ${command}`]
+const ASGI = [
+  ['offloop', served(`${PYTHON} -m offloop run -w 2 -- ${UVICORN}`)],
+  ['uvicorn', served(`${UVICORN} --workers 2`)],
+]
+await rates('py.cluster_keep', 'keep', ASGI)
+await rates('py.cluster_new', 'new', ASGI)
 
 /** Of a cluster with nothing else to do: the most connections that a worker got, of 200 that were opened one after the other and stay open, by the fewest. */
 async function spread(balance) {
@@ -123,13 +123,14 @@ async function crash(command, env = {}) {
 }
 
 for (let round = 0; round < ROUNDS; round++) {
-  print('node.cluster_crash', 'offloop', await crash(OURS))
-  print('node.cluster_crash', 'node:cluster-none', await crash(THEIRS, { SCHED: 'none' }))
   // What a start takes that nobody supervises.
   const bare = await bareStart()
+  const ours = await crash(OURS)
+  print('node.cluster_crash', 'offloop', ours)
+  print('node.cluster_crash', 'node:cluster-none', await crash(THEIRS, { SCHED: 'none' }))
   print('node.cluster_crash', 'bare-start', bare)
+  print('node.cluster_crash_over', 'offloop', ours - bare)
   print('node.cluster_crash_spare', 'offloop', await crash(OURS, { SPARES: 1 }))
-  print('node.cluster_crash_spare', 'bare-start', bare)
 }
 
 async function bareStart() {

@@ -1,11 +1,22 @@
 // What the benchmarks of Node.js have in common: ours and the peers in turns, one line `R case who value` per round.
 
+import { once } from 'node:events'
+import { createServer } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 
 const ROUNDS = Number(process.env.ROUNDS ?? 5)
 const MS = Number(process.env.MS ?? 500)
 const IN_FLIGHT = 1000
 export const print = (name, who, value) => console.log(`R ${name} ${who} ${value}`)
+
+export async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  await once(server, 'close')
+  return port
+}
 
 /** Lateness of a 1 ms timer, p99 in ms, while `body` runs. */
 export async function loopDelay(body) {
