@@ -945,7 +945,8 @@ typedef struct {
    */
   uint32_t pin_cpus;
   /**
-   * Called with each event on threads of the library, one call at a time. Default: none.
+   * Called with each event on threads of the library, one call at a time. offloop_cluster_start, _reload and _stop, which wait for workers, are OFFLOOP_ERR_INVALID in it and do
+   * nothing. Default: none.
    */
   offloop_cluster_event_fn on_event;
   /**
@@ -958,7 +959,7 @@ typedef struct {
   void (*event_user_free)(void*);
   /**
    * Called with each message and request of the workers on a thread of the library, one call at a time. It holds up what other workers say, and who sends more than there is room
-   * for waits. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
+   * for waits. It may call what on_event may. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
    */
   offloop_cluster_message_fn on_message;
   /**

@@ -115,7 +115,7 @@ class ClusterWorker {
   #incarnation
   #channel = null
   #load
-  /** `load` gives what it has served and how late its loop is, or null. */
+  /** `load` gives, by slot, generation and incarnation, what it has served and how late its loop is, or null. */
   constructor(slot, generation, incarnation, pid, load) {
     this.slot = slot
     this.generation = generation
@@ -126,12 +126,16 @@ class ClusterWorker {
 
   /** Requests that it has answered since its start; null once it has ended. */
   get served() {
-    return this.#load()?.[0] ?? null
+    return this.#shown()?.[0] ?? null
   }
 
   /** ms by which its event loop is late, or was: half of it is left after each second. Null before its first beat, and once it has ended. */
   get loopDelay() {
-    return this.#load()?.[1] ?? null
+    return this.#shown()?.[1] ?? null
+  }
+
+  #shown() {
+    return this.#load(this.slot, this.generation, this.#incarnation)
   }
 
   /** Sends a message, which waits in this process where the worker has no room for it; false then. */
@@ -324,7 +328,7 @@ class Cluster extends EventEmitter {
     const key = `${slot}.${incarnation}`
     let worker = this.#processes.get(key)
     if (worker === undefined) {
-      const load = () => (this.#handle === null ? null : native.clusterLoad(this.#handle, slot, generation, incarnation))
+      const load = (...now) => (this.#handle === null ? null : native.clusterLoad(this.#handle, ...now))
       worker = new ClusterWorker(slot, generation, incarnation, pid, load)
       this.#processes.set(key, worker)
     }
@@ -531,9 +535,10 @@ class Cluster extends EventEmitter {
     checkKnown(unknown, COMMAND.join(' '))
     const handle = this.#open()
     // Of the generation that runs, which may be a later one than this side has heard of.
-    const command = changed(this.#commands.get(this.stats.generation), { exec, args, execArgv, env, cwd })
+    const runs = this.stats.generation
+    const command = changed(this.#commands.get(runs), { exec, args, execArgv, env, cwd })
     checkCommand(command)
-    const generation = native.clusterReload(handle, ...this.#command(command))
+    const generation = native.clusterReload(handle, runs, ...this.#command(command))
     this.#commands.set(generation, command)
     return new Promise((resolve, reject) => this.#reloads.set(generation, { resolve, reject }))
   }

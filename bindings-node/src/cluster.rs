@@ -12,7 +12,6 @@ use offloop::channel::Channel;
 use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Log, Rotation, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::confine::{Confine, UNLIMITED};
-use offloop::sys::process;
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
 use std::cell::RefCell;
@@ -23,9 +22,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
-fn listener(told: Arc<Told>, pids: Pids) -> impl FnMut(&Event) + Send {
+fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
+    // Of processes that have not ended.
+    let mut pids = HashMap::new();
     move |event| {
-        let pids = &mut *pids.lock().unwrap_or_else(PoisonError::into_inner);
+        let pids = &mut pids;
         let of = |pids: &HashMap<WorkerId, i32>, name: &'static str, id: &WorkerId, rest: Vec<Value>| {
             let pid = pids.get(id).copied().unwrap_or(0);
             let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
@@ -113,9 +114,6 @@ fn failure(error: &Error) -> Vec<Value> {
     vec![int(error.status()), Value::from(error.to_string())]
 }
 
-/// Of processes that have not ended.
-type Pids = Arc<Mutex<HashMap<WorkerId, i32>>>;
-
 /// Channels to workers of which JavaScript has not heard yet.
 type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
 
@@ -123,7 +121,6 @@ type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
 struct Running {
     cluster: Cluster,
     told: Arc<Told>,
-    pids: Pids,
     channels: Channels,
 }
 
@@ -288,13 +285,12 @@ pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let channels = Channels::default();
     let taken = Arc::clone(&channels);
     let take = move |id, channel| drop(taken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, channel));
-    let pids = Pids::default();
-    builder = builder.on_event(listener(Arc::clone(&told), Arc::clone(&pids))).on_channel(take);
+    builder = builder.on_event(listener(Arc::clone(&told))).on_channel(take);
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
     let cluster = builder.build(command(env, [call.arg(3), call.arg(4), call.arg(5)])?)?;
-    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, pids, channels })))))
+    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, channels })))))
 }
 
 /// `clusterEvents(cluster)`: what happened.
@@ -303,10 +299,10 @@ pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
     value::to_js(call.env, call.state, Value::Array(events))
 }
 
-/// `clusterReload(cluster, args, env, cwd)`: the generation.
+/// `clusterReload(cluster, generation, args, env, cwd)`: the new generation, where that one runs.
 pub(crate) fn reload(call: &Call<'_>) -> JsResult<Raw> {
-    let given = command(call.env, [call.arg(1), call.arg(2), call.arg(3)])?;
-    call.env.number(cluster(call)?.reload(Some(given))?.into())
+    let given = command(call.env, [call.arg(2), call.arg(3), call.arg(4)])?;
+    call.env.number(cluster(call)?.reload_from(call.env.u32(call.arg(1))?, given)?.into())
 }
 
 /// `clusterFork(cluster, args, env, cwd)`: slot, generation, incarnation and process id of one more worker, of a cluster with `oneByOne`.
@@ -348,10 +344,8 @@ pub(crate) fn signal(call: &Call<'_>) -> JsResult<Raw> {
     let id = worker_id(call)?;
     let signal = whole(call.env, call.arg(4), "signal")? as i32;
     let running = handle(call)?.0.borrow();
-    let pids = running.as_ref().map(|running| running.pids.lock().unwrap_or_else(PoisonError::into_inner));
-    let Some(pid) = pids.as_ref().and_then(|pids| pids.get(&id)) else { return call.env.boolean(false) };
-    // Its end is told, and the number taken away, by the thread that reaps it, right then.
-    call.env.boolean(process::signal(*pid, signal)?)
+    let sent = running.as_ref().map_or(Ok(false), |running| running.cluster.signal(id, signal));
+    call.env.boolean(sent?)
 }
 
 /// `clusterChannel(cluster, slot, generation, incarnation)`: the handle of the channel to that worker, once, from its `fork` on.

@@ -54,6 +54,18 @@ for (const balance of ['shared', 'round-robin']) {
   })
 }
 
+test('what a worker has served that was a spare is read as that of any other', async (t) => {
+  const { cluster, spares } = await withSpare(t, { heartbeat: { interval: 100, timeout: 60_000 } })
+  cluster.kill(0)
+  await once(cluster, 'ready')
+  const worker = cluster.workers.get(0)
+  assert.equal(worker, spares[0])
+  for (let i = 0; i < 3; i++) await who(cluster)
+  await until(() => worker.served === 3 && worker.loopDelay >= 0)
+  await cluster.stop()
+  assert.deepEqual([worker.served, worker.loopDelay], [null, null])
+})
+
 test('a spare has the core of the place that it takes, and none before', { skip: availableParallelism() < 2 && 'one core' }, async (t) => {
   const coresOf = (pid) => {
     const states = readdirSync(`/proc/${pid}/task`).map((id) => readFileSync(`/proc/${pid}/task/${id}/status`, 'utf8'))

@@ -258,6 +258,22 @@ test('a reload begins with what runs, and each is told its own outcome', async (
   assert.equal((await ask(portOf(cluster)))[0], 'seven 0')
 })
 
+test('a reload as before runs what another has brought that ends meanwhile, or is refused', async (t) => {
+  const cluster = await open(t, { workers: 1 })
+  const again = async () => {
+    for (;;) {
+      const error = await cluster.reload().catch((error) => error)
+      if (error.generation !== undefined) return
+      assert.equal(error.code, 'ERR_OFFLOOP_IN_USE', error)
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+  for (let round = 1; round <= 8; round++) {
+    await Promise.all([cluster.reload({ env: { LISTEN: JSON.stringify(LOCAL), VERSION: `v${round}` } }), again()])
+    assert.equal((await ask(portOf(cluster)))[0], `v${round} 0`)
+  }
+})
+
 test('a stop before the start has ended, and listeners that throw', async () => {
   const cluster = new Cluster({ exec: file('server.mjs'), workers: 1, env: { LISTEN: JSON.stringify(LOCAL) } })
   const starting = rejection(cluster.start())

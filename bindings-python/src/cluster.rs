@@ -382,9 +382,9 @@ impl PyCluster {
         Ok(self.until(py, limit(timeout)?, |cluster, left| cluster.wait_ready(Some(left)))?.is_some())
     }
 
-    /// The generation; does not wait. Without a command the same as before.
-    fn reload(&self, py: Python<'_>, given: Option<Given>) -> PyResult<u32> {
-        self.get(py)?.0.reload(given.map(command)).map_err(|e| raise(py, &e))
+    /// The new generation, where the generation `of` runs; does not wait.
+    fn reload(&self, py: Python<'_>, of: u32, given: Given) -> PyResult<u32> {
+        self.get(py)?.0.reload_from(of, command(given)).map_err(|e| raise(py, &e))
     }
 
     /// Generation, replaced, forced, seconds; None: not within `timeout`.

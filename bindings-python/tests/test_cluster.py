@@ -368,6 +368,22 @@ def test_a_reload_while_reloading(server, port):
         assert isinstance(failed[0], offloop.ClosedError)
 
 
+def test_a_reload_as_before_runs_what_another_has_brought_that_ends_meanwhile(server, port):
+    with server(workers=1, min_ready=0.001) as cluster:
+        begun = Heard(cluster, "reloading")
+        own = {"PYTHONPATH": str(Path(offloop.__file__).parent.parent), "PORT": str(port)}
+        for round in range(1, 9):
+            brings = threading.Thread(target=cluster.reload, kwargs={"env": {**own, "GATE": "", "V": f"v{round}"}})
+            brings.start()
+            begun.wait("reloading", 2 * round - 1)
+            while True:
+                with contextlib.suppress(offloop.InUseError):
+                    cluster.reload()
+                    break
+            brings.join()
+            assert get(port).split()[1] == f"v{round}"
+
+
 COUNTS = """
 import http.server, os
 

@@ -17,12 +17,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Ends a hang; nothing is measured by it.
 const WATCHDOG: Duration = Duration::from_secs(60);
 const MODE: &str = "OFFLOOP_TEST_MODE";
+/// Numbers of one that talks as a spare.
+const SPARE_SAYS: i64 = 40;
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -73,6 +75,9 @@ fn talk(worker: &worker::Worker, how: &str) -> ! {
     let id = worker.supervisor().id();
     let say = |text: String| channel.send(&mut Value::from(text), &[], None).unwrap();
     say(format!("hello {} {}", id.slot, id.generation));
+    if how == "counts as a spare" && id.is_spare() {
+        (1..=SPARE_SAYS).for_each(|n| channel.send(&mut Value::Int(n), &[], None).unwrap());
+    }
     worker.supervisor().ready();
     worker.supervisor().beat();
     let mut said = 0;
@@ -141,6 +146,10 @@ fn be_worker(mode: &str) -> ! {
     }
     if mode == "counts" {
         count();
+    }
+    if let Some((_, address)) = mode.split_once(" and asks ") {
+        drop(worker.listen(address, 0, None).unwrap());
+        talk(&worker, "");
     }
     let from = match mode.strip_prefix("asks ") {
         Some(address) => worker.listen(address, 0, None),
@@ -313,6 +322,28 @@ fn a_reload_to_a_broken_version_fails_with_its_own_words_and_the_old_one_goes_on
     let next = w.cluster.reload(None).unwrap();
     w.cluster.wait_reload(next, Some(WATCHDOG)).unwrap();
     assert!(ask(w.port()).unwrap().ends_with(&format!(" {next} good")));
+    w.stop();
+}
+
+#[test]
+fn a_reload_as_before_runs_what_the_reload_before_it_has_brought() {
+    let _one = alone();
+    let w = start(quick().workers(1).listen(local()), command("v0"));
+    w.cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    let mut last = 1;
+    for round in 1..=60 {
+        let brought = w.cluster.reload(Some(command(&format!("v{round}")))).unwrap();
+        let again = loop {
+            match w.cluster.reload(None) {
+                Ok(generation) => break generation,
+                Err(e) => assert_eq!(e.kind(), ErrorKind::InUse, "{e}"),
+            }
+        };
+        assert_eq!((brought, again), (last + 1, last + 2));
+        last = again;
+        w.cluster.wait_reload(again, Some(WATCHDOG)).unwrap();
+        assert_eq!(ask(w.port()).unwrap(), format!("0 {again} v{round}"));
+    }
     w.stop();
 }
 
@@ -827,6 +858,44 @@ fn connections_that_nobody_takes_are_counted() {
 }
 
 #[test]
+fn a_signal_is_for_one_process_until_that_has_ended() {
+    let _one = alone();
+    let (send, outcomes) = channel();
+    let own = Arc::new(OnceLock::<Cluster>::new());
+    let of_event = Arc::clone(&own);
+    let builder = quick().workers(1).spares(1).on_event(move |event| {
+        if let Event::Worker(supervisor::Event::Exited { worker, ended, .. }) = event {
+            // Whoever has its number by then has none of this.
+            send.send((ended.exit.signal, of_event.wait().signal(*worker, libc::SIGKILL))).unwrap();
+        }
+    });
+    let cluster = builder.build(command("talks on")).unwrap();
+    own.set(cluster.clone()).unwrap();
+    cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    while cluster.stats().unwrap().spares == 0 {
+        std::thread::yield_now();
+    }
+    let (worker, spare) = (cluster.worker_at(0).unwrap(), cluster.worker_at(SPARE).unwrap());
+    assert!(cluster.signal(worker, 0).unwrap() && cluster.signal(spare, 0).unwrap());
+    let e = cluster.signal(worker, 1000).unwrap_err();
+    assert!(e.kind() == ErrorKind::Os && e.to_string().contains("signal=1000"), "{e}");
+    assert!(!cluster.signal(WorkerId { incarnation: 99, ..worker }, libc::SIGKILL).unwrap());
+    assert!(cluster.signal(worker, libc::SIGUSR1).unwrap());
+    let (by, after) = outcomes.recv_timeout(WATCHDOG).unwrap();
+    assert_eq!((by, after.unwrap()), (Some(libc::SIGUSR1), false));
+    // By its new name only.
+    while cluster.stats().unwrap().activated == 0 || cluster.worker_at(0).is_err() {
+        std::thread::yield_now();
+    }
+    let moved = cluster.worker_at(0).unwrap();
+    assert!(!cluster.signal(spare, libc::SIGUSR2).unwrap() && cluster.signal(moved, libc::SIGUSR2).unwrap());
+    assert_eq!(outcomes.recv_timeout(WATCHDOG).unwrap().0, Some(libc::SIGUSR2));
+    cluster.stop_now().unwrap();
+    cluster.wait_stopped(Some(WATCHDOG)).unwrap();
+    assert!(!cluster.signal(moved, libc::SIGKILL).unwrap());
+}
+
+#[test]
 fn workers_that_are_started_one_by_one_have_their_own_commands_and_are_not_replaced() {
     let _one = alone();
     let w = start(quick().listen(local()).one_by_one(), Command::default());
@@ -1056,6 +1125,57 @@ fn what_a_worker_says_comes_before_its_exit_and_nothing_after() {
 }
 
 #[test]
+fn what_waits_for_the_cluster_is_refused_where_that_waits_for_the_host() {
+    let _one = alone();
+    let (send, outcomes) = channel();
+    let own = Arc::new(OnceLock::<Cluster>::new());
+    let try_all = {
+        let own = Arc::clone(&own);
+        move |of: &str| {
+            let cluster = own.wait();
+            let short = Some(ms(100));
+            let waits = [cluster.wait_ready(short), cluster.wait_stopped(short), cluster.wait_reload(1, short).map(drop)];
+            waits.into_iter().for_each(|outcome| drop(send.send((of.to_owned(), outcome.map_err(|e| e.kind())))));
+        }
+    };
+    let (on_message, on_event) = (try_all.clone(), try_all);
+    let builder = quick().workers(1).on_message(move |_, _, _| on_message("message")).on_event(move |event| match event {
+        Event::Listening { .. } => on_event("listening"),
+        Event::Worker(supervisor::Event::Ready { .. }) => on_event("ready"),
+        _ => {}
+    });
+    let cluster = builder.build(command("greets and asks 127.0.0.1:0")).unwrap();
+    own.set(cluster.clone()).unwrap();
+    for _ in 0..9 {
+        let (of, outcome) = outcomes.recv_timeout(WATCHDOG).unwrap();
+        assert_eq!(outcome, Err(ErrorKind::Invalid), "{of}");
+    }
+    // Nobody waits for this thread.
+    cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    cluster.stop(WATCHDOG).unwrap();
+    cluster.wait_stopped(Some(WATCHDOG)).unwrap();
+}
+
+#[test]
+fn a_worker_is_not_started_from_an_event() {
+    let _one = alone();
+    let (send, outcomes) = channel();
+    let own = Arc::new(OnceLock::<Cluster>::new());
+    let of_event = Arc::clone(&own);
+    let builder = quick().one_by_one().on_event(move |event| {
+        if matches!(event, Event::Worker(supervisor::Event::Exited { .. })) {
+            drop(send.send(of_event.wait().fork(shell("exit 0"))));
+        }
+    });
+    let cluster = builder.build(Command::default()).unwrap();
+    own.set(cluster.clone()).unwrap();
+    cluster.fork(shell("exit 0")).unwrap();
+    assert_eq!(outcomes.recv_timeout(WATCHDOG).unwrap().unwrap_err().kind(), ErrorKind::Invalid);
+    cluster.stop_now().unwrap();
+    cluster.wait_stopped(Some(WATCHDOG)).unwrap();
+}
+
+#[test]
 fn who_receives_by_itself_has_the_channel() {
     let _one = alone();
     let w = start(quick().workers(1), command("talks well"));
@@ -1241,6 +1361,59 @@ fn a_new_place_is_taken_by_a_spare_and_a_message_finds_it_there() {
     want.sort_unstable();
     assert_eq!(seen, want, "both have their turn");
     s.stop();
+}
+
+#[test]
+fn what_a_spare_says_has_its_new_place_once_that_is_told() {
+    let _one = alone();
+    let (send, heard) = channel();
+    let events = send.clone();
+    let (go_on, may_go_on) = channel::<()>();
+    let mut may_go_on = Some(may_go_on);
+    let builder = quick().workers(1).spares(1).on_event(move |event| drop(events.send(Heard::Event(event.clone())))).on_message(
+        move |id, _, incoming| {
+            let Incoming::Message(message) = incoming else { panic!("{incoming:?}") };
+            let Some(n) = message.value.as_int() else { return };
+            send.send(Heard::Number(id, n)).unwrap();
+            if let Some(gate) = may_go_on.take_if(|_| n == 1) {
+                gate.recv_timeout(WATCHDOG).unwrap();
+            }
+            // The event has its time to come before the last of them.
+            std::thread::sleep(ms(2));
+        },
+    );
+    let cluster = builder.build(command("talks counts as a spare")).unwrap();
+    let next = || heard.recv_timeout(WATCHDOG).unwrap();
+    while !matches!(next(), Heard::Number(_, 1)) {}
+    cluster.wait_ready(Some(WATCHDOG)).unwrap();
+    while cluster.stats().unwrap().spares == 0 {
+        std::thread::yield_now();
+    }
+    cluster.kill(cluster.worker_at(0).unwrap()).unwrap();
+    while cluster.stats().unwrap().activated == 0 {
+        std::thread::yield_now();
+    }
+    go_on.send(()).unwrap();
+    let (mut place, mut after) = (None, 0);
+    for last in 2..=SPARE_SAYS {
+        let (id, n) = loop {
+            match next() {
+                Heard::Event(Event::Worker(supervisor::Event::Activated { worker, .. })) => place = Some(worker),
+                // The next spare counts, too.
+                Heard::Number(id, n) if n >= last => break (id, n),
+                _ => {}
+            }
+        };
+        assert_eq!(n, last);
+        match place {
+            Some(place) => assert_eq!(id, place, "{n}"),
+            None => assert_eq!(id.slot, SPARE, "{n}"),
+        }
+        after += i32::from(place.is_some());
+    }
+    assert!(after > 0);
+    cluster.stop_now().unwrap();
+    cluster.wait_stopped(Some(WATCHDOG)).unwrap();
 }
 
 #[test]

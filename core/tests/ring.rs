@@ -773,9 +773,9 @@ fn killed_producers_of_many_lose_nothing_that_was_published() {
         // What it published is in its lane; its successor may get another one, so it begins when that is drained.
         let stat = ring.stat().unwrap();
         assert!(stat.participants.iter().filter(|p| p.alive).count() <= 4);
-        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| p.child.kill(libc::SIGSTOP).unwrap());
+        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| assert!(p.child.kill(libc::SIGSTOP).is_ok()));
         while take(&mut c, &mut next, SOON) {}
-        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| p.child.kill(libc::SIGCONT).unwrap());
+        peers.iter().enumerate().filter(|(i, _)| *i as u64 != victim).for_each(|(_, p)| assert!(p.child.kill(libc::SIGCONT).is_ok()));
         peers[victim as usize] = start(victim, next[victim as usize]);
         row.trials += 1;
     }
@@ -961,7 +961,7 @@ fn killed_producers_wedge_no_tasks() {
         for _ in 0..random.below(2000) {
             take(&mut c);
         }
-        peers.iter_mut().for_each(|peer| peer.child.kill(libc::SIGKILL).unwrap());
+        peers.iter_mut().for_each(|peer| assert!(peer.child.kill(libc::SIGKILL).is_ok()));
         // Behind everything that the dead had pushed, and whatever they had claimed.
         let pusher = std::thread::spawn(move || {
             p.push(&record(round), None).unwrap();

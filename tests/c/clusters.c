@@ -74,6 +74,20 @@ static int says_where(const char *stack) {
   }
 }
 
+/* As a spare it says numbers before it waits. */
+static int moves(uint32_t slot) {
+  struct pollfd drain = {offloop_worker_drain_fd(), POLLIN, 0};
+  for (int i = 0; slot >= 1024 && i < 40; i++) {
+    offloop_value *v = int_value((int64_t)getpid() * 100 + i);
+    OK(offloop_worker_send(&v, NULL, 0, -1));
+  }
+  OK(offloop_worker_ready());
+  do OK(offloop_worker_beat());
+  while (poll(&drain, 1, 20) == 0);
+  OK(offloop_worker_drained());
+  return 0;
+}
+
 int member_child(const char *how) {
   uint32_t slot = 0, generation = 0;
   offloop_counter *answers = NULL;
@@ -91,6 +105,7 @@ int member_child(const char *how) {
     OK(offloop_worker_beat());
     for (;;) pause();
   }
+  if (!strcmp(how, "moves")) return moves(slot);
   int passed = !strcmp(how, "passed");
   CHECK(offloop_worker_fd_count() == 1 && offloop_worker_fd(1) == -1 && offloop_worker_fd(0) == offloop_worker_fd(0));
   CHECK(passed ? offloop_worker_fd(0) > 3 : offloop_worker_fd(0) == 3);
@@ -137,6 +152,18 @@ int member_child(const char *how) {
 
 /* ---- the host's part ---- */
 
+/* What waits for workers does nothing where the cluster calls. */
+static offloop_cluster *_Atomic caller;
+static atomic_int refused;
+static void waits(void) {
+  offloop_cluster *c = atomic_load(&caller);
+  if (c == NULL) return;
+  IS(offloop_cluster_start(c, -1), INVALID);
+  IS(offloop_cluster_reload(c, NULL, -1, NULL), INVALID);
+  IS(offloop_cluster_stop(c, 0), INVALID);
+  atomic_fetch_add(&refused, 1);
+}
+
 static struct { atomic_int seen[16]; char text[256], stack[256]; atomic_int freed, worker, spare, killed; } heard;
 static void hear(const offloop_cluster_event *event, void *user) {
   CHECK(user == &heard && event->struct_size == sizeof *event);
@@ -151,6 +178,7 @@ static void hear(const offloop_cluster_event *event, void *user) {
   CHECK((event->kind == OFFLOOP_CLUSTER_ACTIVATED) <= (event->slot < 1024));
   if (event->kind == OFFLOOP_CLUSTER_SPARE) atomic_store(&heard.spare, event->pid);
   if (event->kind == OFFLOOP_CLUSTER_ACTIVATED) atomic_store(&heard.worker, event->pid);
+  if (event->kind == OFFLOOP_CLUSTER_READY || event->kind == OFFLOOP_CLUSTER_LISTENING) waits();
   if (event->kind < 16) atomic_fetch_add(&heard.seen[event->kind], 1);
 }
 /* A worker that is found to stand still. */
@@ -225,6 +253,7 @@ static struct { atomic_int count, sum, freed; offloop_channel *_Atomic from; } s
 static void hear_message(uint32_t slot, uint32_t generation, offloop_channel *from, const offloop_incoming *in, void *user) {
   int64_t n = int_of(in->value);
   CHECK(user == &said && slot < 2 && generation == 1);
+  waits();
   if (in->kind == OFFLOOP_INCOMING_REQUEST) {
     offloop_value *v = int_value(n * 3);
     OK(offloop_channel_reply(from, in->id, 0, &v, NULL, 0, -1));
@@ -258,6 +287,8 @@ static void messages(offloop_cluster_options o) {
   o.message_user_free = said_freed;
   OK(offloop_cluster_new(&o, &c));
   IS(offloop_cluster_send(c, 0, &v, NULL, 0, -1), CLOSED);
+  atomic_store(&refused, 0);
+  atomic_store(&caller, c);
   OK(offloop_cluster_start(c, -1));
   CHECK(heard_sum(2) == 100);
   OK(offloop_cluster_send(c, 1, &v, NULL, 0, -1));
@@ -291,11 +322,56 @@ static void messages(offloop_cluster_options o) {
   IS(offloop_cluster_channel(c, 9, &to), NOT_FOUND);
   IS(offloop_cluster_channel(c, 0, NULL), INVALID);
   OK(offloop_cluster_stop(c, 60000 * MS));
+  CHECK(atomic_load(&refused) >= 5);
+  atomic_store(&caller, NULL);
   v = int_value(1);
   IS(offloop_channel_try_send(atomic_load(&said.from), &v, NULL, 0), INVALID); /* went with its worker */
   IS(offloop_cluster_send(c, 0, &v, NULL, 0, -1), NOT_FOUND);
   offloop_value_free(v);
   CHECK(atomic_load(&said.freed) == 1 && atomic_load(&said.count) == 5);
+  offloop_cluster_free(c);
+}
+
+/* What a spare says has the slot that was told last of it, and comes from one handle, which ends with it. */
+static struct { atomic_int spare, activated, exited, count; offloop_channel *_Atomic from; } moved;
+static void hear_moved(const offloop_cluster_event *event, void *user) {
+  (void)user;
+  int none = 0;
+  if (event->kind == OFFLOOP_CLUSTER_SPARE) atomic_compare_exchange_strong(&moved.spare, &none, event->pid);
+  if (event->kind == OFFLOOP_CLUSTER_ACTIVATED) atomic_store(&moved.activated, event->pid);
+  if (event->kind == OFFLOOP_CLUSTER_EXIT && event->pid == atomic_load(&moved.spare)) atomic_store(&moved.exited, 1);
+}
+static void hear_moving(uint32_t slot, uint32_t generation, offloop_channel *from, const offloop_incoming *in, void *user) {
+  (void)generation, (void)user;
+  int64_t n = int_of(in->value);
+  offloop_value_free(in->value);
+  while (!atomic_load(&moved.spare)) usleep(1000);
+  int spare = atomic_load(&moved.spare);
+  if (n / 100 != spare) return;
+  if (n % 100 == 0) atomic_store(&moved.from, from);
+  CHECK(from == atomic_load(&moved.from));
+  CHECK(slot == (atomic_load(&moved.activated) == spare ? 0 : 1024));
+  atomic_fetch_add(&moved.count, 1);
+  usleep(5000);
+}
+static void moving(offloop_cluster_options o, const char *const *command) {
+  offloop_cluster *c = NULL;
+  offloop_value *v = int_value(1);
+  o.command = command;
+  o.spares = 1;
+  o.on_event = hear_moved;
+  o.on_message = hear_moving;
+  o.message_user_free = NULL;
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  while (!atomic_load(&moved.spare)) usleep(1000);
+  OK(offloop_cluster_kill(c, 0));
+  while (!atomic_load(&moved.activated) || atomic_load(&moved.count) < 40) usleep(1000);
+  OK(offloop_cluster_kill(c, 0));
+  while (!atomic_load(&moved.exited)) usleep(1000);
+  OK(offloop_cluster_stop(c, 0));
+  IS(offloop_channel_try_send(atomic_load(&moved.from), &v, NULL, 0), INVALID);
+  offloop_value_free(v);
   offloop_cluster_free(c);
 }
 
@@ -342,7 +418,8 @@ void clusters(void) {
   char address[64], tiny[4], answer[64], self[4096];
   const char *const by_path[] = {self, "member", "serves", NULL}, *const passed_path[] = {self, "member", "passed", NULL},
              *const broken_path[] = {self, "member", "broken", NULL}, *const talks_path[] = {self, "member", "talks", NULL},
-             *const stalls_path[] = {self, "member", "stalls", NULL}, *const says_path[] = {self, "member", "says", NULL};
+             *const stalls_path[] = {self, "member", "stalls", NULL}, *const says_path[] = {self, "member", "says", NULL},
+             *const moves_path[] = {self, "member", "moves", NULL};
   ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
   CHECK(n > 0);
   self[n] = 0;
@@ -378,6 +455,13 @@ void clusters(void) {
   offloop_cluster_free(NULL);
 
   o.beat_ns = 50 * MS;
+  o.reserved = 1;
+  IS(offloop_cluster_new(&o, &c), VERSION);
+  o.reserved = 0;
+  o.reserved2 = 2;
+  IS(offloop_cluster_new(&o, &c), VERSION);
+  CHECK(says("reserved2=2"));
+  o.reserved2 = 0;
   o.min_ready_ns = 1;
   o.on_event = hear;
   o.event_user = &heard;
@@ -386,7 +470,10 @@ void clusters(void) {
   IS(offloop_cluster_stats(c, &counts), CLOSED);
   IS(offloop_cluster_kill(c, 0), CLOSED);
   own_counters(c);
+  atomic_store(&caller, c);
   OK(offloop_cluster_start(c, -1));
+  while (atomic_load(&refused) < 4) usleep(1000); /* two workers have asked for a socket, and become ready */
+  atomic_store(&caller, NULL);
   OK(offloop_cluster_start(c, -1));
   OK(offloop_cluster_stats(c, &counts));
   CHECK(counts.wanted == 2 && counts.ready == 2 && counts.live == 2 && counts.generation == 1);
@@ -559,6 +646,7 @@ void clusters(void) {
   while (atomic_load(&heard.seen[OFFLOOP_CLUSTER_SPARE]) < 2) usleep(1000);
   OK(offloop_cluster_stop(c, 60000 * MS));
   offloop_cluster_free(c);
+  moving(o, moves_path);
   o.on_event = NULL;
   o.spares = 0;
 

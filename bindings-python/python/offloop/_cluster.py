@@ -371,6 +371,8 @@ class Cluster:
         # By generation: what runs, and what is to.
         self._commands = {1: _Command(exec, args, env, cwd)}
         self._commands[1].check()
+        # A signal's handler may reload, too.
+        self._reloading = threading.RLock()
         if isinstance(workers, str) and workers != "auto":
             raise _wrong_type("workers", workers, "a number or 'auto'")
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
@@ -729,12 +731,14 @@ class Cluster:
 
     def _begin_reload(self, changes: dict[str, Any]) -> int:
         native = self._check()
-        runs = self.stats.generation
-        command = self._commands[runs]._replace(**{name: value for name, value in changes.items() if value is not None})
-        command.check()
-        generation = native.reload(self._given(command))
-        # One that failed is never asked for.
-        self._commands = {known: one for known, one in self._commands.items() if known >= runs} | {generation: command}
+        # Until what is begun is known by its number.
+        with self._reloading:
+            runs = self.stats.generation
+            command = self._commands[runs]._replace(**{name: value for name, value in changes.items() if value is not None})
+            command.check()
+            generation = native.reload(runs, self._given(command))
+            # One that failed is never asked for.
+            self._commands = {known: one for known, one in self._commands.items() if known >= runs} | {generation: command}
         return generation
 
     def reload(

@@ -309,6 +309,17 @@ pub unsafe fn moved<T: Kinded>(place: *mut *mut T, what: &'static str) -> Result
     Ok(Moved { reserved: handle::reserve(handle, T::KIND)?, place })
 }
 
+/// What an option is that this library does not know.
+///
+/// # Errors
+/// `Version` where it is not 0.
+pub fn unused(name: &'static str, value: u32) -> Result<()> {
+    if value == 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Version, "struct has options of a newer library").with(name, value))
+}
+
 /// A duration: below zero is `None` (for ever).
 #[must_use]
 pub fn forever_or(ns: i64) -> Option<std::time::Duration> {

@@ -136,14 +136,15 @@ pub struct offloop_cluster_options {
     pub nice: i32,
     /// Not 0: each worker runs on one core, by its slot, the usable cores counted round.
     pub pin_cpus: u32,
-    /// Called with each event on threads of the library, one call at a time. Default: none.
+    /// Called with each event on threads of the library, one call at a time. offloop_cluster_start, _reload and _stop, which wait for workers, are OFFLOOP_ERR_INVALID in it and do
+    /// nothing. Default: none.
     pub on_event: offloop_cluster_event_fn,
     /// Passed to it.
     pub event_user: *mut c_void,
     /// Called with event_user when no event can come any more. May be NULL.
     pub event_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
     /// Called with each message and request of the workers on a thread of the library, one call at a time. It holds up what other workers say, and who sends more than there is room
-    /// for waits. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
+    /// for waits. It may call what on_event may. Default: none; they wait for offloop_channel_recv on offloop_cluster_channel.
     pub on_message: offloop_cluster_message_fn,
     /// Passed to it.
     pub message_user: *mut c_void,
@@ -452,6 +453,8 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         let out = ffi::out(out, "out")?;
         // SAFETY: this function's contract.
         let o = unsafe { ffi::options(options) }?;
+        ffi::unused("reserved", o.reserved)?;
+        ffi::unused("reserved2", o.reserved2)?;
         // SAFETY: this function's contract.
         let (command, listen) = unsafe { (command(&o, o.command)?, texts(o.listen, "listen")?) };
         let defaults = Builder::default_supervision();
@@ -541,6 +544,7 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
 pub unsafe extern "C" fn offloop_cluster_start(cluster: *mut offloop_cluster, timeout_ns: i64) -> offloop_status {
     ffi::call(|| {
         let held = lookup(cluster)?;
+        supervisor::check_wait()?;
         {
             let mut made = lock(&held.made);
             if let Some((builder, command)) = made.take() {
@@ -566,6 +570,7 @@ pub unsafe extern "C" fn offloop_cluster_reload(
 ) -> offloop_status {
     ffi::call(|| {
         let held = lookup(cluster)?;
+        supervisor::check_wait()?;
         let cluster = held.cluster()?;
         // SAFETY: this function's contract.
         let place = if report_io.is_null() { None } else { Some(unsafe { ffi::filled(report_io) }?) };
@@ -618,6 +623,7 @@ pub unsafe extern "C" fn offloop_cluster_kill(cluster: *mut offloop_cluster, slo
 pub unsafe extern "C" fn offloop_cluster_stop(cluster: *mut offloop_cluster, grace_ns: i64) -> offloop_status {
     ffi::call(|| {
         let held = lookup(cluster)?;
+        supervisor::check_wait()?;
         let cluster = held.cluster()?;
         match u64::try_from(grace_ns) {
             Ok(0) => cluster.stop_now()?,

@@ -408,9 +408,7 @@ pub unsafe extern "C" fn offloop_producer_new(
         let o = unsafe { ffi::options(options) }?;
         // SAFETY: as above.
         let on_full: Option<OnFull> = unsafe { parsed(o.on_full, "on_full") }?;
-        if o.reserved != 0 {
-            return Err(Error::new(ErrorKind::Version, "struct has options of a newer library").with("reserved", o.reserved));
-        }
+        ffi::unused("reserved", o.reserved)?;
         let ring = ring_of(ring)?;
         let place = Place::new()?;
         let object = Mutex::new(ring.producer(ProducerOptions { batch: o.batch != 0, on_full })?);

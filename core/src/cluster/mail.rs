@@ -5,7 +5,7 @@
 
 use crate::channel::{Channel, Incoming, Options, Reply};
 use crate::error::{Error, ErrorKind, Result};
-use crate::supervisor::WorkerId;
+use crate::supervisor::{self, WorkerId};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
@@ -15,7 +15,7 @@ use crate::value::Value;
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Bytes of the ring of each direction: 64 KiB. It is there for each worker, whether it has something to say or not.
@@ -30,6 +30,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const END: Duration = Duration::from_millis(100);
 
 pub(super) type HearMessage = Box<dyn FnMut(WorkerId, &Channel, Incoming) + Send>;
+
+/// Whoever has it holds back what workers say.
+pub(super) type Hearing<'a> = MutexGuard<'a, Option<HearMessage>>;
 
 /// Whom a slot means while it has several processes: the greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +62,8 @@ struct Receiving {
     over: AtomicBool,
     /// Held while a message is taken and handed over, so that those of a worker keep their order. None once all is over.
     hear: Mutex<Option<HearMessage>>,
+    /// Held until one has that: who hands over many messages in a row would leave it to nobody else.
+    next: Mutex<()>,
 }
 
 /// The channels of all workers.
@@ -73,8 +78,13 @@ impl Mail {
     pub(super) fn open(hear: Option<HearMessage>) -> Result<Arc<Mail>> {
         let receiving = match hear {
             Some(hear) => {
-                let made =
-                    Receiving { epoll: Epoll::new()?, bell: EventFd::new()?, over: AtomicBool::new(false), hear: Mutex::new(Some(hear)) };
+                let made = Receiving {
+                    epoll: Epoll::new()?,
+                    bell: EventFd::new()?,
+                    over: AtomicBool::new(false),
+                    hear: Mutex::new(Some(hear)),
+                    next: Mutex::default(),
+                };
                 made.epoll.add_tagged(made.bell.fd(), BELL)?;
                 Some(made)
             }
@@ -118,12 +128,25 @@ impl Mail {
         }
     }
 
-    /// A spare has taken a worker's place.
-    pub(super) fn rename(&self, spare: WorkerId, worker: WorkerId) {
+    /// A spare has taken a worker's place. Nothing is handed over while the host has what is returned: what the spare says before it is told of that has its old name, and what it
+    /// says after that the new one.
+    pub(super) fn rename(&self, spare: WorkerId, worker: WorkerId) -> Option<Hearing<'_>> {
+        let hearing = self.receiving.as_ref().map(Receiving::hearing);
         let mut rows = lock(&self.rows);
         if let Some(row) = rows.by_id.remove(&spare) {
             rows.by_id.insert(worker, row);
         }
+        hearing
+    }
+
+    /// Whose channel has this token, who was `last` when it was asked before.
+    fn whose(&self, token: u64, last: WorkerId) -> Option<WorkerId> {
+        let rows = lock(&self.rows);
+        let has = |row: &Row| row.token == Some(token);
+        if rows.by_id.get(&last).is_some_and(has) {
+            return Some(last);
+        }
+        rows.by_id.iter().find(|(_, row)| has(row)).map(|(id, _)| *id)
     }
 
     /// The worker has ended, or was not started: what it has said is handed over, and nobody hears of it any more.
@@ -167,23 +190,27 @@ impl Mail {
                 let found = rows.by_id.iter().find(|(_, row)| row.token == Some(token)).map(|(id, row)| (*id, row.channel.clone()));
                 drop(rows);
                 if let Some((id, channel)) = found {
-                    self.receive(receiving, id, &channel);
+                    self.receive(receiving, token, id, &channel);
                 }
             }
         }
     }
 
-    fn receive(&self, receiving: &Receiving, id: WorkerId, channel: &Channel) {
+    fn receive(&self, receiving: &Receiving, token: u64, mut id: WorkerId, channel: &Channel) {
         for _ in 0..TURN {
-            match receiving.hand_over(id, channel) {
+            let taken = receiving.hand_over(channel, || {
+                id = self.whose(token, id)?;
+                Some(id)
+            });
+            match taken {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(e) if e.kind() == ErrorKind::Os => return std::thread::sleep(PAUSE),
                 Err(_) => {
                     // It would be readable for good.
-                    if let (Some(row), Ok(fd)) = (lock(&self.rows).by_id.get_mut(&id), channel.fd())
-                        && row.token.take().is_some()
-                    {
+                    let mut rows = lock(&self.rows);
+                    if let (Some(row), Ok(fd)) = (rows.by_id.values_mut().find(|row| row.token == Some(token)), channel.fd()) {
+                        row.token = None;
                         // SAFETY: `channel` keeps it open.
                         receiving.epoll.remove(unsafe { BorrowedFd::borrow_raw(fd) });
                     }
@@ -252,15 +279,22 @@ fn try_send(channel: &Channel, value: &mut Value, fds: &[BorrowedFd<'_>]) -> Res
 }
 
 impl Receiving {
-    /// One message; false when there is none now.
-    fn hand_over(&self, id: WorkerId, channel: &Channel) -> Result<bool> {
-        let mut hear = lock(&self.hear);
-        let Some(hear) = &mut *hear else { return Ok(false) };
+    /// After at most one message that is being handed over.
+    fn hearing(&self) -> Hearing<'_> {
+        let _next = lock(&self.next);
+        lock(&self.hear)
+    }
+
+    /// One message of the worker that `whose` names; false when there is none now.
+    fn hand_over(&self, channel: &Channel, whose: impl FnOnce() -> Option<WorkerId>) -> Result<bool> {
+        let mut hear = self.hearing();
+        // It keeps its name while this is locked. One that has ended has its rest handed over.
+        let (Some(hear), Some(id)) = (&mut *hear, whose()) else { return Ok(false) };
         match channel.try_recv()? {
             None => return Ok(false),
             // Nobody was told that there was none.
             Some(Incoming::Drained) => {}
-            Some(incoming) => drop(catch_unwind(AssertUnwindSafe(|| hear(id, channel, incoming)))),
+            Some(incoming) => supervisor::call_host(|| hear(id, channel, incoming)),
         }
         Ok(true)
     }

@@ -99,7 +99,7 @@ struct Listener(Arc<Mutex<Option<Hear>>>);
 impl Listener {
     fn tell(&self, event: &Event) {
         if let Some(hear) = &mut *lock(&self.0) {
-            let _ = catch_unwind(AssertUnwindSafe(|| hear(event)));
+            supervisor::call_host(|| hear(event));
         }
     }
 }
@@ -198,7 +198,8 @@ impl Builder {
         self
     }
 
-    /// Called with each event by threads of the cluster, one at a time. It may call any method of the cluster but those that wait. A panic in it is swallowed.
+    /// Called with each event by threads of the cluster, one at a time. It may call any method of the cluster but those that wait for workers, which are `Invalid` in it. A panic in it is
+    /// swallowed.
     pub fn on_event(mut self, hear: impl FnMut(&Event) + Send + 'static) -> Builder {
         self.hear = Some(Box::new(hear));
         self
@@ -206,7 +207,8 @@ impl Builder {
 
     /// Called with each message and request of a worker, and its channel, which a request is answered on, by a thread of the cluster, one at a time: what it does holds up
     /// what other workers say, and after some messages those workers themselves. What a worker has said is told before its
-    /// [`Exited`](supervisor::Event::Exited), and nothing after that. It may call any method of the cluster but those that wait. A panic in it is swallowed.
+    /// [`Exited`](supervisor::Event::Exited), and nothing after that. It may call any method of the cluster but those that wait for workers, which are `Invalid` in it. A panic in it is
+    /// swallowed.
     ///
     /// Without it messages wait for whoever receives on [`Cluster::channel`].
     pub fn on_message(mut self, hear: impl FnMut(WorkerId, &Channel, Incoming) + Send + 'static) -> Builder {
@@ -380,9 +382,10 @@ pub fn limiter(name: &str, limit: Limit) -> Result<RateLimiter> {
     worker::current().map_or_else(|| shared::own().limiter(name, limit), |worker| worker.limiter(name, limit))
 }
 
-/// What the generation that runs has been started with.
-fn of_generation(commands: &HashMap<u32, Arc<Resolved>>, generation: u32) -> Arc<Resolved> {
-    Arc::clone(commands.get(&generation.max(1)).expect("the generation that runs has a command"))
+/// What a generation is started with.
+fn of_generation(commands: &HashMap<u32, Arc<Resolved>>, generation: u32) -> Result<Arc<Resolved>> {
+    let command = commands.get(&generation).cloned();
+    command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", generation))
 }
 
 fn check_workers(workers: usize) -> Result<()> {
@@ -432,6 +435,7 @@ impl Inner {
     fn hear(&self, event: &supervisor::Event, take_channel: &mut Option<TakeChannel>, listener: &Listener) {
         use supervisor::Event as E;
         self.register.hear(event, &self.stats());
+        let mut _held_back = None;
         match event {
             E::Spawned { worker, pid } => {
                 self.logs.iter().for_each(|logs| logs.spawned(*worker, *pid));
@@ -449,7 +453,7 @@ impl Inner {
                 self.seat_one();
             }
             E::Activated { spare, worker } => {
-                self.mail.rename(*spare, *worker);
+                _held_back = self.mail.rename(*spare, *worker);
                 self.gates.rename(*spare, *worker);
                 self.logs.iter().for_each(|logs| logs.rename(*spare, *worker));
                 self.passer.iter().for_each(|passer| passer.activate(*spare, *worker));
@@ -505,10 +509,7 @@ impl Inner {
     fn launch(&self, id: WorkerId, listen: &[Arc<Socket>]) -> Result<Launch> {
         let command = match &self.forks {
             Some(forks) => Arc::new(forks.launch(id)?),
-            None => {
-                let command = lock(&self.commands).get(&id.generation).cloned();
-                command.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such generation").with("generation", id.generation))?
-            }
+            None => of_generation(&lock(&self.commands), id.generation)?,
         };
         let mut named = vec![(CHANNEL, self.mail.add(id)?)];
         if let Some(passer) = &self.passer {
@@ -609,14 +610,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts one more worker, of a cluster that was made with [`one_by_one`](Builder::one_by_one): which it is, and its process id. Returns when the process was started; may not be
-    /// called from an event.
+    /// Starts one more worker, of a cluster that was made with [`one_by_one`](Builder::one_by_one): which it is, and its process id. Returns when the process was started.
     ///
     /// # Errors
-    /// `Invalid` for another cluster, and for a command without a program; `Full` for one worker more than [`MAX_WORKERS`](supervisor::MAX_WORKERS); what the start failed with; `Closed`, `Forked`.
+    /// `Invalid` for another cluster, for a command without a program, and in what hears of events or messages; `Full` for one worker more than [`MAX_WORKERS`](supervisor::MAX_WORKERS); what the start failed with; `Closed`, `Forked`.
     pub fn fork(&self, command: Command) -> Result<(WorkerId, i32)> {
         let forks = self.inner.forks.as_ref().ok_or_else(|| Error::invalid("cluster starts its workers itself"))?;
         command.check()?;
+        supervisor::check_wait()?;
         forks.start(&self.supervisor, command.resolve())
     }
 
@@ -626,15 +627,28 @@ impl Cluster {
     /// # Errors
     /// `InUse` while a reload is under way, `Invalid` for a command without a program, `Closed`, `Forked`.
     pub fn reload(&self, command: Option<Command>) -> Result<u32> {
+        self.begin_reload(None, command)
+    }
+
+    /// As [`reload`](Self::reload), for who has made the command of what the generation `of` runs.
+    ///
+    /// # Errors
+    /// Those of [`reload`](Self::reload); `InUse` also where another generation runs by now.
+    pub fn reload_from(&self, of: u32, command: Command) -> Result<u32> {
+        self.begin_reload(Some(of), Some(command))
+    }
+
+    fn begin_reload(&self, of: Option<u32>, command: Option<Command>) -> Result<u32> {
         if let Some(command) = &command {
             command.check()?;
         }
         let command = command.map(|command| Arc::new(command.resolve()));
-        let current = self.supervisor.stats()?.generation;
-        // Held until the number is known: the launcher asks under this lock.
+        // Before any lock: a forked child has none.
+        self.supervisor.stats()?;
+        // Held until the number is known: the launcher asks under this lock, and what runs is forgotten under it.
         let mut commands = lock(&self.inner.commands);
-        let generation = self.supervisor.reload()?;
-        let command = command.unwrap_or_else(|| of_generation(&commands, current));
+        let (runs, generation) = self.supervisor.reload_from(of)?;
+        let command = command.map_or_else(|| of_generation(&commands, runs), Ok)?;
         commands.insert(generation, command);
         Ok(generation)
     }
@@ -644,8 +658,10 @@ impl Cluster {
     /// # Errors
     /// `Forked`.
     pub fn command(&self) -> Result<Command> {
-        let generation = self.supervisor.stats()?.generation;
-        Ok(of_generation(&lock(&self.inner.commands), generation).command.clone())
+        // Before any lock, as above; what runs by then is asked for under it.
+        self.supervisor.stats()?;
+        let commands = lock(&self.inner.commands);
+        Ok(of_generation(&commands, self.supervisor.stats()?.generation)?.command.clone())
     }
 
     /// Waits until a reload is over: see [`Supervisor::wait_reload`].
@@ -719,6 +735,14 @@ impl Cluster {
     /// `Closed`, `Forked`.
     pub fn kill(&self, worker: WorkerId) -> Result<()> {
         self.supervisor.kill(worker)
+    }
+
+    /// Sends a signal to this worker's process: see [`Supervisor::signal`].
+    ///
+    /// # Errors
+    /// `Os`, `Forked`.
+    pub fn signal(&self, worker: WorkerId, signal: i32) -> Result<bool> {
+        self.supervisor.signal(worker, signal)
     }
 
     /// Ends all workers, which have `grace` to finish: see [`Supervisor::stop`]. Does not wait.

@@ -26,7 +26,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::thread::ThreadId;
 use std::time::Duration;
 
 /// What the owner of a supervisor wants.
@@ -63,6 +62,8 @@ pub(super) struct Board {
     pub(super) slots: Vec<(WorkerId, State)>,
     /// Of each process that has not ended.
     pub(super) pages: BTreeMap<WorkerId, Arc<Page>>,
+    /// So many of those as were started.
+    pub(super) children: BTreeMap<WorkerId, Arc<Child>>,
     /// What those have served that have.
     pub(super) served: u64,
     /// Calls of `scale` that the plan has not heard of.
@@ -88,9 +89,12 @@ impl Board {
     fn rename(&mut self, spare: WorkerId, worker: WorkerId) {
         let page = self.pages.remove(&spare);
         self.pages.extend(page.map(|page| (worker, page)));
+        let child = self.children.remove(&spare);
+        self.children.extend(child.map(|child| (worker, child)));
     }
 
     fn forget(&mut self, id: WorkerId) {
+        self.children.remove(&id);
         if let Some(page) = self.pages.remove(&id) {
             self.served = self.served.saturating_add(page.served());
         }
@@ -127,7 +131,6 @@ pub(super) struct Hub {
     epoll: Epoll,
     bell: EventFd,
     new: Mutex<Vec<Machine>>,
-    thread: Mutex<Option<ThreadId>>,
 }
 
 const BELL: u64 = 0;
@@ -139,11 +142,6 @@ impl Hub {
     pub(super) fn order(&self, shared: &Shared, order: Order) {
         lock(&shared.orders).push(order);
         self.bell.signal();
-    }
-
-    /// This is the supervisors' thread.
-    pub(super) fn is_here(&self) -> bool {
-        *lock(&self.thread) == Some(std::thread::current().id())
     }
 }
 
@@ -161,13 +159,13 @@ pub(super) fn add(
     let hub = match &*current {
         Some(hub) => Arc::clone(hub),
         None => {
-            let fresh = Hub { epoll: Epoll::new()?, bell: EventFd::new()?, new: Mutex::default(), thread: Mutex::default() };
+            let fresh = Hub { epoll: Epoll::new()?, bell: EventFd::new()?, new: Mutex::default() };
             fresh.epoll.add_tagged(fresh.bell.fd(), BELL)?;
             let hub = Arc::new(fresh);
             let own = Arc::clone(&hub);
             let options = thread::Options { name: "offloop-super".to_owned(), ..thread::Options::default() };
             let thread = move || {
-                let _ = catch_unwind(AssertUnwindSafe(|| run(&own)));
+                super::call_host(|| run(&own));
                 // Its machines are gone, and with them whoever waited for them; the next supervisor gets another thread.
                 let mut current = lock(HUB.get(|| Mutex::new(None)));
                 current.take_if(|hub| Arc::ptr_eq(hub, &own));
@@ -211,7 +209,6 @@ impl Tokens {
 }
 
 fn run(hub: &Arc<Hub>) {
-    *lock(&hub.thread) = Some(std::thread::current().id());
     let mut machines: HashMap<u64, Machine> = HashMap::new();
     let mut tokens = Tokens::default();
     let mut ready = Vec::with_capacity(64);
@@ -272,7 +269,7 @@ struct Live {
     /// What it is called: the name that it has here too, until it takes a place as a spare.
     name: WorkerId,
     /// `None`: the zygote was asked for it.
-    child: Option<Child>,
+    child: Option<Arc<Child>>,
     lifeline: PrivateFd,
     page: Arc<Page>,
     /// What it showed last.
@@ -413,7 +410,8 @@ impl Machine {
         });
         match watched {
             Ok(child) => {
-                let pid = child.pid();
+                let (pid, child) = (child.pid(), Arc::new(child));
+                lock(&self.shared.board).children.insert(id, Arc::clone(&child));
                 (live.child, live.zygote) = (Some(child), zygote);
                 self.tell(Input::Spawned(id, pid));
             }
@@ -598,7 +596,7 @@ impl Machine {
                     },
                     Action::Signal(id, signal) | Action::Dump(id, signal) => self.signal(id, signal, epoll, tokens),
                     Action::Weigh(id, limit) => {
-                        let pid = self.live.get(&id).and_then(|live| live.child.as_ref()).map(Child::pid);
+                        let pid = self.live.get(&id).and_then(|live| live.child.as_ref()).map(|child| child.pid());
                         self.handle(Input::Weighed(id, pid.is_some_and(|pid| memory_above(pid, limit))));
                     }
                     Action::Drain(id) => {
@@ -750,7 +748,8 @@ impl Machine {
             forget(&live, epoll, tokens);
             return Err(error);
         }
-        let pid = child.pid();
+        let (pid, child) = (child.pid(), Arc::new(child));
+        lock(&self.shared.board).children.insert(id, Arc::clone(&child));
         live.child = Some(child);
         self.live.insert(id, live);
         Ok(Some(pid))

@@ -43,11 +43,40 @@ use crate::sys::fork::PrivateFd;
 use crate::sys::process::Spec;
 use crate::sys::{clock, fork};
 use driver::{Hub, Order, Shared};
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant};
+
+thread_local! {
+    /// In which process this thread is one that a supervisor may wait for.
+    static CALLED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Calls what a supervisor may wait for, such as a function of the host: no wait for a supervisor is allowed in it. A panic in it is swallowed.
+pub(crate) fn call_host(call: impl FnOnce()) {
+    let before = CALLED.replace(Some(fork::epoch()));
+    let _ = catch_unwind(AssertUnwindSafe(call));
+    CALLED.set(before);
+}
+
+fn is_called() -> bool {
+    CALLED.get().is_some_and(fork::is_current)
+}
+
+/// Whether this thread may wait for supervisors.
+///
+/// # Errors
+/// `Invalid` in what is called by [`call_host`].
+pub(crate) fn check_wait() -> Result<()> {
+    if is_called() {
+        return Err(Error::invalid("what hears of events or messages cannot wait for the workers"));
+    }
+    Ok(())
+}
 
 /// How one worker is started.
 #[derive(Debug)]
@@ -265,6 +294,11 @@ impl Supervisor {
     /// # Errors
     /// `InUse` while a reload is under way, `Closed` after `stop`, `Forked`.
     pub fn reload(&self) -> Result<u32> {
+        Ok(self.reload_from(None)?.1)
+    }
+
+    /// As [`reload`](Self::reload), and also the generation that ran until then; `InUse` where that is another than `of`.
+    pub(crate) fn reload_from(&self, of: Option<u32>) -> Result<(u32, u32)> {
         self.check_fork()?;
         let mut board = lock(&self.0.shared.board);
         if board.closing {
@@ -273,12 +307,16 @@ impl Supervisor {
         if board.reloading {
             return Err(Error::new(ErrorKind::InUse, "a reload is under way").with("generation", board.generation));
         }
+        let runs = board.stats.generation;
+        if of.is_some_and(|of| of != runs) {
+            return Err(Error::new(ErrorKind::InUse, "another reload has ended meanwhile").with("generation", runs));
+        }
         board.generation += 1;
         board.reloading = true;
         let generation = board.generation;
         drop(board);
         self.0.hub.order(&self.0.shared, Order::Reload(generation));
-        Ok(generation)
+        Ok((runs, generation))
     }
 
     /// Waits until the reload to this generation is over, at most `timeout` (`None`: without end).
@@ -314,6 +352,16 @@ impl Supervisor {
     /// `Closed` after `stop`, `Forked`.
     pub fn kill(&self, worker: WorkerId) -> Result<()> {
         self.order(Order::Kill(worker))
+    }
+
+    /// Sends a signal to this worker's process, whoever has its number by now; false when it has ended, and before it was started.
+    ///
+    /// # Errors
+    /// `Os` with `EPERM` (it runs as another user) or `EINVAL` (no such signal), `Forked`.
+    pub fn signal(&self, worker: WorkerId, signal: i32) -> Result<bool> {
+        self.check_fork()?;
+        let child = lock(&self.0.shared.board).children.get(&worker).cloned();
+        child.map_or(Ok(false), |child| child.kill(signal))
     }
 
     /// Ends all workers: each has `grace` to finish its work, then `SIGTERM`, and `SIGKILL` after `kill_grace`. A second call can make the
@@ -420,9 +468,7 @@ impl Supervisor {
 
     fn wait<T>(&self, timeout: Option<Duration>, done: impl Fn(&driver::Board) -> Option<T>) -> Result<T> {
         self.check_fork()?;
-        if self.0.hub.is_here() {
-            return Err(Error::invalid("a supervisor's event cannot wait for the supervisor"));
-        }
+        check_wait()?;
         let until = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut board = lock(&self.0.shared.board);
         loop {
@@ -479,7 +525,7 @@ impl Drop for Handle {
             return;
         }
         self.hub.order(&self.shared, Order::StopNow);
-        if self.hub.is_here() {
+        if is_called() {
             return;
         }
         let until = Instant::now() + DROP_WAIT;

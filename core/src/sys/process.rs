@@ -596,16 +596,16 @@ impl Child {
         Err(Error::new(ErrorKind::Forked, "process is a child of this process's parent").with("pid", self.pid))
     }
 
-    /// Sends a signal. Does nothing once the process was waited for.
+    /// Sends a signal; false once the process was waited for.
     ///
     /// # Errors
     /// `Os` with `EPERM` (it runs as another user now) or `EINVAL` (no such signal), `Forked`.
-    pub fn kill(&self, signal: i32) -> Result<()> {
+    pub fn kill(&self, signal: i32) -> Result<bool> {
         self.check_fork()?;
         // Under the lock: nobody reaps, so the pid cannot become another process's.
         let exit = lock(&self.exit);
         if exit.is_some() {
-            return Ok(());
+            return Ok(false);
         }
         let (rc, name) = match &self.watch {
             Watch::Pidfd(fd) if has(Call::PidfdSendSignal) => {
@@ -619,7 +619,7 @@ impl Child {
         if rc != 0 && errno() != libc::ESRCH {
             return Err(Error::last_os(name).with("pid", self.pid).with("signal", signal));
         }
-        Ok(())
+        Ok(rc == 0)
     }
 
     /// How the process ended; `None` while it runs. Reaps it.
@@ -696,21 +696,6 @@ impl Child {
             // SAFETY: one valid pollfd. A signal ends it early, which the loop takes care of.
             unsafe { libc::poll(&raw mut poll, 1, ms) };
         }
-    }
-}
-
-/// Sends a signal to a process that is known by its number; false when there is none.
-///
-/// # Errors
-/// `Os` with `EPERM` or `EINVAL`.
-pub fn signal(pid: i32, signal: i32) -> Result<bool> {
-    // SAFETY: a plain call.
-    if unsafe { libc::kill(pid, signal) } == 0 {
-        return Ok(true);
-    }
-    match errno() {
-        libc::ESRCH => Ok(false),
-        _ => Err(Error::last_os("kill").with("pid", pid).with("signal", signal)),
     }
 }
 

@@ -725,7 +725,7 @@ impl Load<'_> {
         for scheduled in &mut self.schedule {
             if let Some((child, run)) = scheduled.running.take() {
                 // What cannot be ended is nobody's any more; the report says that it was to be.
-                let _ = child.kill(libc::SIGKILL).and_then(|()| child.wait(None));
+                let _ = child.kill(libc::SIGKILL).and_then(|_| child.wait(None));
                 if let Some(run) = self.runs.get_mut(run) {
                     run.ended = Some((now, Ended::Killed));
                 }
