@@ -863,6 +863,53 @@ typedef void (*offloop_cluster_message_fn)(uint32_t slot,
                                            void *user);
 
 /**
+ * A line that a worker has printed. It and its bytes are gone when the callback returns.
+ */
+typedef struct {
+  /**
+   * sizeof(offloop_cluster_line) of the library.
+   */
+  size_t struct_size;
+  /**
+   * The worker's place.
+   */
+  uint32_t slot;
+  /**
+   * The (re)load that it belongs to, from 1 on.
+   */
+  uint32_t generation;
+  /**
+   * Its process id.
+   */
+  int32_t pid;
+  /**
+   * 1: on its standard output, 2: on its standard error output.
+   */
+  int32_t stream;
+  /**
+   * What, without the newline and without a NUL behind it.
+   */
+  const uint8_t *bytes;
+  /**
+   * How many.
+   */
+  size_t len;
+  /**
+   * 1: the line is longer than 64 KiB, and the next one of this worker and stream is more of it.
+   */
+  int32_t more;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} offloop_cluster_line;
+
+/**
+ * Hears of what workers print.
+ */
+typedef void (*offloop_cluster_line_fn)(const offloop_cluster_line *line, void *user);
+
+/**
  * How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
  */
 typedef struct {
@@ -993,7 +1040,7 @@ typedef struct {
   const char *metrics;
   /**
    * Where what workers print goes, as whole lines in the order of their streams: "prefixed" (to this process's outputs, each line as "[slot:pid] line"), "raw" (without the prefix),
-   * "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: workers have this process's outputs.
+   * "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: with on_line nowhere, else workers have this process's outputs.
    */
   const char *log;
   /**
@@ -1008,6 +1055,20 @@ typedef struct {
    * 0.
    */
   uint32_t reserved2;
+  /**
+   * Called with each line that workers print on a thread of the library, one call at a time, before the line goes where log says. Who prints faster than it returns waits in its own write, so
+   * it must not wait for what a thread holds that waits in a call of this cluster. The last lines of a worker come before OFFLOOP_CLUSTER_EXIT, unless it holds them up for more
+   * than 100 ms; what processes that it has left behind print comes after that, until the end of the cluster. Default: none.
+   */
+  offloop_cluster_line_fn on_line;
+  /**
+   * Passed to it.
+   */
+  void *line_user;
+  /**
+   * Called with line_user when no line can come any more. May be NULL.
+   */
+  void (*line_user_free)(void*);
 } offloop_cluster_options;
 
 /**
@@ -2803,7 +2864,7 @@ offloop_status offloop_metrics(uint32_t format, offloop_value **out);
   { sizeof(offloop_process_pool_options), NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_OPTIONS_INIT \
-  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, 0, 0, 0 }
+  { sizeof(offloop_cluster_options), NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, NULL, NULL, 0, NULL, NULL, 0, 0, NULL, NULL, 0, 0, 0, NULL, NULL, 0 }
 /** All defaults. */
 #define OFFLOOP_CLUSTER_COUNTS_INIT \
   { sizeof(offloop_cluster_counts), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }

@@ -180,6 +180,8 @@ class Cluster extends EventEmitter {
   #note = 0
   /** By slot and incarnation: every process that has not ended. */
   #processes = new Map()
+  /** The same by process id, which a spare keeps. */
+  #pids = new Map()
   #workers = new Map()
   #started = null
   /** By generation: who waits for it. */
@@ -232,6 +234,7 @@ class Cluster extends EventEmitter {
     const changed = (name) => {
       // Behind this turn's other listeners, so that none misses the first message.
       if (SAID.includes(name)) queueMicrotask(() => this.#hear())
+      if (name === 'log') queueMicrotask(() => this.#handle !== null && native.clusterLines(this.#handle, this.#logged))
     }
     super.on('newListener', changed)
     super.on('removeListener', changed)
@@ -249,7 +252,8 @@ class Cluster extends EventEmitter {
     onNote(this.#note, () => this.#onEvents())
     try {
       if (this.#pool !== undefined) this.#served = broker.serve(this.#pool)
-      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...this.#command(this.#commands.get(1)))
+      const lines = this.#logged || this.#options.log !== undefined ? this.#logged : null
+      this.#handle = native.clusterStart(this.#options, this.#listen, this.#note, ...this.#command(this.#commands.get(1)), lines)
     } catch (error) {
       offNote(this.#note)
       this.#served?.close()
@@ -263,6 +267,11 @@ class Cluster extends EventEmitter {
       if (this.#handle !== null) await this.#end(null)
       throw error
     }
+  }
+
+  /** Somebody listens for what workers print. */
+  get #logged() {
+    return this.listenerCount('log') > 0
   }
 
   /** What native code takes of a command. */
@@ -335,6 +344,15 @@ class Cluster extends EventEmitter {
     return worker
   }
 
+  /** Who has printed a line: what a process prints that a worker has left behind comes after its end. */
+  #printerOf([slot, generation, incarnation, pid]) {
+    const found = this.#pids.get(pid)
+    if (found !== undefined) return found
+    const ended = new ClusterWorker(slot, generation, incarnation, pid, () => null)
+    ended.state = 'exited'
+    return ended
+  }
+
   /** Its channel. That keeps nothing alive: the cluster does. */
   #connect(worker, incarnation) {
     const channel = opened(native.clusterChannel(this.#handle, worker.slot, worker.generation, incarnation)).unref()
@@ -403,8 +421,14 @@ class Cluster extends EventEmitter {
     switch (what) {
       case 'fork': {
         const worker = this.#workerOf(rest)
+        this.#pids.set(worker.pid, worker)
         this.#connect(worker, rest[2])
         this.emit('fork', worker)
+        break
+      }
+      case 'log': {
+        const [stream, text, more] = rest.slice(4)
+        this.emit('log', this.#printerOf(rest), { stream, text, more })
         break
       }
       case 'online':
@@ -463,6 +487,7 @@ class Cluster extends EventEmitter {
         finished(ClusterWorker.channelOf(worker))
         worker.state = 'exited'
         this.#processes.delete(`${rest[0]}.${rest[2]}`)
+        this.#pids.delete(worker.pid)
         this.#show(worker.slot)
         const signal = number === null ? null : signalName(number)
         this.emit('exit', worker, { exitCode, signal, cause, forced, oom, text, uptime })

@@ -533,9 +533,18 @@ export interface ClusterOptions extends ClusterCommand {
   /**
    * Where what workers print goes, as whole lines in the order of their streams: `'prefixed'` (to this process's outputs, each line as `[slot:pid] line`), `'raw'` (without the prefix),
    * `'none'`, or the path of a file, with the prefix. A file that would grow beyond `size` bytes (default 10 MiB) becomes `FILE.1`, that `FILE.2` and so on; `keep` (default 5, up to 1,000) of
-   * those are kept. Default: workers have this process's outputs.
+   * those are kept. Default: workers have this process's outputs; where somebody listens for `log` when the cluster starts, lines go to that listener alone.
    */
   log?: 'prefixed' | 'raw' | 'none' | (string & {}) | { file: string; size?: number | undefined; keep?: number | undefined } | undefined
+}
+
+/** What a worker has printed. */
+export interface ClusterLine {
+  stream: 'stdout' | 'stderr'
+  /** Without the newline; what is no UTF-8 is U+FFFD. */
+  text: string
+  /** The line is longer than 64 KiB: the next one of this worker and stream is more of it. */
+  more: boolean
 }
 
 /** A worker of a cluster, as its cluster sees it. */
@@ -636,6 +645,12 @@ export interface ClusterEvents {
   message: [worker: ClusterWorker, message: any, fds: number[]]
   request: [worker: ClusterWorker, request: ChannelRequest]
   messageerror: [worker: ClusterWorker, error: unknown]
+  /**
+   * A line that it has printed, beside where the option `log` lets it go. Without that option a listener has to be there at `start`. What it has printed before its end comes before its `exit`; what
+   * processes that it has left behind print comes after that. Nothing comes after `stopped`. Workers wait for no listener: lines beyond 1 MiB that wait for this event loop are left out, and a
+   * `warning` says how many (`ERR_OFFLOOP_FULL`).
+   */
+  log: [worker: ClusterWorker, line: ClusterLine]
   /** That worker has room again, after a `send` that returned false. */
   drain: [worker: ClusterWorker]
   /** A process could not be started. */
@@ -650,7 +665,7 @@ export interface ClusterEvents {
   /** Too many workers fail: one is tried every 30 s. A reload cures it. */
   degraded: [why: { failures: number }]
   recovered: []
-  /** Something is not as it should be, and the cluster goes on: it has no fd for a connection, which waits then; `'reuseport'` loses more than it must. */
+  /** Something is not as it should be, and the cluster goes on: it has no fd for a connection, which waits then; `'reuseport'` loses more than it must; lines of `log` were left out. */
   warning: [error: OffloopError]
   stopped: []
 }

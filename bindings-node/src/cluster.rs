@@ -9,7 +9,7 @@ use crate::stack;
 use crate::state::Told;
 use crate::value;
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Log, Rotation, Worker, worker};
+use offloop::cluster::{Address, Backlog, Balance, Builder, Cluster, Command, Event, Line, Log, Rotation, Stream, Worker, worker};
 use offloop::supervisor::{self, Event as Of, MAX_DURATION, WorkerId};
 use offloop::sys::confine::{Confine, UNLIMITED};
 use offloop::sys::watch::Watch;
@@ -18,11 +18,60 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// What JavaScript has not heard yet: events and the lines of workers, in one order.
+struct Unheard {
+    told: Arc<Told>,
+    /// Held while one of those lines is added, or all are taken.
+    lines: Mutex<Backlog>,
+    /// Somebody listens for lines.
+    wanted: AtomicBool,
+}
+
+impl Unheard {
+    fn lines(&self) -> MutexGuard<'_, Backlog> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<Value> {
+        let mut lines = self.lines();
+        let mut all = self.told.take();
+        all.extend(lines.taken().map(|error| Value::Array(warning(&error))));
+        all
+    }
+
+    /// As a list: `log`, what is known of the worker, the stream, the text, and whether there is more of it to come.
+    fn hear(&self, line: &Line<'_>) {
+        if !self.wanted.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut lines = self.lines();
+        if lines.admit(line).is_some() {
+            let Line { worker: id, pid, is_cut, .. } = *line;
+            let stream = if line.stream == Stream::Out { "stdout" } else { "stderr" };
+            let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
+            let rest = [Value::from(stream.to_owned()), Value::from(String::from_utf8_lossy(line.bytes).into_owned()), Value::Bool(is_cut)];
+            self.told.tell(std::iter::once(Value::from("log".to_owned())).chain(known).chain(rest).collect());
+        }
+    }
+
+    /// Nothing comes behind it.
+    fn end(&self, stopped: Vec<Value>) {
+        let mut lines = self.lines();
+        lines.close().into_iter().for_each(|error| self.told.tell(warning(&error)));
+        self.told.tell(stopped);
+    }
+}
+
+fn warning(error: &Error) -> Vec<Value> {
+    std::iter::once(Value::from("warning".to_owned())).chain(failure(error)).collect()
+}
+
 /// Each event is a list: its name, what JavaScript knows a worker by (slot, generation, incarnation, pid), and what else there is.
-fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
+fn listener(unheard: Arc<Unheard>) -> impl FnMut(&Event) + Send {
     // Of processes that have not ended.
     let mut pids = HashMap::new();
     move |event| {
@@ -38,7 +87,7 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
         let plain = |name: &'static str, rest: Vec<Value>| std::iter::once(Value::from(name.to_owned())).chain(rest).collect();
         let said = match event {
             Event::Listening { worker, address } => of(pids, "listening", worker, vec![Value::from(address.to_string())]),
-            Event::Warning(error) => plain("warning", failure(error)),
+            Event::Warning(error) => warning(error),
             Event::Worker(event) => match event {
                 Of::Spawned { worker, pid } => {
                     pids.insert(*worker, *pid);
@@ -93,12 +142,12 @@ fn listener(told: Arc<Told>) -> impl FnMut(&Event) + Send {
                 Of::StartFailed { error } => plain("startFailed", failure(error)),
                 Of::Degraded { failures, .. } => plain("degraded", vec![Value::Int(*failures as i64)]),
                 Of::Recovered => plain("recovered", vec![]),
-                Of::Stopped => plain("stopped", vec![]),
+                Of::Stopped => return unheard.end(plain("stopped", vec![])),
                 _ => return,
             },
             _ => return,
         };
-        told.tell(said);
+        unheard.told.tell(said);
     }
 }
 
@@ -120,7 +169,7 @@ type Channels = Arc<Mutex<HashMap<WorkerId, Channel>>>;
 /// What runs.
 struct Running {
     cluster: Cluster,
-    told: Arc<Told>,
+    unheard: Arc<Unheard>,
     channels: Channels,
 }
 
@@ -227,7 +276,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
         builder = builder.metrics(address);
     }
     if let Some(log) = log {
-        builder = builder.log(Log::parse(&log, rotation));
+        builder = builder.log(Log::parse(log.as_ref(), rotation));
     }
     builder.check().map_err(|e| renamed(&e))?;
     Ok(builder)
@@ -277,26 +326,40 @@ pub(crate) fn check(call: &Call<'_>) -> JsResult<Raw> {
     Ok(call.env.undefined())
 }
 
-/// `clusterStart(options, listen, note, args, env, cwd)`: binds and starts; `note` is told when there are events.
+/// `clusterStart(options, listen, note, args, env, cwd, lines)`: binds and starts; `note` is told when there are events. `lines`: whether somebody listens for those of workers; null: nobody reads
+/// what they print.
 pub(crate) fn start(call: &Call<'_>) -> JsResult<Raw> {
     let env = call.env;
     let mut builder = options(env, call.arg(0))?;
-    let told = Told::new(call.state, env.u32(call.arg(2))?);
+    let lines = env.bool(call.arg(6));
+    let wanted = AtomicBool::new(lines == Some(true));
+    let unheard = Arc::new(Unheard { told: Told::new(call.state, env.u32(call.arg(2))?), lines: Mutex::default(), wanted });
     let channels = Channels::default();
     let taken = Arc::clone(&channels);
     let take = move |id, channel| drop(taken.lock().unwrap_or_else(PoisonError::into_inner).insert(id, channel));
-    builder = builder.on_event(listener(Arc::clone(&told))).on_channel(take);
+    builder = builder.on_event(listener(Arc::clone(&unheard))).on_channel(take);
+    if lines.is_some() {
+        let heard = Arc::clone(&unheard);
+        builder = builder.on_line(move |line| heard.hear(line));
+    }
     for address in addresses(env, call.arg(1))? {
         builder = builder.listen(address);
     }
     let cluster = builder.build(command(env, [call.arg(3), call.arg(4), call.arg(5)])?)?;
-    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, told, channels })))))
+    buffer::external(env, call.state, Handle::Cluster(Clustered(RefCell::new(Some(Running { cluster, unheard, channels })))))
 }
 
 /// `clusterEvents(cluster)`: what happened.
 pub(crate) fn events(call: &Call<'_>) -> JsResult<Raw> {
-    let events = handle(call)?.0.borrow().as_ref().map_or_else(Vec::new, |running| running.told.take());
+    let events = handle(call)?.0.borrow().as_ref().map_or_else(Vec::new, |running| running.unheard.take());
     value::to_js(call.env, call.state, Value::Array(events))
+}
+
+/// `clusterLines(cluster, wanted)`: whether somebody listens for them.
+pub(crate) fn lines(call: &Call<'_>) -> JsResult<Raw> {
+    let wanted = call.env.bool(call.arg(1)) == Some(true);
+    handle(call)?.0.borrow().iter().for_each(|running| running.unheard.wanted.store(wanted, Ordering::Relaxed));
+    Ok(call.env.undefined())
 }
 
 /// `clusterReload(cluster, generation, args, env, cwd)`: the new generation, where that one runs.

@@ -184,6 +184,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"clusterCheck", cluster::check),
     (c"clusterStart", cluster::start),
     (c"clusterEvents", cluster::events),
+    (c"clusterLines", cluster::lines),
     (c"clusterReload", cluster::reload),
     (c"clusterFork", cluster::fork),
     (c"clusterScale", cluster::scale),

@@ -5,9 +5,10 @@ use crate::error::{duration, exception, number_option, raise, wrong_type};
 use crate::stack::Watched;
 use crate::{value, wait};
 use offloop::channel::Channel;
-use offloop::cluster::{Address, Balance, Builder, Cluster, Command, Event, Log, Rotation, Worker, worker};
+use offloop::cluster::{Address, Backlog, Balance, Builder, Cluster, Command, Event, Line, Log, Rotation, Stream, Worker, worker};
 use offloop::supervisor::{self, Event as Of, Load, MAX_DURATION, State, WorkerId};
 use offloop::sys::confine::Confine;
+use offloop::sys::fork;
 use offloop::sys::net::{self, Bound as Bind};
 use offloop::sys::watch::Watch;
 use offloop::{Error, ErrorKind, Value};
@@ -16,7 +17,7 @@ use pyo3::types::{PyBool, PyDict, PyList};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, IntoRawFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,12 +33,26 @@ struct Said {
     name: &'static str,
     values: Vec<Value>,
     error: Option<Error>,
+    /// Of the backlog, until Python has heard it.
+    cost: Option<usize>,
+}
+
+impl Said {
+    fn new(name: &'static str, values: Vec<Value>) -> Said {
+        Said { name, values, error: None, cost: None }
+    }
+
+    fn warning(error: Error) -> Said {
+        Said { error: Some(error), ..Said::new("warning", vec![]) }
+    }
 }
 
 #[derive(Default)]
 struct Heard {
     /// Those that Python has not taken yet.
     events: Vec<Said>,
+    /// Lines among them, and those that Python has not heard yet.
+    lines: Backlog,
     /// Of processes that have not ended.
     pids: HashMap<WorkerId, i32>,
     /// To workers of which Python has not heard yet.
@@ -50,14 +65,59 @@ struct Heard {
 struct Told {
     heard: Mutex<Heard>,
     changed: Condvar,
+    /// Somebody listens for lines.
+    wants_lines: AtomicBool,
+}
+
+/// What a line takes of the backlog, until nobody has it any more.
+#[pyclass(name = "_Room", module = "offloop._native", frozen)]
+struct PyRoom {
+    told: Arc<Told>,
+    cost: usize,
+    epoch: u64,
+}
+
+impl Drop for PyRoom {
+    fn drop(&mut self) {
+        // In a forked child the lock may be held by a thread that is not there.
+        if !fork::is_current(self.epoch) {
+            return;
+        }
+        let mut heard = lock(&self.told.heard);
+        if let Some(error) = heard.lines.release(self.cost) {
+            heard.events.push(Said::warning(error));
+            self.told.changed.notify_all();
+        }
+    }
 }
 
 impl Told {
     fn hear(&self, event: &Event) {
         let mut heard = lock(&self.heard);
         if let Some(said) = heard.said(event) {
-            heard.over |= said.name == "stopped";
+            if said.name == "stopped" {
+                heard.over = true;
+                let left_out = heard.lines.close().map(Said::warning);
+                heard.events.extend(left_out);
+            }
             heard.events.push(said);
+            self.changed.notify_all();
+        }
+    }
+
+    fn hear_line(&self, line: &Line<'_>) {
+        if !self.wants_lines.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut heard = lock(&self.heard);
+        let Some(cost) = heard.lines.admit(line) else { return };
+        let Line { worker: id, pid, .. } = *line;
+        let stream = if line.stream == Stream::Out { "stdout" } else { "stderr" };
+        let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pid)];
+        let rest = [Value::from(stream.to_owned()), Value::from(String::from_utf8_lossy(line.bytes).into_owned())];
+        heard.events.push(Said { cost: Some(cost), ..Said::new("log", known.into_iter().chain(rest).collect()) });
+        // Who waits for something else has no use for it.
+        if heard.events.len() == 1 {
             self.changed.notify_all();
         }
     }
@@ -65,7 +125,7 @@ impl Told {
     /// It is worth looking at what this worker says.
     fn mail(&self, id: WorkerId) {
         let values = vec![int(id.slot), int(id.generation), Value::Int(id.incarnation as i64)];
-        lock(&self.heard).events.push(Said { name: "mail", values, error: None });
+        lock(&self.heard).events.push(Said::new("mail", values));
         self.changed.notify_all();
     }
 
@@ -79,7 +139,7 @@ impl Told {
 impl Heard {
     /// Of a worker: slot, generation, incarnation and pid come first.
     fn said(&mut self, event: &Event) -> Option<Said> {
-        let said = |name, values| Said { name, values, error: None };
+        let said = Said::new;
         let of = |pids: &HashMap<WorkerId, i32>, name, id: &WorkerId, rest: Vec<Value>| {
             let known = [int(id.slot), int(id.generation), Value::Int(id.incarnation as i64), int(pids.get(id).copied().unwrap_or(0))];
             said(name, known.into_iter().chain(rest).collect())
@@ -88,7 +148,7 @@ impl Heard {
         let text = |text: &str| Value::from(text.to_owned());
         let event = match event {
             Event::Listening { worker, address } => return Some(of(&self.pids, "listening", worker, vec![text(&address.to_string())])),
-            Event::Warning(error) => return Some(failed(said("warning", vec![]), error)),
+            Event::Warning(error) => return Some(Said::warning(error.clone())),
             Event::Worker(event) => event,
             _ => return None,
         };
@@ -281,7 +341,7 @@ impl PyCluster {
                     metrics = Some(text.parse().map_err(|e| raise(py, &e))?);
                 }
                 "log" => {
-                    log = Some(value.extract::<String>().map_err(|_| wrong_type("log", &value, "'prefixed', 'raw', 'none' or a path"))?)
+                    log = Some(value.extract::<OsString>().map_err(|_| wrong_type("log", &value, "'prefixed', 'raw', 'none' or a path"))?)
                 }
                 "log_size" => rotation.size = whole("log_size", &value, 1)?,
                 "log_keep" => rotation.keep = number_option("log_keep", &value)?,
@@ -327,9 +387,9 @@ impl PyCluster {
         })
     }
 
-    /// Binds and starts; does not wait.
-    fn start(&self, py: Python<'_>, given: Given) -> PyResult<()> {
-        let told = Arc::new(Told::default());
+    /// Binds and starts; does not wait. `lines`: whether somebody listens for those of workers; None: nobody reads what they print.
+    fn start(&self, py: Python<'_>, given: Given, lines: Option<bool>) -> PyResult<()> {
+        let told = Arc::new(Told { wants_lines: AtomicBool::new(lines == Some(true)), ..Told::default() });
         let own = Arc::clone(&told);
         let mut builder = Cluster::builder()
             .supervision(self.supervision.clone())
@@ -340,6 +400,10 @@ impl PyCluster {
             .on_event(move |event| own.hear(event));
         let own = Arc::clone(&told);
         builder = builder.on_channel(move |id, channel| drop(lock(&own.heard).channels.insert(id, channel)));
+        if lines.is_some() {
+            let own = Arc::clone(&told);
+            builder = builder.on_line(move |line| own.hear_line(line));
+        }
         if let Some(workers) = self.workers {
             builder = builder.workers(workers);
         }
@@ -372,9 +436,15 @@ impl PyCluster {
         for said in events {
             let values = value::to_python(py, Value::Array(said.values))?;
             let error = said.error.map(|e| exception(py, &e)).transpose()?;
-            list.append((said.name, values, error))?;
+            let room = said.cost.map(|cost| PyRoom { told: Arc::clone(&told), cost, epoch: fork::epoch() });
+            list.append((said.name, values, error, room))?;
         }
         Ok(Some(list))
+    }
+
+    /// Somebody listens for lines from now on.
+    fn hear_lines(&self) {
+        lock(&self.running).iter().for_each(|(_, told)| told.wants_lines.store(true, Ordering::Relaxed));
     }
 
     /// False: not within `timeout`.
@@ -716,5 +786,6 @@ fn _accepted_at(py: Python<'_>, fd: i32) -> PyResult<Option<Bound<'_, PyAny>>> {
 pub(crate) fn install(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(_accepted_at, m)?)?;
     m.add_class::<PyCluster>()?;
+    m.add_class::<PyRoom>()?;
     m.add_class::<PyMember>()
 }

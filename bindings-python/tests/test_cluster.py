@@ -1229,7 +1229,7 @@ time.sleep(600)
 
 
 def test_what_workers_print_goes_to_files_as_whole_lines_with_who_has_printed_them(server, tmp_path):
-    log = tmp_path / "printed" / "log"
+    log = tmp_path / "printed" / "log\udcff"
     log.parent.mkdir()
     cluster = server(PRINTS, workers=2, log=log, log_size=300, log_keep=50, drain_timeout=0.1, kill_grace=0.1)
     with cluster:

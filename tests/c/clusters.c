@@ -375,6 +375,64 @@ static void moving(offloop_cluster_options o, const char *const *command) {
   offloop_cluster_free(c);
 }
 
+/* ---- what workers print ---- */
+
+typedef struct {
+  char out[64], err[64]; /* each line as "pid:bytes|", parts with '+' */
+  size_t out_len, err_len;
+  int pid;
+  atomic_int at_exit, freed; /* bytes that were heard before the end of the worker */
+} printed_t;
+
+static void hear_line(const offloop_cluster_line *line, void *user) {
+  printed_t *p = user;
+  char *to = line->stream == 1 ? p->out : p->err;
+  size_t *len = line->stream == 1 ? &p->out_len : &p->err_len;
+  CHECK(line->struct_size == sizeof *line && line->slot == 0 && (line->stream == 1 || line->stream == 2) && !line->more);
+  CHECK(*len + line->len + 1 < sizeof p->out);
+  p->pid = line->pid;
+  memcpy(to + *len, line->bytes, line->len);
+  to[*len + line->len] = '|';
+  *len += line->len + 1;
+}
+static void lines_end(const offloop_cluster_event *event, void *user) {
+  printed_t *p = user;
+  if (event->kind != OFFLOOP_CLUSTER_EXIT) return;
+  CHECK(event->pid == p->pid);
+  atomic_store(&p->at_exit, (int)(p->out_len + p->err_len));
+}
+static void lines_freed(void *user) { atomic_fetch_add(&((printed_t *)user)->freed, 1); }
+
+static void lines(offloop_cluster_options o, const char *self) {
+  static const char out[] = "one||tw\377\0o|", err[] = "hal|";
+  const char *const path[] = {"/bin/sh", "-c", "printf 'one\\n\\ntw\\377\\000o\\n'; printf hal >&2; exec \"$0\" member serves", self, NULL};
+  printed_t printed = {.pid = 0};
+  offloop_cluster *c = NULL;
+  o.command = path;
+  o.workers = 1;
+  o.on_event = lines_end;
+  o.event_user = &printed;
+  o.event_user_free = NULL;
+  o.on_line = hear_line;
+  o.line_user = &printed;
+  o.line_user_free = lines_freed;
+  o.log_size = -1;
+  o.log = "x";
+  IS(offloop_cluster_new(&o, &c), INVALID);
+  CHECK(atomic_load(&printed.freed) == 0); /* still the caller's */
+  o.log = NULL;
+  OK(offloop_cluster_new(&o, &c));
+  offloop_cluster_free(c);
+  CHECK(atomic_load(&printed.freed) == 1);
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_stop(c, 0));
+  CHECK(atomic_load(&printed.at_exit) == sizeof out + sizeof err - 2);
+  CHECK(!memcmp(printed.out, out, sizeof out) && !memcmp(printed.err, err, sizeof err));
+  offloop_cluster_free(c);
+  while (atomic_load(&printed.freed) != 2) usleep(1000);
+}
+
 static void ask(const char *address, char *answer, size_t len) {
   struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   const char *port = strrchr(address, ':');
@@ -583,7 +641,7 @@ void clusters(void) {
   o.metrics = NULL;
 
   /* What a worker prints goes to a file, with who has printed it. */
-  char log[] = "/tmp/offloop-log-XXXXXX", printed[128] = "", expected[128];
+  char log[] = "/tmp/offloop-log-\xff-XXXXXX", printed[128] = "", expected[128];
   const char *const prints_path[] = {"/bin/sh", "-c", "echo in C; exec \"$0\" member serves", self, NULL};
   int file = mkstemp(log);
   CHECK(file >= 0);
@@ -595,7 +653,7 @@ void clusters(void) {
   o.log = log;
   o.log_size = -1;
   IS(offloop_cluster_new(&o, &c), INVALID);
-  CHECK(says("option=log_size, value=0, min=1"));
+  CHECK(says("option=log_size, value=-1, min=0"));
   o.log_size = 1000;
   o.log_keep = 1001;
   IS(offloop_cluster_new(&o, &c), INVALID);
@@ -610,6 +668,7 @@ void clusters(void) {
   CHECK(close(file) == 0 && unlink(log) == 0);
   o.log = NULL;
   o.command = by_path;
+  lines(o, self);
 
   /* Where a loop stands that stands still: what its worker says, which is nothing in C. */
   stalls(o, stalls_path);

@@ -199,6 +199,7 @@ const EVENTS = {
   listening: (worker, address) => `${workerFields(worker)} address=${address}`,
   reload: ({ generation }) => `generation=${generation}`,
   reloadFailed: ({ generation, error }) => `generation=${generation} message=${text(error.message)}`,
+  log: (worker, { stream, text: line }) => `${workerFields(worker)} stream=${stream} text=${text(line)}`,
   warning: (error) => `message=${text(error.message)}`,
   degraded: () => '',
   recovered: () => '',

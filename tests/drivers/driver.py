@@ -544,6 +544,7 @@ TOLD = {
     "listening": lambda worker, address: f"{worker_fields(worker)} address={address}",
     "reload": lambda report: f"generation={report.generation}",
     "reload_failed": lambda generation, error: f"generation={generation} {error_text(error)}",
+    "log": lambda worker, stream, line: f"{worker_fields(worker)} stream={stream} text={line.encode().hex()}",
     "warning": error_text,
     "degraded": lambda _failures: "",
     "recovered": lambda: "",

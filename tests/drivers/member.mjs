@@ -48,7 +48,8 @@ if (listens.length === 0) worker.ready()
 
 worker.on('message', (message) => {
   if (message === 'exit') process.exit(3)
-  worker.send(message)
+  if (message === 'say') process.stdout.write('one\nhalf', () => process.exit(3))
+  else worker.send(message)
 })
 worker.on('request', (request) => {
   const known = { pid: process.pid, slot: worker.slot, generation: worker.generation, version }

@@ -44,6 +44,9 @@ def hear(message):
     if not message.is_request:
         if value == "exit":
             os._exit(3)
+        if value == "say":
+            os.write(1, b"one\nhalf")
+            os._exit(3)
         WORKER.send(value)
         return
     known = {"pid": os.getpid(), "slot": WORKER.slot, "generation": WORKER.generation, "version": VERSION}

@@ -1,6 +1,7 @@
 import {
   Channel,
   Cluster,
+  type ClusterLine,
   defaultPool,
   metrics,
   OffloopError,
@@ -202,6 +203,11 @@ cluster.on('message', (worker, message, fds) => {
   void isSent
 })
 cluster.on('request', (worker, request) => request.reply([worker.slot, request.value]))
+cluster.on('log', (worker, line) => {
+  const { stream, text, more }: ClusterLine = line
+  const from: 'stdout' | 'stderr' = stream
+  console.log(worker.slot, from, text.length, more === true)
+})
 cluster.on('unresponsive', (worker, { cause, stack }) => {
   const said: [number, string, string[] | undefined] = [worker.slot, cause, stack?.split('\n')]
   said.pop()

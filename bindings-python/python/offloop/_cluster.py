@@ -34,6 +34,7 @@ _OF_WORKERS = ("fork", "online", "listening", "spare", "ready", "unresponsive", 
 EVENTS = (
     *_OF_WORKERS,
     "message",
+    "log",
     "back_off",
     "reloading",
     "rollback",
@@ -323,7 +324,7 @@ class Cluster:
     that shows them as they change. Whoever can connect reads them: `"127.0.0.1:9464"`. Default: nowhere.
     `log`: where what workers print goes, as whole lines: `"prefixed"` (to this process's outputs, each line as `[slot:pid] line`), `"raw"`, `"none"`, or the path of a file,
     with the prefix; one that would grow beyond `log_size` (bytes, default 10 MiB) becomes `FILE.1`, of which `log_keep` (default 5, up to 1,000) are kept. Default: to this
-    process's outputs, unread.
+    process's outputs, unread; where somebody listens for `log` when the cluster starts, lines go to that listener alone.
 
     `nice` is added to the niceness of the workers; `pin_cpus`: each runs on one core, by its slot. `user`, `group` (names or numbers; a user's name brings its group): whose they are, without
     supplementary groups. `limits`: soft and hard ones by the names of `prlimit` (`{"nofile": 1024, "core": 0}`; `math.inf`: none). `oom_score`, -1000 to 1000: how much rather than others they are
@@ -415,6 +416,8 @@ class Cluster:
         self._lines: dict[Id, _Line] = {}
         self._spares: dict[Id, Id] = {}
         self._states: dict[Id, str] = {}
+        # By process id, which a spare keeps.
+        self._pids: dict[int, _Line] = {}
 
     def _check(self) -> _native._Cluster:
         if os.getpid() != self._pid:
@@ -427,9 +430,6 @@ class Cluster:
         """What native code takes of a command."""
         args, env, cwd = command.native()
         env = [*env, (_broker.VARIABLE, None if self._served is None else self._served.path)]
-        # An interpreter that prints to a pipe keeps its lines to itself.
-        if self._logs and "PYTHONUNBUFFERED" not in os.environ and all(name != "PYTHONUNBUFFERED" for name, _ in env):
-            env.append(("PYTHONUNBUFFERED", "1"))
         return args, env, cwd
 
     def _unserve(self) -> None:
@@ -447,8 +447,9 @@ class Cluster:
             return
         if self._pool is not None:
             self._served = _broker.Served(self._pool, self._tasks)
+        listens = bool(self._listeners.get("log"))
         try:
-            self._native.start(self._given(self._commands[1]))
+            self._native.start(self._given(self._commands[1]), listens if listens or self._logs else None)
         except BaseException:
             self._unserve()
             raise
@@ -494,8 +495,10 @@ class Cluster:
         With a ClusterWorker: `fork`, `online` (it has begun), `listening` (and where), `spare` (it waits), `ready` (also of a spare that has taken a place), `unresponsive` (and why, and the stack
         of where its loop blocks, or None), `responsive`,
         `expired` (and why: `age`, `memory` or `requests`), `draining` (and why), `exit` (and a WorkerExit), `start_error` (and the error), `message` (and a Message of Channel; one that is a
-        request is answered by its `reply` or `fail`, and by what `fn` raises). What a worker has said before its end comes before its
-        `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back. Of the cluster: `back_off` (slot, seconds),
+        request is answered by its `reply` or `fail`, and by what `fn` raises. What a worker has said before its end comes before its
+        `exit`, and nothing after that; while nobody listens for messages they wait, and hold their worker back), `log` (and `"stdout"` or `"stderr"`, and a line that it has printed, without the
+        newline; what is no UTF-8 is U+FFFD, and a line beyond 64 KiB comes in parts. Before its `exit`, but for what processes print that it has left behind. Without the option `log` the listener has to be there at
+        the start. Workers wait for no listener: beyond 1 MiB of lines that nobody has heard yet lines are left out, and a `warning` with Full says how many). Of the cluster: `back_off` (slot, seconds),
         `reloading` (generation), `rollback` and `reload_failed` (generation, error), `reload` (a ReloadReport), `degraded` (failures),
         `recovered`, `warning` (an error: something is not as it should be, and the cluster goes on), `stopped`.
         """
@@ -511,10 +514,18 @@ class Cluster:
         if event == "message":
             for line in list(self._lines.values()):
                 line.watch()
+        if event == "log":
+            self._native.hear_lines()
 
     def _hear(self) -> None:
         while (events := self._native.events()) is not None:
-            for name, values, error in events:
+            events.reverse()
+            while events:
+                # Nobody else has the room of a line, which is free again when all have heard it.
+                name, values, error, room = events.pop()
+                if name == "log":
+                    self._print(values, room)
+                    continue
                 if name == "mail":
                     self._receive(tuple(values))
                     continue
@@ -549,6 +560,7 @@ class Cluster:
         line = _Line(self._native, worker)
         self._states[line.id] = "starting"
         self._lines = {**self._lines, line.id: line}
+        self._pids[pid] = line
         if self._listeners.get("message"):
             line.watch()
 
@@ -576,8 +588,17 @@ class Cluster:
                     self._deliver(line, event)
         self._lines = {id: other for id, other in self._lines.items() if other is not line}
         del self._states[key]
+        del self._pids[line.worker.pid]
         self._spares = {now: was for now, was in self._spares.items() if was != key}
         line.channel._end.close_dead()
+
+    def _print(self, values: list[Any], room: _native._Room | None) -> None:
+        slot, generation, incarnation, pid, stream, text = values
+        # What processes print that it has left behind comes after its end.
+        worker = ClusterWorker(slot, generation, pid, "exited", incarnation)
+        if (line := self._pids.get(pid)) is not None:
+            worker = line.worker._replace(state=self._states[line.id])
+        self._call_all("log", [worker, stream, text], room)
 
     def _receive(self, key: Any) -> None:
         """Takes what a worker says, and sends what waits for room, for one turn."""
@@ -702,7 +723,10 @@ class Cluster:
             args = [ReloadReport(*values)]
         if error is not None:
             args = [*args, error]
-        for fn, loop in list(told):
+        self._call_all(name, args)
+
+    def _call_all(self, name: str, args: list[Any], room: _native._Room | None = None) -> None:
+        for fn, loop in list(self._listeners.get(name, ())):
             if loop is None:
                 try:
                     _call(fn, args)
@@ -712,7 +736,7 @@ class Cluster:
             else:
                 # A loop that is closed hears nothing.
                 with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_call, fn, args)
+                    loop.call_soon_threadsafe(_call, fn, args, room)
 
     async def _until(self, poll: Callable[[], Any]) -> Any:
         """What `poll` gives, once it is true. It is asked after each event."""
@@ -901,7 +925,8 @@ def _hand_over(fn: Callable[..., object], worker: ClusterWorker, message: Messag
         logging.getLogger("concurrent.futures").exception("exception calling listener %r", fn)
 
 
-def _call(fn: Callable[..., object], args: list[Any]) -> None:
+def _call(fn: Callable[..., object], args: list[Any], room: _native._Room | None = None) -> None:
+    """`room` is that of a line, which is heard then."""
     try:
         fn(*args)
     except Exception:

@@ -8,7 +8,7 @@ use crate::capi::pool::{count, duration};
 use crate::capi::process::{os, texts, variable};
 use crate::capi::{offloop_channel, offloop_cluster};
 use crate::channel::{Channel, Incoming};
-use crate::cluster::{Address, Builder, Cluster, Command, Event, Log, Rotation};
+use crate::cluster::{Address, Builder, Cluster, Command, Event, Log, Rotation, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Cause, Event as Of, WorkerId};
 use crate::sync::lock;
@@ -92,6 +92,33 @@ pub type offloop_cluster_message_fn = Option<
     unsafe extern "C" fn(slot: u32, generation: u32, from: *mut offloop_channel, message: *const offloop_incoming, user: *mut c_void),
 >;
 
+/// A line that a worker has printed. It and its bytes are gone when the callback returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct offloop_cluster_line {
+    /// sizeof(offloop_cluster_line) of the library.
+    pub struct_size: usize,
+    /// The worker's place.
+    pub slot: u32,
+    /// The (re)load that it belongs to, from 1 on.
+    pub generation: u32,
+    /// Its process id.
+    pub pid: i32,
+    /// 1: on its standard output, 2: on its standard error output.
+    pub stream: i32,
+    /// What, without the newline and without a NUL behind it.
+    pub bytes: *const u8,
+    /// How many.
+    pub len: usize,
+    /// 1: the line is longer than 64 KiB, and the next one of this worker and stream is more of it.
+    pub more: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// Hears of what workers print.
+pub type offloop_cluster_line_fn = Option<unsafe extern "C" fn(line: *const offloop_cluster_line, user: *mut c_void)>;
+
 /// How a cluster is made. 0 or NULL means the default everywhere but in command; start from OFFLOOP_CLUSTER_OPTIONS_INIT. Texts are copied.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -162,7 +189,7 @@ pub struct offloop_cluster_options {
     /// port 0 is one that the system chooses. Whoever can connect reads them: name 127.0.0.1. Default: nowhere.
     pub metrics: *const c_char,
     /// Where what workers print goes, as whole lines in the order of their streams: "prefixed" (to this process's outputs, each line as "[slot:pid] line"), "raw" (without the prefix),
-    /// "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: workers have this process's outputs.
+    /// "none", or the path of a file, which gets the prefix, too. Lines that cannot be written are lost. Default: with on_line nowhere, else workers have this process's outputs.
     pub log: *const c_char,
     /// A file of log that would grow beyond so many bytes becomes FILE.1, that FILE.2 and so on, 1 to 2^50. Default 10 MiB.
     pub log_size: i64,
@@ -170,6 +197,14 @@ pub struct offloop_cluster_options {
     pub log_keep: i32,
     /// 0.
     pub reserved2: u32,
+    /// Called with each line that workers print on a thread of the library, one call at a time, before the line goes where log says. Who prints faster than it returns waits in its own write, so
+    /// it must not wait for what a thread holds that waits in a call of this cluster. The last lines of a worker come before OFFLOOP_CLUSTER_EXIT, unless it holds them up for more
+    /// than 100 ms; what processes that it has left behind print comes after that, until the end of the cluster. Default: none.
+    pub on_line: offloop_cluster_line_fn,
+    /// Passed to it.
+    pub line_user: *mut c_void,
+    /// Called with line_user when no line can come any more. May be NULL.
+    pub line_user_free: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
 // SAFETY: `repr(C)`, plain data, all-zero is valid, `struct_size` first.
@@ -445,7 +480,7 @@ unsafe fn command(o: &offloop_cluster_options, args: *const *const c_char) -> Re
 /// Makes a cluster. Nothing is bound and no process starts before offloop_cluster_start. OFFLOOP_ERR_INVALID names the option, its value and its limits.
 ///
 /// # Safety
-/// `options` is as long as it says, its texts as its fields say; on_event and on_message may be called with their user on any
+/// `options` is as long as it says, its texts as its fields say; on_event, on_message and on_line may be called with their user on any
 /// thread; `out` is valid for writing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_options, out: *mut *mut offloop_cluster) -> offloop_status {
@@ -508,13 +543,13 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         // SAFETY: as above.
         if let Some(log) = unsafe { os(o.log) } {
             let mut rotation = Rotation::default();
-            if o.log_size != 0 {
-                rotation.size = u64::try_from(o.log_size).unwrap_or(0);
+            if let Some(size) = count("log_size", o.log_size)? {
+                rotation.size = size as u64;
             }
             if o.log_keep != 0 {
                 rotation.keep = u32::try_from(o.log_keep).unwrap_or(0);
             }
-            builder = builder.log(Log::parse(&log.to_string_lossy(), rotation));
+            builder = builder.log(Log::parse(&log, rotation));
         }
         builder = builder.spares(count("spares", o.spares)?.unwrap_or(0));
         builder.check()?;
@@ -523,6 +558,24 @@ pub unsafe extern "C" fn offloop_cluster_new(options: *const offloop_cluster_opt
         if let Some(call) = o.on_message {
             let letters = Letters { call, user: UserArg::new(o.message_user, o.message_user_free), shown: Arc::clone(&shown) };
             builder = builder.on_message(move |id, channel, incoming| letters.hand_over(id, channel, incoming));
+        }
+        if let Some(call) = o.on_line {
+            let user = UserArg::new(o.line_user, o.line_user_free);
+            builder = builder.on_line(move |line| {
+                let told = offloop_cluster_line {
+                    struct_size: size_of::<offloop_cluster_line>(),
+                    slot: line.worker.slot,
+                    generation: line.worker.generation,
+                    pid: line.pid,
+                    stream: if line.stream == Stream::Out { 1 } else { 2 },
+                    bytes: line.bytes.as_ptr(),
+                    len: line.bytes.len(),
+                    more: line.is_cut.into(),
+                    reserved: 0,
+                };
+                // SAFETY: the caller of offloop_cluster_new says that it may be called so; the line outlives the call.
+                unsafe { call(&raw const told, user.get()) };
+            });
         }
         if o.on_event.is_some() || o.on_message.is_some() {
             let user = UserArg::new(o.event_user, o.event_user_free.filter(|_| o.on_event.is_some()));

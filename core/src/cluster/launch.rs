@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use super::listen::Socket;
 
+const UNBUFFERED: &str = "PYTHONUNBUFFERED";
+
 /// The program that workers run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Command {
@@ -38,8 +40,13 @@ impl Command {
     }
 
     /// With this process's variables as they are now. They are read by who calls, and not when a worker starts: `setenv` of a host's own thread, which has them in other places, would be in its way.
-    pub(super) fn resolve(self) -> Resolved {
+    ///
+    /// `is_read`: what it prints goes to a pipe, for which a Python interpreter would keep its lines to itself.
+    pub(super) fn resolve(self, is_read: bool) -> Resolved {
         let mut env = own_env();
+        if is_read && env.iter().all(|(name, _)| name != UNBUFFERED) {
+            env.push((UNBUFFERED.into(), "1".into()));
+        }
         env.retain(|(name, _)| self.env.iter().all(|(other, _)| other != name));
         env.extend(self.env.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))));
         env.retain(|(name, _)| name.to_str().is_none_or(|name| !name.starts_with("LISTEN_")));
@@ -112,6 +119,20 @@ fn with_numbers(arg: &OsStr, sockets: usize) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn python_prints_line_by_line_where_its_lines_are_read_unless_somebody_says_otherwise() {
+        let of = |is_read, given: &[Option<&str>]| {
+            let env = given.iter().map(|value| (UNBUFFERED.into(), value.map(Into::into))).collect();
+            let resolved = Command { env, ..Command::default() }.resolve(is_read);
+            resolved.env.into_iter().filter(|(name, _)| name == UNBUFFERED).map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        let own: Vec<_> = std::env::var_os(UNBUFFERED).into_iter().collect();
+        assert_eq!(of(false, &[]), own);
+        assert_eq!(of(true, &[]), if own.is_empty() { vec![OsString::from("1")] } else { own });
+        assert_eq!(of(true, &[Some("")]), [""]);
+        assert!(of(true, &[None]).is_empty());
+    }
 
     #[test]
     fn numbers_of_sockets_take_their_places() {

@@ -6,7 +6,8 @@
 //!     …                         ┘
 //! ```
 //!
-//! Whoever prints faster than the host's function takes lines waits in its own `write`; supervision waits for neither. Memory: [`MAX_LINE`] per pipe at most.
+//! Whoever prints faster than the host's function takes lines waits in its own `write`; supervision waits for neither, but [`LAST_LINES`] for the last lines of a worker that has ended.
+//! Memory: [`MAX_LINE`] per pipe at most.
 
 use crate::error::Result;
 use crate::supervisor::WorkerId;
@@ -24,6 +25,10 @@ use std::time::{Duration, Instant};
 pub const MAX_LINE: usize = 64 << 10;
 /// What is read of one pipe before the others' turn.
 const TURN: usize = 64 << 10;
+/// Turns in which whatever was in a pipe at their beginning is read: its size is 1 MiB at most, but for a privileged process that wants more.
+const TURNS: usize = 16;
+/// How long the end of a worker waits until its last lines were heard.
+const LAST_LINES: Duration = Duration::from_millis(100);
 const BELL: u64 = 0;
 
 /// Which of the two.
@@ -81,6 +86,10 @@ struct Rows {
     sources: HashMap<u64, Source>,
     /// The thread has taken out a source of this one.
     busy: Option<WorkerId>,
+    /// Those that have ended, and whose last lines are waited for.
+    ending: Vec<WorkerId>,
+    /// That was in vain, and the thread has not gone on since.
+    stuck: bool,
     closing: bool,
     over: bool,
 }
@@ -143,6 +152,26 @@ impl Logs {
         lock(&self.rows).made.remove(&worker);
     }
 
+    /// It has ended: returns when all that it has printed was heard. That is at once, unless the host's function holds up the thread; a thread that does not go on is waited for once.
+    pub(super) fn ended(&self, worker: WorkerId) {
+        let until = Instant::now() + LAST_LINES;
+        let mut rows = lock(&self.rows);
+        if rows.stuck || (rows.busy != Some(worker) && rows.sources.values().all(|source| source.worker != worker)) {
+            return;
+        }
+        rows.ending.push(worker);
+        self.bell.signal();
+        while !rows.over && rows.ending.contains(&worker) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                rows.stuck = true;
+                rows.ending.retain(|other| *other != worker);
+                return;
+            }
+            rows = self.ended.wait_timeout(rows, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
     /// No worker is left: what is in the pipes is read, and nothing is waited for.
     pub(super) fn close(&self) {
         lock(&self.rows).closing = true;
@@ -170,6 +199,7 @@ impl Logs {
             for token in ready.drain(..) {
                 if token == BELL {
                     self.bell.clear();
+                    self.read_ends(&mut bytes, &mut hear);
                 } else {
                     self.turn(token, &mut bytes, &mut hear);
                 }
@@ -181,8 +211,33 @@ impl Logs {
         let mut left: Vec<u64> = lock(&self.rows).sources.keys().copied().collect();
         left.sort_unstable();
         for token in left {
-            while self.turn(token, &mut bytes, &mut hear) {}
+            self.read_rest(token, &mut bytes, &mut hear);
             self.end(token, &mut hear);
+        }
+    }
+
+    /// What workers that have ended have printed. Others may have their pipes still, and go on.
+    fn read_ends(&self, bytes: &mut [u8], hear: &mut Hear) {
+        let ending = lock(&self.rows).ending.clone();
+        for worker in ending {
+            let rows = lock(&self.rows);
+            let mut tokens: Vec<u64> = rows.sources.iter().filter(|(_, source)| source.worker == worker).map(|(token, _)| *token).collect();
+            drop(rows);
+            tokens.sort_unstable();
+            for token in tokens {
+                self.read_rest(token, bytes, hear);
+            }
+            lock(&self.rows).ending.retain(|other| *other != worker);
+            self.ended.notify_all();
+        }
+    }
+
+    /// What is in the pipe now; somebody who goes on to print is not waited for.
+    fn read_rest(&self, token: u64, bytes: &mut [u8], hear: &mut Hear) {
+        for _ in 0..TURNS {
+            if !self.turn(token, bytes, hear) {
+                return;
+            }
         }
     }
 
@@ -196,6 +251,7 @@ impl Logs {
         let mut rows = lock(&self.rows);
         // It may have another name by now.
         source.worker = rows.busy.take().unwrap_or(source.worker);
+        rows.stuck = false;
         rows.sources.insert(token, source);
         drop(rows);
         if got == Some(0) {
@@ -248,7 +304,8 @@ impl Source {
             let room = MAX_LINE - self.rest.len();
             self.rest.extend_from_slice(&bytes[..room]);
             bytes = &bytes[room..];
-            let part = std::mem::take(&mut self.rest);
+            let mut part = std::mem::take(&mut self.rest);
+            self.rest = part.split_off(before_parted_char(&part, bytes[0]));
             self.tell(&part, true, hear);
         }
         self.rest.extend_from_slice(bytes);
@@ -259,6 +316,13 @@ impl Source {
         self.goes_on = is_cut;
         let _ = catch_unwind(AssertUnwindSafe(|| hear(&line)));
     }
+}
+
+/// How much of `part` comes before a character of UTF-8 that goes on with `next`: all, if there is none.
+fn before_parted_char(part: &[u8], next: u8) -> usize {
+    let goes_on = |byte: u8| byte & 0xC0 == 0x80;
+    let begin = part.iter().rposition(|byte| !goes_on(*byte)).filter(|at| goes_on(next) && part[*at] >= 0xC0 && part.len() - at < 4);
+    begin.unwrap_or(part.len())
 }
 
 #[cfg(test)]
@@ -324,6 +388,75 @@ mod tests {
         assert_eq!(shape, [(MAX_LINE, false, true), (MAX_LINE, true, true), (1, true, false), (4, false, false), (MAX_LINE, false, false)]);
         drop(heard);
         logs.close();
+    }
+
+    #[test]
+    fn no_part_ends_within_a_character() {
+        let (logs, heard) = opened();
+        let [mut out, mut err] = worker(&logs, 0);
+        let long = format!("x{}", "\u{1F980}".repeat(MAX_LINE / 2));
+        writeln!(out, "{long}").expect("write");
+        err.write_all(&[0x80; MAX_LINE + 1]).expect("write");
+        drop((out, err));
+        logs.wait(|_| true, FOREVER);
+        let heard = heard.lock().expect("heard");
+        let parts: Vec<_> =
+            heard.iter().filter(|l| l.1 == Stream::Out).map(|l| std::str::from_utf8(&l.2).expect("whole characters")).collect();
+        assert!(parts.len() > 2 && parts.concat() == long);
+        let others: Vec<_> = heard.iter().filter(|l| l.1 == Stream::Err).map(|l| l.2.len()).collect();
+        assert_eq!(others, [MAX_LINE, 1]);
+        drop(heard);
+        logs.close();
+    }
+
+    #[test]
+    fn the_last_lines_of_a_worker_are_heard_at_its_end_though_somebody_keeps_the_pipe() {
+        let (logs, heard) = opened();
+        for slot in 0..50 {
+            let [mut out, mut kept] = worker(&logs, slot);
+            write!(out, "one\ntwo").expect("write");
+            writeln!(kept, "three").expect("write");
+            drop(out);
+            logs.ended(id(slot));
+            let heard: Vec<_> = heard.lock().expect("heard").drain(..).map(|l| (l.0, l.2)).collect();
+            assert_eq!(heard.len(), 3, "{heard:?}");
+            assert!([&b"one"[..], b"two", b"three"].iter().all(|line| heard.contains(&(slot, line.to_vec()))));
+        }
+        logs.close();
+        logs.wait(|_| false, FOREVER);
+        logs.ended(id(0));
+    }
+
+    #[test]
+    fn a_function_that_holds_up_the_thread_is_waited_for_once() {
+        let (goes_on, stands) = std::sync::mpsc::channel::<()>();
+        let logs = Logs::open(Box::new(move |_: &Line<'_>| assert!(stands.recv().is_err()))).expect("logs");
+        for slot in 0..50 {
+            let [mut out, _] = worker(&logs, slot);
+            writeln!(out, "line").expect("write");
+            drop(out);
+            logs.ended(id(slot));
+        }
+        assert!(lock(&logs.rows).stuck);
+        drop(goes_on);
+        logs.wait(|_| true, FOREVER);
+        assert!(!lock(&logs.rows).stuck);
+        logs.close();
+        logs.wait(|_| false, FOREVER);
+    }
+
+    #[test]
+    fn who_goes_on_to_print_does_not_keep_the_thread_from_its_end() {
+        let (logs, _) = opened();
+        let [mut flood, _err] = worker(&logs, 0);
+        let writer = std::thread::spawn(move || {
+            let lines = [b'\n'; 4096];
+            while flood.write_all(&lines).is_ok() {}
+        });
+        logs.ended(id(0));
+        logs.close();
+        logs.wait(|_| false, FOREVER);
+        writer.join().expect("its pipe is closed");
     }
 
     #[test]

@@ -14,13 +14,14 @@
 //!   accept, and the others go on. This is what makes a reload lose nothing.
 //! * [`worker`]: the worker's side, which any program may use; a program that follows `LISTEN_FDS`, or takes the number of an fd, needs none of it to get its sockets.
 //! * With [`Balance::RoundRobin`] and its like the cluster accepts by a thread of its own (`pass`), and passes each connection to the worker that `balance` chooses.
-//! * `logs`: what workers print, as whole lines; `sink`: where those go.
+//! * `logs`: what workers print, as whole lines; `sink`: where those go; `backlog`: those that a host's loop has not taken yet.
 //! * `status`: what it shows of its workers; `endpoint`: that, and the metrics of its workers' pools, by HTTP.
 //! * `listen`: addresses and sockets; `launch`: a worker's command line and environment; `gate`: what workers ask for; `mail`: messages; `fork`: workers that are
 //!   started one by one, each with a command of its own.
 //!
 //! User documentation with the table of options: `docs/cluster.md`.
 
+mod backlog;
 mod balance;
 mod endpoint;
 mod fork;
@@ -35,6 +36,7 @@ mod sink;
 mod status;
 pub mod worker;
 
+pub use backlog::{Backlog, MAX_BACKLOG, WITH_EACH};
 pub use balance::Balance;
 pub use launch::Command;
 pub use listen::{Address, MAX_SOCKETS, QUEUE};
@@ -223,8 +225,10 @@ impl Builder {
         self
     }
 
-    /// Takes what workers print: called with each line by a thread of the cluster, in the order of its stream. A worker that prints faster than lines are taken waits in its own `write`. Default: workers
-    /// have this process's standard output and error output. A panic in it is swallowed.
+    /// Takes what workers print: called with each line by a thread of the cluster, in the order of its stream. A worker that prints faster than lines are taken waits in its own `write`; a host that may
+    /// itself wait for its workers puts them by, bounded by a [`Backlog`]. The last lines of a worker come before its [`Exited`](supervisor::Event::Exited), unless this function holds them up for
+    /// more than 100 ms; what processes that it has left behind print comes after that. Nothing is printed without [`log`](Self::log). Default: workers have this process's standard output and error
+    /// output. A panic in it is swallowed.
     pub fn on_line(mut self, hear: impl FnMut(&Line<'_>) + Send + 'static) -> Builder {
         self.logs = Some(Box::new(hear));
         self
@@ -324,7 +328,7 @@ impl Builder {
         };
         let mail = Mail::open(self.hear_message).inspect_err(close)?;
         let logs = hear.map(Logs::open).transpose().inspect_err(|_| mail.close()).inspect_err(close)?;
-        let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve()))]));
+        let commands = Mutex::new(HashMap::from([(1, Arc::new(command.resolve(logs.is_some())))]));
         let inner = Arc::new(Inner {
             name: self.name,
             spares,
@@ -472,9 +476,10 @@ impl Inner {
                 self.passer.iter().for_each(|passer| passer.gone(*worker));
                 // What it has said comes before its end.
                 self.mail.remove(*worker);
-                if let (Some(logs), E::SpawnFailed { .. }) = (&self.logs, event) {
-                    logs.remove(*worker);
-                }
+                self.logs.iter().for_each(|logs| match event {
+                    E::SpawnFailed { .. } => logs.remove(*worker),
+                    _ => logs.ended(*worker),
+                });
             }
             // The next reload may have begun: who waits for one hears of its end before this event.
             E::Reloaded(report) => lock(&self.commands).retain(|generation, _| *generation >= report.generation),
@@ -618,7 +623,7 @@ impl Cluster {
         let forks = self.inner.forks.as_ref().ok_or_else(|| Error::invalid("cluster starts its workers itself"))?;
         command.check()?;
         supervisor::check_wait()?;
-        forks.start(&self.supervisor, command.resolve())
+        forks.start(&self.supervisor, command.resolve(self.inner.logs.is_some()))
     }
 
     /// Replaces all workers by a new generation, without being fewer at any time: see [`Supervisor::reload`]. `command`: what the new ones run; the same as before.
@@ -642,7 +647,7 @@ impl Cluster {
         if let Some(command) = &command {
             command.check()?;
         }
-        let command = command.map(|command| Arc::new(command.resolve()));
+        let command = command.map(|command| Arc::new(command.resolve(self.inner.logs.is_some())));
         // Before any lock: a forked child has none.
         self.supervisor.stats()?;
         // Held until the number is known: the launcher asks under this lock, and what runs is forgotten under it.

@@ -113,6 +113,13 @@ static void on_event(const offloop_cluster_event *event, void *user) {
   put(user, kind, reply, (channel_entry){0});
 }
 
+static void on_line(const offloop_cluster_line *line, void *user) {
+  char *text = hex(line->bytes, line->len);
+  const char *stream = line->stream == 1 ? "stdout" : "stderr";
+  put(user, "log", format("ok slot=%u generation=%u pid=%d stream=%s text=%s", line->slot, line->generation, line->pid, stream, text), (channel_entry){0});
+  free(text);
+}
+
 static void on_message(uint32_t slot, uint32_t generation, offloop_channel *from, const offloop_incoming *in, void *user) {
   int asked = in->kind == OFFLOOP_INCOMING_REQUEST;
   channel_entry request = {0};
@@ -176,6 +183,8 @@ static char *cluster_new(const args_t *args) {
   o.max_requests = number(args, "max_requests", 0);
   o.on_event = on_event;
   o.event_user = entry;
+  o.on_line = on_line;
+  o.line_user = entry;
   o.on_message = on_message;
   o.message_user = entry;
   offloop_status status = offloop_cluster_new(&o, &entry->cluster);

@@ -3,7 +3,7 @@
 use crate::channel::{Requests, fields};
 use crate::{Args, LOCK, Reply, later, missing, param};
 use offloop::channel::{Channel, Incoming};
-use offloop::cluster::{Builder, Cluster, Command, Event};
+use offloop::cluster::{Builder, Cluster, Command, Event, Stream};
 use offloop::shared::Limit;
 use offloop::supervisor::{Event as Of, WorkerId};
 use offloop::{Error, ErrorKind, Value};
@@ -154,8 +154,14 @@ impl Clusters {
         if verb == "cluster.new" {
             let (events, said) = (Line::new(), Line::new());
             let (hear, letters) = (teller(Arc::clone(&events)), Arc::clone(&said));
+            let lines = Arc::clone(&events);
             let builder = builder(args)?
                 .on_event(hear)
+                .on_line(move |line| {
+                    let (id, stream) = (line.worker, if line.stream == Stream::Out { "stdout" } else { "stderr" });
+                    let of = format!("slot={} generation={} pid={}", id.slot, id.generation, line.pid);
+                    lines.put("log", format!("{of} stream={stream} text={}", crate::hex(line.bytes)));
+                })
                 .on_message(move |id, channel, incoming| letters.put("message", (id, channel.clone(), incoming)));
             let held = Held { made: Some((builder, command(args)?)), cluster: None, events, said };
             self.0.insert(args.text("cluster")?.to_owned(), held);

@@ -63,7 +63,6 @@ const PRINTING: Duration = Duration::from_secs(5);
 const WORDS: Duration = Duration::from_millis(500);
 /// What changes so soon after workers have started or ended may be of their making.
 const SETTLED: Duration = Duration::from_millis(500);
-const UNBUFFERED: &str = "PYTHONUNBUFFERED";
 /// What the cluster's threads tell this one.
 #[derive(Default)]
 struct Mailbox(Mutex<Vec<Event>>);
@@ -142,10 +141,6 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let voice = Voice::new(std::io::stderr())?;
     let output = Output::new(Arc::clone(&bell));
     let mut env = run.env.clone();
-    // An interpreter that prints to a pipe keeps its lines to itself.
-    if std::env::var_os(UNBUFFERED).is_none() && env.iter().all(|(name, _)| name != UNBUFFERED) {
-        env.push((UNBUFFERED.into(), Some("1".into())));
-    }
     env.extend(service::OWN.map(|name| (name.into(), None)));
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone() };
     let mailbox = Arc::new(Mailbox::default());

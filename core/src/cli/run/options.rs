@@ -107,6 +107,7 @@ pub(in crate::cli) fn command() -> Command {
             seconds("hang-timeout", "10", "A worker whose event loop stands still for so long is replaced; 0: none is"),
             Arg::new("log")
                 .long("log")
+                .value_parser(value_parser!(OsString))
                 .value_name("WHERE")
                 .default_value("prefixed")
                 .help("What workers print: prefixed or raw to the outputs of this command, none, or the path of a file"),
@@ -296,7 +297,7 @@ impl Run {
             log: {
                 let size = u64::from(*by("log-size").get_one::<u32>("log-size").expect("it has a default")) << 20;
                 let keep = *by("log-keep").get_one::<u32>("log-keep").expect("it has a default");
-                Log::parse(by("log").get_one::<String>("log").expect("it has a default"), Rotation { size, keep })
+                Log::parse(by("log").get_one::<OsString>("log").expect("it has a default"), Rotation { size, keep })
             },
             json: by("json").get_flag("json"),
             confine: {
