@@ -931,7 +931,8 @@ typedef struct {
    */
   const char *cwd;
   /**
-   * Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
+   * Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", "fd:NUMBER", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS). "fd:NUMBER" is a socket of this
+   * process that listens: offloop_cluster_start makes a copy and makes it non-blocking, and the fd stays the caller's; one that is none is OFFLOOP_ERR_INVALID there.
    */
   const char *const *listen;
   /**

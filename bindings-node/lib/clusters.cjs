@@ -56,12 +56,16 @@ function commandOf({ exec, args = [], execArgv = [], env = {}, cwd }) {
 }
 
 /** Where to listen, as text. */
-function addressOf(listen, option = 'listen', want = 'array of ports, addresses or { host, port, path }') {
+function addressOf(listen, option = 'listen', want = 'array of ports, addresses or { host, port, path, fd }') {
   if (typeof listen === 'number' || typeof listen === 'string') return String(listen)
   if (listen === null || typeof listen !== 'object') throw wrongType(option, want, listen)
-  const { port, host, path: file, ...unknown } = listen
-  checkKnown(unknown, 'port host path')
-  const wrong = wrongType(option, '{ port, host } or { path }', listen)
+  const { port, host, path: file, fd, ...unknown } = listen
+  checkKnown(unknown, 'port host path fd')
+  const wrong = wrongType(option, '{ port, host }, { path } or { fd }', listen)
+  if (fd !== undefined) {
+    if (!Number.isInteger(fd) || port !== undefined || host !== undefined || file !== undefined) throw wrong
+    return `fd:${fd}`
+  }
   if (file !== undefined) {
     if (typeof file !== 'string' || file === '' || port !== undefined || host !== undefined) throw wrong
     return `unix:${path.resolve(file)}`
@@ -204,7 +208,7 @@ class Cluster extends EventEmitter {
     checkCommand(this.#commands.get(1))
     if (workers !== undefined && workers !== 'auto' && typeof workers !== 'number') throw wrongType('workers', "number or 'auto'", workers)
     if (spares !== undefined && typeof spares !== 'number') throw wrongType('spares', 'number', spares)
-    if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path }', listen)
+    if (!Array.isArray(listen)) throw wrongType('listen', 'array of ports, addresses or { host, port, path, fd }', listen)
     this.#listen = listen.map((at) => addressOf(at))
     broker.checkPool(pool, uid)
     this.#pool = pool
@@ -226,7 +230,7 @@ class Cluster extends EventEmitter {
       oomScore,
       limits: checkLimits(limits),
       metrics:
-        metrics === undefined || metrics === null ? undefined : addressOf(metrics, 'metrics', 'port, address or { host, port, path }'),
+        metrics === undefined || metrics === null ? undefined : addressOf(metrics, 'metrics', 'port, address or { host, port, path, fd }'),
       ...checkLog(log),
       ...checkHeartbeat(heartbeat),
     }

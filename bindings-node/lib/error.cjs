@@ -122,10 +122,16 @@ function checkOptions(value) {
   return value
 }
 
+/** One that is not among `known`, with the one that was probably meant. */
+function noSuchOption(option, known) {
+  const meant = native.nearest(option, known)
+  return fail('Invalid', 'unknown option', { option, ...(meant === undefined ? {} : { did_you_mean: meant }), known })
+}
+
 /** What is not among `known` options. */
 function checkKnown(unknown, known) {
   const [option] = Object.keys(unknown)
-  if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known })
+  if (option !== undefined) throw noSuchOption(option, known)
 }
 
 module.exports = {
@@ -139,6 +145,7 @@ module.exports = {
   typeName,
   checkObject,
   checkOptions,
+  noSuchOption,
   checkKnown,
   CANCELLED,
 }

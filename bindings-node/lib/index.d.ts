@@ -461,8 +461,12 @@ export class ProcessPool<M = any> extends EventEmitter<ProcessPoolEvents> implem
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** Where a cluster listens: a port of every address, `'host:port'`, `'unix:/path'`, or the same as an object. Port 0 is one that the system chooses. */
-export type ClusterListen = number | string | { port: number; host?: string | undefined } | { path: string }
+/**
+ * Where a cluster listens: a port of every address, `'host:port'`, `'unix:/path'`, or the same as an object. Port 0 is one that the system chooses. `{ fd }`: a socket that this process has
+ * (inherited from a service manager, for example) and that listens: `start` makes a copy and makes it non-blocking, and the fd stays its owner's, to be closed by him; one that is none is
+ * `ERR_OFFLOOP_INVALID` of `start`.
+ */
+export type ClusterListen = number | string | { port: number; host?: string | undefined } | { path: string } | { fd: number }
 
 /** How connections come to workers. `shared`: whoever accepts first; `round-robin`, `least-connections`, `ip-hash`: the cluster accepts, and chooses; `reuseport`: the kernel chooses. */
 export type ClusterBalance = 'shared' | 'round-robin' | 'least-connections' | 'ip-hash' | 'reuseport'

@@ -2,7 +2,7 @@
 // Options that every pool has.
 
 const native = require('./native.cjs')
-const { fail, aborted, typeName, checkOptions, checkKnown } = require('./error.cjs')
+const { fail, aborted, typeName, checkOptions, checkKnown, noSuchOption } = require('./error.cjs')
 
 // Node 20 before 20.5 has no such symbol.
 if (!Symbol.asyncDispose) Object.defineProperty(Symbol, 'asyncDispose', { value: Symbol('Symbol.asyncDispose') })
@@ -30,7 +30,7 @@ const MEANT_FOR = {
 
 function unknownOption(option, known) {
   const belongs = Object.hasOwn(BELONGS_TO, option) ? BELONGS_TO[option] : undefined
-  if (belongs === undefined) return fail('Invalid', 'unknown option', { option, known })
+  if (belongs === undefined) return noSuchOption(option, known)
   return fail('Invalid', MEANT_FOR[belongs], { option, belongs_to: belongs, known })
 }
 

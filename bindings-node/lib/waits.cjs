@@ -5,7 +5,7 @@
 // again; what is there is settled at once, until the turn's time is used up, and then in the next turn.
 
 const { setImmediate, setTimeout, clearTimeout, now, MAX_TIMER } = require('./clock.cjs')
-const { fail, aborted, typeName } = require('./error.cjs')
+const { fail, aborted, typeName, checkKnown } = require('./error.cjs')
 const { begin, end, newNote, onNote, offNote, listen, unlisten, abortOf } = require('./completion.cjs')
 
 /** What all rings together, with the code that waits for them, may take of one turn of the loop, in ms. */
@@ -57,8 +57,7 @@ function checkWait(options) {
   if (options === undefined || options === null) return undefined
   if (typeof options !== 'object') throw fail('Invalid', 'options are not an object', { got: typeName(options) })
   const { signal, timeout, ...unknown } = options
-  const [option] = Object.keys(unknown)
-  if (option !== undefined) throw fail('Invalid', 'unknown option', { option, known: 'signal timeout' })
+  checkKnown(unknown, 'signal timeout')
   if (timeout !== undefined && timeout !== null && !(typeof timeout === 'number' && timeout >= 0)) {
     throw fail('Invalid', 'option has the wrong type or is out of range', {
       option: 'timeout',

@@ -216,12 +216,9 @@ const NAMES: &[(&str, &str)] = &[
     ("log_keep", "log.keep"),
 ];
 
-/// The same error with the names that were given.
-fn renamed(error: &Error) -> Error {
-    error.context().iter().fold(Error::new(error.kind(), error.message().to_owned()), |e, (name, value)| {
-        let known = NAMES.iter().find(|(core, _)| *name == "option" && core == value);
-        e.with(name, known.map_or(value.as_str(), |(_, js)| js))
-    })
+/// The same error with the name that was given.
+fn renamed(error: Error) -> Error {
+    error.option_named(|core| NAMES.iter().find(|(name, _)| *name == core).map(|(_, js)| (*js).to_owned()))
 }
 
 fn options(env: Env, given: Raw) -> JsResult<Builder> {
@@ -278,7 +275,7 @@ fn options(env: Env, given: Raw) -> JsResult<Builder> {
     if let Some(log) = log {
         builder = builder.log(Log::parse(log.as_ref(), rotation));
     }
-    builder.check().map_err(|e| renamed(&e))?;
+    builder.check().map_err(renamed)?;
     Ok(builder)
 }
 

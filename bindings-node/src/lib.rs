@@ -37,6 +37,7 @@ const FUNCTIONS: &[(&CStr, Body)] = &[
     (c"forbidExternal", state::forbid_external),
     (c"version", table::version),
     (c"errorTable", table::errors),
+    (c"nearest", table::nearest),
     (c"opTable", table::ops),
     (c"metrics", table::metrics),
     (c"roundTrip", value::round_trip),

@@ -9,6 +9,7 @@ use crate::js::{Call, Env, Fail, JsResult, Raw};
 use crate::process::{self, Reply};
 use crate::state::State;
 use crate::value;
+use offloop::error::nearest;
 use offloop::metrics::Histogram;
 use offloop::pool::{Deliver, Event, MAX_DURATION, OnFull, ProcessPool, SubmitOptions, Work, priority};
 use offloop::{Bytes, Error, ErrorKind, Result, Task, ThreadPool, Value};
@@ -123,7 +124,9 @@ pub(crate) fn new(call: &Call<'_>) -> JsResult<Raw> {
             other => {
                 let known = "maxWorkers minWorkers idleTimeout maxQueue maxOverdue nice name onFull trace timeout queueTimeout priority key retries signal onProgress";
                 let other: String = other.chars().take(80).collect();
-                return Err(Error::invalid("unknown option").with("option", other).with("known", known).into());
+                let error = Error::invalid("unknown option").with("option", &other);
+                let error = nearest(&other, known.split(' ')).into_iter().fold(error, |e, meant| e.with("did_you_mean", meant));
+                return Err(error.with("known", known).into());
             }
         };
     }

@@ -2,7 +2,7 @@
 
 use crate::js::{Call, JsResult, Raw};
 use crate::value;
-use offloop::error::ERROR_TABLE;
+use offloop::error::{self, ERROR_TABLE};
 use offloop::metrics::{Format, export};
 use offloop::ops::{Inputs, ParamDefault, ParamType, Returns};
 use offloop::{Error, Value};
@@ -28,6 +28,13 @@ pub(crate) fn errors(call: &Call<'_>) -> JsResult<Raw> {
         ])
     });
     value::to_js(call.env, call.state, Value::Array(rows.collect()))
+}
+
+/// `nearest(name, names)`: which of `names`, parted by spaces, was probably meant.
+pub(crate) fn nearest(call: &Call<'_>) -> JsResult<Raw> {
+    let text = |at| call.env.text(call.arg(at)).unwrap_or_default();
+    let (name, names) = (text(0), text(1));
+    error::nearest(&name, names.split(' ')).map_or_else(|| Ok(call.env.undefined()), |meant| call.env.string(meant))
 }
 
 /// `opTable()`: one object per op.

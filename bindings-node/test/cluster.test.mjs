@@ -481,11 +481,17 @@ test('bad options are refused before anything starts', () => {
     [{ exec, listen: 3000 }, /option=listen/],
     [{ exec, listen: ['nonsense'] }, /not an address to listen at.*listen=nonsense/],
     [{ exec, listen: [{ port: 1, hots: 'x' }] }, /unknown option \(option=hots/],
+    [{ exec, listen: [{ fd: '3' }] }, /option=listen, want=.*\{ fd \}/],
+    [{ exec, listen: [{ fd: 3, port: 1 }] }, /option=listen/],
+    [{ exec, listen: [{ fd: -1 }] }, /listen=fd:-1/],
     [{ exec, heartbeat: { interval: 1 } }, /option=heartbeat\.interval, value_ms=1, min_ms=10/],
     [{ exec, heartbeat: { interval: 100, timeout: 200 } }, /option=heartbeat\.timeout, value_ms=200, min_ms=400/],
     [{ exec, readyTimeout: 0 }, /option=readyTimeout/],
     [{ exec, drainTimeout: -1 }, /drainTimeout/],
-    [{ exec, wrokers: 2 }, /unknown option \(option=wrokers, known=exec args/],
+    [{ exec, wrokers: 2 }, /unknown option \(option=wrokers, did_you_mean=workers, known=exec args/],
+    [{ exec, Worker: 2 }, /\(option=Worker, did_you_mean=workers, known=/],
+    [{ exec, threads: 2 }, /\(option=threads, known=/],
+    [{ exec, heartbeat: { intervall: 1 } }, /\(option=intervall, did_you_mean=interval, known=/],
     [{ exec, env: 'A=b' }, /option=env/],
   ]) {
     assert.throws(() => new Cluster(options), { name: 'OffloopError', message }, JSON.stringify(options))
@@ -635,5 +641,29 @@ test('addresses of `listen` are sockets of their own, each once', async (t) => {
   ]) {
     const error = await rejection(new Cluster({ exec: file('server.mjs'), listen }).start())
     assert.ok(error.code === 'ERR_OFFLOOP_INVALID' && error.message.includes(`${port}`), error.message)
+  }
+})
+
+test('a socket of this process is inherited, and stays its own', async (t) => {
+  const own = net.createServer().listen(0, '127.0.0.1')
+  await once(own, 'listening')
+  t.after(() => own.close())
+  const { port } = own.address()
+  const cluster = await open(t, { listen: [{ fd: own._handle.fd }], env: { LISTEN: '[{ "fd": 3 }]' } })
+  assert.deepEqual(cluster.addresses, [`127.0.0.1:${port}`])
+  own.close()
+  await once(own, 'close')
+  assert.equal((await ask(port))[0], 'first 0')
+  await cluster.stop()
+  const refused = await rejection(ask(port))
+  assert.equal(refused.code, 'ECONNREFUSED')
+  const nothing = fs.openSync('/dev/null')
+  t.after(() => fs.closeSync(nothing))
+  for (const [fd, text] of [
+    [nothing, `fd is no socket that listens (is=not a socket, listen=fd:${nothing})`],
+    [2 ** 31 - 1, 'fd is not open (listen=fd:2147483647)'],
+  ]) {
+    const error = await rejection(new Cluster({ exec: file('server.mjs'), listen: [{ fd }] }).start())
+    assert.ok(error.code === 'ERR_OFFLOOP_INVALID' && error.message.includes(text), error.message)
   }
 })

@@ -119,7 +119,7 @@ test('bad input is a typed error that names the value, and the pool still works'
     [run('noop', bytes('x'), 'fast'), 'ERR_OFFLOOP_INVALID', /params.*string/],
     [run('noop', bytes('x'), { sleepMs: () => 1 }), 'ERR_OFFLOOP_UNSERIALIZABLE', /function/],
     [run('noop', bytes('x'), undefined, 'fast'), 'ERR_OFFLOOP_INVALID', /options.*string/],
-    [run('noop', bytes('x'), undefined, { timeOut: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option.*timeOut/],
+    [run('noop', bytes('x'), undefined, { timeOut: 1 }), 'ERR_OFFLOOP_INVALID', /unknown option \(option=timeOut.*timeout/],
     ...['timeout', 'queueTimeout'].flatMap((option) =>
       [
         [Number.NaN, 'NaN, min=0, max=2592000000'],
@@ -161,6 +161,11 @@ test('bad input is a typed error that names the value, and the pool still works'
     [async () => new ThreadPool({ name: 7 }), 'ERR_OFFLOOP_INVALID', /name.*7/],
     [async () => new ThreadPool({ onFull: 'overwrite' }), 'ERR_OFFLOOP_INVALID', /onFull.*overwrite/],
     [async () => new ThreadPool({ workers: 2 }), 'ERR_OFFLOOP_INVALID', /unknown option.*workers/],
+    [
+      async () => new ThreadPool({ maxWorker: 2 }),
+      'ERR_OFFLOOP_INVALID',
+      /unknown option \(option=maxWorker, did_you_mean=maxWorkers, known=/,
+    ],
     [async () => new ThreadPool([]), 'ERR_OFFLOOP_INVALID', /options.*Array/],
     [run('noop', bytes('x'), undefined, []), 'ERR_OFFLOOP_INVALID', /options.*Array/],
     [run('noop', bytes('x'), []), 'ERR_OFFLOOP_INVALID', /params.*Array/],

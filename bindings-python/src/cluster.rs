@@ -217,12 +217,9 @@ fn reported(r: &supervisor::Reloaded) -> Vec<Value> {
 /// What Python calls the options of the supervisor.
 const NAMES: &[(&str, &str)] = &[("boot_timeout", "ready_timeout"), ("beat", "heartbeat[0]"), ("hang_timeout", "heartbeat[1]")];
 
-/// The same error with the names that were given.
-fn renamed(error: &Error) -> Error {
-    error.context().iter().fold(Error::new(error.kind(), error.message().to_owned()), |e, (name, value)| {
-        let known = NAMES.iter().find(|(core, _)| *name == "option" && core == value);
-        e.with(name, known.map_or(value.as_str(), |(_, python)| python))
-    })
+/// The same error with the name that was given.
+fn renamed(error: Error) -> Error {
+    error.option_named(|core| NAMES.iter().find(|(name, _)| *name == core).map(|(_, python)| (*python).to_owned()))
 }
 
 fn whole(name: &'static str, value: &Bound<'_, PyAny>, min: usize) -> PyResult<u64> {
@@ -368,7 +365,7 @@ impl PyCluster {
         if let Some(log) = &log {
             checked = checked.log(log.clone());
         }
-        checked.check().map_err(|e| raise(py, &renamed(&e)))?;
+        checked.check().map_err(|e| raise(py, &renamed(e)))?;
         confine.check().map_err(|e| raise(py, &e))?;
         let listen = listen.iter().map(|text| text.parse()).collect::<Result<_, Error>>().map_err(|e| raise(py, &e))?;
         Ok(PyCluster {

@@ -347,6 +347,29 @@ def test_a_port_that_is_taken(server):
         assert isinstance(caught.value, offloop.OsError)
 
 
+def test_a_socket_of_this_process_is_inherited_and_stays_its_own(server):
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        at = own.getsockname()[1]
+        cluster = server(listen=[own], env={"PORT": str(at)})
+        cluster.start()
+    try:
+        assert cluster.addresses == [f"127.0.0.1:{at}"]
+        # This process has closed its own.
+        assert get(at).endswith(" 1")
+    finally:
+        cluster.stop()
+    with pytest.raises(ConnectionRefusedError):
+        get(at)
+    with pytest.raises(offloop.InvalidError, match="socket is closed"):
+        server(listen=[own])
+    with socket.socket() as silent, pytest.raises(offloop.InvalidError, match=f"does not listen, listen=fd:{silent.fileno()}"):
+        server(listen=[silent]).start()
+    with open("/dev/null") as file, pytest.raises(offloop.InvalidError, match=f"not a socket, listen=fd:{file.fileno()}"):
+        server(listen=[f"fd:{file.fileno()}"]).start()
+    with pytest.raises(offloop.InvalidError, match="fd is not open .*listen=fd:99999999"):
+        server(listen=["fd:99999999"]).start()
+
+
 def test_a_reload_while_reloading(server, port):
     with server(min_ready=30.0) as cluster:
         begun = Heard(cluster, "reloading")

@@ -187,6 +187,17 @@ impl Error {
         self
     }
 
+    /// The option that it is about has another name here, where `name` knows one.
+    #[must_use]
+    pub fn option_named(mut self, name: impl Fn(&str) -> Option<String>) -> Error {
+        for (_, option) in self.0.context.iter_mut().filter(|(key, _)| *key == "option") {
+            if let Some(name) = name(option) {
+                *option = name;
+            }
+        }
+        self
+    }
+
     /// The kind.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -230,6 +241,31 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Letters to be changed, added or taken away until `a` is `b` (Levenshtein).
+#[must_use]
+pub fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let changed = before + usize::from(x != y);
+            before = row[j + 1];
+            row[j + 1] = changed.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row[b.chars().count()]
+}
+
+/// Which of `names` was probably meant by `name`: case aside, it differs in no more than a third of the letters.
+#[must_use]
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // A name is not as long, and the work grows with the length.
+    let plain: String = name.chars().take(80).collect::<String>().to_lowercase();
+    let far = |other: &str| distance(&plain, &other.to_lowercase());
+    let (found, far) = names.map(|other| (other, far(other))).min_by_key(|(_, far)| *far)?;
+    (far <= (plain.chars().count().max(found.chars().count()) / 3)).then_some(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,5 +291,37 @@ mod tests {
         let e = Error::os("memfd_create", 24);
         assert_eq!(e.errno(), Some((24, "memfd_create")));
         assert_eq!(e.kind(), ErrorKind::Os);
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        for (a, b, n) in [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3), ("name", "name", 0)] {
+            assert_eq!((distance(a, b), distance(b, a)), (n, n));
+        }
+    }
+
+    #[test]
+    fn what_was_meant_is_near() {
+        let known = || "maxWorkers minWorkers workers listen timeout key".split(' ');
+        for (name, meant) in [
+            ("worker", Some("workers")),
+            ("wrokers", Some("workers")),
+            ("timeOut", Some("timeout")),
+            ("max_workers", Some("maxWorkers")),
+            ("threads", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(name, known()), meant, "{name}");
+        }
+        assert_eq!(nearest("x", std::iter::empty()), None);
+    }
+
+    #[test]
+    fn an_option_gets_the_name_that_it_has_where_it_is_read() {
+        let e = Error::invalid("option is out of range").with("option", "max_age").with("value", "max_age");
+        let named = e.clone().option_named(|name| (name == "max_age").then(|| "--max-age".to_owned()));
+        assert_eq!(named.to_string(), "invalid: option is out of range (option=--max-age, value=max_age)");
+        assert_eq!(e.clone().option_named(|_| None), e);
     }
 }

@@ -239,7 +239,7 @@ impl Watched {
         match &self.cluster.addresses()[0] {
             Address::Tcp(address) => *address,
             Address::Any(port) => ([127, 0, 0, 1], *port).into(),
-            Address::Unix(_) => panic!("a unix socket"),
+            other => panic!("{other}"),
         }
     }
 
@@ -403,6 +403,40 @@ fn an_address_is_given_once_and_ports_of_the_systems_choice_as_often_as_wanted()
         let [one, other] = twice;
         let e = quick().workers(1).listen(one).listen(other).build(command("serves")).map(drop).unwrap_err();
         assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("given twice"), "{e}");
+    }
+}
+
+#[test]
+fn a_socket_of_the_host_is_inherited_and_stays_its_own() {
+    let _one = alone();
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (at, given) = (own.local_addr().unwrap(), Address::Fd(own.as_raw_fd()));
+    // In its place among others: the worker's first socket.
+    let w = start(quick().workers(2).listen(given.clone()).listen(local()), command("serves"));
+    w.ready(2);
+    assert_eq!(w.port(), at);
+    ask(at).unwrap();
+    w.cluster.reload(None).unwrap();
+    w.cluster.wait_reload(2, Some(WATCHDOG)).unwrap();
+    assert!(ask(at).unwrap().contains(" 2 "), "a reload has it, too");
+    w.stop();
+    // Its queue is there still.
+    let waits = TcpStream::connect(at).unwrap();
+    let w = start(quick().workers(1).listen(given.clone()), command("serves"));
+    w.ready(1);
+    drop((own, waits));
+    ask(at).unwrap();
+    w.stop();
+    TcpStream::connect(at).unwrap_err();
+    let (file, own) = (std::fs::File::open("/dev/null").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let given = Address::Fd(own.as_raw_fd());
+    for (listen, says) in [
+        (vec![Address::Fd(file.as_raw_fd())], "is=not a socket"),
+        (vec![Address::Fd(i32::MAX)], "fd is not open (listen=fd:2147483647)"),
+        (vec![given.clone(), given], "given twice"),
+    ] {
+        let e = listen.into_iter().fold(quick().workers(1), Builder::listen).build(command("serves")).unwrap_err();
+        assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(says) && e.to_string().contains("listen=fd:"), "{e}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -93,6 +93,9 @@ fn be_server(mode: &str) -> ! {
     if mode == "never" {
         std::thread::sleep(WATCHDOG);
         end(9);
+    }
+    if mode == "late" {
+        eventually("it may go on", || std::fs::exists(std::env::var_os("FILE").unwrap()).unwrap().then_some(()));
     }
     worker.on_stall(|_| Some("at wait (server.rs:7)\nat main".to_owned()));
     let listener = listener();
@@ -678,6 +681,44 @@ fn workers_have_the_niceness_core_user_and_limits_that_are_said() {
     assert_eq!(run.stop(), Some(0));
 }
 
+/// `command` with these limits of open files.
+fn limited(command: &mut Command, soft: u64, hard: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: setrlimit is async-signal-safe.
+    unsafe {
+        command
+            .pre_exec(move || if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) })
+    };
+}
+
+#[test]
+fn it_may_have_more_files_open_than_its_workers_who_get_what_it_was_given() {
+    let place = Place::new();
+    for (more, given) in [(&[][..], "40 4000"), (&["--limit", "nofile=77"], "77 77")] {
+        let mut command = place.offloop(&["run", "--name", "t", "-w", "16", "--ready-after", "0.05"]);
+        command.args(more).args(["--", "sh", "-c", "echo $(ulimit -Sn) $(ulimit -Hn); exec sleep 60"]);
+        limited(&mut command, 40, 4000);
+        let run = running(command);
+        run.line("16 workers are ready");
+        let said = eventually("each prints", || {
+            let (_, lines, _) = place.ask(&["logs", "t"]);
+            (lines.lines().count() == 16).then_some(lines)
+        });
+        assert!(said.lines().all(|line| line.ends_with(&format!("] {given}"))), "{said}");
+        let own = std::fs::read_to_string(format!("/proc/{}/limits", run.child.id())).unwrap();
+        let files: Vec<_> = own.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().split_whitespace().collect();
+        assert_eq!(files[..2], ["4000", "4000"]);
+        assert_eq!(run.stop(), Some(0));
+    }
+    let mut command = place.offloop(&["run", "-w", "16", "--ready-after", "0.05", "--", "sleep", "60"]);
+    limited(&mut command, 40, 60);
+    let run = running(command);
+    run.line("Too many open files");
+    run.line("this process may have 60 files open");
+    run.line("LimitNOFILE=");
+    assert_eq!(run.stop(), Some(0));
+}
+
 #[test]
 fn what_a_worker_has_started_ends_with_it() {
     let place = Place::new();
@@ -689,6 +730,46 @@ fn what_a_worker_has_started_ends_with_it() {
     assert!(lives(child));
     assert_eq!(run.stop(), Some(0));
     eventually("so has that", || (!lives(child)).then_some(()));
+}
+
+/// The children of a process that have ended, and that it has not reaped.
+fn zombies_of(parent: i32) -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stats.filter(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(&format!("Z {parent} ")))).collect()
+}
+
+#[test]
+fn as_process_1_it_reaps_what_workers_leave_behind_and_knows_how_each_worker_ended() {
+    let place = Place::new();
+    let alone = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    let tried = Command::new("unshare").args(alone).arg("true").output();
+    match &tried {
+        Ok(done) if done.status.success() => {}
+        why => return eprintln!("not tried: unshare gives no pid namespace here: {why:?}"),
+    }
+    let file = place.0.join("left");
+    // Out of its group, which ends with it, and orphaned at once.
+    let script = "for i in 1 2 3; do (setsid sh -c 'sleep 0.2; echo x >> \"$0\"' \"$0\" &); done; sleep 0.1; exit 7";
+    let run = place.offloop(&["run", "--json", "--name", "t", "-w", "4", "--ready-after", "0.05", "--", "sh", "-c", script]);
+    let mut command = Command::new("unshare");
+    command.args(alone).arg(run.get_program()).args(run.get_args()).arg(&file).env("XDG_RUNTIME_DIR", &place.0).stdin(Stdio::null());
+    let run = running(command);
+    for _ in 0..8 {
+        let exit: Value = serde_json::from_str(&run.line("\"event\":\"exit\"")).unwrap();
+        assert_eq!((&exit["exit_code"], &exit["signal"]), (&json!(7), &Value::Null), "{exit}");
+    }
+    eventually("orphans have ended", || (std::fs::read_to_string(&file).ok()?.lines().count() >= 24).then_some(()));
+    let unshare = run.child.id();
+    let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap();
+    let first: i32 = children.trim().parse().unwrap();
+    assert!(lives(first));
+    eventually("no zombie is left", || zombies_of(first).is_empty().then_some(()));
+    // Process 1 of its namespace gets signals of its kind only if it takes them.
+    // SAFETY: a child of a child that was seen alive.
+    assert_eq!(unsafe { libc::kill(first, libc::SIGTERM) }, 0);
+    run.line("\"stopped\"");
+    assert_eq!(run.ended().code(), Some(0));
 }
 
 #[test]
@@ -875,6 +956,7 @@ fn what_cannot_start_says_why_and_what_to_do() {
     let quick = ["--ready-timeout", "0.5"];
     let typo = place.file("typo.toml", "wrokers = 1\n").display().to_string();
     let wrong = place.file("wrong.toml", "workers = 0\n").display().to_string();
+    let says_json = place.file("json.toml", "json = true\nworkers = 1000\nspares = 25\n").display().to_string();
     let broken = place.file("broken.toml", "workers = \n").display().to_string();
     let with = |mode: &str, args: &[&str]| place.command(mode, &[&quick[..], args].concat());
     let program = |words: &[&str]| {
@@ -909,8 +991,8 @@ fn what_cannot_start_says_why_and_what_to_do() {
         (with("serves", &["-w", "10000"]), 2, vec!["10000 is outside 1 to 1024 workers"]),
         (with("serves", &["--spares", "-1"]), 2, vec!["unexpected argument '-1'"]),
         (with("serves", &["--spares", "1024"]), 2, vec!["1024 is not in 0..1024"]),
-        (with("serves", &["-w", "1000", "--spares", "25"]), 3, vec!["option=spares, value=25, min=0, max=24"]),
-        (with("serves", &["--spares", "1", "--balance", "reuseport"]), 3, vec!["option=spares", "balance=reuseport"]),
+        (with("serves", &["-w", "1000", "--spares", "25"]), 2, vec!["option=--spares, value=25, min=0, max=24"]),
+        (with("serves", &["--spares", "1", "--balance", "reuseport"]), 2, vec!["option=--spares", "balance=reuseport"]),
         (with("serves", &["-w", "some"]), 2, vec!["neither a number nor auto"]),
         (with("serves", &["--listen", "example.org:80"]), 2, vec!["not an address to listen at"]),
         (with("serves", &["--name", "../x"]), 2, vec!["is no name"]),
@@ -921,7 +1003,26 @@ fn what_cannot_start_says_why_and_what_to_do() {
         (with("serves", &["--config", &wrong]), 2, vec!["0 is outside 1 to 1024 workers", "wrong.toml"]),
         (with("serves", &["--config", &broken]), 2, vec!["broken.toml"]),
         (with("serves", &["--config", "/no/such.toml"]), 2, vec!["not found", "/no/such.toml"]),
-        (with("serves", &["--max-age", "0.1"]), 3, vec!["option=max_age", "min_ms=1000"]),
+        (with("serves", &["--max-age", "0.1"]), 2, vec!["'--max-age <SECONDS>': 0.1 is outside 1 to 2592000 seconds"]),
+        (
+            with("serves", &["--hang-timeout", "0.01"]),
+            2,
+            vec!["'--hang-timeout <SECONDS>': 0.01 is outside 0.04 to 2592000 seconds, and not 0"],
+        ),
+        (with("serves", &["--ready-after", "-1"]), 2, vec!["-1"]),
+        (place.offloop(&["run", "--ready-timeout", "0", "--", "x"]), 2, vec!["'--ready-timeout <SECONDS>': 0 is outside 0.001 to"]),
+        (with("serves", &["--log", ""]), 2, vec!["path of the log is empty", "option=--log"]),
+        (with("serves", &["--user", "nobody-of-this-name"]), 2, vec!["no such user or group (user=nobody-of-this-name)"]),
+        (
+            with("serves", &["--json", "--listen", &taken]),
+            3,
+            vec!["{\"event\":\"failed\",\"status\":3,\"error\":{\"code\":\"ERR_OFFLOOP_OS\"", "ss -ltnp"],
+        ),
+        (
+            with("serves", &["--config", &says_json]),
+            2,
+            vec!["{\"event\":\"failed\",\"status\":2,\"error\":{\"code\":\"ERR_OFFLOOP_INVALID\"", "option=--spares"],
+        ),
     ];
     if !open {
         cases.push((privileged, 3, vec!["Permission denied", "127.0.0.1:80", "CAP_NET_BIND_SERVICE"]));
@@ -956,6 +1057,67 @@ fn a_name_is_one_clusters_and_a_stale_socket_is_nobodys() {
     next.ready();
     assert_eq!(place.json(&["ps"])["state"], "running");
     assert_eq!(next.stop(), Some(0));
+}
+
+#[test]
+fn a_reload_during_the_start_comes_when_that_is_over() {
+    let place = Place::new();
+    let file = place.0.join("go");
+    let start = |more: &[&str]| {
+        let args = ["--name", "t", "--listen", "127.0.0.1:0", "--ready-timeout", "50"];
+        let mut command = place.command("late", &[&args, more].concat());
+        command.env("FILE", &file);
+        running(command)
+    };
+    let run = start(&[]);
+    eventually("it can be asked", || (place.ask(&["ps", "t"]).0 == Some(0)).then_some(()));
+    let mut asked = place.offloop(&["reload", "t"]).stdout(Stdio::piped()).spawn().unwrap();
+    run.line("reload: it comes when the start is over");
+    run.signal(libc::SIGHUP);
+    run.line("reload: it comes when the start is over");
+    place.file("go", "");
+    run.ready();
+    eventually("it is answered", || asked.try_wait().unwrap());
+    let done = asked.wait_with_output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && text.starts_with("t: generation 2, 2 replaced"), "{text}");
+    assert_eq!(place.json(&["ps", "t"])["generation"], 2, "both meant one");
+    assert_eq!(run.stop(), Some(0));
+    // One that does not come to it.
+    std::fs::remove_file(&file).unwrap();
+    let run = start(&["--json"]);
+    eventually("it can be asked", || (place.ask(&["ps", "t"]).0 == Some(0)).then_some(()));
+    let mut asked = place.offloop(&["reload", "t"]).stderr(Stdio::piped()).spawn().unwrap();
+    run.line("{\"event\":\"note\",\"text\":\"reload: it comes");
+    run.signal(libc::SIGTERM);
+    run.signal(libc::SIGTERM);
+    eventually("it is answered", || asked.try_wait().unwrap());
+    let done = asked.wait_with_output().unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.code() == Some(1) && text.contains("closed: the cluster has ended before it had started"), "{text}");
+    run.ended();
+}
+
+#[test]
+fn what_is_no_socket_is_named_and_never_removed() {
+    let place = Place::new();
+    std::fs::DirBuilder::new().mode(0o700).create(place.0.join("offloop")).unwrap();
+    let (control, own) = (place.socket("t"), place.0.join("app.sock"));
+    for path in [&control, &own] {
+        std::fs::write(path, "mine").unwrap();
+    }
+    let (status, err) = place.refused(place.command("serves", &["--name", "t"]));
+    assert!(status == Some(1) && err.contains("is no socket: remove it, or choose another --name"), "{err}");
+    assert!(err.contains(&format!("path={}", control.display())), "{err}");
+    let (status, _, err) = place.ask(&["reload", "t"]);
+    assert!(status == Some(1) && err.contains("is no socket: remove it"), "{err}");
+    let at = format!("unix:{}", own.display());
+    let (status, err) = place.refused(place.command("serves", &["--listen", &at]));
+    assert!(status == Some(3) && err.contains("found=something that is no socket") && err.contains(&at), "{err}");
+    assert!(err.contains("remove it, or choose another path") && !err.contains("ss -ltnp"), "{err}");
+    for path in [&control, &own] {
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "mine");
+    }
 }
 
 #[test]

@@ -115,6 +115,8 @@ int member_child(const char *how) {
     CHECK(own > 3 && close(own) == 0);
   }
   IS(offloop_worker_listen("nonsense", &own), INVALID);
+  IS(offloop_worker_listen("fd:3", &own), INVALID); /* it would be one of the cluster's process */
+  CHECK(says("worker asks for what no cluster has") && says("listen=fd:3"));
   /* nobody knows its port; at the shared socket a connection may wait by now */
   int quiet = passed ? fd : socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   CHECK(passed || listen(quiet, 1) == 0);
@@ -464,6 +466,28 @@ static void metrics(const char *address) {
   CHECK(!strncmp(text, "HTTP/1.1 200 OK\r\n", 17) && strstr(text, "offloop_cluster_workers_wanted{cluster=\"cluster\"} 1\n") != NULL);
 }
 
+/* A socket of this process that workers inherit, and that stays its own. */
+static void own_socket(offloop_cluster_options o, char *by_number) {
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  offloop_cluster *c = NULL;
+  char address[64], answer[64];
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&at, sizeof at) == 0);
+  sprintf(by_number, "fd:%d", fd);
+  OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_start(c, 0), INVALID);
+  CHECK(says("a socket that does not listen") && says(by_number));
+  offloop_cluster_free(c);
+  CHECK(listen(fd, 8) == 0);
+  OK(offloop_cluster_new(&o, &c));
+  OK(offloop_cluster_start(c, -1));
+  OK(offloop_cluster_address(c, 0, address, sizeof address));
+  CHECK(close(fd) == 0);
+  ask(address, answer, sizeof answer);
+  OK(offloop_cluster_stop(c, 60000 * MS));
+  offloop_cluster_free(c);
+}
+
 void clusters(void) {
   static const char *const listen_at[] = {"127.0.0.1:0", NULL}, *const bad_at[] = {"nonsense", NULL}, *const none[] = {NULL};
   offloop_cluster_options o = OFFLOOP_CLUSTER_OPTIONS_INIT;
@@ -504,6 +528,15 @@ void clusters(void) {
   o.listen = bad_at;
   IS(offloop_cluster_new(&o, &c), INVALID);
   CHECK(says("listen=nonsense"));
+  char by_number[16];
+  const char *const number_at[] = {by_number, NULL};
+  o.listen = number_at;
+  strcpy(by_number, "fd:99999999");
+  OK(offloop_cluster_new(&o, &c));
+  IS(offloop_cluster_start(c, 0), INVALID);
+  CHECK(says("fd is not open (listen=fd:99999999)"));
+  offloop_cluster_free(c);
+  own_socket(o, by_number);
   o.listen = listen_at;
   o.beat_ns = MS;
   IS(offloop_cluster_new(&o, &c), INVALID);

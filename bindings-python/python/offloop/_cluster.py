@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -202,13 +203,20 @@ def _check_environment(env: Any) -> None:
             raise _wrong_type("env", (name, value), "texts by names, None to remove one")
 
 
-def _address(listen: Any, option: str = "listen", want: str = "a list of ports, addresses or (host, port)") -> str:
+_LISTEN = "a list of ports, addresses, (host, port) or sockets"
+
+
+def _address(listen: Any, option: str = "listen", want: str = _LISTEN) -> str:
     """Where to listen, as text."""
     if isinstance(listen, str) or (isinstance(listen, int) and not isinstance(listen, bool)):
         return str(listen)
     if isinstance(listen, tuple) and len(listen) == 2 and isinstance(listen[0], str) and isinstance(listen[1], int):
         host, port = listen
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if isinstance(listen, socket.socket):
+        if listen.fileno() < 0:
+            raise InvalidError(f"invalid: socket is closed (option={option})")
+        return f"fd:{listen.fileno()}"
     raise _wrong_type(option, listen, want)
 
 
@@ -311,7 +319,8 @@ class Cluster:
     `workers`: 1 to 1,024, default `"auto"`, the usable cores. `spares` (default 0): workers beside those that load, listen and wait without a
     connection: when a worker has ended, a spare takes its place at once, and another is started; with the workers no more than 1,024, and not
     with `"reuseport"`. `listen`: sockets that are bound before the first worker starts: ports,
-    `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses. `balance`: how connections come to workers:
+    `"host:port"`, `"unix:/path"`, `(host, port)`; port 0 is one that the system chooses; a `socket.socket` that listens, or `"fd:3"`, of which `start`
+    makes a copy: it is made non-blocking, and stays its owner's, to be closed by them after `start`; one that is none is InvalidError. `balance`: how connections come to workers:
     `"shared"` (default), whoever accepts first; `"round-robin"`, `"least-connections"`, `"ip-hash"`, the cluster accepts and chooses;
     `"reuseport"`, the kernel chooses, and a reload may lose connections. `ready_timeout` (default 30 s): longest start of a worker. `min_ready` (default 1 s): how long a new worker has to be ready before the old one is asked to finish.
     `drain_timeout` (default 30 s): what that one has to finish. `kill_grace` (default 2 s): from SIGTERM to SIGKILL after that.
@@ -346,7 +355,7 @@ class Cluster:
         cwd: Path | None = None,
         workers: int | str | None = None,
         spares: int = 0,
-        listen: Iterable[int | str | tuple[str, int]] = (),
+        listen: Iterable[int | str | tuple[str, int] | socket.socket] = (),
         balance: str = "shared",
         ready_timeout: float = 30.0,
         min_ready: float = 1.0,
@@ -364,7 +373,7 @@ class Cluster:
         oom_score: int | None = None,
         pool: ThreadPool | ProcessPool | None = None,
         tasks: Mapping[str, Callable[..., Any]] | Iterable[Callable[..., Any]] | None = None,
-        metrics: int | str | tuple[str, int] | None = None,
+        metrics: int | str | tuple[str, int] | socket.socket | None = None,
         log: Path | None = None,
         log_size: int | None = None,
         log_keep: int | None = None,
@@ -377,7 +386,7 @@ class Cluster:
         if isinstance(workers, str) and workers != "auto":
             raise _wrong_type("workers", workers, "a number or 'auto'")
         if isinstance(listen, str | bytes) or not isinstance(listen, collections.abc.Iterable):
-            raise _wrong_type("listen", listen, "a list of ports, addresses or (host, port)")
+            raise _wrong_type("listen", listen, _LISTEN)
         given = {"max_age": max_age, "max_memory": max_memory, "max_requests": max_requests, "nice": nice, "oom_score": oom_score}
         given |= {"log_size": log_size, "log_keep": log_keep}
         owner = _owner(user, group)
@@ -395,8 +404,11 @@ class Cluster:
             **{name: value for name, value in given.items() if value is not None},
             **({} if workers in (None, "auto") else {"workers": workers}),
             **({} if log is None else {"log": os.fspath(log) if isinstance(log, os.PathLike) else log}),
-            **({} if metrics is None else {"metrics": _address(metrics, "metrics", "a port, an address or (host, port)")}),
+            **({} if metrics is None else {"metrics": _address(metrics, "metrics", "a port, an address, (host, port) or a socket")}),
         }
+        # Sockets among them stay open until `start` has made copies.
+        listen = tuple(listen)
+        self._sockets = (listen, metrics)
         self._native = _native._Cluster(options, [_address(item) for item in listen])
         self._logs = log is not None
         self._pool = pool
@@ -453,6 +465,7 @@ class Cluster:
         except BaseException:
             self._unserve()
             raise
+        self._sockets = ((), None)
         self._state = "started"
         _threads.clusters.add(self)
         self._thread = threading.Thread(target=self._hear, name="offloop-cluster", daemon=True)

@@ -132,7 +132,8 @@ pub struct offloop_cluster_options {
     pub env: *const *const c_char,
     /// Working directory of the workers. Default: this process's.
     pub cwd: *const c_char,
-    /// Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS).
+    /// Where to listen: texts "PORT", "HOST:PORT", "unix:PATH", "fd:NUMBER", NULL. Bound before the first worker starts, and inherited from fd 3 on (LISTEN_FDS). "fd:NUMBER" is a socket of this
+    /// process that listens: offloop_cluster_start makes a copy and makes it non-blocking, and the fd stays the caller's; one that is none is OFFLOOP_ERR_INVALID there.
     pub listen: *const *const c_char,
     /// How connections come to workers: "shared" (the default), "round-robin", "least-connections", "ip-hash", "reuseport".
     pub balance: *const c_char,

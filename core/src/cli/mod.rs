@@ -8,6 +8,7 @@ mod run;
 
 use crate::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use serde_json::json;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,12 +19,16 @@ const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 /// The command was not understood.
 const USAGE: u8 = 2;
+/// No worker became ready.
+const NOT_STARTED: u8 = 3;
 
 /// Why a command ended early.
 enum Stop {
     Failed(Error),
     /// The command was not understood, though each part of it was.
     Usage(Error),
+    /// Nothing came up: why, and what to do about it, as further lines.
+    NotStarted(Error, String),
     /// Its report says what failed.
     Told,
     /// It has said why, and this is its exit status.
@@ -129,12 +134,19 @@ fn completions(shell: &str, out: &mut dyn Write) -> Result<(), Stop> {
 /// not understood; `run` has more. It blocks, writes to `out` and `err`, and never ends the process; `run` takes SIGHUP, SIGINT and SIGTERM of the calling
 /// thread over meanwhile.
 pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(e) => {
             // A reader that is gone needs no text.
             if e.use_stderr() {
-                let _ = write!(err, "{e}");
+                if json {
+                    let text = e.to_string();
+                    tell_failed(ErrorKind::Invalid, text.trim_start_matches("error: ").trim_end(), USAGE, err);
+                } else {
+                    let _ = write!(err, "{e}");
+                }
                 return USAGE;
             }
             let _ = write!(out, "{e}");
@@ -143,20 +155,31 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     };
     match dispatch(&matches, out, err).and_then(|()| Ok(out.flush()?)) {
         Ok(()) => SUCCESS,
-        Err(Stop::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => SUCCESS,
-        Err(Stop::Told) => FAILURE,
-        Err(Stop::Ended(status)) => status,
-        Err(stop) => {
-            let (e, status) = match stop {
-                Stop::Usage(e) => (e, USAGE),
-                Stop::Failed(e) => (e, FAILURE),
-                Stop::Output(e) => (Error::new(ErrorKind::Os, "output cannot be written").with("error", e), FAILURE),
-                Stop::Told | Stop::Ended(_) => unreachable!("they have arms of their own"),
-            };
-            let _ = writeln!(err, "offloop: {e}");
-            status
-        }
+        Err(stop) => report(stop, json, err),
     }
+}
+
+/// Says why a command has ended early, and gives its exit status.
+fn report(stop: Stop, json: bool, err: &mut dyn Write) -> u8 {
+    let (e, more, status) = match stop {
+        Stop::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => return SUCCESS,
+        Stop::Told => return FAILURE,
+        Stop::Ended(status) => return status,
+        Stop::Usage(e) => (e, String::new(), USAGE),
+        Stop::Failed(e) => (e, String::new(), FAILURE),
+        Stop::NotStarted(e, more) => (e, more, NOT_STARTED),
+        Stop::Output(e) => (Error::new(ErrorKind::Os, "output cannot be written").with("error", e), String::new(), FAILURE),
+    };
+    if json {
+        tell_failed(e.kind(), &format!("{e}{more}"), status, err);
+    } else {
+        let _ = writeln!(err, "offloop: {e}{more}");
+    }
+    status
+}
+
+fn tell_failed(kind: ErrorKind, text: &str, status: u8, err: &mut dyn Write) {
+    let _ = writeln!(err, "{}", json!({"event": "failed", "status": status, "error": {"code": kind.row().code, "text": text}}));
 }
 
 #[cfg(test)]
@@ -204,6 +227,36 @@ mod tests {
             }
         }
         assert_eq!(offloop(&["completions", "tcsh"]).0, USAGE);
+    }
+
+    #[test]
+    fn a_failure_is_json_where_that_is_asked_for() {
+        for (wrong, status, code, told) in [
+            (&["ring", "stat", "/no/such/ring", "--json"][..], FAILURE, "ERR_OFFLOOP_NOT_FOUND", "not found: "),
+            (
+                &["ring", "tail", "x", "--json", "--interval", "0"],
+                USAGE,
+                "ERR_OFFLOOP_INVALID",
+                "invalid value '0' for '--interval <SECONDS>'",
+            ),
+            (&["reload", "--json", "no-such-cluster-of-the-tests"], FAILURE, "ERR_OFFLOOP_NOT_FOUND", "no cluster of this name runs"),
+            (&["bench", "http", "http://127.0.0.1:1/", "--json", "--interval", "0.001"], USAGE, "ERR_OFFLOOP_INVALID", "interval"),
+            (&["run", "--json"], USAGE, "ERR_OFFLOOP_INVALID", "<COMMAND>"),
+            (&["run", "--json", "-w", "10000", "--", "x"], USAGE, "ERR_OFFLOOP_INVALID", "'--workers <N>': 10000 is outside 1 to 1024"),
+        ] {
+            let (ended, out, err) = offloop(wrong);
+            let line: serde_json::Value = serde_json::from_str(&err).expect(&err);
+            assert!(ended == status && out.is_empty() && err.ends_with("}\n"), "{wrong:?}: {ended} {out}{err}");
+            assert_eq!(
+                (&line["event"], &line["status"], &line["error"]["code"]),
+                (&json!("failed"), &json!(status), &json!(code)),
+                "{err}"
+            );
+            let text = line["error"]["text"].as_str().expect("text");
+            assert!(text.contains(told) && !text.starts_with("error"), "{text}");
+        }
+        let (_, _, err) = offloop(&["run", "--no-such-option", "--", "x", "--json"]);
+        assert!(!err.starts_with('{'), "what follows -- is the command's own: {err}");
     }
 
     #[test]

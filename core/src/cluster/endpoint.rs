@@ -119,7 +119,7 @@ enum Names {
 impl Names {
     fn of(address: &Address) -> Names {
         match address {
-            Address::Unix(_) => Names::All,
+            Address::Unix(_) | Address::Fd(_) => Names::All,
             Address::Tcp(at) if at.ip().to_canonical().is_loopback() => Names::Loopback,
             Address::Tcp(_) | Address::Any(_) => Names::Open(std::fs::read_to_string(HOST_NAME).unwrap_or_default().trim().to_owned()),
         }

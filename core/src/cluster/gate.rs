@@ -154,7 +154,11 @@ impl House {
     fn find(&self, id: WorkerId, asked: Option<Asked<'_>>) -> Result<(PrivateFd, Option<Address>)> {
         let none = || Error::invalid("worker asks for what no cluster has");
         let found = match (asked.ok_or_else(none)?, &self.passer) {
-            ((LISTEN, queue, nth, text), _) => self.sockets.at(&text.parse()?, nth, queue)?,
+            ((LISTEN, queue, nth, text), _) => match text.parse()? {
+                // It is this process's, not the worker's to name.
+                Address::Fd(_) => return Err(none().with("listen", text)),
+                address => self.sockets.at(&address, nth, queue)?,
+            },
             ((SEAT, index, _, _), Some(_)) => self.sockets.nth(index)?,
             ((COUNTER, _, _, name), _) => return Ok((PrivateFd::new(self.ledger.counter_fd(name)?), None)),
             ((LIMITER, burst, keys, text), _) => {

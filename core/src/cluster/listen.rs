@@ -7,7 +7,7 @@ use crate::sys::net::{self, Bound};
 use crate::sys::poll;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ pub const QUEUE: i32 = 4096;
 pub const MAX_SOCKETS: usize = 256;
 
 /// Where to listen. As text: `3000` or `:3000` (every address, of version 6 and 4), `127.0.0.1:3000`, `[::1]:3000`, `localhost:3000` (the first address that
-/// the name has is not looked up: `localhost` is 127.0.0.1), `unix:/path` or `/path`. Port 0 is one that the system chooses.
+/// the name has is not looked up: `localhost` is 127.0.0.1), `unix:/path` or `/path`, `fd:3`. Port 0 is one that the system chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Every address of this machine.
@@ -27,6 +27,9 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
+    /// A stream socket that this process has already and that listens, by its number. The cluster makes a copy when it starts, and the fd stays its owner's; both are made non-blocking, which is the
+    /// socket's own. Its address and queue stay as they are, also with [`Balance::Reuseport`](super::Balance::Reuseport).
+    Fd(RawFd),
 }
 
 impl Address {
@@ -35,7 +38,7 @@ impl Address {
         match self {
             Address::Any(port) => *port == 0,
             Address::Tcp(address) => address.port() == 0,
-            Address::Unix(_) => false,
+            Address::Unix(_) | Address::Fd(_) => false,
         }
     }
 
@@ -53,9 +56,12 @@ impl FromStr for Address {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Address> {
-        let wrong = || Error::invalid("not an address to listen at: PORT, HOST:PORT or unix:PATH").with("listen", text);
+        let wrong = || Error::invalid("not an address to listen at: PORT, HOST:PORT, unix:PATH or fd:NUMBER").with("listen", text);
         if let Some(path) = text.strip_prefix("unix:").or_else(|| text.starts_with('/').then_some(text)) {
             return if path.is_empty() { Err(wrong()) } else { Ok(Address::Unix(path.into())) };
+        }
+        if let Some(number) = text.strip_prefix("fd:") {
+            return number.parse().ok().filter(|fd| *fd >= 0).map(Address::Fd).ok_or_else(wrong);
         }
         let text = text.strip_prefix("tcp:").unwrap_or(text);
         if let Ok(address) = text.parse::<SocketAddr>() {
@@ -77,6 +83,7 @@ impl fmt::Display for Address {
             Address::Any(port) => write!(f, ":{port}"),
             Address::Tcp(address) => address.fmt(f),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Fd(fd) => write!(f, "fd:{fd}"),
         }
     }
 }
@@ -112,6 +119,7 @@ impl Socket {
             },
             Address::Tcp(address) => tcp(*address, true),
             Address::Unix(path) => net::listen_unix(path, queue),
+            Address::Fd(fd) => return net::copy(*fd).and_then(Socket::adopted).map_err(|e| e.with("listen", asked)),
         }
         .map_err(|e| e.with("listen", asked))?;
         let bound = match (net::local(fd.as_fd())?, asked) {
@@ -130,7 +138,7 @@ impl Socket {
             Bound::Tcp(at) if at.ip().is_unspecified() => Address::Any(at.port()),
             Bound::Tcp(at) => Address::Tcp(at),
             Bound::Unix(Some(path)) => Address::Unix(path),
-            Bound::Unix(None) => return Err(Error::invalid("unix socket has no path").with("fd", fd.as_raw_fd())),
+            Bound::Unix(None) => return Err(Error::invalid("unix socket has no path")),
         };
         net::prepare(fd.as_fd())?;
         Ok(Socket {
@@ -163,7 +171,7 @@ impl Socket {
         let port = |a: &Address| match a {
             Address::Any(port) => Some(*port),
             Address::Tcp(address) => Some(address.port()),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Fd(_) => None,
         };
         // A port of every address is that port of each.
         let whole = matches!(self.bound, Address::Any(_)) && port(&self.bound) == port(address);
@@ -244,6 +252,7 @@ impl Sockets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn addresses_are_read_and_shown() {
@@ -257,12 +266,13 @@ mod tests {
             ("tcp:10.0.0.1:80", "10.0.0.1:80"),
             ("/run/app.sock", "unix:/run/app.sock"),
             ("unix:app.sock", "unix:app.sock"),
+            ("fd:3", "fd:3"),
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), shown);
             assert_eq!(shown.parse::<Address>().expect(shown), address);
         }
-        for bad in ["", ":", "x", "unix:", "1.2.3.4", "1.2.3.4:x", "example.org:80", "::1:80:", "65536", "-1"] {
+        for bad in ["", ":", "x", "unix:", "1.2.3.4", "1.2.3.4:x", "example.org:80", "::1:80:", "65536", "-1", "fd:", "fd:-1", "fd:x"] {
             let e = bad.parse::<Address>().expect_err(bad);
             assert!(e.to_string().contains(&format!("listen={bad}")), "{e}");
         }
@@ -307,5 +317,28 @@ mod tests {
         std::fs::write(path, "mine").expect("write");
         assert!(Sockets::default().at(&at, 0, QUEUE).is_err() && path.exists());
         std::fs::remove_dir_all(&dir).expect("clean");
+    }
+
+    #[test]
+    fn a_socket_of_this_process_is_taken_as_a_copy_and_what_is_none_is_named() {
+        let own = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let (fd, at) = (own.as_raw_fd(), own.local_addr().expect("address"));
+        let sockets = Sockets::default();
+        let taken = sockets.at(&Address::Fd(fd), 0, QUEUE).expect("taken");
+        assert_eq!(taken.bound, Address::Tcp(at));
+        assert!(Arc::ptr_eq(&taken, &sockets.at(&Address::Tcp(at), 0, QUEUE).expect("found")), "by its address");
+        sockets.close();
+        drop(taken);
+        std::net::TcpStream::connect(at).expect("its owner's listens on");
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let file = std::fs::File::open("/dev/null").expect("opened");
+        let closed = RawFd::MAX;
+        for (fd, is) in
+            [(closed, "fd is not open"), (file.as_raw_fd(), "is=not a socket"), (udp.as_raw_fd(), "is=a socket that does not listen")]
+        {
+            let e = sockets.at(&Address::Fd(fd), 0, QUEUE).expect_err(is);
+            assert!(e.kind() == crate::error::ErrorKind::Invalid && e.to_string().contains(is), "{e}");
+            assert!(e.to_string().contains(&format!("listen=fd:{fd}")), "{e}");
+        }
     }
 }

@@ -182,7 +182,7 @@ impl Builder {
     }
 
     /// A socket that this process was given and that listens (`LISTEN_FDS`), which each worker inherits: before those of [`listen`](Self::listen). It is made non-blocking; its address and
-    /// queue stay as they are, also with [`Balance::Reuseport`].
+    /// queue stay as they are, also with [`Balance::Reuseport`]. [`Address::Fd`] takes a copy instead.
     pub fn adopt(mut self, fd: OwnedFd) -> Builder {
         self.adopted.push(fd);
         self
@@ -302,6 +302,9 @@ impl Builder {
         for (at, address) in self.listen.iter().enumerate() {
             // Of a port of the system's choice each is another one.
             let nth = self.listen[..at].iter().filter(|other| *other == address).count();
+            if nth > 0 && matches!(address, Address::Fd(_)) {
+                return Err(Error::invalid("address is given twice").with("listen", address));
+            }
             let socket = sockets.at(address, if address.is_any_port() { nth as u32 } else { 0 }, QUEUE)?;
             if listen.iter().any(|other| Arc::ptr_eq(other, &socket)) {
                 return Err(Error::invalid("address is given twice").with("listen", address).with("same_as", &socket.bound));

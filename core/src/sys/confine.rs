@@ -1,6 +1,6 @@
 //! What the kernel lets a child have and do: the cores that it runs on, whose it is, its limits, and how willingly it is killed for want of memory.
 
-use super::{cpu, failed};
+use super::{cpu, failed, files};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -85,7 +85,10 @@ impl Confine {
             _ => Vec::new(),
         };
         let oom_score = self.oom_score.map(|n| CString::new(n.to_string()).expect("digits"));
-        Ok(Prepared { nice: self.nice, cpus, uid: self.uid, gid: self.gid, limits: limits.collect::<Result<_>>()?, oom_score })
+        let former = files::for_children().map(|limit| (libc::RLIMIT_NOFILE, limit));
+        // One that is said comes later, and counts.
+        let limits = former.map(Ok).into_iter().chain(limits).collect::<Result<_>>()?;
+        Ok(Prepared { nice: self.nice, cpus, uid: self.uid, gid: self.gid, limits, oom_score })
     }
 }
 

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -81,7 +81,7 @@ pub fn waiting_connections_move() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|text| text.trim() == "1")
 }
 
-/// Listens at `path`. What is there already is replaced if it is a socket that nobody listens at.
+/// Listens at `path`. What is there already is replaced if it is a socket that nobody listens at; what is no socket stays, and the error says so.
 ///
 /// # Errors
 /// `Os` with `EADDRINUSE`, `EACCES`, `ENOENT`; `Invalid` for a path that no socket can have.
@@ -95,9 +95,18 @@ pub fn listen_unix(path: &Path, queue: i32) -> Result<OwnedFd> {
         let _ = std::fs::remove_file(path);
         bound = bind(fd.as_raw_fd(), &address);
     }
-    bound.map_err(|e| failed("bind", e))?;
+    bound.map_err(|e| if is_other(path) { failed("bind", e).with("found", OTHER) } else { failed("bind", e) })?;
     listen(&fd, backlog(queue)).map_err(|e| failed("listen", e))?;
     Ok(fd)
+}
+
+/// What an error says of a path where [`is_other`] holds.
+pub const OTHER: &str = "something that is no socket";
+
+/// There is something that is no socket, which is nobody's to replace.
+#[must_use]
+pub fn is_other(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket())
 }
 
 /// A lock of the directory of `path`, by which processes take turns; none where that cannot be had.
@@ -130,12 +139,27 @@ pub fn file_at(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
+/// A copy of an fd of this process, close-on-exec, that stays when its owner closes his.
+///
+/// # Errors
+/// `Invalid` for a number that is no open fd, `Os` with `EMFILE`.
+pub fn copy(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: a plain call; a number that is not open gives EBADF.
+    let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    match Error::last_os("fcntl(F_DUPFD_CLOEXEC)") {
+        // SAFETY: the kernel just gave us this fd.
+        _ if new >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
+        e if e.errno().is_some_and(|(errno, _)| errno == libc::EBADF) => Err(Error::invalid("fd is not open")),
+        e => Err(e),
+    }
+}
+
 /// Where a socket that this process was given listens.
 ///
 /// # Errors
 /// `Invalid` when it is not one, or of another kind.
 pub fn bound(fd: BorrowedFd<'_>) -> Result<Bound> {
-    let refuse = |what| Error::invalid("fd is no socket that listens").with("fd", fd.as_raw_fd()).with("is", what);
+    let refuse = |what| Error::invalid("fd is no socket that listens").with("is", what);
     match getsockopt(&fd, sockopt::AcceptConn) {
         Ok(true) => {}
         Ok(false) => return Err(refuse("a socket that does not listen")),

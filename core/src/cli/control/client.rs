@@ -3,6 +3,7 @@
 use super::super::Stop;
 use super::place;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::net;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -70,6 +71,7 @@ impl Line {
     pub(super) fn ask(name: &str, request: &Value, patience: Option<Duration>) -> Result<(Line, Value)> {
         let path = place::to_find(name)?;
         let gone = |e: &std::io::Error| match e.kind() {
+            std::io::ErrorKind::ConnectionRefused if net::is_other(&path) => place::taken(&path),
             std::io::ErrorKind::ConnectionRefused => {
                 Error::new(ErrorKind::NotFound, "the cluster of this name has ended without a farewell").with("name", name)
             }

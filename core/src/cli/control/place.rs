@@ -47,6 +47,12 @@ fn directory() -> PathBuf {
     directory_of(std::env::var_os("XDG_RUNTIME_DIR").as_deref().map(Path::new))
 }
 
+/// What is at the path of a control socket is none: it is not ours to remove.
+pub(super) fn taken(path: &Path) -> Error {
+    Error::invalid("what is at the path of the control socket is no socket: remove it, or choose another --name")
+        .with("path", path.display())
+}
+
 /// The directory, which is made if it is not there.
 ///
 /// # Errors

@@ -73,10 +73,11 @@ impl Server {
     /// Takes the name.
     ///
     /// # Errors
-    /// `InUse` when a cluster of this name runs; `Invalid` for a directory that is not the user's alone; `Os`.
+    /// `InUse` when a cluster of this name runs; `Invalid` for a directory that is not the user's alone, and where something is in the way that is no socket; `Os`.
     pub(in crate::cli) fn open(name: &str, epoll: &Epoll) -> Result<Server> {
         let path = place::to_make(name)?;
         let listener = net::listen_unix(&path, 64).map_err(|e| match e.errno() {
+            Some((libc::EADDRINUSE, _)) if net::is_other(&path) => place::taken(&path),
             Some((libc::EADDRINUSE, _)) => {
                 Error::new(ErrorKind::InUse, "a cluster of this name runs; --name gives this one another").with("name", name)
             }

@@ -17,8 +17,8 @@ mod told;
 mod voice;
 mod watch;
 
-use super::Stop;
 use super::control::server::{LISTENER, Request, Server};
+use super::{NOT_STARTED, Stop};
 use crate::cluster::{Address, Cluster, Command, Event};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, Cause, Stats, WorkerId};
@@ -26,6 +26,7 @@ use crate::sync::lock;
 use crate::sys::eventfd::EventFd;
 use crate::sys::poll::Epoll;
 use crate::sys::signals::Signals;
+use crate::sys::{files, net, orphans};
 use clap::ArgMatches;
 use hooks::Hooks;
 use options::Run;
@@ -42,8 +43,6 @@ use watch::{Due, Watched};
 
 pub(super) use options::command;
 
-/// No worker became ready.
-const NOT_STARTED: u8 = 3;
 /// It was stopped as asked, and workers had to be killed.
 const KILLED: u8 = 4;
 /// A signal that could not wait: this and its number.
@@ -69,6 +68,8 @@ struct Mailbox(Mutex<Vec<Event>>);
 
 /// What a client waits for.
 enum Wait {
+    /// The start, to reload then.
+    Start,
     Reload(u32),
     Scale(usize),
     Stop,
@@ -95,6 +96,8 @@ struct Conductor<'a> {
     /// Clients that read what workers print, and the number of the next line for each.
     readers: HashMap<u64, u64>,
     waits: Vec<(u64, Wait)>,
+    /// It is to reload when it has started.
+    later: bool,
     /// Its exit status, once that is known.
     status: u8,
     /// Why the last worker that never was ready has ended.
@@ -114,20 +117,32 @@ struct Conductor<'a> {
 
 pub(super) fn run(args: &ArgMatches, err: &mut dyn Write) -> std::result::Result<(), Stop> {
     let file = config::find(args).map(|path| config::read(&path)).transpose().map_err(Stop::Usage)?;
-    let run = Run::of(args, file.as_ref()).map_err(Stop::Usage)?;
-    let status = conduct(&run, err)?;
-    if status == 0 { Ok(()) } else { Err(Stop::Ended(status)) }
+    match Run::of(args, file.as_ref()).map_err(Stop::Usage).and_then(|run| conduct(&run)) {
+        Ok(0) => Ok(()),
+        Ok(status) => Err(Stop::Ended(status)),
+        // The arguments do not say so.
+        Err(stop) if file.is_some_and(|file| file.get_flag("json")) => Err(Stop::Ended(super::report(stop, true, err))),
+        Err(stop) => Err(stop),
+    }
 }
 
 /// The exit status.
-fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
+fn conduct(run: &Run) -> std::result::Result<u8, Stop> {
     let cwd = std::env::current_dir().unwrap_or_default().join(run.cwd.as_deref().unwrap_or("".as_ref()));
     if !cwd.is_dir() {
-        let _ = writeln!(err, "offloop: not found: working directory is not there (cwd={})", cwd.display());
-        return Ok(NOT_STARTED);
+        let error = Error::new(ErrorKind::NotFound, "working directory is not there").with("cwd", cwd.display());
+        return Err(Stop::NotStarted(error, String::new()));
     }
+    // A cluster of many workers has a dozen for each.
+    let _files = files::raise();
     // Before there is another thread: each one blocks them, and workers begin with none blocked.
-    let signals = Signals::take(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
+    let reaps = orphans::come_here();
+    let chld = reaps.then_some(libc::SIGCHLD);
+    let signals = Signals::take(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP].into_iter().chain(chld).collect::<Vec<_>>())?;
+    if reaps {
+        // Those that were there before.
+        orphans::reap();
+    }
     let (epoll, bell) = (Epoll::new()?, Arc::new(EventFd::new()?));
     epoll.add_tagged(signals.as_fd(), SIGNAL)?;
     epoll.add_tagged(bell.fd(), BELL)?;
@@ -145,8 +160,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
     let command = Command { args: run.command.clone(), env: hooks.env(&env), cwd: run.cwd.clone() };
     let mailbox = Arc::new(Mailbox::default());
     let (theirs, rings) = (Arc::clone(&mailbox), Arc::clone(&bell));
-    let mut builder = Cluster::builder().name(&*name).workers(run.workers).spares(run.spares).balance(run.balance).supervision(supervision);
-    builder = builder.confine(run.confine.clone()).pin_cpus(run.pin_cpus);
+    let mut builder = run.builder().name(&*name).supervision(supervision).pin_cpus(run.pin_cpus);
     if let Some(address) = &run.metrics {
         builder = builder.metrics(address.clone());
     }
@@ -155,20 +169,17 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         rings.signal();
     });
     let kept = Arc::clone(&output);
-    builder = builder.log(run.log.clone()).on_line(move |line| kept.keep(line));
+    builder = builder.on_line(move |line| kept.keep(line));
     for fd in service::sockets(|name| std::env::var_os(name)) {
         builder = builder.adopt(fd);
     }
     for address in &run.listen {
         builder = builder.listen(address.clone());
     }
-    let cluster = match builder.build(command) {
-        Ok(cluster) => cluster,
-        Err(e) => {
-            let _ = writeln!(err, "offloop: {e}{}", hint(&e, &run.listen));
-            return Ok(NOT_STARTED);
-        }
-    };
+    let cluster = builder.build(command).map_err(|e| {
+        let more = hint(&e, &run.listen);
+        Stop::NotStarted(e, more)
+    })?;
     let mut conductor = Conductor {
         run,
         name,
@@ -180,6 +191,7 @@ fn conduct(run: &Run, err: &mut dyn Write) -> Result<u8> {
         output,
         readers: HashMap::new(),
         waits: Vec::new(),
+        later: false,
         status: 0,
         last_failure: None,
         forced_before: 0,
@@ -260,6 +272,9 @@ fn open_server(run: &Run, epoll: &Epoll) -> Result<(String, Server)> {
 fn hint(error: &Error, listen: &[Address]) -> String {
     let text = error.to_string();
     let errno = error.errno().map(|(errno, _)| errno);
+    if text.contains(net::OTHER) {
+        return "\n  remove it, or choose another path".to_owned();
+    }
     if errno == Some(libc::EADDRINUSE)
         || text.contains("EADDRINUSE")
         || text.contains("Address already in use")
@@ -267,12 +282,18 @@ fn hint(error: &Error, listen: &[Address]) -> String {
     {
         return "\n  another program listens there: `ss -ltnp` shows which one; end it, or choose another address".to_owned();
     }
+    if errno == Some(libc::EMFILE) || text.contains("Too many open files") {
+        return format!(
+            "\n  this process may have {} files open, and has a dozen for each worker: fewer workers, or a higher hard limit:\n  ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile= of docker",
+            files::most()
+        );
+    }
     let first =
         std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok().and_then(|text| text.trim().parse::<u16>().ok());
     let is_low = |address: &Address| match address {
         Address::Any(port) => first.is_some_and(|first| *port < first),
         Address::Tcp(address) => first.is_some_and(|first| address.port() < first),
-        Address::Unix(_) => false,
+        Address::Unix(_) | Address::Fd(_) => false,
     };
     if errno == Some(libc::EACCES) && listen.iter().any(is_low) {
         let first = first.unwrap_or(1024);
@@ -289,6 +310,15 @@ impl Conductor<'_> {
         // As JSON it is an event.
         if !self.run.json {
             self.voice.say(format!("offloop: {text}"));
+        }
+    }
+
+    /// The same of what is no event.
+    fn note(&mut self, text: &str) {
+        if self.run.json {
+            self.voice.say(json!({"event": "note", "text": text}).to_string());
+        } else {
+            self.say(text);
         }
     }
 
@@ -322,7 +352,10 @@ impl Conductor<'_> {
             Event::Worker(E::Reloading { .. } | E::ReloadFailed { .. }) | Event::Warning(_) => true,
             _ => !matches!(self.phase, Phase::Starting | Phase::Failed),
         };
-        if is_news && let Some(text) = told::as_text(event) {
+        if is_news && let Some(mut text) = told::as_text(event) {
+            if let Event::Worker(E::SpawnFailed { error, .. }) = event {
+                text.push_str(&hint(error, &[]));
+            }
             self.say(&text);
         }
     }
@@ -370,6 +403,11 @@ impl Conductor<'_> {
         }
         if self.watched.is_some() {
             self.phase = Phase::Failed;
+            self.later = false;
+            let waits = std::mem::take(&mut self.waits);
+            let (failed, others) = waits.into_iter().partition(|(_, wait)| matches!(wait, Wait::Start));
+            self.waits = others;
+            failed.into_iter().for_each(|(client, _): (u64, Wait)| self.server.fail(client, error, "", self.epoll));
             text.push_str("\n  waiting for a change, and trying again from time to time");
             return self.say(&text);
         }
@@ -399,9 +437,13 @@ impl Conductor<'_> {
                 let started = json!({"event": "started", "name": self.name, "workers": workers, "listen": listen, "metrics": metrics});
                 self.voice.say(started.to_string());
             }
+            if std::mem::take(&mut self.later) {
+                self.reload_late();
+            }
         }
         for (client, wait) in std::mem::take(&mut self.waits) {
             match wait {
+                Wait::Start => self.waits.push((client, wait)),
                 Wait::Reload(generation) => match self.cluster.wait_reload(generation, Some(Duration::ZERO)) {
                     Err(e) if e.kind() == ErrorKind::Timeout => self.waits.push((client, wait)),
                     Err(e) => {
@@ -441,6 +483,9 @@ impl Conductor<'_> {
         for (client, wait) in std::mem::take(&mut self.waits) {
             match wait {
                 Wait::Stop => self.server.say(client, &line, true, self.epoll),
+                Wait::Start => {
+                    self.server.fail(client, &Error::new(ErrorKind::Closed, "the cluster has ended before it had started"), "", self.epoll)
+                }
                 _ => self.server.fail(client, &Error::new(ErrorKind::Closed, "the cluster was stopped"), "", self.epoll),
             }
         }
@@ -449,10 +494,18 @@ impl Conductor<'_> {
     // ---- what is asked ----
 
     fn signalled(&mut self, signal: i32) {
+        if signal == libc::SIGCHLD {
+            // Workers are children of the cluster's threads, and theirs to reap.
+            orphans::reap();
+            return;
+        }
         // A terminal that is gone has no use for what it started.
         if signal == libc::SIGHUP && (!self.has_terminal || has_terminal()) {
+            if self.phase == Phase::Starting {
+                return self.reload_later();
+            }
             if let Err(e) = self.reload() {
-                self.say(&format!("reload: {e}"));
+                self.note(&format!("reload: {e}"));
             }
             return;
         }
@@ -470,17 +523,17 @@ impl Conductor<'_> {
             None => return,
             Some(Due::Reload(path)) => path,
             Some(Due::Own(path)) => {
-                return self.say(&format!(
+                return self.note(&format!(
                     "{} has changed again and again while workers start or end: they seem to write it themselves, so that is no reload any more; write it elsewhere, or name what to --watch",
                     path.display()
                 ));
             }
         };
         match self.reload() {
-            Ok(_) => self.say(&format!("{} has changed: reloading", path.display())),
+            Ok(_) => self.note(&format!("{} has changed: reloading", path.display())),
             // One is under way, or the start.
             Err(e) if e.kind() == ErrorKind::InUse => return self.watched.iter_mut().for_each(Watched::again),
-            Err(e) => self.say(&format!("{} has changed: {e}", path.display())),
+            Err(e) => self.note(&format!("{} has changed: {e}", path.display())),
         }
         self.moved = Instant::now();
         self.watched.iter_mut().for_each(Watched::done);
@@ -491,6 +544,26 @@ impl Conductor<'_> {
             return Err(Error::new(ErrorKind::InUse, "the cluster has not started yet"));
         }
         self.cluster.reload(None)
+    }
+
+    /// What starts may have read what was there before: who reloads means what is there now.
+    fn reload_later(&mut self) {
+        self.later = true;
+        self.note("reload: it comes when the start is over");
+    }
+
+    fn reload_late(&mut self) {
+        let done = self.reload();
+        for (client, wait) in std::mem::take(&mut self.waits) {
+            match (wait, &done) {
+                (Wait::Start, Ok(generation)) => self.waits.push((client, Wait::Reload(*generation))),
+                (Wait::Start, Err(e)) => self.server.fail(client, e, "", self.epoll),
+                (wait, _) => self.waits.push((client, wait)),
+            }
+        }
+        if let Err(e) = done {
+            self.note(&format!("reload: {e}"));
+        }
     }
 
     fn stop(&mut self, fast: bool) {
@@ -539,6 +612,11 @@ impl Conductor<'_> {
                     self.readers.remove(&client);
                     self.server.end(client, self.epoll);
                 }
+                Ok(())
+            }
+            Request::Reload if self.phase == Phase::Starting => {
+                self.reload_later();
+                self.waits.push((client, Wait::Start));
                 Ok(())
             }
             Request::Reload => self.reload().map(|generation| self.waits.push((client, Wait::Reload(generation)))),

@@ -1,7 +1,7 @@
 //! What `offloop run` is told, by its arguments and by variables of the environment.
 
 use super::super::control::place;
-use crate::cluster::{Address, Balance, Builder, Log, Rotation};
+use crate::cluster::{Address, Balance, Builder, Cluster, Log, Rotation};
 use crate::error::{Error, Result};
 use crate::supervisor::{self, MAX_WORKERS};
 use crate::sys::confine::{self, Confine};
@@ -13,6 +13,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// How often a loop shows at most that it turns, in seconds; it stands still when it has not shown so four times.
+const SHORTEST_BEAT: f64 = 0.01;
 
 /// What workers may be told to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub(super) struct Run {
 
 pub(in crate::cli) fn command() -> Command {
     let seconds = |name: &'static str, default: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("SECONDS").default_value(default).value_parser(duration).help(help)
+        Arg::new(name).long(name).value_name("SECONDS").default_value(default).value_parser(seconds(0.0)).help(help)
     };
     Command::new("run")
         .about("Run N copies of a server on the same sockets, and keep them alive")
@@ -78,7 +81,7 @@ pub(in crate::cli) fn command() -> Command {
                 .value_name("ADDRESS")
                 .action(ArgAction::Append)
                 .value_parser(address)
-                .help("PORT, HOST:PORT or unix:PATH, bound before the first worker starts; several are fds 3, 4, … [default: $PORT, if it is set]"),
+                .help("PORT, HOST:PORT, unix:PATH, or fd:NUMBER of a socket that this command inherits and that listens; bound before the first worker starts; several are fds 3, 4, … [default: $PORT, if it is set]"),
             Arg::new("balance")
                 .short('b')
                 .long("balance")
@@ -95,16 +98,17 @@ pub(in crate::cli) fn command() -> Command {
                 .value_parser(value_parser!(OsString))
                 .help("A further variable of the workers; NAME= is an empty one, NAME alone takes it away"),
             Arg::new("cwd").long("cwd").value_name("DIRECTORY").value_parser(value_parser!(PathBuf)).help("Where workers run"),
-            seconds("ready-timeout", "30", "From a worker's start until it listens"),
+            seconds("ready-timeout", "30", "From a worker's start until it listens").value_parser(self::seconds(0.001)),
             Arg::new("ready-after")
                 .long("ready-after")
                 .value_name("SECONDS")
-                .value_parser(duration)
+                .value_parser(seconds_or_0(0.001))
                 .help("A worker that says nothing is taken as ready when it still lives after so long; 0: never [default: 1; 10 for programs of Node.js and Python, which offloop has hooks in]"),
             seconds("min-ready", "1", "How long a new worker has to be ready before the old one is asked to finish"),
             seconds("drain-timeout", "30", "What a worker has to finish its requests"),
             seconds("kill-grace", "2", "From SIGTERM to SIGKILL after that"),
-            seconds("hang-timeout", "10", "A worker whose event loop stands still for so long is replaced; 0: none is"),
+            seconds("hang-timeout", "10", "A worker whose event loop stands still for so long is replaced; 0: none is")
+                .value_parser(seconds_or_0(4.0 * SHORTEST_BEAT)),
             Arg::new("log")
                 .long("log")
                 .value_parser(value_parser!(OsString))
@@ -126,7 +130,7 @@ pub(in crate::cli) fn command() -> Command {
             Arg::new("max-age")
                 .long("max-age")
                 .value_name("SECONDS")
-                .value_parser(duration)
+                .value_parser(self::seconds(1.0))
                 .help("A worker that was ready for so long, ±10 %, is replaced"),
             Arg::new("max-memory")
                 .long("max-memory")
@@ -191,10 +195,19 @@ pub(in crate::cli) fn command() -> Command {
         ])
 }
 
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| format!("{text} is no number of seconds"))?;
-    let max = supervisor::MAX_DURATION.as_secs_f64();
-    if (0.0..=max).contains(&seconds) { Ok(Duration::from_secs_f64(seconds)) } else { Err(format!("{text} is outside 0 to {max} seconds")) }
+/// Seconds from `min` on.
+fn seconds(min: f64) -> impl Fn(&str) -> std::result::Result<Duration, String> + Clone + Send + Sync {
+    move |text| {
+        let seconds: f64 = text.parse().map_err(|_| format!("{text} is no number of seconds"))?;
+        let max = supervisor::MAX_DURATION.as_secs_f64();
+        let is_in = (min..=max).contains(&seconds);
+        if is_in { Ok(Duration::from_secs_f64(seconds)) } else { Err(format!("{text} is outside {min} to {max} seconds")) }
+    }
+}
+
+fn seconds_or_0(min: f64) -> impl Fn(&str) -> std::result::Result<Duration, String> + Clone + Send + Sync {
+    let others = seconds(min);
+    move |text| if text.parse() == Ok(0.0) { Ok(Duration::ZERO) } else { others(text).map_err(|e| format!("{e}, and not 0")) }
 }
 
 fn workers(text: &str) -> std::result::Result<Workers, String> {
@@ -279,7 +292,7 @@ impl Run {
             beat: if hang.is_zero() { beat } else { beat.min(hang / 4) },
             ..Builder::default_supervision()
         };
-        Ok(Run {
+        let run = Run {
             command,
             workers: match by("workers").get_one("workers").expect("it has a default") {
                 Workers::Number(n) => *n,
@@ -313,7 +326,16 @@ impl Run {
             },
             pin_cpus: by("pin-cpus").get_flag("pin-cpus"),
             watch: by("watch").get_many("watch").unwrap_or_default().cloned().collect(),
-        })
+        };
+        // What each option may be was seen; they may not go together.
+        run.builder().check().map_err(|e| e.option_named(|name| Some(format!("--{}", name.replace('_', "-")))))?;
+        Ok(run)
+    }
+
+    /// What can be judged without trying.
+    pub(super) fn builder(&self) -> Builder {
+        let builder = Cluster::builder().workers(self.workers).spares(self.spares).balance(self.balance);
+        builder.supervision(self.supervision.clone()).confine(self.confine.clone()).log(self.log.clone())
     }
 }
 
