@@ -1,8 +1,8 @@
 //! What has arrived and who waits for it. No clock, no fd, no thread.
 
-use super::{Incoming, MAX_INBOX, MAX_PENDING, Message, Reply, Request};
+use super::{Incoming, MAX_INBOX, MAX_INBOX_FDS, MAX_PENDING, Message, Reply, Request};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::channel::{FAILED, Head, Kind};
+use crate::wire::channel::{FAILED, Head, Kind, SPILLED};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
@@ -33,6 +33,8 @@ struct Arrived {
     incoming: Incoming,
     /// What it counts for against `max_queued`.
     bytes: usize,
+    /// What it counts for against [`MAX_INBOX_FDS`].
+    fds: usize,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +46,7 @@ pub(super) struct Inbox {
     places: u64,
     /// Of the messages and requests together.
     bytes: usize,
+    fds: usize,
     /// Who took the last message or request.
     receiver: Option<ThreadId>,
     pending: HashMap<u64, Waits>,
@@ -74,8 +77,9 @@ impl Inbox {
                 _ => &mut self.messages,
             },
         };
-        let Arrived { incoming, bytes, .. } = from.pop_front()?;
+        let Arrived { incoming, bytes, fds, .. } = from.pop_front()?;
         self.bytes -= bytes;
+        self.fds -= fds;
         if let Incoming::Message(_) | Incoming::Request(_) = incoming {
             self.receiver = Some(thread::current().id());
         }
@@ -91,10 +95,10 @@ impl Inbox {
         self.messages.len()
     }
 
-    /// No more messages and requests are taken from the ring than these. One alone may be as long as it is. Replies do not count: they
-    /// were asked for.
+    /// No more messages and requests are taken from the ring than these. One alone may be as long as it is, and have as many fds. Replies
+    /// do not count: they were asked for.
     pub(super) fn is_full(&self, max_queued: usize) -> bool {
-        self.messages.len() >= MAX_INBOX || (self.bytes >= max_queued && !self.messages.is_empty())
+        self.messages.len() >= MAX_INBOX || self.fds >= MAX_INBOX_FDS || (self.bytes >= max_queued && !self.messages.is_empty())
     }
 
     /// Why a thread does not wait for a reply behind messages that no other thread receives; `None` where another one does.
@@ -103,18 +107,20 @@ impl Inbox {
             return None;
         }
         let e = Error::new(ErrorKind::Full, "reply lies behind messages that are not received").with("unread", self.unread());
-        Some(e.with("max_unread", MAX_INBOX).with("bytes", self.bytes).with("max_queued", max_queued))
+        let e = e.with("max_unread", MAX_INBOX).with("bytes", self.bytes).with("max_queued", max_queued);
+        Some(e.with("fds", self.fds).with("max_fds", MAX_INBOX_FDS))
     }
 
-    fn message(&mut self, incoming: Incoming, bytes: usize) {
+    fn message(&mut self, incoming: Incoming, bytes: usize, fds: usize) {
         self.places += 1;
         self.bytes += bytes;
-        self.messages.push_back(Arrived { place: self.places, incoming, bytes });
+        self.fds += fds;
+        self.messages.push_back(Arrived { place: self.places, incoming, bytes, fds });
     }
 
     fn outcome(&mut self, incoming: Incoming) {
         self.places += 1;
-        self.outcomes.push_back(Arrived { place: self.places, incoming, bytes: 0 });
+        self.outcomes.push_back(Arrived { place: self.places, incoming, bytes: 0, fds: 0 });
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -166,12 +172,14 @@ impl Inbox {
     /// Puts what came, so many bytes, where it belongs.
     pub(super) fn arrive(&mut self, head: &Head, message: Message, bytes: usize) -> Result<()> {
         self.received += 1;
+        // That of the message itself has been read and closed.
+        let fds = usize::from(head.fds).saturating_sub(usize::from(head.flags & SPILLED != 0));
         match head.kind {
             // This end closed while its reader had that in hand, and what was not received is dropped: an end by the other side is told by
             // the reader itself, after the last message. Who waits for a reply may still have it.
             Kind::Message | Kind::Request if self.ended.is_some() => {}
-            Kind::Message => self.message(Incoming::Message(message), bytes),
-            Kind::Request => self.message(Incoming::Request(Request { id: head.id, message }), bytes),
+            Kind::Message => self.message(Incoming::Message(message), bytes, fds),
+            Kind::Request => self.message(Incoming::Request(Request { id: head.id, message }), bytes, fds),
             Kind::Reply => {
                 let reply = Reply { message, failed: head.flags & FAILED != 0 };
                 match self.pending.get_mut(&head.id) {
@@ -238,7 +246,7 @@ impl Inbox {
     /// This end closed: what arrived and was not taken is dropped, but for the outcomes of its own requests.
     pub(super) fn drop_unread(&mut self) {
         self.messages.clear();
-        self.bytes = 0;
+        (self.bytes, self.fds) = (0, 0);
         self.outcomes.retain(|arrived| matches!(arrived.incoming, Incoming::Reply { .. }));
     }
 }
@@ -335,11 +343,31 @@ mod tests {
     }
 
     #[test]
+    fn it_is_full_by_fds_which_the_memory_of_a_spilled_message_is_not() {
+        let mut inbox = Inbox::default();
+        let mut come = |inbox: &mut Inbox, flags, fds| {
+            let head = Head { kind: Kind::Message, flags, fds, buffers: 0, id: 0, body_len: 0 };
+            inbox.arrive(&head, Message { value: Value::Nil, fds: Vec::new() }, 1).expect("message");
+        };
+        let most = MAX_INBOX_FDS as u16;
+        come(&mut inbox, SPILLED, most);
+        assert!(!inbox.is_full(usize::MAX));
+        come(&mut inbox, 0, 1);
+        assert!(inbox.is_full(usize::MAX));
+        assert!(inbox.take(Want::All).is_some());
+        assert!(!inbox.is_full(usize::MAX));
+        come(&mut inbox, 0, 253);
+        assert!(inbox.is_full(usize::MAX));
+        inbox.drop_unread();
+        assert!(!inbox.is_full(usize::MAX));
+    }
+
+    #[test]
     fn who_asks_does_not_wait_behind_messages_that_only_it_could_receive() {
         let mut inbox = Inbox::default();
         arrive(&mut inbox, Kind::Message, 0).expect("message");
         arrive(&mut inbox, Kind::Message, 0).expect("message");
-        let told = "full: reply lies behind messages that are not received (unread=2, max_unread=1024, bytes=200, max_queued=7)";
+        let told = "full: reply lies behind messages that are not received (unread=2, max_unread=1024, bytes=200, max_queued=7, fds=0, max_fds=64)";
         assert_eq!(inbox.in_the_way(7).expect("nobody has received").to_string(), told);
         thread::scope(|scope| scope.spawn(|| inbox.take(Want::All).expect("message")).join().expect("thread"));
         assert_eq!(inbox.in_the_way(7), None);

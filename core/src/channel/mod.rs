@@ -21,8 +21,8 @@
 //!
 //! **Threads.** Any thread may call anything. One thread at a time reads from the ring, for all that wait: what it finds goes to the
 //! inbox, replies to whoever asked; when it has what it came for, another goes on. An inbox is full with [`MAX_INBOX`] messages that nobody
-//! receives, or with [`Options::max_queued`] bytes of them: the next one stays in the ring, and the other end is held back. Replies are never
-//! held back themselves, but may lie behind such a message. A request then waits until another thread receives; it fails where that could
+//! receives, or with [`Options::max_queued`] bytes or [`MAX_INBOX_FDS`] fds of them: the next one stays in the ring, and the other end is held
+//! back. Replies are never held back themselves, but may lie behind such a message. A request then waits until another thread receives; it fails where that could
 //! only be the thread that waits.
 //!
 //! **The end.** `close` is seen by the other end as `Closed` after the last message; death (its seats in the rings are free, or its socket is
@@ -90,6 +90,8 @@ pub const INLINE_MAX: usize = 64 << 10;
 pub const MAX_PENDING: usize = 65_536;
 /// Messages that are read ahead for whoever receives, at most; see also [`Options::max_queued`].
 pub const MAX_INBOX: usize = 1024;
+/// Fds that these have, those of their buffers included, before no more are read ahead; one message alone may have more.
+pub const MAX_INBOX_FDS: usize = 64;
 /// How long a connecting end waits before it looks again whether the listener has room for it.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
 
@@ -515,8 +517,8 @@ impl Channel {
     }
 
     /// What a loop waits for when nobody receives messages: replies, and that there is room. Messages wait for
-    /// [`try_message`](Self::try_message), up to [`MAX_INBOX`] and [`Options::max_queued`]; then no more are read, and the other end is held
-    /// back. Those that wait do not make [`fd`](Self::fd) readable.
+    /// [`try_message`](Self::try_message), up to [`MAX_INBOX`], [`MAX_INBOX_FDS`] and [`Options::max_queued`]; then no more are read, and the
+    /// other end is held back. Those that wait do not make [`fd`](Self::fd) readable.
     ///
     /// # Errors
     /// Those of [`try_recv`](Self::try_recv); the channel's end is told even while messages wait.

@@ -224,6 +224,24 @@ fn a_waiting_request_reads_no_more_ahead_than_the_inbox_holds() {
     }
 }
 
+#[test]
+fn a_waiting_request_reads_no_more_fds_ahead_than_the_inbox_holds() {
+    let (a, b) = pair();
+    let file = std::fs::File::open("/dev/null").expect("it is there");
+    let fds = [file.as_fd(); MAX_INBOX_FDS / 2 + 1];
+    for _ in 0..5 {
+        b.send(&mut Value::Nil, &fds, None).expect("sent");
+    }
+    for _ in 0..2 {
+        let refused = a.request(&mut Value::Nil, &[], None).expect_err("behind messages");
+        assert_eq!((refused.kind(), a.stats().received), (ErrorKind::Full, 2));
+        assert!(refused.to_string().contains("fds=66, max_fds=64"), "{refused}");
+    }
+    for _ in 0..5 {
+        assert!(matches!(a.recv(None), Ok(Incoming::Message(message)) if message.fds.len() == fds.len()));
+    }
+}
+
 const MIB: usize = 1 << 20;
 
 /// A number and 300 kB: in the message, which is spilled, in a buffer that moves, or in one that the sender shares.
