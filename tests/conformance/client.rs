@@ -194,6 +194,7 @@ fn connect(at: &Address, from: Option<Ipv4Addr>, left: Duration) -> std::io::Res
         }
         Address::Any(port) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), *port),
         Address::Tcp(to) => *to,
+        Address::Fd(_) => return Err(std::io::Error::other("a cluster tells the address of a socket, not its number")),
     };
     let stream = match (from, to) {
         (Some(from), SocketAddr::V4(_)) => connect_from(from, to)?,

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _broker, _native, _threads
@@ -53,6 +54,8 @@ _TURN = 64
 _AHEAD = 256
 # Seconds that the end of a channel is waited for whose worker has ended: it is there, unless a process that the worker has left behind has its socket.
 _END = 0.1
+# Messages that its ring and inbox hold, at most.
+_REST = 4096
 _STATES = {
     "spare": "spare",
     "activated": "ready",
@@ -272,10 +275,10 @@ class _HostEnd(Channel):
 
     __slots__ = ("line",)
 
-    line: _Line
+    line: _Line | None
 
     def _answer(self, number: int, failed: bool, value: Any, fds: Iterable[Any], timeout: float | None) -> None:
-        if not self._end.post_reply(number, failed, value, _fds(fds)):
+        if not self._end.post_reply(number, failed, value, _fds(fds)) and self.line is not None:
             self.line.watch()
 
 
@@ -596,7 +599,14 @@ class Cluster:
         self._native.unwatch(line.id)
         # To the channel's end. A thread that waits for a reply may be reading.
         with contextlib.suppress(OffloopError):
-            while event := line.channel._end.recv(_END):
+            waited = 0.0
+            # As many as the ring and the inbox hold. A process that the worker has left behind may go on to send.
+            for _ in range(_REST):
+                begin = time.monotonic()
+                event = line.channel._end.recv(max(_END - waited, 0))
+                waited += time.monotonic() - begin
+                if event is None:
+                    break
                 if self._listeners.get("message"):
                     self._deliver(line, event)
         self._lines = {id: other for id, other in self._lines.items() if other is not line}
@@ -604,6 +614,8 @@ class Cluster:
         del self._pids[line.worker.pid]
         self._spares = {now: was for now, was in self._spares.items() if was != key}
         line.channel._end.close_dead()
+        # Two that know each other would keep the channel's fds until the collector comes.
+        line.channel.line = None
 
     def _print(self, values: list[Any], room: _native._Room | None) -> None:
         slot, generation, incarnation, pid, stream, text = values

@@ -320,6 +320,8 @@ class Worker:
         # What the program registers is called before.
         atexit.register(self._at_exit)
         self._native.turns_here()
+        # What nothing comes from: a pipe whose writing end stays open. Made here, as there may be no fd left at the drain.
+        self._silence, self._silent = os.pipe()
         for target, name in ((self._watch, "offloop-worker"), (self._look, "offloop-stall")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -383,7 +385,7 @@ class Worker:
                 server._loop.call_soon_threadsafe(server._stop_accepting)
         if not in_loop:
             for sock in list(self._adopted):
-                _mute(sock)
+                self._mute(sock)
         beat = self._native.beat_interval / 2
         called: list[threading.Event] = []
         last = time.monotonic()
@@ -412,6 +414,14 @@ class Worker:
                 last = now
                 self._beat()
         self._end()
+
+    def _mute(self, sock: socket.socket) -> None:
+        """Nothing comes to this fd any more; whoever waits for it goes on to wait."""
+        if sock.fileno() < 0:
+            return
+        if isinstance(sock, _Passed):
+            self._native.leave(sock.fileno())
+        os.dup2(self._silence, sock.fileno(), inheritable=False)
 
     def _connections(self) -> int:
         """Open sockets that were accepted where this worker listens, whoever has them."""
@@ -783,19 +793,6 @@ class _Connection(socket.socket):
 
     def __del__(self) -> None:
         self._ended()
-
-
-def _mute(sock: socket.socket) -> None:
-    """Nothing comes to this fd any more; whoever waits for it goes on to wait."""
-    if sock.fileno() < 0:
-        return
-    if isinstance(sock, _Passed) and _worker is not None:
-        _worker._native.leave(sock.fileno())
-    reading, writing = os.pipe()
-    os.dup2(reading, sock.fileno(), inheritable=False)
-    os.close(reading)
-    # Kept open to the end of the process: a pipe without a writer is readable.
-    os.set_inheritable(writing, False)
 
 
 def _end_of(sock: socket.socket) -> int | str | None:

@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn it_is_full_by_fds_which_the_memory_of_a_spilled_message_is_not() {
         let mut inbox = Inbox::default();
-        let mut come = |inbox: &mut Inbox, flags, fds| {
+        let come = |inbox: &mut Inbox, flags, fds| {
             let head = Head { kind: Kind::Message, flags, fds, buffers: 0, id: 0, body_len: 0 };
             inbox.arrive(&head, Message { value: Value::Nil, fds: Vec::new() }, 1).expect("message");
         };

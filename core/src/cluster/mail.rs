@@ -3,7 +3,7 @@
 //! A channel is made with its worker and ends with that process: what it has sent before is handed over before its exit is told, and nothing after
 //! that, so a message belongs to one incarnation. Who receives by a loop of its own takes the channel instead of the thread.
 
-use crate::channel::{Channel, Incoming, Options, Reply};
+use crate::channel::{Channel, Incoming, MAX_INBOX, Options, Reply};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervisor::{self, WorkerId};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -12,11 +12,12 @@ use crate::sys::eventfd::EventFd;
 use crate::sys::poll::Epoll;
 use crate::sys::{fork, thread};
 use crate::value::Value;
+use crate::wire::channel::HEAD_LEN;
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of the ring of each direction: 64 KiB. It is there for each worker, whether it has something to say or not.
 pub const RING: usize = 64 << 10;
@@ -26,7 +27,7 @@ const TURN: usize = 64;
 /// Until the next attempt after fds or memory were missing; nothing is lost meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the end of a channel is waited for whose worker has ended: it is there, unless a process that the worker has left behind has its socket.
+/// How long the end of a channel is waited for in all whose worker has ended: it is there, unless a process that the worker has left behind has its socket.
 const END: Duration = Duration::from_millis(100);
 
 pub(super) type HearMessage = Box<dyn FnMut(WorkerId, &Channel, Incoming) + Send>;
@@ -301,10 +302,14 @@ impl Receiving {
 
     /// What a worker that has ended has said, to the channel's end. A thread that waits for a reply may be reading.
     fn hand_over_rest(&self, id: WorkerId, channel: &Channel) {
-        let mut hear = lock(&self.hear);
+        let mut hear = self.hearing();
         let Some(hear) = &mut *hear else { return };
-        // As many as the rings and the inbox hold: nobody is there to send more.
-        while let Ok(incoming) = channel.recv(Some(END)) {
+        let mut waited = Duration::ZERO;
+        // As many as the ring and the inbox hold. Who has the socket may go on to send.
+        for _ in 0..RING / HEAD_LEN + MAX_INBOX {
+            let from = Instant::now();
+            let Ok(incoming) = channel.recv(Some(END.saturating_sub(waited))) else { return };
+            waited += from.elapsed();
             if !matches!(incoming, Incoming::Drained) {
                 drop(catch_unwind(AssertUnwindSafe(|| hear(id, channel, incoming))));
             }
