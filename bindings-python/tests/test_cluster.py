@@ -422,6 +422,36 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 """
 
 
+# Keeps all fds but those that the answer in hand has.
+WITHOUT_FDS = """
+import resource
+most = len(os.listdir("/proc/self/fd")) + 20
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+kept = []
+
+class Fills(Handler):
+    def do_GET(self):
+        try:
+            while True:
+                kept.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            super().do_GET()
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Fills).serve_forever()
+"""
+
+
+def test_a_worker_without_a_free_fd_drains(server, port):
+    head, tail = COUNTS.rsplit("\n\n", 1)
+    assert "serve_forever" in tail
+    cluster = server(head + WITHOUT_FDS, workers=1, drain_timeout=60.0)
+    heard = Heard(cluster, "exit")
+    with cluster:
+        assert get(port) == str(cluster.workers[0].pid)
+    ((_, how), *_) = heard.wait("exit")
+    assert (how.cause, how.exit_code, how.signal, how.forced) == ("stop", 0, None, False)
+
+
 def test_a_worker_that_has_answered_enough_is_replaced(server, port):
     cluster = server(COUNTS, workers=1, max_requests=50, heartbeat=(0.02, 10.0))
     heard = Heard(cluster, "expired", "exit")

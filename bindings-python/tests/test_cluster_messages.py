@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import os
 import textwrap
 import threading
@@ -355,3 +356,21 @@ def test_a_forked_child_sends_nothing(talking):
             os._exit(0 if code == 1 else code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert cluster.request(0, 1) == 2
+
+
+def test_ended_workers_leave_no_fd_that_waits_for_the_collector(talking):
+    cluster = talking(workers=1)
+    said = Said(cluster)
+    gc.disable()
+    try:
+        with cluster:
+            said.take(1)
+            cluster.kill(0)
+            assert said.take(2)[0] == "exit"
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(4):
+                cluster.kill(0)
+                assert said.take(2)[0] == "exit"
+            assert len(os.listdir("/proc/self/fd")) <= before + 1
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ import errno
 import inspect
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -42,6 +43,8 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 _LONG = 20.0 * 86400
 # Seconds between two looks at the connections that are left.
 _LOOK = 0.02
+# Fds that are looked at where the process has none left to list them with.
+_MOST_FDS = 65_536
 # Most frames of a loop that stands still, the innermost ones.
 _FRAMES = 64
 
@@ -426,11 +429,12 @@ class Worker:
     def _connections(self) -> int:
         """Open sockets that were accepted where this worker listens, whoever has them."""
         count = 0
+        fds: Iterable[int]
         try:
             fds = [int(name) for name in os.listdir("/proc/self/fd")]
         except OSError:
-            # No fd is left to look with: there are some.
-            return 1
+            # No fd is left to look with.
+            fds = range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_FDS))
         for fd in fds:
             with contextlib.suppress(OSError):
                 if not stat.S_ISSOCK(os.fstat(fd).st_mode):
