@@ -361,16 +361,21 @@ def test_a_forked_child_sends_nothing(talking):
 def test_ended_workers_leave_no_fd_that_waits_for_the_collector(talking):
     cluster = talking(workers=1)
     said = Said(cluster)
+
+    def replaced() -> int:
+        while 0 not in cluster.workers:
+            time.sleep(0.01)
+        cluster.kill(0)
+        assert said.take(2) == ["exit", {"hello": 0, "generation": 1}]
+        return len(os.listdir("/proc/self/fd"))
+
     gc.disable()
     try:
         with cluster:
             said.take(1)
-            cluster.kill(0)
-            assert said.take(2)[0] == "exit"
-            before = len(os.listdir("/proc/self/fd"))
+            before = replaced()
             for _ in range(4):
-                cluster.kill(0)
-                assert said.take(2)[0] == "exit"
-            assert len(os.listdir("/proc/self/fd")) <= before + 1
+                after = replaced()
+            assert after <= before + 1
     finally:
         gc.enable()

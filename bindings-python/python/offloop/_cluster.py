@@ -652,7 +652,8 @@ class Cluster:
             threading.Timer(PAUSE, line.watch).start()
             return
         except OffloopError as why:
-            desk._end(why)
+            # Its traceback has this frame, and so the channel whose desk keeps it.
+            desk._end(why.with_traceback(None))
             return
         line.watch()
 
