@@ -363,7 +363,7 @@ test('bad options are typed errors that name them', async () => {
   const pool = new WorkerPool(file)
   for (const [options, text] of [
     [{ name: 7 }, /name of an export is not text \(got=number\)/],
-    [{ nme: 'x' }, /unknown option \(option=nme, known=.* transferList name filename\)/],
+    [{ nme: 'x' }, /unknown option \(option=nme, did_you_mean=name, known=.* transferList name filename\)/],
     [{ timeout: -5 }, /timeout.*-5/],
     [{ queueTimeout: Number.NaN }, /queueTimeout/],
     [{ priority: 1.5 }, /priority/],
